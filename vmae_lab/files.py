@@ -1,0 +1,82 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+
+class StorageError(OSError):
+    """A folder that cannot be written, or a full disk: names the folder and the remedy."""
+
+
+@contextmanager
+def storing_in(folder: Path) -> Iterator[None]:
+    """Turn the system's refusals to write (read-only, no permission, full) into a StorageError that names `folder`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        reasons = {
+            errno.EROFS: "it is on a read-only file system",
+            errno.EACCES: "there is no permission to write there",
+            errno.EPERM: "there is no permission to write there",
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.EEXIST: "a file stands where the folder should be",
+        }
+        if error.errno not in reasons:
+            raise
+        raise StorageError(
+            f"cannot write to {folder}: {reasons[error.errno]}. Free it, or choose another place: VMAE_LAB_HOME moves "
+            "the cache of data, VMAE_LAB_PROJECT the folder that holds runs/ and reports/"
+        ) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and check that it can be written; raises StorageError."""
+    with storing_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    return folder
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storing_in(path.parent):
+        try:
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hexadecimal digits that name a value made of plain settings, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=6).hexdigest()

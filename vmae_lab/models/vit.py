@@ -1,0 +1,117 @@
+"""Cubes, positions and the encoder trunk: a plain ViT with joint space-time attention over the tokens it is given."""
+
+from functools import partial
+
+import torch
+from einops import rearrange
+from timm.layers import calculate_drop_path_rates
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vmae_lab.models.sizes import ClipShape, Size
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NORM_EPS = 1e-6
+
+
+def sincos_positions(tokens: int, dim: int) -> Tensor:
+    """Fixed 1-D sine/cosine positions over the flattened token index: float32 `(tokens, dim)`.
+
+    Even dimensions sine, odd cosine, base 10000, frequency exponent `2*(j//2)/dim` (VideoMAE, section 3.2).
+    """
+    exponent = torch.arange(dim, dtype=torch.float64).div(2, rounding_mode="floor") * 2 / dim
+    angle = torch.arange(tokens, dtype=torch.float64)[:, None] / 10000**exponent
+    angle[:, 0::2], angle[:, 1::2] = angle[:, 0::2].sin(), angle[:, 1::2].cos()
+    return angle.float()
+
+
+def cubes(video: Tensor, clip: ClipShape) -> Tensor:
+    """Cut a clip batch into cubes: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order colour, time, row, column."""
+    shape = (clip.channels, clip.frames, clip.side, clip.side)
+    if tuple(video.shape[1:]) != shape:
+        raise ValueError(f"this model takes clips of (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
+    return rearrange(
+        video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=clip.patch
+    )
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens at an index: `(B, N, D)`, `(B, V)` -> `(B, V, D)`."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+class PixelScale(nn.Module):
+    """ImageNet normalisation of cubes, and back. Raw pixels are uint8; floating pixels count as normalised already."""
+
+    def __init__(self, clip: ClipShape):
+        super().__init__()
+        per_colour = clip.cube_values // clip.channels
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).repeat_interleave(per_colour), persistent=False)
+
+    def normalised(self, cubes: Tensor) -> Tensor:
+        """`(..., C*t*p*p)`, uint8 or normalised float -> normalised float."""
+        return cubes if cubes.is_floating_point() else (cubes / 255 - self.mean) / self.std
+
+    def raw(self, cubes: Tensor) -> Tensor:
+        """`(..., C*t*p*p)`, uint8 or normalised float -> float in [0, 1]."""
+        return cubes * self.std + self.mean if cubes.is_floating_point() else cubes / 255
+
+
+class Trunk(nn.Module):
+    """Pre-norm transformer blocks and a final LayerNorm: `(B, V, D)` -> `(B, V, D)`."""
+
+    def __init__(self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True):
+        super().__init__()
+        # The half keeps int(width * ratio), which is what the block computes, from falling below mlp_hidden.
+        block = partial(
+            Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
+        )  # fmt: skip
+        self.blocks = nn.ModuleList(block(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+class VideoEncoder(nn.Module):
+    """Cube embedding, positions and trunk. Embeds only the cubes it is asked for; no class token.
+
+    `norm=False` leaves the final LayerNorm out, for heads that pool first and norm after (`fc_norm`).
+    """
+
+    def __init__(self, size: Size, clip: ClipShape, drop_path: float = 0.0, norm: bool = True):
+        super().__init__()
+        self.clip = clip
+        self.width = size.width
+        self.pixels = PixelScale(clip)
+        self.embed = nn.Linear(clip.cube_values, size.width)  # equal to a Conv3d whose stride is its kernel
+        self.register_buffer("positions", sincos_positions(clip.tokens, size.width), persistent=False)
+        self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm)
+
+    def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encode the visible tokens: `(B, C, T, H, W)`, int64 `(B, V)` or None for all -> `(B, V, D)`.
+
+        `video` is uint8 (0..255) or floating and already ImageNet-normalised.
+        """
+        tokens = cubes(video, self.clip)
+        positions = self.positions
+        if visible is not None:
+            tokens, positions = take(tokens, visible), positions[visible]
+        return self.trunk(self.embed(self.pixels.normalised(tokens)) + positions)
+
+
+def initialise(module: nn.Module) -> None:
+    """The reference initialisation: Xavier-uniform linear weights, zero biases; LayerNorms at one and zero.
+
+    The cube embedding keeps PyTorch's convolution default, as in the reference, so it is not passed through here.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
