@@ -1,0 +1,1 @@
+"""Data: the embedded data set, decoding, sampling, crops, and the order of clips."""

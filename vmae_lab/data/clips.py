@@ -1,0 +1,114 @@
+"""A split of clips that is decoded once and kept: what training and evaluation draw from.
+
+Small data sets are decoded once into one uint8 array beside their files; every process maps the same pages.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+from tqdm.auto import tqdm
+
+from vmae_lab.data.augment import channels_first
+from vmae_lab.data.motionworld import ACTIONS, ClipRecord, MotionworldSettings, open_motionworld
+from vmae_lab.data.video import VideoError, read_frames
+from vmae_lab.files import fingerprint, whole_file
+
+
+class DataSettings(BaseModel):
+    """The embedded data set, and how its clips are cut and kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    motionworld: MotionworldSettings = MotionworldSettings()
+    pretrain_sources: tuple[str, ...] = Field((), description="sources pre-trained on; all that are written where empty")
+    resident_side: int = Field(40, ge=8, description="pixels at which decoded clips are kept in memory")
+    stride: int = Field(1, ge=1, description="frames between two frames of a clip")
+    crop_scales: tuple[float, ...] = Field((1.0, 0.9, 0.8), min_length=1, description="parts of the short side")
+
+    def model_post_init(self, _context: object) -> None:
+        missing = set(self.pretrain_sources) - set(self.motionworld.sources)
+        if missing:
+            raise ValueError(f"pretrain_sources {sorted(missing)} are not among the written sources {self.motionworld.sources}")
+        if self.resident_side > self.motionworld.side:
+            raise ValueError(f"resident_side {self.resident_side} is larger than the files' side {self.motionworld.side}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the pixels that reach a model."""
+        return fingerprint({**self.model_dump(mode="json"), "motionworld": self.motionworld.fingerprint})
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ACTIONS
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Decoded clips: `frames` uint8 `(n, T, H, W, C)`, `labels` int64 `(n,)`, and each one's record."""
+
+    frames: np.ndarray
+    labels: np.ndarray
+    records: list[ClipRecord]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def video(self, index: int, window: range) -> Tensor:
+        """The frames of a window of one clip: uint8 `(C, T, H, W)`."""
+        return channels_first(self.frames[index, window.start : window.stop : window.step])
+
+
+def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = (), processes: int = 1) -> Clips:
+    """The clips of a split, of some sources or all, in a fixed order. Writes and decodes the data where that was not done."""
+    folder, records = open_motionworld(settings.motionworld, processes)
+    everything = _resident(folder, records, settings.resident_side, processes)
+    wanted = sources or settings.motionworld.sources
+    rows = [i for i, record in enumerate(records) if record.split == split and record.source in wanted]
+    chosen = [records[i] for i in rows]
+    if rows and rows == list(range(rows[0], rows[-1] + 1)):
+        frames = everything[rows[0] : rows[-1] + 1]  # a view: no copy of what is mapped already
+    else:
+        frames = everything[rows]
+    return Clips(frames, np.array([record.label for record in chosen]), chosen)
+
+
+def _resident(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.ndarray:
+    """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, mapped from one file."""
+    path = folder / f"decoded-{side}.npy"
+    with FileLock(folder / f".{path.name}.lock"):
+        if not path.exists():
+            with whole_file(path) as temporary:
+                shape = (len(records), records[0].frames, side, side, 3)
+                array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                jobs = [[folder / record.path for record in records[i : i + 50]] for i in range(0, len(records), 50)]
+                with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                    bar = tqdm(total=len(records), desc="decoding clips", unit="clip")
+                    for start, decoded in zip(range(0, len(records), 50), pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
+                        array[start : start + len(decoded)] = decoded
+                        bar.update(len(decoded))
+                    bar.close()
+                array.flush()
+                del array
+    return np.load(path, mmap_mode="r")
+
+
+def _decode(paths: list[Path], side: int) -> np.ndarray:
+    """Decode and shrink whole files: uint8 `(n, T, side, side, 3)`."""
+    torch.set_num_threads(1)
+    clips = []
+    for path in paths:
+        video = torch.from_numpy(read_frames(path)).permute(0, 3, 1, 2)
+        small = functional.resize(video, [side, side], antialias=True)
+        clips.append(small.permute(0, 2, 3, 1).numpy())
+    lengths = {len(clip) for clip in clips}
+    if len(lengths) > 1:
+        raise VideoError(f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew")
+    return np.stack(clips)

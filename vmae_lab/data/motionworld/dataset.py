@@ -1,0 +1,186 @@
+"""Write motionworld once as real mp4 files, and read back what each of them holds."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm.auto import tqdm
+
+from vmae_lab.data.motionworld import sources
+from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
+from vmae_lab.data.motionworld.sources import SOURCES
+from vmae_lab.files import fingerprint, make_folder, storing_in, whole_file, write_json, write_text
+from vmae_lab.randomness import numpy_generator
+
+RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderers changes pixels
+FRAMES_A_SECOND = 12
+Split = Literal["train", "validation", "test"]
+
+
+class MotionworldSettings(BaseModel):
+    """How much of motionworld is written, and at which size. Counts are clips per source and action."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: tuple[str, ...] = tuple(SOURCES)
+    side: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the files, pixels")
+    frames: int = Field(24, ge=2, le=1000, description="frames a file, at 12 frames a second")
+    train: int = Field(60, ge=1, description="clips per source and action in the training split")
+    validation: int = Field(15, ge=1)
+    test: int = Field(25, ge=1)
+    seed: int = 0
+
+    def model_post_init(self, _context: object) -> None:
+        unknown = [name for name in self.sources if name not in SOURCES]
+        if unknown or not self.sources:
+            raise ValueError(f"no motionworld source named {unknown}; sources are {', '.join(SOURCES)}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data's content: equal settings give equal files."""
+        return fingerprint({"renderer": RENDERER_VERSION, **self.model_dump(mode="json")})
+
+    def clips(self) -> int:
+        return len(self.sources) * len(ACTIONS) * (self.train + self.validation + self.test)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An action from frame `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+    action: str
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One file: where it is, what happens in it, when, and in which box in each frame (x1, y1, x2, y2 in [0, 1])."""
+
+    path: str
+    split: Split
+    source: str
+    action: str
+    frames: int
+    segments: tuple[Segment, ...]
+    boxes: tuple[tuple[float, ...], ...]
+
+    @property
+    def label(self) -> int:
+        return ACTIONS.index(self.action)
+
+
+def cache_home() -> Path:
+    """`$VMAE_LAB_HOME`, or `~/.cache/vmae_lab`."""
+    return Path(os.environ.get("VMAE_LAB_HOME") or Path.home() / ".cache" / "vmae_lab")
+
+
+def open_motionworld(settings: MotionworldSettings, processes: int = 1) -> tuple[Path, list[ClipRecord]]:
+    """The data set's folder and its clips, written first if it is not there yet.
+
+    The folder is named by its settings. It is written under another name and renamed when it is whole, so an interrupted
+    writing goes on where it stopped, and a second one started meanwhile waits. Raises StorageError.
+    """
+    home = make_folder(cache_home())
+    folder = home / f"motionworld-{settings.fingerprint}"
+    with FileLock(home / f".{folder.name}.lock"):
+        if not folder.is_dir():
+            _write(settings, home / f"{folder.name}.partial", processes)
+            with storing_in(home):
+                os.replace(home / f"{folder.name}.partial", folder)
+    return folder, _read_records(folder)
+
+
+def render_clip(source: str, action: str, settings: MotionworldSettings, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 `(F, S, S, 3)` and boxes `(F, 4)` of one clip: a pure function of its name and the seed."""
+    place = (list(SOURCES).index(source), ACTIONS.index(action), index)
+    path = draw_path(action, settings.frames, numpy_generator(settings.seed, f"motion {split}", *place))
+    look = numpy_generator(settings.seed, f"look {split}", *place)
+    frames = SOURCES[source](path, settings.side, look)
+    return (frames * 255).round().clip(0, 255).astype(np.uint8), sources.boxes(source, path)
+
+
+def _write(settings: MotionworldSettings, folder: Path, processes: int) -> None:
+    make_folder(folder)
+    _check_room(settings, folder)
+    jobs = list(_names(settings))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_write_batch, settings, folder, jobs[i : i + 50]): None for i in range(0, len(jobs), 50)}
+        bar = tqdm(total=len(jobs), desc=f"writing motionworld to {folder.parent}", unit="clip")
+        written: dict[str, ClipRecord] = {}
+        for future in as_completed(futures):
+            for record in future.result():
+                written[record.path] = record
+                bar.update()
+        bar.close()
+    ordered = (written[_relative_path(*job)] for job in jobs)
+    write_text(folder / "clips.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in ordered))
+    write_json(folder / "settings.json", {"renderer": RENDERER_VERSION, **settings.model_dump(mode="json")})
+
+
+def _check_room(settings: MotionworldSettings, folder: Path) -> None:
+    """Refuse before the first file when the disk cannot hold the data: .1 bytes a pixel is generous for H.264."""
+    needed = int(settings.clips() * (settings.frames * settings.side**2 * 0.1 + 4096))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{folder} has {free >> 20} MiB free; motionworld needs about {needed >> 20} MiB. Set VMAE_LAB_HOME elsewhere")
+
+
+def _names(settings: MotionworldSettings) -> Iterator[tuple[str, str, str, int]]:
+    for split in ("train", "validation", "test"):
+        for source, action in product(settings.sources, ACTIONS):
+            for index in range(getattr(settings, split)):
+                yield split, source, action, index
+
+
+def _relative_path(split: str, source: str, action: str, index: int) -> str:
+    return f"{split}/{source}/{action}/{index:05d}.mp4"
+
+
+def _write_batch(settings: MotionworldSettings, folder: Path, jobs: list[tuple[str, str, str, int]]) -> list[ClipRecord]:
+    return [_write_clip(settings, folder, *job) for job in jobs]
+
+
+def _write_clip(settings: MotionworldSettings, folder: Path, split: Split, source: str, action: str, index: int) -> ClipRecord:
+    path = _relative_path(split, source, action, index)
+    frames, boxes = render_clip(source, action, settings, split, index)
+    if not (folder / path).exists():
+        with storing_in(folder):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / path) as temporary:
+            encode_mp4(frames, temporary)
+    return ClipRecord(
+        path, split, source, action, settings.frames, (Segment(0, settings.frames, action),),
+        tuple(tuple(round(float(v), 4) for v in box) for box in boxes),
+    )  # fmt: skip
+
+
+def encode_mp4(frames: np.ndarray, path: Path, rate: int = FRAMES_A_SECOND) -> None:
+    """Write uint8 `(F, H, W, 3)` as H.264 in mp4; one encoder thread, so that equal frames give equal files."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _read_records(folder: Path) -> list[ClipRecord]:
+    records = []
+    for line in (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        row["segments"] = tuple(Segment(**segment) for segment in row["segments"])
+        row["boxes"] = tuple(tuple(box) for box in row["boxes"])
+        records.append(ClipRecord(**row))
+    return records

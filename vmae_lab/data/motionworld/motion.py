@@ -1,0 +1,50 @@
+"""Actions as paths of position, angle and size on which no single frame tells the action.
+
+The world wraps: positions live on a torus, angles on a circle, and the logarithm of the size on a circle too (a thing
+that has grown to the largest size goes on from the smallest). Each starts uniformly and moves at constant speed, so in
+every single frame position, angle and size are uniform and independent whatever the action is; only their change over
+time differs. Classes that are told by one frame would make "video" pre-training look better than it is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+ACTIONS = ("left", "right", "up", "down", "clockwise", "anticlockwise", "zoom_in", "zoom_out")
+
+# Speeds a frame: parts of the frame's side, radians, and parts of the size circle; a clip's own speed is .7 to 1.3 times.
+SHIFT, TURN, GROWTH = 0.035, 0.16, 0.035
+SPEED_SPREAD = (0.7, 1.3)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a thing is in each frame: centre `(F, 2)` as x, y in [0, 1); angle `(F,)` in radians; size phase `(F,)` in [0, 1)."""
+
+    centre: np.ndarray
+    angle: np.ndarray
+    size: np.ndarray
+
+    def scale(self, smallest: float, largest: float) -> np.ndarray:
+        """Sizes `(F,)` between two bounds, uniform in their logarithm."""
+        return smallest * (largest / smallest) ** self.size
+
+    def boxes(self, smallest: float, largest: float) -> np.ndarray:
+        """Box of the circle around the thing, clipped to the frame: `(F, 4)` as x1, y1, x2, y2 in [0, 1]."""
+        radius = self.scale(smallest, largest)[:, None]
+        return np.concatenate([self.centre - radius, self.centre + radius], axis=1).clip(0, 1)
+
+
+def draw_path(action: str, frames: int, rng: np.random.Generator) -> Path:
+    """The path of one clip. The same draws are made for every action; the action only picks what moves, and which way."""
+    centre, angle, size = rng.random(2), rng.random() * 2 * np.pi, rng.random()
+    speed = rng.uniform(*SPEED_SPREAD)
+    step = speed * np.arange(frames)
+    shift = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(action, (0, 0))
+    turn = {"clockwise": 1, "anticlockwise": -1}.get(action, 0)
+    growth = {"zoom_in": 1, "zoom_out": -1}.get(action, 0)
+    return Path(
+        (centre + SHIFT * step[:, None] * np.array(shift)) % 1,
+        (angle + TURN * turn * step) % (2 * np.pi),
+        (size + GROWTH * growth * step) % 1,
+    )

@@ -1,0 +1,156 @@
+"""What the things of motionworld look like: five sources that share the actions and little else.
+
+They stand for the origins the paper mixes (web, YouTube, Instagram, movies, manual recordings). Surfaces are smooth and
+things are big: with small objects on noisy texture nothing is learned in minutes of CPU time.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+from sklearn.datasets import load_digits
+
+from vmae_lab.data.motionworld.motion import Path
+
+Frames = np.ndarray  # float (F, S, S, 3) in [0, 1]
+SMALLEST, LARGEST = 0.22, 0.44  # radius of a thing, in parts of the frame's side
+
+
+def sprites(path: Path, side: int, rng: np.random.Generator) -> Frames:
+    """A two-coloured blob with lobes over a soft background."""
+    u = _thing_coordinates(path, side)
+    radius, azimuth = np.hypot(u[..., 0], u[..., 1]), np.arctan2(u[..., 1], u[..., 0])
+    lobes, depth, lean = rng.integers(2, 5), rng.uniform(0.15, 0.3), rng.uniform(0.1, 0.2)
+    edge = (1 - depth - lean) + depth * np.cos(lobes * azimuth) + lean * np.cos(azimuth)
+    one, two, ground = _colours(rng)
+    surface = _blend(one, two, _step(u[..., 1] + 0.3 * u[..., 0], 0.15))
+    return _over(surface, _step(edge - radius, 0.06), _background(ground, path, side, rng))
+
+
+def digits(path: Path, side: int, rng: np.random.Generator) -> Frames:
+    """A handwritten digit (scikit-learn's 8 x 8 scans, smoothed) in one colour over another."""
+    scans = _digit_scans()
+    u = _thing_coordinates(path, side)
+    ink = _lookup(scans[rng.integers(len(scans))], (u + 1) / 2, wrap=False)
+    one, _, ground = _colours(rng)
+    return _over(np.broadcast_to(one, (*ink.shape, 3)), _step(ink - 0.35, 0.2), _background(ground, path, side, rng))
+
+
+def sticks(path: Path, side: int, rng: np.random.Generator) -> Frames:
+    """A stick figure in a random pose: head, trunk, two arms and two legs as thick strokes."""
+    u = _thing_coordinates(path, side)
+    hip, neck = np.array([0.0, 0.25]), np.array([0.0, -0.35])
+    strokes = [(hip, neck)]
+    for root, length, down in ((neck, 0.62, 0.5), (hip, 0.68, 1.2)):
+        for way in (-1, 1):
+            bend = down + rng.uniform(-0.7, 0.7)
+            strokes.append((root, root + length * np.array([way * np.cos(bend), np.sin(bend)])))
+    distance = np.min([_distance(u, a, b) for a, b in strokes], axis=0)
+    limbs, head, ground = _colours(rng)
+    skull = _step(0.24 - np.hypot(u[..., 0], u[..., 1] + 0.62), 0.06)[..., None]
+    figure = _over(np.broadcast_to(limbs, (*distance.shape, 3)), _step(0.13 - distance, 0.06), _background(ground, path, side, rng))
+    return figure * (1 - skull) + head * skull
+
+
+def camera(path: Path, side: int, rng: np.random.Generator) -> Frames:
+    """No thing at all: a camera pans, rolls and zooms over a landscape of 1/f texture."""
+    u = _thing_coordinates(path, side, wrap=False) / 10 + rng.random(2)
+    return np.stack([_lookup(channel, u) for channel in _texture(rng, colours=3)], axis=-1)
+
+
+def kaleidoscope(path: Path, side: int, rng: np.random.Generator) -> Frames:
+    """A texture folded into mirrored sectors around the path's centre."""
+    u = _thing_coordinates(path, side)
+    sectors = int(rng.integers(3, 6))
+    radius, azimuth = np.hypot(u[..., 0], u[..., 1]), np.arctan2(u[..., 1], u[..., 0])
+    folded = np.abs((azimuth / (2 * np.pi) * sectors) % 1 - 0.5) * 2 * np.pi / sectors
+    v = 0.12 * np.stack([radius * np.cos(folded), radius * np.sin(folded)], axis=-1) + rng.random(2)
+    return np.stack([_lookup(channel, v) for channel in _texture(rng, colours=3)], axis=-1)
+
+
+SOURCES: dict[str, Callable[[Path, int, np.random.Generator], Frames]] = {
+    "sprites": sprites,
+    "digits": digits,
+    "sticks": sticks,
+    "camera": camera,
+    "kaleidoscope": kaleidoscope,
+}
+WHOLE_FRAME = ("camera", "kaleidoscope")  # sources without a thing to put a box around
+
+
+def boxes(source: str, path: Path) -> np.ndarray:
+    """Box of what moves, in every frame: `(F, 4)` as x1, y1, x2, y2 in [0, 1]."""
+    if source in WHOLE_FRAME:
+        return np.tile([0.0, 0.0, 1.0, 1.0], (len(path.angle), 1))
+    return path.boxes(SMALLEST, LARGEST)
+
+
+def _thing_coordinates(path: Path, side: int, wrap: bool = True) -> np.ndarray:
+    """Each pixel's place in the thing's own frame of reference, where the thing fills the unit circle: `(F, S, S, 2)`."""
+    ticks = (np.arange(side) + 0.5) / side
+    pixels = np.stack(np.meshgrid(ticks, ticks, indexing="xy"), axis=-1)
+    offset = pixels[None] - path.centre[:, None, None]
+    if wrap:
+        offset = (offset + 0.5) % 1 - 0.5
+    cosine, sine = np.cos(path.angle), np.sin(path.angle)
+    rotation = np.stack([np.stack([cosine, sine], -1), np.stack([-sine, cosine], -1)], -2)
+    scaled = offset / path.scale(SMALLEST, LARGEST)[:, None, None, None]
+    return np.einsum("fij,fhwj->fhwi", rotation, scaled)
+
+
+def _step(value: np.ndarray, softness: float) -> np.ndarray:
+    """0 below zero, 1 above it, with a soft edge."""
+    return 1 / (1 + np.exp(np.clip(-4 * value / softness, -30, 30)))
+
+
+def _over(surface: np.ndarray, opacity: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    return surface * opacity[..., None] + ground * (1 - opacity[..., None])
+
+
+def _blend(one: np.ndarray, two: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return one * weight[..., None] + two * (1 - weight[..., None])
+
+
+def _distance(u: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance of points to the segment from a to b."""
+    along = np.clip(((u - a) @ (b - a)) / ((b - a) @ (b - a)), 0, 1)
+    return np.linalg.norm(u - a - along[..., None] * (b - a), axis=-1)
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two colours for a thing and one for the ground, far apart in brightness."""
+    dark = rng.random() < 0.5
+    ground = rng.uniform(0.05, 0.35, 3) if dark else rng.uniform(0.65, 0.95, 3)
+    thing = rng.uniform(0.6, 1.0, (2, 3)) if dark else rng.uniform(0.0, 0.4, (2, 3))
+    thing[1, rng.integers(3)] = 1 - thing[1].mean()
+    return thing[0], thing[1], ground
+
+
+def _background(ground: np.ndarray, path: Path, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A still, nearly flat ground: one slow wave of brightness."""
+    ticks = (np.arange(side) + 0.5) / side
+    wave = np.cos(2 * np.pi * (ticks[None, :] * rng.integers(0, 2) + ticks[:, None] + rng.random()))
+    still = np.clip(ground + 0.06 * wave[..., None], 0, 1)
+    return np.broadcast_to(still, (len(path.angle), side, side, 3))
+
+
+def _texture(rng: np.random.Generator, colours: int, side: int = 64) -> np.ndarray:
+    """Smooth periodic 1/f^2 noise in [0, 1]: `(colours, side, side)`."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :]) * side
+    spectrum = np.where((frequency > 0) & (frequency < 10), np.maximum(frequency, 1) ** -1.5, 0)
+    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((colours, side, side))) * spectrum).real
+    noise /= noise.std(axis=(1, 2), keepdims=True)
+    return np.clip(0.5 + 0.22 * noise, 0, 1)
+
+
+def _lookup(image: np.ndarray, u: np.ndarray, wrap: bool = True) -> np.ndarray:
+    """Bilinear look-up of an image at points u, whose unit square is the image; outside it wraps or is empty."""
+    rows_columns = np.moveaxis(u[..., ::-1], -1, 0) * np.array(image.shape).reshape(2, *[1] * (u.ndim - 1)) - 0.5 * (not wrap)
+    return map_coordinates(image, rows_columns, order=1, mode="grid-wrap" if wrap else "constant", cval=0.0)
+
+
+@cache
+def _digit_scans() -> np.ndarray:
+    """scikit-learn's handwritten digits, in [0, 1]: `(1797, 8, 8)`."""
+    return load_digits().images / 16

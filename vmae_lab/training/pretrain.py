@@ -1,0 +1,85 @@
+"""Self-supervised pre-training with dual masking (VideoMAE V2, section 3)."""
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vmae_lab.data.augment import multi_scale_crop
+from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.data.mixture import EpochOrder
+from vmae_lab.data.sampling import dense_window
+from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import TARGET_EPS, VideoMAE, reconstruction_loss
+from vmae_lab.randomness import numpy_generator, torch_generator
+from vmae_lab.training.loop import Batch, TrainSettings
+
+
+class PretrainSettings(TrainSettings):
+    """The paper's pre-training recipe, to be scaled down by steps and batch."""
+
+    normalise_target: bool = True
+    target_eps: float = Field(TARGET_EPS, gt=0, description="added to a cube's deviation; 1e-6 on real videos")
+    repeats: int = Field(1, ge=1, description="repeated augmentation: crops and masks drawn from one clip in a row")
+
+
+class PretrainTask:
+    """Rebuild masked cubes."""
+
+    def __init__(
+        self, model: ModelSettings, masks: MaskSettings, settings: PretrainSettings, data: DataSettings, clips: Clips, seed: int
+    ):
+        self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
+
+    def build(self) -> VideoMAE:
+        return VideoMAE(
+            self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps
+        )
+
+    def batches(self, rows: range) -> "PretrainBatches":
+        return PretrainBatches(self, rows)
+
+    def weight(self, batch: Batch) -> float:
+        return float(batch["counted"].sum())
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        video = batch["video"].to(device, non_blocking=True)
+        prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
+        target = extract_model_from_parallel(model).target(video, decoded)
+        return reconstruction_loss(prediction, target, batch["counted"].to(device, non_blocking=True))
+
+
+class PretrainBatches(Dataset):
+    """Step -> a process's rows of that step's batch: uint8 `video (B, C, T, H, W)`, bool masks `(B, N)`, bool `counted (B, M)`.
+
+    A pure function of (seed, step): masks are drawn for the global batch and cut, crops by position in the stream.
+    """
+
+    def __init__(self, task: PretrainTask, rows: range):
+        self.task, self.rows = task, rows
+        self.order = EpochOrder(len(task.clips), task.seed)
+
+    def __getitem__(self, step: int) -> Batch:
+        task, batch_size = self.task, self.task.settings.batch_size
+        video = torch.stack([self._clip(step * batch_size + row) for row in self.rows])
+        encoder_mask, decoder_mask = draw_masks(
+            task.masks,
+            task.model.clip.grid,
+            batch_size,
+            torch_generator(task.seed, "encoder mask", step),
+            torch_generator(task.seed, "decoder mask", step),
+        )
+        here = slice(self.rows.start, self.rows.stop)
+        encoder_mask, decoder_mask = encoder_mask[here], decoder_mask[here]
+        decoded = visible_index(decoder_mask)
+        counted = loss_positions(encoder_mask, decoded, task.masks.loss_on)
+        return {"video": video, "encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
+
+    def _clip(self, position: int) -> Tensor:
+        task = self.task
+        rng = numpy_generator(task.seed, "crop", position)
+        window = dense_window(task.clips.frames.shape[1], task.model.frames, task.data.stride, rng.random())
+        video = task.clips.video(self.order[position // task.settings.repeats], window)
+        return multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
