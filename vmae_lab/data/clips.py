@@ -3,10 +3,12 @@
 Small data sets are decoded once into one uint8 array beside their files; every process maps the same pages.
 """
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,24 +18,31 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from tqdm.auto import tqdm
 
-from vmae_lab.data.augment import channels_first
+from vmae_lab.data.augment import SCALES, centre_crop, channels_first
+from vmae_lab.data.lists import ListSettings, read_list
 from vmae_lab.data.motionworld import ACTIONS, ClipRecord, MotionworldSettings, open_motionworld
+from vmae_lab.data.sampling import dense_window
 from vmae_lab.data.video import VideoError, read_frames
-from vmae_lab.files import fingerprint, whole_file
+from vmae_lab.files import whole_file
 
 
 class DataSettings(BaseModel):
-    """The embedded data set, and how its clips are cut and kept."""
+    """The embedded data set or list files, and how clips are cut and kept."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    motionworld: MotionworldSettings = MotionworldSettings()
+    motionworld: MotionworldSettings | None = None
+    lists: ListSettings | None = None
     pretrain_sources: tuple[str, ...] = Field((), description="sources pre-trained on; all that are written where empty")
     resident_side: int = Field(40, ge=8, description="pixels at which decoded clips are kept in memory")
     stride: int = Field(1, ge=1, description="frames between two frames of a clip")
-    crop_scales: tuple[float, ...] = Field((1.0, 0.9, 0.8), min_length=1, description="parts of the short side")
+    crop_scales: tuple[float, ...] = Field(SCALES, min_length=1, description="parts of the short side")
 
     def model_post_init(self, _context: object) -> None:
+        if (self.motionworld is None) == (self.lists is None):
+            raise ValueError("give one of data.motionworld (the embedded data set) and data.lists (list files)")
+        if self.motionworld is None:
+            return
         missing = set(self.pretrain_sources) - set(self.motionworld.sources)
         if missing:
             raise ValueError(f"pretrain_sources {sorted(missing)} are not among the written sources {self.motionworld.sources}")
@@ -42,17 +51,41 @@ class DataSettings(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names the pixels that reach a model."""
-        return fingerprint({**self.model_dump(mode="json"), "motionworld": self.motionworld.fingerprint})
+        """Names the data's content: equal fingerprints mean the same pixels."""
+        return (self.motionworld or self.lists).fingerprint
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return ACTIONS
+    def classes(self) -> int:
+        return len(ACTIONS) if self.motionworld else self.lists.classes
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names that `pretrain_sources` and an evaluation can pick from."""
+        return self.motionworld.sources if self.motionworld else ()
+
+    @property
+    def seed(self) -> int:
+        """What the draws of labelled clips start from."""
+        return self.motionworld.seed if self.motionworld else 0
+
+
+class Clips(Protocol):
+    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`."""
+
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def frame_count(self, index: int) -> int: ...
+
+    def video(self, index: int, window: range) -> Tensor:
+        """The frames of a window of one video: uint8 `(C, T, H, W)`."""
+        ...
 
 
 @dataclass(frozen=True)
-class Clips:
-    """Decoded clips: `frames` uint8 `(n, T, H, W, C)`, `labels` int64 `(n,)`, and each one's record."""
+class ResidentClips:
+    """Decoded clips of motionworld: `frames` uint8 `(n, T, H, W, C)`, and each one's record."""
 
     frames: np.ndarray
     labels: np.ndarray
@@ -61,23 +94,39 @@ class Clips:
     def __len__(self) -> int:
         return len(self.records)
 
+    def frame_count(self, index: int) -> int:
+        return self.frames.shape[1]
+
     def video(self, index: int, window: range) -> Tensor:
-        """The frames of a window of one clip: uint8 `(C, T, H, W)`."""
         return channels_first(self.frames[index, window.start : window.stop : window.step])
 
 
+def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
+    """What is evaluated: the middle window of some videos, its largest central square: uint8 `(B, C, T, side, side)`."""
+    windows = ((i, dense_window(clips.frame_count(i), frames, stride, 0.5)) for i in rows)
+    return torch.stack([centre_crop(clips.video(i, window), side) for i, window in windows])
+
+
+def batches_of(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Rows in order, `size` at a time, the last batch smaller: every row once."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
 def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = (), processes: int = 1) -> Clips:
-    """The clips of a split, of some sources or all, in a fixed order. Writes and decodes the data where that was not done."""
+    """The clips of a split (`pretrain`, `train`, `validation`, `test`), of some sources or all, in a fixed order.
+
+    motionworld is written and decoded where that was not done; it pre-trains on its training split.
+    """
+    if settings.lists:
+        return read_list(settings.lists, split)
     folder, records = open_motionworld(settings.motionworld, processes)
     everything = _resident(folder, records, settings.resident_side, processes)
-    wanted = sources or settings.motionworld.sources
+    split, wanted = "train" if split == "pretrain" else split, sources or settings.sources
     rows = [i for i, record in enumerate(records) if record.split == split and record.source in wanted]
     chosen = [records[i] for i in rows]
-    if rows and rows == list(range(rows[0], rows[-1] + 1)):
-        frames = everything[rows[0] : rows[-1] + 1]  # a view: no copy of what is mapped already
-    else:
-        frames = everything[rows]
-    return Clips(frames, np.array([record.label for record in chosen]), chosen)
+    together = rows == list(range(rows[0], rows[-1] + 1))
+    frames = everything[rows[0] : rows[-1] + 1] if together else everything[rows]  # a view copies nothing
+    return ResidentClips(frames, np.array([record.label for record in chosen]), chosen)
 
 
 def _resident(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.ndarray:
@@ -91,7 +140,9 @@ def _resident(folder: Path, records: list[ClipRecord], side: int, processes: int
                 jobs = [[folder / record.path for record in records[i : i + 50]] for i in range(0, len(records), 50)]
                 with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
                     bar = tqdm(total=len(records), desc="decoding clips", unit="clip")
-                    for start, decoded in zip(range(0, len(records), 50), pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
+                    for start, decoded in zip(
+                        range(0, len(records), 50), pool.map(_decode, jobs, [side] * len(jobs)), strict=True
+                    ):
                         array[start : start + len(decoded)] = decoded
                         bar.update(len(decoded))
                     bar.close()
@@ -110,5 +161,7 @@ def _decode(paths: list[Path], side: int) -> np.ndarray:
         clips.append(small.permute(0, 2, 3, 1).numpy())
     lengths = {len(clip) for clip in clips}
     if len(lengths) > 1:
-        raise VideoError(f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew")
+        raise VideoError(
+            f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew"
+        )
     return np.stack(clips)

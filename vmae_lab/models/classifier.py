@@ -20,9 +20,7 @@ class ClassHead(nn.Module):
     The linear layer's initial weights are scaled by `init_scale` (.001 in the paper).
     """
 
-    def __init__(
-        self, tokens: int, width: int, heads: int, classes: int, readout: Readout = "mean", init_scale: float = 0.001
-    ):
+    def __init__(self, tokens: int, width: int, heads: int, classes: int, readout: Readout = "mean", init_scale: float = 0.001):
         super().__init__()
         self.readout = readout
         self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)

@@ -26,9 +26,7 @@ class VideoMAE(nn.Module):
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
         self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
-        self.decoder = Trunk(
-            size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False
-        )
+        self.decoder = Trunk(size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False)
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)  # only the mask tokens' outputs are normed and read
         self.head = nn.Linear(size.decoder_width, clip.cube_values)
         for part in (self.encoder.trunk, self.bridge, self.decoder, self.head):
@@ -61,16 +59,20 @@ class VideoMAE(nn.Module):
 
     @torch.no_grad()
     def target(self, video: Tensor, decoded: Tensor) -> Tensor:
-        """What the decoder should say at `decoded`: float32 `(B, M, t*p*p*C)`, values in the order time, row, column, colour.
+        """What the decoder should say at `decoded`: float32 `(B, M, t*p*p*C)`, values as time, row, column, colour.
 
         Pixels in [0, 1], by default standardised per cube and colour: `(x - mean) / (sqrt(var_unbiased) + target_eps)`.
         """
-        pixels = self.encoder.pixels.raw(take(cubes(video, self.clip), decoded)).float()
-        pixels = rearrange(pixels, "b m (c v) -> b m v c", c=self.clip.channels)
+        pixels = self.pixels_at(video, decoded)
         if self.normalise_target:
             mean, deviation = cube_statistics(pixels)
             pixels = (pixels - mean) / (deviation + self.target_eps)
         return rearrange(pixels, "b m v c -> b m (v c)")
+
+    def pixels_at(self, video: Tensor, positions: Tensor) -> Tensor:
+        """Un-normalised pixels of some cubes, in [0, 1]: `(B, C, T, H, W)`, int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
+        pixels = self.encoder.pixels.raw(take(cubes(video, self.clip), positions)).float()
+        return rearrange(pixels, "b m (c v) -> b m v c", c=self.clip.channels)
 
 
 def cube_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,9 +31,7 @@ def cubes(video: Tensor, clip: ClipShape) -> Tensor:
     shape = (clip.channels, clip.frames, clip.side, clip.side)
     if tuple(video.shape[1:]) != shape:
         raise ValueError(f"this model takes clips of (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
-    return rearrange(
-        video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=clip.patch
-    )
+    return rearrange(video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=clip.patch)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

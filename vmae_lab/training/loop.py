@@ -205,13 +205,16 @@ class _Run:
             self.log.close()
 
     def _loader(self) -> Iterator[Batch]:
-        return iter(
-            DataLoader(
-                self.task.batches(self.rows), batch_size=None, sampler=range(self.step, self.settings.steps),
-                num_workers=self.compute.workers, pin_memory=self.accelerator.device.type == "cuda",
-                generator=torch.Generator(),
-            )  # fmt: skip
+        steps = range(self.step, self.settings.steps)
+        loader = DataLoader(
+            self.task.batches(self.rows),
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.compute.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),
         )
+        return iter(loader)
 
     def _optimise(self, batch: Batch) -> Tensor:
         """One optimiser step. Returns the loss over this process's rows, still on the device."""

@@ -34,9 +34,7 @@ class PretrainTask:
         self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
 
     def build(self) -> VideoMAE:
-        return VideoMAE(
-            self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps
-        )
+        return VideoMAE(self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps)
 
     def batches(self, rows: range) -> "PretrainBatches":
         return PretrainBatches(self, rows)
@@ -80,6 +78,6 @@ class PretrainBatches(Dataset):
     def _clip(self, position: int) -> Tensor:
         task = self.task
         rng = numpy_generator(task.seed, "crop", position)
-        window = dense_window(task.clips.frames.shape[1], task.model.frames, task.data.stride, rng.random())
-        video = task.clips.video(self.order[position // task.settings.repeats], window)
-        return multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
+        index = self.order[position // task.settings.repeats]
+        window = dense_window(task.clips.frame_count(index), task.model.frames, task.data.stride, rng.random())
+        return multi_scale_crop(task.clips.video(index, window), task.model.side, rng, task.data.crop_scales)

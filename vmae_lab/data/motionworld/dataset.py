@@ -102,7 +102,9 @@ def open_motionworld(settings: MotionworldSettings, processes: int = 1) -> tuple
     return folder, _read_records(folder)
 
 
-def render_clip(source: str, action: str, settings: MotionworldSettings, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+def render_clip(
+    source: str, action: str, settings: MotionworldSettings, split: str, index: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 `(F, S, S, 3)` and boxes `(F, 4)` of one clip: a pure function of its name and the seed."""
     place = (list(SOURCES).index(source), ACTIONS.index(action), index)
     path = draw_path(action, settings.frames, numpy_generator(settings.seed, f"motion {split}", *place))
@@ -134,7 +136,9 @@ def _check_room(settings: MotionworldSettings, folder: Path) -> None:
     needed = int(settings.clips() * (settings.frames * settings.side**2 * 0.1 + 4096))
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{folder} has {free >> 20} MiB free; motionworld needs about {needed >> 20} MiB. Set VMAE_LAB_HOME elsewhere")
+        raise OSError(
+            f"{folder} has {free >> 20} MiB free; motionworld needs about {needed >> 20} MiB. Set VMAE_LAB_HOME elsewhere"
+        )
 
 
 def _names(settings: MotionworldSettings) -> Iterator[tuple[str, str, str, int]]:

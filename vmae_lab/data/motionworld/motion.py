@@ -19,7 +19,7 @@ SPEED_SPREAD = (0.7, 1.3)
 
 @dataclass(frozen=True)
 class Path:
-    """Where a thing is in each frame: centre `(F, 2)` as x, y in [0, 1); angle `(F,)` in radians; size phase `(F,)` in [0, 1)."""
+    """Where a thing is in each frame: centre `(F, 2)` as x, y in [0, 1); angle `(F,)`, radians; size phase `(F,)` in [0, 1)."""
 
     centre: np.ndarray
     angle: np.ndarray

@@ -49,7 +49,9 @@ def sticks(path: Path, side: int, rng: np.random.Generator) -> Frames:
     distance = np.min([_distance(u, a, b) for a, b in strokes], axis=0)
     limbs, head, ground = _colours(rng)
     skull = _step(0.24 - np.hypot(u[..., 0], u[..., 1] + 0.62), 0.06)[..., None]
-    figure = _over(np.broadcast_to(limbs, (*distance.shape, 3)), _step(0.13 - distance, 0.06), _background(ground, path, side, rng))
+    figure = _over(
+        np.broadcast_to(limbs, (*distance.shape, 3)), _step(0.13 - distance, 0.06), _background(ground, path, side, rng)
+    )
     return figure * (1 - skull) + head * skull
 
 

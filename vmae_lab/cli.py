@@ -1,0 +1,97 @@
+"""The command line: a thin face on the workbook. `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vmae_lab.files import StorageError, make_folder
+from vmae_lab.lab.arms import ABLATIONS
+from vmae_lab.lab.places import project_root, report_folder, runs_folder
+from vmae_lab.lab.recipe import RecipeError, build_recipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `vmae-lab`. Returns the exit status; errors that a person can mend are one message, no traceback."""
+    parser = argparse.ArgumentParser(prog="vmae-lab", description="A research workbook of VideoMAE V2.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, words in (("run", "run a notebook at a scale and write its report"), ("plan", "say what that would cost")):
+        command = commands.add_parser(name, help=words, description=words.capitalize())
+        command.add_argument("notebook", type=Path, help="a notebook of notebooks/")
+        command.add_argument("--scale", default="demo", help="a file of params/, or the path of another YAML (default: demo)")
+        command.add_argument(
+            "-p", "--override", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+            help="one dotted setting, e.g. -p pretrain.steps 200; VALUE is read as YAML",
+        )  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        return {"run": run, "plan": plan}[options.command](options)
+    except (RecipeError, StorageError, FileNotFoundError) as error:
+        print(f"vmae-lab: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Execute a notebook with a scale's parameters into its report folder; prints the report's path last."""
+    import papermill
+
+    parameters = checked_parameters(options)
+    name = options.notebook.stem
+    folder = make_folder(report_folder(parameters["scale"], name))
+    executed = folder / f"{name}.ipynb"
+    try:
+        papermill.execute_notebook(options.notebook, executed, parameters, progress_bar=True, log_output=False)
+    except papermill.PapermillExecutionError as error:
+        print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
+        return 1
+    print(f"executed notebook: {executed}")
+    print(f"report: {folder / 'README.md'}")
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print the stages of a notebook at a scale and their cost in multiply-accumulates, without running anything."""
+    from vmae_lab.lab.ablation import plan_ablation
+    from vmae_lab.lab.cost import plan_summary
+    from vmae_lab.lab.runs import RunStore
+
+    name, parameters = options.notebook.stem, checked_parameters(options)
+    recipe = build_recipe(parameters, ABLATIONS[name])
+    print(plan_summary(plan_ablation(name, recipe, ABLATIONS[name]), RunStore(runs_folder())))
+    return 0
+
+
+def checked_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts."""
+    notebook = options.notebook
+    if not notebook.is_file():
+        raise FileNotFoundError(f"there is no notebook {notebook}")
+    if notebook.stem not in ABLATIONS:
+        raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(ABLATIONS)}")
+    parameters = read_scale(options.scale)
+    parameters["override"] = dict(parameters.get("override") or {}) | {n: yaml.safe_load(v) for n, v in options.override}
+    build_recipe({"arms": list(ABLATIONS[notebook.stem]), **parameters}, ABLATIONS[notebook.stem])
+    return {"arms": list(ABLATIONS[notebook.stem]), **parameters}
+
+
+def read_scale(scale: str) -> dict[str, Any]:
+    """The parameters of `params/<scale>.yaml`, or of a YAML file given by path. Raises RecipeError."""
+    folder = project_root() / "params"
+    file = Path(scale) if scale.endswith((".yaml", ".yml")) else folder / f"{scale}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+        raise RecipeError(f"there is no parameter file {file}; scales in {folder}: {known}")
+    try:
+        parameters = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(parameters, dict):
+        raise RecipeError(f"{file} holds no parameters: name: value lines were expected")
+    return parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main())

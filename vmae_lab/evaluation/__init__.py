@@ -1,0 +1,1 @@
+"""Evaluation: frozen readouts, reconstruction error, and metrics with intervals."""

@@ -1,0 +1,93 @@
+"""Frozen readouts: what an encoder's features hold, read with few labels and without changing the encoder.
+
+Motion direction is a difference between places and times, which a mean over tokens loses; so the readouts that count
+here keep each token's place (`ridge` on tokens side by side, `attentive`), and the pooled ones stand beside them.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from torch import nn
+
+from vmae_lab.data.clips import Clips, batches_of, middle_clips
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.randomness import numpy_generator
+
+Probe = Literal["ridge", "attentive", "linear_mean", "knn"]
+PROBE_NAMES: dict[str, str] = {
+    "ridge": "ridge on flattened tokens",
+    "attentive": "attentive probe",
+    "linear_mean": "ridge on mean token",
+    "knn": "kNN on mean token",
+}
+
+
+class ProbeSettings(BaseModel):
+    """Which frozen readouts, and how many labels they are given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probes: tuple[Probe, ...] = Field(("ridge", "attentive", "linear_mean", "knn"), min_length=1)
+    labels: int = Field(160, ge=8, description="labelled training clips, equally many a class")
+    draws: int = Field(3, ge=1, description="independent draws of the labelled clips, averaged")
+    attentive_steps: int = Field(200, ge=1)
+    attentive_lr: float = Field(1e-3, gt=0)
+
+
+@torch.no_grad()
+def extract_tokens(
+    encoder: nn.Module, clips: Clips, rows: Sequence[int], model: ModelSettings, stride: int, pooled: bool = False
+) -> torch.Tensor:
+    """Tokens of some clips' middle window, whole frame: float32 `(n, N, D)` on the CPU; their mean `(n, 1, D)` if `pooled`."""
+    device = next(encoder.parameters()).device
+    encoder.eval()
+    parts = []
+    for batch in batches_of(rows, 32):
+        tokens = encoder(middle_clips(clips, batch, model.frames, stride, model.side).to(device))
+        parts.append((tokens.mean(1, keepdim=True) if pooled else tokens).to("cpu", torch.float32))
+    return torch.cat(parts)
+
+
+def draw_labelled(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndarray:
+    """Rows of `count` labelled clips, equally many a class, the same for every arm. Raises ValueError where there are fewer."""
+    classes = np.unique(labels)
+    each = count // len(classes)
+    rng = numpy_generator(seed, "labelled clips", draw)
+    rows = []
+    for label in classes:
+        there = np.flatnonzero(labels == label)
+        if not 0 < each <= len(there):
+            raise ValueError(
+                f"{count} labels over {len(classes)} classes need {each} clips of each (at least 1); there are {len(there)} "
+                f"of class {label}: lower evaluate.probe.labels or raise data.motionworld.train"
+            )
+        rows.append(rng.choice(there, each, replace=False))
+    return np.sort(np.concatenate(rows))
+
+
+def pooled_only(probes: Sequence[Probe]) -> bool:
+    """Whether mean tokens are all that these readouts need."""
+    return set(probes) <= {"linear_mean", "knn"}
+
+
+def fit_classical(probe: Probe, features: np.ndarray, labels: np.ndarray) -> Pipeline:
+    """Fit a readout of token features `(n, N, D)`. Its strength of regularisation is chosen within the labelled clips."""
+    if probe in ("ridge", "linear_mean"):
+        readout = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 6, 13)))
+    elif probe == "knn":
+        readout = make_pipeline(Normalizer(), KNeighborsClassifier(n_neighbors=min(10, len(labels)), weights="distance"))
+    else:
+        raise ValueError(f"'{probe}' is not fitted in closed form")
+    return readout.fit(arrange(probe, features), labels)
+
+
+def arrange(probe: Probe, features: np.ndarray) -> np.ndarray:
+    """Tokens `(n, N, D)` as a readout's columns: side by side for ridge, their mean for the pooled ones."""
+    return features.reshape(len(features), -1) if probe == "ridge" else features.mean(1)

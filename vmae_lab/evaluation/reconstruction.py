@@ -1,0 +1,35 @@
+"""Reconstruction error on held-out clips. A low error is no measure of good features: easy masks give low errors."""
+
+import torch
+
+from vmae_lab.data.clips import Clips, batches_of, middle_clips
+from vmae_lab.masking import MaskSettings, draw_masks, loss_positions
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
+from vmae_lab.randomness import torch_generator
+
+
+@torch.no_grad()
+def reconstruction_errors(
+    model: VideoMAE, clips: Clips, settings: ModelSettings, masks: MaskSettings, stride: int, batch: int = 32
+) -> dict[str, float]:
+    """Loss on held-out clips under the arm's own masks, and that of saying nothing: each cube's mean (a target of zero).
+
+    The cube-mean line knows the true cube's mean, which no model is told, so it flatters itself; both are of the target
+    the arm was trained on, and errors under different masks are not comparable.
+    """
+    device = next(model.parameters()).device
+    sums = {"reconstruction": 0.0, "cube_mean": 0.0}
+    tokens = 0
+    for rows in batches_of(range(len(clips)), batch):
+        video = middle_clips(clips, rows, settings.frames, stride, settings.side).to(device)
+        generators = (torch_generator(0, f"held-out {side} mask", rows[0]) for side in ("encoder", "decoder"))
+        encoder_mask, decoder_mask = draw_masks(masks, settings.clip.grid, len(rows), *generators)
+        prediction, decoded = model(video, encoder_mask, decoder_mask)
+        target = model.target(video, decoded)
+        counted = loss_positions(encoder_mask, decoded.cpu(), "invisible").to(device)
+        count = int(counted.sum())
+        sums["reconstruction"] += reconstruction_loss(prediction, target, counted).item() * count
+        sums["cube_mean"] += reconstruction_loss(torch.zeros_like(target), target, counted).item() * count
+        tokens += count
+    return {name: value / tokens for name, value in sums.items()}

@@ -1,0 +1,1 @@
+"""The workbook: what a notebook talks to."""

@@ -1,0 +1,126 @@
+"""Arms x seeds: the plan's stages, the tidy table of their results, and the statistics over seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from vmae_lab.lab.arms import Arm
+from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.runs import RunStore, in_order
+from vmae_lab.lab.stages import Stage, controls_stage, finetune_stage, initial_stage, pretrain_stage, probe_stage
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one seed: the stages whose results make its rows. `encoder` is the pre-training, or the untrained model."""
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    encoder: Stage
+    probe: Stage
+    finetune: Stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation before it runs."""
+
+    name: str
+    recipe: Recipe
+    arms: Mapping[str, Arm]
+    cells: list[Cell]
+    controls: list[Stage]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages, inputs first, shared ones once."""
+        return in_order([s for cell in self.cells for s in (cell.probe, cell.finetune)] + self.controls)
+
+    def cell(self, arm: str, seed: int) -> Cell:
+        return next(cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
+
+    def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
+        """Complete every stage and collect the rows."""
+        store.complete_all(self.stages, self.recipe.compute, work)
+        return self.rows(store)
+
+    def rows(self, store: RunStore) -> pd.DataFrame:
+        """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
+        rows = []
+        for cell in self.cells:
+            for stage in (cell.probe, cell.finetune, cell.encoder):
+                rows += _result_rows(store, stage, self.name, cell.arm, cell.seed)
+        for stage in self.controls:
+            rows += _result_rows(store, stage, self.name, "controls", stage.settings["seed"])
+        return pd.DataFrame(rows)
+
+
+def plan_ablation(name: str, recipe: Recipe, arms: Mapping[str, Arm]) -> Plan:
+    """Every arm at every seed. Settings that an arm makes impossible are refused here, before anything runs."""
+    cells = []
+    for arm in recipe.arms:
+        varied = recipe.with_overrides(arms[arm].overrides)
+        for seed in recipe.seeds:
+            pretrained = pretrain_stage(varied, seed) if arms[arm].pretrained else None
+            encoder = pretrained or initial_stage(varied, seed)
+            cells.append(
+                Cell(arm, seed, varied, encoder, probe_stage(varied, encoder, seed), finetune_stage(varied, pretrained, seed))
+            )
+    seeds = recipe.seeds if recipe.data.motionworld else ()  # the controls are there to prove the embedded data
+    return Plan(name, recipe, arms, cells, [controls_stage(recipe, seed) for seed in seeds])
+
+
+def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Per arm: mean, standard deviation and t interval over seeds, and how many seeds. Index: arm, in the rows' order."""
+    chosen = rows[rows.metric == metric]
+    table = {}
+    for arm in chosen.arm.unique():
+        values = chosen[chosen.arm == arm].value.to_numpy()
+        low, high = t_interval(values)
+        spread = values.std(ddof=1) if len(values) > 1 else np.nan
+        table[arm] = {"mean": values.mean(), "std": spread, "low": low, "high": high, "seeds": len(values)}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def paired_differences(rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
+    """Per arm: the mean over seeds of (arm - baseline at the same seed), with a t interval. Index: arm.
+
+    Arms at one seed share initial weights, data order, encoder masks and labelled clips, so pairing takes that spread out.
+    """
+    values = rows[rows.metric == metric].pivot(index="seed", columns="arm", values="value")
+    table = {}
+    for arm in rows[rows.metric == metric].arm.unique():
+        if arm == baseline:
+            continue
+        differences = (values[arm] - values[baseline]).dropna().to_numpy()
+        low, high = t_interval(differences)
+        table[arm] = {"difference": differences.mean(), "low": low, "high": high, "seeds": len(differences)}
+    return pd.DataFrame.from_dict(table, orient="index", columns=["difference", "low", "high", "seeds"])
+
+
+def t_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's interval of a mean; with one value there is none, and with few it is wide, as it should be."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int) -> list[dict]:
+    result = store.result(stage)
+    values = dict(result["metrics"])
+    if "training" in result:
+        name = f"{stage.kind}_seconds_per_step"
+        values[name] = result["training"]["seconds_per_step"]
+        if result["training"]["peak_memory_mib"] is not None:
+            values[f"{stage.kind}_peak_memory_mib"] = result["training"]["peak_memory_mib"]
+    return [
+        {"ablation": ablation, "arm": arm, "seed": seed, "metric": metric, "value": value, "stage": stage.key}
+        for metric, value in values.items()
+    ]

@@ -1,0 +1,148 @@
+"""What a plan will cost, before it runs: stages, which are reused, multiply-accumulates, and time on this device."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.lab.ablation import Plan
+from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import Stage
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.pretrain import PretrainTask
+
+BACKWARD = 3  # forward and backward together, in forwards
+CALIBRATION_STEPS = 4
+
+
+def stage_macs(stage: Stage) -> float:
+    """Multiply-accumulates of a whole stage: forward and backward of every step, or the forward passes of an evaluation."""
+    settings = stage.settings
+    if stage.kind == "initial":
+        return 0.0
+    model = ModelSettings(**settings["model"])
+    if stage.kind == "pretrain":
+        counts = TokenCounts.of(MaskSettings(**settings["mask"]), model.clip)
+        one = pretrain_cost(model.dimensions, model.clip, counts.visible, counts.decoded, embed_visible=True).macs
+        return BACKWARD * one * settings["pretrain"]["steps"] * settings["pretrain"]["batch_size"]
+    data = DataSettings(**settings["data"])
+    one = classify_cost(model.dimensions, model.clip, data.classes).macs
+    clips = _clips(data, settings["split"], settings["sources"])
+    if stage.kind == "finetune":
+        tuned = settings["finetune"]["steps"] * settings["finetune"]["batch_size"]
+        return one * (BACKWARD * tuned + clips)
+    return one * clips
+
+
+def _clips(data: DataSettings, split: str, sources: list[str]) -> int:
+    """Videos that an evaluation reads; those of list files are not counted before they are there."""
+    if data.motionworld is None:
+        return 0
+    return len(sources or data.sources) * data.classes * (data.motionworld.train + getattr(data.motionworld, split))
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """What is left to do in a plan. `rate` is multiply-accumulates a second, measured on this device in this run."""
+
+    stages: int
+    reused: int
+    macs: float
+    rate: float
+    jobs: int
+
+    @property
+    def minutes(self) -> float:
+        return self.macs / self.rate / self.jobs / 60
+
+    def sentence(self) -> str:
+        """One line for people."""
+        left = self.stages - self.reused
+        if left == 0:
+            return f"{self.stages} stages, all of them finished before: nothing to compute"
+        return (
+            f"{self.stages} stages, {self.reused} finished before and reused, {left} to run: {self.macs / 1e12:.3g} T "
+            f"multiply-accumulates, about {_duration(self.minutes)} on this device ({self.jobs} at a time, "
+            f"{self.rate / 1e9:.3g} G a second each, measured over a few steps)"
+        )
+
+
+def plan_summary(plan: Plan, store: RunStore) -> str:
+    """A plan's stages by kind, with their optimiser steps and multiply-accumulates: counted, nothing is run."""
+    stages = plan.stages
+    lines = [f"{plan.name} at scale '{plan.recipe.scale}': {len(plan.recipe.arms)} arms x {len(plan.recipe.seeds)} seeds"]
+    for kind in dict.fromkeys(stage.kind for stage in stages):
+        these = [stage for stage in stages if stage.kind == kind]
+        done = sum(store.finished(stage) for stage in these)
+        steps, macs = sum(stage.steps for stage in these), sum(map(stage_macs, these))
+        lines.append(
+            f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P multiply-accumulates"
+        )
+    total = sum(stage_macs(stage) for stage in stages if not store.finished(stage))
+    lines.append(
+        f"left to run: {total / 1e15:.4g} P multiply-accumulates; {_duration(total / 1e14 / 60)} on a device that sustains "
+        "100 T of them a second (an H100-class GPU in bf16 at about 20 % of its peak)"
+    )
+    if plan.recipe.data.motionworld is None:
+        lines.append("evaluation of list files is not counted: their lengths are not known before they are read")
+    return "\n".join(lines)
+
+
+def plan_cost(plan: Plan, store: RunStore, rate: float) -> PlanCost:
+    stages = plan.stages
+    todo = [stage for stage in stages if not store.finished(stage)]
+    return PlanCost(len(stages), len(stages) - len(todo), sum(map(stage_macs, todo)), rate, plan.recipe.compute.jobs)
+
+
+def work_of(plan: Plan) -> dict[str, float]:
+    """Weights of the plan's stages for a progress bar, by key."""
+    return {stage.key: stage_macs(stage) + 1.0 for stage in plan.stages}
+
+
+def calibrate(recipe: Recipe) -> float:
+    """Multiply-accumulates a second of real pre-training steps on this device, data loading included."""
+    steps = recipe.pretrain.model_copy(update={"steps": CALIBRATION_STEPS, "warmup_steps": 0})
+    clips = load_clips(recipe.data, "pretrain", recipe.data.pretrain_sources, recipe.compute.jobs)
+    task = PretrainTask(recipe.model, recipe.mask, steps, recipe.data, clips, seed=0)
+    compute = Compute(threads=recipe.compute.threads, log_every=1, tensorboard=False)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train(task, Path(folder), compute, progress=False)
+    return task_macs(recipe) / trained.seconds_per_step
+
+
+def task_macs(recipe: Recipe) -> float:
+    """Multiply-accumulates of one pre-training step of the recipe."""
+    counts = TokenCounts.of(recipe.mask, recipe.model.clip)
+    one = pretrain_cost(recipe.model.dimensions, recipe.model.clip, counts.visible, counts.decoded, embed_visible=True)
+    return BACKWARD * one.macs * recipe.pretrain.batch_size
+
+
+def token_table(plan: Plan) -> pd.DataFrame:
+    """Tokens and forward cost of one clip in each pre-trained arm, at the plan's scale. Index: arm.
+
+    Counted, not measured: the same on every machine.
+    """
+    rows = {}
+    for arm in plan.recipe.arms:
+        if not plan.arms[arm].pretrained:
+            continue
+        recipe = plan.cell(arm, plan.recipe.seeds[0]).recipe
+        counts = TokenCounts.of(recipe.mask, recipe.model.clip)
+        cost = pretrain_cost(recipe.model.dimensions, recipe.model.clip, counts.visible, counts.decoded)
+        rows[arm] = {
+            "tokens": counts.tokens, "seen": counts.visible, "decoded": counts.decoded, "counted": round(counts.counted, 1),
+            "MMAC": round(cost.fvcore / 1e6, 2),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1.5:
+        return f"{60 * minutes:.0f} seconds"
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

@@ -1,0 +1,242 @@
+"""From a plan and its results to what a notebook shows: tables for people, series for figures, words that the numbers say."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from einops import rearrange
+from scipy.stats import binom
+
+from vmae_lab.data.clips import Clips, load_clips, middle_clips
+from vmae_lab.evaluation.metrics import wilson_interval
+from vmae_lab.evaluation.probes import PROBE_NAMES
+from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.cost import token_table
+from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.masking import draw_masks
+from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.sizes import ClipShape
+from vmae_lab.models.videomae import VideoMAE, cube_statistics
+from vmae_lab.paper import DecoderMaskRow
+from vmae_lab.randomness import torch_generator
+
+
+def main_probe(plan: Plan) -> str:
+    """The readout that conclusions are drawn from: the first of the recipe."""
+    return plan.recipe.evaluate.probe.probes[0]
+
+
+def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[str, DecoderMaskRow]) -> pd.DataFrame:
+    """One line an arm: accuracies (mean ± deviation over seeds), paired difference, cost, and what the paper reports."""
+    probe, labels = main_probe(plan), plan.recipe.evaluate.probe.labels
+    accuracy, tuned = summarise(rows, probe), summarise(rows, "finetune")
+    differences = paired_differences(rows, probe, baseline) if baseline in plan.recipe.arms else pd.DataFrame()
+    cost = token_table(plan)
+    lines = []
+    for arm in plan.recipe.arms:
+        line = {
+            "decoder mask": plan.arms[arm].label,
+            f"frozen, {PROBE_NAMES[probe]}, {labels} labels: top-1 %": _mean_and_spread(accuracy, arm),
+            f"difference to {plan.arms[baseline].label} [95 %]": _difference(differences, arm),
+            f"fine-tuned, {plan.recipe.evaluate.finetune_labels} labels: top-1 %": _mean_and_spread(tuned, arm),
+            "M MAC a clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
+            "paper, reported: SSv2 top-1 %": f"{paper[arm].top1_percent:.2f}" if arm in paper else "",
+            "paper, reported: G MAC": f"{paper[arm].giga:.2f}" if arm in paper else "",
+        }
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def results_caption(plan: Plan, citation: str) -> str:
+    """How the main table was made, in a paragraph."""
+    recipe = plan.recipe
+    probe, world = recipe.evaluate.probe, recipe.data.motionworld
+    return (
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
+        f"pixels, {recipe.pretrain.steps} steps of {recipe.pretrain.batch_size} clips, {len(recipe.seeds)} seeds; "
+        f"mean ± standard deviation over seeds, {recipe.evaluate.split} split, {probe.draws} draws of {probe.labels} labels "
+        f"averaged; sources {', '.join(recipe.evaluate.sources or (world.sources if world else ('the list files',)))}. "
+        f"Paper: {citation}, table 1, ViT-B, 800 epochs; not a result of this run."
+    )
+
+
+def details_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    """The other readouts, reconstruction errors and what a step took, one line an arm."""
+    names = {probe: f"{PROBE_NAMES[probe]}: top-1 %" for probe in plan.recipe.evaluate.probe.probes[1:]}
+    digits = dict.fromkeys(names, 1)
+    others = {
+        "reconstruction": "reconstruction error",
+        "cube_mean": "error of the cube mean",
+        "pretrain_seconds_per_step": "seconds a step",
+        "pretrain_peak_memory_mib": "peak GPU memory, MiB",
+    }
+    names |= {metric: name for metric, name in others.items() if metric in set(rows.metric)}
+    digits |= {"reconstruction": 4, "cube_mean": 4, "pretrain_seconds_per_step": 3, "pretrain_peak_memory_mib": 0}
+    summaries = {metric: summarise(rows, metric) for metric in names}
+    lines = []
+    for arm in plan.recipe.arms:
+        line = {"decoder mask": plan.arms[arm].label}
+        line |= {name: _mean_and_spread(summaries[metric], arm, digits[metric]) for metric, name in names.items()}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+    """What needs no encoder, beside the line that chance crosses in one of twenty tries."""
+    clips = store.result(plan.controls[0])["test_clips"]
+    chance = 1 / plan.recipe.data.classes
+    frames = len(store.result(plan.controls[0])["single_frames"])
+    names = {
+        "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
+        "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
+        "single_frame_best": (f"ridge on one frame, all labels, best of {frames} frames", frames),
+    }
+    lines = []
+    for metric, (name, tries) in names.items():
+        summary = summarise(rows[rows.arm == "controls"], metric)
+        limit = 100 * binom.ppf(1 - 0.05 / tries, clips, chance) / clips
+        lines.append(
+            {
+                "control": name,
+                "top-1 %": _mean_and_spread(summary, "controls"),
+                "chance %": f"{100 * chance:.1f}",
+                "chance stays below, 95 %": f"{limit:.1f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def loss_history(plan: Plan, store: RunStore) -> pd.DataFrame:
+    """Training losses of the pre-trained arms: columns arm, seed, step, loss."""
+    parts = []
+    for cell in plan.cells:
+        if plan.arms[cell.arm].pretrained:
+            rows = pd.read_json(store.folder(cell.encoder) / "metrics.jsonl", lines=True)
+            parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def example_clips(plan: Plan) -> Clips:
+    """The clips that pictures are drawn from: the evaluated split."""
+    recipe = plan.recipe
+    return load_clips(recipe.data, recipe.evaluate.split, recipe.evaluate.sources)
+
+
+def masks_on_clip(plan: Plan, clip: int) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A clip's frames uint8 `(T, H, W, 3)`, and each arm's masks on it, bool `(T', H', W')` each, by label."""
+    recipe, masks = plan.recipe, {}
+    for arm in recipe.arms:
+        if plan.arms[arm].pretrained and arm != "running_cell_50_all":  # the same mask, another loss
+            drawn = _draw(plan.cell(arm, recipe.seeds[0]).recipe, 1)
+            masks[plan.arms[arm].label] = tuple(mask[0].reshape(recipe.model.clip.grid).numpy() for mask in drawn)
+    video = middle_clips(example_clips(plan), range(clip, clip + 1), recipe.model.frames, recipe.data.stride, recipe.model.side)
+    return video[0].permute(1, 2, 3, 0).numpy(), masks
+
+
+@torch.no_grad()
+def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
+    """Strips for one clip: original, what the encoder sees, cube means, and the reconstruction; one frame a time step.
+
+    With a normalised target the model says nothing of a cube's mean and deviation: they are taken from the true cube,
+    which flatters the picture, so the cube means stand beside it as what the truth alone gives. Every hidden cube is decoded.
+    """
+    cell = plan.cell(arm, plan.recipe.seeds[0])
+    recipe = cell.recipe
+    settings, pretrain = recipe.model, recipe.pretrain
+    model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
+    path = store.folder(cell.encoder) / WEIGHTS
+    load_weights(model, read_weights(path), str(path))
+    model = model.to(PartialState().device).eval()
+    rows = range(clip, clip + 1)
+    video = middle_clips(example_clips(plan), rows, settings.frames, recipe.data.stride, settings.side).to(
+        PartialState().device
+    )
+    encoder_mask, _ = _draw(recipe, 1)
+    prediction, decoded = model(video, encoder_mask)
+    raw = model.pixels_at(video, decoded)
+    mean, deviation = cube_statistics(raw)
+    filled = prediction.reshape(raw.shape)
+    if pretrain.normalise_target:
+        filled = filled * (deviation + pretrain.target_eps) + mean
+    frames = {"original": video[0].permute(1, 2, 3, 0).cpu().numpy()}
+    grey = torch.full_like(raw, 0.55)
+    for name, values in (("encoder sees", grey), ("cube means", mean.expand_as(raw)), ("reconstruction", filled)):
+        frames[name] = _paste(frames["original"], values[0].cpu().numpy(), decoded[0].cpu().numpy(), settings.clip)
+    return {name: strip[:: settings.tubelet] for name, strip in frames.items()}
+
+
+def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> list[str]:
+    """What the numbers say, in words computed from them."""
+    probe, words = main_probe(plan), []
+    pretrained = [arm for arm in plan.recipe.arms if plan.arms[arm].pretrained]
+    if floor in plan.recipe.arms and pretrained:
+        gains = paired_differences(rows, probe, floor).loc[pretrained]
+        worst, tuned = gains.difference.idxmin(), paired_differences(rows, "finetune", floor).loc[pretrained]
+        words.append(
+            f"Pre-training lifts the frozen readout ({PROBE_NAMES[probe]}) by {gains.difference.min():.1f} to "
+            f"{gains.difference.max():.1f} points over the untrained encoder; the smallest gain is that of "
+            f"'{plan.arms[worst].label}', {interval(gains.difference[worst], gains.low[worst], gains.high[worst])}."
+        )
+        words.append(
+            f"Fine-tuning with {plan.recipe.evaluate.finetune_labels} labels gains {tuned.difference.min():+.1f} to "
+            f"{tuned.difference.max():+.1f} points over training from scratch."
+        )
+    if baseline in pretrained and len(pretrained) > 1:
+        words.append(
+            _mask_verdict(plan, paired_differences(rows, probe, baseline), [a for a in pretrained if a != baseline], baseline)
+        )
+    return words
+
+
+def test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str) -> tuple[float, float]:
+    """Wilson interval of an arm's mean accuracy on the held-out clips: what their finite number leaves open, seeds apart."""
+    clips = store.result(plan.cell(arm, plan.recipe.seeds[0]).probe)["test_clips"]
+    return wilson_interval(round(summarise(rows, main_probe(plan))["mean"][arm] / 100 * clips), clips)
+
+
+def _mask_verdict(plan: Plan, differences: pd.DataFrame, arms: list[str], baseline: str) -> str:
+    told = {arm: differences.loc[arm] for arm in arms if differences.low[arm] > 0 or differences.high[arm] < 0}
+    name, seeds = plan.arms[baseline].label, int(differences.seeds.min())
+    if differences.low[arms].isna().all():
+        return f"With one seed nothing can be said about the masks' differences to '{name}'."
+    if not told:
+        return (
+            f"No decoder mask can be told apart from '{name}' over {seeds} seeds: every 95 % interval of the paired difference "
+            "holds zero. What the masks do change is the cost."
+        )
+    listed = "; ".join(f"'{plan.arms[arm].label}' {interval(row.difference, row.low, row.high)}" for arm, row in told.items())
+    return (
+        f"Over {seeds} seeds, {len(told)} of {len(arms)} masks differ from '{name}' by more than their 95 % interval "
+        f"(not corrected for looking at {len(arms)} of them): {listed}. The others cannot be told apart from it."
+    )
+
+
+def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
+    """Frames with some cubes replaced: uint8 `(T, H, W, 3)`, float `(M, t*p*p, 3)` in [0, 1], int `(M,)`."""
+    (time, height, width), patch = clip.grid, clip.patch
+    layout = "(t k) (h p) (w q) c -> (t h w) (k p q) c"
+    tokens = rearrange(frames, layout, k=clip.tubelet, p=patch, q=patch).copy()
+    tokens[positions] = (255 * values.clip(0, 1)).round()
+    back = "(t h w) (k p q) c -> (t k) (h p) (w q) c"
+    return rearrange(tokens, back, t=time, h=height, w=width, k=clip.tubelet, p=patch, q=patch)
+
+
+def _draw(recipe: Recipe, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
+    return draw_masks(recipe.mask, recipe.model.clip.grid, batch, *generators)
+
+
+def _mean_and_spread(summary: pd.DataFrame, arm: str, digits: int = 1) -> str:
+    return plus_minus(summary["mean"][arm], summary["std"][arm], digits) if arm in summary.index else ""
+
+
+def _difference(differences: pd.DataFrame, arm: str) -> str:
+    if arm not in differences.index:
+        return ""
+    row = differences.loc[arm]
+    return interval(row.difference, row.low, row.high)

@@ -1,0 +1,161 @@
+"""A notebook's parameters, as papermill injects them, into settings that are checked before anything runs."""
+
+import copy
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vmae_lab.data.clips import DataSettings
+from vmae_lab.evaluation.probes import ProbeSettings
+from vmae_lab.masking import MaskSettings, draw_masks
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.randomness import torch_generator
+from vmae_lab.training.finetune import FinetuneSettings
+from vmae_lab.training.loop import Compute
+from vmae_lab.training.pretrain import PretrainSettings
+
+CHECKED = "_vmae_lab_parameters_checked"
+
+
+class RecipeError(ValueError):
+    """A parameter that is unknown, misspelt, of the wrong type, or impossible: names it and what is accepted."""
+
+
+class EvaluateSettings(BaseModel):
+    """What a pre-trained encoder is judged by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: Literal["validation", "test"] = Field("test", description="search on validation, report on test")
+    sources: tuple[str, ...] = Field((), description="sources evaluated on; all where empty")
+    probe: ProbeSettings = ProbeSettings()
+    finetune: FinetuneSettings
+    finetune_labels: int | None = Field(
+        160, ge=8, description="labelled clips for fine-tuning, equally many a class; all if null"
+    )
+
+
+class Recipe(BaseModel):
+    """Everything that a notebook's plan is made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: str = Field(pattern=r"^[a-z0-9_-]+$", description="names the folder in reports/")
+    data: DataSettings
+    model: ModelSettings
+    mask: MaskSettings
+    pretrain: PretrainSettings
+    evaluate: EvaluateSettings
+    compute: Compute = Compute()
+    seeds: tuple[int, ...] = Field(min_length=1)
+    arms: tuple[str, ...] = Field(min_length=1)
+
+    def model_post_init(self, _context: object) -> None:
+        unknown = set(self.evaluate.sources) - set(self.data.sources)
+        if unknown:
+            raise ValueError(f"evaluate.sources {sorted(unknown)} are not among the data's sources {list(self.data.sources)}")
+        span = (self.model.frames - 1) * self.data.stride + 1
+        if self.data.motionworld and span > self.data.motionworld.frames:
+            raise ValueError(
+                f"model.frames {self.model.frames} with data.stride {self.data.stride} spans {span} frames; the files have "
+                f"{self.data.motionworld.frames} (data.motionworld.frames)"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} repeat: a repeated seed adds no information")
+        # A mask that the grid cannot have is refused here, not in the first step.
+        draw_masks(self.mask, self.model.clip.grid, 1, torch_generator(0, "check"), torch_generator(0, "check"))
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """A copy with dotted one-offs applied, checked again. Raises RecipeError."""
+        tree = self.model_dump(mode="json")
+        _apply(tree, overrides)
+        return build_recipe(tree)
+
+
+def build_recipe(parameters: Mapping[str, Any], arms: Mapping[str, Any] | None = None) -> Recipe:
+    """Checked settings from plain parameters; `override` holds dotted one-offs (`{"pretrain.steps": 10}`).
+
+    `arms`, where given, are the ones a notebook knows. Raises RecipeError.
+    """
+    tree = copy.deepcopy(dict(parameters))
+    overrides = tree.pop("override", None) or {}
+    if not isinstance(overrides, Mapping):
+        raise RecipeError(f"override is a dictionary of dotted names and values; got {overrides!r}")
+    _apply(tree, overrides)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error)) from None
+    for arm in recipe.arms:
+        if arms is not None and arm not in arms:
+            raise RecipeError(f"arms: there is no arm '{arm}'{_nearest(arm, arms)}; arms are {', '.join(arms)}")
+    return recipe
+
+
+def read_parameters(namespace: dict[str, Any], arms: Mapping[str, Any]) -> Recipe:
+    """The recipe of a notebook from its own globals: `recipe = read_parameters(globals(), ARMS)` after the parameters cell.
+
+    papermill injects an unknown parameter with no more than a warning, so every plain value found here that is not a
+    parameter is refused, the first time; later calls come from a person who may have made variables of their own.
+    Raises RecipeError.
+    """
+    known = {*Recipe.model_fields, "override"}
+    plain = {
+        name: value
+        for name, value in namespace.items()
+        if not (name.startswith("_") or name.isupper() or name in ("In", "Out"))
+        and isinstance(value, (dict, list, tuple, str, int, float))
+    }
+    if CHECKED not in namespace:
+        for name in plain:
+            if name not in known:
+                raise RecipeError(
+                    f"unknown parameter '{name}'{_nearest(name, known)}; parameters are {', '.join(sorted(known))}"
+                )
+    recipe = build_recipe({name: value for name, value in plain.items() if name in known}, arms)
+    namespace[CHECKED] = True
+    return recipe
+
+
+def _apply(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    for dotted, value in overrides.items():
+        *path, last = dotted.split(".")
+        place = tree
+        for name in path:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"override '{dotted}': '{name}' is a single value, not a section")
+        place[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """pydantic's findings, a line each: the parameter's dotted name, what is wrong, what is accepted."""
+    lines = []
+    for finding in error.errors():
+        path = [str(part) for part in finding["loc"]]
+        name = ".".join(path) or "parameters"
+        if finding["type"] == "extra_forbidden":
+            accepted = _fields_at(path[:-1])
+            lines.append(f"{name}: unknown parameter{_nearest(path[-1], accepted)}; accepted here: {', '.join(accepted)}")
+        elif finding["type"] == "missing":
+            lines.append(f"{name}: this parameter is missing")
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(finding["input"], dict) else f" (got {finding['input']!r})"
+            lines.append(f"{name}: {message}{given}")
+    return "\n".join(lines)
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """Names accepted in a section of the recipe."""
+    section: type[BaseModel] = Recipe
+    for name in path:
+        section = section.model_fields[name].annotation
+    return list(section.model_fields)
+
+
+def _nearest(name: str, accepted: Any) -> str:
+    close = difflib.get_close_matches(name, list(accepted), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,150 @@
+"""The run store: one folder a stage, named by what it is. Finished work is reused, killed work resumed, others wait."""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from vmae_lab.files import make_folder, read_json, write_json, write_text
+from vmae_lab.lab.provenance import provenance
+from vmae_lab.lab.stages import Job, Stage, execute
+from vmae_lab.training.loop import Compute, read_metrics
+
+RESULT = "result.json"
+
+
+class RunStore:
+    """Folders `<root>/<stage key>/`; a stage is finished when its `result.json` stands there, which is written last."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def folder(self, stage: Stage) -> Path:
+        return self.root / stage.key
+
+    def finished(self, stage: Stage) -> bool:
+        return (self.folder(stage) / RESULT).exists()
+
+    def result(self, stage: Stage) -> dict[str, Any]:
+        return read_json(self.folder(stage) / RESULT)
+
+    def progress(self, stage: Stage) -> float:
+        """Part of a stage that is done, 0 to 1, from its log."""
+        if self.finished(stage):
+            return 1.0
+        rows = read_metrics(self.folder(stage)) if stage.steps else []
+        return rows[-1]["step"] / stage.steps if rows else 0.0
+
+    def complete(self, stage: Stage, compute: Compute, progress: bool = True) -> dict[str, Any]:
+        """The stage's result: at once where it is finished, else after running it. Its inputs must be finished.
+
+        While another process works on the same stage, this waits and then takes that result.
+        """
+        folder = make_folder(self.folder(stage))
+        with self._lock(stage):
+            if not self.finished(stage):
+                started = time.perf_counter()
+                write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
+                inputs = tuple(self.folder(source) for source in stage.inputs)
+                result = execute(Job(stage, folder, inputs, compute, progress))
+                seconds = time.perf_counter() - started
+                write_json(folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
+                _tidy(folder)
+        return self.result(stage)
+
+    def complete_all(self, stages: Iterable[Stage], compute: Compute, work: Mapping[str, float]) -> None:
+        """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
+
+        `work` weighs the stages (by key) for the bar and its time to go. A stage that fails stops the rest: what was
+        finished stays, what was running resumes the next time.
+        """
+        order = in_order(stages)
+        todo = [stage for stage in order if not self.finished(stage)]
+        make_folder(self.root)
+        bar = _Bar(self, todo, work)
+        if compute.jobs == 1:
+            for stage in todo:
+                self.complete(stage, compute, progress=bool(stage.steps))
+                bar.refresh()
+        elif todo:
+            self._in_processes(todo, compute, bar)
+        bar.close()
+
+    def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_Bar") -> None:
+        waiting, running = list(todo), dict[Future, Stage]()
+        with ProcessPoolExecutor(compute.jobs, mp_context=get_context("spawn")) as pool:
+            try:
+                while waiting or running:
+                    ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
+                    for stage in ready[: compute.jobs - len(running)]:
+                        running[pool.submit(_complete, self.root, stage, compute)] = stage
+                        waiting.remove(stage)
+                    done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        del running[future]
+                        future.result()
+                    bar.refresh()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                raise
+
+    def _lock(self, stage: Stage) -> FileLock:
+        """The stage's lock, taken; freed by the system where its holder is killed."""
+        lock = FileLock(self.root / f".{stage.key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another process is working on {stage.key}; waiting for its result", flush=True)
+            lock.acquire()
+        return lock
+
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all their inputs, each once, inputs first."""
+    ordered: dict[str, Stage] = {}
+    for stage in stages:
+        for one in (*in_order(stage.inputs), stage):
+            ordered.setdefault(one.key, one)
+    return list(ordered.values())
+
+
+def _complete(root: Path, stage: Stage, compute: Compute) -> None:
+    RunStore(root).complete(stage, compute, progress=False)
+
+
+def _tidy(folder: Path) -> None:
+    """Drop what only an unfinished run needs: the optimiser's state."""
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    for part in folder.glob("attentive-*"):
+        shutil.rmtree(part)
+
+
+class _Bar:
+    """One progress bar over many stages, in parts of their predicted work."""
+
+    def __init__(self, store: RunStore, todo: list[Stage], work: Mapping[str, float]):
+        self.store, self.todo, self.work = store, todo, work
+        total = sum(work[stage.key] for stage in todo)
+        self.bar = tqdm(
+            total=total, disable=not todo, desc=f"0/{len(todo)} stages",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go",
+        )  # fmt: skip
+
+    def refresh(self) -> None:
+        parts = [self.store.progress(stage) for stage in self.todo]
+        self.bar.set_description_str(f"{sum(part == 1.0 for part in parts)}/{len(parts)} stages", refresh=False)
+        done = sum(part * self.work[stage.key] for part, stage in zip(parts, self.todo, strict=True))
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        self.refresh()
+        self.bar.close()

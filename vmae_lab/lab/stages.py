@@ -1,0 +1,294 @@
+"""The stages of a plan: what each is decided by, and how it is carried out.
+
+A stage is settings and input stages in, a folder out. Its key is a hash of just what decides its result, so arms and
+notebooks share work; how it is computed (`Compute`) is not part of it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
+
+from vmae_lab.data.clips import Clips, DataSettings, load_clips
+from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
+from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.probes import ProbeSettings, arrange, draw_labelled, extract_tokens, fit_classical, pooled_only
+from vmae_lab.evaluation.reconstruction import reconstruction_errors
+from vmae_lab.files import fingerprint, whole_file
+from vmae_lab.lab.recipe import Recipe
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.checkpoints import State, load_weights, read_weights
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.vit import VideoEncoder
+from vmae_lab.randomness import derive, seeded
+from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
+from vmae_lab.training.loop import Compute, Trained, TrainSettings, train
+from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.probe import AttentiveProbeTask
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work, named by what decides its result. `settings` are plain values; `inputs` are stages it needs done."""
+
+    kind: str
+    settings: dict[str, Any]
+    inputs: tuple["Stage", ...] = field(default=())
+
+    @cached_property
+    def key(self) -> str:
+        parts = {"settings": self.settings, "inputs": [stage.key for stage in self.inputs], "version": KINDS[self.kind].version}
+        return f"{self.kind}-{fingerprint(parts)}"
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps, where it is trained; else 0."""
+        return self.settings.get(self.kind, {}).get("steps", 0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is carried out with: its own folder, its inputs' folders, and the computing settings."""
+
+    stage: Stage
+    folder: Path
+    input_folders: tuple[Path, ...]
+    compute: Compute
+    progress: bool
+
+    def section(self, name: str) -> Any:
+        return self.stage.settings[name]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of stage runs. Raise `version` when a change to the code changes its results."""
+
+    run: Callable[[Job], dict[str, Any]]
+    version: int = 1
+
+
+def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
+    """Self-supervised pre-training of one model."""
+    return Stage("pretrain", {**_base(recipe, seed), "mask": _plain(recipe.mask), "pretrain": _plain(recipe.pretrain)})
+
+
+def initial_stage(recipe: Recipe, seed: int) -> Stage:
+    """The model that pre-training with this seed starts from: the untrained encoder, the floor of every frozen readout."""
+    return Stage("initial", {"model": _plain(recipe.model), "seed": seed})
+
+
+def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
+    """Frozen readouts of an encoder, and its reconstruction error where it was pre-trained."""
+    return Stage("probe", {**_base(recipe, seed), **_evaluated(recipe), "probe": _plain(recipe.evaluate.probe)}, (encoder,))
+
+
+def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
+    """Fine-tuning with few labels, from an encoder or from scratch."""
+    settings = {
+        **_base(recipe, seed), **_evaluated(recipe), "finetune": _plain(recipe.evaluate.finetune),
+        "labels": recipe.evaluate.finetune_labels,
+    }  # fmt: skip
+    return Stage("finetune", settings, () if encoder is None else (encoder,))
+
+
+def controls_stage(recipe: Recipe, seed: int) -> Stage:
+    """What can be had without an encoder: raw pixels, and each single frame."""
+    return Stage("controls", {**_base(recipe, seed), **_evaluated(recipe), "labels": recipe.evaluate.probe.labels})
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """Carry a stage out; returns what goes into its `result.json`."""
+    with _threads(job.compute.threads):
+        return KINDS[job.stage.kind].run(job)
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def _base(recipe: Recipe, seed: int) -> dict[str, Any]:
+    return {
+        "data": _plain(recipe.data), "data_fingerprint": recipe.data.fingerprint, "model": _plain(recipe.model), "seed": seed,
+    }  # fmt: skip
+
+
+def _evaluated(recipe: Recipe) -> dict[str, Any]:
+    return {"split": recipe.evaluate.split, "sources": list(recipe.evaluate.sources)}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """A fixed number of CPU threads for PyTorch and the BLAS behind scikit-learn: results depend on it in the last bits."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=8)
+def _clips(data: str, split: str, sources: tuple[str, ...], jobs: int) -> Clips:
+    return load_clips(DataSettings.model_validate_json(data), split, sources, jobs)
+
+
+def _load(job: Job, split: str, sources: list[str]) -> tuple[DataSettings, Clips]:
+    data = DataSettings(**job.section("data"))
+    return data, _clips(data.model_dump_json(), split, tuple(sources), job.compute.jobs)
+
+
+def _save_weights(model: torch.nn.Module, folder: Path) -> None:
+    with whole_file(folder / WEIGHTS) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
+
+
+def _encoder(job: Job) -> tuple[VideoEncoder, State]:
+    """The input stage's encoder on the device, with its final LayerNorm, and the state it came from."""
+    settings = ModelSettings(**job.section("model"))
+    path = job.input_folders[0] / WEIGHTS
+    state = encoder_state(read_weights(path))
+    encoder = VideoEncoder(settings.dimensions, settings.clip)
+    load_weights(encoder, state, str(path))
+    return encoder.to(PartialState().device).eval(), state
+
+
+def _training_cost(trained: Trained) -> dict[str, Any]:
+    return {
+        "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
+        "peak_memory_mib": trained.peak_memory_mib,
+    }  # fmt: skip
+
+
+def _run_pretrain(job: Job) -> dict[str, Any]:
+    data = DataSettings(**job.section("data"))
+    _, clips = _load(job, "pretrain", list(data.pretrain_sources))
+    task = PretrainTask(
+        ModelSettings(**job.section("model")), MaskSettings(**job.section("mask")),
+        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"),
+    )  # fmt: skip
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save_weights(trained.model, job.folder)
+    return {"metrics": {}, "training": _training_cost(trained)}
+
+
+def _run_initial(job: Job) -> dict[str, Any]:
+    settings = ModelSettings(**job.section("model"))
+    with seeded(job.section("seed"), "initial weights"):
+        model = VideoMAE(settings.dimensions, settings.clip)
+    _save_weights(model, job.folder)
+    return {"metrics": {}}
+
+
+def _run_probe(job: Job) -> dict[str, Any]:
+    model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
+    data, labelled = _load(job, "train", job.section("sources"))
+    _, held_out = _load(job, job.section("split"), job.section("sources"))
+    encoder, _ = _encoder(job)
+    draws = [draw_labelled(labelled.labels, settings.labels, data.seed, draw) for draw in range(settings.draws)]
+    needed = np.unique(np.concatenate(draws))
+    pooled = pooled_only(settings.probes)
+    train_tokens = extract_tokens(encoder, labelled, needed.tolist(), model, data.stride, pooled)
+    test_tokens = extract_tokens(encoder, held_out, range(len(held_out)), model, data.stride, pooled)
+    scores: dict[str, list[float]] = {probe: [] for probe in settings.probes}
+    for draw, rows in enumerate(draws):
+        tokens, labels = train_tokens[np.searchsorted(needed, rows)], labelled.labels[rows]
+        for probe in settings.probes:
+            if probe == "attentive":
+                predicted = _attentive(job, settings, model, tokens, labels, test_tokens, draw)
+            else:
+                predicted = fit_classical(probe, tokens.numpy(), labels).predict(arrange(probe, test_tokens.numpy()))
+            scores[probe].append(top1(predicted, held_out.labels))
+    metrics = {probe: float(np.mean(values)) for probe, values in scores.items()}
+    source = job.stage.inputs[0]
+    if source.kind == "pretrain":
+        metrics |= _reconstruction(job, source, held_out, data)
+    return {"metrics": metrics, "draws": scores, "test_clips": len(held_out)}
+
+
+def _attentive(
+    job: Job, settings: ProbeSettings, model: ModelSettings, tokens: torch.Tensor, labels: np.ndarray,
+    test_tokens: torch.Tensor, draw: int,
+) -> np.ndarray:  # fmt: skip
+    training = TrainSettings(
+        steps=settings.attentive_steps, batch_size=min(32, len(labels)), lr=settings.attentive_lr,
+        warmup_steps=settings.attentive_steps // 10, precision="fp32",
+    )  # fmt: skip
+    classes = DataSettings(**job.section("data")).classes
+    task = AttentiveProbeTask(
+        tokens, torch.from_numpy(labels), model.dimensions.heads, classes, training,
+        derive(job.section("seed"), "attentive probe", draw),
+    )  # fmt: skip
+    quiet = job.compute.model_copy(update={"tensorboard": False})
+    head = train(task, job.folder / f"attentive-{draw}", quiet, progress=False).model.eval()
+    with torch.no_grad():
+        parts = [head(part.to(PartialState().device)).argmax(1).cpu() for part in test_tokens.split(256)]
+    return torch.cat(parts).numpy()
+
+
+def _reconstruction(job: Job, source: Stage, held_out: Clips, data: DataSettings) -> dict[str, float]:
+    settings = ModelSettings(**source.settings["model"])
+    recipe = PretrainSettings(**source.settings["pretrain"])
+    model = VideoMAE(settings.dimensions, settings.clip, recipe.normalise_target, recipe.target_eps)
+    path = job.input_folders[0] / WEIGHTS
+    load_weights(model, read_weights(path), str(path))
+    masks = MaskSettings(**source.settings["mask"])
+    return reconstruction_errors(model.to(PartialState().device).eval(), held_out, settings, masks, data.stride)
+
+
+def _run_finetune(job: Job) -> dict[str, Any]:
+    model = ModelSettings(**job.section("model"))
+    data, clips = _load(job, "train", job.section("sources"))
+    _, held_out = _load(job, job.section("split"), job.section("sources"))
+    state = _encoder(job)[1] if job.input_folders else None
+    count = job.section("labels")
+    rows = np.arange(len(clips)) if count is None else draw_labelled(clips.labels, count, data.seed, job.section("seed"))
+    task = FinetuneTask(
+        model, FinetuneSettings(**job.section("finetune")), data, clips, rows.tolist(), state, job.section("seed")
+    )
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save_weights(trained.model, job.folder)
+    scores = predict(trained.model, held_out, model, data.stride)
+    accuracy = top1(scores.argmax(1).numpy(), held_out.labels)
+    return {"metrics": {"finetune": accuracy}, "training": _training_cost(trained), "test_clips": len(held_out)}
+
+
+def _run_controls(job: Job) -> dict[str, Any]:
+    model = ModelSettings(**job.section("model"))
+    data, clips = _load(job, "train", job.section("sources"))
+    _, held_out = _load(job, job.section("split"), job.section("sources"))
+    rows = draw_labelled(clips.labels, job.section("labels"), data.seed, job.section("seed"))
+    frames = single_frame_accuracies(clips, held_out, model.side)
+    return {
+        "metrics": {
+            "raw_pixels": raw_pixel_accuracy(clips, held_out, rows, model, data.stride),
+            "single_frame_mean": float(np.mean(frames)),
+            "single_frame_best": float(np.max(frames)),
+        },
+        "single_frames": frames,
+        "test_clips": len(held_out),
+    }  # fmt: skip
+
+
+KINDS: dict[str, Kind] = {
+    "pretrain": Kind(_run_pretrain),
+    "initial": Kind(_run_initial),
+    "probe": Kind(_run_probe),
+    "finetune": Kind(_run_finetune),
+    "controls": Kind(_run_controls),
+}

@@ -1,0 +1,43 @@
+"""The attentive probe: one learned query over frozen tokens, trained through the one loop."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vmae_lab.data.mixture import EpochOrder
+from vmae_lab.models.classifier import ClassHead
+from vmae_lab.training.loop import Batch, TrainSettings
+
+
+class AttentiveProbeTask:
+    """Class scores from features `(n, N, D)` kept in memory."""
+
+    def __init__(self, features: Tensor, labels: Tensor, heads: int, classes: int, settings: TrainSettings, seed: int):
+        self.features, self.labels, self.heads, self.classes = features, labels, heads, classes
+        self.settings, self.seed = settings, seed
+
+    def build(self) -> nn.Module:
+        _, tokens, width = self.features.shape
+        return ClassHead(tokens, width, self.heads, self.classes, "attentive", init_scale=1.0)
+
+    def batches(self, rows: range) -> "ProbeBatches":
+        return ProbeBatches(self, rows)
+
+    def weight(self, batch: Batch) -> float:
+        return float(len(batch["label"]))
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        return nn.functional.cross_entropy(model(batch["tokens"].to(device)), batch["label"].to(device))
+
+
+class ProbeBatches(Dataset):
+    """Step -> `tokens (B, N, D)`, `label (B,)`."""
+
+    def __init__(self, task: AttentiveProbeTask, rows: range):
+        self.task, self.rows = task, rows
+        self.order = EpochOrder(len(task.labels), task.seed, "probe order")
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.task.settings.batch_size
+        chosen = [self.order[first + row] for row in self.rows]
+        return {"tokens": self.task.features[chosen], "label": self.task.labels[chosen]}
