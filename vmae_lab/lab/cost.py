@@ -81,9 +81,7 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
         these = [stage for stage in stages if stage.kind == kind]
         done = sum(store.finished(stage) for stage in these)
         steps, macs = sum(stage.steps for stage in these), sum(map(stage_macs, these))
-        lines.append(
-            f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P multiply-accumulates"
-        )
+        lines.append(f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC")
     total = sum(stage_macs(stage) for stage in stages if not store.finished(stage))
     lines.append(
         f"left to run: {total / 1e15:.4g} P multiply-accumulates; {_duration(total / 1e14 / 60)} on a device that sustains "

@@ -178,13 +178,14 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
         gains = paired_differences(rows, probe, floor).loc[pretrained]
         worst, tuned = gains.difference.idxmin(), paired_differences(rows, "finetune", floor).loc[pretrained]
         words.append(
-            f"Pre-training lifts the frozen readout ({PROBE_NAMES[probe]}) by {gains.difference.min():.1f} to "
-            f"{gains.difference.max():.1f} points over the untrained encoder; the smallest gain is that of "
+            f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[probe]}) by "
+            f"{gains.difference.min():+.1f} to {gains.difference.max():+.1f} points; the least is that of "
             f"'{plan.arms[worst].label}', {interval(gains.difference[worst], gains.low[worst], gains.high[worst])}."
         )
         words.append(
-            f"Fine-tuning with {plan.recipe.evaluate.finetune_labels} labels gains {tuned.difference.min():+.1f} to "
-            f"{tuned.difference.max():+.1f} points over training from scratch."
+            f"Against training from scratch, pre-training changes the accuracy after fine-tuning "
+            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {tuned.difference.min():+.1f} to "
+            f"{tuned.difference.max():+.1f} points."
         )
     if baseline in pretrained and len(pretrained) > 1:
         words.append(

@@ -63,11 +63,8 @@ class VideoClassifier(nn.Module):
         return self.head(self.encoder(video))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layer numbers for timm's layer decay: embedding 0, block i is i + 1, the head last."""
-        return {
-            "stem": r"^encoder\.embed",
-            "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None), (r"^head", (99999,))],
-        }
+        """Layer numbers for timm's layer decay: embedding 0, block i is i + 1, what is not named here (the head) the last."""
+        return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
         return {"head.pool.latent"}

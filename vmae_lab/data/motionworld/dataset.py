@@ -171,9 +171,13 @@ def _write_clip(settings: MotionworldSettings, folder: Path, split: Split, sourc
 
 
 def encode_mp4(frames: np.ndarray, path: Path, rate: int = FRAMES_A_SECOND) -> None:
-    """Write uint8 `(F, H, W, 3)` as H.264 in mp4; one encoder thread, so that equal frames give equal files."""
+    """Write uint8 `(F, H, W, 3)` as H.264 in mp4, so that equal frames give equal bytes.
+
+    That takes one encoder thread and `cpu-independent`: without it x264's choices vary with the alignment of its buffers.
+    """
+    options = {"preset": "veryfast", "crf": "18", "threads": "1", "x264-params": "cpu-independent=1"}
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18", "threads": "1"})
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

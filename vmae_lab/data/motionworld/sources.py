@@ -1,7 +1,7 @@
 """What the things of motionworld look like: five sources that share the actions and little else.
 
-They stand for the origins the paper mixes (web, YouTube, Instagram, movies, manual recordings). Surfaces are smooth and
-things are big: with small objects on noisy texture nothing is learned in minutes of CPU time.
+They stand for the origins the paper mixes (web, YouTube, Instagram, movies, manual recordings). Things are big, bright,
+soft-edged and on flat ground: on small things over noisy texture nothing is learned in minutes of CPU time.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from sklearn.datasets import load_digits
 from vmae_lab.data.motionworld.motion import Path
 
 Frames = np.ndarray  # float (F, S, S, 3) in [0, 1]
-SMALLEST, LARGEST = 0.22, 0.44  # radius of a thing, in parts of the frame's side
+SMALLEST, LARGEST = 0.25, 0.45  # radius of a thing, in parts of the frame's side
 
 
 def sprites(path: Path, side: int, rng: np.random.Generator) -> Frames:
-    """A two-coloured blob with lobes over a soft background."""
+    """A two-coloured blob with lobes over a flat ground."""
     u = _thing_coordinates(path, side)
     radius, azimuth = np.hypot(u[..., 0], u[..., 1]), np.arctan2(u[..., 1], u[..., 0])
     lobes, depth, lean = rng.integers(2, 5), rng.uniform(0.15, 0.3), rng.uniform(0.1, 0.2)
     edge = (1 - depth - lean) + depth * np.cos(lobes * azimuth) + lean * np.cos(azimuth)
     one, two, ground = _colours(rng)
-    surface = _blend(one, two, _step(u[..., 1] + 0.3 * u[..., 0], 0.15))
-    return _over(surface, _step(edge - radius, 0.06), _background(ground, path, side, rng))
+    surface = _blend(one, two, _step(u[..., 1] + 0.3 * u[..., 0], 0.3))
+    return _over(surface, _step(edge - radius, 0.12), ground)
 
 
 def digits(path: Path, side: int, rng: np.random.Generator) -> Frames:
@@ -34,7 +34,7 @@ def digits(path: Path, side: int, rng: np.random.Generator) -> Frames:
     u = _thing_coordinates(path, side)
     ink = _lookup(scans[rng.integers(len(scans))], (u + 1) / 2, wrap=False)
     one, _, ground = _colours(rng)
-    return _over(np.broadcast_to(one, (*ink.shape, 3)), _step(ink - 0.35, 0.2), _background(ground, path, side, rng))
+    return _over(np.broadcast_to(one, (*ink.shape, 3)), _step(ink - 0.35, 0.4), ground)
 
 
 def sticks(path: Path, side: int, rng: np.random.Generator) -> Frames:
@@ -48,10 +48,8 @@ def sticks(path: Path, side: int, rng: np.random.Generator) -> Frames:
             strokes.append((root, root + length * np.array([way * np.cos(bend), np.sin(bend)])))
     distance = np.min([_distance(u, a, b) for a, b in strokes], axis=0)
     limbs, head, ground = _colours(rng)
-    skull = _step(0.24 - np.hypot(u[..., 0], u[..., 1] + 0.62), 0.06)[..., None]
-    figure = _over(
-        np.broadcast_to(limbs, (*distance.shape, 3)), _step(0.13 - distance, 0.06), _background(ground, path, side, rng)
-    )
+    skull = _step(0.24 - np.hypot(u[..., 0], u[..., 1] + 0.62), 0.12)[..., None]
+    figure = _over(np.broadcast_to(limbs, (*distance.shape, 3)), _step(0.13 - distance, 0.12), ground)
     return figure * (1 - skull) + head * skull
 
 
@@ -102,7 +100,7 @@ def _thing_coordinates(path: Path, side: int, wrap: bool = True) -> np.ndarray:
 
 
 def _step(value: np.ndarray, softness: float) -> np.ndarray:
-    """0 below zero, 1 above it, with a soft edge."""
+    """0 below zero, 1 above it, with an edge as soft as `softness` in the thing's units."""
     return 1 / (1 + np.exp(np.clip(-4 * value / softness, -30, 30)))
 
 
@@ -121,20 +119,9 @@ def _distance(u: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two colours for a thing and one for the ground, far apart in brightness."""
-    dark = rng.random() < 0.5
-    ground = rng.uniform(0.05, 0.35, 3) if dark else rng.uniform(0.65, 0.95, 3)
-    thing = rng.uniform(0.6, 1.0, (2, 3)) if dark else rng.uniform(0.0, 0.4, (2, 3))
-    thing[1, rng.integers(3)] = 1 - thing[1].mean()
-    return thing[0], thing[1], ground
-
-
-def _background(ground: np.ndarray, path: Path, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A still, nearly flat ground: one slow wave of brightness."""
-    ticks = (np.arange(side) + 0.5) / side
-    wave = np.cos(2 * np.pi * (ticks[None, :] * rng.integers(0, 2) + ticks[:, None] + rng.random()))
-    still = np.clip(ground + 0.06 * wave[..., None], 0, 1)
-    return np.broadcast_to(still, (len(path.angle), side, side, 3))
+    """Two bright colours for a thing and a dark one for the ground: the edge of a thing always has one polarity."""
+    things = rng.uniform(0.55, 1.0, (2, 3))
+    return things[0], things[1], rng.uniform(0.0, 0.12, 3)
 
 
 def _texture(rng: np.random.Generator, colours: int, side: int = 64) -> np.ndarray:

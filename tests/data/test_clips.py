@@ -1,0 +1,100 @@
+"""Decoding, list files, windows, crops and the order of samples."""
+
+import numpy as np
+import pytest
+import torch
+
+from vmae_lab.data.augment import centre_crop, multi_scale_crop
+from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.lists import ListError, ListSettings
+from vmae_lab.data.mixture import EpochOrder
+from vmae_lab.data.motionworld import MotionworldSettings, open_motionworld
+from vmae_lab.data.sampling import dense_window
+from vmae_lab.data.video import VideoError, read_frames
+from vmae_lab.randomness import numpy_generator
+
+WORLD = MotionworldSettings(sources=("digits", "sticks"), side=32, frames=6, train=2, validation=1, test=1)
+
+
+def test_resident_clips_equal_their_files(home):
+    data = DataSettings(motionworld=WORLD, resident_side=32)
+    folder, _ = open_motionworld(WORLD)
+    for sources in ((), ("sticks",)):
+        clips = load_clips(data, "train", sources)
+        assert len(clips) == 16 * len(sources or (1, 2))
+        for index in (0, len(clips) - 1):
+            expected = read_frames(folder / clips.records[index].path, [1, 3, 5])
+            video = clips.video(index, range(1, 6, 2))
+            assert video.dtype == torch.uint8
+            assert torch.equal(video, torch.from_numpy(expected).permute(3, 0, 1, 2))
+
+
+def test_official_lists_read_the_same_videos(home, tmp_path):
+    folder, records = open_motionworld(WORLD)
+    labelled = "".join(f"{r.path} {r.label}\n" for r in records if r.split == "train")
+    (tmp_path / "labelled.txt").write_text(labelled)
+    (tmp_path / "pretrain.txt").write_text("".join(line.rsplit(" ", 1)[0] + " 0 -1\n" for line in labelled.splitlines()))
+    names = {"train": "labelled.txt", "validation": "labelled.txt", "test": "labelled.txt", "pretrain": "pretrain.txt"}
+    lists = ListSettings(root=str(folder), classes=8, **{k: str(tmp_path / v) for k, v in names.items()})
+    listed = load_clips(DataSettings(lists=lists), "train")
+    resident = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train")
+    assert np.array_equal(listed.labels, resident.labels)
+    assert torch.equal(listed.video(3, range(0, 4)), resident.video(3, range(0, 4)))
+    assert listed.frame_count(0) == 6
+    assert len(load_clips(DataSettings(lists=lists), "pretrain")) == len(listed)
+
+
+def test_bad_lines_are_listed_with_their_numbers(tmp_path):
+    (tmp_path / "bad.txt").write_text("a.mp4 1\nb.mp4\nc.mp4 9\nd.mp4 x\n")
+    (tmp_path / "folders.txt").write_text("frames/a 1 120\n")
+    lists = ListSettings(
+        root=str(tmp_path), classes=8, train="bad.txt", validation="none.txt", test="bad.txt", pretrain="folders.txt"
+    )
+    with pytest.raises(ListError, match=r"3 bad lines; line 2: .*line 3: label 9 is outside 0\.\.7; line 4"):
+        load_clips(DataSettings(lists=lists), "train")
+    with pytest.raises(ListError, match=r"data.lists.validation: there is no list file .*none\.txt"):
+        load_clips(DataSettings(lists=lists), "validation")
+    with pytest.raises(ListError, match="frame folder"):
+        load_clips(DataSettings(lists=lists), "pretrain")
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(VideoError, match=r"cannot open .*text\.mp4"):
+        read_frames(tmp_path / "text.mp4")
+    with pytest.raises(VideoError, match=r"no such video file: .*none\.mp4"):
+        read_frames(tmp_path / "none.mp4")
+
+
+def test_frames_outside_a_file_are_refused(home):
+    folder, records = open_motionworld(WORLD)
+    with pytest.raises(VideoError, match="has 6 frames; frames 4 to 8 were asked for"):
+        read_frames(folder / records[0].path, [4, 8])
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
+def test_windows_stay_inside(place):
+    window = dense_window(24, 8, 2, place)
+    assert len(window) == 8
+    assert window[0] >= 0
+    assert window[-1] <= 23
+    with pytest.raises(ValueError, match="spans 15 frames; the video has 14"):
+        dense_window(14, 8, 2, place)
+
+
+def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
+    ramp = torch.arange(40, dtype=torch.uint8).expand(3, 4, 40, 40)
+    for seed in range(8):
+        crop = multi_scale_crop(ramp, 24, numpy_generator(seed, "crop"), (1.0, 0.9, 0.6))
+        assert crop.shape == (3, 4, 24, 24)
+        assert (crop == crop[:1, :1]).all()
+    assert centre_crop(ramp[..., :20], 20).shape == (3, 4, 20, 20)
+
+
+def test_the_stream_has_every_sample_once_an_epoch_and_any_position_at_any_time():
+    order = EpochOrder(7, seed=3)
+    epochs = [[order[7 * epoch + i] for i in range(7)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    fresh = EpochOrder(7, seed=3)
+    assert [fresh[p] for p in (20, 0, 9)] == [epochs[2][6], epochs[0][0], epochs[1][2]]

@@ -1,0 +1,134 @@
+"""The embedded data set: real files, the same every time, told apart by motion alone."""
+
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+from scipy.stats import binom, kstest
+
+from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.motionworld import ACTIONS, SOURCES, MotionworldSettings, open_motionworld
+from vmae_lab.data.motionworld.dataset import render_clip
+from vmae_lab.data.motionworld.motion import draw_path
+from vmae_lab.data.video import read_frames
+from vmae_lab.evaluation.controls import single_frame_accuracies
+from vmae_lab.files import StorageError
+from vmae_lab.randomness import numpy_generator
+
+SMALL = MotionworldSettings(side=32, frames=6, train=2, validation=1, test=1)
+
+
+@pytest.fixture(scope="module")
+def written(home):
+    return open_motionworld(SMALL)
+
+
+def test_every_clip_is_a_file_that_decord_reads(written):
+    folder, records = written
+    assert len(records) == SMALL.clips() == len(SOURCES) * len(ACTIONS) * 4
+    assert len({record.path for record in records}) == len(records)
+    for record in records[::7]:
+        frames = read_frames(folder / record.path)
+        assert frames.shape == (6, 32, 32, 3)
+        assert record.action == record.segments[0].action
+        assert (record.segments[0].start, record.segments[0].end) == (0, 6)
+        boxes = np.array(record.boxes)
+        assert boxes.shape == (6, 4)
+        assert ((boxes >= 0) & (boxes <= 1)).all()
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+
+
+def test_files_hold_what_was_rendered(written):
+    """H.264 at this quality is close; a channel swap or a shifted frame is not."""
+    folder, records = written
+    record = next(r for r in records if r.source == "sprites" and r.split == "train")
+    frames, _ = render_clip(record.source, record.action, SMALL, "train", 0)
+    assert np.abs(read_frames(folder / record.path).astype(int) - frames).mean() < 8
+
+
+def test_equal_settings_give_equal_bytes(written, tmp_path, monkeypatch):
+    folder, records = written
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
+    other, again = open_motionworld(SMALL, processes=2)
+    assert again == records
+    assert all((other / r.path).read_bytes() == (folder / r.path).read_bytes() for r in records)
+
+
+def test_the_box_holds_the_thing():
+    """What is brighter than the dark ground lies in the box."""
+    settings = MotionworldSettings(side=64, frames=8)
+    for source in ("sprites", "sticks", "digits"):
+        for index in range(4):
+            path = draw_path("right", 8, numpy_generator(0, "motion train", list(SOURCES).index(source), 1, index))
+            frames, boxes = render_clip(source, "right", settings, "train", index)
+            inside = (path.centre > 0.45).all(1) & (path.centre < 0.55).all(1)  # no part of it has wrapped round an edge
+            for frame, (x1, y1, x2, y2) in zip(frames[inside], boxes[inside] * 64, strict=True):
+                rows, columns = np.nonzero(frame.max(-1) > 140)
+                assert x1 - 2 <= columns.min() <= columns.max() <= x2 + 2
+                assert y1 - 2 <= rows.min() <= rows.max() <= y2 + 2
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_position_angle_and_size_are_uniform_in_every_frame(action):
+    """By construction no frame's marginals depend on the action: Kolmogorov-Smirnov on 400 clips, first, middle, last frame."""
+    paths = [draw_path(action, 16, numpy_generator(0, "test", ACTIONS.index(action), i)) for i in range(400)]
+    for frame in (0, 8, 15):
+        for values in (
+            [p.centre[frame, 0] for p in paths],
+            [p.centre[frame, 1] for p in paths],
+            [p.angle[frame] / (2 * np.pi) for p in paths],
+            [p.size[frame] for p in paths],
+        ):
+            assert kstest(values, "uniform").pvalue > 1e-4  # 96 tests: one in a hundred runs would pass this bound by chance
+
+
+def test_no_single_frame_beats_chance_under_a_linear_readout(home):
+    """On files as decoded; the bound is what chance stays below in 99.9 % of tries, for the best of all frames."""
+    data = DataSettings(
+        motionworld=MotionworldSettings(
+            sources=("digits", "sticks", "sprites"), side=32, frames=8, train=20, test=14, validation=1
+        ),
+        resident_side=24,
+    )
+    train, held_out = load_clips(data, "train"), load_clips(data, "test")
+    accuracies = single_frame_accuracies(train, held_out, side=16)
+    limit = 100 * binom.ppf(1 - 0.001 / len(accuracies), len(held_out), 1 / len(ACTIONS)) / len(held_out)
+    assert max(accuracies) <= limit
+
+
+def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
+    """Killed in the middle: what is there under the final name is nothing, and the next start completes it."""
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
+    process = multiprocessing.get_context("spawn").Process(target=open_motionworld, args=(SMALL,))
+    process.start()
+    partial = tmp_path / f"motionworld-{SMALL.fingerprint}.partial"
+    while process.is_alive() and len(list(partial.rglob("*.mp4"))) < 5:
+        process.join(0.02)
+    process.kill()
+    process.join()
+    assert not (tmp_path / f"motionworld-{SMALL.fingerprint}").exists()
+    folder, records = open_motionworld(SMALL)
+    assert all(len(read_frames(folder / record.path)) == 6 for record in records)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match=r"cannot write to .*file/cache.*VMAE_LAB_HOME"):
+        open_motionworld(SMALL)
+
+
+def test_a_disk_too_small_is_refused_before_the_first_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="MiB free; motionworld needs about"):
+        open_motionworld(SMALL)
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match=r"no motionworld source named .*'spites'.*sources are sprites"):
+        MotionworldSettings(sources=("spites",))

@@ -1,0 +1,133 @@
+"""The masks: counts, structure, and equality with every running-cell map of the official code."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from vmae_lab.masking import (
+    CELL_RATIOS,
+    MASKS,
+    MaskSettings,
+    draw_masks,
+    loss_positions,
+    running_cell_maps,
+    visible_index,
+)
+
+GRIDS = st.tuples(st.integers(1, 8), st.integers(1, 10), st.integers(1, 10))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_running_cells_equal_the_official_maps(parity):
+    tensors = load_file(parity / "masks.safetensors")
+    names = [name for name in tensors if name.startswith("run_cell.")]
+    for name in names:
+        _, grid, ratio = name.split(".", 2)
+        grid = tuple(int(n) for n in grid.split("x"))
+        assert torch.equal(running_cell_maps(grid, float(ratio)), tensors[name].flatten(1).bool()), name
+    assert len(names) == 9
+
+
+def test_tube_counts_equal_the_official_ones(parity):
+    for name, facts in json.loads((parity / "masks.json").read_text())["tube"].items():
+        grid, ratio = name.split(".", 1)
+        mask = MASKS["tube"](tuple(int(n) for n in grid.split("x")), float(ratio), 3, generator())
+        assert mask.sum(1).tolist() == [facts["masked_total"]] * 3
+
+
+def test_loss_positions_equal_the_official_counts(parity):
+    for name, facts in json.loads((parity / "masks.json").read_text())["joint"].items():
+        grid, rest = name.split(".tube")
+        tube, cell = rest.split(".cell")
+        masks = MaskSettings(encoder_ratio=float(tube), decoder_ratio=float(cell))
+        encoder_mask, decoder_mask = draw_masks(masks, tuple(int(n) for n in grid.split("x")), 16, generator(1), generator(2))
+        counted = loss_positions(encoder_mask, visible_index(decoder_mask)).sum(1)
+        assert facts["loss_tokens_min"] <= counted.min()
+        assert counted.max() <= facts["loss_tokens_max"]
+        assert (~encoder_mask).sum(1)[0] + (~decoder_mask).sum(1)[0] == facts["decoder_input_tokens"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(GRIDS, st.sampled_from(list(MASKS)), st.floats(0.05, 0.95), st.integers(1, 5), st.integers(0, 99))
+def test_any_mask_has_equal_counts_and_leaves_something_on_both_sides(grid, kind, ratio, batch, seed):
+    time, height, width = grid
+    if kind == "running_cell":
+        ratio = CELL_RATIOS[round(ratio * 2)]
+    try:
+        mask = MASKS[kind](grid, ratio, batch, generator(seed))
+    except ValueError as error:
+        assert any(word in str(error) for word in ("nothing is", "different number"))  # noqa: PT017
+        return
+    assert mask.shape == (batch, time * height * width)
+    assert mask.dtype == torch.bool
+    counts = mask.sum(1)
+    assert (counts == counts[0]).all()
+    if kind != "running_cell" or min(height, width) > 1:
+        assert 0 < counts[0] < mask.shape[1]
+    frames = mask.view(batch, time, -1)
+    if kind == "tube":
+        assert (frames == frames[:, :1]).all()
+        assert counts[0] == time * int(ratio * height * width)
+    if kind == "frame":
+        assert (frames.all(2) | ~frames.any(2)).all()
+    assert torch.equal(mask, MASKS[kind](grid, ratio, batch, generator(seed)))
+
+
+@pytest.mark.parametrize("ratio", CELL_RATIOS)
+@pytest.mark.parametrize("grid", [(8, 14, 14), (4, 6, 6), (8, 7, 7), (4, 5, 3)])
+def test_every_position_is_decoded_equally_often(grid, ratio):
+    """What the running cell is for; on odd grids too, where the tiling is cropped."""
+    maps = running_cell_maps(grid, ratio).view(4, grid[0], -1)
+    assert (~maps).sum(1).eq(grid[0] * (1 - ratio)).all()
+    for phase in range(3):
+        assert torch.equal(maps[phase, 1:], maps[phase + 1, :-1]), "a phase later is a time step later"
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "ratio", "words"),
+    [
+        ("tube", (4, 4, 4), 1.0, "nothing is left visible"),
+        ("tube", (4, 2, 2), 0.1, "nothing is masked"),
+        ("frame", (1, 4, 4), 0.5, "nothing is masked"),
+        ("running_cell", (4, 4, 4), 0.4, r"one of \.25, \.5, \.75"),
+        ("running_cell", (2, 3, 3), 0.5, "different number of tokens"),
+    ],
+)
+def test_impossible_masks_are_refused(kind, grid, ratio, words):
+    with pytest.raises(ValueError, match=words):
+        MASKS[kind](grid, ratio, 2, generator())
+
+
+def test_no_decoder_mask_decodes_what_the_encoder_did_not_see():
+    masks = MaskSettings(encoder_ratio=0.75, decoder="none", decoder_ratio=0)
+    encoder_mask, decoder_mask = draw_masks(masks, (4, 4, 4), 2, generator(), generator())
+    assert torch.equal(decoder_mask, ~encoder_mask)
+
+
+def test_arms_that_differ_in_the_decoder_mask_see_the_same_encoder_masks():
+    drawn = [
+        draw_masks(MaskSettings(decoder=kind, decoder_ratio=ratio), (4, 6, 6), 4, generator(1), generator(2))[0]
+        for kind, ratio in (("none", 0), ("random", 0.5), ("running_cell", 0.75))
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("decoder", "ratio"), [("none", 0.5), ("running_cell", 0)])
+def test_a_decoder_and_its_ratio_must_agree(decoder, ratio):
+    with pytest.raises(ValueError, match="go together"):
+        MaskSettings(decoder=decoder, decoder_ratio=ratio)
+
+
+def test_unequal_counts_and_empty_losses_are_refused():
+    with pytest.raises(ValueError, match="same, positive number"):
+        visible_index(torch.tensor([[True, False, False], [True, True, False]]))
+    with pytest.raises(ValueError, match=r"nothing|no token"):
+        loss_positions(torch.tensor([[False, True, True]]), torch.tensor([[0]]))

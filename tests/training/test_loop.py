@@ -1,0 +1,214 @@
+"""The loop's promises: the same weights whatever the workers, micro-batches or kills; a stop at the first bad loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vmae_lab.data.clips import load_clips
+from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.training.loop import Compute, TrainingDiverged, read_metrics, train
+from vmae_lab.training.optim import cosine_schedule, parameter_groups
+from vmae_lab.training.pretrain import PretrainTask
+
+
+@pytest.fixture(scope="module")
+def recipe(smoke) -> Recipe:
+    return build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.steps": 12}})
+
+
+@pytest.fixture(scope="module")
+def clips(home, recipe):
+    return load_clips(recipe.data, "train")
+
+
+def task(recipe: Recipe, clips, **settings) -> PretrainTask:
+    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain.model_copy(update=settings), recipe.data, clips, seed=1)
+
+
+def compute(**settings) -> Compute:
+    return Compute(**{"checkpoint_every": 4, "log_every": 3, "tensorboard": False, **settings})
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe, clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return train(task(recipe, clips), folder, compute(), progress=False).model, read_metrics(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_workers_change_nothing(recipe, clips, unbroken, tmp_path, workers):
+    trained = train(task(recipe, clips), tmp_path, compute(workers=workers), progress=False)
+    assert same_weights(trained.model, unbroken[0])
+
+
+def test_another_seed_changes_everything(recipe, clips, unbroken, tmp_path):
+    other = task(recipe, clips)
+    other.seed = 2
+    assert not same_weights(train(other, tmp_path, compute(), progress=False).model, unbroken[0])
+
+
+def test_the_global_generator_is_neither_read_nor_moved(recipe, clips, unbroken, tmp_path):
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    trained = train(task(recipe, clips), tmp_path, compute(), progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same_weights(trained.model, unbroken[0])
+
+
+def test_micro_batches_add_up_to_the_batch(recipe, clips, unbroken, tmp_path):
+    """Equal but for the order of additions in float32, also where the loss counts unequal numbers of tokens a clip."""
+    uneven = recipe.with_overrides({"mask.decoder": "random"})
+    whole = train(task(uneven, clips, steps=3), tmp_path / "whole", compute(), progress=False).model
+    parts = train(task(uneven, clips, steps=3, accumulation=4), tmp_path / "parts", compute(), progress=False).model
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+        if not name.endswith("qkv.bias"):  # its k part has no gradient but rounding, which Adam scales up
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.data.clips import load_clips
+from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.pretrain import PretrainTask
+import json
+
+recipe = build_recipe(json.loads(sys.argv[1]))
+
+class Slow(PretrainTask):
+    def loss(self, model, batch, device):
+        time.sleep(0.15)
+        return super().loss(model, batch, device)
+
+clips = load_clips(recipe.data, "train")
+task = Slow(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+train(task, Path(sys.argv[2]), Compute(checkpoint_every=4, log_every=1, tensorboard=False), progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [2, 5, 9, 11])
+def test_a_killed_run_ends_with_the_same_weights(recipe, clips, unbroken, tmp_path, kill_after):
+    """SIGKILL behind the given step's log line (before the first checkpoint, between two, after the last), then again."""
+    parameters = json.dumps(recipe.model_dump(mode="json"))
+    process = subprocess.Popen([sys.executable, "-c", KILLED, parameters, str(tmp_path)], env=os.environ)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path)) < kill_after and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "checkpoint.pt").exists() == (kill_after >= 5)
+    trained = train(task(recipe, clips), tmp_path, compute(log_every=1), progress=False)
+    assert trained.steps_run < 12 or kill_after < 4, "it went on, it did not start anew"
+    assert same_weights(trained.model, unbroken[0])
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_logged_losses_do_not_depend_on_where_a_run_was_interrupted(recipe, clips, unbroken, tmp_path):
+    """Stop at step 4 of 12 by raising, with a log window half full, and go on."""
+
+    class Stops(PretrainTask):
+        def loss(self, *arguments):
+            if (tmp_path / "checkpoint.pt").exists():
+                raise KeyboardInterrupt
+            return super().loss(*arguments)
+
+    whole = task(recipe, clips)
+    with pytest.raises(KeyboardInterrupt):
+        train(Stops(whole.model, whole.masks, whole.settings, whole.data, clips, 1), tmp_path, compute(), progress=False)
+    train(whole, tmp_path, compute(), progress=False)
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [row["loss"] for row in unbroken[1]]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recipe, clips, tmp_path):
+    class Breaks(PretrainTask):
+        calls = 0
+
+        def loss(self, *arguments):
+            self.calls += 1
+            return super().loss(*arguments) * (float("nan") if self.calls == 6 else 1)
+
+    whole = task(recipe, clips)
+    with pytest.raises(TrainingDiverged, match=r"nan at step 5 of 12 in .*learning rate .*Lower lr"):
+        train(Breaks(whole.model, whole.masks, whole.settings, whole.data, clips, 1), tmp_path, compute(), progress=False)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+
+
+def test_a_batch_that_does_not_divide_is_refused(recipe, clips, tmp_path):
+    with pytest.raises(ValueError, match="batch_size 4 does not divide over 1 processes x 3 micro-batches"):
+        train(task(recipe, clips, accumulation=3), tmp_path, compute(), progress=False)
+
+
+def test_tensorboard_gets_the_same_numbers(recipe, clips, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(task(recipe, clips, steps=3), tmp_path, compute(tensorboard=True), progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("loss")[0].value == pytest.approx(read_metrics(tmp_path)[0]["loss"])
+
+
+def test_schedules_equal_the_official_ones(parity):
+    facts = json.loads((parity / "schedules.json").read_text())["cosine_scheduler"]
+    for entry in facts.values():
+        if not isinstance(entry, dict):
+            continue
+        settings = entry["args"]
+        steps = settings["epochs"] * settings["niter_per_ep"]
+        warmup = settings.get("warmup_steps", settings.get("warmup_epochs", 0) * settings["niter_per_ep"])
+        start = settings.get("start_warmup_value", 0.0)
+        ours = [
+            cosine_schedule(step, steps, warmup, start, settings["base_value"], settings["final_value"])
+            for step in range(steps)
+        ]
+        assert ours == pytest.approx(entry["values"], rel=1e-9, abs=1e-15)
+
+
+def test_parameter_groups_equal_the_official_ones(parity):
+    """Which parameters decay: the same names as the official grouping, in our spelling."""
+    from vmae_lab.models.checkpoints import from_official_pretrain
+    from vmae_lab.models.sizes import SIZES, ClipShape
+    from vmae_lab.models.videomae import VideoMAE
+
+    facts = json.loads((parity / "schedules.json").read_text())["param_groups_pretrain_base"]
+    names = {name: torch.zeros(1, 1) for name in facts["decay"] if not name.startswith("mask_token")}
+    expected = set(from_official_pretrain(names))
+    with torch.device("meta"):
+        model = VideoMAE(SIZES["base"], ClipShape())
+    decaying = {id(p) for group in parameter_groups(model, 0.05) if group["weight_decay"] for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in decaying} == expected
+
+
+def test_layer_decay_equals_the_official_scales(parity):
+    from vmae_lab.models.classifier import VideoClassifier
+    from vmae_lab.models.sizes import SIZES, ClipShape
+
+    facts = json.loads((parity / "schedules.json").read_text())["layer_decay_vit_base_0.75"]["params"]
+    with torch.device("meta"):
+        model = VideoClassifier(SIZES["base"], ClipShape(), 400)
+    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.05, 0.75) for p in g["params"]}
+    ours = {name: scale[id(p)] for name, p in model.named_parameters()}
+    for name, entry in facts.items():
+        place = name.replace("patch_embed.proj.", "encoder.embed.").replace("q_bias", "qkv.bias").replace("v_bias", "qkv.bias")
+        place = f"encoder.trunk.{place}" if place.startswith("blocks.") else place
+        place = f"head.{place}" if place.startswith(("fc_norm.", "head.")) else place
+        assert ours[place] == pytest.approx(entry["lr_scale"]), name
+
+
+def test_helpers_name_their_files(tmp_path):
+    assert read_metrics(Path(tmp_path)) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    assert read_metrics(tmp_path) == [{"step": 1}]
