@@ -1,0 +1,88 @@
+"""Wrong parameters: one clear message, before anything runs, that names the parameter and what is accepted."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmae_lab.lab.ablation import plan_ablation
+from vmae_lab.lab.arms import ABLATIONS, DECODER_MASKS
+from vmae_lab.lab.cost import plan_summary
+from vmae_lab.lab.recipe import RecipeError, build_recipe, read_parameters
+from vmae_lab.lab.runs import RunStore
+
+PARAMS = Path(__file__).parents[2] / "params"
+
+
+@pytest.fixture
+def parameters(smoke) -> dict:
+    return {**copy.deepcopy(smoke), "arms": list(DECODER_MASKS)}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "gpu", "paper"])
+def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path):
+    parameters = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())
+    assert parameters["scale"] == scale
+    for name, arms in ABLATIONS.items():
+        recipe = build_recipe({"arms": list(arms), **parameters}, arms)
+        words = plan_summary(plan_ablation(name, recipe, arms), RunStore(tmp_path))
+        assert "left to run:" in words
+        assert "pretrain" in words
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "gpu", "paper"])
+def test_every_scale_opens_with_what_to_expect(scale):
+    head = "".join(line for line in (PARAMS / f"{scale}.yaml").read_text().splitlines(True) if line.startswith("#"))
+    assert head.startswith(f"# {scale}: ")
+    for word in ("Expect:", "memory", f"--scale {scale}"):
+        assert word in head
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pretrian": {}}, r"pretrian: unknown parameter \(did you mean 'pretrain'\?\); accepted here: scale, data"),
+        ({"pretrain.stpes": 3}, r"pretrain\.stpes: unknown parameter \(did you mean 'steps'\?\)"),
+        ({"evaluate.probe.labls": 3}, r"evaluate\.probe\.labls: .*'labels'"),
+        ({"pretrain.steps": "many"}, r"pretrain\.steps: .*valid integer.*got 'many'"),
+        ({"pretrain.lr": -1}, r"pretrain\.lr: .*greater than 0 \(got -1\)"),
+        ({"mask.decoder": "tubes"}, r"mask\.decoder: .*'tube', 'running_cell', 'frame', 'random'"),
+        ({"mask.encoder_ratio": 0.01}, r"tube mask on a 6x6 frame at ratio 0\.01 masks 0 of 36: nothing is masked"),
+        ({"arms": ["none", "cell"]}, r"there is no arm 'cell'.*arms are scratch, none"),
+        ({"data.motionworld.sources": ["digts"]}, r"data\.motionworld: no motionworld source named \['digts'\]"),
+        ({"evaluate.sources": ["camera"]}, r"evaluate\.sources \['camera'\] are not among"),
+        ({"model.size": "tyni"}, r"model: no model size 'tyni'; sizes are tiny"),
+        ({"model.frames": 16}, r"model\.frames 16 with data\.stride 2 spans 31 frames; the files have 16"),
+        ({"seeds": [0, 0]}, r"seeds \[0, 0\] repeat"),
+        (
+            {"data.lists": {"pretrain": "a", "train": "a", "validation": "a", "test": "a", "classes": 2}},
+            "one of data.motionworld",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(parameters, change, words):
+    with pytest.raises(RecipeError, match=words):
+        build_recipe({**parameters, "override": change}, DECODER_MASKS)
+
+
+def test_text_from_yaml_becomes_a_number(parameters):
+    """YAML reads 1e-3 as text."""
+    assert build_recipe({**parameters, "override": {"pretrain.lr": "1e-3"}}).pretrain.lr == 1e-3
+
+
+def test_a_notebook_refuses_what_papermill_only_warns_about(parameters):
+    namespace = {**parameters, "override": {}, "In": ["x"], "_hidden": 1, "DECODER_MASKS": {}}
+    with pytest.raises(RecipeError, match=r"unknown parameter 'stpes'"):
+        read_parameters({**namespace, "stpes": 10}, DECODER_MASKS)
+    recipe = read_parameters(namespace, DECODER_MASKS)
+    assert recipe.arms == tuple(DECODER_MASKS)
+    namespace["my_variable"] = 3  # a person at work: running the cell again is no mistake
+    assert read_parameters(namespace, DECODER_MASKS) == recipe
+
+
+def test_an_arm_that_the_grid_cannot_have_is_refused_before_anything_runs(parameters):
+    odd = {"model.side": 20, "model.frames": 6, "data.stride": 1, "mask.decoder": "none", "mask.decoder_ratio": 0}
+    recipe = build_recipe({**parameters, "override": odd}, DECODER_MASKS)
+    with pytest.raises(RecipeError, match="different number of tokens in each phase"):
+        plan_ablation("x", recipe, DECODER_MASKS)

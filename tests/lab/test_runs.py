@@ -1,0 +1,142 @@
+"""The run store: shared, reused, resumed, never half-taken for whole."""
+
+import json
+import multiprocessing
+import time
+
+import pandas as pd
+import pytest
+
+from vmae_lab.files import StorageError, make_folder, whole_file, write_json
+from vmae_lab.lab import stages
+from vmae_lab.lab.ablation import plan_ablation
+from vmae_lab.lab.arms import DECODER_MASKS
+from vmae_lab.lab.cost import work_of
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.runs import RunStore, in_order
+from vmae_lab.lab.stages import Kind, Stage, pretrain_stage, probe_stage
+from vmae_lab.training.loop import Compute
+
+
+@pytest.fixture
+def recipe(smoke):
+    return build_recipe({**smoke, "arms": ["scratch", "running_cell_50"]}, DECODER_MASKS)
+
+
+def test_a_key_holds_what_decides_the_result_and_nothing_else(recipe):
+    key = pretrain_stage(recipe, 0).key
+    same = recipe.with_overrides({"compute.workers": 2, "compute.log_every": 1, "seeds": [5], "scale": "other"})
+    assert pretrain_stage(same, 0).key == key
+    for change in ({"pretrain.lr": 1.0}, {"mask.decoder_ratio": 0.25}, {"data.motionworld.seed": 1}, {"model.tubelet": 4}):
+        assert pretrain_stage(recipe.with_overrides(change), 0).key != key
+    assert pretrain_stage(recipe, 1).key != key
+    probes = [probe_stage(recipe, pretrain_stage(recipe, seed), 0).key for seed in (0, 1)]
+    assert probes[0] != probes[1], "an input's key is part of the key"
+
+
+def test_two_arms_of_one_setting_are_one_stage(recipe):
+    same = {"one": DECODER_MASKS["running_cell_50"], "two": DECODER_MASKS["running_cell_50"]}
+    plan = plan_ablation("x", recipe.model_copy(update={"arms": ("one", "two"), "seeds": (0,)}), same)
+    assert sum(stage.kind == "pretrain" for stage in plan.stages) == 1
+
+
+def test_inputs_come_first(recipe):
+    plan = plan_ablation("x", recipe, DECODER_MASKS)
+    seen = set()
+    for stage in plan.stages:
+        assert all(source.key in seen for source in stage.inputs)
+        seen.add(stage.key)
+    assert [s.key for s in in_order(reversed(plan.stages))] != []
+
+
+COUNT = "count.txt"
+
+
+def _counting(job: stages.Job) -> dict:
+    with open(job.folder.parent / COUNT, "a") as file:
+        file.write("x")
+    time.sleep(job.stage.settings["sleep"])
+    if job.stage.settings.get("fails"):
+        raise RuntimeError("on purpose")
+    return {"metrics": {"value": 1.0}}
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    monkeypatch.setitem(stages.KINDS, "counting", Kind(_counting))
+
+
+def test_a_finished_stage_is_not_run_again(counting, tmp_path):
+    store, stage = RunStore(tmp_path), Stage("counting", {"sleep": 0})
+    first = store.complete(stage, Compute())
+    assert store.complete(stage, Compute()) == first
+    assert (tmp_path / COUNT).read_text() == "x"
+    assert first["provenance"]["packages"]["torch"]
+
+
+def test_a_failed_stage_leaves_no_result(counting, tmp_path):
+    store, stage = RunStore(tmp_path), Stage("counting", {"sleep": 0, "fails": True})
+    with pytest.raises(RuntimeError, match="on purpose"):
+        store.complete(stage, Compute())
+    assert not store.finished(stage)
+
+
+def _start(root, began) -> None:
+    stages.KINDS["counting"] = Kind(_counting)
+    began.set()
+    RunStore(root).complete(Stage("counting", {"sleep": 2.0}), Compute())
+
+
+@pytest.mark.slow
+def test_a_second_start_waits_and_takes_the_result(counting, tmp_path, capsys):
+    context = multiprocessing.get_context("spawn")
+    began = context.Event()
+    other = context.Process(target=_start, args=(tmp_path, began))
+    other.start()
+    began.wait(60)
+    while not (tmp_path / COUNT).exists():
+        time.sleep(0.02)
+    result = RunStore(tmp_path).complete(Stage("counting", {"sleep": 2.0}), Compute())
+    other.join()
+    assert result["metrics"] == {"value": 1.0}
+    assert (tmp_path / COUNT).read_text() == "x", "run once, by the first"
+    assert "another process is working on counting-" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_numbers_as_one(recipe, home, tmp_path):
+    """The ablation in this process and in two others: every value equal, bit for bit."""
+    plan = plan_ablation("x", recipe.model_copy(update={"seeds": (0,)}), DECODER_MASKS)
+    alone = plan.run(RunStore(tmp_path / "alone"), work_of(plan))
+    spread = plan_ablation("x", plan.recipe.with_overrides({"compute.jobs": 2}), DECODER_MASKS)
+    beside = spread.run(RunStore(tmp_path / "beside"), work_of(spread))
+    measured = ~alone.metric.str.contains("seconds|memory")
+    pd.testing.assert_frame_equal(alone[measured], beside[measured])
+    assert not list((tmp_path / "beside").rglob("checkpoint.pt")), "what only a running stage needs is gone"
+    settings = next((tmp_path / "alone").glob("pretrain-*")) / "settings.yaml"
+    assert "encoder_ratio" in settings.read_text()
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(AttributeError), whole_file(tmp_path / "a.json") as temporary:
+        temporary.write_text("half").no_such_thing()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "read-only"), (13, "no permission"), (122, "quota")])
+def test_a_place_that_refuses_is_named_with_the_reason(tmp_path, monkeypatch, number, words):
+    def refuse(*_arguments, **_options):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(StorageError, match=rf"cannot write to {tmp_path}: .*{words}.*VMAE_LAB_PROJECT"):
+        write_json(tmp_path / "a.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_below_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write to .*file/runs: a part of the path is a file"):
+        make_folder(tmp_path / "file" / "runs")
