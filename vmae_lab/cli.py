@@ -43,7 +43,10 @@ def run(options: argparse.Namespace) -> int:
     folder = make_folder(report_folder(parameters["scale"], name))
     executed = folder / f"{name}.ipynb"
     try:
-        papermill.execute_notebook(options.notebook, executed, parameters, progress_bar=True, log_output=False)
+        # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
+        papermill.execute_notebook(
+            options.notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr
+        )
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vmae_lab.data.augment import SCALES, centre_crop, channels_first
 from vmae_lab.data.lists import ListSettings, read_list

@@ -96,6 +96,7 @@ def accuracy_against_cost(
         )  # fmt: skip
     axes.axhline(chance, color="#BBBBBB", linewidth=1, linestyle=":", label="chance")
     axes.set(xlabel="pre-training cost of a clip, forward (1e6 multiply-accumulates)", ylabel=ylabel)
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.legend(title="decoder mask", loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
     return figure

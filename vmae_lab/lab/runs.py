@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vmae_lab.files import make_folder, read_json, write_json, write_text
 from vmae_lab.lab.provenance import provenance

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vmae_lab.files import make_folder, whole_file
 from vmae_lab.randomness import derive, seeded

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vmae_lab.data.motionworld import sources
 from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
