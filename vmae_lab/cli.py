@@ -10,7 +10,7 @@ import yaml
 
 from vmae_lab.files import StorageError, make_folder
 from vmae_lab.lab.arms import ABLATIONS
-from vmae_lab.lab.places import project_root, report_folder, runs_folder
+from vmae_lab.lab.places import report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 
 
@@ -68,21 +68,28 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def checked_parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts."""
+    """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts.
+
+    With overrides the scale is called `<scale>-variant`, unless they name it, so that a try-out never replaces a report.
+    """
     notebook = options.notebook
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}")
     if notebook.stem not in ABLATIONS:
         raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(ABLATIONS)}")
-    parameters = read_scale(options.scale)
-    parameters["override"] = dict(parameters.get("override") or {}) | {n: yaml.safe_load(v) for n, v in options.override}
-    build_recipe({"arms": list(ABLATIONS[notebook.stem]), **parameters}, ABLATIONS[notebook.stem])
-    return {"arms": list(ABLATIONS[notebook.stem]), **parameters}
+    arms = ABLATIONS[notebook.stem]
+    parameters = {"arms": list(arms), **read_scale(options.scale, notebook)}
+    overrides = dict(parameters.get("override") or {}) | {name: _value(name, text) for name, text in options.override}
+    if options.override:
+        parameters["scale"] = overrides.pop("scale", f"{parameters['scale']}-variant")
+    parameters["override"] = overrides
+    build_recipe(parameters, arms)
+    return parameters
 
 
-def read_scale(scale: str) -> dict[str, Any]:
-    """The parameters of `params/<scale>.yaml`, or of a YAML file given by path. Raises RecipeError."""
-    folder = project_root() / "params"
+def read_scale(scale: str, notebook: Path) -> dict[str, Any]:
+    """The parameters of `params/<scale>.yaml` beside the notebook's folder, or of a YAML file by path. Raises RecipeError."""
+    folder = notebook.resolve().parent.parent / "params"
     file = Path(scale) if scale.endswith((".yaml", ".yml")) else folder / f"{scale}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
@@ -94,6 +101,13 @@ def read_scale(scale: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise RecipeError(f"{file} holds no parameters: name: value lines were expected")
     return parameters
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"-p {name} {text!r} is not valid YAML: {error}") from error
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 class StorageError(OSError):
@@ -51,11 +54,22 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not."""
+    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not.
+
+    One writer at a time: what a killed one left is removed. Raises StorageError, also where PyTorch or safetensors wrap the
+    system's error in one of their own.
+    """
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storing_in(path.parent):
         try:
-            yield temporary
+            try:
+                yield temporary
+            except (RuntimeError, SafetensorError) as error:
+                if shutil.disk_usage(path.parent).free < 1 << 20:
+                    raise OSError(errno.ENOSPC, str(error)) from error
+                raise
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, path)

@@ -28,6 +28,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
     For library code that takes no generator: weight initialisation, drop path.
     """
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(derive(seed, purpose))
         yield

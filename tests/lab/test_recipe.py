@@ -55,6 +55,12 @@ def test_every_scale_opens_with_what_to_expect(scale):
         ({"model.size": "tyni"}, r"model: no model size 'tyni'; sizes are tiny"),
         ({"model.frames": 16}, r"model\.frames 16 with data\.stride 2 spans 31 frames; the files have 16"),
         ({"seeds": [0, 0]}, r"seeds \[0, 0\] repeat"),
+        ({"arms": ["none", "none"]}, r"arms \['none', 'none'\] repeat"),
+        ({"arms": ["scratch"]}, "at least one arm with pre-training"),
+        ({"data.motionworld.trian": 3}, r"data\.motionworld\.trian: unknown parameter \(did you mean 'train'\?\)"),
+        ({"evaluate.probe.labels": 20}, r"evaluate\.probe\.labels 20 is not a multiple of the 8 classes"),
+        ({"evaluate.finetune_labels": 104}, r"evaluate\.finetune_labels 104 is more than the 96 labelled clips"),
+        ({"pretrain.warmup_steps": 6}, r"pretrain: warmup_steps 6 leaves nothing of the 6 steps"),
         (
             {"data.lists": {"pretrain": "a", "train": "a", "validation": "a", "test": "a", "classes": 2}},
             "one of data.motionworld",

@@ -15,6 +15,7 @@ from vmae_lab.lab.cost import work_of
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import Kind, Stage, pretrain_stage, probe_stage
+from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.loop import Compute
 
 
@@ -46,7 +47,9 @@ def test_inputs_come_first(recipe):
     for stage in plan.stages:
         assert all(source.key in seen for source in stage.inputs)
         seen.add(stage.key)
-    assert [s.key for s in in_order(reversed(plan.stages))] != []
+    again = in_order(reversed(plan.stages))
+    assert {s.key for s in again} == seen
+    assert len(again) == len(seen), "each once"
 
 
 COUNT = "count.txt"
@@ -79,6 +82,36 @@ def test_a_failed_stage_leaves_no_result(counting, tmp_path):
     with pytest.raises(RuntimeError, match="on purpose"):
         store.complete(stage, Compute())
     assert not store.finished(stage)
+
+
+@pytest.mark.slow
+def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_path, monkeypatch):
+    """A stage that fails for a real reason: its input's weights are not there."""
+    plan = plan_ablation("x", recipe.with_overrides({"compute.jobs": 2, "seeds": [0]}), DECODER_MASKS)
+    store, cell = RunStore(tmp_path), plan.cell("scratch", 0)
+    store.complete(cell.encoder, Compute())
+    (store.folder(cell.encoder) / stages.WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint") as caught:
+        store.complete_all([cell.probe], plan.recipe.compute, work_of(plan))
+    assert any(cell.probe.key in note for note in caught.value.__notes__)
+    assert not store.finished(cell.probe)
+
+
+def test_several_processes_are_refused_rather_than_left_waiting(counting, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="works from one process"):
+        RunStore(tmp_path).complete(Stage("counting", {"sleep": 0}), Compute())
+
+
+def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, tmp_path):
+    """Everything trained, nothing written: the second start runs no step, and still knows what a step took."""
+    stage, store = pretrain_stage(recipe, 0), RunStore(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "_save_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.complete(stage, recipe.compute, progress=False)
+    assert not store.finished(stage)
+    assert store.complete(stage, recipe.compute, progress=False)["training"]["seconds_per_step"] > 0
 
 
 def _start(root, began) -> None:
@@ -123,6 +156,18 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         temporary.write_text("half").no_such_thing()
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_named_also_where_a_library_hides_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 0}))
+    with pytest.raises(StorageError, match="disk is full"), whole_file(tmp_path / "weights"):
+        raise RuntimeError("unexpected pos 64 vs 0")  # what torch.save says
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    (tmp_path / ".a.json.999.tmp").write_text("half")
+    write_json(tmp_path / "a.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "read-only"), (13, "no permission"), (122, "quota")])

@@ -3,6 +3,7 @@
 Small data sets are decoded once into one uint8 array beside their files; every process maps the same pages.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -135,20 +136,30 @@ def _resident(folder: Path, records: list[ClipRecord], side: int, processes: int
     with FileLock(folder / f".{path.name}.lock"):
         if not path.exists():
             with whole_file(path) as temporary:
-                shape = (len(records), records[0].frames, side, side, 3)
-                array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                jobs = [[folder / record.path for record in records[i : i + 50]] for i in range(0, len(records), 50)]
-                with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                    bar = tqdm(total=len(records), desc="decoding clips", unit="clip")
-                    for start, decoded in zip(
-                        range(0, len(records), 50), pool.map(_decode, jobs, [side] * len(jobs)), strict=True
-                    ):
-                        array[start : start + len(decoded)] = decoded
-                        bar.update(len(decoded))
-                    bar.close()
-                array.flush()
-                del array
+                _decode_all(folder, records, side, processes, temporary)
     return np.load(path, mmap_mode="r")
+
+
+def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: int, path: Path) -> None:
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(records), records[0].frames, side, side, 3))
+    _take_room(path)
+    starts = range(0, len(records), 50)
+    jobs = [[folder / record.path for record in records[start : start + 50]] for start in starts]
+    with (
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(records), desc="decoding clips", unit="clip") as bar,
+    ):
+        for start, decoded in zip(starts, pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
+            array[start : start + len(decoded)] = decoded
+            bar.update(len(decoded))
+    array.flush()
+
+
+def _take_room(path: Path) -> None:
+    """Take a sparse file's room now, where the system can: a mapped file that finds the disk full kills its process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _decode(paths: list[Path], side: int) -> np.ndarray:

@@ -56,7 +56,7 @@ class ListedClips:
         return len(open_video(self.paths[index]))
 
     def video(self, index: int, window: range) -> Tensor:
-        """The frames of a window of one video: uint8 `(C, T, H, W)`. Raises VideoError."""
+        """The frames of a window of one video: uint8 `(C, T, H, W)`. Raises VideoError naming the file."""
         return channels_first(read_frames(self.paths[index], window))
 
 

@@ -35,12 +35,14 @@ class Plan:
     recipe: Recipe
     arms: Mapping[str, Arm]
     cells: list[Cell]
-    controls: list[Stage]
+    controls: Stage | None
 
     @property
     def stages(self) -> list[Stage]:
         """All stages, inputs first, shared ones once."""
-        return in_order([s for cell in self.cells for s in (cell.probe, cell.finetune)] + self.controls)
+        return in_order(
+            [s for cell in self.cells for s in (cell.probe, cell.finetune)] + ([self.controls] if self.controls else [])
+        )
 
     def cell(self, arm: str, seed: int) -> Cell:
         return next(cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
@@ -56,8 +58,8 @@ class Plan:
         for cell in self.cells:
             for stage in (cell.probe, cell.finetune, cell.encoder):
                 rows += _result_rows(store, stage, self.name, cell.arm, cell.seed)
-        for stage in self.controls:
-            rows += _result_rows(store, stage, self.name, "controls", stage.settings["seed"])
+        if self.controls:
+            rows += _result_rows(store, self.controls, self.name, "controls", 0)
         return pd.DataFrame(rows)
 
 
@@ -72,8 +74,8 @@ def plan_ablation(name: str, recipe: Recipe, arms: Mapping[str, Arm]) -> Plan:
             cells.append(
                 Cell(arm, seed, varied, encoder, probe_stage(varied, encoder, seed), finetune_stage(varied, pretrained, seed))
             )
-    seeds = recipe.seeds if recipe.data.motionworld else ()  # the controls are there to prove the embedded data
-    return Plan(name, recipe, arms, cells, [controls_stage(recipe, seed) for seed in seeds])
+    # The controls prove the embedded data; of list files there is nothing to prove.
+    return Plan(name, recipe, arms, cells, controls_stage(recipe) if recipe.data.motionworld else None)
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

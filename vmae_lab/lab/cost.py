@@ -10,7 +10,7 @@ from vmae_lab.data.clips import DataSettings, load_clips
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.stages import Stage, fixed_threads
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost
 from vmae_lab.models.sizes import ModelSettings
@@ -108,8 +108,8 @@ def calibrate(recipe: Recipe) -> float:
     steps = recipe.pretrain.model_copy(update={"steps": CALIBRATION_STEPS, "warmup_steps": 0})
     clips = load_clips(recipe.data, "pretrain", recipe.data.pretrain_sources, recipe.compute.jobs)
     task = PretrainTask(recipe.model, recipe.mask, steps, recipe.data, clips, seed=0)
-    compute = Compute(threads=recipe.compute.threads, log_every=1, tensorboard=False)
-    with tempfile.TemporaryDirectory() as folder:
+    compute = Compute(workers=recipe.compute.workers, log_every=1, tensorboard=False)
+    with tempfile.TemporaryDirectory() as folder, fixed_threads(recipe.compute.threads):
         trained = train(task, Path(folder), compute, progress=False)
     return task_macs(recipe) / trained.seconds_per_step
 

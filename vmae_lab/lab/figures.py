@@ -78,7 +78,7 @@ def accuracy_against_cost(
     """Accuracy over the cost of one pre-training clip, error bars the t interval over seeds; the floor arm as a line.
 
     summary: columns mean, low, high, index arm; cost: arm -> multiply-accumulates in 1e6. Arms of equal cost are set side
-    by side, 1 % of the axis apart, so that none hides another.
+    by side, 2.5 % of the axis apart, so that none hides another.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4.0))
     place = _side_by_side(pd.Series({arm: cost[arm] for arm in summary.index if arm != floor}))

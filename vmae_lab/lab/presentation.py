@@ -24,6 +24,7 @@ from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, cube_statistics
 from vmae_lab.paper import DecoderMaskRow
 from vmae_lab.randomness import torch_generator
+from vmae_lab.training.loop import read_metrics
 
 
 def main_probe(plan: Plan) -> str:
@@ -43,7 +44,7 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[
             "decoder mask": plan.arms[arm].label,
             f"frozen, {PROBE_NAMES[probe]}, {labels} labels: top-1 %": _mean_and_spread(accuracy, arm),
             f"difference to {plan.arms[baseline].label} [95 %]": _difference(differences, arm),
-            f"fine-tuned, {plan.recipe.evaluate.finetune_labels} labels: top-1 %": _mean_and_spread(tuned, arm),
+            f"fine-tuned, {plan.recipe.evaluate.finetune_labels or 'all'} labels: top-1 %": _mean_and_spread(tuned, arm),
             "M MAC a clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
             "paper, reported: SSv2 top-1 %": f"{paper[arm].top1_percent:.2f}" if arm in paper else "",
             "paper, reported: G MAC": f"{paper[arm].giga:.2f}" if arm in paper else "",
@@ -60,13 +61,14 @@ def results_caption(plan: Plan, citation: str) -> str:
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
         f"pixels, {recipe.pretrain.steps} steps of {recipe.pretrain.batch_size} clips, {len(recipe.seeds)} seeds; "
         f"mean ± standard deviation over seeds, {recipe.evaluate.split} split, {probe.draws} draws of {probe.labels} labels "
-        f"averaged; sources {', '.join(recipe.evaluate.sources or (world.sources if world else ('the list files',)))}. "
+        "averaged (the intervals over seeds hold these draws and the clips fixed); sources "
+        f"{', '.join(recipe.evaluate.sources or (world.sources if world else ('the list files',)))}. "
         f"Paper: {citation}, table 1, ViT-B, 800 epochs; not a result of this run."
     )
 
 
-def details_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
-    """The other readouts, reconstruction errors and what a step took, one line an arm."""
+def details_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+    """The finite test set's interval, the other readouts, reconstruction errors and what a step took, one line an arm."""
     names = {probe: f"{PROBE_NAMES[probe]}: top-1 %" for probe in plan.recipe.evaluate.probe.probes[1:]}
     digits = dict.fromkeys(names, 1)
     others = {
@@ -81,16 +83,18 @@ def details_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for arm in plan.recipe.arms:
         line = {"decoder mask": plan.arms[arm].label}
+        line[f"{PROBE_NAMES[main_probe(plan)]}: 95 % interval of the test set"] = _test_set_interval(plan, rows, store, arm)
         line |= {name: _mean_and_spread(summaries[metric], arm, digits[metric]) for metric, name in names.items()}
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
-    """What needs no encoder, beside the line that chance crosses in one of twenty tries."""
-    clips = store.result(plan.controls[0])["test_clips"]
-    chance = 1 / plan.recipe.data.classes
-    frames = len(store.result(plan.controls[0])["single_frames"])
+    """What needs no encoder, beside what chance stays below in 95 % of tries; empty for list files, which have no controls."""
+    if plan.controls is None:
+        return pd.DataFrame()
+    values = rows[rows.arm == "controls"].set_index("metric").value
+    frames = len(store.result(plan.controls)["single_frames"])
     names = {
         "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
         "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
@@ -98,16 +102,8 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
     }
     lines = []
     for metric, (name, tries) in names.items():
-        summary = summarise(rows[rows.arm == "controls"], metric)
-        limit = 100 * binom.ppf(1 - 0.05 / tries, clips, chance) / clips
-        lines.append(
-            {
-                "control": name,
-                "top-1 %": _mean_and_spread(summary, "controls"),
-                "chance %": f"{100 * chance:.1f}",
-                "chance stays below, 95 %": f"{limit:.1f}",
-            }
-        )
+        line = {"control": name, "top-1 %": f"{values[metric]:.1f}", "chance %": f"{100 / plan.recipe.data.classes:.1f}"}
+        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, store, tries):.1f}"})
     return pd.DataFrame(lines)
 
 
@@ -116,7 +112,7 @@ def loss_history(plan: Plan, store: RunStore) -> pd.DataFrame:
     parts = []
     for cell in plan.cells:
         if plan.arms[cell.arm].pretrained:
-            rows = pd.read_json(store.folder(cell.encoder) / "metrics.jsonl", lines=True)
+            rows = pd.DataFrame(read_metrics(store.folder(cell.encoder)))
             parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
     return pd.concat(parts, ignore_index=True)
 
@@ -131,9 +127,13 @@ def masks_on_clip(plan: Plan, clip: int) -> tuple[np.ndarray, dict[str, tuple[np
     """A clip's frames uint8 `(T, H, W, 3)`, and each arm's masks on it, bool `(T', H', W')` each, by label."""
     recipe, masks = plan.recipe, {}
     for arm in recipe.arms:
-        if plan.arms[arm].pretrained and arm != "running_cell_50_all":  # the same mask, another loss
-            drawn = _draw(plan.cell(arm, recipe.seeds[0]).recipe, 1)
-            masks[plan.arms[arm].label] = tuple(mask[0].reshape(recipe.model.clip.grid).numpy() for mask in drawn)
+        if not plan.arms[arm].pretrained:
+            continue
+        drawn = tuple(
+            mask[0].reshape(recipe.model.clip.grid).numpy() for mask in _draw(plan.cell(arm, recipe.seeds[0]).recipe, 1)
+        )
+        if not any(np.array_equal(drawn[1], shown) for _, shown in masks.values()):  # arms may differ in the loss alone
+            masks[plan.arms[arm].label] = drawn
     video = middle_clips(example_clips(plan), range(clip, clip + 1), recipe.model.frames, recipe.data.stride, recipe.model.side)
     return video[0].permute(1, 2, 3, 0).numpy(), masks
 
@@ -175,17 +175,22 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
     probe, words = main_probe(plan), []
     pretrained = [arm for arm in plan.recipe.arms if plan.arms[arm].pretrained]
     if floor in plan.recipe.arms and pretrained:
-        gains = paired_differences(rows, probe, floor).loc[pretrained]
-        worst, tuned = gains.difference.idxmin(), paired_differences(rows, "finetune", floor).loc[pretrained]
+        gains, tuned = (paired_differences(rows, metric, floor).loc[pretrained] for metric in (probe, "finetune"))
+        worst = gains.difference.idxmin()
         words.append(
             f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[probe]}) by "
-            f"{gains.difference.min():+.1f} to {gains.difference.max():+.1f} points; the least is that of "
-            f"'{plan.arms[worst].label}', {interval(gains.difference[worst], gains.low[worst], gains.high[worst])}."
+            f"{_range(gains)} points; the least is that of '{plan.arms[worst].label}', "
+            f"{interval(gains.difference[worst], gains.low[worst], gains.high[worst])}."
         )
+        others = [
+            f"{PROBE_NAMES[other]} {_range(paired_differences(rows, other, floor).loc[pretrained])}"
+            for other in plan.recipe.evaluate.probe.probes[1:]
+        ]
+        if others:
+            words.append(f"The other readouts change by: {'; '.join(others)} points.")
         words.append(
             f"Against training from scratch, pre-training changes the accuracy after fine-tuning "
-            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {tuned.difference.min():+.1f} to "
-            f"{tuned.difference.max():+.1f} points."
+            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {_range(tuned)} points."
         )
     if baseline in pretrained and len(pretrained) > 1:
         words.append(
@@ -194,10 +199,34 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
     return words
 
 
-def test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str) -> tuple[float, float]:
-    """Wilson interval of an arm's mean accuracy on the held-out clips: what their finite number leaves open, seeds apart."""
+def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
+    """Whether one frame tells the class, against the binomial limit for the best of all frames; a sentence, or none."""
+    if plan.controls is None:
+        return []
+    best = rows[(rows.arm == "controls") & (rows.metric == "single_frame_best")].value.item()
+    limit = _chance_limit(plan, store, len(store.result(plan.controls)["single_frames"]))
+    beats = (
+        "beats chance: part of what is read below is not motion" if best > limit else "beats chance, so what is read is motion"
+    )
+    return [f"{'A' if best > limit else 'No'} single frame {beats} (best {best:.1f} %, chance stays below {limit:.1f} %)."]
+
+
+def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
+    """What the best of some tries at chance stays below in 95 % of cases (Bonferroni), in percent."""
+    clips = store.result(plan.controls)["test_clips"]
+    return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
+
+
+def _test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str) -> str:
+    """Wilson interval of an arm's mean accuracy: what the finite number of held-out clips leaves open, seeds apart."""
     clips = store.result(plan.cell(arm, plan.recipe.seeds[0]).probe)["test_clips"]
-    return wilson_interval(round(summarise(rows, main_probe(plan))["mean"][arm] / 100 * clips), clips)
+    low, high = wilson_interval(round(summarise(rows, main_probe(plan))["mean"][arm] / 100 * clips), clips)
+    return f"{low:.1f} to {high:.1f}"
+
+
+def _range(differences: pd.DataFrame) -> str:
+    """Least and greatest mean difference over arms: `+1.0 to +2.0`."""
+    return f"{differences.difference.min():+.1f} to {differences.difference.max():+.1f}"
 
 
 def _mask_verdict(plan: Plan, differences: pd.DataFrame, arms: list[str], baseline: str) -> str:

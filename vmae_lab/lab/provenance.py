@@ -1,10 +1,11 @@
 """What code, machine and versions a result comes from."""
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,17 @@ def _machine() -> dict[str, Any]:
 def _installed(name: str) -> str:
     try:
         return version(name)
-    except ModuleNotFoundError:  # decord2 stands in for decord on ARM and macOS
-        return "none"
+    except PackageNotFoundError:  # on ARM and macOS
+        return f"decord2 {version('decord2')}" if name == "decord" else "none"
 
 
 def _code_version() -> str:
     """The commit that runs, marked where files were changed since; the package's version outside a checkout."""
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # else the checkout around is another project's
         commit = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--", "vmae_lab", ":/vmae_lab")
+        changed = _git(here, "status", "--porcelain", "--", ":/vmae_lab")
     except (OSError, subprocess.CalledProcessError):
         return f"vmae-lab {version('vmae-lab')}"
     return commit + (" with local changes" if changed else "")
@@ -53,8 +55,6 @@ def _git(folder: Path, *words: str) -> str:
 
 def _processor() -> str:
     """The processor's name, and how many of its cores this process may use."""
-    import os
-
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

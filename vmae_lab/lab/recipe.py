@@ -3,12 +3,13 @@
 import copy
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmae_lab.data.clips import DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings
+from vmae_lab.lab.arms import Arm
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import torch_generator
@@ -62,10 +63,23 @@ class Recipe(BaseModel):
                 f"model.frames {self.model.frames} with data.stride {self.data.stride} spans {span} frames; the files have "
                 f"{self.data.motionworld.frames} (data.motionworld.frames)"
             )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} repeat: a repeated seed adds no information")
+        for name, values in (("seeds", self.seeds), ("arms", self.arms)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} repeat: a repeated one adds no information")
+        self._check_labels("evaluate.probe.labels", self.evaluate.probe.labels)
+        if self.evaluate.finetune_labels is not None:
+            self._check_labels("evaluate.finetune_labels", self.evaluate.finetune_labels)
         # A mask that the grid cannot have is refused here, not in the first step.
         draw_masks(self.mask, self.model.clip.grid, 1, torch_generator(0, "check"), torch_generator(0, "check"))
+
+    def _check_labels(self, name: str, count: int) -> None:
+        """Equally many a class, and no more than there are: told before hours of pre-training, not after."""
+        world, classes = self.data.motionworld, self.data.classes
+        if count % classes:
+            raise ValueError(f"{name} {count} is not a multiple of the {classes} classes, which get equally many")
+        there = world and len(self.evaluate.sources or world.sources) * world.train * classes
+        if there and count > there:
+            raise ValueError(f"{name} {count} is more than the {there} labelled clips of the training split")
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
         """A copy with dotted one-offs applied, checked again. Raises RecipeError."""
@@ -74,7 +88,7 @@ class Recipe(BaseModel):
         return build_recipe(tree)
 
 
-def build_recipe(parameters: Mapping[str, Any], arms: Mapping[str, Any] | None = None) -> Recipe:
+def build_recipe(parameters: Mapping[str, Any], arms: Mapping[str, Arm] | None = None) -> Recipe:
     """Checked settings from plain parameters; `override` holds dotted one-offs (`{"pretrain.steps": 10}`).
 
     `arms`, where given, are the ones a notebook knows. Raises RecipeError.
@@ -88,13 +102,16 @@ def build_recipe(parameters: Mapping[str, Any], arms: Mapping[str, Any] | None =
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_explain(error)) from None
-    for arm in recipe.arms:
-        if arms is not None and arm not in arms:
-            raise RecipeError(f"arms: there is no arm '{arm}'{_nearest(arm, arms)}; arms are {', '.join(arms)}")
+    if arms is not None:
+        for arm in recipe.arms:
+            if arm not in arms:
+                raise RecipeError(f"arms: there is no arm '{arm}'{_nearest(arm, arms)}; arms are {', '.join(arms)}")
+        if not any(arms[arm].pretrained for arm in recipe.arms):
+            raise RecipeError(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
     return recipe
 
 
-def read_parameters(namespace: dict[str, Any], arms: Mapping[str, Any]) -> Recipe:
+def read_parameters(namespace: dict[str, Any], arms: Mapping[str, Arm]) -> Recipe:
     """The recipe of a notebook from its own globals: `recipe = read_parameters(globals(), ARMS)` after the parameters cell.
 
     papermill injects an unknown parameter with no more than a warning, so every plain value found here that is not a
@@ -152,7 +169,8 @@ def _fields_at(path: list[str]) -> list[str]:
     """Names accepted in a section of the recipe."""
     section: type[BaseModel] = Recipe
     for name in path:
-        section = section.model_fields[name].annotation
+        annotation = section.model_fields[name].annotation
+        section = next(part for part in (annotation, *get_args(annotation)) if hasattr(part, "model_fields"))
     return list(section.model_fields)
 
 

@@ -1,14 +1,16 @@
 """A notebook's report: its page, tables and figures in reports/<scale>/<notebook>/, and a manifest of what made them."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 from matplotlib.figure import Figure
 
-from vmae_lab.files import make_folder, write_json, write_text
+from vmae_lab.files import make_folder, storing_in, write_json, write_text
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import save_figure
 from vmae_lab.lab.places import report_folder
@@ -16,57 +18,77 @@ from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import save_table
 
+OWN = ("README.md", "manifest.json", "tables", "figures")  # what a report replaces; an executed notebook beside it stays
+
 
 class Report:
-    """Collects a notebook's tables, figures and words, and writes them as one page that stands on its own."""
+    """Collects a notebook's tables, figures and words; `close` writes them as one page that stands on its own."""
 
     def __init__(self, notebook: str, scale: str, title: str):
         self.notebook, self.scale, self.title = notebook, scale, title
-        self.folder = make_folder(report_folder(scale, notebook))
-        for part in ("tables", "figures"):  # what an earlier run left would not be of this one
-            shutil.rmtree(self.folder / part, ignore_errors=True)
         self.parts: list[str] = []
-        self.rows: pd.DataFrame | None = None
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.figures: dict[str, Figure] = {}
+        self.rows = pd.DataFrame()
 
     def text(self, words: str) -> None:
         self.parts.append(words.strip())
 
     def table(self, frame: pd.DataFrame, name: str, caption: str) -> None:
-        markdown = save_table(frame, self.folder / "tables", name)
-        self.parts.append(f"{caption} ([csv](tables/{name}.csv), [tex](tables/{name}.tex))\n\n{markdown}")
+        self.tables[name] = frame
+        self.parts.append(f"{caption} ([csv](tables/{name}.csv), [tex](tables/{name}.tex))\n\n{{table {name}}}")
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
-        save_figure(figure, self.folder / "figures", name)
+        self.figures[name] = figure
         self.parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}*")
 
     def results(self, rows: pd.DataFrame) -> None:
         """Keep the tidy rows beside the page: every number of the tables can be traced to its stage."""
-        make_folder(self.folder / "tables")
-        write_text(self.folder / "tables" / "results.csv", rows.to_csv(index=False))
+        self.rows = rows
 
     def close(self, plan: Plan, store: RunStore) -> Path:
-        """Write the page and the manifest; returns the page's path."""
+        """Write everything beside the old report, then put it in its place; returns the page's path. Raises StorageError."""
+        folder = make_folder(report_folder(self.scale, self.notebook))
+        fresh = folder / ".fresh.tmp"
+        with FileLock(folder / ".lock"), storing_in(folder):
+            shutil.rmtree(fresh, ignore_errors=True)
+            self._write(make_folder(fresh), plan, store)
+            for name in OWN:
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                os.replace(fresh / name, folder / name)
+            fresh.rmdir()
+        return folder / "README.md"
+
+    def _write(self, folder: Path, plan: Plan, store: RunStore) -> None:
         made = provenance()
-        write_json(self.folder / "manifest.json", self._manifest(plan, store, made))
         head = (
             f"# {self.title}\n\n"
             f"Scale `{self.scale}`, seeds {', '.join(map(str, plan.recipe.seeds))}; written {made['date']} by code "
             f"{made['code']} on {made['device']}. Made by `notebooks/{self.notebook}.ipynb`; settings, versions and stages in "
             "[manifest.json](manifest.json), every single result in [tables/results.csv](tables/results.csv)."
         )
-        write_text(self.folder / "README.md", "\n\n".join([head, *self.parts]) + "\n")
-        return self.folder / "README.md"
+        page = "\n\n".join([head, *self.parts]) + "\n"
+        for name, frame in self.tables.items():
+            page = page.replace(f"{{table {name}}}", save_table(frame, folder / "tables", name))
+        for name, figure in self.figures.items():
+            save_figure(figure, folder / "figures", name)
+        write_text(folder / "tables" / "results.csv", self.rows.to_csv(index=False))
+        write_json(folder / "manifest.json", self._manifest(plan, store, made))
+        write_text(folder / "README.md", page)
 
     def _manifest(self, plan: Plan, store: RunStore, made: Mapping[str, Any]) -> dict[str, Any]:
-        stages = {
-            stage.key: {"kind": stage.kind, "seed": stage.settings["seed"], "seconds": round(store.result(stage)["seconds"], 1),
-                        "made": store.result(stage)["provenance"]}
-            for stage in plan.stages
-        }  # fmt: skip
+        stages = {}
+        for stage in plan.stages:
+            result = store.result(stage)
+            seconds, by = round(result["seconds"], 1), result["provenance"]
+            stages[stage.key] = {"kind": stage.kind, "seed": stage.settings.get("seed"), "seconds": seconds, "made": by}
         return {
-            "notebook": self.notebook, "scale": self.scale, "provenance": made,
+            "notebook": self.notebook,
+            "scale": self.scale,
+            "provenance": made,
             "recipe": plan.recipe.model_dump(mode="json"),
             "arms": {arm: dict(plan.arms[arm].overrides) for arm in plan.recipe.arms},
             "stages": stages,
             "compute_seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
-        }  # fmt: skip
+        }

@@ -1,11 +1,15 @@
 """The run store: one folder a stage, named by what it is. Finished work is reused, killed work resumed, others wait."""
 
+import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import yaml
@@ -47,6 +51,10 @@ class RunStore:
 
         While another process works on the same stage, this waits and then takes that result.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RuntimeError(
+                f"{stage.key}: the run store works from one process; start without `accelerate launch` or torchrun"
+            )
         folder = make_folder(self.folder(stage))
         with self._lock(stage):
             if not self.finished(stage):
@@ -79,7 +87,7 @@ class RunStore:
 
     def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_Bar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
-        with ProcessPoolExecutor(compute.jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(compute.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
             try:
                 while waiting or running:
                     ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
@@ -88,24 +96,28 @@ class RunStore:
                         waiting.remove(stage)
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     for future in done:
-                        del running[future]
-                        future.result()
+                        _raise_with_name(future, running.pop(future))
                     bar.refresh()
             except BaseException:
+                workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(pool._processes.values()):
-                    process.terminate()
+                for worker in workers:
+                    worker.terminate()
                 raise
 
-    def _lock(self, stage: Stage) -> FileLock:
-        """The stage's lock, taken; freed by the system where its holder is killed."""
+    @contextmanager
+    def _lock(self, stage: Stage) -> Iterator[None]:
+        """Hold the stage's lock; the system frees it where its holder is killed."""
         lock = FileLock(self.root / f".{stage.key}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"another process is working on {stage.key}; waiting for its result", flush=True)
             lock.acquire()
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
@@ -119,6 +131,31 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
 
 def _complete(root: Path, stage: Stage, compute: Compute) -> None:
     RunStore(root).complete(stage, compute, progress=False)
+
+
+def _raise_with_name(future: Future, stage: Stage) -> None:
+    """A stage's own error, with the stage's name; a worker that was killed gives none of its own."""
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"the process working on {stage.key} was killed, perhaps for lack of memory; start again to go on where it "
+            "stopped, with a smaller compute.jobs if memory is short"
+        ) from error
+    except Exception as error:
+        error.add_note(f"in {stage.key}")
+        raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone: a SIGKILL there would leave it behind, idle."""
+    parent = parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _tidy(folder: Path) -> None:

@@ -103,14 +103,15 @@ def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     return Stage("finetune", settings, () if encoder is None else (encoder,))
 
 
-def controls_stage(recipe: Recipe, seed: int) -> Stage:
-    """What can be had without an encoder: raw pixels, and each single frame."""
-    return Stage("controls", {**_base(recipe, seed), **_evaluated(recipe), "labels": recipe.evaluate.probe.labels})
+def controls_stage(recipe: Recipe) -> Stage:
+    """What can be had without an encoder, and so without a seed: raw pixels, and each single frame."""
+    probe = recipe.evaluate.probe
+    return Stage("controls", {**_data(recipe), **_evaluated(recipe), "labels": probe.labels, "draws": probe.draws})
 
 
 def execute(job: Job) -> dict[str, Any]:
     """Carry a stage out; returns what goes into its `result.json`."""
-    with _threads(job.compute.threads):
+    with fixed_threads(job.compute.threads):
         return KINDS[job.stage.kind].run(job)
 
 
@@ -119,9 +120,11 @@ def _plain(section: Any) -> dict[str, Any]:
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:
-    return {
-        "data": _plain(recipe.data), "data_fingerprint": recipe.data.fingerprint, "model": _plain(recipe.model), "seed": seed,
-    }  # fmt: skip
+    return {**_data(recipe), "seed": seed}
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    return {"data": _plain(recipe.data), "data_fingerprint": recipe.data.fingerprint, "model": _plain(recipe.model)}
 
 
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def _evaluated(recipe: Recipe) -> dict[str, Any]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def fixed_threads(count: int | None) -> Iterator[None]:
     """A fixed number of CPU threads for PyTorch and the BLAS behind scikit-learn: results depend on it in the last bits."""
     if count is None:
         yield
@@ -272,17 +275,15 @@ def _run_controls(job: Job) -> dict[str, Any]:
     model = ModelSettings(**job.section("model"))
     data, clips = _load(job, "train", job.section("sources"))
     _, held_out = _load(job, job.section("split"), job.section("sources"))
-    rows = draw_labelled(clips.labels, job.section("labels"), data.seed, job.section("seed"))
+    draws = [draw_labelled(clips.labels, job.section("labels"), data.seed, draw) for draw in range(job.section("draws"))]
+    raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]
     frames = single_frame_accuracies(clips, held_out, model.side)
-    return {
-        "metrics": {
-            "raw_pixels": raw_pixel_accuracy(clips, held_out, rows, model, data.stride),
-            "single_frame_mean": float(np.mean(frames)),
-            "single_frame_best": float(np.max(frames)),
-        },
-        "single_frames": frames,
-        "test_clips": len(held_out),
-    }  # fmt: skip
+    metrics = {
+        "raw_pixels": float(np.mean(raw)),
+        "single_frame_mean": float(np.mean(frames)),
+        "single_frame_best": float(np.max(frames)),
+    }
+    return {"metrics": metrics, "single_frames": frames, "test_clips": len(held_out)}
 
 
 KINDS: dict[str, Kind] = {

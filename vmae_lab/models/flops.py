@@ -81,9 +81,3 @@ def classify_cost(size: Size, clip: ClipShape, classes: int) -> Cost:
     n = clip.tokens
     macs = n * clip.cube_values * size.width + trunk_macs(n, size.width, size.depth, size.mlp_hidden) + size.width * classes
     return Cost(macs, macs + NORM_COST * (2 * size.depth * n * size.width + size.width))
-
-
-def mask_cost(size: Size, clip: ClipShape, masks: MaskSettings) -> Cost:
-    """Pre-training cost under a pair of masks, in the paper's convention."""
-    counts = TokenCounts.of(masks, clip)
-    return pretrain_cost(size, clip, counts.visible, counts.decoded)

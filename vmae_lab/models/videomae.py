@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vmae_lab.masking import visible_index
-from vmae_lab.models.sizes import ClipShape, ModelSettings, Size
+from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, cubes, initialise, sincos_positions, take
 
 TARGET_EPS = 1e-6
@@ -32,10 +32,6 @@ class VideoMAE(nn.Module):
         for part in (self.encoder.trunk, self.bridge, self.decoder, self.head):
             initialise(part)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-
-    @classmethod
-    def from_settings(cls, settings: ModelSettings, **options: float) -> "VideoMAE":
-        return cls(settings.dimensions, settings.clip, **options)
 
     def forward(self, video: Tensor, encoder_mask: Tensor, decoder_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rebuild the decoder-visible cubes from the encoder-visible ones.
@@ -86,4 +82,4 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, counted: Tensor) -> 
     prediction, target: `(B, M, values)`; counted: bool `(B, M)`. Returns a float32 scalar.
     """
     per_token = (prediction.float() - target).square().mean(-1)
-    return (per_token * counted).sum() / counted.sum()
+    return (per_token * counted).sum() / counted.sum().clamp(min=1)  # a part of a batch may have nothing to count

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vmae_lab.files import make_folder, whole_file
+from vmae_lab.files import make_folder, storing_in, whole_file
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
 
@@ -41,6 +41,10 @@ class TrainSettings(BaseModel):
     accumulation: int = Field(1, ge=1, description="micro-batches a step")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
 
+    def model_post_init(self, _context: object) -> None:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of the {self.steps} steps")
+
     @property
     def peak_lr(self) -> float:
         """The linear scaling rule: `lr * batch / reference`."""
@@ -51,7 +55,7 @@ class TrainSettings(BaseModel):
 
 
 class Compute(BaseModel):
-    """How the work is carried out. None of it changes the result, so none of it names a stage."""
+    """How the work is carried out: none of it names a stage. Threads move results in the last bits; the rest moves nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,26 +103,24 @@ class Trained:
 def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> Trained:
     """Train a task in its folder, from its checkpoint where there is one.
 
-    The result depends on the task alone: not on workers, processes or interruptions (bit for bit on one CPU process).
+    The result depends on the task alone: not on loader workers or interruptions, bit for bit on one CPU process with a
+    fixed number of threads.
     Raises TrainingDiverged, StorageError.
     """
     make_folder(folder)
     settings = task.settings
-    threads = torch.get_num_threads()
-    torch.set_num_threads(compute.threads or threads)
-    try:
-        with seeded(task.seed, "initial weights"):
-            accelerator = _accelerator(settings)
-            model = task.build()
-            fused = accelerator.device.type in ("cuda", "cpu")
-            groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
-            optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
-            model, optimizer = accelerator.prepare(model, optimizer)
-            run = _Run(task, accelerator, model, optimizer, folder, compute)
-            run.restore()
-            run.to_the_end(progress)
-    finally:
-        torch.set_num_threads(threads)
+    with seeded(task.seed, "initial weights"):
+        accelerator = _accelerator(settings)
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        model = task.build()
+        fused = accelerator.device.type in ("cuda", "cpu")
+        groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        run = _Run(task, accelerator, model, optimizer, folder, compute)
+        run.restore()
+        run.to_the_end(progress)
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
     return Trained(
         accelerator.unwrap_model(model), run.seconds_per_step, run.steps_run, _device_name(accelerator.device),
@@ -128,7 +130,7 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
 
 def _accelerator(settings: TrainSettings) -> Accelerator:
     AcceleratorState._reset_state()  # a kernel trains many stages, each with its own precision
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and capable)
     return Accelerator(mixed_precision="bf16" if bf16 else "no")
 
@@ -165,6 +167,8 @@ class _Run:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.window = state["step"], state["window"]
+            logged = read_metrics(self.folder)
+            self.seconds_per_step = logged[-1]["seconds_per_step"] if logged else math.nan
         self.log = _MetricsLog(self.folder, self.step, self.compute.tensorboard) if self.accelerator.is_main_process else None
 
     def save(self) -> None:
@@ -224,7 +228,9 @@ class _Run:
             group["lr"] = settings.lr_at(self.step) * group.get("lr_scale", 1.0)
         parts = _split(batch, settings.accumulation)
         weights = [self.task.weight(part) for part in parts]
-        everywhere = accelerator.reduce(torch.tensor(sum(weights), device=accelerator.device)).item()
+        everywhere = sum(weights)
+        if accelerator.num_processes > 1:
+            everywhere = accelerator.reduce(torch.tensor(everywhere, device=accelerator.device)).item()
         total = torch.zeros((), device=accelerator.device)
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             with accelerator.autocast():
@@ -279,7 +285,7 @@ class _MetricsLog:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        with storing_in(self.path.parent), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values, "seconds_per_step": round(seconds_per_step, 4)}) + "\n")
         if self.writer:
             for name, value in values.items():

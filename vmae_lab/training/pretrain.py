@@ -69,11 +69,9 @@ class PretrainBatches(Dataset):
             torch_generator(task.seed, "encoder mask", step),
             torch_generator(task.seed, "decoder mask", step),
         )
-        here = slice(self.rows.start, self.rows.stop)
-        encoder_mask, decoder_mask = encoder_mask[here], decoder_mask[here]
-        decoded = visible_index(decoder_mask)
-        counted = loss_positions(encoder_mask, decoded, task.masks.loss_on)
-        return {"video": video, "encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
+        counted = loss_positions(encoder_mask, visible_index(decoder_mask), task.masks.loss_on)
+        masks = {"encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
+        return {"video": video, **{name: mask[self.rows.start : self.rows.stop] for name, mask in masks.items()}}
 
     def _clip(self, position: int) -> Tensor:
         task = self.task

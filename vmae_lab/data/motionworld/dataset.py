@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vmae_lab.data.motionworld import sources
 from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
 from vmae_lab.data.motionworld.sources import SOURCES
-from vmae_lab.files import fingerprint, make_folder, storing_in, whole_file, write_json, write_text
+from vmae_lab.files import StorageError, fingerprint, make_folder, storing_in, whole_file, write_json, write_text
 from vmae_lab.randomness import numpy_generator
 
 RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderers changes pixels
@@ -132,11 +132,14 @@ def _write(settings: MotionworldSettings, folder: Path, processes: int) -> None:
 
 
 def _check_room(settings: MotionworldSettings, folder: Path) -> None:
-    """Refuse before the first file when the disk cannot hold the data: .1 bytes a pixel is generous for H.264."""
-    needed = int(settings.clips() * (settings.frames * settings.side**2 * 0.1 + 4096))
+    """Refuse before the first file when the disk cannot hold the data: .1 bytes a pixel is generous for H.264.
+
+    The decoded array that is kept beside the files takes 3 bytes a pixel at most.
+    """
+    needed = int(settings.clips() * (settings.frames * settings.side**2 * 3.1 + 4096))
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
+        raise StorageError(
             f"{folder} has {free >> 20} MiB free; motionworld needs about {needed >> 20} MiB. Set VMAE_LAB_HOME elsewhere"
         )
 

@@ -1,0 +1,115 @@
+"""The notebooks as a user runs them: papermill and the command line at the smoke scale; nbval sees a changed output."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from vmae_lab.cli import main
+from vmae_lab.lab.arms import ABLATIONS
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def place(home, project) -> Path:
+    return project
+
+
+@pytest.mark.parametrize("name", list(ABLATIONS))
+def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, place):
+    """Two seeds, all arms, plain papermill with the defaults; then every file of the report."""
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", place / "out.ipynb"],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = place / "reports" / "smoke" / name
+    rows = pd.read_csv(folder / "tables" / "results.csv")
+    arms = list(ABLATIONS[name])
+    assert set(rows.arm) == {*arms, "controls"}
+    assert set(rows[rows.arm != "controls"].seed) == {0, 1}
+    assert all((place / "runs" / stage / "result.json").exists() for stage in rows.stage.unique())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(rows.stage) <= set(manifest["stages"])
+    assert manifest["provenance"]["packages"]["torch"]
+    page = (folder / "README.md").read_text()
+    for table in ("decoder_mask", "details", "controls"):
+        assert (folder / "tables" / f"{table}.md").read_text().strip() in page
+        assert (folder / "tables" / f"{table}.tex").read_text().startswith("\\begin{tabular}")
+    for figure in ("accuracy_against_cost", "masks", "loss", "reconstruction"):
+        assert f"figures/{figure}.png" in page
+        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
+    assert not list(place.rglob("*.tmp"))
+
+
+def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
+    """One seed, arms without the baseline or the floor; the second call computes nothing."""
+    notebook = str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb")
+    command = ["run", notebook, "--scale", "smoke", "-p", "seeds", "[0]", "-p", "arms", "[running_cell_50_all]"]
+    assert main(command) == 0
+    first = capfd.readouterr().out
+    page = place / "reports" / "smoke-variant" / "ablation_decoder_mask" / "README.md"
+    assert first.strip().splitlines()[-1] == f"report: {page}"
+    assert page.exists()
+    results = sorted((place / "runs").glob("*/result.json"))
+    written = [path.stat().st_mtime_ns for path in results]
+    assert main(command) == 0
+    assert "nothing to compute" in capfd.readouterr().out
+    assert [path.stat().st_mtime_ns for path in results] == written
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "notebooks/none.ipynb"], "there is no notebook"),
+        (
+            ["plan", "NOTEBOOK", "--scale", "hugh"],
+            r"there is no parameter file .*hugh.yaml; scales in .*: demo, gpu, paper, smoke",
+        ),
+        (["run", "NOTEBOOK", "-p", "pretrain.stpes", "3"], r"did you mean 'steps'"),
+        (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"-p seeds '\[0' is not valid YAML"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_message(words, message, place, capsys):
+    notebook = str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb")
+    assert main([notebook if word == "NOTEBOOK" else word for word in words]) == 2
+    assert pytest.raises(AssertionError, match=message).matches(AssertionError(capsys.readouterr().err))
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_a_plan_is_costed_without_running_it(scale, place, capsys):
+    assert main(["plan", str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb"), "--scale", scale]) == 0
+    said = capsys.readouterr().out
+    seeds = len(yaml.safe_load((ROOT / "params" / f"{scale}.yaml").read_text())["seeds"])
+    assert f"pretrain: {7 * seeds:3d} stages (0 finished)" in said
+    assert not (place / "runs").exists()
+
+
+def test_nbval_catches_a_changed_output(place):
+    """The stored table of counts, one digit changed, in a copy that ends behind it."""
+    notebook = nbformat.read(ROOT / "notebooks" / "ablation_decoder_mask.ipynb", as_version=4)
+    checked = next(i for i, cell in enumerate(notebook.cells) if "NBVAL_CHECK_OUTPUT" in cell.source)
+    notebook.cells = notebook.cells[: checked + 1]
+    for name, old, new in (("true", "", ""), ("false", "128", "129")):
+        output = notebook.cells[-1].outputs[0]
+        output["text"] = output["text"].replace(old, new, 1) if old else output["text"]
+        nbformat.write(notebook, place / f"{name}.ipynb")
+    said = {}
+    for name in ("true", "false"):
+        command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", place / f"{name}.ipynb"]
+        said[name] = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
+    assert said["true"].returncode == 0, said["true"].stdout[-2000:]
+    assert said["false"].returncode == 1
+    assert "129" in said["false"].stdout
