@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vmae_lab.masking import loss_positions
+from vmae_lab.masking import loss_positions, visible_index
 from vmae_lab.models.checkpoints import from_official_classifier, from_official_pretrain, load_weights, part_of
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ClipShape, Size
@@ -20,6 +20,12 @@ CLIP = ClipShape(frames=8, side=32, patch=8)
 
 def reference(parity: Path, name: str) -> tuple[dict, dict]:
     return load_file(parity / f"{name}.safetensors"), json.loads((parity / f"{name}.json").read_text())
+
+
+def close(name: str, ours: torch.Tensor, expected: torch.Tensor, atol: float) -> None:
+    """Compare, and say how far apart they were (`pytest -s` shows it)."""
+    print(f"{name}: largest difference {(ours - expected).abs().max():.1e}, allowed {atol:.1e}")
+    torch.testing.assert_close(ours, expected, atol=atol, rtol=0, msg=lambda words: f"{name}: {words}")
 
 
 def tiny_model(state: dict, prefix: str, **options: float) -> VideoMAE:
@@ -37,17 +43,17 @@ def test_pretraining_step(parity, variant, normalise):
     video, encoder_mask = tensors["in.video"], tensors["in.enc_mask"].bool()
     decoder_mask = tensors[f"{variant}.dec_mask"].bool()
 
-    torch.testing.assert_close(
-        model.encoder(video, (~encoder_mask).nonzero()[:, 1].view(2, -1)), tensors["enc.output"], atol=2e-5, rtol=0
-    )
+    close("encoder output", model.encoder(video, visible_index(encoder_mask)), tensors["enc.output"], 2e-5)
     prediction, decoded = model(video, encoder_mask, None if variant == "none" else decoder_mask)
-    torch.testing.assert_close(prediction, tensors[f"{variant}.output"], atol=2e-5, rtol=0)
+    close(f"output {variant}", prediction, tensors[f"{variant}.output"], 2e-5)
     target = model.target(video, decoded)
-    torch.testing.assert_close(target, tensors[f"{variant}.labels_{kind}"], atol=2e-5, rtol=0)
+    close(f"{kind} target {variant}", target, tensors[f"{variant}.labels_{kind}"], 2e-5)
     counted = loss_positions(encoder_mask, decoded)
     assert torch.equal(counted, tensors[f"{variant}.loss_mask"].bool())
     loss = reconstruction_loss(prediction, target, counted)
-    assert loss.item() == pytest.approx(facts["variants"][variant][f"loss_{kind}"], rel=1e-5)
+    expected_loss = facts["variants"][variant][f"loss_{kind}"]
+    print(f"{kind} loss {variant}: {loss.item():.7f}, reference {expected_loss:.7f}")
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
     if not normalise:
         return
     loss.backward()
@@ -88,6 +94,7 @@ def test_ten_training_steps(parity):
         encoder_mask, decoder_mask = (tensors[f"step{step}.{m}_mask"].bool() for m in ("enc", "dec"))
         prediction, decoded = model(video, encoder_mask, decoder_mask)
         loss = reconstruction_loss(prediction, model.target(video, decoded), loss_positions(encoder_mask, decoded))
+        print(f"step {step}: loss {loss.item():.6f}, reference {expected:.6f}")
         assert loss.item() == pytest.approx(expected, rel=1e-4), f"step {step}"
         optimizer.zero_grad()
         loss.backward()
@@ -120,9 +127,9 @@ def test_classifier(parity):
     model = VideoClassifier(TINY, CLIP, classes=10).eval()
     load_weights(model, from_official_classifier(part_of(tensors, "state.")), "finetune_tiny")
     features = model.head.fc_norm(model.encoder(tensors["in.video"]).mean(1))
-    torch.testing.assert_close(features, tensors["meanpool.features"], atol=2e-5, rtol=0)
+    close("classifier features", features, tensors["meanpool.features"], 2e-5)
     logits = model(tensors["in.video"])
-    torch.testing.assert_close(logits, tensors["meanpool.logits"], atol=2e-5, rtol=0)
+    close("classifier logits", logits, tensors["meanpool.logits"], 2e-5)
     torch.nn.functional.cross_entropy(logits, tensors["in.labels"].long()).backward()
     expected = from_official_classifier(part_of(tensors, "meanpool.grad."))
     for name, parameter in model.named_parameters():
