@@ -172,9 +172,12 @@ class _Bar:
         self.store, self.todo, self.work = store, todo, work
         total = sum(work[stage.key] for stage in todo)
         self.bar = tqdm(
-            total=total, disable=not todo, desc=f"0/{len(todo)} stages",
+            total=total,
+            smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
+            disable=not todo,
+            desc=f"0/{len(todo)} stages",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go",
-        )  # fmt: skip
+        )
 
     def refresh(self) -> None:
         parts = [self.store.progress(stage) for stage in self.todo]
