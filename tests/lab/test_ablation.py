@@ -33,6 +33,9 @@ def test_the_interval_of_a_mean_equals_scipys():
     assert np.isnan(t_interval(values[:1])).all(), "one seed gives no interval"
 
 
+ERRORS = {"reconstruction": 0.9, "cube_mean": 1.0}
+
+
 def test_seeds_are_paired_by_number_not_by_order():
     table = rows({"a": [10.0, 20.0], "b": [1.0, 2.0]})
     assert paired_differences(table.sample(frac=1, random_state=1), "ridge", "b").difference["a"] == 13.5
@@ -62,10 +65,14 @@ def test_words_follow_the_numbers(smoke, none, cell, said):
     seeds = list(range(len(none)))
     recipe = build_recipe({**smoke, "arms": ["scratch", "none", "running_cell_50"], "seeds": seeds}, DECODER_MASKS)
     values = {"scratch": [20.0] * len(none), "none": none, "running_cell_50": cell}
-    table = pd.concat([rows(values), rows(values, "finetune")])
+    errors = [rows({"none": [x] * len(none), "running_cell_50": [x] * len(none)}, metric) for metric, x in ERRORS.items()]
+    every = [rows(values, metric) for metric in ("ridge", "finetune", "attentive", "linear_mean", "knn")]
+    table = pd.concat([*every, *errors])
     words = conclusions(plan_ablation("x", recipe, DECODER_MASKS), table, "none", "scratch")
     assert said in words[-1]
-    assert "points" in words[0]
+    gains = [np.mean(arm) - 20 for arm in (none, cell)]
+    assert f"{min(gains):+.1f} to {max(gains):+.1f} points" in words[0]
+    assert "lie 10.0 to 10.0 % below" in words[-2]
 
 
 def test_cells_of_tables():

@@ -56,7 +56,10 @@ def reconstruction_strips(rows: Mapping[str, np.ndarray]) -> Figure:
 
 
 def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm]) -> Figure:
-    """Training loss over steps, a line an arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss."""
+    """Training loss over steps, a line an arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss.
+
+    The vertical axis is cut to what comes after the first tenth of the steps.
+    """
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
     for arm in curves.arm.unique():
         chosen = curves[curves.arm == arm].groupby("step").loss.agg(["mean", "min", "max"])
@@ -66,6 +69,9 @@ def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm]) -> Figure:
             markersize=5, label=style.label,
         )  # fmt: skip
         axes.fill_between(chosen.index, chosen["min"], chosen["max"], color=style.colour, alpha=0.15, linewidth=0)
+    later = curves[curves.step > 0.1 * curves.step.max()].loss  # the fall of the first steps would flatten all that follows
+    margin = 0.15 * (later.max() - later.min())
+    axes.set_ylim(later.min() - margin, later.max() + margin)
     axes.set(xlabel="optimiser step", ylabel="reconstruction loss (training)")
     axes.legend(title="decoder mask", loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
