@@ -210,10 +210,10 @@ def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> lis
         return []
     best = rows[(rows.arm == "controls") & (rows.metric == "single_frame_best")].value.item()
     limit = _chance_limit(plan, store, len(store.result(plan.controls)["single_frames"]))
-    beats = (
-        "beats chance: part of what is read below is not motion" if best > limit else "beats chance, so what is read is motion"
+    verdict = (
+        "One frame alone beats chance: part of what is read is not motion" if best > limit else "No single frame beats chance"
     )
-    return [f"{'A' if best > limit else 'No'} single frame {beats} (best {best:.1f} %, chance stays below {limit:.1f} %)."]
+    return [f"{verdict} (best {best:.1f} %; the best of as many tries at chance stays below {limit:.1f} %)."]
 
 
 def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
