@@ -5,7 +5,7 @@ import torch
 from vmae_lab.data.clips import Clips, batches_of, middle_clips
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
+from vmae_lab.models.videomae import VideoMAE, cube_statistics, reconstruction_loss
 from vmae_lab.randomness import torch_generator
 
 
@@ -13,7 +13,7 @@ from vmae_lab.randomness import torch_generator
 def reconstruction_errors(
     model: VideoMAE, clips: Clips, settings: ModelSettings, masks: MaskSettings, stride: int, batch: int = 32
 ) -> dict[str, float]:
-    """Loss on held-out clips under the arm's own masks, and that of saying nothing: each cube's mean (a target of zero).
+    """Loss on held-out clips under the arm's own masks, and that of saying just each cube's mean.
 
     The cube-mean line knows the true cube's mean, which no model is told, so it flatters itself; both are of the target
     the arm was trained on, and errors under different masks are not comparable.
@@ -30,6 +30,12 @@ def reconstruction_errors(
         counted = loss_positions(encoder_mask, decoded.cpu(), "invisible").to(device)
         count = int(counted.sum())
         sums["reconstruction"] += reconstruction_loss(prediction, target, counted).item() * count
-        sums["cube_mean"] += reconstruction_loss(torch.zeros_like(target), target, counted).item() * count
+        sums["cube_mean"] += reconstruction_loss(_cube_means(target, settings.clip.channels), target, counted).item() * count
         tokens += count
     return {name: value / tokens for name, value in sums.items()}
+
+
+def _cube_means(target: torch.Tensor, channels: int) -> torch.Tensor:
+    """Each cube's mean colour in place of its pixels (zero where the target is normalised): `(B, M, v*C)` -> the same."""
+    pixels = target.unflatten(-1, (-1, channels))
+    return cube_statistics(pixels)[0].expand_as(pixels).flatten(-2)
