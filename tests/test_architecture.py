@@ -14,7 +14,14 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vmae_lab"
 # From the ground up; a floor imports only from floors below it, and rooms of one floor only where they are listed.
-FLOORS = [("files", "randomness", "masking", "paper"), ("models", "data"), ("training",), ("evaluation",), ("lab",), ("cli",)]
+FLOORS = [
+    ("files", "processes", "randomness", "masking", "paper"),
+    ("models", "data"),
+    ("training",),
+    ("evaluation",),
+    ("lab",),
+    ("cli",),
+]
 INSIDE = {  # rooms of the lab, each of which may know those before it
     "lab": [
         "places",

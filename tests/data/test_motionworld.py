@@ -4,6 +4,7 @@ import multiprocessing
 import shutil
 
 import numpy as np
+import psutil
 import pytest
 from scipy.stats import binom, kstest
 
@@ -107,8 +108,11 @@ def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
     partial = tmp_path / f"motionworld-{SMALL.fingerprint}.partial"
     while process.is_alive() and len(list(partial.rglob("*.mp4"))) < 5:
         process.join(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.join()
+    _, left = psutil.wait_procs(workers, timeout=20)
+    assert not left, "its workers do not outlive it"
     assert not (tmp_path / f"motionworld-{SMALL.fingerprint}").exists()
     folder, records = open_motionworld(SMALL)
     assert all(len(read_frames(folder / record.path)) == 6 for record in records)

@@ -5,9 +5,7 @@ Small data sets are decoded once into one uint8 array beside their files; every 
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +23,7 @@ from vmae_lab.data.motionworld import ACTIONS, ClipRecord, MotionworldSettings, 
 from vmae_lab.data.sampling import dense_window
 from vmae_lab.data.video import VideoError, read_frames
 from vmae_lab.files import whole_file
+from vmae_lab.processes import worker_pool
 
 
 class DataSettings(BaseModel):
@@ -146,7 +145,7 @@ def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: i
     starts = range(0, len(records), 50)
     jobs = [[folder / record.path for record in records[start : start + 50]] for start in starts]
     with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        worker_pool(processes) as pool,
         tqdm(total=len(records), desc="decoding clips", unit="clip") as bar,
     ):
         for start, decoded in zip(starts, pool.map(_decode, jobs, [side] * len(jobs)), strict=True):

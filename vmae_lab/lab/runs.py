@@ -4,12 +4,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import yaml
@@ -19,6 +17,7 @@ from tqdm import tqdm
 from vmae_lab.files import make_folder, read_json, write_json, write_text
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Job, Stage, execute
+from vmae_lab.processes import worker_pool
 from vmae_lab.training.loop import Compute, read_metrics
 
 RESULT = "result.json"
@@ -87,7 +86,7 @@ class RunStore:
 
     def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_Bar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
-        with ProcessPoolExecutor(compute.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        with worker_pool(compute.jobs) as pool:
             try:
                 while waiting or running:
                     ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
@@ -145,17 +144,6 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
     except Exception as error:
         error.add_note(f"in {stage.key}")
         raise
-
-
-def _end_with_parent() -> None:
-    """End this worker when the process that started it is gone: a SIGKILL there would leave it behind, idle."""
-    parent = parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def _tidy(folder: Path) -> None:

@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +20,7 @@ from vmae_lab.data.motionworld import sources
 from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.files import StorageError, fingerprint, make_folder, storing_in, whole_file, write_json, write_text
+from vmae_lab.processes import worker_pool
 from vmae_lab.randomness import numpy_generator
 
 RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderers changes pixels
@@ -117,7 +117,7 @@ def _write(settings: MotionworldSettings, folder: Path, processes: int) -> None:
     make_folder(folder)
     _check_room(settings, folder)
     jobs = list(_names(settings))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with worker_pool(processes) as pool:
         futures = {pool.submit(_write_batch, settings, folder, jobs[i : i + 50]): None for i in range(0, len(jobs), 50)}
         bar = tqdm(total=len(jobs), desc=f"writing motionworld to {folder.parent}", unit="clip")
         written: dict[str, ClipRecord] = {}
