@@ -102,9 +102,10 @@ def test_ten_training_steps(parity):
         assert norm.item() == pytest.approx(facts["grad_norms"][step], rel=1e-3)
         optimizer.step()
     for name, expected in from_official_pretrain(part_of(tensors, "state10.")).items():
-        if name.endswith("qkv.bias"):  # ours has a k bias, without effect on the function, which Adam moves by rounding
-            continue
-        torch.testing.assert_close(model.state_dict()[name], expected, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: n + m)
+        ours = model.state_dict()[name]
+        if name.endswith("qkv.bias"):  # our k bias has no effect, and no gradient but rounding, which Adam scales up
+            ours, expected = (torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) for bias in (ours, expected))
+        close(f"after ten steps {name}", ours, expected, 2e-6)
 
 
 def test_edge_case_targets(parity):
