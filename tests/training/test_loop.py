@@ -208,7 +208,7 @@ def test_layer_decay_equals_the_official_scales(parity):
         assert ours[place] == pytest.approx(entry["lr_scale"]), name
 
 
-def test_helpers_name_their_files(tmp_path):
+def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
     assert read_metrics(Path(tmp_path)) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
     assert read_metrics(tmp_path) == [{"step": 1}]

@@ -14,11 +14,11 @@ from vmae_lab.lab.stages import Stage, fixed_threads
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.loop import Compute, read_metrics, train
 from vmae_lab.training.pretrain import PretrainTask
 
 BACKWARD = 3  # forward and backward together, in forwards
-CALIBRATION_STEPS = 4
+WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slower and are not counted
 
 
 def stage_macs(stage: Stage) -> float:
@@ -28,23 +28,23 @@ def stage_macs(stage: Stage) -> float:
         return 0.0
     model = ModelSettings(**settings["model"])
     if stage.kind == "pretrain":
-        counts = TokenCounts.of(MaskSettings(**settings["mask"]), model.clip)
-        one = pretrain_cost(model.dimensions, model.clip, counts.visible, counts.decoded, embed_visible=True).macs
-        return BACKWARD * one * settings["pretrain"]["steps"] * settings["pretrain"]["batch_size"]
+        recipe = settings["pretrain"]
+        return recipe["steps"] * step_macs(model, MaskSettings(**settings["mask"]), recipe["batch_size"])
     data = DataSettings(**settings["data"])
     one = classify_cost(model.dimensions, model.clip, data.classes).macs
-    clips = _clips(data, settings["split"], settings["sources"])
+    clips = _held_out_clips(data, settings["split"], settings["sources"])
     if stage.kind == "finetune":
-        tuned = settings["finetune"]["steps"] * settings["finetune"]["batch_size"]
-        return one * (BACKWARD * tuned + clips)
+        return one * (BACKWARD * settings["finetune"]["steps"] * settings["finetune"]["batch_size"] + clips)
+    if stage.kind == "probe":
+        return one * (settings["probe"]["labels"] * settings["probe"]["draws"] + clips)
     return one * clips
 
 
-def _clips(data: DataSettings, split: str, sources: list[str]) -> int:
-    """Videos that an evaluation reads; those of list files are not counted before they are there."""
+def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
+    """Videos that are evaluated on; those of list files are not counted before they are there."""
     if data.motionworld is None:
         return 0
-    return len(sources or data.sources) * data.classes * (data.motionworld.train + getattr(data.motionworld, split))
+    return len(sources or data.sources) * data.classes * getattr(data.motionworld, split)
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,18 @@ def calibrate(recipe: Recipe) -> float:
     task = PretrainTask(recipe.model, recipe.mask, steps, recipe.data, clips, seed=0)
     compute = Compute(workers=recipe.compute.workers, log_every=1, tensorboard=False)
     with tempfile.TemporaryDirectory() as folder, fixed_threads(recipe.compute.threads):
-        trained = train(task, Path(folder), compute, progress=False)
-    return task_macs(recipe) / trained.seconds_per_step
+        train(task, Path(folder), compute, progress=False)
+        rows = read_metrics(Path(folder))
+    spent = [row["step"] * row["seconds_per_step"] for row in rows]
+    seconds_per_step = (spent[-1] - spent[WARM_UP_STEPS - 1]) / (len(spent) - WARM_UP_STEPS)
+    return step_macs(recipe.model, recipe.mask, recipe.pretrain.batch_size) / seconds_per_step
 
 
-def task_macs(recipe: Recipe) -> float:
-    """Multiply-accumulates of one pre-training step of the recipe."""
-    counts = TokenCounts.of(recipe.mask, recipe.model.clip)
-    one = pretrain_cost(recipe.model.dimensions, recipe.model.clip, counts.visible, counts.decoded, embed_visible=True)
-    return BACKWARD * one.macs * recipe.pretrain.batch_size
+def step_macs(model: ModelSettings, masks: MaskSettings, batch_size: int) -> float:
+    """Multiply-accumulates of one pre-training step, forward and backward, with only the visible cubes embedded."""
+    counts = TokenCounts.of(masks, model.clip)
+    one = pretrain_cost(model.dimensions, model.clip, counts.visible, counts.decoded, embed_visible=True)
+    return BACKWARD * one.macs * batch_size
 
 
 def token_table(plan: Plan) -> pd.DataFrame:

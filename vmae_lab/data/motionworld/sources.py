@@ -54,9 +54,9 @@ def sticks(path: Path, side: int, rng: np.random.Generator) -> Frames:
 
 
 def camera(path: Path, side: int, rng: np.random.Generator) -> Frames:
-    """No thing at all: a camera pans, rolls and zooms over a landscape of 1/f texture."""
+    """No thing at all: a camera pans, rolls and zooms over a landscape of smooth texture."""
     u = _thing_coordinates(path, side, wrap=False) / 10 + rng.random(2)
-    return np.stack([_lookup(channel, u) for channel in _texture(rng, colours=3)], axis=-1)
+    return _textured(u, rng)
 
 
 def kaleidoscope(path: Path, side: int, rng: np.random.Generator) -> Frames:
@@ -66,7 +66,7 @@ def kaleidoscope(path: Path, side: int, rng: np.random.Generator) -> Frames:
     radius, azimuth = np.hypot(u[..., 0], u[..., 1]), np.arctan2(u[..., 1], u[..., 0])
     folded = np.abs((azimuth / (2 * np.pi) * sectors) % 1 - 0.5) * 2 * np.pi / sectors
     v = 0.12 * np.stack([radius * np.cos(folded), radius * np.sin(folded)], axis=-1) + rng.random(2)
-    return np.stack([_lookup(channel, v) for channel in _texture(rng, colours=3)], axis=-1)
+    return _textured(v, rng)
 
 
 SOURCES: dict[str, Callable[[Path, int, np.random.Generator], Frames]] = {
@@ -124,13 +124,14 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return things[0], things[1], rng.uniform(0.0, 0.12, 3)
 
 
-def _texture(rng: np.random.Generator, colours: int, side: int = 64) -> np.ndarray:
-    """Smooth periodic 1/f^2 noise in [0, 1]: `(colours, side, side)`."""
+def _textured(u: np.ndarray, rng: np.random.Generator, side: int = 64) -> np.ndarray:
+    """Colours in [0, 1] at points u of smooth periodic noise, weaker at higher frequencies: `(..., 2)` -> `(..., 3)`."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :]) * side
     spectrum = np.where((frequency > 0) & (frequency < 10), np.maximum(frequency, 1) ** -1.5, 0)
-    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((colours, side, side))) * spectrum).real
+    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, side, side))) * spectrum).real
     noise /= noise.std(axis=(1, 2), keepdims=True)
-    return np.clip(0.5 + 0.22 * noise, 0, 1)
+    texture = np.clip(0.5 + 0.22 * noise, 0, 1)
+    return np.stack([_lookup(colour, u) for colour in texture], axis=-1)
 
 
 def _lookup(image: np.ndarray, u: np.ndarray, wrap: bool = True) -> np.ndarray:
