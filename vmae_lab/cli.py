@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from vmae_lab.files import StorageError, make_folder
-from vmae_lab.lab.arms import ABLATIONS
 from vmae_lab.lab.places import report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,13 +57,12 @@ def run(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Print the stages of a notebook at a scale and their cost in multiply-accumulates, without running anything."""
-    from vmae_lab.lab.ablation import plan_ablation
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore
 
     name, parameters = options.notebook.stem, checked_parameters(options)
-    recipe = build_recipe(parameters, ABLATIONS[name])
-    print(plan_summary(plan_ablation(name, recipe, ABLATIONS[name]), RunStore(runs_folder())))
+    recipe = build_recipe(parameters, WORKBOOK[name].arms)
+    print(plan_summary(plan_notebook(name, recipe), RunStore(runs_folder())))
     return 0
 
 
@@ -75,15 +74,15 @@ def checked_parameters(options: argparse.Namespace) -> dict[str, Any]:
     notebook = options.notebook
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}")
-    if notebook.stem not in ABLATIONS:
-        raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(ABLATIONS)}")
-    arms = ABLATIONS[notebook.stem]
+    if notebook.stem not in WORKBOOK:
+        raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(WORKBOOK)}")
+    arms = WORKBOOK[notebook.stem].arms
     parameters = {"arms": list(arms), **read_scale(options.scale, notebook)}
     overrides = dict(parameters.get("override") or {}) | {name: _value(name, text) for name, text in options.override}
     if options.override:
         parameters["scale"] = overrides.pop("scale", f"{parameters['scale']}-variant")
     parameters["override"] = overrides
-    build_recipe(parameters, arms)
+    plan_notebook(notebook.stem, build_recipe(parameters, arms))
     return parameters
 
 

@@ -4,8 +4,10 @@ Small data sets are decoded once into one uint8 array beside their files; every 
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +36,10 @@ class DataSettings(BaseModel):
     motionworld: MotionworldSettings | None = None
     lists: ListSettings | None = None
     pretrain_sources: tuple[str, ...] = Field((), description="sources pre-trained on; all that are written where empty")
+    pretrain_limits: dict[str, int] = Field({}, description="clips per action to pre-train on, by source; all where left out")
+    mixing: float = Field(
+        1.0, ge=0, le=1, description="a source of n clips is drawn in proportion to n**mixing: 1 by size, 0 uniform"
+    )
     resident_side: int = Field(40, ge=8, description="pixels at which decoded clips are kept in memory")
     stride: int = Field(1, ge=1, description="frames between two frames of a clip")
     crop_scales: tuple[float, ...] = Field(SCALES, min_length=1, description="parts of the short side")
@@ -43,9 +49,13 @@ class DataSettings(BaseModel):
             raise ValueError("give one of data.motionworld (the embedded data set) and data.lists (list files)")
         if self.motionworld is None:
             return
-        missing = set(self.pretrain_sources) - set(self.motionworld.sources)
+        missing = {*self.pretrain_sources, *self.pretrain_limits} - set(self.motionworld.sources)
         if missing:
-            raise ValueError(f"pretrain_sources {sorted(missing)} are not among the written sources {self.motionworld.sources}")
+            written = ", ".join(self.motionworld.sources)
+            raise ValueError(f"sources to pre-train on, {sorted(missing)}, are not among the written ones, {written}")
+        for source, limit in self.pretrain_limits.items():
+            if not 1 <= limit <= self.motionworld.train:
+                raise ValueError(f"pretrain_limits: {source} has 1 to {self.motionworld.train} clips an action; got {limit}")
         if self.resident_side > self.motionworld.side:
             raise ValueError(f"resident_side {self.resident_side} is larger than the files' side {self.motionworld.side}")
 
@@ -70,9 +80,12 @@ class DataSettings(BaseModel):
 
 
 class Clips(Protocol):
-    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`."""
+    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`, `sources` a name a video."""
 
     labels: np.ndarray
+
+    @property
+    def sources(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -85,20 +98,33 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class ResidentClips:
-    """Decoded clips of motionworld: `frames` uint8 `(n, T, H, W, C)`, and each one's record."""
+    """Decoded clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and each one's record."""
 
     frames: np.ndarray
-    labels: np.ndarray
+    rows: np.ndarray
     records: list[ClipRecord]
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def frame_count(self, index: int) -> int:
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return np.array([record.label for record in self.records])
+
+    @property
+    def sources(self) -> Sequence[str]:
+        return [record.source for record in self.records]
+
+    @property
+    def length(self) -> int:
+        """Frames of every video."""
         return self.frames.shape[1]
 
+    def frame_count(self, index: int) -> int:
+        return self.length
+
     def video(self, index: int, window: range) -> Tensor:
-        return channels_first(self.frames[index, window.start : window.stop : window.step])
+        return channels_first(self.frames[self.rows[index], window.start : window.stop : window.step])
 
 
 def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
@@ -121,12 +147,15 @@ def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = ()
         return read_list(settings.lists, split)
     folder, records = open_motionworld(settings.motionworld, processes)
     everything = _resident(folder, records, settings.resident_side, processes)
+    limits = settings.pretrain_limits if split == "pretrain" else {}
     split, wanted = "train" if split == "pretrain" else split, sources or settings.sources
-    rows = [i for i, record in enumerate(records) if record.split == split and record.source in wanted]
-    chosen = [records[i] for i in rows]
-    together = rows == list(range(rows[0], rows[-1] + 1))
-    frames = everything[rows[0] : rows[-1] + 1] if together else everything[rows]  # a view copies nothing
-    return ResidentClips(frames, np.array([record.label for record in chosen]), chosen)
+    taken, rows = Counter[tuple[str, str]](), []
+    for row, record in enumerate(records):
+        kind = (record.source, record.action)
+        if record.split == split and record.source in wanted and taken[kind] < limits.get(record.source, len(records)):
+            taken[kind] += 1
+            rows.append(row)
+    return ResidentClips(everything, np.array(rows), [records[row] for row in rows])
 
 
 def _resident(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.ndarray:

@@ -52,6 +52,10 @@ class ListedClips:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def sources(self) -> list[str]:
+        return ["lists"] * len(self.paths)
+
     def frame_count(self, index: int) -> int:
         return len(open_video(self.paths[index]))
 

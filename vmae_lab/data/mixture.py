@@ -1,8 +1,17 @@
 """The order of samples: a pure function of (seed, position in the stream)."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 
 from vmae_lab.randomness import numpy_generator
+
+
+class Order(Protocol):
+    """An endless stream: position -> sample."""
+
+    def __getitem__(self, position: int) -> int: ...
 
 
 class EpochOrder:
@@ -24,3 +33,45 @@ class EpochOrder:
             self._order = numpy_generator(self.seed, self.purpose, epoch).permutation(self.size)
             self._epoch = epoch
         return int(self._order[place])
+
+
+class MixtureOrder:
+    """An endless stream over several sources, in shares that differ from their sizes.
+
+    The stream goes in rounds as long as all sources together. A round holds a fixed number of samples of each source,
+    shuffled; each source is walked through in epochs of its own, so that none of its samples is seen twice before all of
+    them were seen once. Position p is again a pure function of the seed.
+    """
+
+    def __init__(self, sources: Sequence[str], exponent: float, seed: int, purpose: str = "order"):
+        names = list(dict.fromkeys(sources))
+        self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
+        sizes = [len(rows) for rows in self.members]
+        self.counts = round_counts(sizes, exponent)
+        self.starts = np.cumsum([0, *self.counts])
+        self.slots = EpochOrder(int(self.starts[-1]), seed, f"{purpose} of sources")
+        self.inside = [EpochOrder(n, seed, f"{purpose} in {name}") for name, n in zip(names, sizes, strict=True)]
+
+    def __getitem__(self, position: int) -> int:
+        slot = self.slots[position]
+        source = int(np.searchsorted(self.starts, slot, side="right")) - 1
+        walked = position // self.slots.size * self.counts[source] + slot - int(self.starts[source])
+        return int(self.members[source][self.inside[source][walked]])
+
+
+def round_counts(sizes: Sequence[int], exponent: float) -> list[int]:
+    """Samples of each source in a round of `sum(sizes)`: in proportion to `size ** exponent`, one at least.
+
+    Exponent 1 is by size, 0 uniform over sources; between them the mixture is tempered (exponent 1/2 is temperature 2).
+    """
+    weights = np.asarray(sizes, dtype=float) ** exponent
+    exact = sum(sizes) * weights / weights.sum()
+    counts = np.maximum(1, np.floor(exact).astype(int))
+    for place in np.argsort(np.floor(exact) - exact, kind="stable")[: max(0, sum(sizes) - int(counts.sum()))]:
+        counts[place] += 1  # the largest remainders
+    return counts.tolist()
+
+
+def sample_order(sources: Sequence[str], exponent: float, seed: int) -> Order:
+    """The stream for a pool whose samples come from `sources` (a name a sample); by size it is one shuffled pool."""
+    return EpochOrder(len(sources), seed) if exponent == 1.0 else MixtureOrder(sources, exponent, seed)

@@ -1,11 +1,12 @@
 """What can be read without an encoder. If a single frame tells the class, the data set tests no video model."""
 
 import numpy as np
+import torch
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vmae_lab.data.augment import centre_crop, channels_first
+from vmae_lab.data.augment import centre_crop
 from vmae_lab.data.clips import ResidentClips
 from vmae_lab.data.sampling import dense_window
 from vmae_lab.evaluation.metrics import top1
@@ -19,7 +20,7 @@ def single_frame_accuracies(train: ResidentClips, held_out: ResidentClips, side:
         _ridge_accuracy(
             _pixels(train, range(t, t + 1), shrink), train.labels, _pixels(held_out, range(t, t + 1), shrink), held_out.labels
         )
-        for t in range(train.frames.shape[1])
+        for t in range(train.length)
     ]
 
 
@@ -27,14 +28,14 @@ def raw_pixel_accuracy(
     train: ResidentClips, held_out: ResidentClips, rows: np.ndarray, model: ModelSettings, stride: int
 ) -> float:
     """Top-1 of a ridge classifier on all pixels of the middle window, fitted on the labelled rows alone, %."""
-    window = dense_window(train.frames.shape[1], model.frames, stride, 0.5)
+    window = dense_window(train.length, model.frames, stride, 0.5)
     fitted = _pixels(train, window, model.side)[rows]
     return _ridge_accuracy(fitted, train.labels[rows], _pixels(held_out, window, model.side), held_out.labels)
 
 
 def _pixels(clips: ResidentClips, window: range, side: int) -> np.ndarray:
     """Pixels of a window at `side`, a row a clip: float32 `(n, T*side*side*3)`."""
-    video = channels_first(clips.frames[:, window.start : window.stop : window.step])
+    video = torch.stack([clips.video(index, window) for index in range(len(clips))])
     return centre_crop(video, side).reshape(len(clips), -1).numpy().astype(np.float32) / 255
 
 

@@ -1,6 +1,6 @@
 """Arms x seeds: the plan's stages, the tidy table of their results, and the statistics over seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,44 +8,64 @@ import pandas as pd
 from scipy import stats
 
 from vmae_lab.lab.arms import Arm
-from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore, in_order
-from vmae_lab.lab.stages import Stage, controls_stage, finetune_stage, initial_stage, pretrain_stage, probe_stage
+from vmae_lab.lab.stages import Stage, controls_stage, initial_stage, pretrain_stage
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm at one seed: the stages whose results make its rows. `encoder` is the pre-training, or the untrained model."""
+    """One arm at one seed: the stages whose results make its rows.
+
+    `encoder` is the pre-training, or the untrained model. `measures` are named by what they measure, with `@place` where
+    the same is measured in several places: the metrics of `probe@unseen` are told as `ridge@unseen`.
+    """
 
     arm: str
     seed: int
     recipe: Recipe
     encoder: Stage
-    probe: Stage
-    finetune: Stage
+    measures: Mapping[str, Stage]
+
+
+Measures = Callable[[Recipe, Arm, Stage, int], Mapping[str, Stage]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation before it runs."""
+    """An ablation before it runs. `impossible` are the arms that the recipe's grid cannot have, and why."""
 
     name: str
     recipe: Recipe
     arms: Mapping[str, Arm]
     cells: list[Cell]
     controls: Stage | None
+    impossible: Mapping[str, str]
 
     @property
     def stages(self) -> list[Stage]:
         """All stages, inputs first, shared ones once."""
         return in_order(
-            [s for cell in self.cells for s in (cell.probe, cell.finetune)] + ([self.controls] if self.controls else [])
+            [stage for cell in self.cells for stage in cell.measures.values()] + ([self.controls] if self.controls else [])
         )
+
+    @property
+    def possible(self) -> list[str]:
+        """The arms that run, in the recipe's order."""
+        return [arm for arm in self.recipe.arms if arm not in self.impossible]
+
+    @property
+    def pretrained(self) -> list[str]:
+        return [arm for arm in self.possible if self.arms[arm].pretrained]
 
     def cell(self, arm: str, seed: int) -> Cell:
         return next(cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
+
+    def first(self, arm: str) -> Cell:
+        """An arm's cell at the first seed."""
+        return self.cell(arm, self.recipe.seeds[0])
 
     def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
         """Complete every stage and collect the rows."""
@@ -56,26 +76,42 @@ class Plan:
         """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
         rows = []
         for cell in self.cells:
-            for stage in (cell.probe, cell.finetune, cell.encoder):
-                rows += _result_rows(store, stage, self.name, cell.arm, cell.seed)
+            for name, stage in cell.measures.items():
+                rows += _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
+            if cell.encoder in self.stages:
+                rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)
         return pd.DataFrame(rows)
 
 
-def plan_ablation(name: str, recipe: Recipe, arms: Mapping[str, Arm]) -> Plan:
-    """Every arm at every seed. Settings that an arm makes impossible are refused here, before anything runs."""
-    cells = []
+def plan_ablation(
+    name: str,
+    recipe: Recipe,
+    arms: Mapping[str, Arm],
+    measures: Measures,
+    controls: bool = False,
+    skip_impossible: bool = False,
+) -> Plan:
+    """Every arm at every seed. What an arm makes impossible is refused here, or with `skip_impossible` left out and told.
+
+    Raises RecipeError.
+    """
+    cells, impossible = [], {}
     for arm in recipe.arms:
-        varied = recipe.with_overrides(arms[arm].overrides)
+        try:
+            varied = recipe.with_overrides(arms[arm].changes(recipe))
+        except RecipeError as error:
+            if not skip_impossible:
+                raise RecipeError(f"arm '{arm}': {error}") from None
+            impossible[arm] = str(error)
+            continue
         for seed in recipe.seeds:
-            pretrained = pretrain_stage(varied, seed) if arms[arm].pretrained else None
-            encoder = pretrained or initial_stage(varied, seed)
-            cells.append(
-                Cell(arm, seed, varied, encoder, probe_stage(varied, encoder, seed), finetune_stage(varied, pretrained, seed))
-            )
+            encoder = pretrain_stage(varied, seed) if arms[arm].pretrained else initial_stage(varied, seed)
+            cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
     # The controls prove the embedded data; of list files there is nothing to prove.
-    return Plan(name, recipe, arms, cells, controls_stage(recipe) if recipe.data.motionworld else None)
+    proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
+    return Plan(name, recipe, arms, cells, proved, impossible)
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -114,14 +150,14 @@ def t_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[floa
     return values.mean() - half, values.mean() + half
 
 
-def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int) -> list[dict]:
+def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int, name: str = "") -> list[dict]:
     result = store.result(stage)
-    values = dict(result["metrics"])
+    place = name[name.index("@") :] if "@" in name else ""
+    values = {metric + place: value for metric, value in result["metrics"].items()}
     if "training" in result:
-        name = f"{stage.kind}_seconds_per_step"
-        values[name] = result["training"]["seconds_per_step"]
+        values[f"{stage.kind}_seconds_per_step{place}"] = result["training"]["seconds_per_step"]
         if result["training"]["peak_memory_mib"] is not None:
-            values[f"{stage.kind}_peak_memory_mib"] = result["training"]["peak_memory_mib"]
+            values[f"{stage.kind}_peak_memory_mib{place}"] = result["training"]["peak_memory_mib"]
     return [
         {"ablation": ablation, "arm": arm, "seed": seed, "metric": metric, "value": value, "stage": stage.key}
         for metric, value in values.items()

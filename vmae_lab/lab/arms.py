@@ -1,38 +1,172 @@
 """The arms of the ablations: what each changes in the recipe, how it is called and drawn everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
+
+from vmae_lab.lab.recipe import Recipe
+from vmae_lab.models.sizes import SIZES
+
+Overrides = Mapping[str, Any]
+# Okabe and Ito's colours, told apart by colour-blind readers; markers differ too, for print.
+GREY, BLACK, ORANGE, RED, PINK, SKY, BLUE, GREEN = (
+    "#777777", "#000000", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: dotted overrides of the recipe, its name in tables, and its colour and marker in every figure.
+    """One arm: dotted overrides of the recipe (or how to get them from it), its name, its colour and marker everywhere.
 
-    `pretrained` False: the arm stops at the untrained encoder. Colours are Okabe and Ito's, told apart by colour-blind
-    readers; markers differ too, for print.
+    `pretrained` False: the arm starts from an untrained encoder. `post_pretrained`: supervised training on the labelled
+    hybrid comes between that and the target.
     """
 
     label: str
     colour: str
     marker: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Overrides | Callable[[Recipe], Overrides] = field(default_factory=dict)
     pretrained: bool = True
+    post_pretrained: bool = False
+
+    def changes(self, recipe: Recipe) -> Overrides:
+        """The dotted overrides for a recipe."""
+        return self.overrides(recipe) if callable(self.overrides) else self.overrides
 
 
-def _decoder(kind: str, ratio: float, loss_on: str = "invisible") -> dict[str, Any]:
+SCRATCH = Arm("no pre-training", GREY, "X", pretrained=False)
+
+
+def _decoder(kind: str, ratio: float, loss_on: str = "invisible") -> Overrides:
     return {"mask.decoder": kind, "mask.decoder_ratio": ratio, "mask.loss_on": loss_on}
 
 
+def _cell(ratio: float) -> Overrides:
+    return _decoder("running_cell", ratio) if ratio else _decoder("none", 0.0)
+
+
 DECODER_MASKS: dict[str, Arm] = {
-    "scratch": Arm("no pre-training", "#777777", "X", pretrained=False),
-    "none": Arm("none (V1)", "#000000", "o", _decoder("none", 0.0)),
-    "frame_50": Arm("frame 50 %", "#E69F00", "s", _decoder("frame", 0.5)),
-    "random_50": Arm("random 50 %", "#D55E00", "^", _decoder("random", 0.5)),
-    "running_cell_50_all": Arm("cell 50 %, loss on all", "#CC79A7", "v", _decoder("running_cell", 0.5, "all_decoded")),
-    "running_cell_25": Arm("cell 25 %", "#56B4E9", "P", _decoder("running_cell", 0.25)),
-    "running_cell_50": Arm("cell 50 %", "#0072B2", "D", _decoder("running_cell", 0.5)),
-    "running_cell_75": Arm("cell 75 %", "#009E73", "*", _decoder("running_cell", 0.75)),
+    "scratch": SCRATCH,
+    "none": Arm("none (V1)", BLACK, "o", _decoder("none", 0.0)),
+    "frame_50": Arm("frame 50 %", ORANGE, "s", _decoder("frame", 0.5)),
+    "random_50": Arm("random 50 %", RED, "^", _decoder("random", 0.5)),
+    "running_cell_50_all": Arm("cell 50 %, loss on all", PINK, "v", _decoder("running_cell", 0.5, "all_decoded")),
+    "running_cell_25": Arm("cell 25 %", SKY, "P", _decoder("running_cell", 0.25)),
+    "running_cell_50": Arm("cell 50 %", BLUE, "D", _decoder("running_cell", 0.5)),
+    "running_cell_75": Arm("cell 75 %", GREEN, "*", _decoder("running_cell", 0.75)),
 }
 
-ABLATIONS: dict[str, dict[str, Arm]] = {"ablation_decoder_mask": DECODER_MASKS}
+ENCODER_RATIOS, DECODER_RATIOS = (0.5, 0.75, 0.9, 0.95), (0.0, 0.25, 0.5, 0.75)
+
+
+def ratio_arm(encoder: float, decoder: float) -> str:
+    """The name of a cell of the table of mask ratios: `tube_90_cell_50`."""
+    return f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}"
+
+
+MASK_RATIOS: dict[str, Arm] = {"scratch": SCRATCH} | {
+    ratio_arm(encoder, decoder): Arm(
+        f"tube {encoder:.0%}, cell {decoder:.0%}".replace("%", " %"),
+        colour,
+        marker,
+        {"mask.encoder_ratio": encoder, **_cell(decoder)},
+    )
+    for (encoder, colour), (decoder, marker) in product(
+        zip(ENCODER_RATIOS, (ORANGE, RED, BLUE, GREEN), strict=True), zip(DECODER_RATIOS, "oPD*", strict=True)
+    )
+}
+
+# Pools to pre-train on, as parts of what each source has: unequal, as the paper's are (658, 250, 250, 169, 21 thousand
+# clips). `digits` is in all of them: the target. `sprites` is in none: the source that is unseen.
+TARGET, UNSEEN = "digits", "sprites"
+POOLS: dict[str, Mapping[str, float]] = {
+    "one": {"digits": 1.0},
+    "two": {"digits": 1.0, "sticks": 0.5},
+    "all": {"digits": 1.0, "sticks": 0.5, "camera": 0.25, "kaleidoscope": 0.125},
+}
+
+
+def pool_limits(recipe: Recipe, pool: str) -> dict[str, int]:
+    """Clips per source and action in a pool."""
+    return {source: max(1, round(part * recipe.data.motionworld.train)) for source, part in POOLS[pool].items()}
+
+
+def hybrid_pool(pool: str, equal_epochs: bool = False, mixing: float = 1.0) -> Callable[[Recipe], Overrides]:
+    """Overrides that pre-train on a pool: for the recipe's steps, or for as many epochs as those are of the smallest pool."""
+
+    def overrides(recipe: Recipe) -> Overrides:
+        limits = pool_limits(recipe, pool)
+        growth = sum(limits.values()) / sum(pool_limits(recipe, "one").values()) if equal_epochs else 1
+        return {
+            "data.pretrain_sources": list(limits), "data.pretrain_limits": limits, "data.mixing": mixing,
+            "pretrain.steps": round(recipe.pretrain.steps * growth),
+        }  # fmt: skip
+
+    return overrides
+
+
+HYBRID_DATA: dict[str, Arm] = {
+    "scratch": SCRATCH,
+    "one": Arm("one source", BLACK, "o", hybrid_pool("one")),
+    "two": Arm("two sources", SKY, "P", hybrid_pool("two")),
+    "all": Arm("four sources", BLUE, "D", hybrid_pool("all")),
+    "two_epochs": Arm("two sources, equal epochs", ORANGE, "s", hybrid_pool("two", equal_epochs=True)),
+    "all_epochs": Arm("four sources, equal epochs", RED, "^", hybrid_pool("all", equal_epochs=True)),
+    "all_tempered": Arm("four sources, tempered", PINK, "v", hybrid_pool("all", mixing=0.5)),
+    "all_uniform": Arm("four sources, uniform", GREEN, "*", hybrid_pool("all", mixing=0.0)),
+}
+
+PROGRESSIVE: dict[str, Arm] = {
+    "scratch": SCRATCH,
+    "pretrained": Arm("pre-trained", BLUE, "D", hybrid_pool("all", equal_epochs=True)),
+    "post_only": Arm(
+        "post-pre-trained only", ORANGE, "s", hybrid_pool("all", equal_epochs=True), pretrained=False, post_pretrained=True
+    ),
+    "progressive": Arm("pre-trained, post-pre-trained", RED, "^", hybrid_pool("all", equal_epochs=True), post_pretrained=True),
+}
+
+PAPER_SIZES = ("small", "base", "large", "huge", "giant")
+DUAL_COST: dict[str, Arm] = {
+    f"{size}_{name}": Arm(f"{size}, {label}", colour, marker, {"measure.size": size, **_cell(ratio)})
+    for size, (name, label, ratio, colour, marker) in product(
+        PAPER_SIZES, (("none", "no decoder mask", 0.0, BLACK, "o"), ("cell_50", "cell 50 %", 0.5, BLUE, "D"))
+    )
+}
+
+SIZE_PLACES = {"smaller": -1, "middle": 0, "larger": 1}
+DATA_PARTS = {"quarter": 0.25, "full": 1.0}
+STEP_PARTS = {"third": 1 / 3, "whole": 1.0}
+
+
+def scaled(place: int, data: float, steps: float) -> Callable[[Recipe], Overrides]:
+    """Overrides for the next size down or up, a part of the pre-training clips, and a part of the steps."""
+
+    def overrides(recipe: Recipe) -> Overrides:
+        ladder = list(SIZES)
+        size = ladder[min(max(ladder.index(recipe.model.size) + place, 0), len(ladder) - 1)]
+        changes = {
+            "model.size": size, "pretrain.steps": max(1, round(steps * recipe.pretrain.steps)),
+            "pretrain.warmup_steps": round(steps * recipe.pretrain.warmup_steps),
+        }  # fmt: skip
+        if recipe.data.motionworld and data < 1:
+            pool = recipe.data.pretrain_sources or recipe.data.sources
+            changes["data.pretrain_limits"] = {source: max(1, round(data * recipe.data.motionworld.train)) for source in pool}
+        return changes
+
+    return overrides
+
+
+SCALING: dict[str, Arm] = {
+    f"{place}_{data}_{steps}": Arm(
+        f"{place} model, {data} data, {steps} steps",
+        colour,
+        marker,
+        scaled(SIZE_PLACES[place], DATA_PARTS[data], STEP_PARTS[steps]),
+    )
+    for (place, colour), (data, steps), marker in (
+        (size, budget, marker)
+        for size in zip(SIZE_PLACES, (SKY, BLUE, RED), strict=True)
+        for budget, marker in zip(product(DATA_PARTS, STEP_PARTS), "osPD", strict=True)
+    )
+}

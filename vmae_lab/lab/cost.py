@@ -12,7 +12,7 @@ from vmae_lab.lab.recipe import Recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage, fixed_threads
 from vmae_lab.masking import MaskSettings
-from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost
+from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.loop import Compute, read_metrics, train
 from vmae_lab.training.pretrain import PretrainTask
@@ -30,11 +30,14 @@ def stage_macs(stage: Stage) -> float:
     if stage.kind == "pretrain":
         recipe = settings["pretrain"]
         return recipe["steps"] * step_macs(model, MaskSettings(**settings["mask"]), recipe["batch_size"])
+    if stage.kind == "measure":
+        return (settings["steps"] + 1) * step_macs(model, MaskSettings(**settings["mask"]), settings["batch_size"])
     data = DataSettings(**settings["data"])
     one = classify_cost(model.dimensions, model.clip, data.classes).macs
-    clips = _held_out_clips(data, settings["split"], settings["sources"])
-    if stage.kind == "finetune":
-        return one * (BACKWARD * settings["finetune"]["steps"] * settings["finetune"]["batch_size"] + clips)
+    clips = _held_out_clips(data, settings["split"], settings.get("sources", data.pretrain_sources))
+    if stage.kind in ("finetune", "post_pretrain"):
+        recipe = settings[stage.kind]
+        return one * (BACKWARD * recipe["steps"] * recipe["batch_size"] + clips)
     if stage.kind == "probe":
         return one * (settings["probe"]["labels"] * settings["probe"]["draws"] + clips)
     return one * clips
@@ -120,8 +123,7 @@ def calibrate(recipe: Recipe) -> float:
 def step_macs(model: ModelSettings, masks: MaskSettings, batch_size: int) -> float:
     """Multiply-accumulates of one pre-training step, forward and backward, with only the visible cubes embedded."""
     counts = TokenCounts.of(masks, model.clip)
-    one = pretrain_cost(model.dimensions, model.clip, counts.visible, counts.decoded, embed_visible=True)
-    return BACKWARD * one.macs * batch_size
+    return batch_size * training_macs(model.dimensions, model.clip, counts.visible, counts.decoded)
 
 
 def token_table(plan: Plan) -> pd.DataFrame:
@@ -130,10 +132,8 @@ def token_table(plan: Plan) -> pd.DataFrame:
     Counted, not measured: the same on every machine.
     """
     rows = {}
-    for arm in plan.recipe.arms:
-        if not plan.arms[arm].pretrained:
-            continue
-        recipe = plan.cell(arm, plan.recipe.seeds[0]).recipe
+    for arm in plan.pretrained:
+        recipe = plan.first(arm).recipe
         counts = TokenCounts.of(recipe.mask, recipe.model.clip)
         cost = pretrain_cost(recipe.model.dimensions, recipe.model.clip, counts.visible, counts.decoded)
         rows[arm] = {

@@ -2,14 +2,13 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmae_lab.data.clips import DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings
-from vmae_lab.lab.arms import Arm
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import torch_generator
@@ -36,6 +35,28 @@ class EvaluateSettings(BaseModel):
     finetune_labels: int | None = Field(
         160, ge=8, description="labelled clips for fine-tuning, equally many a class; all if null"
     )
+    label_fractions: tuple[float, ...] = Field(
+        (0.01, 0.1, 1.0), description="parts of a small target's labels to fine-tune with"
+    )
+
+
+class MeasureSettings(BaseModel):
+    """What is timed and weighed on the device at hand, on the paper's clips of 16 x 224 x 224, beside what is counted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sizes: tuple[str, ...] = Field(("small", "base"), description="sizes that are measured; the others are counted only")
+    size: str = Field("base", description="the one at hand: each arm sets it")
+    batch_sizes: tuple[int, ...] = Field((1, 2), min_length=1, description="clips a step; those that do not fit are said to")
+    steps: int = Field(3, ge=1, description="timed steps at each batch size, after one that is not counted")
+    budgets_gib: tuple[float, ...] = Field((16.0, 80.0), description="memories for which the largest batch is told")
+
+    def model_post_init(self, _context: object) -> None:
+        for size in (self.size, *self.sizes):
+            self.model_of(size)
+
+    def model_of(self, size: str) -> ModelSettings:
+        return ModelSettings(size=size, frames=16, side=224)
 
 
 class Recipe(BaseModel):
@@ -48,7 +69,9 @@ class Recipe(BaseModel):
     model: ModelSettings
     mask: MaskSettings
     pretrain: PretrainSettings
+    post_pretrain: FinetuneSettings = Field(description="supervised training on the labelled hybrid, between the two others")
     evaluate: EvaluateSettings
+    measure: MeasureSettings = MeasureSettings()
     compute: Compute = Compute()
     seeds: tuple[int, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
@@ -88,10 +111,10 @@ class Recipe(BaseModel):
         return build_recipe(tree)
 
 
-def build_recipe(parameters: Mapping[str, Any], arms: Mapping[str, Arm] | None = None) -> Recipe:
+def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = None) -> Recipe:
     """Checked settings from plain parameters; `override` holds dotted one-offs (`{"pretrain.steps": 10}`).
 
-    `arms`, where given, are the ones a notebook knows. Raises RecipeError.
+    `arms`, where given, are the names that a notebook knows. Raises RecipeError.
     """
     tree = copy.deepcopy(dict(parameters))
     overrides = tree.pop("override", None) or {}
@@ -106,12 +129,10 @@ def build_recipe(parameters: Mapping[str, Any], arms: Mapping[str, Arm] | None =
         for arm in recipe.arms:
             if arm not in arms:
                 raise RecipeError(f"arms: there is no arm '{arm}'{_nearest(arm, arms)}; arms are {', '.join(arms)}")
-        if not any(arms[arm].pretrained for arm in recipe.arms):
-            raise RecipeError(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
     return recipe
 
 
-def read_parameters(namespace: dict[str, Any], arms: Mapping[str, Arm]) -> Recipe:
+def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
     """The recipe of a notebook from its own globals: `recipe = read_parameters(globals(), ARMS)` after the parameters cell.
 
     papermill injects an unknown parameter with no more than a warning, so every plain value found here that is not a

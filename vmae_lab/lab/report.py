@@ -88,7 +88,8 @@ class Report:
             "scale": self.scale,
             "provenance": made,
             "recipe": plan.recipe.model_dump(mode="json"),
-            "arms": {arm: dict(plan.arms[arm].overrides) for arm in plan.recipe.arms},
+            "arms": {arm: dict(plan.arms[arm].changes(plan.recipe)) for arm in plan.possible},
+            "impossible": dict(plan.impossible),
             "stages": stages,
             "compute_seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
         }

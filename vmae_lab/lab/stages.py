@@ -23,6 +23,8 @@ from vmae_lab.evaluation.metrics import top1
 from vmae_lab.evaluation.probes import ProbeSettings, arrange, draw_labelled, extract_tokens, fit_classical, pooled_only
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.files import fingerprint, whole_file
+from vmae_lab.lab.measure import measure_step
+from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, load_weights, read_weights
@@ -103,6 +105,21 @@ def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     return Stage("finetune", settings, () if encoder is None else (encoder,))
 
 
+def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
+    """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch (METHOD: 3)."""
+    settings = {**_base(recipe, seed), "split": recipe.evaluate.split, "post_pretrain": _plain(recipe.post_pretrain)}
+    return Stage("post_pretrain", settings, () if encoder is None else (encoder,))
+
+
+def measure_stage(recipe: Recipe, batch_size: int) -> Stage:
+    """Seconds and memory of a pre-training step on this device, at `recipe.measure.size`."""
+    settings = {
+        "model": _plain(recipe.measure.model_of(recipe.measure.size)), "mask": _plain(recipe.mask), "batch_size": batch_size,
+        "steps": recipe.measure.steps, "device": provenance()["device"],
+    }  # fmt: skip
+    return Stage("measure", settings)
+
+
 def controls_stage(recipe: Recipe) -> Stage:
     """What can be had without an encoder, and so without a seed: raw pixels, and each single frame."""
     probe = recipe.evaluate.probe
@@ -161,14 +178,17 @@ def _save_weights(model: torch.nn.Module, folder: Path) -> None:
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
 
 
-def _encoder(job: Job) -> tuple[VideoEncoder, State]:
-    """The input stage's encoder on the device, with its final LayerNorm, and the state it came from."""
+def _encoder(job: Job) -> VideoEncoder:
+    """The input stage's encoder on the device, with its final LayerNorm."""
     settings = ModelSettings(**job.section("model"))
-    path = job.input_folders[0] / WEIGHTS
-    state = encoder_state(read_weights(path))
     encoder = VideoEncoder(settings.dimensions, settings.clip)
-    load_weights(encoder, state, str(path))
-    return encoder.to(PartialState().device).eval(), state
+    load_weights(encoder, _encoder_state(job), str(job.input_folders[0] / WEIGHTS))
+    return encoder.to(PartialState().device).eval()
+
+
+def _encoder_state(job: Job) -> State:
+    """The input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
+    return encoder_state(read_weights(job.input_folders[0] / WEIGHTS))
 
 
 def _training_cost(trained: Trained) -> dict[str, Any]:
@@ -187,7 +207,7 @@ def _run_pretrain(job: Job) -> dict[str, Any]:
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     _save_weights(trained.model, job.folder)
-    return {"metrics": {}, "training": _training_cost(trained)}
+    return {"metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source()}
 
 
 def _run_initial(job: Job) -> dict[str, Any]:
@@ -202,7 +222,7 @@ def _run_probe(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
     data, labelled = _load(job, "train", job.section("sources"))
     _, held_out = _load(job, job.section("split"), job.section("sources"))
-    encoder, _ = _encoder(job)
+    encoder = _encoder(job)
     draws = [draw_labelled(labelled.labels, settings.labels, data.seed, draw) for draw in range(settings.draws)]
     needed = np.unique(np.concatenate(draws))
     pooled = pooled_only(settings.probes)
@@ -255,20 +275,36 @@ def _reconstruction(job: Job, source: Stage, held_out: Clips, data: DataSettings
 
 
 def _run_finetune(job: Job) -> dict[str, Any]:
-    model = ModelSettings(**job.section("model"))
-    data, clips = _load(job, "train", job.section("sources"))
-    _, held_out = _load(job, job.section("split"), job.section("sources"))
-    state = _encoder(job)[1] if job.input_folders else None
     count = job.section("labels")
+    data, clips = _load(job, "train", job.section("sources"))
     rows = np.arange(len(clips)) if count is None else draw_labelled(clips.labels, count, data.seed, job.section("seed"))
-    task = FinetuneTask(
-        model, FinetuneSettings(**job.section("finetune")), data, clips, rows.tolist(), state, job.section("seed")
-    )
+    _, held_out = _load(job, job.section("split"), job.section("sources"))
+    return _supervised(job, "finetune", data, clips, rows, held_out)
+
+
+def _run_post_pretrain(job: Job) -> dict[str, Any]:
+    """On the pool that is pre-trained on, with its labels; evaluated on held-out clips of the same sources."""
+    sources = list(DataSettings(**job.section("data")).pretrain_sources)
+    data, clips = _load(job, "pretrain", sources)
+    _, held_out = _load(job, job.section("split"), sources)
+    return _supervised(job, "post_pretrain", data, clips, np.arange(len(clips)), held_out)
+
+
+def _supervised(
+    job: Job, section: str, data: DataSettings, clips: Clips, rows: np.ndarray, held_out: Clips
+) -> dict[str, Any]:  # fmt: skip
+    """Train a classifier on some labelled clips, from the input stage's encoder where there is one; top-1 on held-out ones."""
+    model = ModelSettings(**job.section("model"))
+    state = _encoder_state(job) if job.input_folders else None
+    task = FinetuneTask(model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"))
     trained = train(task, job.folder, job.compute, job.progress)
     _save_weights(trained.model, job.folder)
     scores = predict(trained.model, held_out, model, data.stride)
     accuracy = top1(scores.argmax(1).numpy(), held_out.labels)
-    return {"metrics": {"finetune": accuracy}, "training": _training_cost(trained), "test_clips": len(held_out)}
+    return {
+        "metrics": {section: accuracy}, "training": _training_cost(trained), "test_clips": len(held_out),
+        "labelled_clips": len(rows),
+    }  # fmt: skip
 
 
 def _run_controls(job: Job) -> dict[str, Any]:
@@ -286,10 +322,19 @@ def _run_controls(job: Job) -> dict[str, Any]:
     return {"metrics": metrics, "single_frames": frames, "test_clips": len(held_out)}
 
 
+def _run_measure(job: Job) -> dict[str, Any]:
+    model, masks = ModelSettings(**job.section("model")), MaskSettings(**job.section("mask"))
+    # All cores, whatever the other stages use: this one runs alone.
+    measured = measure_step(model, masks, job.section("batch_size"), job.section("steps"), threads=None)
+    return {"metrics": {name: value for name, value in measured.items() if name != "fits"}, "fits": measured["fits"]}
+
+
 KINDS: dict[str, Kind] = {
     "pretrain": Kind(_run_pretrain),
     "initial": Kind(_run_initial),
     "probe": Kind(_run_probe),
+    "post_pretrain": Kind(_run_post_pretrain),
     "finetune": Kind(_run_finetune),
     "controls": Kind(_run_controls),
+    "measure": Kind(_run_measure),
 }

@@ -76,6 +76,47 @@ def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed
     return Cost(macs, macs + NORM_COST * norms)
 
 
+def training_macs(size: Size, clip: ClipShape, visible: int, decoded: int) -> int:
+    """One pre-training clip, forward and backward, with only the visible cubes embedded.
+
+    Backward costs each product twice more, for its two factors, except the embedding's (pixels need no gradient). Attention
+    costs two and a half times: its scores are not kept but computed anew, five products for the two of the forward pass.
+    """
+    forward = pretrain_cost(size, clip, visible, decoded, embed_visible=True).macs
+    embedding = visible * clip.cube_values * size.width
+    joint = visible + decoded
+    attention = 2 * (size.depth * visible**2 * size.width + size.decoder_depth * joint**2 * size.decoder_width)
+    return 3 * forward - embedding + attention // 2
+
+
+def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: bool = False) -> int:
+    """What one pre-training clip keeps from forward for backward, in bytes; `half`: bf16 autocast, else float32.
+
+    The residual stream, LayerNorm's statistics and attention's normalisers stay float32 under autocast. Not in it: the
+    weights and what autocast copies of them, whatever the clips (see `state_bytes`).
+    """
+    cast, joint = 2 if half else 4, visible + decoded
+    encoder = _trunk_saved_bytes(visible, size.width, size.depth, size.heads, size.mlp_hidden, cast)
+    decoder = _trunk_saved_bytes(
+        joint, size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, cast
+    )
+    final_norm = visible * (4 * size.width + 8) + joint * 4 * size.decoder_width + decoded * 8
+    linear_inputs = cast * (visible * (clip.cube_values + size.width) + decoded * size.decoder_width)
+    loss = decoded * (4 * clip.cube_values + 1)
+    return encoder + decoder + final_norm + linear_inputs + loss
+
+
+def _trunk_saved_bytes(tokens: int, width: int, depth: int, heads: int, mlp_hidden: int, cast: int) -> int:
+    stream = 2 * (4 * width + 8)  # both LayerNorms' inputs, and their mean and deviation
+    products = cast * (6 * width + 2 * mlp_hidden)  # qkv's input, q, k, v, attention's output, the MLP's input and hidden layer
+    return depth * tokens * (stream + products + 4 * heads)
+
+
+def state_bytes(parameters: int, half: bool = False) -> int:
+    """What training keeps whatever the clips: float32 weights, gradients and AdamW's two moments; with autocast bf16 copies."""
+    return parameters * (18 if half else 16)
+
+
 def classify_cost(size: Size, clip: ClipShape, classes: int) -> Cost:
     """One clip through the classifier: all tokens, mean pooling, `fc_norm`, linear head."""
     n = clip.tokens

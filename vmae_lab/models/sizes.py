@@ -21,8 +21,10 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-    # tiny is ours, for clips of 32 pixels on two CPU cores; the others are the paper's.
+    # micro, tiny and mini are ours, for clips of 32 pixels on two CPU cores; the others are the paper's.
+    "micro": Size(64, 3, 2, 256, 48, 2, 3, 192, patch=8),
     "tiny": Size(96, 4, 3, 384, 48, 2, 3, 192, patch=8),
+    "mini": Size(160, 6, 5, 640, 48, 2, 3, 192, patch=8),
     "small": Size(384, 12, 6, 1536, 192, 4, 3, 768),
     "base": Size(768, 12, 12, 3072, 384, 4, 6, 1536),
     "large": Size(1024, 24, 16, 4096, 512, 4, 8, 2048),

@@ -1,5 +1,7 @@
 """Self-supervised pre-training with dual masking (VideoMAE V2, section 3)."""
 
+from collections import Counter
+
 import torch
 from accelerate.utils import extract_model_from_parallel
 from pydantic import Field
@@ -8,7 +10,7 @@ from torch.utils.data import Dataset
 
 from vmae_lab.data.augment import multi_scale_crop
 from vmae_lab.data.clips import Clips, DataSettings
-from vmae_lab.data.mixture import EpochOrder
+from vmae_lab.data.mixture import sample_order
 from vmae_lab.data.sampling import dense_window
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.sizes import ModelSettings
@@ -32,12 +34,18 @@ class PretrainTask:
         self, model: ModelSettings, masks: MaskSettings, settings: PretrainSettings, data: DataSettings, clips: Clips, seed: int
     ):
         self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
+        self.order = sample_order(clips.sources, data.mixing, seed)
 
     def build(self) -> VideoMAE:
         return VideoMAE(self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps)
 
     def batches(self, rows: range) -> "PretrainBatches":
         return PretrainBatches(self, rows)
+
+    def samples_by_source(self) -> dict[str, int]:
+        """How many samples of each source the whole training draws, repeats counted once."""
+        sources, drawn = self.clips.sources, self.settings.steps * self.settings.batch_size // self.settings.repeats
+        return dict(Counter(sources[self.order[position]] for position in range(drawn)))
 
     def weight(self, batch: Batch) -> float:
         return float(batch["counted"].sum())
@@ -57,7 +65,6 @@ class PretrainBatches(Dataset):
 
     def __init__(self, task: PretrainTask, rows: range):
         self.task, self.rows = task, rows
-        self.order = EpochOrder(len(task.clips), task.seed)
 
     def __getitem__(self, step: int) -> Batch:
         task, batch_size = self.task, self.task.settings.batch_size
@@ -76,6 +83,6 @@ class PretrainBatches(Dataset):
     def _clip(self, position: int) -> Tensor:
         task = self.task
         rng = numpy_generator(task.seed, "crop", position)
-        index = self.order[position // task.settings.repeats]
+        index = task.order[position // task.settings.repeats]
         window = dense_window(task.clips.frame_count(index), task.model.frames, task.data.stride, rng.random())
         return multi_scale_crop(task.clips.video(index, window), task.model.side, rng, task.data.crop_scales)

@@ -23,7 +23,7 @@ from vmae_lab.files import StorageError, fingerprint, make_folder, storing_in, w
 from vmae_lab.processes import worker_pool
 from vmae_lab.randomness import numpy_generator
 
-RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderers changes pixels
+RENDERER_VERSION = 2  # part of the folder's name: raise it when a change to the renderers changes pixels
 FRAMES_A_SECOND = 12
 Split = Literal["train", "validation", "test"]
 

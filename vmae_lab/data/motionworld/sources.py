@@ -54,19 +54,19 @@ def sticks(path: Path, side: int, rng: np.random.Generator) -> Frames:
 
 
 def camera(path: Path, side: int, rng: np.random.Generator) -> Frames:
-    """No thing at all: a camera pans, rolls and zooms over a landscape of smooth texture."""
+    """No thing of its own: a camera pans, rolls and zooms over a landscape of islands."""
     u = _thing_coordinates(path, side, wrap=False) / 10 + rng.random(2)
-    return _textured(u, rng)
+    return _islands(u, rng)
 
 
 def kaleidoscope(path: Path, side: int, rng: np.random.Generator) -> Frames:
-    """A texture folded into mirrored sectors around the path's centre."""
+    """Islands folded into mirrored sectors around the path's centre."""
     u = _thing_coordinates(path, side)
     sectors = int(rng.integers(3, 6))
     radius, azimuth = np.hypot(u[..., 0], u[..., 1]), np.arctan2(u[..., 1], u[..., 0])
     folded = np.abs((azimuth / (2 * np.pi) * sectors) % 1 - 0.5) * 2 * np.pi / sectors
     v = 0.12 * np.stack([radius * np.cos(folded), radius * np.sin(folded)], axis=-1) + rng.random(2)
-    return _textured(v, rng)
+    return _islands(v, rng)
 
 
 SOURCES: dict[str, Callable[[Path, int, np.random.Generator], Frames]] = {
@@ -124,14 +124,17 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return things[0], things[1], rng.uniform(0.0, 0.12, 3)
 
 
-def _textured(u: np.ndarray, rng: np.random.Generator, side: int = 64) -> np.ndarray:
-    """Colours in [0, 1] at points u of smooth periodic noise, weaker at higher frequencies: `(..., 2)` -> `(..., 3)`."""
+def _islands(u: np.ndarray, rng: np.random.Generator, side: int = 64) -> np.ndarray:
+    """Colours in [0, 1] at points u of a periodic landscape, bright islands in a dark sea: `(..., 2)` -> `(..., 3)`.
+
+    A texture that fills the frame would fill the loss too: most of its hidden cubes cannot be guessed from the few seen.
+    """
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :]) * side
-    spectrum = np.where((frequency > 0) & (frequency < 10), np.maximum(frequency, 1) ** -1.5, 0)
-    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, side, side))) * spectrum).real
-    noise /= noise.std(axis=(1, 2), keepdims=True)
-    texture = np.clip(0.5 + 0.22 * noise, 0, 1)
-    return np.stack([_lookup(colour, u) for colour in texture], axis=-1)
+    spectrum = np.where((frequency > 0) & (frequency < 6), np.maximum(frequency, 1) ** -1.0, 0)
+    height = np.fft.ifft2(np.fft.fft2(rng.standard_normal((side, side))) * spectrum).real
+    height = _lookup(height / height.std(), u)
+    one, two, sea = _colours(rng)
+    return _over(_blend(one, two, _step(height - 1.5, 0.5)), _step(height - 0.6, 0.8), sea)
 
 
 def _lookup(image: np.ndarray, u: np.ndarray, wrap: bool = True) -> np.ndarray:

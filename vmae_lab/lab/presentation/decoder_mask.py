@@ -1,4 +1,4 @@
-"""From a plan and its results to what a notebook shows: tables for people, series for figures, words that the numbers say."""
+"""Decoder masks: which tokens the decoder rebuilds, on a clip and in numbers."""
 
 from collections.abc import Mapping
 
@@ -7,29 +7,23 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from einops import rearrange
-from scipy.stats import binom
 
 from vmae_lab.data.clips import Clips, load_clips, middle_clips
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.cost import token_table
+from vmae_lab.lab.presentation.common import difference_cell, difference_range, how_made, main_probe, mean_and_spread
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS
-from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.lab.tables import interval
 from vmae_lab.masking import draw_masks
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, cube_statistics
 from vmae_lab.paper import DecoderMaskRow
 from vmae_lab.randomness import torch_generator
-from vmae_lab.training.loop import read_metrics
-
-
-def main_probe(plan: Plan) -> str:
-    """The readout that conclusions are drawn from: the first of the recipe."""
-    return plan.recipe.evaluate.probe.probes[0]
 
 
 def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[str, DecoderMaskRow]) -> pd.DataFrame:
@@ -42,9 +36,9 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[
     for arm in plan.recipe.arms:
         line = {
             "decoder mask": plan.arms[arm].label,
-            f"frozen, {PROBE_NAMES[probe]}, {labels} labels: top-1 %": _mean_and_spread(accuracy, arm),
-            f"difference to {plan.arms[baseline].label} [95 %]": _difference(differences, arm),
-            f"fine-tuned, {plan.recipe.evaluate.finetune_labels or 'all'} labels: top-1 %": _mean_and_spread(tuned, arm),
+            f"frozen, {PROBE_NAMES[probe]}, {labels} labels: top-1 %": mean_and_spread(accuracy, arm),
+            f"difference to {plan.arms[baseline].label} [95 %]": difference_cell(differences, arm),
+            f"fine-tuned, {plan.recipe.evaluate.finetune_labels or 'all'} labels: top-1 %": mean_and_spread(tuned, arm),
             "M MAC a clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
             "paper, reported: SSv2 top-1 %": f"{paper[arm].top1_percent:.2f}" if arm in paper else "",
             "paper, reported: G MAC": f"{paper[arm].giga:.2f}" if arm in paper else "",
@@ -54,17 +48,8 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[
 
 
 def results_caption(plan: Plan, citation: str) -> str:
-    """How the main table was made, in a paragraph."""
-    recipe = plan.recipe
-    probe, world = recipe.evaluate.probe, recipe.data.motionworld
-    return (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
-        f"pixels, {recipe.pretrain.steps} steps of {recipe.pretrain.batch_size} clips, {len(recipe.seeds)} seeds; "
-        f"mean ± standard deviation over seeds, {recipe.evaluate.split} split, {probe.draws} draws of {probe.labels} labels "
-        "averaged (the intervals over seeds hold these draws and the clips fixed); sources "
-        f"{', '.join(recipe.evaluate.sources or (world.sources if world else ('the list files',)))}. "
-        f"Paper: {citation}, table 1, ViT-B, 800 epochs; not a result of this run."
-    )
+    """How the main table was made, and where the paper's columns come from."""
+    return f"{how_made(plan)} Paper: {citation}, table 1, ViT-B, 800 epochs; not a result of this run."
 
 
 def details_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
@@ -84,37 +69,9 @@ def details_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFra
     for arm in plan.recipe.arms:
         line = {"decoder mask": plan.arms[arm].label}
         line[f"{PROBE_NAMES[main_probe(plan)]}: 95 % interval of the test set"] = _test_set_interval(plan, rows, store, arm)
-        line |= {name: _mean_and_spread(summaries[metric], arm, digits[metric]) for metric, name in names.items()}
+        line |= {name: mean_and_spread(summaries[metric], arm, digits[metric]) for metric, name in names.items()}
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
-    """What needs no encoder, beside what chance stays below in 95 % of tries; empty for list files, which have no controls."""
-    if plan.controls is None:
-        return pd.DataFrame()
-    values = rows[rows.arm == "controls"].set_index("metric").value
-    frames = len(store.result(plan.controls)["single_frames"])
-    names = {
-        "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
-        "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
-        "single_frame_best": (f"ridge on one frame, all labels, best of {frames} frames", frames),
-    }
-    lines = []
-    for metric, (name, tries) in names.items():
-        line = {"control": name, "top-1 %": f"{values[metric]:.1f}", "chance %": f"{100 / plan.recipe.data.classes:.1f}"}
-        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, store, tries):.1f}"})
-    return pd.DataFrame(lines)
-
-
-def loss_history(plan: Plan, store: RunStore) -> pd.DataFrame:
-    """Training losses of the pre-trained arms: columns arm, seed, step, loss."""
-    parts = []
-    for cell in plan.cells:
-        if plan.arms[cell.arm].pretrained:
-            rows = pd.DataFrame(read_metrics(store.folder(cell.encoder)))
-            parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
-    return pd.concat(parts, ignore_index=True)
 
 
 def example_clips(plan: Plan) -> Clips:
@@ -129,9 +86,7 @@ def masks_on_clip(plan: Plan, clip: int) -> tuple[np.ndarray, dict[str, tuple[np
     for arm in recipe.arms:
         if not plan.arms[arm].pretrained:
             continue
-        drawn = tuple(
-            mask[0].reshape(recipe.model.clip.grid).numpy() for mask in _draw(plan.cell(arm, recipe.seeds[0]).recipe, 1)
-        )
+        drawn = tuple(mask[0].reshape(recipe.model.clip.grid).numpy() for mask in _draw(plan.first(arm).recipe, 1))
         label = plan.arms[arm].label
         for other, shown in list(masks.items()):  # arms may differ in the loss alone: one row, under the shorter name
             if np.array_equal(shown[1], drawn[1]):
@@ -149,7 +104,7 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
     With a normalised target the model says nothing of a cube's mean and deviation: they are taken from the true cube,
     which flatters the picture, so the cube means stand beside it as what the truth alone gives. Every hidden cube is decoded.
     """
-    cell = plan.cell(arm, plan.recipe.seeds[0])
+    cell = plan.first(arm)
     recipe = cell.recipe
     settings, pretrain = recipe.model, recipe.pretrain
     model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
@@ -177,24 +132,24 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
 def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> list[str]:
     """What the numbers say, in words computed from them."""
     probe, words = main_probe(plan), []
-    pretrained = [arm for arm in plan.recipe.arms if plan.arms[arm].pretrained]
+    pretrained = plan.pretrained
     if floor in plan.recipe.arms and pretrained:
         gains, tuned = (paired_differences(rows, metric, floor).loc[pretrained] for metric in (probe, "finetune"))
         worst = gains.difference.idxmin()
         words.append(
             f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[probe]}) by "
-            f"{_range(gains)} points; the least is that of '{plan.arms[worst].label}', "
+            f"{difference_range(gains)} points; the least is that of '{plan.arms[worst].label}', "
             f"{interval(gains.difference[worst], gains.low[worst], gains.high[worst])}."
         )
         others = [
-            f"{PROBE_NAMES[other]} {_range(paired_differences(rows, other, floor).loc[pretrained])}"
+            f"{PROBE_NAMES[other]} {difference_range(paired_differences(rows, other, floor).loc[pretrained])}"
             for other in plan.recipe.evaluate.probe.probes[1:]
         ]
         if others:
             words.append(f"The other readouts change by: {'; '.join(others)} points.")
         words.append(
             f"Against training from scratch, pre-training changes the accuracy after fine-tuning "
-            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {_range(tuned)} points."
+            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {difference_range(tuned)} points."
         )
     words.append(_reconstruction_words(rows))
     if baseline in pretrained and len(pretrained) > 1:
@@ -204,27 +159,9 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
     return words
 
 
-def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
-    """Whether one frame tells the class, against the binomial limit for the best of all frames; a sentence, or none."""
-    if plan.controls is None:
-        return []
-    best = rows[(rows.arm == "controls") & (rows.metric == "single_frame_best")].value.item()
-    limit = _chance_limit(plan, store, len(store.result(plan.controls)["single_frames"]))
-    verdict = (
-        "One frame alone beats chance: part of what is read is not motion" if best > limit else "No single frame beats chance"
-    )
-    return [f"{verdict} (best {best:.1f} %; the best of as many tries at chance stays below {limit:.1f} %)."]
-
-
-def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
-    """What the best of some tries at chance stays below in 95 % of cases (Bonferroni), in percent."""
-    clips = store.result(plan.controls)["test_clips"]
-    return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
-
-
 def _test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str) -> str:
     """Wilson interval of an arm's mean accuracy: what the finite number of held-out clips leaves open, seeds apart."""
-    clips = store.result(plan.cell(arm, plan.recipe.seeds[0]).probe)["test_clips"]
+    clips = store.result(plan.first(arm).measures["probe"])["test_clips"]
     low, high = wilson_interval(round(summarise(rows, main_probe(plan))["mean"][arm] / 100 * clips), clips)
     return f"{low:.1f} to {high:.1f}"
 
@@ -237,11 +174,6 @@ def _reconstruction_words(rows: pd.DataFrame) -> str:
         f"Held-out reconstruction errors lie {below.min():.1f} to {below.max():.1f} % below that of saying each cube's mean; "
         "read the masks' worth from the readouts, not from these."
     )
-
-
-def _range(differences: pd.DataFrame) -> str:
-    """Least and greatest mean difference over arms: `+1.0 to +2.0`."""
-    return f"{differences.difference.min():+.1f} to {differences.difference.max():+.1f}"
 
 
 def _mask_verdict(plan: Plan, differences: pd.DataFrame, arms: list[str], baseline: str) -> str:
@@ -274,14 +206,3 @@ def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: 
 def _draw(recipe: Recipe, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
     return draw_masks(recipe.mask, recipe.model.clip.grid, batch, *generators)
-
-
-def _mean_and_spread(summary: pd.DataFrame, arm: str, digits: int = 1) -> str:
-    return plus_minus(summary["mean"][arm], summary["std"][arm], digits) if arm in summary.index else ""
-
-
-def _difference(differences: pd.DataFrame, arm: str) -> str:
-    if arm not in differences.index:
-        return ""
-    row = differences.loc[arm]
-    return interval(row.difference, row.low, row.high)

@@ -1,0 +1,91 @@
+"""What every notebook shows: captions, controls, loss histories, cells of tables."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from scipy.stats import binom
+
+from vmae_lab.lab.ablation import Plan
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.training.loop import read_metrics
+
+
+def main_probe(plan: Plan) -> str:
+    """The readout that conclusions are drawn from: the first of the recipe."""
+    return plan.recipe.evaluate.probe.probes[0]
+
+
+def how_made(plan: Plan, sources: Sequence[str] = ()) -> str:
+    """How a table of accuracies was made, in a sentence. `sources`: those evaluated on, where not the recipe's."""
+    recipe = plan.recipe
+    probe, world = recipe.evaluate.probe, recipe.data.motionworld
+    evaluated = sources or recipe.evaluate.sources or (world.sources if world else ("the list files",))
+    return (
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
+        f"pixels, {recipe.pretrain.steps} steps of {recipe.pretrain.batch_size} clips, {len(recipe.seeds)} seeds; "
+        f"mean ± standard deviation over seeds, {recipe.evaluate.split} split, {probe.draws} draws of {probe.labels} labels "
+        f"averaged (the intervals over seeds hold these draws and the clips fixed); sources {', '.join(evaluated)}."
+    )
+
+
+def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+    """What needs no encoder, beside what chance stays below in 95 % of tries; empty for list files, which have no controls."""
+    if plan.controls is None:
+        return pd.DataFrame()
+    values = rows[rows.arm == "controls"].set_index("metric").value
+    frames = len(store.result(plan.controls)["single_frames"])
+    names = {
+        "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
+        "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
+        "single_frame_best": (f"ridge on one frame, all labels, best of {frames} frames", frames),
+    }
+    lines = []
+    for metric, (name, tries) in names.items():
+        line = {"control": name, "top-1 %": f"{values[metric]:.1f}", "chance %": f"{100 / plan.recipe.data.classes:.1f}"}
+        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, store, tries):.1f}"})
+    return pd.DataFrame(lines)
+
+
+def loss_history(plan: Plan, store: RunStore) -> pd.DataFrame:
+    """Training losses of the pre-trained arms: columns arm, seed, step, loss."""
+    parts = []
+    for cell in plan.cells:
+        if plan.arms[cell.arm].pretrained:
+            rows = pd.DataFrame(read_metrics(store.folder(cell.encoder)))
+            parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
+    """Whether one frame tells the class, against the binomial limit for the best of all frames; a sentence, or none."""
+    if plan.controls is None:
+        return []
+    best = rows[(rows.arm == "controls") & (rows.metric == "single_frame_best")].value.item()
+    limit = _chance_limit(plan, store, len(store.result(plan.controls)["single_frames"]))
+    verdict = (
+        "One frame alone beats chance: part of what is read is not motion" if best > limit else "No single frame beats chance"
+    )
+    return [f"{verdict} (best {best:.1f} %; the best of as many tries at chance stays below {limit:.1f} %)."]
+
+
+def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
+    """What the best of some tries at chance stays below in 95 % of cases (Bonferroni), in percent."""
+    clips = store.result(plan.controls)["test_clips"]
+    return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
+
+
+def difference_range(differences: pd.DataFrame) -> str:
+    """Least and greatest mean difference over arms: `+1.0 to +2.0`."""
+    return f"{differences.difference.min():+.1f} to {differences.difference.max():+.1f}"
+
+
+def mean_and_spread(summary: pd.DataFrame, arm: str, digits: int = 1) -> str:
+    return plus_minus(summary["mean"][arm], summary["std"][arm], digits) if arm in summary.index else ""
+
+
+def difference_cell(differences: pd.DataFrame, arm: str) -> str:
+    if arm not in differences.index:
+        return ""
+    row = differences.loc[arm]
+    return interval(row.difference, row.low, row.high)

@@ -1,0 +1,100 @@
+"""The notebooks of the workbook: which arms each compares, and by which stages an arm is judged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vmae_lab.lab.ablation import Measures, Plan, plan_ablation
+from vmae_lab.lab.arms import (
+    DECODER_MASKS,
+    DUAL_COST,
+    HYBRID_DATA,
+    MASK_RATIOS,
+    PROGRESSIVE,
+    SCALING,
+    TARGET,
+    UNSEEN,
+    Arm,
+)
+from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.lab.stages import Stage, finetune_stage, measure_stage, post_pretrain_stage, probe_stage
+
+
+def _probe(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts alone."""
+    return {"probe": probe_stage(recipe, encoder, seed)}
+
+
+def _probe_and_finetune(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    return {
+        "probe": probe_stage(recipe, encoder, seed),
+        "finetune": finetune_stage(recipe, encoder if arm.pretrained else None, seed),
+    }
+
+
+def _two_places(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts on the target source and on the one that is in no pool."""
+    places = {"target": TARGET, "unseen": UNSEEN}
+    return {
+        f"probe@{place}": probe_stage(recipe.with_overrides({"evaluate.sources": [source]}), encoder, seed)
+        for place, source in places.items()
+    }
+
+
+def _label_fractions(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Fine-tuning on the unseen source with parts of its labels, after what the arm does before."""
+    before = encoder if arm.pretrained else None
+    stages = {}
+    if arm.post_pretrained:
+        before = stages["post_pretrain"] = post_pretrain_stage(recipe, before, seed)
+    for fraction in recipe.evaluate.label_fractions:
+        labels = {"evaluate.sources": [UNSEEN], "evaluate.finetune_labels": labels_of(recipe, fraction)}
+        stages[f"finetune@{fraction:g}"] = finetune_stage(recipe.with_overrides(labels), before, seed)
+    return stages
+
+
+def _step(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Measured steps at each batch size; the first seed's only, since a repetition measures nothing else."""
+    if recipe.measure.size not in recipe.measure.sizes:
+        return {}
+    return {f"step@{batch_size}": measure_stage(recipe, batch_size) for batch_size in recipe.measure.batch_sizes}
+
+
+def labels_of(recipe: Recipe, fraction: float) -> int:
+    """A part of the unseen source's labels, equally many a class, one a class at least."""
+    return recipe.data.classes * max(1, round(fraction * recipe.data.motionworld.train))
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What a notebook compares. `sources`: what it needs the embedded data set to hold."""
+
+    arms: Mapping[str, Arm]
+    measures: Measures
+    controls: bool = False
+    skip_impossible: bool = False
+    sources: tuple[str, ...] = ()
+
+
+_ALL_SOURCES = ("digits", "sticks", "sprites", "camera", "kaleidoscope")
+WORKBOOK: dict[str, Notebook] = {
+    "ablation_decoder_mask": Notebook(DECODER_MASKS, _probe_and_finetune, controls=True),
+    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),
+    "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
+    "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
+    "cost_of_dual_masking": Notebook(DUAL_COST, _step),
+    "scaling": Notebook(SCALING, _probe),
+}
+
+
+def plan_notebook(name: str, recipe: Recipe) -> Plan:
+    """The plan of a notebook of this workbook. Raises RecipeError where the recipe cannot carry it."""
+    book = WORKBOOK[name]
+    if not any(book.arms[arm].pretrained for arm in recipe.arms):
+        raise RecipeError(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
+    missing = [source for source in book.sources if source not in recipe.data.sources]
+    if missing:
+        raise RecipeError(
+            f"{name} compares pools of the embedded data set's sources and needs {', '.join(missing)} in "
+            "data.motionworld.sources; it does not run on list files"
+        )
+    return plan_ablation(name, recipe, book.arms, book.measures, book.controls, book.skip_impossible)
