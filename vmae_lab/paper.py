@@ -25,3 +25,22 @@ TABLE_1 = {
     "running_cell_50": DecoderMaskRow(70.15, 25.87),
     "running_cell_75": DecoderMaskRow(70.01, 21.06),
 }
+
+
+@dataclass(frozen=True)
+class DecoderCost:
+    """A model's rows of table 2, without and with the decoder mask (cell 50 %): what pre-training costs.
+
+    `giga`: multiply-accumulates a clip, 1e9. `memory`: of a clip, in the paper's M. `hours`: on 64 A100.
+    """
+
+    giga: tuple[float, float]
+    memory: tuple[int, int]
+    hours: tuple[float, float]
+    speed_up: float
+
+
+TABLE_2 = {
+    "base": DecoderCost((35.48, 25.87), (631, 328), (28.4, 15.9), 1.79),
+    "giant": DecoderCost((263.93, 241.61), (1753, 1050), (356, 241), 1.48),
+}

@@ -74,6 +74,14 @@ class DataSettings(BaseModel):
         return self.motionworld.sources if self.motionworld else ()
 
     @property
+    def pretrain_clips(self) -> int:
+        """Clips to pre-train on, where that is known before they are read: of list files it is not, and 0 is told."""
+        if self.motionworld is None:
+            return 0
+        pool = self.pretrain_sources or self.sources
+        return self.classes * sum(self.pretrain_limits.get(source, self.motionworld.train) for source in pool)
+
+    @property
     def seed(self) -> int:
         """What the draws of labelled clips start from."""
         return self.motionworld.seed if self.motionworld else 0

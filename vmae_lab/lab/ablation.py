@@ -142,6 +142,33 @@ def paired_differences(rows: pd.DataFrame, metric: str, baseline: str) -> pd.Dat
     return pd.DataFrame.from_dict(table, orient="index", columns=["difference", "low", "high", "seeds"])
 
 
+def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
+    """Names of what nothing else beats: no other costs as little or less and is worth as much or more. Cheapest first."""
+    order = pd.DataFrame({"cost": cost, "value": value}).sort_values(["cost", "value"], ascending=[True, False])
+    best = order.value.cummax().shift(fill_value=-np.inf)
+    return list(order.index[order.value > best])
+
+
+def linear_trend(design: pd.DataFrame, values: np.ndarray, confidence: float = CONFIDENCE) -> pd.DataFrame:
+    """Least squares of values on the design's columns and a constant: per column the slope and its t interval.
+
+    Every run counts as one independent observation. Raises ValueError where the columns cannot be told apart or no run is
+    left over to judge the fit by.
+    """
+    columns = np.column_stack([np.ones(len(values)), design.to_numpy(dtype=float)])
+    freedom = len(values) - columns.shape[1]
+    if freedom < 1 or np.linalg.matrix_rank(columns) < columns.shape[1]:
+        raise ValueError(
+            f"{len(values)} runs do not determine {columns.shape[1]} numbers: {', '.join(design.columns)}, constant"
+        )
+    slopes, *_ = np.linalg.lstsq(columns, values, rcond=None)
+    residual = values - columns @ slopes
+    errors = np.sqrt(residual @ residual / freedom * np.diag(np.linalg.inv(columns.T @ columns)))
+    half = stats.t.ppf((1 + confidence) / 2, freedom) * errors
+    table = {"slope": slopes, "low": slopes - half, "high": slopes + half}
+    return pd.DataFrame(table, index=["constant", *design.columns]).drop(index="constant")
+
+
 def t_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Student's interval of a mean; with one value there is none, and with few it is wide, as it should be."""
     if len(values) < 2:

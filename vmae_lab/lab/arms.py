@@ -117,13 +117,12 @@ HYBRID_DATA: dict[str, Arm] = {
     "all_uniform": Arm("four sources, uniform", GREEN, "*", hybrid_pool("all", mixing=0.0)),
 }
 
+_hybrid = hybrid_pool("all")
 PROGRESSIVE: dict[str, Arm] = {
-    "scratch": SCRATCH,
-    "pretrained": Arm("pre-trained", BLUE, "D", hybrid_pool("all", equal_epochs=True)),
-    "post_only": Arm(
-        "post-pre-trained only", ORANGE, "s", hybrid_pool("all", equal_epochs=True), pretrained=False, post_pretrained=True
-    ),
-    "progressive": Arm("pre-trained, post-pre-trained", RED, "^", hybrid_pool("all", equal_epochs=True), post_pretrained=True),
+    "scratch": Arm("from scratch", GREY, "X", pretrained=False),
+    "pretrained": Arm("pre-trained", BLUE, "D", _hybrid),
+    "post_only": Arm("post-pre-trained only", ORANGE, "s", _hybrid, pretrained=False, post_pretrained=True),
+    "progressive": Arm("pre-trained, then post-pre-trained", RED, "^", _hybrid, post_pretrained=True),
 }
 
 PAPER_SIZES = ("small", "base", "large", "huge", "giant")

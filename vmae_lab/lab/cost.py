@@ -4,20 +4,25 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
 from vmae_lab.data.clips import DataSettings, load_clips
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.measure import measure_step, parameter_count
+from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage, fixed_threads
 from vmae_lab.masking import MaskSettings
+from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.loop import Compute, read_metrics, train
 from vmae_lab.training.pretrain import PretrainTask
 
 BACKWARD = 3  # forward and backward together, in forwards
+SPENT_CAPTION = "Time of the stages: predicted from their count at the rate measured now, and taken when they ran."
 WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slower and are not counted
 
 
@@ -50,6 +55,22 @@ def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
     return len(sources or data.sources) * data.classes * getattr(data.motionworld, split)
 
 
+def stage_bytes(stage: Stage) -> int:
+    """What a finished stage leaves on disk: its weights."""
+    if stage.kind not in ("pretrain", "initial", "post_pretrain", "finetune"):
+        return 0
+    model = ModelSettings(**stage.settings["model"])
+    return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial") else classifier_parameters(stage))
+
+
+def classifier_parameters(stage: Stage) -> int:
+    """Parameters of a supervised stage's model."""
+    model, readout = ModelSettings(**stage.settings["model"]), stage.settings[stage.kind]["readout"]
+    with torch.device("meta"):
+        classes = DataSettings(**stage.settings["data"]).classes
+        return sum(p.numel() for p in VideoClassifier(model.dimensions, model.clip, classes, readout).parameters())
+
+
 @dataclass(frozen=True)
 class PlanCost:
     """What is left to do in a plan. `rate` is multiply-accumulates a second, measured on this device in this run."""
@@ -57,6 +78,7 @@ class PlanCost:
     stages: int
     reused: int
     macs: float
+    disk_bytes: int
     rate: float
     jobs: int
 
@@ -72,7 +94,7 @@ class PlanCost:
         return (
             f"{self.stages} stages, {self.reused} finished before and reused, {left} to run: {self.macs / 1e12:.3g} T "
             f"multiply-accumulates, about {_duration(self.minutes)} on this device ({self.jobs} at a time, "
-            f"{self.rate / 1e9:.3g} G a second each, measured over a few steps)"
+            f"{self.rate / 1e9:.3g} G a second each, measured over a few steps), {self.disk_bytes / 1e6:.3g} MB of disk"
         )
 
 
@@ -96,9 +118,32 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
 
 
 def plan_cost(plan: Plan, store: RunStore, rate: float) -> PlanCost:
-    stages = plan.stages
+    """What is left of a plan. A running stage keeps its optimiser's two moments beside the weights."""
+    stages, jobs = plan.stages, plan.recipe.compute.jobs
     todo = [stage for stage in stages if not store.finished(stage)]
-    return PlanCost(len(stages), len(stages) - len(todo), sum(map(stage_macs, todo)), rate, plan.recipe.compute.jobs)
+    sizes = [stage_bytes(stage) for stage in todo]
+    disk = sum(sizes) + 3 * jobs * max(sizes, default=0)
+    return PlanCost(len(stages), len(stages) - len(todo), sum(map(stage_macs, todo)), disk, rate, jobs)
+
+
+def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFrame:
+    """A finished plan's stages by kind: the time that the count gives at a rate, and the time they took when they ran.
+
+    Times are a stage's own, added up: stages that ran side by side took less by the clock.
+    """
+    lines = []
+    for kind in dict.fromkeys(stage.kind for stage in plan.stages):
+        these = [stage for stage in plan.stages if stage.kind == kind]
+        counted = sum(map(stage_macs, these)) / rate
+        taken = sum(store.result(stage)["seconds"] for stage in these)
+        lines.append({"kind": kind, "stages": len(these), "predicted, s": counted, "taken, s": taken})
+    frame = pd.DataFrame(lines)
+    total = {"kind": "all", **frame.drop(columns="kind").sum().to_dict()}
+    frame = pd.concat([frame, pd.DataFrame([total])], ignore_index=True)
+    frame["taken / predicted"] = (frame["taken, s"] / frame["predicted, s"]).map(lambda x: f"{x:.2f}" if np.isfinite(x) else "")
+    for column in ("predicted, s", "taken, s"):
+        frame[column] = frame[column].map("{:.0f}".format)
+    return frame.astype({"stages": int})
 
 
 def work_of(plan: Plan) -> dict[str, float]:
@@ -118,6 +163,15 @@ def calibrate(recipe: Recipe) -> float:
     spent = [row["step"] * row["seconds_per_step"] for row in rows]
     seconds_per_step = (spent[-1] - spent[WARM_UP_STEPS - 1]) / (len(spent) - WARM_UP_STEPS)
     return step_macs(recipe.model, recipe.mask, recipe.pretrain.batch_size) / seconds_per_step
+
+
+def calibrate_step(recipe: Recipe) -> float:
+    """Multiply-accumulates a second of the first measured size's own steps, where nothing else is run. Raises RecipeError."""
+    model, batch = recipe.measure.model_of(recipe.measure.sizes[0]), recipe.measure.batch_sizes[0]
+    measured = measure_step(model, recipe.mask, batch, steps=1, threads=None)
+    if not measured["fits"]:
+        raise RecipeError(f"measure: {batch} clips a step of {model.size} do not fit this device; lower measure.batch_sizes")
+    return step_macs(model, recipe.mask, batch) / measured["seconds_per_step"]
 
 
 def step_macs(model: ModelSettings, masks: MaskSettings, batch_size: int) -> float:

@@ -79,9 +79,12 @@ def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm]) -> Figure:
 
 
 def accuracy_against_cost(
-    summary: pd.DataFrame, cost: Mapping[str, float], arms: Mapping[str, Arm], floor: str, chance: float, ylabel: str
-) -> Figure:
+    summary: pd.DataFrame, cost: Mapping[str, float], arms: Mapping[str, Arm], floor: str, chance: float, ylabel: str,
+    legend: str = "decoder mask", front: Sequence[str] = (),
+) -> Figure:  # fmt: skip
     """Accuracy over the cost of one pre-training clip, error bars the t interval over seeds; the floor arm as a line.
+
+    `front`: arms to join by a line, from the cheapest on.
 
     summary: columns mean, low, high, index arm; cost: arm -> multiply-accumulates in 1e6. Arms of equal cost are set side
     by side, 2.5 % of the axis apart, so that none hides another.
@@ -100,12 +103,136 @@ def accuracy_against_cost(
             place[arm], row["mean"], yerr=error, color=style.colour, marker=style.marker, markersize=8, capsize=3,
             linestyle="none", label=style.label,
         )  # fmt: skip
-    axes.axhline(chance, color="#BBBBBB", linewidth=1, linestyle=":", label="chance")
+    if len(front) > 1:
+        axes.plot([place[arm] for arm in front], summary["mean"][list(front)], color="#999999", zorder=0, label="Pareto front")
+    _chance_line(axes, chance)
     axes.set(xlabel="pre-training cost of a clip, forward (1e6 multiply-accumulates)", ylabel=ylabel)
     axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
-    axes.legend(title="decoder mask", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
     return figure
+
+
+def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, digits: int = 1) -> Figure:
+    """Tables side by side as colours with their numbers, one colour scale each; what is missing is crossed out.
+
+    tables: title -> numbers, rows and columns named as they are to be written.
+    """
+    figure, places = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), squeeze=False, layout="constrained")
+    for axes, (title, table) in zip(places[0], tables.items(), strict=True):
+        axes.set_facecolor("#EEEEEE")
+        sns.heatmap(
+            table, ax=axes, annot=True, fmt=f".{digits}f", cmap="cividis", linewidths=1, cbar_kws={"shrink": 0.8},
+            annot_kws={"fontsize": 9},
+        )  # fmt: skip
+        for row, column in np.argwhere(table.isna().to_numpy()):
+            axes.text(column + 0.5, row + 0.5, "not\npossible", ha="center", va="center", fontsize=8, color="#444444")
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.tick_params(length=0)
+        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+    return figure
+
+
+def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], chance: float, xlabel: str) -> Figure:
+    """A panel a measure, a line an arm: mean and t interval over seeds. summaries: title -> columns mean, low, high."""
+    names = list(next(iter(summaries.values())).index)
+    size = (3.6 * len(summaries) + 1.6, 0.42 * len(names) + 1.2)
+    figure, places = plt.subplots(1, len(summaries), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (title, summary) in zip(places[0], summaries.items(), strict=True):
+        for line, arm in enumerate(names):
+            row, style = summary.loc[arm], arms[arm]
+            error = None if np.isnan(row["low"]) else [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+            axes.errorbar(row["mean"], line, xerr=error, color=style.colour, marker=style.marker, markersize=8, capsize=3)
+        axes.axvline(chance, color="#BBBBBB", linewidth=1, linestyle=":")
+        axes.text(chance, -0.75, " chance", fontsize=8, color="#666666", va="center")
+        axes.set(title=title, xlabel=xlabel, ylim=(len(names) - 0.5, -1))
+        axes.set_xlim(max(0, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
+        axes.set_yticks(range(len(names)), [arms[arm].label for arm in names])
+    sns.despine(figure)
+    return figure
+
+
+def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
+    """Parts of a whole, a bar a row, a colour a column with its own hatch; rows add up to 100."""
+    figure, axes = plt.subplots(figsize=(6.4, 0.42 * len(shares) + 1.2), layout="constrained")
+    left = np.zeros(len(shares))
+    styles = zip(
+        shares.columns, sns.color_palette("cividis", len(shares.columns)), ("", "//", "..", "xx", "\\\\"), strict=False
+    )
+    for source, colour, hatch in styles:
+        axes.barh(shares.index, shares[source], left=left, color=colour, hatch=hatch, edgecolor="white", label=source)
+        left += shares[source].to_numpy()
+    axes.invert_yaxis()
+    axes.set(xlabel=xlabel, xlim=(0, 100))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    sns.despine(figure)
+    return figure
+
+
+def lines_by_arm(
+    curves: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], xlabel: str, ylabel: str, chance: float | None = None
+) -> Figure:
+    """A line an arm over a logarithmic axis: mean, t interval over seeds. curves: arm -> columns mean, low, high; index x."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.9))
+    for place, (arm, curve) in enumerate(curves.items()):
+        style, beside = arms[arm], 1.03 ** (place - (len(curves) - 1) / 2)  # a little apart, so that no bar hides another
+        error = None if curve.low.isna().any() else [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
+        axes.errorbar(
+            curve.index * beside, curve["mean"], yerr=error, color=style.colour, marker=style.marker, markersize=7, capsize=3,
+            label=style.label,
+        )  # fmt: skip
+    if chance is not None:
+        _chance_line(axes, chance)
+    axes.set_xscale("log")
+    ticks = sorted({x for curve in curves.values() for x in curve.index})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    sns.despine(figure)
+    return figure
+
+
+def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, Arm]) -> Figure:
+    """A panel a quantity on a logarithmic axis, a line a style over model sizes; a gap where nothing was measured.
+
+    panels: axis label -> one column a style, index the size's name.
+    """
+    figure, places = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.3), squeeze=False, layout="constrained")
+    for axes, (label, table) in zip(places[0], panels.items(), strict=True):
+        for column in table.columns:
+            style = styles[column]
+            dashed = "--" if "counted" in style.label else "-"
+            axes.plot(
+                range(len(table)), table[column], color=style.colour, marker=style.marker, linestyle=dashed, label=style.label
+            )
+        axes.set_xticks(range(len(table)), table.index)
+        axes.set(ylabel=label, yscale="log", xlim=(-0.4, len(table) - 0.6))
+    handles, labels = places[0][0].get_legend_handles_labels()
+    for axes in places[0][1:]:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            if name not in labels:
+                handles.append(handle)
+                labels.append(name)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    sns.despine(figure)
+    return figure
+
+
+def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
+    """Slopes with their intervals, one a line, beside zero. trend: columns slope, low, high; index what is doubled."""
+    figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(trend) + 1.0), layout="constrained")
+    error = [trend.slope - trend.low, trend.high - trend.slope]
+    axes.errorbar(trend.slope, range(len(trend)), xerr=error, color="#0072B2", marker="D", linestyle="none", capsize=3)
+    axes.axvline(0, color="#777777", linewidth=1)
+    axes.set_yticks(range(len(trend)), trend.index)
+    axes.set(xlabel=xlabel, ylim=(len(trend) - 0.5, -0.5))
+    sns.despine(figure)
+    return figure
+
+
+def _chance_line(axes: plt.Axes, chance: float) -> None:
+    axes.axhline(chance, color="#BBBBBB", linewidth=1, linestyle=":", label="chance")
 
 
 def _side_by_side(cost: pd.Series) -> pd.Series:

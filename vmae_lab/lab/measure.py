@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ ROOM = 0.9  # of the device's memory; more is not tried, so that a machine is no
 GIB = 2**30
 
 
+@cache
 def parameter_count(model: ModelSettings) -> int:
     """Parameters of the whole autoencoder. Its fused qkv bias has a part for k that the official layout leaves out."""
     with torch.device("meta"):

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ OWN = ("README.md", "manifest.json", "tables", "figures")  # what a report repla
 class Report:
     """Collects a notebook's tables, figures and words; `close` writes them as one page that stands on its own."""
 
-    def __init__(self, notebook: str, scale: str, title: str):
-        self.notebook, self.scale, self.title = notebook, scale, title
+    def __init__(self, notebook: str, scale: str, title: str, question: str):
+        self.notebook, self.scale, self.title, self.question = notebook, scale, title, question
         self.parts: list[str] = []
         self.tables: dict[str, pd.DataFrame] = {}
         self.figures: dict[str, Figure] = {}
         self.rows = pd.DataFrame()
+        self.conclusions: list[str] = []
 
-    def text(self, words: str) -> None:
-        self.parts.append(words.strip())
+    def reading(self, sentences: Sequence[str]) -> None:
+        """What the numbers say, a bullet each; they also stand in the index of all reports."""
+        self.conclusions = list(sentences)
+        self.parts.append("\n".join(f"- {sentence}" for sentence in sentences))
 
     def table(self, frame: pd.DataFrame, name: str, caption: str) -> None:
         self.tables[name] = frame
@@ -63,7 +66,7 @@ class Report:
     def _write(self, folder: Path, plan: Plan, store: RunStore) -> None:
         made = provenance()
         head = (
-            f"# {self.title}\n\n"
+            f"# {self.title}\n\n{self.question}\n\n"
             f"Scale `{self.scale}`, seeds {', '.join(map(str, plan.recipe.seeds))}; written {made['date']} by code "
             f"{made['code']} on {made['device']}. Made by `notebooks/{self.notebook}.ipynb`; settings, versions and stages in "
             "[manifest.json](manifest.json), every single result in [tables/results.csv](tables/results.csv)."
@@ -86,6 +89,11 @@ class Report:
         return {
             "notebook": self.notebook,
             "scale": self.scale,
+            "title": self.title,
+            "question": self.question,
+            "conclusions": self.conclusions,
+            "main_table": next(iter(self.tables), None),  # the first of each; the index shows them
+            "main_figure": next(iter(self.figures), None),
             "provenance": made,
             "recipe": plan.recipe.model_dump(mode="json"),
             "arms": {arm: dict(plan.arms[arm].changes(plan.recipe)) for arm in plan.possible},

@@ -53,7 +53,7 @@ def _label_fractions(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Map
 
 
 def _step(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Measured steps at each batch size; the first seed's only, since a repetition measures nothing else."""
+    """A measured step at each batch size; seeds share it."""
     if recipe.measure.size not in recipe.measure.sizes:
         return {}
     return {f"step@{batch_size}": measure_stage(recipe, batch_size) for batch_size in recipe.measure.batch_sizes}
@@ -66,13 +66,14 @@ def labels_of(recipe: Recipe, fraction: float) -> int:
 
 @dataclass(frozen=True)
 class Notebook:
-    """What a notebook compares. `sources`: what it needs the embedded data set to hold."""
+    """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it."""
 
     arms: Mapping[str, Arm]
     measures: Measures
     controls: bool = False
     skip_impossible: bool = False
     sources: tuple[str, ...] = ()
+    alone: bool = False
 
 
 _ALL_SOURCES = ("digits", "sticks", "sprites", "camera", "kaleidoscope")
@@ -81,7 +82,7 @@ WORKBOOK: dict[str, Notebook] = {
     "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),
     "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
     "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
-    "cost_of_dual_masking": Notebook(DUAL_COST, _step),
+    "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
     "scaling": Notebook(SCALING, _probe),
 }
 
@@ -97,4 +98,6 @@ def plan_notebook(name: str, recipe: Recipe) -> Plan:
             f"{name} compares pools of the embedded data set's sources and needs {', '.join(missing)} in "
             "data.motionworld.sources; it does not run on list files"
         )
+    if book.alone:
+        recipe = recipe.with_overrides({"compute.jobs": 1})
     return plan_ablation(name, recipe, book.arms, book.measures, book.controls, book.skip_impossible)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import binom
 
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.evaluation.probes import PROBE_NAMES
+from vmae_lab.lab.ablation import Plan, paired_differences
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.loop import read_metrics
@@ -89,3 +90,37 @@ def difference_cell(differences: pd.DataFrame, arm: str) -> str:
         return ""
     row = differences.loc[arm]
     return interval(row.difference, row.low, row.high)
+
+
+def floor_words(plan: Plan, rows: pd.DataFrame, metric: str, floor: str) -> list[str]:
+    """What pre-training gives above the untrained encoder, least and most over the arms; nothing where that was not run."""
+    if floor not in plan.possible:
+        return []
+    gains = paired_differences(rows, metric, floor).loc[plan.pretrained]
+    worst = gains.difference.idxmin()
+    gain = interval(gains.difference[worst], gains.low[worst], gains.high[worst])
+    return [
+        f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[main_probe(plan)]}) by "
+        f"{difference_range(gains)} points; the least is that of '{plan.arms[worst].label}', {gain}."
+    ]
+
+
+def verdict(plan: Plan, differences: pd.DataFrame, arms: Sequence[str], baseline: str, what: str) -> str:
+    """Which arms differ from the baseline by more than their interval, in a sentence. `what`: an arm, in a word or two."""
+    others = [arm for arm in arms if arm != baseline]
+    name = plan.arms[baseline].label
+    if not others or differences.low[others].isna().all():
+        return f"With one seed or arm nothing can be said about differences to '{name}'."
+    seeds = int(differences.seeds.min())
+    told = {arm: row for arm, row in differences.loc[others].iterrows() if row.low > 0 or row.high < 0}
+    if not told:
+        return (
+            f"No {what} can be told apart from '{name}' over {seeds} seeds: every 95 % interval of the paired difference holds "
+            "zero."
+        )
+    listed = "; ".join(f"'{plan.arms[arm].label}' {interval(row.difference, row.low, row.high)}" for arm, row in told.items())
+    rest = " The others cannot be told apart from it." if len(told) < len(others) else ""
+    return (
+        f"Over {seeds} seeds, {len(told)} of {len(others)} {what}s differ from '{name}' by more than their 95 % interval (not "
+        f"corrected for looking at {len(others)} of them): {listed}.{rest}"
+    )

@@ -13,11 +13,18 @@ from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.cost import token_table
-from vmae_lab.lab.presentation.common import difference_cell, difference_range, how_made, main_probe, mean_and_spread
+from vmae_lab.lab.presentation.common import (
+    difference_cell,
+    difference_range,
+    floor_words,
+    how_made,
+    main_probe,
+    mean_and_spread,
+    verdict,
+)
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS
-from vmae_lab.lab.tables import interval
 from vmae_lab.masking import draw_masks
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
@@ -134,13 +141,8 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
     probe, words = main_probe(plan), []
     pretrained = plan.pretrained
     if floor in plan.recipe.arms and pretrained:
-        gains, tuned = (paired_differences(rows, metric, floor).loc[pretrained] for metric in (probe, "finetune"))
-        worst = gains.difference.idxmin()
-        words.append(
-            f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[probe]}) by "
-            f"{difference_range(gains)} points; the least is that of '{plan.arms[worst].label}', "
-            f"{interval(gains.difference[worst], gains.low[worst], gains.high[worst])}."
-        )
+        words += floor_words(plan, rows, probe, floor)
+        tuned = paired_differences(rows, "finetune", floor).loc[pretrained]
         others = [
             f"{PROBE_NAMES[other]} {difference_range(paired_differences(rows, other, floor).loc[pretrained])}"
             for other in plan.recipe.evaluate.probe.probes[1:]
@@ -153,9 +155,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
         )
     words.append(_reconstruction_words(rows))
     if baseline in pretrained and len(pretrained) > 1:
-        words.append(
-            _mask_verdict(plan, paired_differences(rows, probe, baseline), [a for a in pretrained if a != baseline], baseline)
-        )
+        words.append(verdict(plan, paired_differences(rows, probe, baseline), pretrained, baseline, "decoder mask"))
     return words
 
 
@@ -173,23 +173,6 @@ def _reconstruction_words(rows: pd.DataFrame) -> str:
     return (
         f"Held-out reconstruction errors lie {below.min():.1f} to {below.max():.1f} % below that of saying each cube's mean; "
         "read the masks' worth from the readouts, not from these."
-    )
-
-
-def _mask_verdict(plan: Plan, differences: pd.DataFrame, arms: list[str], baseline: str) -> str:
-    told = {arm: differences.loc[arm] for arm in arms if differences.low[arm] > 0 or differences.high[arm] < 0}
-    name, seeds = plan.arms[baseline].label, int(differences.seeds.min())
-    if differences.low[arms].isna().all():
-        return f"With one seed nothing can be said about the masks' differences to '{name}'."
-    if not told:
-        return (
-            f"No decoder mask can be told apart from '{name}' over {seeds} seeds: every 95 % interval of the paired difference "
-            "holds zero. What the masks do change is the cost."
-        )
-    listed = "; ".join(f"'{plan.arms[arm].label}' {interval(row.difference, row.low, row.high)}" for arm, row in told.items())
-    return (
-        f"Over {seeds} seeds, {len(told)} of {len(arms)} masks differ from '{name}' by more than their 95 % interval "
-        f"(not corrected for looking at {len(arms)} of them): {listed}. The others cannot be told apart from it."
     )
 
 

@@ -1,0 +1,89 @@
+"""Mask ratios: how much the encoder does not see, times how much the decoder does not rebuild."""
+
+import pandas as pd
+
+from vmae_lab.lab.ablation import Plan, paired_differences, pareto_front, summarise
+from vmae_lab.lab.cost import token_table
+from vmae_lab.lab.presentation.common import difference_cell, floor_words, main_probe, mean_and_spread, verdict
+from vmae_lab.lab.tables import interval
+
+
+def ratios_on_the_grid(plan: Plan) -> pd.DataFrame:
+    """What each encoder ratio leaves of a frame of this grid: ratios that differ may leave the same, small grids few."""
+    _, height, width = plan.recipe.model.clip.grid
+    lines = []
+    for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _cells(plan)):
+        masked = int(ratio * height * width)
+        lines.append({
+            "tube ratio asked for": f"{ratio:g}", "tubes masked": f"{masked} of {height * width}",
+            "ratio got": f"{masked / (height * width):.3f}", "tubes seen": height * width - masked,
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def impossible_table(plan: Plan) -> pd.DataFrame:
+    """The cells that this grid cannot have, and why; empty where it has all."""
+    lines = [{"cell": plan.arms[arm].label, "why it cannot be run": reason} for arm, reason in plan.impossible.items()]
+    return pd.DataFrame(lines, columns=["cell", "why it cannot be run"])
+
+
+def grid_of(plan: Plan, values: pd.Series) -> pd.DataFrame:
+    """Values by arm as a table, encoder ratios down and decoder ratios across; missing where a cell is not possible."""
+    table = {}
+    for arm in _cells(plan):
+        encoder, decoder = _ratios(plan, arm)
+        table.setdefault(f"{100 * decoder:.0f} %", {})[f"{100 * encoder:.0f} %"] = values.get(arm)
+    return pd.DataFrame(table).astype(float)
+
+
+def front(plan: Plan, rows: pd.DataFrame) -> list[str]:
+    """The cells on the Pareto front of accuracy and forward cost, cheapest first."""
+    accuracy = summarise(rows, main_probe(plan))["mean"]
+    return pareto_front(token_table(plan).MMAC, accuracy[plan.pretrained])
+
+
+def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """One line a cell: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
+    probe = main_probe(plan)
+    accuracy, differences = summarise(rows, probe), paired_differences(rows, probe, baseline)
+    counts, best = token_table(plan), front(plan, rows)
+    lines = []
+    for arm in plan.possible:
+        row = counts.loc[arm] if arm in counts.index else None
+        lines.append({
+            "masks": plan.arms[arm].label,
+            "seen / decoded tokens": "" if row is None else f"{row.seen:.0f} / {row.decoded:.0f}",
+            "M MAC a clip": "" if row is None else f"{row.MMAC:.2f}",
+            "top-1 %": mean_and_spread(accuracy, arm),
+            f"difference to {plan.arms[baseline].label} [95 %]": difference_cell(differences, arm),
+            "on the front": "yes" if arm in best else "",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> list[str]:
+    """What the numbers say, in words computed from them."""
+    probe = main_probe(plan)
+    words = floor_words(plan, rows, probe, floor)
+    accuracy = summarise(rows, probe).loc[plan.pretrained]
+    best, costs = accuracy["mean"].idxmax(), token_table(plan).MMAC
+    row = accuracy.loc[best]
+    words.append(
+        f"The highest mean is that of '{plan.arms[best].label}', {interval(row['mean'], row.low, row.high)[1:]} %, at "
+        f"{costs[best]:.1f} M MAC a clip; the cheapest cell on the Pareto front is '{plan.arms[front(plan, rows)[0]].label}' "
+        f"at {costs[front(plan, rows)[0]]:.1f}. Cells whose intervals overlap are not ranked by this."
+    )
+    if baseline in plan.possible:
+        words.append(verdict(plan, paired_differences(rows, probe, baseline), plan.pretrained, baseline, "cell"))
+    words += [f"'{plan.arms[arm].label}' is not possible here: {reason}." for arm, reason in plan.impossible.items()]
+    return words
+
+
+def _cells(plan: Plan) -> list[str]:
+    return [arm for arm in plan.recipe.arms if plan.arms[arm].pretrained]
+
+
+def _ratios(plan: Plan, arm: str) -> tuple[float, float]:
+    """Encoder and decoder ratio of a cell, possible or not."""
+    changes = plan.arms[arm].changes(plan.recipe)
+    return changes["mask.encoder_ratio"], changes["mask.decoder_ratio"]
