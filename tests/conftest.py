@@ -16,9 +16,9 @@ def parity() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory) -> Path:
-    """One cache of embedded data for all tests, away from the user's own."""
+    """One cache of embedded data for all tests, away from the user's own, also for tests that do not ask for it."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VMAE_LAB_HOME", str(folder))

@@ -26,18 +26,22 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
     "lab": [
         "places",
         "provenance",
-        "arms",
         "recipe",
+        "arms",
+        "measure",
         "stages",
         "runs",
         "ablation",
+        "workbook",
         "cost",
         "tables",
         "figures",
         "presentation",
         "report",
+        "index",
     ],
 }
+SHARED = "common"  # of a room that is a package: the one module that its other modules may import
 
 
 def imports(path: Path) -> set[str]:
@@ -67,14 +71,26 @@ def test_imports_run_downward():
 
 
 def test_rooms_of_the_lab_are_in_order():
-    order = INSIDE["lab"]
-    for path in (PACKAGE / "lab").glob("*.py"):
-        if path.stem == "__init__":
+    order, lab = INSIDE["lab"], PACKAGE / "lab"
+    for path in lab.rglob("*.py"):
+        room, *inside = path.relative_to(lab).with_suffix("").parts
+        if room == "__init__":
             continue
         for module in imports(path):
             parts = module.split(".")
-            if parts[0] == "lab" and len(parts) > 1 and parts[1] in order:
-                assert order.index(parts[1]) < order.index(path.stem), f"lab/{path.stem}.py imports lab/{parts[1]}.py"
+            if parts[0] != "lab" or len(parts) == 1 or parts[1] not in order:
+                continue
+            what = f"{path.relative_to(ROOT)} imports vmae_lab.{module}"
+            if parts[1] != room:
+                assert order.index(parts[1]) < order.index(room), what
+            elif (PACKAGE / Path(*parts[:3])).with_suffix(".py").exists():  # a module of the same package
+                assert parts[2] == SHARED != inside[0], f"{what}: in a room, '{SHARED}' is imported, and imports no other"
+
+
+def test_every_room_of_the_lab_has_its_place_in_the_order():
+    """A module that is not listed would be held to nothing."""
+    rooms = {path.stem for path in (PACKAGE / "lab").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} <= set(INSIDE["lab"])
 
 
 def test_modules_stay_small():
@@ -83,7 +99,8 @@ def test_modules_stay_small():
 
 
 def test_the_package_imports_without_warnings():
-    code = "import vmae_lab, vmae_lab.cli, vmae_lab.lab.report, vmae_lab.lab.cost, vmae_lab.lab.presentation"
+    modules = (path.relative_to(ROOT).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
+    code = "import " + ", ".join(".".join(parts) for parts in modules if not parts[-1].startswith("__"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,6 @@
-"""Decoding, list files, windows, crops and the order of samples."""
+"""Decoding, list files, windows, crops and pools of clips."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -7,8 +9,7 @@ import torch
 from vmae_lab.data.augment import centre_crop, multi_scale_crop
 from vmae_lab.data.clips import DataSettings, load_clips
 from vmae_lab.data.lists import ListError, ListSettings
-from vmae_lab.data.mixture import EpochOrder
-from vmae_lab.data.motionworld import MotionworldSettings, open_motionworld
+from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings, open_motionworld
 from vmae_lab.data.sampling import dense_window
 from vmae_lab.data.video import VideoError, read_frames
 from vmae_lab.randomness import numpy_generator
@@ -27,6 +28,53 @@ def test_resident_clips_equal_their_files(home):
             video = clips.video(index, range(1, 6, 2))
             assert video.dtype == torch.uint8
             assert torch.equal(video, torch.from_numpy(expected).permute(3, 0, 1, 2))
+
+
+def test_limits_take_the_first_clips_of_a_source_and_action_for_pretraining_alone(home):
+    """A part of a source must be the same clips in every run, and must not touch what is evaluated or labelled."""
+    limited = DataSettings(motionworld=WORLD, resident_side=32, pretrain_limits={"digits": 1})
+    everything = DataSettings(motionworld=WORLD, resident_side=32)
+    clips = load_clips(limited, "pretrain")
+    # A file's number counts the clips of its source and action; both of sticks are kept.
+    kept = {(r.source, r.action, r.path.rsplit("/")[-1]) for r in clips.records}
+    assert kept == {
+        (source, action, f"{number:05d}.mp4")
+        for source, count in (("digits", 1), ("sticks", 2))
+        for action in ACTIONS
+        for number in range(count)
+    }
+    assert len(clips) == len(kept) == limited.pretrain_clips
+    assert Counter(clips.sources) == {"digits": len(ACTIONS), "sticks": 2 * len(ACTIONS)}
+    for split in ("train", "validation", "test"):
+        assert load_clips(limited, split).records == load_clips(everything, split).records
+    assert load_clips(everything, "pretrain").records == load_clips(everything, "train").records
+    assert {r.source for r in load_clips(limited, "pretrain", ("digits",)).records} == {"digits"}
+
+
+def test_limited_clips_still_show_their_own_files(home):
+    """Rows are picked from one array of all clips: an offset would give a clip another one's pixels and keep its label."""
+    clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32, pretrain_limits={"digits": 1}), "pretrain", ())
+    folder, _ = open_motionworld(WORLD)
+    for index, record in list(enumerate(clips.records))[::5]:
+        assert torch.equal(
+            clips.video(index, range(6)), torch.from_numpy(read_frames(folder / record.path)).permute(3, 0, 1, 2)
+        )
+    assert clips.length == clips.frame_count(0) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pretrain_limits": {"digits": 3}}, "pretrain_limits: digits has 1 to 2 clips an action; got 3"),
+        ({"pretrain_limits": {"sticks": 0}}, "pretrain_limits: sticks has 1 to 2 clips an action; got 0"),
+        ({"pretrain_limits": {"camera": 1}}, r"\['camera'\], are not among the written ones, digits, sticks"),
+        ({"pretrain_sources": ["sprites"]}, r"\['sprites'\], are not among the written ones, digits, sticks"),
+        ({"mixing": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        DataSettings(motionworld=WORLD, resident_side=32, **change)
 
 
 def test_official_lists_read_the_same_videos(home, tmp_path):
@@ -89,12 +137,3 @@ def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
         assert crop.shape == (3, 4, 24, 24)
         assert (crop == crop[:1, :1]).all()
     assert centre_crop(ramp[..., :20], 20).shape == (3, 4, 20, 20)
-
-
-def test_the_stream_has_every_sample_once_an_epoch_and_any_position_at_any_time():
-    order = EpochOrder(7, seed=3)
-    epochs = [[order[7 * epoch + i] for i in range(7)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert epochs[0] != epochs[1]
-    fresh = EpochOrder(7, seed=3)
-    assert [fresh[p] for p in (20, 0, 9)] == [epochs[2][6], epochs[0][0], epochs[1][2]]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmae_lab.lab.ablation import plan_ablation
-from vmae_lab.lab.arms import ABLATIONS, DECODER_MASKS
+from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.cost import plan_summary
 from vmae_lab.lab.recipe import RecipeError, build_recipe, read_parameters
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
 PARAMS = Path(__file__).parents[2] / "params"
 
@@ -24,11 +24,15 @@ def parameters(smoke) -> dict:
 def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path):
     parameters = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())
     assert parameters["scale"] == scale
-    for name, arms in ABLATIONS.items():
-        recipe = build_recipe({"arms": list(arms), **parameters}, arms)
-        words = plan_summary(plan_ablation(name, recipe, arms), RunStore(tmp_path))
+    for name, book in WORKBOOK.items():
+        recipe = build_recipe({"arms": list(book.arms), **parameters}, book.arms)
+        if scale == "paper" and book.sources:  # pools of the embedded data set's sources, which list files do not have
+            with pytest.raises(RecipeError, match=rf"{name} compares pools .* needs digits, .*does not run on list files"):
+                plan_notebook(name, recipe)
+            continue
+        words = plan_summary(plan_notebook(name, recipe), RunStore(tmp_path))
         assert "left to run:" in words
-        assert "pretrain" in words
+        assert ("measure:" if name == "cost_of_dual_masking" else "pretrain:") in words
 
 
 @pytest.mark.parametrize("scale", ["smoke", "demo", "gpu", "paper"])
@@ -51,15 +55,17 @@ def test_every_scale_opens_with_what_to_expect(scale):
         ({"mask.encoder_ratio": 0.01}, r"tube mask on a 6x6 frame at ratio 0\.01 masks 0 of 36: nothing is masked"),
         ({"arms": ["none", "cell"]}, r"there is no arm 'cell'.*arms are scratch, none"),
         ({"data.motionworld.sources": ["digts"]}, r"data\.motionworld: no motionworld source named \['digts'\]"),
-        ({"evaluate.sources": ["camera"]}, r"evaluate\.sources \['camera'\] are not among"),
-        ({"model.size": "tyni"}, r"model: no model size 'tyni'; sizes are tiny"),
+        (
+            {"data.motionworld.sources": ["digits", "sticks"], "evaluate.sources": ["camera"]},
+            r"evaluate\.sources \['camera'\] are not among",
+        ),
+        ({"model.size": "tyni"}, r"model: no model size 'tyni'; sizes are micro, tiny"),
         ({"model.frames": 16}, r"model\.frames 16 with data\.stride 2 spans 31 frames; the files have 16"),
         ({"seeds": [0, 0]}, r"seeds \[0, 0\] repeat"),
         ({"arms": ["none", "none"]}, r"arms \['none', 'none'\] repeat"),
-        ({"arms": ["scratch"]}, "at least one arm with pre-training"),
         ({"data.motionworld.trian": 3}, r"data\.motionworld\.trian: unknown parameter \(did you mean 'train'\?\)"),
         ({"evaluate.probe.labels": 20}, r"evaluate\.probe\.labels 20 is not a multiple of the 8 classes"),
-        ({"evaluate.finetune_labels": 104}, r"evaluate\.finetune_labels 104 is more than the 96 labelled clips"),
+        ({"evaluate.finetune_labels": 104}, r"evaluate\.finetune_labels 104 is more than the 64 labelled clips"),
         ({"pretrain.warmup_steps": 6}, r"pretrain: warmup_steps 6 leaves nothing of the 6 steps"),
         (
             {"data.lists": {"pretrain": "a", "train": "a", "validation": "a", "test": "a", "classes": 2}},
@@ -91,4 +97,11 @@ def test_an_arm_that_the_grid_cannot_have_is_refused_before_anything_runs(parame
     odd = {"model.side": 20, "model.frames": 6, "data.stride": 1, "mask.decoder": "none", "mask.decoder_ratio": 0}
     recipe = build_recipe({**parameters, "override": odd}, DECODER_MASKS)
     with pytest.raises(RecipeError, match="different number of tokens in each phase"):
-        plan_ablation("x", recipe, DECODER_MASKS)
+        plan_notebook("ablation_decoder_mask", recipe)
+
+
+def test_arms_without_any_pretraining_are_refused(parameters):
+    """There would be nothing that a notebook could say."""
+    recipe = build_recipe({**parameters, "arms": ["scratch"]}, DECODER_MASKS)
+    with pytest.raises(RecipeError, match=r"arms \['scratch'\]: at least one arm with pre-training is needed"):
+        plan_notebook("ablation_decoder_mask", recipe)

@@ -15,8 +15,11 @@ from vmae_lab.lab.cost import work_of
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import Kind, Stage, pretrain_stage, probe_stage
+from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.loop import Compute
+
+BOOK = "ablation_decoder_mask"
 
 
 @pytest.fixture
@@ -37,12 +40,13 @@ def test_a_key_holds_what_decides_the_result_and_nothing_else(recipe):
 
 def test_two_arms_of_one_setting_are_one_stage(recipe):
     same = {"one": DECODER_MASKS["running_cell_50"], "two": DECODER_MASKS["running_cell_50"]}
-    plan = plan_ablation("x", recipe.model_copy(update={"arms": ("one", "two"), "seeds": (0,)}), same)
+    two = recipe.model_copy(update={"arms": ("one", "two"), "seeds": (0,)})
+    plan = plan_ablation("x", two, same, lambda recipe, arm, encoder, seed: {"probe": probe_stage(recipe, encoder, seed)})
     assert sum(stage.kind == "pretrain" for stage in plan.stages) == 1
 
 
 def test_inputs_come_first(recipe):
-    plan = plan_ablation("x", recipe, DECODER_MASKS)
+    plan = plan_notebook(BOOK, recipe)
     seen = set()
     for stage in plan.stages:
         assert all(source.key in seen for source in stage.inputs)
@@ -87,14 +91,14 @@ def test_a_failed_stage_leaves_no_result(counting, tmp_path):
 @pytest.mark.slow
 def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_path, monkeypatch):
     """A stage that fails for a real reason: its input's weights are not there."""
-    plan = plan_ablation("x", recipe.with_overrides({"compute.jobs": 2, "seeds": [0]}), DECODER_MASKS)
+    plan = plan_notebook(BOOK, recipe.with_overrides({"compute.jobs": 2, "seeds": [0]}))
     store, cell = RunStore(tmp_path), plan.cell("scratch", 0)
     store.complete(cell.encoder, Compute())
     (store.folder(cell.encoder) / stages.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="cannot read the checkpoint") as caught:
-        store.complete_all([cell.probe], plan.recipe.compute, work_of(plan))
-    assert any(cell.probe.key in note for note in caught.value.__notes__)
-    assert not store.finished(cell.probe)
+        store.complete_all([cell.measures["probe"]], plan.recipe.compute, work_of(plan))
+    assert any(cell.measures["probe"].key in note for note in caught.value.__notes__)
+    assert not store.finished(cell.measures["probe"])
 
 
 def test_several_processes_are_refused_rather_than_left_waiting(counting, tmp_path, monkeypatch):
@@ -139,9 +143,9 @@ def test_a_second_start_waits_and_takes_the_result(counting, tmp_path, capsys):
 @pytest.mark.slow
 def test_processes_give_the_same_numbers_as_one(recipe, home, tmp_path):
     """The ablation in this process and in two others: every value equal, bit for bit."""
-    plan = plan_ablation("x", recipe.model_copy(update={"seeds": (0,)}), DECODER_MASKS)
+    plan = plan_notebook(BOOK, recipe.model_copy(update={"seeds": (0,)}))
     alone = plan.run(RunStore(tmp_path / "alone"), work_of(plan))
-    spread = plan_ablation("x", plan.recipe.with_overrides({"compute.jobs": 2}), DECODER_MASKS)
+    spread = plan_notebook(BOOK, plan.recipe.with_overrides({"compute.jobs": 2}))
     beside = spread.run(RunStore(tmp_path / "beside"), work_of(spread))
     measured = ~alone.metric.str.contains("seconds|memory")
     pd.testing.assert_frame_equal(alone[measured], beside[measured])

@@ -1,12 +1,20 @@
-"""The analytic cost against the figures the paper reports and against counters run over the official code."""
+"""The analytic cost against the paper's figures, counters run over the official code, and PyTorch's counts of our model."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from vmae_lab.models.flops import classify_cost, pretrain_cost
-from vmae_lab.models.sizes import SIZES, ClipShape
-from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.flops import classify_cost, pretrain_cost, saved_bytes, training_macs
+from vmae_lab.models.sizes import SIZES, ClipShape, Size
+from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 
 # 16x224x224, encoder tube .9, decoder depth 4. Sources: VideoMAE V2, tables 1 and 2.
 PAPER = [("base", 160, 1408, 35.48), ("base", 160, 1176, 31.63), ("base", 160, 784, 25.87), ("base", 160, 392, 21.06)]
@@ -44,8 +52,6 @@ def test_every_reference_row(parity):
 
 def test_parameters_of_every_size(parity):
     """Ours has a k bias (one width a block) that the official layout leaves out."""
-    import torch
-
     facts = json.loads((parity / "flops_params.json").read_text())["pretrain"]
     for name, entry in facts.items():
         size = SIZES[name]
@@ -53,3 +59,107 @@ def test_parameters_of_every_size(parity):
             model = VideoMAE(size, ClipShape(patch=size.patch))
         k_biases = size.width * size.depth + size.decoder_width * size.decoder_depth
         assert sum(p.numel() for p in model.parameters()) - k_biases == entry["params"]["total"], name
+
+
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """A real model's forward pass and loss on random pixels, and what the analytic counts are told of it."""
+
+    model: VideoMAE
+    size: Size
+    clip: ClipShape
+    video: torch.Tensor
+    encoder_mask: torch.Tensor
+    decoder_mask: torch.Tensor
+
+    @property
+    def counted_for(self) -> tuple[Size, ClipShape, int, int]:
+        return self.size, self.clip, int((~self.encoder_mask[0]).sum()), int((~self.decoder_mask[0]).sum())
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model(self.video, self.encoder_mask, self.decoder_mask)
+
+    def loss(self) -> torch.Tensor:
+        prediction, decoded = self.forward()
+        counted = loss_positions(self.encoder_mask, visible_index(self.decoder_mask))
+        return reconstruction_loss(prediction, self.model.target(self.video, decoded), counted)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        (name, clip, ratio)
+        for name, clip in (("tiny", ClipShape(8, 24, 2, 4)), ("small", ClipShape(8, 64, 2, 16)))
+        for ratio in (0.0, 0.5)
+    ],
+    ids=lambda p: f"{p[0]}-{'cell' if p[2] else 'none'}",
+)
+def step(request) -> Step:
+    name, clip, ratio = request.param
+    masks = MaskSettings(encoder_ratio=0.75, decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
+    drawn = draw_masks(masks, clip.grid, BATCH, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
+    video = torch.randint(0, 256, (BATCH, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8)
+    return Step(VideoMAE(SIZES[name], clip), SIZES[name], clip, video, *drawn)
+
+
+def test_pretraining_costs_what_pytorch_counts(step):
+    """To the last product: these counts are what arms are compared by."""
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        step.forward()
+    # The counter counts a multiplication and an addition as two.
+    assert forward.get_total_flops() == 2 * BATCH * pretrain_cost(*step.counted_for, embed_visible=True).macs
+    with FlopCounterMode(display=False) as both:
+        step.loss().backward()
+    assert both.get_total_flops() == 2 * BATCH * training_macs(*step.counted_for)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_classifying_costs_what_pytorch_counts(name):
+    clip = ClipShape(8, 64, 2, 16)
+    model = VideoClassifier(SIZES[name], clip, classes=7)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(BATCH, 3, 8, 64, 64, dtype=torch.uint8))
+    assert counter.get_total_flops() == 2 * BATCH * classify_cost(SIZES[name], clip, 7).macs
+
+
+class WeightCopies(TorchDispatchMode):
+    """Notes the copies of a model's weights in another type that are made while it is active, by their storage."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.weights = {storage(p) for p in model.parameters()}
+        self.copies: list[torch.Tensor] = []  # kept, so that no other tensor gets their place in memory
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        if function is torch.ops.aten._to_copy.default and storage(arguments[0]) in self.weights:
+            self.copies.append(made)
+        return made
+
+
+def storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+def test_backward_keeps_what_is_counted(step, half):
+    """Every storage that autograd keeps once, without the weights and what autocast copies of them: the same byte for byte."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(storage(tensor), tensor)
+        return tensor
+
+    copies = WeightCopies(step.model)
+    autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast, copies:
+        loss = step.loss()
+    assert loss.requires_grad
+    of_weights = copies.weights | {storage(copy) for copy in copies.copies}
+    assert bool(copies.copies) == half
+    others = [tensor for place, tensor in kept.items() if place not in of_weights]
+    divisor = 8  # how many tokens the loss is a mean over, int64: once a batch
+    assert sum(tensor.untyped_storage().nbytes() for tensor in others) == BATCH * saved_bytes(*step.counted_for, half) + divisor

@@ -1,6 +1,7 @@
 """The notebooks as a user runs them: papermill and the command line at the smoke scale; nbval sees a changed output."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from vmae_lab.cli import main
-from vmae_lab.lab.arms import ABLATIONS
+from vmae_lab.lab.workbook import WORKBOOK
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -22,35 +23,62 @@ def place(home, project) -> Path:
     return project
 
 
-@pytest.mark.parametrize("name", list(ABLATIONS))
-def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, place):
-    """Two seeds, all arms, plain papermill with the defaults; then every file of the report."""
+@pytest.fixture(scope="module")
+def together(home, tmp_path_factory) -> Path:
+    """One project in which all notebooks share their stages."""
+    return tmp_path_factory.mktemp("project")
+
+
+# What each page is about; the words are the notebook's own.
+SHOWN = {
+    "ablation_decoder_mask": (
+        ("decoder_mask", "details", "controls"),
+        ("accuracy_against_cost", "masks", "loss", "reconstruction"),
+    ),
+    "ablation_mask_ratios": (("mask_ratios", "grid", "impossible"), ("maps", "pareto")),
+    "ablation_hybrid_data": (("hybrid_data", "pools"), ("accuracy", "shares")),
+    "ablation_progressive_training": (("progressive", "differences", "post_pretraining"), ("accuracy",)),
+    "cost_of_dual_masking": (("speed_up", "counted", "measured", "batches"), ("panels",)),
+    "scaling": (("scaling", "trend"), ("accuracy", "trend")),
+}
+
+
+def test_every_notebook_of_the_workbook_is_there():
+    assert set(SHOWN) == set(WORKBOOK) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("name", list(SHOWN))
+def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
+    """All arms, plain papermill with the defaults, in one project as a user has it; then every file of the report."""
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", place / "out.ipynb"],
+        [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", together / "out.ipynb"],
         capture_output=True,
         text=True,
-        cwd=place,
+        cwd=together,
+        env={**os.environ, "VMAE_LAB_PROJECT": str(together)},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    folder = place / "reports" / "smoke" / name
+    folder, (tables, figures) = together / "reports" / "smoke" / name, SHOWN[name]
     rows = pd.read_csv(folder / "tables" / "results.csv")
-    arms = list(ABLATIONS[name])
-    assert set(rows.arm) == {*arms, "controls"}
+    arms = [arm for arm in WORKBOOK[name].arms if name != "cost_of_dual_masking" or arm.startswith("small_")]
+    assert set(rows.arm) - {"controls"} == set(arms), "every arm is reported, or of sizes those that are measured"
     assert set(rows[rows.arm != "controls"].seed) == {0, 1}
-    assert all((place / "runs" / stage / "result.json").exists() for stage in rows.stage.unique())
+    assert all((together / "runs" / stage / "result.json").exists() for stage in rows.stage.unique())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(rows.stage) <= set(manifest["stages"])
     assert manifest["provenance"]["packages"]["torch"]
+    assert (manifest["main_table"], manifest["main_figure"]) == (tables[0], figures[0])
     page = (folder / "README.md").read_text()
-    for table in ("decoder_mask", "details", "controls"):
+    assert all(sentence in page for sentence in manifest["conclusions"])
+    for table in (*tables, "cost"):
         assert (folder / "tables" / f"{table}.md").read_text().strip() in page
         assert (folder / "tables" / f"{table}.tex").read_text().startswith("\\begin{tabular}")
-    for figure in ("accuracy_against_cost", "masks", "loss", "reconstruction"):
+    for figure in figures:
         assert f"figures/{figure}.png" in page
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
-    assert not list(place.rglob("*.tmp"))
+    assert not list(together.rglob("*.tmp"))
 
 
 def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.models.sizes import SIZES
 
 Overrides = Mapping[str, Any]
@@ -139,16 +139,23 @@ STEP_PARTS = {"third": 1 / 3, "whole": 1.0}
 
 
 def scaled(place: int, data: float, steps: float) -> Callable[[Recipe], Overrides]:
-    """Overrides for the next size down or up, a part of the pre-training clips, and a part of the steps."""
+    """Overrides for the next size down or up, a part of the pre-training clips, and a part of the steps.
+
+    Raises RecipeError where there is no such size, or no part to take.
+    """
 
     def overrides(recipe: Recipe) -> Overrides:
         ladder = list(SIZES)
-        size = ladder[min(max(ladder.index(recipe.model.size) + place, 0), len(ladder) - 1)]
+        rung = ladder.index(recipe.model.size) + place
+        if not 0 <= rung < len(ladder):
+            raise RecipeError(f"there is no size {'below' if place < 0 else 'above'} model.size {recipe.model.size}")
         changes = {
-            "model.size": size, "pretrain.steps": max(1, round(steps * recipe.pretrain.steps)),
+            "model.size": ladder[rung], "pretrain.steps": max(1, round(steps * recipe.pretrain.steps)),
             "pretrain.warmup_steps": round(steps * recipe.pretrain.warmup_steps),
         }  # fmt: skip
-        if recipe.data.motionworld and data < 1:
+        if data < 1:
+            if recipe.data.motionworld is None:
+                raise RecipeError("a part of a list file's videos cannot be taken: give a shorter list")
             pool = recipe.data.pretrain_sources or recipe.data.sources
             changes["data.pretrain_limits"] = {source: max(1, round(data * recipe.data.motionworld.train)) for source in pool}
         return changes

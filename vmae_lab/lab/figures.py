@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from vmae_lab.files import make_folder, whole_file
 from vmae_lab.lab.arms import Arm
@@ -114,7 +115,7 @@ def accuracy_against_cost(
 
 
 def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, digits: int = 1) -> Figure:
-    """Tables side by side as colours with their numbers, one colour scale each; what is missing is crossed out.
+    """Tables side by side as colours with their numbers, one colour scale each; what was not run says so.
 
     tables: title -> numbers, rows and columns named as they are to be written.
     """
@@ -126,7 +127,7 @@ def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, digi
             annot_kws={"fontsize": 9},
         )  # fmt: skip
         for row, column in np.argwhere(table.isna().to_numpy()):
-            axes.text(column + 0.5, row + 0.5, "not\npossible", ha="center", va="center", fontsize=8, color="#444444")
+            axes.text(column + 0.5, row + 0.5, "not run", ha="center", va="center", fontsize=8, color="#444444")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         axes.tick_params(length=0)
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
@@ -185,9 +186,10 @@ def lines_by_arm(
         _chance_line(axes, chance)
     axes.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x in curve.index})
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
     axes.minorticks_off()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    low, high = axes.get_ylim()
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(max(0, low), min(100, high)))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
     return figure
@@ -196,9 +198,9 @@ def lines_by_arm(
 def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, Arm]) -> Figure:
     """A panel a quantity on a logarithmic axis, a line a style over model sizes; a gap where nothing was measured.
 
-    panels: axis label -> one column a style, index the size's name.
+    panels: title with its unit -> one column a style, index the size's name.
     """
-    figure, places = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.3), squeeze=False, layout="constrained")
+    figure, places = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 3.6), squeeze=False, layout="constrained")
     for axes, (label, table) in zip(places[0], panels.items(), strict=True):
         for column in table.columns:
             style = styles[column]
@@ -207,7 +209,10 @@ def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, A
                 range(len(table)), table[column], color=style.colour, marker=style.marker, linestyle=dashed, label=style.label
             )
         axes.set_xticks(range(len(table)), table.index)
-        axes.set(ylabel=label, yscale="log", xlim=(-0.4, len(table) - 0.6))
+        axes.set(title=label, yscale="log", xlim=(-0.4, len(table) - 0.6))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     handles, labels = places[0][0].get_legend_handles_labels()
     for axes in places[0][1:]:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,5 +118,12 @@ def _timed(step) -> float:
 
 
 def _resident_gib() -> float:
-    """The largest memory this process has held so far."""
+    """The largest memory this process has held so far.
+
+    Linux's `ru_maxrss` starts from what the parent held when it started this process, so the kernel's own line is read there.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB

@@ -83,7 +83,7 @@ WORKBOOK: dict[str, Notebook] = {
     "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
     "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
-    "scaling": Notebook(SCALING, _probe),
+    "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }
 
 

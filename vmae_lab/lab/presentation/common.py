@@ -92,6 +92,11 @@ def difference_cell(differences: pd.DataFrame, arm: str) -> str:
     return interval(row.difference, row.low, row.high)
 
 
+def differences_to(plan: Plan, rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
+    """Paired differences to the baseline; empty where that arm was not run."""
+    return paired_differences(rows, metric, baseline) if baseline in plan.possible else pd.DataFrame()
+
+
 def floor_words(plan: Plan, rows: pd.DataFrame, metric: str, floor: str) -> list[str]:
     """What pre-training gives above the untrained encoder, least and most over the arms; nothing where that was not run."""
     if floor not in plan.possible:
@@ -124,3 +129,8 @@ def verdict(plan: Plan, differences: pd.DataFrame, arms: Sequence[str], baseline
         f"Over {seeds} seeds, {len(told)} of {len(others)} {what}s differ from '{name}' by more than their 95 % interval (not "
         f"corrected for looking at {len(others)} of them): {listed}.{rest}"
     )
+
+
+def impossible_words(plan: Plan) -> list[str]:
+    """The arms that were left out, a sentence each."""
+    return [f"'{plan.arms[arm].label}' is not possible here: {reason}." for arm, reason in plan.impossible.items()]

@@ -16,6 +16,7 @@ from vmae_lab.lab.cost import token_table
 from vmae_lab.lab.presentation.common import (
     difference_cell,
     difference_range,
+    differences_to,
     floor_words,
     how_made,
     main_probe,
@@ -37,7 +38,7 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[
     """One line an arm: accuracies (mean ± deviation over seeds), paired difference, cost, and what the paper reports."""
     probe, labels = main_probe(plan), plan.recipe.evaluate.probe.labels
     accuracy, tuned = summarise(rows, probe), summarise(rows, "finetune")
-    differences = paired_differences(rows, probe, baseline) if baseline in plan.recipe.arms else pd.DataFrame()
+    differences = differences_to(plan, rows, probe, baseline)
     cost = token_table(plan)
     lines = []
     for arm in plan.recipe.arms:

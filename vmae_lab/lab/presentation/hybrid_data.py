@@ -4,7 +4,7 @@ import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.arms import TARGET, UNSEEN, pool_limits
-from vmae_lab.lab.presentation.common import difference_cell, floor_words, main_probe, mean_and_spread, verdict
+from vmae_lab.lab.presentation.common import difference_cell, differences_to, floor_words, main_probe, mean_and_spread, verdict
 from vmae_lab.lab.runs import RunStore
 
 PLACES = {"target": f"target source ({TARGET})", "unseen": f"source in no pool ({UNSEEN})"}
@@ -46,7 +46,7 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame
     """One line an arm: accuracy in each place, and the paired difference to the baseline."""
     lines = []
     tables = {
-        name: (summarise(rows, metric), paired_differences(rows, metric, baseline))
+        name: (summarise(rows, metric), differences_to(plan, rows, metric, baseline))
         for name, metric in ((name, f"{main_probe(plan)}@{place}") for place, name in PLACES.items())
     }
     for arm in plan.possible:

@@ -4,7 +4,15 @@ import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, paired_differences, pareto_front, summarise
 from vmae_lab.lab.cost import token_table
-from vmae_lab.lab.presentation.common import difference_cell, floor_words, main_probe, mean_and_spread, verdict
+from vmae_lab.lab.presentation.common import (
+    difference_cell,
+    differences_to,
+    floor_words,
+    impossible_words,
+    main_probe,
+    mean_and_spread,
+    verdict,
+)
 from vmae_lab.lab.tables import interval
 
 
@@ -45,7 +53,7 @@ def front(plan: Plan, rows: pd.DataFrame) -> list[str]:
 def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One line a cell: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
     probe = main_probe(plan)
-    accuracy, differences = summarise(rows, probe), paired_differences(rows, probe, baseline)
+    accuracy, differences = summarise(rows, probe), differences_to(plan, rows, probe, baseline)
     counts, best = token_table(plan), front(plan, rows)
     lines = []
     for arm in plan.possible:
@@ -75,8 +83,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
     )
     if baseline in plan.possible:
         words.append(verdict(plan, paired_differences(rows, probe, baseline), plan.pretrained, baseline, "cell"))
-    words += [f"'{plan.arms[arm].label}' is not possible here: {reason}." for arm, reason in plan.impossible.items()]
-    return words
+    return words + impossible_words(plan)
 
 
 def _cells(plan: Plan) -> list[str]:

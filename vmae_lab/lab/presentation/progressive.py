@@ -3,7 +3,7 @@
 import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
-from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread
+from vmae_lab.lab.presentation.common import difference_cell, differences_to, mean_and_spread
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval
 from vmae_lab.lab.workbook import labels_of
@@ -38,7 +38,7 @@ def results_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 def differences_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Paired differences to the baseline at each number of labels, one line an arm."""
-    tables = {labels: paired_differences(rows, metric, baseline) for metric, labels in fractions(plan).items()}
+    tables = {labels: differences_to(plan, rows, metric, baseline) for metric, labels in fractions(plan).items()}
     return pd.DataFrame([
         {"difference to " + plan.arms[baseline].label + " [95 %]": plan.arms[arm].label}
         | {f"{labels} labels": difference_cell(table, arm) for labels, table in tables.items()}

@@ -6,7 +6,7 @@ import pandas as pd
 from vmae_lab.lab.ablation import Plan, linear_trend, summarise
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.measure import parameter_count
-from vmae_lab.lab.presentation.common import main_probe, mean_and_spread
+from vmae_lab.lab.presentation.common import impossible_words, main_probe, mean_and_spread
 from vmae_lab.lab.tables import interval
 
 AXES = {"parameters": "encoder and decoder parameters", "clips": "clips to pre-train on", "steps": "steps"}
@@ -70,4 +70,4 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
         "The trend is a straight line over the logarithms of what was spent, over all runs taken as independent; it says "
         "nothing beyond the ranges that were run."
     )
-    return words
+    return words + impossible_words(plan)

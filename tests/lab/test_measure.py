@@ -1,0 +1,62 @@
+"""What is predicted of a step's memory agrees with itself, and what is measured is measured."""
+
+import numpy as np
+import pytest
+
+from vmae_lab.lab import measure
+from vmae_lab.lab.measure import GIB, largest_batch, measure_step, parameter_count, predicted_bytes
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import VideoMAE
+
+TINY = ModelSettings(size="tiny", frames=8, side=24, patch=4)
+MASKS = MaskSettings()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("gib", [16.0, 80.0])
+@pytest.mark.parametrize("size", ["small", "base", "giant"])
+def test_the_largest_batch_fits_and_one_clip_more_does_not(size, gib, half):
+    """Two ways to one answer: a table of largest batches must not contradict the prediction that a measurement trusts."""
+    model = ModelSettings(size=size)
+    batch = largest_batch(model, MASKS, gib * GIB, half)
+    if batch:
+        assert predicted_bytes(model, MASKS, batch, half) <= gib * GIB
+    assert predicted_bytes(model, MASKS, batch + 1, half) > gib * GIB
+    assert batch > 0 or (size, gib) == ("giant", 16.0), "a giant's weights and moments alone are 16 GiB"
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+def test_a_memory_that_does_not_hold_the_model_holds_no_clip(half):
+    state = (18 if half else 16) * parameter_count(TINY)  # float32 weights, gradients, two moments; bf16 copies
+    assert largest_batch(TINY, MASKS, state - 1, half) == 0
+    assert largest_batch(TINY, MASKS, state, half) > 0, "what backward still needs may fill the gradients' place"
+
+
+@pytest.mark.parametrize("size", ["micro", "tiny"])
+def test_parameters_are_those_of_a_real_model(size):
+    model = ModelSettings(size=size, frames=4, side=16, patch=4)
+    assert parameter_count(model) == sum(p.numel() for p in VideoMAE(model.dimensions, model.clip).parameters())
+
+
+def test_what_cannot_fit_is_said_without_trying(monkeypatch):
+    """Trying would push the machine into its swap, or end its kernel."""
+
+    def refuse(*_arguments):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(measure, "worker_pool", refuse)
+    monkeypatch.setattr(measure, "device_memory", lambda: 2**20)
+    assert measure_step(TINY, MASKS, 1, steps=1, threads=1) == {"fits": False}
+
+
+@pytest.mark.slow
+def test_a_measured_step_has_a_time_and_a_memory():
+    """The caller holds more than the step does: a process that it starts must not take the caller's memory for its own."""
+    ballast = np.ones(GIB // 8)
+    measured = measure_step(TINY, MASKS, 8, steps=2, threads=1)
+    assert ballast[0] == 1
+    assert set(measured) == {"fits", "seconds_per_step", "peak_gib"}
+    assert measured["fits"]
+    assert 0 < measured["seconds_per_step"] < 60
+    assert 0 < measured["peak_gib"] < 1

@@ -1,0 +1,60 @@
+"""What pre-training draws, as its batches really draw it."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from vmae_lab.data.clips import DataSettings
+from vmae_lab.data.mixture import round_counts
+from vmae_lab.data.motionworld import MotionworldSettings
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+
+MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
+SIZES = {"digits": 10, "sticks": 4, "camera": 2}
+
+
+class Watched:
+    """Blank clips that keep the row of every video that is asked for."""
+
+    def __init__(self):
+        self.sources = [source for source, size in SIZES.items() for _ in range(size)]
+        self.labels, self.asked = np.zeros(len(self.sources), dtype=np.int64), []
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def frame_count(self, index: int) -> int:
+        return MODEL.frames
+
+    def video(self, index: int, window: range) -> torch.Tensor:
+        self.asked.append(index)
+        return torch.zeros(3, len(window), 16, 16, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("mixing", [1.0, 0.5, 0.0])
+def test_the_samples_told_are_the_samples_drawn(mixing, repeats):
+    """The report of a mixture states these counts; a clip that is cropped several times in a row counts once."""
+    data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16, mixing=mixing)
+    settings, clips = PretrainSettings(steps=5, batch_size=4, lr=1e-3, repeats=repeats), Watched()
+    task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, seed=0)
+    told = task.samples_by_source()
+    assert sum(told.values()) == 20 // repeats
+    batches = task.batches(range(4))
+    for step in range(5):
+        assert batches[step]["video"].shape == (4, 3, 4, 16, 16)
+    assert len(clips.asked) == 20
+    assert clips.asked[::repeats] == clips.asked[repeats - 1 :: repeats], "repeats are of one clip"
+    assert told == Counter(clips.sources[index] for index in clips.asked[::repeats])
+
+
+def test_a_whole_round_holds_the_shares_of_its_mixture():
+    data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16, mixing=0.5)
+    settings = PretrainSettings(steps=3, batch_size=sum(SIZES.values()), lr=1e-3)
+    task = PretrainTask(MODEL, MaskSettings(), settings, data, Watched(), seed=0)
+    shares = dict(zip(SIZES, round_counts(list(SIZES.values()), 0.5), strict=True))
+    assert task.samples_by_source() == {source: 3 * count for source, count in shares.items()}
