@@ -2,9 +2,9 @@
 PYTHON ?= python3
 SCALE ?= demo
 BIN = .venv/bin
-NOTEBOOKS = $(wildcard notebooks/ablation_*.ipynb)
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test ablations lab lint clean
+.PHONY: demo test ablations reports lab lint clean
 .DELETE_ON_ERROR:
 
 # The stamp is newer than what decides the environment, so a second call is quick.
@@ -20,6 +20,10 @@ demo: .venv/installed
 
 ablations: .venv/installed
 	set -e; for notebook in $(NOTEBOOKS); do $(BIN)/vmae-lab run $$notebook --scale $(SCALE); done
+
+# To commit the index: vmae-lab report --for-git, which links to nothing that a clone will not have.
+reports: .venv/installed
+	$(BIN)/vmae-lab report
 
 test: .venv/installed
 	$(BIN)/python -m pytest

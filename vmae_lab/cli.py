@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from vmae_lab.files import StorageError, make_folder
-from vmae_lab.lab.places import report_folder, runs_folder
+from vmae_lab.files import StorageError, make_folder, write_text
+from vmae_lab.lab.index import write_index
+from vmae_lab.lab.places import project_root, report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
@@ -26,9 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "-p", "--override", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
             help="one dotted setting, e.g. -p pretrain.steps 200; VALUE is read as YAML",
         )  # fmt: skip
+    words = "write the index of all reports, README.md and index.html in reports/"
+    command = commands.add_parser("report", help=words, description=words)
+    command.add_argument(
+        "--for-git",
+        action="store_true",
+        help="leave out what git ignores (smoke, variants, executed notebooks), to commit the index",
+    )
     options = parser.parse_args(arguments)
     try:
-        return {"run": run, "plan": plan}[options.command](options)
+        return {"run": run, "plan": plan, "report": report}[options.command](options)
     except (RecipeError, StorageError, FileNotFoundError) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2
@@ -41,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     parameters = checked_parameters(options)
     name = options.notebook.stem
     folder = make_folder(report_folder(parameters["scale"], name))
-    executed = folder / f"{name}.ipynb"
+    executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
+    page.unlink(missing_ok=True)  # else a run that stops would leave its notebook beside another run's page
     try:
         # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
         papermill.execute_notebook(
@@ -50,8 +59,25 @@ def run(options: argparse.Namespace) -> int:
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
         return 1
+    write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}")
+    print(f"as a page: {page}")
     print(f"report: {folder / 'README.md'}")
+    return 0
+
+
+def notebook_as_html(executed: Path) -> str:
+    """An executed notebook as one HTML page, with its outputs, that a browser opens without Jupyter."""
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter().from_filename(str(executed))[0]
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the index of all reports; prints the path of the page to open last."""
+    page = write_index(project_root() / "reports", list(WORKBOOK), options.for_git)
+    print(f"the same for a repository's viewer: {page.with_name('README.md')}")
+    print(f"index of results: {page}")
     return 0
 
 

@@ -171,6 +171,19 @@ def test_scaling_changes_what_its_arms_say(plans):
         assert settings["pretrain"]["warmup_steps"] == {"third": 1, "whole": 2}[steps]
 
 
+def test_scaling_leaves_out_what_cannot_be_scaled_and_says_so(smoke):
+    """At an end of the ladder of sizes, and for parts of list files: else an arm would be another one under a false name."""
+    lists = planned("scaling", yaml.safe_load((PARAMS / "paper.yaml").read_text()))
+    assert lists.possible == [
+        f"{size}_full_{steps}" for size in ("smaller", "middle", "larger") for steps in ("third", "whole")
+    ]
+    assert all("a part of a list file's videos cannot be taken" in reason for reason in lists.impossible.values())
+    for size, place, word in (("micro", "smaller", "below"), ("giant", "larger", "above")):
+        end = planned("scaling", smoke, **{"model.size": size})
+        assert set(end.impossible) == {arm for arm in end.arms if arm.startswith(place)}
+        assert all(reason == f"there is no size {word} model.size {size}" for reason in end.impossible.values())
+
+
 def test_measured_steps_are_of_the_papers_clips_and_shared_by_seeds(plans):
     """A second seed measures nothing else; sizes that are not listed are counted only."""
     plan = plans["cost_of_dual_masking"]

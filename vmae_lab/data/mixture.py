@@ -47,16 +47,26 @@ class MixtureOrder:
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
         sizes = [len(rows) for rows in self.members]
-        self.counts = round_counts(sizes, exponent)
-        self.starts = np.cumsum([0, *self.counts])
-        self.slots = EpochOrder(int(self.starts[-1]), seed, f"{purpose} of sources")
+        self.counts, self.seed, self.purpose = round_counts(sizes, exponent), seed, purpose
         self.inside = [EpochOrder(n, seed, f"{purpose} in {name}") for name, n in zip(names, sizes, strict=True)]
+        self._round, self._sources, self._ranks = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
-        slot = self.slots[position]
-        source = int(np.searchsorted(self.starts, slot, side="right")) - 1
-        walked = position // self.slots.size * self.counts[source] + slot - int(self.starts[source])
+        number, place = divmod(position, sum(self.counts))
+        if number != self._round:
+            self._shuffle(number)
+        source = int(self._sources[place])
+        walked = number * self.counts[source] + int(self._ranks[place])
         return int(self.members[source][self.inside[source][walked]])
+
+    def _shuffle(self, number: int) -> None:
+        """The source at each place of a round, and how many samples of it came before in the round."""
+        rng = numpy_generator(self.seed, f"{self.purpose} of sources", number)
+        self._sources = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+        self._ranks = np.empty_like(self._sources)
+        for source, count in enumerate(self.counts):
+            self._ranks[self._sources == source] = np.arange(count)
+        self._round = number
 
 
 def round_counts(sizes: Sequence[int], exponent: float) -> list[int]:

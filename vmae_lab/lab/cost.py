@@ -1,6 +1,7 @@
 """What a plan will cost, before it runs: stages, which are reused, multiply-accumulates, and time on this device."""
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,13 @@ def classifier_parameters(stage: Stage) -> int:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What is left to do in a plan. `rate` is multiply-accumulates a second, measured on this device in this run."""
+    """What is left to do in a plan. `rate` is multiply-accumulates a second, measured on this device in this run.
 
-    stages: int
-    reused: int
+    `stages` and `reused`: how many of each kind there are, and of those how many are finished.
+    """
+
+    stages: Counter[str]
+    reused: Counter[str]
     macs: float
     disk_bytes: int
     rate: float
@@ -89,10 +93,11 @@ class PlanCost:
     def sentence(self) -> str:
         """One line for people."""
         left = self.stages - self.reused
-        if left == 0:
-            return f"{self.stages} stages, all of them finished before: nothing to compute"
+        if not left:
+            return f"{self.stages.total()} stages, all of them finished before: nothing to compute"
         return (
-            f"{self.stages} stages, {self.reused} finished before and reused, {left} to run: {self.macs / 1e12:.3g} T "
+            f"{self.stages.total()} stages; finished before and reused: {_listed(self.reused)}; to run: {_listed(left)}. "
+            f"{self.macs / 1e12:.3g} T "
             f"multiply-accumulates, about {_duration(self.minutes)} on this device ({self.jobs} at a time, "
             f"{self.rate / 1e9:.3g} G a second each, measured over a few steps), {self.disk_bytes / 1e6:.3g} MB of disk"
         )
@@ -123,7 +128,8 @@ def plan_cost(plan: Plan, store: RunStore, rate: float) -> PlanCost:
     todo = [stage for stage in stages if not store.finished(stage)]
     sizes = [stage_bytes(stage) for stage in todo]
     disk = sum(sizes) + 3 * jobs * max(sizes, default=0)
-    return PlanCost(len(stages), len(stages) - len(todo), sum(map(stage_macs, todo)), disk, rate, jobs)
+    kinds, left = (Counter(stage.kind for stage in group) for group in (stages, todo))
+    return PlanCost(kinds, kinds - left, sum(map(stage_macs, todo)), disk, rate, jobs)
 
 
 def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFrame:
@@ -195,6 +201,10 @@ def token_table(plan: Plan) -> pd.DataFrame:
             "MMAC": round(cost.fvcore / 1e6, 2),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _listed(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
 
 
 def _duration(minutes: float) -> str:

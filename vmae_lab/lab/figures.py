@@ -146,9 +146,10 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
             axes.errorbar(row["mean"], line, xerr=error, color=style.colour, marker=style.marker, markersize=8, capsize=3)
         axes.axvline(chance, color="#BBBBBB", linewidth=1, linestyle=":")
         axes.text(chance, -0.75, " chance", fontsize=8, color="#666666", va="center")
-        axes.set(title=title, xlabel=xlabel, ylim=(len(names) - 0.5, -1))
+        axes.set(title=title, ylim=(len(names) - 0.5, -1))
         axes.set_xlim(max(0, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
         axes.set_yticks(range(len(names)), [arms[arm].label for arm in names])
+    figure.supxlabel(xlabel, fontsize="medium")
     sns.despine(figure)
     return figure
 
