@@ -48,6 +48,8 @@ class DataSettings(BaseModel):
         if (self.motionworld is None) == (self.lists is None):
             raise ValueError("give one of data.motionworld (the embedded data set) and data.lists (list files)")
         if self.motionworld is None:
+            if self.pretrain_sources or self.pretrain_limits or self.mixing != 1:
+                raise ValueError("pretrain_sources, pretrain_limits and mixing choose among sources; list files name none")
             return
         missing = {*self.pretrain_sources, *self.pretrain_limits} - set(self.motionworld.sources)
         if missing:

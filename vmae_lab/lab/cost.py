@@ -98,7 +98,7 @@ class PlanCost:
         return (
             f"{self.stages.total()} stages; finished before and reused: {_listed(self.reused)}; to run: {_listed(left)}. "
             f"{self.macs / 1e12:.3g} T "
-            f"multiply-accumulates, about {_duration(self.minutes)} on this device ({self.jobs} at a time, "
+            f"multiply-accumulates, about {duration(self.minutes)} on this device ({self.jobs} at a time, "
             f"{self.rate / 1e9:.3g} G a second each, measured over a few steps), {self.disk_bytes / 1e6:.3g} MB of disk"
         )
 
@@ -114,7 +114,7 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
         lines.append(f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC")
     total = sum(stage_macs(stage) for stage in stages if not store.finished(stage))
     lines.append(
-        f"left to run: {total / 1e15:.4g} P multiply-accumulates; {_duration(total / 1e14 / 60)} on a device that sustains "
+        f"left to run: {total / 1e15:.4g} P multiply-accumulates; {duration(total / 1e14 / 60)} on a device that sustains "
         "100 T of them a second (an H100-class GPU in bf16 at about 20 % of its peak)"
     )
     if plan.recipe.data.motionworld is None:
@@ -207,7 +207,8 @@ def _listed(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
 
 
-def _duration(minutes: float) -> str:
+def duration(minutes: float) -> str:
+    """A time for people: seconds, minutes or hours."""
     if minutes < 1.5:
         return f"{60 * minutes:.0f} seconds"
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from vmae_lab.files import read_json
+from vmae_lab.lab.cost import duration
 
 SCALES = ("paper", "gpu", "demo", "smoke")
 VARIANT = "-variant"
@@ -155,7 +156,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
     seeds, seconds = part("recipe").get("seeds"), manifest.get("compute_seconds")
     facts = {name: _words(part("provenance").get(name)) for name in ("date", "code", "device")}
     facts["seeds"] = ", ".join(map(str, seeds)) if isinstance(seeds, list) else ""
-    facts["compute, all stages"] = _duration(seconds) if isinstance(seconds, int | float) else ""
+    facts["compute, all stages"] = duration(seconds / 60) if isinstance(seconds, int | float) else ""
     return {name: value for name, value in facts.items() if value}
 
 
@@ -201,9 +202,3 @@ def _words(value: Any) -> str:
 def _first(pattern: str, text: str) -> str:
     found = re.search(pattern, text, re.MULTILINE)
     return found[1] if found else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
