@@ -80,7 +80,7 @@ def test_wrong_clips_and_shapes_are_named(model, video):
         model(video[:, :, :4], *masks())
     with pytest.raises(ValueError, match="does not split into cubes"):
         ModelSettings(size="tiny", frames=8, side=30, patch=4)
-    with pytest.raises(ValueError, match="no model size 'tyni'; sizes are tiny, small"):
+    with pytest.raises(ValueError, match="no model size 'tyni'; sizes are micro, tiny, mini, small"):
         ModelSettings(size="tyni")
 
 
