@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo
 
 ablations: .venv/installed
-	set -e; for notebook in $(NOTEBOOKS); do $(BIN)/vmae-lab run $$notebook --scale $(SCALE); done
+	$(BIN)/vmae-lab run $(NOTEBOOKS) --scale $(SCALE)
 
 # To commit the index: vmae-lab report --for-git, which links to nothing that a clone will not have.
 reports: .venv/installed

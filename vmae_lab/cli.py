@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in (("run", "run a notebook at a scale and write its report"), ("plan", "say what that would cost")):
         command = commands.add_parser(name, help=words, description=words.capitalize())
-        command.add_argument("notebook", type=Path, help="a notebook of notebooks/")
+        command.add_argument("notebook", type=Path, nargs="+", help="notebooks of notebooks/, one after the other")
         command.add_argument("--scale", default="demo", help="a file of params/, or the path of another YAML (default: demo)")
         command.add_argument(
             "-p", "--override", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -36,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        return {"run": run, "plan": plan, "report": report}[options.command](options)
+        if options.command == "report":
+            return report(options)
+        each = [argparse.Namespace(**{**vars(options), "notebook": notebook}) for notebook in options.notebook]
+        for one in each:
+            checked_parameters(one)  # of all of them, before the first starts
+        return next((code for one in each if (code := {"run": run, "plan": plan}[options.command](one))), 0)
     except (RecipeError, StorageError, FileNotFoundError) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2
