@@ -80,6 +80,7 @@ MASK_RATIOS: dict[str, Arm] = {"scratch": SCRATCH} | {
 # Pools to pre-train on, as parts of what each source has: unequal, as the paper's are (658, 250, 250, 169, 21 thousand
 # clips). `digits` is in all of them: the target. `sprites` is in none: the source that is unseen.
 TARGET, UNSEEN = "digits", "sprites"
+JUDGED_ON = {"target": TARGET, "unseen": UNSEEN}  # where pools are compared: place, as in `ridge@unseen`, -> source
 POOLS: dict[str, Mapping[str, float]] = {
     "one": {"digits": 1.0},
     "two": {"digits": 1.0, "sticks": 0.5},
@@ -87,9 +88,14 @@ POOLS: dict[str, Mapping[str, float]] = {
 }
 
 
+def _limits(recipe: Recipe, parts: Mapping[str, float]) -> dict[str, int]:
+    """Clips per source and action in parts of the sources: one at least."""
+    return {source: max(1, round(part * recipe.data.motionworld.train)) for source, part in parts.items()}
+
+
 def pool_limits(recipe: Recipe, pool: str) -> dict[str, int]:
     """Clips per source and action in a pool."""
-    return {source: max(1, round(part * recipe.data.motionworld.train)) for source, part in POOLS[pool].items()}
+    return _limits(recipe, POOLS[pool])
 
 
 def hybrid_pool(pool: str, equal_epochs: bool = False, mixing: float = 1.0) -> Callable[[Recipe], Overrides]:
@@ -157,7 +163,7 @@ def scaled(place: int, data: float, steps: float) -> Callable[[Recipe], Override
             if recipe.data.motionworld is None:
                 raise RecipeError("a part of a list file's videos cannot be taken: give a shorter list")
             pool = recipe.data.pretrain_sources or recipe.data.sources
-            changes["data.pretrain_limits"] = {source: max(1, round(data * recipe.data.motionworld.train)) for source in pool}
+            changes["data.pretrain_limits"] = _limits(recipe, dict.fromkeys(pool, data))
         return changes
 
     return overrides

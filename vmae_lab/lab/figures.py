@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from vmae_lab.files import make_folder, whole_file
-from vmae_lab.lab.arms import Arm
+from vmae_lab.lab.arms import BLUE, Arm
 
 STYLE = {
     "figure.dpi": 110,
@@ -108,13 +108,14 @@ def accuracy_against_cost(
         axes.plot([place[arm] for arm in front], summary["mean"][list(front)], color="#999999", zorder=0, label="Pareto front")
     _chance_line(axes, chance)
     axes.set(xlabel="pre-training cost of a clip, forward (1e6 multiply-accumulates)", ylabel=ylabel)
-    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+    low, high = axes.get_ylim()  # a t interval over few seeds may run past what an accuracy can be
+    axes.set_ylim(max(0, low), min(100, high))
     axes.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
     return figure
 
 
-def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, digits: int = 1) -> Figure:
+def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
     """Tables side by side as colours with their numbers, one colour scale each; what was not run says so.
 
     tables: title -> numbers, rows and columns named as they are to be written.
@@ -123,7 +124,7 @@ def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str, digi
     for axes, (title, table) in zip(places[0], tables.items(), strict=True):
         axes.set_facecolor("#EEEEEE")
         sns.heatmap(
-            table, ax=axes, annot=True, fmt=f".{digits}f", cmap="cividis", linewidths=1, cbar_kws={"shrink": 0.8},
+            table, ax=axes, annot=True, fmt=".1f", cmap="cividis", linewidths=1, cbar_kws={"shrink": 0.8},
             annot_kws={"fontsize": 9},
         )  # fmt: skip
         for row, column in np.argwhere(table.isna().to_numpy()):
@@ -172,7 +173,7 @@ def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def lines_by_arm(
-    curves: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], xlabel: str, ylabel: str, chance: float | None = None
+    curves: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], xlabel: str, ylabel: str, chance: float
 ) -> Figure:
     """A line an arm over a logarithmic axis: mean, t interval over seeds. curves: arm -> columns mean, low, high; index x."""
     figure, axes = plt.subplots(figsize=(6.4, 3.9))
@@ -183,8 +184,7 @@ def lines_by_arm(
             curve.index * beside, curve["mean"], yerr=error, color=style.colour, marker=style.marker, markersize=7, capsize=3,
             label=style.label,
         )  # fmt: skip
-    if chance is not None:
-        _chance_line(axes, chance)
+    _chance_line(axes, chance)
     axes.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x in curve.index})
     axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
@@ -229,7 +229,7 @@ def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
     """Slopes with their intervals, one a line, beside zero. trend: columns slope, low, high; index what is doubled."""
     figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(trend) + 1.0), layout="constrained")
     error = [trend.slope - trend.low, trend.high - trend.slope]
-    axes.errorbar(trend.slope, range(len(trend)), xerr=error, color="#0072B2", marker="D", linestyle="none", capsize=3)
+    axes.errorbar(trend.slope, range(len(trend)), xerr=error, color=BLUE, marker="D", linestyle="none", capsize=3)
     axes.axvline(0, color="#777777", linewidth=1)
     axes.set_yticks(range(len(trend)), trend.index)
     axes.set(xlabel=xlabel, ylim=(len(trend) - 0.5, -0.5))

@@ -8,10 +8,11 @@ from vmae_lab.lab.arms import (
     DECODER_MASKS,
     DUAL_COST,
     HYBRID_DATA,
+    JUDGED_ON,
     MASK_RATIOS,
+    POOLS,
     PROGRESSIVE,
     SCALING,
-    TARGET,
     UNSEEN,
     Arm,
 )
@@ -33,10 +34,9 @@ def _probe_and_finetune(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> 
 
 def _two_places(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Frozen readouts on the target source and on the one that is in no pool."""
-    places = {"target": TARGET, "unseen": UNSEEN}
     return {
         f"probe@{place}": probe_stage(recipe.with_overrides({"evaluate.sources": [source]}), encoder, seed)
-        for place, source in places.items()
+        for place, source in JUDGED_ON.items()
     }
 
 
@@ -76,7 +76,7 @@ class Notebook:
     alone: bool = False
 
 
-_ALL_SOURCES = ("digits", "sticks", "sprites", "camera", "kaleidoscope")
+_ALL_SOURCES = (*POOLS["all"], UNSEEN)
 WORKBOOK: dict[str, Notebook] = {
     "ablation_decoder_mask": Notebook(DECODER_MASKS, _probe_and_finetune, controls=True),
     "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),

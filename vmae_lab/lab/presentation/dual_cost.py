@@ -97,7 +97,7 @@ def batch_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 def panels(plan: Plan, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Counted work, measured seconds and memory a clip over sizes, for the figure."""
-    names = {"G MAC a clip, forward and backward": {}, "seconds a clip": {}, "peak memory, GiB": {}}
+    work, time, memory = {}, {}, {}
     for size in _sizes(plan):
         for mask in ("none", "cell_50"):
             arm = f"{size}_{mask}"
@@ -105,17 +105,20 @@ def panels(plan: Plan, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
             measured = _largest_measured(plan, rows, arm)
             batch = max(measured, default=1)
             seconds, peak = measured.get(batch, (np.nan, np.nan))
-            work, time, memory = names.values()
             work.setdefault(mask, {})[size] = _counted(plan, arm) / 1e9
             time.setdefault(mask, {})[size] = seconds / batch
             memory.setdefault(mask, {})[size] = peak
             counted = predicted_bytes(model, masks, batch, torch.cuda.is_available()) / GIB
             memory.setdefault(f"{mask}, counted", {})[size] = counted
-    return {label: pd.DataFrame(table) for label, table in names.items()}
+    tables = {"G MAC a clip, forward and backward": work, "seconds a clip": time, "peak memory, GiB": memory}
+    return {title: pd.DataFrame(table) for title, table in tables.items()}
 
 
 def close_to_paper(plan: Plan, arm: str, giga: float) -> bool:
-    """Whether the count is the paper's figure, in one of its two conventions, to the .03 that its own rounding leaves."""
+    """Whether the count is the paper's figure, in one of its two conventions, within .035 G.
+
+    The paper prints 263.93 for the giant where our count and a counter over the official code give 263.96.
+    """
     model, masks = _configuration(plan.first(arm).recipe)
     counts = TokenCounts.of(masks, model.clip)
     cost = pretrain_cost(model.dimensions, model.clip, counts.visible, counts.decoded)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, linear_trend, summarise
-from vmae_lab.lab.arms import Arm
+from vmae_lab.lab.arms import BLUE, ORANGE, RED, SKY, Arm
 from vmae_lab.lab.measure import parameter_count
 from vmae_lab.lab.presentation.common import impossible_words, main_probe, mean_and_spread
 from vmae_lab.lab.tables import interval
@@ -51,7 +51,7 @@ def curves(plan: Plan, rows: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dic
     """Accuracy over parameters, a line for each amount of data and steps, and how each line is drawn."""
     spent, accuracy = budgets(plan), summarise(rows, main_probe(plan))
     lines, styles = {}, {}
-    marks = zip(("#56B4E9", "#0072B2", "#E69F00", "#D55E00"), "oPsD", strict=True)
+    marks = zip((SKY, BLUE, ORANGE, RED), "oPsD", strict=True)
     for (clips, steps), group in spent.groupby(["clips", "steps"]):
         name, (colour, marker) = f"{clips} clips, {steps} steps", next(marks)
         lines[name] = accuracy.loc[group.index].set_index(group.parameters / 1e6).sort_index()
