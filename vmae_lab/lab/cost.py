@@ -174,7 +174,7 @@ def calibrate(recipe: Recipe) -> float:
 def calibrate_step(recipe: Recipe) -> float:
     """Multiply-accumulates a second of the first measured size's own steps, where nothing else is run. Raises RecipeError."""
     model, batch = recipe.measure.model_of(recipe.measure.sizes[0]), recipe.measure.batch_sizes[0]
-    measured = measure_step(model, recipe.mask, batch, steps=1, threads=None)
+    measured = measure_step(model, recipe.mask, batch, steps=1)
     if not measured["fits"]:
         raise RecipeError(f"measure: {batch} clips a step of {model.size} do not fit this device; lower measure.batch_sizes")
     return step_macs(model, recipe.mask, batch) / measured["seconds_per_step"]

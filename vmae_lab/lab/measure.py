@@ -5,6 +5,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,7 @@ def device_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int, threads: int | None) -> dict[str, Any]:
+def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
     """Seconds a step (median) and peak memory in GiB, in a process of its own; only `fits: False` where memory is short.
 
     A step is forward, target, loss, backward and AdamW on random pixels; no data loading. bf16 on a GPU that has it.
@@ -67,26 +68,25 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
         return {"fits": False}
     with worker_pool(1) as pool:
         try:
-            return pool.submit(_measure, model, masks, batch_size, steps, threads).result()
+            return pool.submit(_measure, model, masks, batch_size, steps).result()
         except BrokenProcessPool:  # the system ended it for lack of memory
             return {"fits": False}
 
 
-def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int, threads: int | None) -> dict[str, Any]:
-    if threads:
-        torch.set_num_threads(threads)
+def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0.0 if device.type == "cuda" else _resident_gib()
     try:
-        seconds = [_timed(step) for step in _steps(model, masks, batch_size, device, steps + 1)]
+        step = _stepper(model, masks, batch_size, device)
+        seconds = [_timed(step, index) for index in range(steps + 1)]
     except torch.OutOfMemoryError:
         return {"fits": False}
     peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else _resident_gib() - before
     return {"fits": True, "seconds_per_step": statistics.median(seconds[1:]), "peak_gib": peak}
 
 
-def _steps(model: ModelSettings, masks: MaskSettings, batch_size: int, device: torch.device, count: int):
-    """`count` closures, each of which does one whole optimiser step."""
+def _stepper(model: ModelSettings, masks: MaskSettings, batch_size: int, device: torch.device) -> Callable[[int], None]:
+    """A fresh model's whole optimiser step, by its index: each draws its own masks."""
     with seeded(0, "initial weights"):
         network = VideoMAE(model.dimensions, model.clip).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
@@ -106,12 +106,13 @@ def _steps(model: ModelSettings, masks: MaskSettings, batch_size: int, device: t
         optimizer.step()
         optimizer.zero_grad()
 
-    return [lambda index=index: step(index) for index in range(count)]
+    return step
 
 
-def _timed(step) -> float:
+def _timed(step: Callable[[int], None], index: int) -> float:
+    """Seconds until a step's work is done, on the GPU too."""
     started = time.perf_counter()
-    step()
+    step(index)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started

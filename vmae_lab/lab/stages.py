@@ -324,8 +324,8 @@ def _run_controls(job: Job) -> dict[str, Any]:
 
 def _run_measure(job: Job) -> dict[str, Any]:
     model, masks = ModelSettings(**job.section("model")), MaskSettings(**job.section("mask"))
-    # All cores, whatever the other stages use: this one runs alone.
-    measured = measure_step(model, masks, job.section("batch_size"), job.section("steps"), threads=None)
+    # On all cores, whatever the other stages use: it runs alone, and the fixed threads of this process are not its own.
+    measured = measure_step(model, masks, job.section("batch_size"), job.section("steps"))
     return {"metrics": {name: value for name, value in measured.items() if name != "fits"}, "fits": measured["fits"]}
 
 
