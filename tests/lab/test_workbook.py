@@ -8,7 +8,9 @@ import yaml
 
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import POOLS, TARGET, UNSEEN
+from vmae_lab.lab.cost import plan_summary
 from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
@@ -205,7 +207,7 @@ ODD_GRID = {"model.side": 20, "model.frames": 6, "data.stride": 1, "mask.decoder
 REASON = "mask a different number of tokens in each phase"
 
 
-def test_cells_that_the_grid_cannot_have_are_left_out_and_told(smoke):
+def test_cells_that_the_grid_cannot_have_are_left_out_and_told(smoke, tmp_path):
     plan = planned("ablation_mask_ratios", smoke, **ODD_GRID)
     without = [arm for arm in plan.arms if arm == "scratch" or arm.endswith("_cell_0")]
     assert plan.possible == without
@@ -213,6 +215,13 @@ def test_cells_that_the_grid_cannot_have_are_left_out_and_told(smoke):
     assert set(plan.impossible) == set(plan.arms) - set(without)
     assert len(plan.impossible) == 12
     assert all(REASON in reason for reason in plan.impossible.values())
+    assert ": 5 arms x 2 seeds" in plan_summary(plan, RunStore(tmp_path)), "what is not run is not counted"
+
+
+def test_a_plan_whose_pretrained_arms_are_all_left_out_is_refused(smoke):
+    """The untrained encoder alone compares nothing, and the tables would fall over it after the run."""
+    with pytest.raises(RecipeError, match=rf"no arm with pre-training is possible(.|\n)*tube_90_cell_50': .*{REASON}"):
+        planned("ablation_mask_ratios", {**smoke, "arms": ["scratch", "tube_90_cell_50"]}, **ODD_GRID)
 
 
 def test_a_notebook_that_compares_kinds_of_masks_refuses_them_outright(smoke):

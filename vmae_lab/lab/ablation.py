@@ -95,7 +95,7 @@ def plan_ablation(
 ) -> Plan:
     """Every arm at every seed. What an arm makes impossible is refused here, or with `skip_impossible` left out and told.
 
-    Raises RecipeError.
+    Raises RecipeError, also where leaving out would leave nothing that is pre-trained.
     """
     cells, impossible = [], {}
     for arm in recipe.arms:
@@ -109,6 +109,9 @@ def plan_ablation(
         for seed in recipe.seeds:
             encoder = pretrain_stage(varied, seed) if arms[arm].pretrained else initial_stage(varied, seed)
             cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
+    if impossible and not any(arms[cell.arm].pretrained for cell in cells):
+        reasons = "".join(f"\narm '{arm}': {reason}" for arm, reason in impossible.items())
+        raise RecipeError(f"{name}: no arm with pre-training is possible, so there is nothing to compare{reasons}")
     # The controls prove the embedded data; of list files there is nothing to prove.
     proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
     return Plan(name, recipe, arms, cells, proved, impossible)

@@ -106,7 +106,7 @@ class PlanCost:
 def plan_summary(plan: Plan, store: RunStore) -> str:
     """A plan's stages by kind, with their optimiser steps and multiply-accumulates: counted, nothing is run."""
     stages = plan.stages
-    lines = [f"{plan.name} at scale '{plan.recipe.scale}': {len(plan.recipe.arms)} arms x {len(plan.recipe.seeds)} seeds"]
+    lines = [f"{plan.name} at scale '{plan.recipe.scale}': {len(plan.possible)} arms x {len(plan.recipe.seeds)} seeds"]
     for kind in dict.fromkeys(stage.kind for stage in stages):
         these = [stage for stage in stages if stage.kind == kind]
         done = sum(store.finished(stage) for stage in these)
