@@ -9,6 +9,7 @@ import yaml
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import POOLS, TARGET, UNSEEN
 from vmae_lab.lab.cost import plan_summary
+from vmae_lab.lab.presentation import common, progressive
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
@@ -235,3 +236,12 @@ def test_pools_need_all_their_sources(smoke):
     for name in ("ablation_hybrid_data", "ablation_progressive_training"):
         with pytest.raises(RecipeError, match=rf"{name} compares pools .* needs camera, kaleidoscope in data.motionworld"):
             planned(name, {**smoke, "data": few})
+
+
+def test_captions_say_how_each_table_was_made(plans):
+    """Averaged draws are of the frozen readouts; fine-tuning has one draw a seed, on the unseen source alone."""
+    frozen, tuned = common.how_made(plans["scaling"]), progressive.results_caption(plans["ablation_progressive_training"])
+    assert all("6 pre-training steps of 4 clips where the arm says no other, 2 seeds;" in words for words in (frozen, tuned))
+    assert "frozen readouts averaged over 1 draws of 16 labels" in frozen
+    assert "fine-tuned for 4 steps of 4 clips with one draw of labels a seed; sources sprites." in tuned
+    assert "frozen" not in tuned

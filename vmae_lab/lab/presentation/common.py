@@ -18,15 +18,24 @@ def main_probe(plan: Plan) -> str:
 
 
 def how_made(plan: Plan, sources: Sequence[str] = ()) -> str:
-    """How a table of accuracies was made, in a sentence. `sources`: those evaluated on, where not the recipe's."""
-    recipe = plan.recipe
-    probe, world = recipe.evaluate.probe, recipe.data.motionworld
+    """How a table of frozen readouts was made, in a sentence. `sources`: those evaluated on, where not the recipe's."""
+    probe = plan.recipe.evaluate.probe
+    labels = (
+        f"frozen readouts averaged over {probe.draws} draws of {probe.labels} labels (the intervals over seeds hold these "
+        "draws and the clips fixed)"
+    )
+    return how_run(plan, labels, sources)
+
+
+def how_run(plan: Plan, labels: str, sources: Sequence[str] = ()) -> str:
+    """What was run for a table of accuracies, in a sentence. `labels`: how labels were used; `sources`: as in `how_made`."""
+    recipe, world = plan.recipe, plan.recipe.data.motionworld
     evaluated = sources or recipe.evaluate.sources or (world.sources if world else ("the list files",))
     return (
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
-        f"pixels, {recipe.pretrain.steps} steps of {recipe.pretrain.batch_size} clips, {len(recipe.seeds)} seeds; "
-        f"mean ± standard deviation over seeds, {recipe.evaluate.split} split, {probe.draws} draws of {probe.labels} labels "
-        f"averaged (the intervals over seeds hold these draws and the clips fixed); sources {', '.join(evaluated)}."
+        f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips where the arm says no "
+        f"other, {len(recipe.seeds)} seeds; mean ± standard deviation over seeds, {recipe.evaluate.split} split, {labels}; "
+        f"sources {', '.join(evaluated)}."
     )
 
 

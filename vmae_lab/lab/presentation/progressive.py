@@ -3,7 +3,8 @@
 import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, mean_and_spread
+from vmae_lab.lab.arms import UNSEEN
+from vmae_lab.lab.presentation.common import difference_cell, differences_to, how_run, mean_and_spread
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval
 from vmae_lab.lab.workbook import labels_of
@@ -34,6 +35,13 @@ def results_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
             line[f"{labels} labels: top-1 %"] = mean_and_spread(summarise(rows, metric), arm)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def results_caption(plan: Plan) -> str:
+    """How the main table was made: every model is fine-tuned, none is read frozen."""
+    tuning = plan.recipe.evaluate.finetune
+    labels = f"fine-tuned for {tuning.steps} steps of {tuning.batch_size} clips with one draw of labels a seed"
+    return how_run(plan, labels, [UNSEEN])
 
 
 def differences_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
