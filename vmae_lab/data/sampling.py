@@ -1,13 +1,53 @@
 """Which frames of a video make a clip."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-def dense_window(frames: int, clip_frames: int, stride: int, place: float) -> range:
+
+def dense_window(frames: int, clip_frames: int, stride: int, place: float) -> Sequence[int]:
     """A window of `clip_frames` frames, `stride` apart, at `place` in [0, 1) of the room there is (METHOD: dense sampling).
 
-    Raises ValueError where the video is too short.
+    A video that is too short gives what it has at that stride, and then the last of these frames again and again, as in
+    the official code. Raises ValueError where there are no frames.
     """
+    if frames < 1:
+        raise ValueError("there are no frames to choose from")
     span = (clip_frames - 1) * stride + 1
     if frames < span:
-        raise ValueError(f"a clip of {clip_frames} frames with stride {stride} spans {span} frames; the video has {frames}")
+        reached = range(0, frames, stride)
+        return [*reached, *[reached[-1]] * (clip_frames - len(reached))]
     start = int(place * (frames - span + 1))
     return range(start, start + span, stride)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense window, to be placed when the video's length is known: frames a video has -> frames of the clip."""
+
+    clip_frames: int
+    stride: int
+    place: float
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        return dense_window(frames, self.clip_frames, self.stride, self.place)
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Frames by number. Raises IndexError where the video is shorter."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        if not all(0 <= index < frames for index in self.indices):
+            low, high = min(self.indices), max(self.indices)
+            raise IndexError(f"there are {frames} frames; frames {low} to {high} were asked for")
+        return self.indices
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Every frame."""
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        return range(frames)

@@ -1,0 +1,80 @@
+"""The process that decodes for another: a file that hangs or kills its decoder takes this process down, and no run.
+
+Started by `isolated.DecoderProcess`; answers pickled requests on its standard input until that is closed.
+"""
+
+import os
+import pickle
+import resource
+import struct
+import sys
+import time
+from threading import Thread
+from typing import Any, BinaryIO
+
+LENGTH = struct.Struct("<Q")
+
+
+def main() -> None:
+    """Answer requests `(video, choose, settings, short_side)` with `("ok", shape, indices, info)` and pixels, or an error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
+    Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    from vmae_lab.data.video.decoders import read_video
+    from vmae_lab.data.video.screen import VideoError
+
+    limited = False
+    while (request := receive(sys.stdin.buffer)) is not None:
+        video, choose, settings, short_side = request
+        if not limited:
+            _limit_memory(settings.memory_mib << 20)
+            limited = True
+        try:
+            decoded = read_video(video, choose, settings, short_side)
+        except VideoError as error:
+            send(answers, ("error", error))
+        except MemoryError:
+            send(answers, ("error", VideoError(video.path, "it takes more memory than it may (memory_mib)")))
+        except Exception as error:
+            send(answers, ("error", VideoError(video.path, f"{type(error).__name__}: {error}")))
+        else:
+            send(answers, ("ok", decoded.frames.shape, decoded.indices, decoded.info))
+            answers.write(memoryview(decoded.frames).cast("B"))
+            answers.flush()
+            del decoded
+
+
+def send(stream: BinaryIO, message: Any) -> None:
+    """One pickled message with its length before it."""
+    data = pickle.dumps(message)
+    stream.write(LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any | None:
+    """The next message; None where the other side is gone."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    data = stream.read(LENGTH.unpack(head)[0])
+    return pickle.loads(data)
+
+
+def _limit_memory(extra: int) -> None:
+    """Let this process take `extra` bytes beyond what it has now; a file that asks for more gets an error, not the machine."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as status:
+            now = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (now + extra, now + extra))
+
+
+def _end_with_parent(parent: int) -> None:
+    """End also while a decoder hangs, when the process that asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The decoders: decord where it is exact, PyAV (sequentially, exact by construction) where it is not, torchcodec if chosen.
+
+Which one is decided a file, by container, codec and the container's index; what decord does with each kind of file was
+measured against sequential PyAV decoding (random access is silently wrong in AVI, ASF, MPEG streams, behind edit lists,
+and in 4:4:4).
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import av
+import decord
+import numpy as np
+from av.video.reformatter import Interpolation
+
+from vmae_lab.data.video.screen import HEAD, VideoError, VideoFile, VideoSettings, container_of, screen
+
+decord.logging.set_level(decord.logging.QUIET)
+av.logging.set_level(None)
+
+Choose = Callable[[int], Sequence[int]]  # frames a video has -> frames wanted
+# Containers with an exact index, and the codecs for which decord's random access was seen to be exact in them.
+EXACT_IN_DECORD = {
+    "mov": {"h264", "hevc", "mpeg4", "vp9"},
+    "matroska": {"h264", "hevc", "vp8", "vp9"},
+    "flv": {"h264"},
+    "avi": {"mjpeg"},
+}
+EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # after a seek into H.264 4:4:4 decord was seen to give broken frames
+SMALLEST_SIDE = 16  # decord pads frames that are no larger
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file's header says; sizes are of stored frames, before rotation. `frames` is 0 where the header does not tell."""
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    frames: int
+    fps: float
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Some frames of a video: uint8 `(T, H, W, 3)` RGB, upright, their numbers, and what the file is."""
+
+    frames: np.ndarray
+    indices: tuple[int, ...]
+    info: VideoInfo
+
+
+def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None = None) -> Decoded:
+    """The frames that `choose` picks, numbered in the order they are shown, in this process. Raises VideoError.
+
+    `choose` is told how many frames there are by the header, and asked again if there turn out to be fewer. Frames whose
+    short side is above `short_side` pixels are shrunk to it right behind the decoder.
+    """
+    path = screen(video, settings.follow_links)
+    if video.total >= 0:
+        return _read_folder(video, path, choose, settings, short_side)
+    source, container = _source(video, path)
+    info = probe(video.path, source, container, settings)
+    readers = [READERS[info.decoder]]
+    if settings.decoder == "auto" and info.decoder == "decord":
+        readers.append(_read_pyav)  # for what decord refuses or gives up on
+    failures = []
+    for reader in readers:
+        try:
+            frames, indices = reader(source, info, choose, short_side)
+            return Decoded(frames, tuple(indices), info)
+        except VideoError:
+            raise
+        except IndexError as error:  # what was asked for, not how it was read
+            raise VideoError(video.path, str(error), info.codec) from None
+        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
+            failures.append(error)
+    raise VideoError(video.path, _cause(failures[-1]), info.codec)
+
+
+def probe(path: str, source: Any, container: str, settings: VideoSettings) -> VideoInfo:
+    """Read a file's header, refuse what is too large, and decide on a decoder. Raises VideoError."""
+    try:
+        with open_pyav(source, container) as opened:
+            if not opened.streams.video:
+                raise VideoError(path, "no video stream in it, only sound or data")
+            stream = opened.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(path, "its codec is not known")
+            info = VideoInfo(
+                container, stream.codec_context.codec.canonical_name, stream.codec_context.width,
+                stream.codec_context.height, _frames(stream, container), float(stream.average_rate or 0), "pyav",
+            )  # fmt: skip
+            trusted = stream.codec_context.pix_fmt in EXACT_PIXELS and _decord_is_exact(stream, info)
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        if isinstance(error, VideoError):
+            raise
+        raise VideoError(path, f"cannot be opened: {_cause(error)}") from None
+    if info.width * info.height > settings.max_pixels:
+        limit = f"the bound of {settings.max_pixels / 1e6:.1f} megapixels (max_pixels)"
+        raise VideoError(path, f"frames of {info.width} x {info.height} are larger than {limit}", info.codec)
+    chosen = settings.decoder if settings.decoder != "auto" else "decord" if trusted else "pyav"
+    return replace(info, decoder=chosen)
+
+
+def open_pyav(source: Any, container: str) -> av.container.InputContainer:
+    """Open with the demuxer of one container and no protocol but files: nothing in it can name another file to open."""
+    if hasattr(source, "seek"):
+        source.seek(0)
+    return av.open(source, format=container, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+
+
+def _source(video: VideoFile, path: str) -> tuple[Any, str]:
+    """What a decoder is given (a path, or the bytes of a part of a shard), and the container it announces."""
+    try:
+        with open(path, "rb") as file:
+            if video.offset >= 0:
+                file.seek(video.offset)
+                source: Any = io.BytesIO(file.read(video.size))
+                head = source.getvalue()[:HEAD]
+            else:
+                source, head = path, file.read(HEAD)
+    except OSError as error:
+        raise VideoError(video.path, f"cannot be opened: {error.strerror}") from None
+    try:
+        return source, container_of(head)
+    except ValueError as error:
+        raise VideoError(video.path, str(error)) from None
+
+
+def _frames(stream: av.video.stream.VideoStream, container: str) -> int:
+    """Frames that the header announces; of MP4 those that are shown, where an edit list hides some. 0: it does not tell."""
+    entries = stream.index_entries if container == "mov" else None  # others index key frames alone
+    if not entries or stream.frames not in (0, len(entries)):
+        return stream.frames
+    return sum(not entry.is_discard for entry in entries)
+
+
+def _decord_is_exact(stream: av.video.stream.VideoStream, info: VideoInfo) -> bool:
+    if info.codec not in EXACT_IN_DECORD.get(info.container, ()) or min(info.width, info.height) <= SMALLEST_SIDE:
+        return False
+    if info.container != "mov":
+        return True
+    entries = list(stream.index_entries or ())
+    hidden = any(entry.is_discard for entry in entries)  # an edit list: decord counts what it hides
+    return not hidden and stream.frames in (0, len(entries)) and (not entries or entries[0].is_keyframe)
+
+
+def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
+    if hasattr(source, "seek"):
+        source.seek(0)
+    reader = decord.VideoReader(source, num_threads=1)
+    indices = _chosen(choose, len(reader), source, info)
+    unique = sorted(set(indices))
+    parts = []
+    each = max(1, (64 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
+    for start in range(0, len(unique), each):
+        parts += [_shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
+    return _arranged(dict(zip(unique, parts, strict=True)), indices), indices
+
+
+def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
+    """Decode from the start up to the last frame wanted: what each number means is then beyond doubt."""
+    indices = _chosen(choose, info.frames or count_frames(source, info), source, info)
+    found, count, error = _walk(source, info, set(indices), short_side)
+    if error is None and count and set(indices) - set(found):  # the header promised more frames than there are
+        indices = _chosen(choose, count, source, info)
+        found, count, error = _walk(source, info, set(indices), short_side)
+    missing = sorted(set(indices) - set(found))
+    if missing:
+        cause = _cause(error) if error else "there are no more"
+        raise VideoError(_name(source), f"{count} frames could be decoded; frame {missing[0]} could not: {cause}", info.codec)
+    return _arranged(found, indices), indices
+
+
+def _walk(
+    source: Any, info: VideoInfo, wanted: set[int], short_side: int | None
+) -> tuple[dict[int, np.ndarray], int, Exception | None]:
+    """Wanted frames, how many were decoded, and what stopped the decoder before the last of them, if something did."""
+    found: dict[int, np.ndarray] = {}
+    count, last = 0, max(wanted, default=-1)
+    try:
+        for frame in _shown(source, info):
+            if count == 0:
+                size = _size(frame.height, frame.width, short_side)  # a stream's size may change midway: the first one holds
+            if count in wanted:
+                found[count] = _pixels(frame, *size)
+            count += 1
+            if count > last:
+                break
+    except (av.FFmpegError, MemoryError, ValueError) as error:
+        return found, count, error
+    return found, count, None
+
+
+def _shown(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
+    with open_pyav(source, info.container) as opened:
+        stream = opened.streams.video[0]
+        stream.thread_type = "NONE"  # the loader's processes are the parallelism
+        yield from opened.decode(stream)
+
+
+def count_frames(source: Any, info: VideoInfo) -> int:
+    """Frames that can be decoded, by decoding them all; what breaks off the decoding ends the count."""
+    count = 0
+    try:
+        for _ in _shown(source, info):
+            count += 1
+    except av.FFmpegError:
+        pass
+    return count
+
+
+def _pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    """A frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
+    pixels = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BILINEAR).to_ndarray()
+    return np.rot90(pixels, round(frame.rotation / 90) % 4)
+
+
+def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
+    """A decoded frame, uint8 `(H, W, 3)`, with its short side brought down to `short_side`."""
+    height, width = _size(*pixels.shape[:2], short_side)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width, height, interpolation=Interpolation.BILINEAR).to_ndarray()
+
+
+def _size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """The size whose short side is `short_side` pixels and whose shape is the same; never larger than it was."""
+    short = min(height, width)
+    if short_side is None or short <= short_side:
+        return height, width
+    return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
+
+
+def _arranged(found: dict[int, np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """Frames in the order asked for, one as often as it was asked for."""
+    return np.stack([found[index] for index in indices])
+
+
+def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError) as error:
+        raise VideoError(_name(source), f"decoder: torchcodec was chosen and does not load: {error}") from None
+    data = source if isinstance(source, str) else source.getvalue()
+    reader = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+    indices = _chosen(choose, len(reader), source, info)
+    unique = sorted(set(indices))
+    frames = reader.get_frames_at(unique).data.numpy()
+    return _arranged({i: _shrunk(frame, short_side) for i, frame in zip(unique, frames, strict=True)}, indices), indices
+
+
+def _read_folder(
+    video: VideoFile, path: str, choose: Choose, settings: VideoSettings, short_side: int | None
+) -> Decoded:  # fmt: skip
+    """Numbered pictures in a folder, as the official lists name them."""
+    from PIL import Image
+
+    info = VideoInfo("folder", "pictures", 0, 0, video.total, 0.0, "pillow")
+    indices = list(choose(video.total))
+    found: dict[int, np.ndarray] = {}
+    for index in sorted(set(indices)):
+        one = replace(video, path=f"{video.path}/{video.pattern.format(video.start + index)}", total=-1)
+        try:
+            with Image.open(screen(one, settings.follow_links), formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
+                if picture.width * picture.height > settings.max_pixels:
+                    raise VideoError(one.path, f"{picture.width} x {picture.height} is larger than max_pixels")
+                found[index] = _shrunk(np.asarray(picture.convert("RGB")), short_side)
+            if found[index].shape != found[min(found)].shape:
+                raise VideoError(one.path, f"its size differs from that of frame {min(found)}")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise VideoError(one.path, _cause(error), info.codec) from None
+    frames = _arranged(found, indices)
+    return Decoded(frames, tuple(indices), replace(info, width=frames.shape[2], height=frames.shape[1]))
+
+
+def _chosen(choose: Choose, count: int, source: Any, info: VideoInfo) -> Sequence[int]:
+    if count < 1:
+        raise VideoError(_name(source), "no frame of it can be decoded", info.codec)
+    return list(choose(count))
+
+
+def _name(source: Any) -> str:
+    return source if isinstance(source, str) else "a part of a shard"
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, without the decoder's own places in its source."""
+    if isinstance(error, MemoryError):
+        return "it takes more memory than it may (memory_mib)"
+    text = str(error) or type(error).__name__
+    return text.split("Check failed: ")[-1][:300]
+
+
+READERS = {"decord": _read_decord, "pyav": _read_pyav, "torchcodec": _read_torchcodec}

@@ -1,0 +1,161 @@
+"""Decoding in another process, which is ended and started anew where a file makes it hang, crash or take too much memory."""
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from vmae_lab.data.video.child import LENGTH, send
+from vmae_lab.data.video.decoders import Choose, Decoded
+from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+START_SECONDS = 60.0  # that a decoder's process may take to start on a busy machine
+
+
+class _Gone(Exception):
+    """The decoder's process ended, or did not answer in time."""
+
+
+class DecoderProcess:
+    """One decoder in a process of its own. Not for two threads at once."""
+
+    def __init__(self, settings: VideoSettings):
+        self.settings = settings
+        self._process: subprocess.Popen | None = None
+
+    def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
+        """As `read_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
+        process, fresh = self._started()
+        allowed = self.settings.timeout_s + (START_SECONDS if fresh else 0)
+        deadline = time.monotonic() + allowed
+        try:
+            send(process.stdin, (video, choose, self.settings, short_side))
+            answer = pickle.loads(self._bytes(LENGTH.unpack(self._bytes(LENGTH.size, deadline))[0], deadline))
+            if answer[0] == "error":
+                raise answer[1]
+            _, shape, indices, info = answer
+            frames = np.frombuffer(self._bytes(int(np.prod(shape)), deadline), np.uint8).reshape(shape)
+            return Decoded(frames, indices, info)
+        except (_Gone, BrokenPipeError) as gone:
+            raise VideoError(video.path, self._end(str(gone) or "its decoder ended")) from None
+        except BaseException as error:
+            if not isinstance(error, VideoError):
+                self.close()  # the answer to this request must not be taken for that to the next
+            raise
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+            self._process = None
+
+    def _started(self) -> tuple[subprocess.Popen, bool]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process, False
+        self.close()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vmae_lab.data.video.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._words, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
+        )  # fmt: skip
+        return self._process, True
+
+    def _bytes(self, count: int, deadline: float) -> bytearray:
+        """So many bytes of the answer. Raises _Gone where they do not come in time."""
+        data, got = bytearray(count), 0
+        view, stream = memoryview(data), self._process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            while got < count:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    raise _Gone(f"its decoder did not answer within {self.settings.timeout_s:.0f} s (timeout_s) and was ended")
+                arrived = os.readv(stream, [view[got:]])
+                if not arrived:
+                    raise _Gone
+                got += arrived
+        return data
+
+    def _end(self, cause: str) -> str:
+        """Why the process is gone, as far as can be told; its last word is kept."""
+        try:
+            code = self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.close()
+        if code is not None and code < 0:
+            cause = f"its decoder was ended by {signal.Signals(-code).name}"
+        self._words.seek(0)
+        last = self._words.read()[-400:].decode(errors="replace").strip().splitlines()
+        return f"{cause}: {last[-1]}" if last and code is not None else cause
+
+
+Request = tuple[VideoFile, Choose, int | None]
+
+
+class Decoders:
+    """Decoder processes for one process, started when they are first needed: also in a copy that was forked or pickled."""
+
+    def __init__(self, settings: VideoSettings, processes: int = 1):
+        self.settings, self.processes = settings, processes
+        self._owner, self._idle = os.getpid(), deque[DecoderProcess]()
+
+    def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
+        """As `read_video`, in a decoder's process that no other thread uses. Raises VideoError."""
+        if self._owner != os.getpid():  # the processes that a fork inherited answer to another
+            self._owner, self._idle = os.getpid(), deque()
+        try:
+            decoder = self._idle.popleft()
+        except IndexError:
+            decoder = DecoderProcess(self.settings)
+        try:
+            return decoder.read(video, choose, short_side)
+        finally:
+            self._idle.append(decoder)
+
+    def map(self, requests: Iterable[Request]) -> Iterator[Decoded | VideoError]:
+        """What each request gives, in their order, `processes` at a time; a failure is handed over, not raised."""
+        with ThreadPoolExecutor(self.processes) as threads:
+            waiting: deque[Future] = deque()
+            for request in requests:
+                waiting.append(threads.submit(self._attempt, request))
+                if len(waiting) > 2 * self.processes:  # what is read ahead is kept in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def close(self) -> None:
+        """End the processes. They also end with the process that started them."""
+        if self._owner == os.getpid():
+            while self._idle:
+                self._idle.pop().close()
+
+    __del__ = close
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "processes": self.processes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def _attempt(self, request: Request) -> Decoded | VideoError:
+        try:
+            return self.read(*request)
+        except VideoError as error:
+            return error

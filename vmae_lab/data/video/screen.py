@@ -1,0 +1,129 @@
+"""What is decided about a file before a decoder sees it: a decoder hangs on a pipe and follows a playlist wherever it leads."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+HEAD = 400  # bytes that tell a container; two packets of an MPEG transport stream
+
+
+class VideoError(ValueError):
+    """A video that cannot be read: `path`, `codec` (empty where it is not known) and `cause`, all in the message."""
+
+    def __init__(self, path: str | Path, cause: str, codec: str = ""):
+        self.path, self.cause, self.codec = str(path), " ".join(cause.split()), codec
+        super().__init__(f"{self.path}{f' ({codec})' if codec else ''}: {self.cause}")
+
+    def __reduce__(self):
+        return VideoError, (self.path, self.cause, self.codec)
+
+
+class VideoSettings(BaseModel):
+    """How real files are decoded, and what none of them may exceed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decoder: str = Field(
+        "auto", pattern="^(auto|decord|pyav|torchcodec)$", description="auto: decord, and PyAV where decord errs by codec"
+    )
+    max_pixels: int = Field(4096 * 2304, ge=1, description="of a frame: decoders take a hundred bytes a pixel")
+    memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take")
+    timeout_s: float = Field(60.0, gt=0, description="seconds a read may take before its decoder is ended")
+    follow_links: bool = Field(False, description="whether symbolic links may lead out of the list's root")
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """Where a video's bytes are: a file, `total` numbered pictures in a folder from `start` on, or a part of a tar shard."""
+
+    path: str
+    root: str | None = None  # links may not lead out of it
+    start: int = 1
+    total: int = -1  # -1: a video file
+    pattern: str = "img_{:05d}.jpg"
+    offset: int = -1  # bytes; -1: a file of its own
+    size: int = -1
+
+
+def screen(video: VideoFile, follow_links: bool = False) -> str:
+    """The real, absolute path of a regular file (or folder of frames) that may be opened. Raises VideoError."""
+    if not video.path or "\0" in video.path:
+        raise VideoError(video.path, "an empty path" if not video.path else "the path holds a NUL byte")
+    path = os.path.abspath(video.path)
+    try:
+        real, status = os.path.realpath(path, strict=True), os.stat(path)
+    except OSError as error:
+        raise VideoError(path, _system(error)) from None
+    if video.root is not None and not follow_links:
+        root = os.path.realpath(video.root)
+        if os.path.commonpath([root, real]) != root:
+            raise VideoError(path, f"a link leads out of the root {root}, to {real} (follow_links: true allows it)")
+    if video.total >= 0:
+        if not stat.S_ISDIR(status.st_mode):
+            raise VideoError(path, "a folder of frames was listed, and this is none")
+    elif not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, f"not a regular file but {_kind(status.st_mode)}")
+    return real
+
+
+def container_of(head: bytes) -> str:
+    """The container that a file's first `HEAD` bytes announce. Raises ValueError saying what it is instead, where it is none.
+
+    Containers are let in by name, so nothing made of text passes: HLS, DASH and ffconcat playlists name other files and
+    addresses, which decoders open.
+    """
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
+        return "mov"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[:1] == b"G" and head[188:189] == b"G" and head[376:377] in (b"G", b""):
+        return "mpegts"
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    for magic, words in _NOT_VIDEO.items():
+        if head.startswith(magic):
+            raise ValueError(f"not a video but {words}")
+    if not head:
+        raise ValueError("the file is empty")
+    text = not set(head) & set(range(9)) and b"\x7f" not in head
+    raise ValueError("not a video but text" if text else "not a video: its first bytes are of no container that is read here")
+
+
+_MAGIC = {
+    b"\x1a\x45\xdf\xa3": "matroska",
+    b"FLV": "flv",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "asf",
+    b"OggS": "ogg",
+    b"\x00\x00\x01\xba": "mpeg",
+    b"\x00\x00\x01\xb3": "mpegvideo",
+    b"GIF8": "gif",
+}
+_NOT_VIDEO = {
+    b"#EXTM3U": "a playlist (HLS), which names other files",
+    b"ffconcat": "a playlist (ffconcat), which names other files",
+    b"version https://git-lfs": "a git-lfs pointer: fetch the file with 'git lfs pull'",
+    b"<!DOCTYPE": "a web page: its download failed",
+    b"<!doctype": "a web page: its download failed",
+    b"<html": "a web page: its download failed",
+    b"<?xml": "an XML document",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"\x89PNG": "a picture (PNG)",
+    b"ID3": "sound alone (MP3)",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+def _system(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return f"{error.strerror.lower()}" if error.strerror else str(error)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    return next((words for test, words in kinds.items() if test(mode)), "a socket")
