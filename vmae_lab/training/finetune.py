@@ -48,7 +48,7 @@ class FinetuneTask:
     ):
         self.model, self.settings, self.data, self.clips = model, settings, data, clips
         self.labelled, self.encoder, self.seed = labelled, encoder, seed
-        self.quarantine = quarantine or Quarantine()
+        self.quarantine = Quarantine() if quarantine is None else quarantine
         self.criterion = LabelSmoothingCrossEntropy(settings.label_smoothing)
 
     def build(self) -> VideoClassifier:

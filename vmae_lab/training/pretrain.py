@@ -45,7 +45,7 @@ class PretrainTask:
         quarantine: Quarantine | None = None,
     ):
         self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
-        self.quarantine = quarantine or Quarantine()
+        self.quarantine = Quarantine() if quarantine is None else quarantine
         self.order = sample_order(clips.sources, data.mixing, seed, data.weights)
 
     def build(self) -> VideoMAE:

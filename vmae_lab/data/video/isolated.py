@@ -22,6 +22,7 @@ from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+CHILD = "vmae_lab.data.video.child"  # what runs in a decoder's process
 START_SECONDS = 60.0  # that a decoder's process may take to start on a busy machine
 
 
@@ -87,7 +88,7 @@ class DecoderProcess:
         self.close()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vmae_lab.data.video.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._words, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
         )  # fmt: skip
         send(self._process.stdin, self.settings)
