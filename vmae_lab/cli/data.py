@@ -84,7 +84,7 @@ def _kinetics(options: argparse.Namespace) -> int:
     annotations = {name: files for name in ("k400", "k600", "k700") if (files := getattr(options, name))}
     classes = options.classes.read_text(encoding="utf-8").splitlines() if options.classes else None
     hybrid = merge_kinetics(annotations, classes)
-    print(hybrid.summary)
+    print("\n".join(f"{what}: {count:,}" for what, count in hybrid.summary.items()))
     write_hybrid(hybrid, options.out)
     print(f"lists, classes and conversions: {options.out}")
     return 0

@@ -54,6 +54,7 @@ def check_list(
     todo = [index for index, key in enumerate(keys) if key not in seen]
     print(f"{len(files)} videos, {len(files) - len(todo)} of them seen by an earlier check; {processes} processes")
     with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+        journal.write("\n" if todo and seen else "")  # a killed check may have left half a line
         found = clips.decoders.map((files[index], None, None) for index in todo)
         for index, result in zip(todo, tqdm(found, total=len(todo), unit="video", disable=not progress), strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
@@ -84,7 +85,7 @@ def _journal(path: Path) -> dict[str, dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except json.JSONDecodeError:  # half a line, or an empty one
             continue
         seen[row.pop("key")] = row
     return seen

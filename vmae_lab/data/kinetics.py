@@ -65,7 +65,7 @@ def merge_kinetics(
     where left out. `source_classes`: the order of a data set's own classes, sorted where left out.
     Raises ListError with the bad lines of a file, or the names that are no class.
     """
-    newest = sorted(annotations, key=_number)
+    newest = sorted(annotations, key=_number, reverse=True)
     if len({_number(source) for source in newest}) < len(newest):
         raise ValueError(f"the data sets {', '.join(annotations)} are told apart by their numbers of classes")
     rows = pd.concat([_read(source, annotations[source]) for source in newest], ignore_index=True)
@@ -86,7 +86,7 @@ def write_hybrid(
 ) -> None:
     """Write train.csv and validation.csv for `read_list`, classes.txt, summary.json and a label_710to400.json for every source.
 
-    `path_pattern` may hold the columns of the hybrid's table. Raises ValueError where it holds others or names two videos alike.
+    `path_pattern` may hold columns of the hybrid's table. Raises ValueError where it holds others or names two videos alike.
     """
     columns = [hybrid.table[name] for name in FIELDS]
     try:
