@@ -142,7 +142,9 @@ def execute(job: Job) -> dict[str, Any]:
 
 
 def _plain(section: Any) -> dict[str, Any]:
-    return section.model_dump(mode="json")
+    """A section's values. What was added later and is not used does not rename the stages that were run before."""
+    values = section.model_dump(mode="json")
+    return {name: value for name, value in values.items() if (name, value) != ("augment", None)}
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vmae_lab.data.augment import multi_scale_crop
+from vmae_lab.data.augment import FinetuneAugment, finetune_augment, multi_scale_crop
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.data.evaluated import evaluated_clips
 from vmae_lab.data.mixture import EpochOrder
@@ -17,7 +17,7 @@ from vmae_lab.data.sampling import Dense
 from vmae_lab.models.checkpoints import State, load_weights, part_of
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.randomness import derive, numpy_generator
 from vmae_lab.training.loop import Batch, TrainSettings
 
 
@@ -30,6 +30,7 @@ class FinetuneSettings(TrainSettings):
     drop_path: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     head_init_scale: float = Field(0.001, gt=0)
+    augment: FinetuneAugment | None = Field(None, description="METHOD 4's augmentation; pre-training's crops alone if null")
 
 
 class FinetuneTask:
@@ -98,6 +99,9 @@ class FinetuneBatches(Dataset):
             return task.clips.video(task.labelled[row], choose, short_side)
 
         row, video = read_or_replace(self.order, position, read, task.quarantine)
+        if task.settings.augment:
+            seed = derive(task.seed, "fine-tuning augmentation", position)
+            return row, finetune_augment(video, task.model.side, task.settings.augment, seed)
         return row, multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
 
 
