@@ -2,7 +2,7 @@
 
 Which one is decided a file, by container, codec and the container's index; what decord does with each kind of file was
 measured against sequential PyAV decoding (random access is silently wrong in AVI, ASF, MPEG streams, behind edit lists,
-and in 4:4:4).
+in 4:4:4, in open groups of pictures, and where the first frame is no key frame).
 """
 
 import io
@@ -68,34 +68,31 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     readers = [READERS[info.decoder]]
     if settings.decoder == "auto" and info.decoder == "decord":
         readers.append(_read_pyav)  # for what decord refuses or gives up on
-    failures = []
     for reader in readers:
         try:
             frames, indices = reader(source, info, choose, short_side)
             return Decoded(frames, tuple(indices), info)
-        except VideoError:
-            raise
         except IndexError as error:  # what was asked for, not how it was read
             raise VideoError(video.path, str(error), info.codec) from None
-        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
-            failures.append(error)
-    raise VideoError(video.path, _cause(failures[-1]), info.codec)
+        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+            cause = _cause(error)
+    raise VideoError(video.path, cause, info.codec)
 
 
 def probe(path: str, source: Any, container: str, settings: VideoSettings) -> VideoInfo:
     """Read a file's header, refuse what is too large, and decide on a decoder. Raises VideoError."""
     try:
         with open_pyav(source, container) as opened:
-            if not opened.streams.video:
+            stream = opened.streams.best("video")
+            if stream is None:
                 raise VideoError(path, "no video stream in it, only sound or data")
-            stream = opened.streams.video[0]
             if stream.codec_context is None:
                 raise VideoError(path, "its codec is not known")
             info = VideoInfo(
                 container, stream.codec_context.codec.canonical_name, stream.codec_context.width,
                 stream.codec_context.height, _frames(stream, container), float(stream.average_rate or 0), "pyav",
             )  # fmt: skip
-            trusted = stream.codec_context.pix_fmt in EXACT_PIXELS and _decord_is_exact(stream, info)
+            trusted = _decord_is_exact(opened, stream, info)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if isinstance(error, VideoError):
             raise
@@ -134,27 +131,61 @@ def _source(video: VideoFile, path: str) -> tuple[Any, str]:
 
 def _frames(stream: av.video.stream.VideoStream, container: str) -> int:
     """Frames that the header announces; of MP4 those that are shown, where an edit list hides some. 0: it does not tell."""
+    if stream.frames > stream.container.size:  # bytes
+        return 0
     entries = stream.index_entries if container == "mov" else None  # others index key frames alone
     if not entries or stream.frames not in (0, len(entries)):
         return stream.frames
     return sum(not entry.is_discard for entry in entries)
 
 
-def _decord_is_exact(stream: av.video.stream.VideoStream, info: VideoInfo) -> bool:
-    if info.codec not in EXACT_IN_DECORD.get(info.container, ()) or min(info.width, info.height) <= SMALLEST_SIDE:
+def _decord_is_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, info: VideoInfo) -> bool:
+    codec = stream.codec_context
+    if info.codec not in EXACT_IN_DECORD.get(info.container, ()) or codec.pix_fmt not in EXACT_PIXELS:
         return False
-    if info.container != "mov":
-        return True
-    entries = list(stream.index_entries or ())
-    hidden = any(entry.is_discard for entry in entries)  # an edit list: decord counts what it hides
-    return not hidden and stream.frames in (0, len(entries)) and (not entries or entries[0].is_keyframe)
+    if min(info.width, info.height) <= SMALLEST_SIDE or len(opened.streams.video) > 1:  # of several it takes another one
+        return False
+    if "%" in opened.name:  # decord takes x_%d.png for the pattern of many pictures' names
+        return False
+    return _seeks_are_exact(opened, stream, info.codec)
+
+
+def _seeks_are_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, codec: str) -> bool:
+    """Whether decoding from a key frame on shows just the frames from it on, which decord counts on.
+
+    It does not in an open group of pictures (frames after a key frame that are shown before it), behind an edit list,
+    and where pictures are refreshed little by little: key frames of H.264 that hold no IDR picture.
+    """
+    times, key = [], None
+    for packet in opened.demux(stream):
+        if not packet.size:  # the end
+            continue
+        time = packet.dts if packet.pts is None else packet.pts
+        if packet.is_keyframe:
+            key = time
+            if codec == "h264" and not _has_idr(bytes(packet)):
+                return False
+        if packet.is_discard or time is None or key is None or time < key:
+            return False
+        times.append(time)
+    return len(times) == len(set(times)) and stream.frames in (0, len(times))
+
+
+def _has_idr(data: bytes) -> bool:
+    """Whether units of H.264, each with its length in four bytes before it, include a picture to start anew from."""
+    at = 0
+    while at + 4 < len(data):
+        if data[at + 4] & 31 == 5:
+            return True
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     if hasattr(source, "seek"):
         source.seek(0)
     reader = decord.VideoReader(source, num_threads=1)
-    indices = _chosen(choose, len(reader), source, info)
+    indices = _chosen(choose, len(reader))
     unique = sorted(set(indices))
     parts = []
     each = max(1, (64 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
@@ -165,15 +196,15 @@ def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int |
 
 def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     """Decode from the start up to the last frame wanted: what each number means is then beyond doubt."""
-    indices = _chosen(choose, info.frames or count_frames(source, info), source, info)
+    indices = _chosen(choose, info.frames or count_frames(source, info))
     found, count, error = _walk(source, info, set(indices), short_side)
     if error is None and count and set(indices) - set(found):  # the header promised more frames than there are
-        indices = _chosen(choose, count, source, info)
+        indices = _chosen(choose, count)
         found, count, error = _walk(source, info, set(indices), short_side)
     missing = sorted(set(indices) - set(found))
     if missing:
         cause = _cause(error) if error else "there are no more"
-        raise VideoError(_name(source), f"{count} frames could be decoded; frame {missing[0]} could not: {cause}", info.codec)
+        raise ValueError(f"{count} frames could be decoded; frame {missing[0]} could not: {cause}")
     return _arranged(found, indices), indices
 
 
@@ -199,7 +230,7 @@ def _walk(
 
 def _shown(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
     with open_pyav(source, info.container) as opened:
-        stream = opened.streams.video[0]
+        stream = opened.streams.best("video")
         stream.thread_type = "NONE"  # the loader's processes are the parallelism
         yield from opened.decode(stream)
 
@@ -247,10 +278,10 @@ def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: i
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
-        raise VideoError(_name(source), f"decoder: torchcodec was chosen and does not load: {error}") from None
+        raise ValueError(f"decoder: torchcodec was chosen and does not load: {error}") from None
     data = source if isinstance(source, str) else source.getvalue()
     reader = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
-    indices = _chosen(choose, len(reader), source, info)
+    indices = _chosen(choose, len(reader))
     unique = sorted(set(indices))
     frames = reader.get_frames_at(unique).data.numpy()
     return _arranged({i: _shrunk(frame, short_side) for i, frame in zip(unique, frames, strict=True)}, indices), indices
@@ -263,7 +294,10 @@ def _read_folder(
     from PIL import Image
 
     info = VideoInfo("folder", "pictures", 0, 0, video.total, 0.0, "pillow")
-    indices = list(choose(video.total))
+    try:
+        indices = _chosen(choose, video.total)
+    except (IndexError, ValueError) as error:
+        raise VideoError(video.path, str(error)) from None
     found: dict[int, np.ndarray] = {}
     for index in sorted(set(indices)):
         one = replace(video, path=f"{video.path}/{video.pattern.format(video.start + index)}", total=-1)
@@ -280,14 +314,10 @@ def _read_folder(
     return Decoded(frames, tuple(indices), replace(info, width=frames.shape[2], height=frames.shape[1]))
 
 
-def _chosen(choose: Choose, count: int, source: Any, info: VideoInfo) -> Sequence[int]:
+def _chosen(choose: Choose, count: int) -> list[int]:
     if count < 1:
-        raise VideoError(_name(source), "no frame of it can be decoded", info.codec)
+        raise ValueError("no frame of it can be decoded")
     return list(choose(count))
-
-
-def _name(source: Any) -> str:
-    return source if isinstance(source, str) else "a part of a shard"
 
 
 def _cause(error: Exception) -> str:
