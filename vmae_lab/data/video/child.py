@@ -16,20 +16,23 @@ LENGTH = struct.Struct("<Q")
 
 
 def main() -> None:
-    """Answer requests `(video, choose, settings, short_side)` with `("ok", shape, indices, info)` and pixels, or an error."""
+    """Take settings, say "ready", and answer requests `(folder, video, choose, short_side)`: paths are relative to the folder.
+
+    An answer is `("ok", shape, indices, info)` and then the pixels, or `("error", VideoError)`.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     from vmae_lab.data.video.decoders import read_video
     from vmae_lab.data.video.screen import VideoError
 
-    limited = False
+    settings = receive(sys.stdin.buffer)
+    _limit_memory(settings.memory_mib << 20)
+    send(answers, "ready")
     while (request := receive(sys.stdin.buffer)) is not None:
-        video, choose, settings, short_side = request
-        if not limited:
-            _limit_memory(settings.memory_mib << 20)
-            limited = True
+        folder, video, choose, short_side = request
         try:
+            os.chdir(folder)
             decoded = read_video(video, choose, settings, short_side)
         except VideoError as error:
             send(answers, ("error", error))

@@ -249,7 +249,7 @@ def count_frames(source: Any, info: VideoInfo) -> int:
 def _pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """A frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
     pixels = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BILINEAR).to_ndarray()
-    return np.rot90(pixels, round(frame.rotation / 90) % 4)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 
 def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:

@@ -37,16 +37,16 @@ class DecoderProcess:
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
         """As `read_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
-        process, fresh = self._started()
-        allowed = self.settings.timeout_s + (START_SECONDS if fresh else 0)
-        deadline = time.monotonic() + allowed
         try:
-            send(process.stdin, (video, choose, self.settings, short_side))
-            answer = pickle.loads(self._bytes(LENGTH.unpack(self._bytes(LENGTH.size, deadline))[0], deadline))
+            self._start()
+            deadline = time.monotonic() + self.settings.timeout_s
+            late = f"its decoder did not answer within {self.settings.timeout_s:g} s (timeout_s) and was ended"
+            send(self._process.stdin, (os.getcwd(), video, choose, short_side))
+            answer = self._message(deadline, late)
             if answer[0] == "error":
                 raise answer[1]
             _, shape, indices, info = answer
-            frames = np.frombuffer(self._bytes(int(np.prod(shape)), deadline), np.uint8).reshape(shape)
+            frames = np.frombuffer(self._bytes(int(np.prod(shape)), deadline, late), np.uint8).reshape(shape)
             return Decoded(frames, indices, info)
         except (_Gone, BrokenPipeError) as gone:
             raise VideoError(video.path, self._end(str(gone) or "its decoder ended")) from None
@@ -60,24 +60,29 @@ class DecoderProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
+            for stream in (self._process.stdin, self._process.stdout, self._words):
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
             self._process = None
 
-    def _started(self) -> tuple[subprocess.Popen, bool]:
+    def _start(self) -> None:
+        """Have a process that is ready for requests. Raises _Gone where none comes up."""
         if self._process is not None and self._process.poll() is None:
-            return self._process, False
+            return
         self.close()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vmae_lab.data.video.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._words, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
         )  # fmt: skip
-        return self._process, True
+        send(self._process.stdin, self.settings)
+        self._message(time.monotonic() + START_SECONDS, f"its decoder did not start within {START_SECONDS:.0f} s")
 
-    def _bytes(self, count: int, deadline: float) -> bytearray:
-        """So many bytes of the answer. Raises _Gone where they do not come in time."""
+    def _message(self, deadline: float, late: str) -> Any:
+        return pickle.loads(self._bytes(LENGTH.unpack(self._bytes(LENGTH.size, deadline, late))[0], deadline, late))
+
+    def _bytes(self, count: int, deadline: float, late: str) -> bytearray:
+        """So many bytes of the answer. Raises _Gone, saying `late`, where they do not come in time."""
         data, got = bytearray(count), 0
         view, stream = memoryview(data), self._process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
@@ -85,7 +90,7 @@ class DecoderProcess:
             while got < count:
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
-                    raise _Gone(f"its decoder did not answer within {self.settings.timeout_s:.0f} s (timeout_s) and was ended")
+                    raise _Gone(late)
                 arrived = os.readv(stream, [view[got:]])
                 if not arrived:
                     raise _Gone
@@ -94,15 +99,14 @@ class DecoderProcess:
 
     def _end(self, cause: str) -> str:
         """Why the process is gone, as far as can be told; its last word is kept."""
-        try:
-            code = self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.5)
+        code = self._process.poll()
+        self._words.seek(0)
+        last = self._words.read()[-400:].decode(errors="replace").strip().splitlines()
         self.close()
         if code is not None and code < 0:
             cause = f"its decoder was ended by {signal.Signals(-code).name}"
-        self._words.seek(0)
-        last = self._words.read()[-400:].decode(errors="replace").strip().splitlines()
         return f"{cause}: {last[-1]}" if last and code is not None else cause
 
 
