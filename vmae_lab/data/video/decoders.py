@@ -218,6 +218,8 @@ def _walk(
         for frame in _shown(source, info):
             if count == 0:
                 size = _size(frame.height, frame.width, short_side)  # a stream's size may change midway: the first one holds
+            if frame.is_corrupt:  # those after it are wrong as well, and which number each has is not known
+                return found, count, ValueError(f"frame {count} is damaged")
             if count in wanted:
                 found[count] = _pixels(frame, *size)
             count += 1
