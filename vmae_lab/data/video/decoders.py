@@ -218,6 +218,8 @@ def _walk(
         for frame in shown_frames(source, info):
             if count == 0:
                 size = _size(frame.height, frame.width, short_side)  # a stream's size may change midway: the first one holds
+            if frame.is_corrupt:  # those after it are wrong as well, and which number each has is not known
+                return found, count, ValueError(f"frame {count} is damaged")
             if count in wanted:
                 found[count] = _pixels(frame, *size)
             count += 1
@@ -249,7 +251,7 @@ def count_frames(source: Any, info: VideoInfo) -> int:
 def _pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """A frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
     pixels = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BILINEAR).to_ndarray()
-    return np.rot90(pixels, round(frame.rotation / 90) % 4)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 
 def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
