@@ -29,6 +29,7 @@ EXACT_IN_DECORD = {
     "avi": {"mjpeg"},
 }
 EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # after a seek into H.264 4:4:4 decord was seen to give broken frames
+SMOOTH = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND  # else colours keep half the width
 SMALLEST_SIDE = 16  # decord pads frames that are no larger
 
 
@@ -250,7 +251,8 @@ def count_frames(source: Any, info: VideoInfo) -> int:
 
 def _pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """A frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
-    pixels = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BILINEAR).to_ndarray()
+    resized = (height, width) != (frame.height, frame.width)
+    pixels = frame.reformat(width, height, "rgb24", interpolation=SMOOTH if resized else None).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 
