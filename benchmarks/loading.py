@@ -23,7 +23,7 @@ from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 
-from vmae_lab.data.augment import SCALES, channels_first, multi_scale_crop
+from vmae_lab.data.augment import SCALES, multi_scale_crop
 from vmae_lab.data.clips import DataSettings, load_clips
 from vmae_lab.data.lists import ListSettings
 from vmae_lab.data.sampling import Dense
@@ -95,7 +95,7 @@ def ours(path: Path, repeats: int, read: int, decoder: DecoderProcess | None) ->
     """One decode for all samples: uint8 `(3, T, H, W)` each."""
     file, choose = VideoFile(str(path)), window(read)
     decoded = decoder.read(file, choose, SHORT) if decoder else read_video(file, choose, VideoSettings(), SHORT)
-    video = channels_first(decoded.frames)
+    video = torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
     for repeat in range(repeats):
         multi_scale_crop(video, SIDE, numpy_generator(read, "crop", repeat))
 
@@ -147,10 +147,10 @@ def open_table(path: Path, opens: int) -> str:
 
 def loader_memory(folder: Path, path: Path, workers: int = 8, items: int = 100_000) -> str:
     """The largest sum of unique memory over the processes of a loader, on a list of many videos (one file, many names)."""
-    links = [folder / f"{i:03d}.mp4" for i in range(1000)]
+    links = [folder / f"link-{i:03d}.mp4" for i in range(1000)]
     for link in links:
         os.link(path, link)
-    names = [f"{i:03d}.mp4 {j} -1" for j in range(items // len(links)) for i in range(len(links))]
+    names = [f"link-{i:03d}.mp4 {j} -1" for j in range(items // len(links)) for i in range(len(links))]
     (folder / "list.txt").write_text("\n".join(names))
     data = DataSettings(lists=ListSettings(root=str(folder), pretrain="list.txt", classes=2), stride=STRIDE)
     settings = PretrainSettings(steps=100, batch_size=8, lr=1e-3, repeats=4)

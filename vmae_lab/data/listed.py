@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
-from vmae_lab.data.augment import channels_first
 from vmae_lab.data.lists import ListSettings, VideoList, read_pretrain, read_split
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.decoders import Choose, Decoded
@@ -87,7 +87,8 @@ def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings
 
 
 def _clip(decoded: Decoded) -> Tensor:
-    return channels_first(decoded.frames)
+    """uint8 `(C, T, H, W)` over the decoded memory, colours innermost: what follows crops and resizes it."""
+    return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
 
 
 def _absolute(videos: VideoList) -> np.ndarray:

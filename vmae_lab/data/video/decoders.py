@@ -261,8 +261,8 @@ def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
     height, width = _size(*pixels.shape[:2], short_side)
     if (height, width) == pixels.shape[:2]:
         return pixels
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(width, height, interpolation=Interpolation.BILINEAR).to_ndarray()
+    frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width, height, interpolation=Interpolation.AREA).to_ndarray()
 
 
 def _size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
