@@ -189,7 +189,7 @@ def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int |
     indices = _chosen(choose, len(reader))
     unique = sorted(set(indices))
     parts = []
-    each = max(1, (64 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
+    each = max(1, (8 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
     for start in range(0, len(unique), each):
         parts += [_shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
     return _arranged(dict(zip(unique, parts, strict=True)), indices), indices
