@@ -112,9 +112,15 @@ def test_what_a_decoder_prints_does_not_come_between_the_answers(patient, video)
 
 
 def test_what_is_asked_for_can_be_wrong_without_harm(patient, video):
-    """A choice that cannot be sent, and an answer that was not waited for."""
+    """A choice that cannot be sent, and an answer that was not waited for: it must not be taken for the next one."""
     with pytest.raises((AttributeError, pickle.PicklingError)):
         patient.read(video, lambda frames: [0])
+    assert shown(patient.read(video, Exactly((5,))).frames) == [5]
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        patient.read(video, Fail("nap"))
+    signal.signal(signal.SIGALRM, before)
     assert shown(patient.read(video, Exactly((5,))).frames) == [5]
 
 

@@ -60,6 +60,7 @@ def test_real_videos_are_read_frame_exact(row):
     assert decoded == count
     read = read_video(VideoFile(str(path)), Exactly(tuple(wanted)), VideoSettings())
     assert read.info.decoder == expected_decoder(row)
+    assert row["container"] != "mov" or read.info.frames == count  # those that an edit list hides are not counted
     for index, frame in zip(wanted, read.frames, strict=True):
         assert frame.shape == expected[index].shape
         assert np.abs(frame - expected[index]).mean() < 2, f"frame {index}"
