@@ -94,6 +94,8 @@ class Fail:
     def __call__(self, frames: int) -> Sequence[int]:
         if self.how == "hang":
             time.sleep(600)
+        elif self.how == "nap":
+            time.sleep(1)
         elif self.how == "loop":
             while True:
                 pass

@@ -34,7 +34,7 @@ MADE = {
     "open_gop.mkv": ("pyav", {"options": x264("bframes=3:b-adapt=0:open-gop=1")}),
     "hevc.mp4": ("pyav", {"codec": "libx265", "options": {"x265-params": HEVC}}),
     "mpeg4_b_frames.mp4": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
-    "intra_refresh.mp4": ("pyav", {"options": {"x264-params": "keyint=12:intra-refresh=1"}}),
+    "intra_refresh.mp4": ("pyav", {"options": {"x264-params": "keyint=12:bframes=0:intra-refresh=1"}}),
     # Of a kind that decord does not read exactly, or not at all.
     "mpeg4.avi": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "h264.ts": ("pyav", {}),

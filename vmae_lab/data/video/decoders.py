@@ -75,7 +75,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
             return Decoded(frames, tuple(indices), info)
         except IndexError as error:  # what was asked for, not how it was read
             raise VideoError(video.path, str(error), info.codec) from None
-        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
             cause = cause_of(error)
     raise VideoError(video.path, cause, info.codec)
 

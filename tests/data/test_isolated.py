@@ -1,0 +1,223 @@
+"""Decoding in another process: what a decoder does to itself, no run feels."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from made_videos import Fail, shown, status_of, write_video
+
+from vmae_lab.data.sampling import Dense, Everything, Exactly
+from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, read_video
+from vmae_lab.data.video.isolated import DecoderProcess, Decoders
+
+FAILURES = {
+    "hang": "did not answer within 1 s",
+    "loop": "did not answer within 1 s",
+    "kill": "ended by SIGKILL",
+    "abort": "ended by SIGABRT",
+    "crash": "ended by SIGSEGV",
+    "exit": "its decoder ended",
+    "swallow memory": "more memory than it may",
+}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> VideoFile:
+    return VideoFile(str(write_video(tmp_path_factory.mktemp("videos") / "video.mp4", 20)))
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """A process with time enough; reads that are cut off have one of their own."""
+    process = DecoderProcess(VideoSettings(timeout_s=20, memory_mib=512))
+    yield process
+    process.close()
+
+
+def gone(pid: int, within: float = 5.0) -> bool:
+    """Whether a process ends within so many seconds; one that nobody waits for has ended too."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("short_side", [None, 24])
+def test_frames_are_those_read_in_this_process(patient, video, short_side):
+    for choose in (Everything(), Exactly((7, 3, 3)), Dense(16, 2, 0.5)):
+        here, there = (
+            read(video, choose, *more, short_side) for read, more in ((read_video, [VideoSettings()]), (patient.read, []))
+        )
+        assert there.info == here.info
+        assert there.indices == here.indices
+        assert np.array_equal(there.frames, here.frames)
+        assert there.frames.flags.writeable  # as torch wants it
+
+
+def test_errors_come_back_whole_and_cost_no_process(patient, video):
+    patient.read(video, Fail(""))
+    pid = patient._process.pid
+    for bad, choose in ((VideoFile(video.path + "?"), Everything()), (video, Exactly((20,)))):
+        with pytest.raises(VideoError) as here:
+            read_video(bad, choose, VideoSettings())
+        with pytest.raises(VideoError) as there:
+            patient.read(bad, choose)
+        assert (there.value.path, there.value.cause, there.value.codec) == (here.value.path, here.value.cause, here.value.codec)
+    assert patient._process.pid == pid
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_decoder_that_fails_is_told_and_replaced(video, how):
+    decoder = DecoderProcess(VideoSettings(timeout_s=1, memory_mib=512))
+    decoder.read(video, Fail(""))
+    pid, start = decoder._process.pid, time.monotonic()
+    with pytest.raises(VideoError, match=rf"video\.mp4\b.*{FAILURES[how]}"):
+        decoder.read(video, Fail(how))
+    assert time.monotonic() - start < 4
+    assert how == "swallow memory" or gone(pid, 0.1)
+    assert shown(decoder.read(video, Exactly((11,))).frames) == [11]
+    assert gone(pid, 0.1) == (decoder._process.pid != pid)
+    last = decoder._process.pid
+    decoder.close()
+    assert gone(last, 0.1)
+
+
+def test_the_time_a_process_takes_to_start_is_not_the_files(video):
+    """Else a file behind one that crashed the decoder would be blamed, or a hang take a minute longer."""
+    decoder = DecoderProcess(VideoSettings(timeout_s=0.5))
+    for how in ("hang", "hang", ""):
+        start = time.monotonic()
+        if how:
+            with pytest.raises(VideoError, match=r"within 0\.5 s"):
+                decoder.read(video, Fail(how))
+        else:
+            decoder.read(video, Fail(how))
+        assert time.monotonic() - start < 20
+    decoder.close()
+
+
+def test_what_a_decoder_prints_does_not_come_between_the_answers(patient, video):
+    assert shown(patient.read(video, Fail("print")).frames) == [0]
+    assert shown(patient.read(video, Exactly((5,))).frames) == [5]
+
+
+def test_what_is_asked_for_can_be_wrong_without_harm(patient, video):
+    """A choice that cannot be sent, and an answer that was not waited for: it must not be taken for the next one."""
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        patient.read(video, lambda frames: [0])
+    assert shown(patient.read(video, Exactly((5,))).frames) == [5]
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        patient.read(video, Fail("nap"))
+    signal.signal(signal.SIGALRM, before)
+    assert shown(patient.read(video, Exactly((5,))).frames) == [5]
+
+
+def test_paths_are_relative_to_the_folder_of_the_moment(patient, video, monkeypatch):
+    patient.read(video, Fail(""))
+    monkeypatch.chdir(Path(video.path).parent)
+    assert shown(patient.read(VideoFile("video.mp4", "."), Exactly((5,))).frames) == [5]
+    with pytest.raises(VideoError, match="empty path"):
+        patient.read(VideoFile(""), Exactly((5,)))
+
+
+def test_map_keeps_order_and_hands_failures_over_in_place(video):
+    decoders = Decoders(VideoSettings(timeout_s=20), processes=2)
+    wanted = [3, "missing", 5, "kill", *range(16)]
+    others = {"missing": (VideoFile("/missing.mp4"), Everything(), None), "kill": (video, Fail("kill"), None)}
+    requests = (others.get(one) or (video, Exactly((one,)), 24) for one in wanted)
+    answers = list(decoders.map(requests))
+    for one, answer in zip(wanted, answers, strict=True):
+        if isinstance(one, int):
+            assert shown(answer.frames) == [one]
+        else:
+            assert isinstance(answer, VideoError)
+            assert ("SIGKILL" if one == "kill" else "no such file") in str(answer)
+    pids = {decoder._process.pid for decoder in decoders._idle if decoder._process}
+    assert 1 <= len(pids) <= 2
+    decoders.close()
+    assert all(gone(pid, 0.1) for pid in pids)
+
+
+def pid_of(decoders: Decoders, video: VideoFile) -> int:
+    assert shown(decoders.read(video, Exactly((4,))).frames) == [4]
+    return decoders._idle[0]._process.pid
+
+
+def test_a_fork_and_a_pickled_copy_have_processes_of_their_own(video):
+    decoders = Decoders(VideoSettings(timeout_s=20))
+    mine = pid_of(decoders, video)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    fork = context.Process(target=lambda: queue.put(pid_of(decoders, video)))
+    fork.start()
+    forks = queue.get()
+    fork.join(20)
+    assert fork.exitcode == 0
+    copy = pickle.loads(pickle.dumps(decoders))
+    pickled = pid_of(copy, video)
+    assert pid_of(decoders, video) == mine  # still there, and still in step
+    assert len({mine, forks, pickled}) == 3
+    assert gone(forks)
+    del copy
+    assert gone(pickled)
+    decoders.close()
+
+
+@pytest.mark.parametrize("how", ["", "hang", "loop"])
+def test_a_process_ends_with_the_one_that_started_it(video, how):
+    script = f"""
+from made_videos import Fail
+from vmae_lab.data.video.isolated import *
+decoder = DecoderProcess(VideoSettings(timeout_s=600))
+decoder.read(VideoFile({video.path!r}), Fail(""))
+print(decoder._process.pid, flush=True)
+decoder.read(VideoFile({video.path!r}), Fail({how!r}))
+time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    pid = int(parent.stdout.readline())
+    time.sleep(0.5)
+    assert psutil.pid_exists(pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    assert gone(pid)
+
+
+def test_many_files_leave_nothing_open_and_no_memory_taken(tmp_path):
+    good = [
+        write_video(tmp_path / name, 12, codec) for name, codec in (("a.mp4", "h264"), ("b.avi", "mpeg4"), ("c.ts", "h264"))
+    ]
+    data = good[0].read_bytes()
+    broken = {"cut.mp4": data[: len(data) * 2 // 3], "head.mp4": data[:100], "text.mp4": b"text", "empty.mp4": b""}
+    broken["overwritten.mp4"] = data[:400] + np.random.default_rng(0).bytes(len(data) - 1400) + data[-1000:]
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+    files = [VideoFile(str(tmp_path / name)) for name in (*broken, "missing.mp4")] + [VideoFile(str(path)) for path in good]
+    files += [VideoFile(str(path), offset=0, size=path.stat().st_size) for path in good]
+    decoder = DecoderProcess(VideoSettings(timeout_s=20))
+    failed, seen = 0, []
+    for number in range(300):
+        try:
+            decoder.read(files[number % len(files)], Dense(16, 1, 0.5), 24)
+        except VideoError:
+            failed += 1
+        if number >= 50:
+            pid = decoder._process.pid
+            seen.append((len(os.listdir(f"/proc/{pid}/fd")), status_of(pid, "VmRSS")))
+    assert 100 <= failed <= 200
+    assert max(files for files, _ in seen) == seen[0][0]
+    assert max(memory for _, memory in seen) - seen[0][1] < 40
+    decoder.close()
