@@ -16,6 +16,14 @@ def parity() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Facts and files that only the project's own developers have beside the checkout, real and broken videos among them."""
+    if not (SHARED / "videos").is_dir():
+        pytest.skip("no real videos: ../shared/videos is not part of a clone")
+    return SHARED
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory) -> Path:
     """One cache of embedded data for all tests, away from the user's own, also for tests that do not ask for it."""

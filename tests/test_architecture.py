@@ -29,6 +29,8 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "recipe",
         "arms",
         "measure",
+        "loading",
+        "readouts",
         "stages",
         "runs",
         "ablation",

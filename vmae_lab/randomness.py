@@ -1,5 +1,6 @@
 """Every random draw is a pure function of (seed, purpose, position): nothing here or elsewhere reads a global generator."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -32,3 +33,21 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(derive(seed, purpose))
         yield
+
+
+@contextmanager
+def library_draws(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and PyTorch's global generators (on the CPU) inside the block and put them back after it.
+
+    For augmentation of libraries that draw from them.
+    """
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

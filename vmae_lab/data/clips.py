@@ -1,31 +1,20 @@
-"""A split of clips that is decoded once and kept: what training and evaluation draw from.
+"""Where clips come from: the embedded data set or list files, and what training and evaluation draw from."""
 
-Small data sets are decoded once into one uint8 array beside their files; every process maps the same pages.
-"""
-
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
-from vmae_lab.data.augment import SCALES, centre_crop, channels_first
-from vmae_lab.data.lists import ListSettings, read_list
-from vmae_lab.data.motionworld import ACTIONS, ClipRecord, MotionworldSettings, open_motionworld
-from vmae_lab.data.sampling import dense_window
-from vmae_lab.data.video import VideoError, read_frames
-from vmae_lab.files import whole_file
-from vmae_lab.processes import worker_pool
+from vmae_lab.data.augment import SCALES
+from vmae_lab.data.listed import listed_clips
+from vmae_lab.data.lists import ListSettings
+from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings, open_motionworld
+from vmae_lab.data.resident import ResidentClips, resident_frames
+from vmae_lab.data.video import VideoError
+from vmae_lab.data.video.decoders import Choose
 
 
 class DataSettings(BaseModel):
@@ -48,8 +37,12 @@ class DataSettings(BaseModel):
         if (self.motionworld is None) == (self.lists is None):
             raise ValueError("give one of data.motionworld (the embedded data set) and data.lists (list files)")
         if self.motionworld is None:
-            if self.pretrain_sources or self.pretrain_limits or self.mixing != 1:
-                raise ValueError("pretrain_sources, pretrain_limits and mixing choose among sources; list files name none")
+            missing = set(self.pretrain_sources) - set(self.sources)
+            if missing or self.pretrain_limits:
+                raise ValueError(
+                    f"pretrain_sources {sorted(missing)} are not among data.lists.pretrain's sources, {', '.join(self.sources)}"
+                    if missing else "pretrain_limits are of the embedded data set: shorten the list files instead"
+                )  # fmt: skip
             return
         missing = {*self.pretrain_sources, *self.pretrain_limits} - set(self.motionworld.sources)
         if missing:
@@ -67,13 +60,35 @@ class DataSettings(BaseModel):
         return (self.motionworld or self.lists).fingerprint
 
     @property
+    def labelled(self) -> bool:
+        """Whether there are labels to judge an encoder by."""
+        return self.motionworld is not None or self.lists.train is not None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels."""
+        return tuple(ACTIONS) if self.motionworld else self.lists.class_names
+
+    @property
     def classes(self) -> int:
-        return len(ACTIONS) if self.motionworld else self.lists.classes
+        return len(ACTIONS) if self.motionworld else self.lists.class_count
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names that `pretrain_sources` and an evaluation can pick from."""
-        return self.motionworld.sources if self.motionworld else ()
+        """Names that `pretrain_sources` can pick from, and of the embedded data set an evaluation too."""
+        return self.motionworld.sources if self.motionworld else tuple(self.lists.pretrain_sources)
+
+    def stride_of(self, source: str) -> int:
+        """Frames between two frames of a clip of one source to pre-train on."""
+        listed = self.lists.pretrain_sources.get(source) if self.lists else None
+        return (listed and listed.stride) or self.stride
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Shares by source, where the lists give them."""
+        given = {name: source.weight for name, source in self.lists.pretrain_sources.items()} if self.lists else {}
+        chosen = {name: weight for name, weight in given.items() if weight and name in (self.pretrain_sources or given)}
+        return chosen or None
 
     @property
     def pretrain_clips(self) -> int:
@@ -90,62 +105,37 @@ class DataSettings(BaseModel):
 
 
 class Clips(Protocol):
-    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`, `sources` a name a video."""
+    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`, `sources` a name a video.
+
+    `length` is the frames of every video, None where they differ.
+    """
 
     labels: np.ndarray
+    length: int | None
 
     @property
     def sources(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
-    def frame_count(self, index: int) -> int: ...
-
-    def video(self, index: int, window: range) -> Tensor:
-        """The frames of a window of one video: uint8 `(C, T, H, W)`."""
+    def subset(self, rows: Sequence[int]) -> "Clips":
+        """Some of the videos, in the order of `rows`."""
         ...
 
+    def name(self, index: int) -> str:
+        """The file, for messages."""
+        ...
 
-@dataclass(frozen=True)
-class ResidentClips:
-    """Decoded clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and each one's record."""
+    def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
+        """The frames of one video that `choose` picks by its length, shrunk to a short side: uint8 `(C, T, H, W)`.
 
-    frames: np.ndarray
-    rows: np.ndarray
-    records: list[ClipRecord]
+        Raises VideoError where it cannot be read.
+        """
+        ...
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        return np.array([record.label for record in self.records])
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return [record.source for record in self.records]
-
-    @property
-    def length(self) -> int:
-        """Frames of every video."""
-        return self.frames.shape[1]
-
-    def frame_count(self, index: int) -> int:
-        return self.length
-
-    def video(self, index: int, window: range) -> Tensor:
-        return channels_first(self.frames[self.rows[index], window.start : window.stop : window.step])
-
-
-def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
-    """What is evaluated: the middle window of some videos, its largest central square: uint8 `(B, C, T, side, side)`."""
-    windows = ((i, dense_window(clips.frame_count(i), frames, stride, 0.5)) for i in rows)
-    return torch.stack([centre_crop(clips.video(i, window), side) for i, window in windows])
-
-
-def batches_of(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Rows in order, `size` at a time, the last batch smaller: every row once."""
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
+        """The same of several, in order; one that cannot be read gives its error."""
+        ...
 
 
 def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = (), processes: int = 1) -> Clips:
@@ -154,9 +144,9 @@ def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = ()
     motionworld is written and decoded where that was not done; it pre-trains on its training split.
     """
     if settings.lists:
-        return read_list(settings.lists, split)
+        return listed_clips(settings.lists, split, sources if split == "pretrain" else (), processes)
     folder, records = open_motionworld(settings.motionworld, processes)
-    everything = _resident(folder, records, settings.resident_side, processes)
+    everything = resident_frames(folder, records, settings.resident_side, processes)
     limits = settings.pretrain_limits if split == "pretrain" else {}
     split, wanted = "train" if split == "pretrain" else split, sources or settings.sources
     taken, rows = Counter[tuple[str, str]](), []
@@ -166,51 +156,3 @@ def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = ()
             taken[kind] += 1
             rows.append(row)
     return ResidentClips(everything, np.array(rows), [records[row] for row in rows])
-
-
-def _resident(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.ndarray:
-    """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, mapped from one file."""
-    path = folder / f"decoded-{side}.npy"
-    with FileLock(folder / f".{path.name}.lock"):
-        if not path.exists():
-            with whole_file(path) as temporary:
-                _decode_all(folder, records, side, processes, temporary)
-    return np.load(path, mmap_mode="r")
-
-
-def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: int, path: Path) -> None:
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(records), records[0].frames, side, side, 3))
-    _take_room(path)
-    starts = range(0, len(records), 50)
-    jobs = [[folder / record.path for record in records[start : start + 50]] for start in starts]
-    with (
-        worker_pool(processes) as pool,
-        tqdm(total=len(records), desc="decoding clips", unit="clip") as bar,
-    ):
-        for start, decoded in zip(starts, pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
-            array[start : start + len(decoded)] = decoded
-            bar.update(len(decoded))
-    array.flush()
-
-
-def _take_room(path: Path) -> None:
-    """Take a sparse file's room now, where the system can: a mapped file that finds the disk full kills its process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _decode(paths: list[Path], side: int) -> np.ndarray:
-    """Decode and shrink whole files: uint8 `(n, T, side, side, 3)`."""
-    torch.set_num_threads(1)
-    clips = []
-    for path in paths:
-        video = torch.from_numpy(read_frames(path)).permute(0, 3, 1, 2)
-        small = functional.resize(video, [side, side], antialias=True)
-        clips.append(small.permute(0, 2, 3, 1).numpy())
-    lengths = {len(clip) for clip in clips}
-    if len(lengths) > 1:
-        raise VideoError(
-            f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew"
-        )
-    return np.stack(clips)

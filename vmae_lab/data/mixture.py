@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (seed, position in the stream)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,10 @@ class Order(Protocol):
     """An endless stream: position -> sample."""
 
     def __getitem__(self, position: int) -> int: ...
+
+    def stand_in(self, position: int, attempt: int) -> int:
+        """Who takes a place whose sample cannot be read: another one of its source, at the `attempt`-th try (from 1)."""
+        ...
 
 
 class EpochOrder:
@@ -26,6 +30,7 @@ class EpochOrder:
             raise ValueError("there are no samples to draw from")
         self.size, self.seed, self.purpose = size, seed, purpose
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._stand_ins: dict[int, EpochOrder] = {}
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.size)
@@ -33,6 +38,11 @@ class EpochOrder:
             self._order = numpy_generator(self.seed, self.purpose, epoch).permutation(self.size)
             self._epoch = epoch
         return int(self._order[place])
+
+    def stand_in(self, position: int, attempt: int) -> int:
+        if attempt not in self._stand_ins:
+            self._stand_ins[attempt] = EpochOrder(self.size, self.seed, f"{self.purpose}, stand-in {attempt}")
+        return self._stand_ins[attempt][position]
 
 
 class MixtureOrder:
@@ -43,21 +53,37 @@ class MixtureOrder:
     them were seen once. Position p is again a pure function of the seed.
     """
 
-    def __init__(self, sources: Sequence[str], exponent: float, seed: int, purpose: str = "order"):
+    def __init__(
+        self,
+        sources: Sequence[str],
+        exponent: float,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+        purpose: str = "order",
+    ):
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
         sizes = [len(rows) for rows in self.members]
-        self.counts, self.seed, self.purpose = round_counts(sizes, exponent), seed, purpose
+        explicit = [weights[name] for name in names] if weights else None
+        self.counts, self.seed, self.purpose = round_counts(sizes, exponent, explicit), seed, purpose
         self.inside = [EpochOrder(n, seed, f"{purpose} in {name}") for name, n in zip(names, sizes, strict=True)]
         self._round, self._sources, self._ranks = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
+        source, walked = self._place(position)
+        return int(self.members[source][self.inside[source][walked]])
+
+    def stand_in(self, position: int, attempt: int) -> int:
+        source, walked = self._place(position)
+        return int(self.members[source][self.inside[source].stand_in(walked, attempt)])
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The source whose turn it is at a position, and how many of its samples came before."""
         number, place = divmod(position, sum(self.counts))
         if number != self._round:
             self._shuffle(number)
         source = int(self._sources[place])
-        walked = number * self.counts[source] + int(self._ranks[place])
-        return int(self.members[source][self.inside[source][walked]])
+        return source, number * self.counts[source] + int(self._ranks[place])
 
     def _shuffle(self, number: int) -> None:
         """The source at each place of a round, and how many samples of it came before in the round."""
@@ -69,19 +95,24 @@ class MixtureOrder:
         self._round = number
 
 
-def round_counts(sizes: Sequence[int], exponent: float) -> list[int]:
-    """Samples of each source in a round of `sum(sizes)`: in proportion to `size ** exponent`, one at least.
+def round_counts(sizes: Sequence[int], exponent: float, weights: Sequence[float] | None = None) -> list[int]:
+    """Samples of each source in a round of `sum(sizes)`: in proportion to `size ** exponent`, or to `weights`; one at least.
 
     Exponent 1 is by size, 0 uniform over sources; between them the mixture is tempered (exponent 1/2 is temperature 2).
     """
-    weights = np.asarray(sizes, dtype=float) ** exponent
-    exact = sum(sizes) * weights / weights.sum()
+    shares = np.asarray(weights if weights else np.asarray(sizes, dtype=float) ** exponent, dtype=float)
+    exact = sum(sizes) * shares / shares.sum()
     counts = np.maximum(1, np.floor(exact).astype(int))
     for place in np.argsort(np.floor(exact) - exact, kind="stable")[: max(0, sum(sizes) - int(counts.sum()))]:
         counts[place] += 1  # the largest remainders
     return counts.tolist()
 
 
-def sample_order(sources: Sequence[str], exponent: float, seed: int) -> Order:
-    """The stream for a pool whose samples come from `sources` (a name a sample); by size it is one shuffled pool."""
-    return EpochOrder(len(sources), seed) if exponent == 1.0 else MixtureOrder(sources, exponent, seed)
+def sample_order(sources: Sequence[str], exponent: float, seed: int, weights: Mapping[str, float] | None = None) -> Order:
+    """The stream for a pool whose samples come from `sources` (a name a sample), in shares as `round_counts` says.
+
+    By size it is one shuffled pool.
+    """
+    if exponent == 1.0 and not weights:
+        return EpochOrder(len(sources), seed)
+    return MixtureOrder(sources, exponent, seed, weights)

@@ -16,7 +16,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from torch import nn
 
-from vmae_lab.data.clips import Clips, batches_of, middle_clips
+from vmae_lab.data.clips import Clips
+from vmae_lab.data.evaluated import evaluated_clips
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import numpy_generator
 
@@ -35,7 +36,7 @@ class ProbeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     probes: tuple[Probe, ...] = Field(("ridge", "attentive", "linear_mean", "knn"), min_length=1)
-    labels: int = Field(160, ge=8, description="labelled training clips, equally many a class")
+    labels: int | None = Field(160, ge=2, description="labelled training clips, equally many a class; all of them if null")
     draws: int = Field(3, ge=1, description="independent draws of the labelled clips, averaged")
     attentive_steps: int = Field(200, ge=1)
     attentive_lr: float = Field(1e-3, gt=0)
@@ -45,12 +46,15 @@ class ProbeSettings(BaseModel):
 def extract_tokens(
     encoder: nn.Module, clips: Clips, rows: Sequence[int], model: ModelSettings, stride: int, pooled: bool = False
 ) -> torch.Tensor:
-    """Tokens of some clips' middle window, whole frame: float32 `(n, N, D)` on the CPU; their mean `(n, 1, D)` if `pooled`."""
+    """Tokens of some clips' middle window, whole frame: float32 `(n, N, D)` on the CPU; their mean `(n, 1, D)` if `pooled`.
+
+    Raises MissingVideos.
+    """
     device = next(encoder.parameters()).device
     encoder.eval()
     parts = []
-    for batch in batches_of(rows, 32):
-        tokens = encoder(middle_clips(clips, batch, model.frames, stride, model.side).to(device))
+    for video in evaluated_clips(clips, rows, model.frames, stride, model.side):
+        tokens = encoder(video.to(device))
         parts.append((tokens.mean(1, keepdim=True) if pooled else tokens).to("cpu", torch.float32))
     return torch.cat(parts)
 
@@ -66,10 +70,17 @@ def draw_labelled(labels: np.ndarray, count: int, seed: int, draw: int) -> np.nd
         if not 0 < each <= len(there):
             raise ValueError(
                 f"{count} labels over {len(classes)} classes need {each} clips of each (at least 1); there are {len(there)} "
-                f"of class {label}: lower evaluate.probe.labels or raise data.motionworld.train"
+                f"of class {label}: lower the number of labels (null: all), or have more labelled clips"
             )
         rows.append(rng.choice(there, each, replace=False))
     return np.sort(np.concatenate(rows))
+
+
+def labelled_draws(labels: np.ndarray, settings: ProbeSettings, seed: int) -> list[np.ndarray]:
+    """The rows of each draw of labelled clips; where all labels are used there is one draw to make."""
+    if settings.labels is None:
+        return [np.arange(len(labels))]
+    return [draw_labelled(labels, settings.labels, seed, draw) for draw in range(settings.draws)]
 
 
 def pooled_only(probes: Sequence[Probe]) -> bool:

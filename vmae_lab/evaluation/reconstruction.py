@@ -2,7 +2,8 @@
 
 import torch
 
-from vmae_lab.data.clips import Clips, batches_of, middle_clips
+from vmae_lab.data.clips import Clips
+from vmae_lab.data.evaluated import batches_of, evaluated_clips
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE, cube_statistics, reconstruction_loss
@@ -16,13 +17,15 @@ def reconstruction_errors(
     """Loss on held-out clips under the arm's own masks, and that of saying just each cube's mean.
 
     The cube-mean line knows the true cube's mean, which no model is told, so it flatters itself; both are of the target
-    the arm was trained on, and errors under different masks are not comparable.
+    the arm was trained on, and errors under different masks are not comparable. Raises MissingVideos.
     """
     device = next(model.parameters()).device
     sums = {"reconstruction": 0.0, "cube_mean": 0.0}
     tokens = 0
-    for rows in batches_of(range(len(clips)), batch):
-        video = middle_clips(clips, rows, settings.frames, stride, settings.side).to(device)
+    everything = range(len(clips))
+    batches = evaluated_clips(clips, everything, settings.frames, stride, settings.side, batch)
+    for rows, video in zip(batches_of(everything, batch), batches, strict=True):
+        video = video.to(device)
         generators = (torch_generator(0, f"held-out {side} mask", rows[0]) for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(masks, settings.clip.grid, len(rows), *generators)
         prediction, decoded = model(video, encoder_mask, decoder_mask)

@@ -45,7 +45,7 @@ def stage_macs(stage: Stage) -> float:
         recipe = settings[stage.kind]
         return one * (BACKWARD * recipe["steps"] * recipe["batch_size"] + clips)
     if stage.kind == "probe":
-        return one * (settings["probe"]["labels"] * settings["probe"]["draws"] + clips)
+        return one * ((settings["probe"]["labels"] or 0) * settings["probe"]["draws"] + clips)
     return one * clips
 
 

@@ -30,6 +30,9 @@ class EvaluateSettings(BaseModel):
 
     split: Literal["validation", "test"] = Field("test", description="search on validation, report on test")
     sources: tuple[str, ...] = Field((), description="sources evaluated on; all where empty")
+    missing: Literal["refuse", "skip"] = Field(
+        "refuse", description="what to do where a listed video cannot be read; skip: average over the others, and say so"
+    )
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings
     finetune_labels: int | None = Field(
@@ -77,9 +80,10 @@ class Recipe(BaseModel):
     arms: tuple[str, ...] = Field(min_length=1)
 
     def model_post_init(self, _context: object) -> None:
-        unknown = set(self.evaluate.sources) - set(self.data.sources)
+        there = self.data.sources if self.data.motionworld else ()
+        unknown = set(self.evaluate.sources) - set(there)
         if unknown:
-            raise ValueError(f"evaluate.sources {sorted(unknown)} are not among the data's sources {list(self.data.sources)}")
+            raise ValueError(f"evaluate.sources {sorted(unknown)} are not among the embedded data's sources {list(there)}")
         span = (self.model.frames - 1) * self.data.stride + 1
         if self.data.motionworld and span > self.data.motionworld.frames:
             raise ValueError(
@@ -89,17 +93,21 @@ class Recipe(BaseModel):
         for name, values in (("seeds", self.seeds), ("arms", self.arms)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {list(values)} repeat: a repeated one adds no information")
-        self._check_labels("evaluate.probe.labels", self.evaluate.probe.labels)
-        if self.evaluate.finetune_labels is not None:
+        if self.data.labelled:
+            self._check_labels("evaluate.probe.labels", self.evaluate.probe.labels)
             self._check_labels("evaluate.finetune_labels", self.evaluate.finetune_labels)
         # A mask that the grid cannot have is refused here, not in the first step.
         draw_masks(self.mask, self.model.clip.grid, 1, torch_generator(0, "check"), torch_generator(0, "check"))
 
-    def _check_labels(self, name: str, count: int) -> None:
+    def _check_labels(self, name: str, count: int | None) -> None:
         """Equally many a class, and no more than there are: told before hours of pre-training, not after."""
+        if count is None:
+            return
         world, classes = self.data.motionworld, self.data.classes
         if count % classes:
-            raise ValueError(f"{name} {count} is not a multiple of the {classes} classes, which get equally many")
+            raise ValueError(
+                f"{name} {count} is not a multiple of the {classes} classes, which get equally many (null: all there are)"
+            )
         there = world and len(self.evaluate.sources or world.sources) * world.train * classes
         if there and count > there:
             raise ValueError(f"{name} {count} is more than the {there} labelled clips of the training split")

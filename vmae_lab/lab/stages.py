@@ -7,7 +7,7 @@ notebooks share work; how it is computed (`Compute`) is not part of it.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,23 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from vmae_lab.data.clips import Clips, DataSettings, load_clips
+from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.probes import ProbeSettings, arrange, draw_labelled, extract_tokens, fit_classical, pooled_only
-from vmae_lab.evaluation.reconstruction import reconstruction_errors
+from vmae_lab.evaluation.probes import (
+    ProbeSettings,
+    arrange,
+    draw_labelled,
+    extract_tokens,
+    fit_classical,
+    labelled_draws,
+    pooled_only,
+)  # fmt: skip
 from vmae_lab.files import fingerprint, whole_file
+from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, readable_draws, set_aside
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.provenance import provenance
+from vmae_lab.lab.readouts import attentive_answers, pretrained_errors
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, load_weights, read_weights
@@ -33,9 +42,8 @@ from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import VideoEncoder
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
-from vmae_lab.training.loop import Compute, Trained, TrainSettings, train
+from vmae_lab.training.loop import Compute, Trained, train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
-from vmae_lab.training.probe import AttentiveProbeTask
 
 WEIGHTS = "model.safetensors"
 
@@ -107,7 +115,8 @@ def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch (METHOD: 3)."""
-    settings = {**_base(recipe, seed), "split": recipe.evaluate.split, "post_pretrain": _plain(recipe.post_pretrain)}
+    held_out = {name: value for name, value in _evaluated(recipe).items() if name != "sources"}  # it is held out of its own
+    settings = {**_base(recipe, seed), **held_out, "post_pretrain": _plain(recipe.post_pretrain)}
     return Stage("post_pretrain", settings, () if encoder is None else (encoder,))
 
 
@@ -133,7 +142,9 @@ def execute(job: Job) -> dict[str, Any]:
 
 
 def _plain(section: Any) -> dict[str, Any]:
-    return section.model_dump(mode="json")
+    """A section's values. What was added later and is not used does not rename the stages that were run before."""
+    values = section.model_dump(mode="json")
+    return {name: value for name, value in values.items() if (name, value) != ("augment", None)}
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -145,7 +156,8 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 
 
 def _evaluated(recipe: Recipe) -> dict[str, Any]:
-    return {"split": recipe.evaluate.split, "sources": list(recipe.evaluate.sources)}
+    skipping = {"missing": "skip"} if recipe.evaluate.missing == "skip" else {}
+    return {"split": recipe.evaluate.split, "sources": list(recipe.evaluate.sources), **skipping}
 
 
 @contextmanager
@@ -163,14 +175,12 @@ def fixed_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@lru_cache(maxsize=8)
-def _clips(data: str, split: str, sources: tuple[str, ...], jobs: int) -> Clips:
-    return load_clips(DataSettings.model_validate_json(data), split, sources, jobs)
-
-
 def _load(job: Job, split: str, sources: list[str]) -> tuple[DataSettings, Clips]:
-    data = DataSettings(**job.section("data"))
-    return data, _clips(data.model_dump_json(), split, tuple(sources), job.compute.jobs)
+    return load_split(job.stage.settings, split, sources, job.compute)
+
+
+def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
+    return held_out_clips(job.stage.settings, sources, job.compute)
 
 
 def _save_weights(model: torch.nn.Module, folder: Path) -> None:
@@ -203,11 +213,14 @@ def _run_pretrain(job: Job) -> dict[str, Any]:
     _, clips = _load(job, "pretrain", list(data.pretrain_sources))
     task = PretrainTask(
         ModelSettings(**job.section("model")), MaskSettings(**job.section("mask")),
-        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"),
+        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     _save_weights(trained.model, job.folder)
-    return {"metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source()}
+    return {
+        "metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source(),
+        **set_aside(task.quarantine),
+    }  # fmt: skip
 
 
 def _run_initial(job: Job) -> dict[str, Any]:
@@ -221,10 +234,10 @@ def _run_initial(job: Job) -> dict[str, Any]:
 def _run_probe(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
     data, labelled = _load(job, "train", job.section("sources"))
-    _, held_out = _load(job, job.section("split"), job.section("sources"))
+    held_out, said = _held_out(job, job.section("sources"))
     encoder = _encoder(job)
-    draws = [draw_labelled(labelled.labels, settings.labels, data.seed, draw) for draw in range(settings.draws)]
-    needed = np.unique(np.concatenate(draws))
+    draws = labelled_draws(labelled.labels, settings, data.seed)
+    draws, needed, unlabelled = readable_draws(job.stage.settings, labelled, draws)
     pooled = pooled_only(settings.probes)
     train_tokens = extract_tokens(encoder, labelled, needed.tolist(), model, data.stride, pooled)
     test_tokens = extract_tokens(encoder, held_out, range(len(held_out)), model, data.stride, pooled)
@@ -233,93 +246,68 @@ def _run_probe(job: Job) -> dict[str, Any]:
         tokens, labels = train_tokens[np.searchsorted(needed, rows)], labelled.labels[rows]
         for probe in settings.probes:
             if probe == "attentive":
-                predicted = _attentive(job, settings, model, tokens, labels, test_tokens, draw)
+                predicted = attentive_answers(
+                    job.folder / f"attentive-{draw}", job.compute, settings, model, data.classes,
+                    derive(job.section("seed"), "attentive probe", draw), tokens, labels, test_tokens,
+                )  # fmt: skip
             else:
                 predicted = fit_classical(probe, tokens.numpy(), labels).predict(arrange(probe, test_tokens.numpy()))
             scores[probe].append(top1(predicted, held_out.labels))
     metrics = {probe: float(np.mean(values)) for probe, values in scores.items()}
     source = job.stage.inputs[0]
     if source.kind == "pretrain":
-        metrics |= _reconstruction(job, source, held_out, data)
-    return {"metrics": metrics, "draws": scores, "test_clips": len(held_out)}
-
-
-def _attentive(
-    job: Job, settings: ProbeSettings, model: ModelSettings, tokens: torch.Tensor, labels: np.ndarray,
-    test_tokens: torch.Tensor, draw: int,
-) -> np.ndarray:  # fmt: skip
-    training = TrainSettings(
-        steps=settings.attentive_steps, batch_size=min(32, len(labels)), lr=settings.attentive_lr,
-        warmup_steps=settings.attentive_steps // 10, precision="fp32",
-    )  # fmt: skip
-    classes = DataSettings(**job.section("data")).classes
-    task = AttentiveProbeTask(
-        tokens, torch.from_numpy(labels), model.dimensions.heads, classes, training,
-        derive(job.section("seed"), "attentive probe", draw),
-    )  # fmt: skip
-    quiet = job.compute.model_copy(update={"tensorboard": False})
-    head = train(task, job.folder / f"attentive-{draw}", quiet, progress=False).model.eval()
-    with torch.no_grad():
-        parts = [head(part.to(PartialState().device)).argmax(1).cpu() for part in test_tokens.split(256)]
-    return torch.cat(parts).numpy()
-
-
-def _reconstruction(job: Job, source: Stage, held_out: Clips, data: DataSettings) -> dict[str, float]:
-    settings = ModelSettings(**source.settings["model"])
-    recipe = PretrainSettings(**source.settings["pretrain"])
-    model = VideoMAE(settings.dimensions, settings.clip, recipe.normalise_target, recipe.target_eps)
-    path = job.input_folders[0] / WEIGHTS
-    load_weights(model, read_weights(path), str(path))
-    masks = MaskSettings(**source.settings["mask"])
-    return reconstruction_errors(model.to(PartialState().device).eval(), held_out, settings, masks, data.stride)
+        metrics |= pretrained_errors(job.input_folders[0] / WEIGHTS, source.settings, held_out, data.stride)
+    return {"metrics": metrics, "draws": scores, **said, **unlabelled}
 
 
 def _run_finetune(job: Job) -> dict[str, Any]:
     count = job.section("labels")
     data, clips = _load(job, "train", job.section("sources"))
     rows = np.arange(len(clips)) if count is None else draw_labelled(clips.labels, count, data.seed, job.section("seed"))
-    _, held_out = _load(job, job.section("split"), job.section("sources"))
-    return _supervised(job, "finetune", data, clips, rows, held_out)
+    return _supervised(job, "finetune", data, clips, rows, *_held_out(job, job.section("sources")))
 
 
 def _run_post_pretrain(job: Job) -> dict[str, Any]:
     """On the pool that is pre-trained on, with its labels; evaluated on held-out clips of the same sources."""
     sources = list(DataSettings(**job.section("data")).pretrain_sources)
     data, clips = _load(job, "pretrain", sources)
-    _, held_out = _load(job, job.section("split"), sources)
-    return _supervised(job, "post_pretrain", data, clips, np.arange(len(clips)), held_out)
+    return _supervised(job, "post_pretrain", data, clips, np.arange(len(clips)), *_held_out(job, sources))
 
 
 def _supervised(
-    job: Job, section: str, data: DataSettings, clips: Clips, rows: np.ndarray, held_out: Clips
+    job: Job, section: str, data: DataSettings, clips: Clips, rows: np.ndarray, held_out: Clips, said: dict[str, Any]
 ) -> dict[str, Any]:  # fmt: skip
     """Train a classifier on some labelled clips, from the input stage's encoder where there is one; top-1 on held-out ones."""
     model = ModelSettings(**job.section("model"))
     state = _encoder_state(job) if job.input_folders else None
-    task = FinetuneTask(model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"))
+    task = FinetuneTask(
+        model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"),
+        quarantine_in(job.folder),
+    )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     _save_weights(trained.model, job.folder)
     scores = predict(trained.model, held_out, model, data.stride)
     accuracy = top1(scores.argmax(1).numpy(), held_out.labels)
     return {
-        "metrics": {section: accuracy}, "training": _training_cost(trained), "test_clips": len(held_out),
-        "labelled_clips": len(rows),
+        "metrics": {section: accuracy}, "training": _training_cost(trained), "labelled_clips": len(rows), **said,
+        **set_aside(task.quarantine),
     }  # fmt: skip
 
 
 def _run_controls(job: Job) -> dict[str, Any]:
     model = ModelSettings(**job.section("model"))
     data, clips = _load(job, "train", job.section("sources"))
-    _, held_out = _load(job, job.section("split"), job.section("sources"))
-    draws = [draw_labelled(clips.labels, job.section("labels"), data.seed, draw) for draw in range(job.section("draws"))]
+    held_out, said = _held_out(job, job.section("sources"))
+    few = ProbeSettings(labels=job.section("labels"), draws=job.section("draws"))
+    draws = labelled_draws(clips.labels, few, data.seed)
     raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]
-    frames = single_frame_accuracies(clips, held_out, model.side)
+    frames = single_frame_accuracies(clips, held_out, model, data.stride)
     metrics = {
         "raw_pixels": float(np.mean(raw)),
         "single_frame_mean": float(np.mean(frames)),
         "single_frame_best": float(np.max(frames)),
     }
-    return {"metrics": metrics, "single_frames": frames, "test_clips": len(held_out)}
+    return {"metrics": metrics, "single_frames": frames, **said}
 
 
 def _run_measure(job: Job) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Weights in and out: our state dictionaries, and the official VideoMAE V2 layout of the same functions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +43,26 @@ def read_weights(path: Path) -> State:
 def part_of(state: State, prefix: str) -> State:
     """The tensors below a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def convert_head(state: State, rows: Sequence[int], prefix: str = "head.head.") -> State:
+    """A classifier's state whose head keeps `rows`, in their order: a Kinetics-710 classifier becomes one of 400 classes.
+
+    The head is the linear layer at `prefix`: `head.head.` in a VideoClassifier, `head.` in an official state. Raises
+    CheckpointError where it is not there or has no such row.
+    """
+    missing = [f"{prefix}{part}" for part in ("weight", "bias") if f"{prefix}{part}" not in state]
+    if missing:
+        raise CheckpointError(
+            f"the state has no {' and no '.join(missing)}; its classifier's head has another prefix, or it has none"
+        )
+    classes = len(state[f"{prefix}weight"])
+    strange = [row for row in rows if not 0 <= row < classes]
+    if strange:
+        raise CheckpointError(f"row {strange[0]} was asked for; the head has {classes} classes")
+    index = torch.tensor(rows, dtype=torch.int64)
+    picked = {key: state[key][index.to(state[key].device)] for key in (f"{prefix}weight", f"{prefix}bias")}
+    return {**state, **picked}
 
 
 def from_official_pretrain(state: State) -> State:

@@ -1,19 +1,23 @@
 """Supervised fine-tuning of the whole encoder under a class head (METHOD: fine-tuning)."""
 
+import math
+
 import torch
 from pydantic import Field
 from timm.loss import LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vmae_lab.data.augment import multi_scale_crop
-from vmae_lab.data.clips import Clips, DataSettings, batches_of, middle_clips
+from vmae_lab.data.augment import FinetuneAugment, finetune_augment, multi_scale_crop
+from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.data.evaluated import evaluated_clips
 from vmae_lab.data.mixture import EpochOrder
-from vmae_lab.data.sampling import dense_window
+from vmae_lab.data.quarantine import Quarantine, read_or_replace
+from vmae_lab.data.sampling import Dense
 from vmae_lab.models.checkpoints import State, load_weights, part_of
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.randomness import derive, numpy_generator
 from vmae_lab.training.loop import Batch, TrainSettings
 
 
@@ -26,6 +30,7 @@ class FinetuneSettings(TrainSettings):
     drop_path: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     head_init_scale: float = Field(0.001, gt=0)
+    augment: FinetuneAugment | None = Field(None, description="METHOD 4's augmentation; pre-training's crops alone if null")
 
 
 class FinetuneTask:
@@ -40,9 +45,11 @@ class FinetuneTask:
         labelled: list[int],
         encoder: State | None,
         seed: int,
+        quarantine: Quarantine | None = None,
     ):
         self.model, self.settings, self.data, self.clips = model, settings, data, clips
         self.labelled, self.encoder, self.seed = labelled, encoder, seed
+        self.quarantine = Quarantine() if quarantine is None else quarantine
         self.criterion = LabelSmoothingCrossEntropy(settings.label_smoothing)
 
     def build(self) -> VideoClassifier:
@@ -77,28 +84,34 @@ class FinetuneBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.task.settings.batch_size + row for row in self.rows]
-        chosen = [self.task.labelled[self.order[position]] for position in positions]
-        video = torch.stack([self._clip(index, position) for index, position in zip(chosen, positions, strict=True)])
-        return {"video": video, "label": torch.from_numpy(self.task.clips.labels[chosen])}
+        labelled, videos = zip(*(self._clip(position) for position in positions), strict=True)
+        labels = self.task.clips.labels[[self.task.labelled[row] for row in labelled]]
+        return {"video": torch.stack(videos), "label": torch.from_numpy(labels)}
 
-    def _clip(self, index: int, position: int) -> Tensor:
+    def _clip(self, position: int) -> tuple[int, Tensor]:
+        """Which labelled clip it is, and its crop."""
         task = self.task
         rng = numpy_generator(task.seed, "fine-tuning crop", position)
-        window = dense_window(task.clips.frame_count(index), task.model.frames, task.data.stride, rng.random())
-        return multi_scale_crop(task.clips.video(index, window), task.model.side, rng, task.data.crop_scales)
+        choose = Dense(task.model.frames, task.data.stride, rng.random())
+        short_side = math.ceil(task.model.side / min(task.data.crop_scales))
+
+        def read(row: int) -> Tensor:
+            return task.clips.video(task.labelled[row], choose, short_side)
+
+        row, video = read_or_replace(self.order, position, read, task.quarantine)
+        if task.settings.augment:
+            seed = derive(task.seed, "fine-tuning augmentation", position)
+            return row, finetune_augment(video, task.model.side, task.settings.augment, seed)
+        return row, multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
 
 
 @torch.no_grad()
-def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, batch: int = 32) -> Tensor:
-    """Class scores of each clip's middle window, whole frame: `(n, classes)` on the CPU."""
+def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int) -> Tensor:
+    """Class scores of each clip's middle window, whole frame: `(n, classes)` on the CPU. Raises MissingVideos."""
     device = next(model.parameters()).device
     model.eval()
-    return torch.cat(
-        [
-            model(middle_clips(clips, rows, settings.frames, stride, settings.side).to(device)).float().cpu()
-            for rows in batches_of(range(len(clips)), batch)
-        ]
-    )
+    batches = evaluated_clips(clips, range(len(clips)), settings.frames, stride, settings.side)
+    return torch.cat([model(video.to(device)).float().cpu() for video in batches])
 
 
 def encoder_state(state: State) -> State:

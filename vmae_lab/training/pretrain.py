@@ -1,6 +1,9 @@
 """Self-supervised pre-training with dual masking (VideoMAE V2, section 3)."""
 
+import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -11,7 +14,8 @@ from torch.utils.data import Dataset
 from vmae_lab.data.augment import multi_scale_crop
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.data.mixture import sample_order
-from vmae_lab.data.sampling import dense_window
+from vmae_lab.data.quarantine import Quarantine, read_or_replace
+from vmae_lab.data.sampling import Dense
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE, reconstruction_loss
@@ -24,17 +28,25 @@ class PretrainSettings(TrainSettings):
 
     normalise_target: bool = True
     target_eps: float = Field(TARGET_EPS, gt=0, description="added to a cube's deviation; 1e-6 on real videos")
-    repeats: int = Field(1, ge=1, description="repeated augmentation: crops and masks drawn from one clip in a row")
+    repeats: int = Field(1, ge=1, description="repeated augmentation: crops and masks drawn in a row from one decoded clip")
 
 
 class PretrainTask:
     """Rebuild masked cubes."""
 
     def __init__(
-        self, model: ModelSettings, masks: MaskSettings, settings: PretrainSettings, data: DataSettings, clips: Clips, seed: int
+        self,
+        model: ModelSettings,
+        masks: MaskSettings,
+        settings: PretrainSettings,
+        data: DataSettings,
+        clips: Clips,
+        seed: int,
+        quarantine: Quarantine | None = None,
     ):
         self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
-        self.order = sample_order(clips.sources, data.mixing, seed)
+        self.quarantine = Quarantine() if quarantine is None else quarantine
+        self.order = sample_order(clips.sources, data.mixing, seed, data.weights)
 
     def build(self) -> VideoMAE:
         return VideoMAE(self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps)
@@ -68,7 +80,7 @@ class PretrainBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         task, batch_size = self.task, self.task.settings.batch_size
-        video = torch.stack([self._clip(step * batch_size + row) for row in self.rows])
+        video = torch.stack(list(self._clips([step * batch_size + row for row in self.rows])))
         encoder_mask, decoder_mask = draw_masks(
             task.masks,
             task.model.clip.grid,
@@ -80,9 +92,24 @@ class PretrainBatches(Dataset):
         masks = {"encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
         return {"video": video, **{name: mask[self.rows.start : self.rows.stop] for name, mask in masks.items()}}
 
-    def _clip(self, position: int) -> Tensor:
+    def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        """A crop for each position of the stream; neighbours that repeat one clip share its decoding."""
         task = self.task
-        rng = numpy_generator(task.seed, "crop", position)
-        index = task.order[position // task.settings.repeats]
-        window = dense_window(task.clips.frame_count(index), task.model.frames, task.data.stride, rng.random())
-        return multi_scale_crop(task.clips.video(index, window), task.model.side, rng, task.data.crop_scales)
+        for place, repeated in groupby(positions, lambda position: position // task.settings.repeats):
+            video = self._video(place)
+            for position in repeated:
+                rng = numpy_generator(task.seed, "crop", position)
+                rng.random()  # the first draw places the window, of the first of the repeats
+                yield multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
+
+    def _video(self, place: int) -> Tensor:
+        """The window of frames at a place of the order of clips: uint8 `(C, T, H, W)`, no larger than its crops need."""
+        task = self.task
+        where = numpy_generator(task.seed, "crop", place * task.settings.repeats).random()
+        short_side = math.ceil(task.model.side / min(task.data.crop_scales))
+
+        def read(index: int) -> Tensor:
+            stride = task.data.stride_of(task.clips.sources[index])
+            return task.clips.video(index, Dense(task.model.frames, stride, where), short_side)
+
+        return read_or_replace(task.order, place, read, task.quarantine)[1]

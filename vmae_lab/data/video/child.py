@@ -18,12 +18,14 @@ LENGTH = struct.Struct("<Q")
 def main() -> None:
     """Take settings, say "ready", and answer requests `(folder, video, choose, short_side)`: paths are relative to the folder.
 
-    An answer is `("ok", shape, indices, info)` and then the pixels, or `("error", VideoError)`.
+    An answer is `("ok", shape, indices, info)` and then the pixels, or `("error", VideoError)`. Where `choose` is None the
+    video is looked at, whole: `("seen", Inspection)`.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     from vmae_lab.data.video.decoders import read_video
+    from vmae_lab.data.video.inspection import inspect_video
     from vmae_lab.data.video.screen import VideoError
 
     settings = receive(sys.stdin.buffer)
@@ -33,6 +35,9 @@ def main() -> None:
         folder, video, choose, short_side = request
         try:
             os.chdir(folder)
+            if choose is None:
+                send(answers, ("seen", inspect_video(video, settings)))
+                continue
             decoded = read_video(video, choose, settings, short_side)
         except VideoError as error:
             send(answers, ("error", error))

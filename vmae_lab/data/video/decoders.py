@@ -64,7 +64,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     path = screen(video, settings.follow_links)
     if video.total >= 0:
         return _read_folder(video, path, choose, settings, short_side)
-    source, container = _source(video, path)
+    source, container = open_source(video, path)
     info = probe(video.path, source, container, settings)
     readers = [READERS[info.decoder]]
     if settings.decoder == "auto" and info.decoder == "decord":
@@ -76,7 +76,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
         except IndexError as error:  # what was asked for, not how it was read
             raise VideoError(video.path, str(error), info.codec) from None
         except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
-            cause = _cause(error)
+            cause = cause_of(error)
     raise VideoError(video.path, cause, info.codec)
 
 
@@ -97,7 +97,7 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings) -> Vi
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if isinstance(error, VideoError):
             raise
-        raise VideoError(path, f"cannot be opened: {_cause(error)}") from None
+        raise VideoError(path, f"cannot be opened: {cause_of(error)}") from None
     if info.width * info.height > settings.max_pixels:
         limit = f"the bound of {settings.max_pixels / 1e6:.1f} megapixels (max_pixels)"
         raise VideoError(path, f"frames of {info.width} x {info.height} are larger than {limit}", info.codec)
@@ -112,7 +112,7 @@ def open_pyav(source: Any, container: str) -> av.container.InputContainer:
     return av.open(source, format=container, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
 
 
-def _source(video: VideoFile, path: str) -> tuple[Any, str]:
+def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
     """What a decoder is given (a path, or the bytes of a part of a shard), and the container it announces."""
     try:
         with open(path, "rb") as file:
@@ -189,7 +189,7 @@ def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int |
     indices = _chosen(choose, len(reader))
     unique = sorted(set(indices))
     parts = []
-    each = max(1, (64 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
+    each = max(1, (8 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
     for start in range(0, len(unique), each):
         parts += [_shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
     return _arranged(dict(zip(unique, parts, strict=True)), indices), indices
@@ -204,7 +204,7 @@ def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | N
         found, count, error = _walk(source, info, set(indices), short_side)
     missing = sorted(set(indices) - set(found))
     if missing:
-        cause = _cause(error) if error else "there are no more"
+        cause = cause_of(error) if error else "there are no more"
         raise ValueError(f"{count} frames could be decoded; frame {missing[0]} could not: {cause}")
     return _arranged(found, indices), indices
 
@@ -216,7 +216,7 @@ def _walk(
     found: dict[int, np.ndarray] = {}
     count, last = 0, max(wanted, default=-1)
     try:
-        for frame in _shown(source, info):
+        for frame in shown_frames(source, info):
             if count == 0:
                 size = _size(frame.height, frame.width, short_side)  # a stream's size may change midway: the first one holds
             if frame.is_corrupt:  # those after it are wrong as well, and which number each has is not known
@@ -231,7 +231,7 @@ def _walk(
     return found, count, None
 
 
-def _shown(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
+def shown_frames(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
     with open_pyav(source, info.container) as opened:
         stream = opened.streams.best("video")
         stream.thread_type = "NONE"  # the loader's processes are the parallelism
@@ -242,7 +242,7 @@ def count_frames(source: Any, info: VideoInfo) -> int:
     """Frames that can be decoded, by decoding them all; what breaks off the decoding ends the count."""
     count = 0
     try:
-        for _ in _shown(source, info):
+        for _ in shown_frames(source, info):
             count += 1
     except av.FFmpegError:
         pass
@@ -261,8 +261,8 @@ def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
     height, width = _size(*pixels.shape[:2], short_side)
     if (height, width) == pixels.shape[:2]:
         return pixels
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(width, height, interpolation=Interpolation.BILINEAR).to_ndarray()
+    frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width, height, interpolation=Interpolation.AREA).to_ndarray()
 
 
 def _size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
@@ -313,7 +313,7 @@ def _read_folder(
             if found[index].shape != found[min(found)].shape:
                 raise VideoError(one.path, f"its size differs from that of frame {min(found)}")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(one.path, _cause(error), info.codec) from None
+            raise VideoError(one.path, cause_of(error), info.codec) from None
     frames = _arranged(found, indices)
     return Decoded(frames, tuple(indices), replace(info, width=frames.shape[2], height=frames.shape[1]))
 
@@ -324,7 +324,7 @@ def _chosen(choose: Choose, count: int) -> list[int]:
     return list(choose(count))
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """What went wrong, without the decoder's own places in its source."""
     if isinstance(error, MemoryError):
         return "it takes more memory than it may (memory_mib)"

@@ -18,9 +18,11 @@ import numpy as np
 
 from vmae_lab.data.video.child import LENGTH, send
 from vmae_lab.data.video.decoders import Choose, Decoded
+from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+CHILD = "vmae_lab.data.video.child"  # what runs in a decoder's process
 START_SECONDS = 60.0  # that a decoder's process may take to start on a busy machine
 
 
@@ -37,6 +39,18 @@ class DecoderProcess:
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
         """As `read_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
+        return self._ask(video, choose, short_side)
+
+    def inspect(self, video: VideoFile) -> Inspection:
+        """As `inspect_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
+        return self._ask(video, None, None)
+
+    @property
+    def pid(self) -> int | None:
+        """The process that decodes, once there is one."""
+        return self._process.pid if self._process else None
+
+    def _ask(self, video: VideoFile, choose: Choose | None, short_side: int | None) -> Decoded | Inspection:
         try:
             self._start()
             deadline = time.monotonic() + self.settings.timeout_s
@@ -45,6 +59,8 @@ class DecoderProcess:
             answer = self._message(deadline, late)
             if answer[0] == "error":
                 raise answer[1]
+            if answer[0] == "seen":
+                return answer[1]
             _, shape, indices, info = answer
             frames = np.frombuffer(self._bytes(int(np.prod(shape)), deadline, late), np.uint8).reshape(shape)
             return Decoded(frames, indices, info)
@@ -72,7 +88,7 @@ class DecoderProcess:
         self.close()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vmae_lab.data.video.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._words, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
         )  # fmt: skip
         send(self._process.stdin, self.settings)
@@ -110,7 +126,7 @@ class DecoderProcess:
         return f"{cause}: {last[-1]}" if last and code is not None else cause
 
 
-Request = tuple[VideoFile, Choose, int | None]
+Request = tuple[VideoFile, Choose | None, int | None]  # without a choice of frames: to be inspected
 
 
 class Decoders:
@@ -122,18 +138,10 @@ class Decoders:
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
         """As `read_video`, in a decoder's process that no other thread uses. Raises VideoError."""
-        if self._owner != os.getpid():  # the processes that a fork inherited answer to another
-            self._owner, self._idle = os.getpid(), deque()
-        try:
-            decoder = self._idle.popleft()
-        except IndexError:
-            decoder = DecoderProcess(self.settings)
-        try:
+        with self._borrowed() as decoder:
             return decoder.read(video, choose, short_side)
-        finally:
-            self._idle.append(decoder)
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Decoded | VideoError]:
+    def map(self, requests: Iterable[Request]) -> Iterator[Decoded | Inspection | VideoError]:
         """What each request gives, in their order, `processes` at a time; a failure is handed over, not raised."""
         with ThreadPoolExecutor(self.processes) as threads:
             waiting: deque[Future] = deque()
@@ -158,8 +166,23 @@ class Decoders:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
-    def _attempt(self, request: Request) -> Decoded | VideoError:
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[DecoderProcess]:
+        if self._owner != os.getpid():  # the processes that a fork inherited answer to another
+            self._owner, self._idle = os.getpid(), deque()
         try:
-            return self.read(*request)
+            decoder = self._idle.popleft()
+        except IndexError:
+            decoder = DecoderProcess(self.settings)
+        try:
+            yield decoder
+        finally:
+            self._idle.append(decoder)
+
+    def _attempt(self, request: Request) -> Decoded | Inspection | VideoError:
+        video, choose, short_side = request
+        try:
+            with self._borrowed() as decoder:
+                return decoder.read(video, choose, short_side) if choose else decoder.inspect(video)
         except VideoError as error:
             return error

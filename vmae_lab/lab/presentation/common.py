@@ -23,6 +23,8 @@ def how_made(plan: Plan, sources: Sequence[str] = ()) -> str:
     labels = (
         f"frozen readouts averaged over {probe.draws} draws of {probe.labels} labels (the intervals over seeds hold these "
         "draws and the clips fixed)"
+        if probe.labels
+        else "frozen readouts with all labels"
     )
     return how_run(plan, labels, sources)
 

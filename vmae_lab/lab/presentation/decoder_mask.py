@@ -8,7 +8,8 @@ import torch
 from accelerate import PartialState
 from einops import rearrange
 
-from vmae_lab.data.clips import Clips, load_clips, middle_clips
+from vmae_lab.data.clips import Clips, load_clips
+from vmae_lab.data.evaluated import middle_clips
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
@@ -36,7 +37,7 @@ from vmae_lab.randomness import torch_generator
 
 def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[str, DecoderMaskRow]) -> pd.DataFrame:
     """One line an arm: accuracies (mean ± deviation over seeds), paired difference, cost, and what the paper reports."""
-    probe, labels = main_probe(plan), plan.recipe.evaluate.probe.labels
+    probe, labels = main_probe(plan), plan.recipe.evaluate.probe.labels or "all"
     accuracy, tuned = summarise(rows, probe), summarise(rows, "finetune")
     differences = differences_to(plan, rows, probe, baseline)
     cost = token_table(plan)

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from vmae_lab.cli import data
+from vmae_lab.data.lists import ListError
+from vmae_lab.data.video import VideoError
 from vmae_lab.files import StorageError, make_folder, write_text
 from vmae_lab.lab.index import write_index
 from vmae_lab.lab.places import project_root, report_folder, runs_folder
@@ -34,15 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="leave out what git ignores (smoke, variants, executed notebooks), to commit the index",
     )
+    data.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
+        if options.command == "data":
+            return data.run(options)
         if options.command == "report":
             return report(options)
         each = [argparse.Namespace(**{**vars(options), "notebook": notebook}) for notebook in options.notebook]
         for one in each:
             checked_parameters(one)  # of all of them, before the first starts
         return next((code for one in each if (code := {"run": run, "plan": plan}[options.command](one))), 0)
-    except (RecipeError, StorageError, FileNotFoundError) as error:
+    except (RecipeError, ListError, VideoError, StorageError, FileNotFoundError) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2
 
@@ -138,7 +144,3 @@ def _value(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"-p {name} {text!r} is not valid YAML: {error}") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

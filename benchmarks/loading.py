@@ -1,0 +1,181 @@
+"""Clips a second from real files, the straightforward way and ours, on one core: `python benchmarks/loading.py`.
+
+The straightforward way decodes full frames for every sample anew, crops and resizes them one by one with Pillow, stacks and
+normalises them on the CPU. Ours decodes once for k samples, shrinks behind the decoder, crops whole uint8 clips and leaves
+normalising to the device; with and without the process of its own that guards a run against broken files. Both draw the
+same windows. Then: memory over 2,000 opens, and of a loader with 8 workers.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from PIL import Image
+from tabulate import tabulate
+from torch.utils.data import DataLoader
+
+from vmae_lab.data.augment import SCALES, multi_scale_crop
+from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.lists import ListSettings
+from vmae_lab.data.sampling import Dense
+from vmae_lab.data.video import VideoFile, VideoSettings, read_video
+from vmae_lab.data.video.isolated import DecoderProcess
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.randomness import numpy_generator
+from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+
+SIDE, FRAMES, STRIDE = 224, 16, 4
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+SHORT = int(np.ceil(SIDE / min(SCALES)))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--reads", type=int, default=12, help="reads of each way, taken in turns")
+    arguments.add_argument("--opens", type=int, default=2000)
+    options = arguments.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {f"{w}x{h}": write_video(Path(folder, f"{h}.mp4"), w, h) for w, h in ((320, 240), (1280, 720))}
+        print(
+            f"H.264, 300 frames; clips of {FRAMES} x {SIDE} x {SIDE}, stride {STRIDE}; one core; {options.reads} reads each\n"
+        )
+        print(speed_table(files, options.reads))
+        print("\n" + open_table(files["320x240"], options.opens))
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        print("\n" + loader_memory(Path(folder), files["1280x720"]))
+
+
+def write_video(path: Path, width: int, height: int, frames: int = 300) -> Path:
+    """Smooth moving texture, as H.264 at the encoder's defaults (a key frame every 250)."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (3, height // 16 + 40, width // 16 + 40), dtype=np.uint8)
+    large = torch.nn.functional.interpolate(torch.from_numpy(coarse)[None].float(), scale_factor=16, mode="bilinear")[0]
+    texture = large.permute(1, 2, 0).to(torch.uint8).numpy()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for t in range(frames):
+            y, x = int(160 + 150 * np.sin(t / 40)), int(160 + 150 * np.cos(t / 55))
+            picture = np.ascontiguousarray(texture[y : y + height, x : x + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def straightforward(path: Path, repeats: int, read: int) -> None:
+    """Every sample decodes its window anew: float32 `(3, T, H, W)` each."""
+    for repeat in range(repeats):
+        rng = numpy_generator(read, "crop", repeat)
+        reader = decord.VideoReader(str(path), num_threads=1)
+        frames = reader.get_batch(list(window(read)(len(reader)))).asnumpy()
+        height, width = frames.shape[1:3]
+        tall, wide = (round(min(height, width) * SCALES[rng.integers(len(SCALES))]) for _ in range(2))
+        top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+        box = (left, top, left + wide, top + tall)
+        crops = [Image.fromarray(f).crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for f in frames]
+        video = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).float().div(255)
+        ((video - MEAN) / STD).permute(3, 0, 1, 2).contiguous()
+
+
+def ours(path: Path, repeats: int, read: int, decoder: DecoderProcess | None) -> None:
+    """One decode for all samples: uint8 `(3, T, H, W)` each."""
+    file, choose = VideoFile(str(path)), window(read)
+    decoded = decoder.read(file, choose, SHORT) if decoder else read_video(file, choose, VideoSettings(), SHORT)
+    video = torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
+    for repeat in range(repeats):
+        multi_scale_crop(video, SIDE, numpy_generator(read, "crop", repeat))
+
+
+def window(read: int) -> Dense:
+    return Dense(FRAMES, STRIDE, numpy_generator(0, "window", read).random())
+
+
+def speed_table(files: dict[str, Path], reads: int) -> str:
+    guarded = DecoderProcess(VideoSettings())
+    rows = []
+    for size, path in files.items():
+        for repeats in (1, 4):
+            ways: dict[str, Callable[[int], None]] = {
+                "straightforward": lambda read, p=path, k=repeats: straightforward(p, k, read),
+                "ours, same process": lambda read, p=path, k=repeats: ours(p, k, read, None),
+                "ours, guarded": lambda read, p=path, k=repeats: ours(p, k, read, guarded),
+            }
+            seconds = timed(ways, reads)
+            base = seconds["straightforward"]
+            rows += [[size, repeats, way, repeats / s, base / s] for way, s in seconds.items()]
+    guarded.close()
+    heads = ["file", "samples a decode (k)", "way", "clips/s", "times as fast"]
+    return tabulate(rows, headers=heads, floatfmt=("", "", "", ".1f", ".2f"))
+
+
+def timed(ways: dict[str, Callable[[int], None]], reads: int) -> dict[str, float]:
+    """The median time of a read of each way, the ways taken in turns, so that a busy moment falls on all."""
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for read in range(-1, reads):  # the first is a warm-up
+        for way, run in ways.items():
+            start = time.perf_counter()
+            run(max(read, 0))
+            if read >= 0:
+                taken[way].append(time.perf_counter() - start)
+    return {way: float(np.median(times)) for way, times in taken.items()}
+
+
+def open_table(path: Path, opens: int) -> str:
+    decoder, rows = DecoderProcess(VideoSettings()), []
+    for done in range(opens + 1):
+        decoder.read(VideoFile(str(path)), Dense(2, 1, 0.0), 64)
+        if done in (100, opens // 2, opens):
+            memory = psutil.Process(decoder.pid).memory_info().rss / 2**20
+            rows.append([done, memory, psutil.Process(decoder.pid).num_fds(), psutil.Process().memory_info().rss / 2**20])
+    decoder.close()
+    return tabulate(rows, headers=["opens", "decoder's memory, MiB", "its open files", "reader's memory, MiB"], floatfmt=".0f")
+
+
+def loader_memory(folder: Path, path: Path, workers: int = 8, items: int = 100_000) -> str:
+    """The largest sum of unique memory over the processes of a loader, on a list of many videos (one file, many names)."""
+    links = [folder / f"link-{i:03d}.mp4" for i in range(1000)]
+    for link in links:
+        os.link(path, link)
+    names = [f"link-{i:03d}.mp4 {j} -1" for j in range(items // len(links)) for i in range(len(links))]
+    (folder / "list.txt").write_text("\n".join(names))
+    data = DataSettings(lists=ListSettings(root=str(folder), pretrain="list.txt", classes=2), stride=STRIDE)
+    settings = PretrainSettings(steps=100, batch_size=8, lr=1e-3, repeats=4)
+    task = PretrainTask(
+        ModelSettings(size="base", frames=FRAMES, side=SIDE), MaskSettings(encoder_ratio=0.9), settings, data,
+        load_clips(data, "pretrain"), seed=0,
+    )  # fmt: skip
+    loader = DataLoader(task.batches(range(8)), batch_size=None, sampler=range(40), num_workers=workers)
+    peak, start = 0.0, time.perf_counter()
+    for _ in loader:
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        peak = max(peak, sum(memory_of(process) for process in family))
+    seconds = time.perf_counter() - start
+    table = pd.DataFrame([{"workers": workers, "videos": items, "batch": "8 clips of 720p, k = 4", "peak, MiB": round(peak)}])
+    return (
+        table.to_markdown(index=False) + f"\n(unshared memory of all processes, this one included; {320 / seconds:.1f} clips/s)"
+    )
+
+
+def memory_of(process: psutil.Process) -> float:
+    try:
+        return process.memory_full_info().uss / 2**20
+    except psutil.Error:
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Fine-tuning's augmentation: one draw for all frames of a clip, from a seed alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from vmae_lab.data.augment import FinetuneAugment, finetune_augment
+
+PLAIN = FinetuneAugment(rand_augment=None, scale=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0, erase=0.0)
+
+
+def picture(height: int = 40, width: int = 56) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 255, (3, 1, height, width), dtype=np.uint8))
+
+
+def still(frames: int = 6) -> torch.Tensor:
+    return picture().expand(-1, frames, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_all_frames_go_through_the_same(seed):
+    """A clip that stands still comes out standing still, whatever was drawn."""
+    clip = finetune_augment(still(), 24, FinetuneAugment(erase=0.0), seed)
+    assert clip.shape == (3, 6, 24, 24)
+    assert clip.dtype == torch.uint8
+    assert (clip == clip[:, :1]).all()
+
+
+def test_draws_are_of_the_seed_alone_and_leave_no_trace():
+    settings = FinetuneAugment()
+    first = finetune_augment(still(), 24, settings, 5)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert torch.equal(finetune_augment(still(), 24, settings, 5), first)
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert not all(torch.equal(finetune_augment(still(), 24, settings, seed), first) for seed in range(4))
+
+
+def test_a_part_drawn_more_or_less_moves_no_other():
+    """Where erasing is switched off, crop and mirror image stay what they were: ablations differ in one thing."""
+    for seed in range(8):
+        on, off = (finetune_augment(still(), 24, FinetuneAugment(erase=erase), seed) for erase in (1.0, 0.0))
+        same = (on == off).all(0).all(0)
+        assert 0.3 < same.float().mean() < 1.0
+
+
+def test_the_erased_box_is_the_same_in_every_frame_and_its_noise_is_not():
+    black = torch.zeros(3, 5, 40, 40, dtype=torch.uint8)
+    found = 0
+    for seed in range(6):
+        clip = finetune_augment(black, 40, PLAIN.model_copy(update={"erase": 1.0}), seed)
+        boxes = (clip > 0).any(0)
+        if not boxes.any():
+            continue
+        found += 1
+        rows, columns = (torch.nonzero(boxes.any(0).any(axis)).flatten() for axis in (1, 0))
+        inside = (clip[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0).any(0).float().mean(dim=(1, 2))
+        assert (inside > 0.9).all(), "a filled box, in all frames"
+        assert not torch.equal(clip[:, 0], clip[:, 1])
+        assert 0.02 <= boxes.any(0).float().mean() < 0.45
+    assert found == 6
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_mirroring_is_all_or_nothing(flip):
+    square = picture(40, 40)
+    clip = finetune_augment(square, 40, PLAIN.model_copy(update={"flip": flip}), 0)
+    assert torch.equal(clip, square.flip(-1) if flip else square)

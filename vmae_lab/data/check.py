@@ -1,0 +1,129 @@
+"""Every video of a list decoded once: what they are, which are broken, and a list of those that are not."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from vmae_lab.data.listed import clips_of
+from vmae_lab.data.lists import VideoList
+from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
+from vmae_lab.data.video.inspection import Inspection
+from vmae_lab.files import make_folder, storing_in, write_text
+
+JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
+SHOWN = 50  # broken files that the page names
+FRAME_PATTERN = VideoFile.pattern
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`table`: a line a video, what the list says of it and what was seen. `folder` holds it as files."""
+
+    table: pd.DataFrame
+    folder: Path
+
+    @property
+    def broken(self) -> pd.DataFrame:
+        return self.table[self.table.status != "ok"]
+
+
+def check_list(
+    videos: VideoList,
+    settings: VideoSettings,
+    folder: Path,
+    processes: int = 1,
+    frame_pattern: str = FRAME_PATTERN,
+    keep_damaged: bool = False,
+    progress: bool = True,
+) -> Checked:
+    """Inspect every video, in several processes; what an interrupted check has seen is not decoded again.
+
+    Writes to `folder` a journal (check.jsonl), a report (README.md), failures.csv, and checked.csv: a list that `read_list`
+    takes, with the frames and the decoder of each video. Raises StorageError.
+    """
+    make_folder(folder)
+    clips = clips_of({"checked": (videos, frame_pattern)}, settings, processes)
+    files = [clips.file(index) for index in range(len(clips))]
+    keys = [_key(file) for file in files]
+    seen = _journal(folder / JOURNAL)
+    todo = [index for index, key in enumerate(keys) if key not in seen]
+    print(f"{len(files)} videos, {len(files) - len(todo)} of them seen by an earlier check; {processes} processes")
+    with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+        journal.write("\n" if todo and seen else "")  # a killed check may have left half a line
+        found = clips.decoders.map((files[index], None, None) for index in todo)
+        for index, result in zip(todo, tqdm(found, total=len(todo), unit="video", disable=not progress), strict=True):
+            inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
+            seen[keys[index]] = asdict(inspection)
+            journal.write(json.dumps({"key": keys[index], **asdict(inspection)}) + "\n")
+            journal.flush()
+    clips.decoders.close()
+    results = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
+    listed = videos.table.drop(columns=[name for name in results if name in videos.table])
+    checked = Checked(pd.concat([listed, results], axis=1), folder)
+    _write(checked, videos, keep_damaged)
+    return checked
+
+
+def _key(file: VideoFile) -> str:
+    """Names a file's content as far as it can be told without reading it."""
+    try:
+        status = os.stat(file.path)
+        there = (status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        there = (-1, -1)
+    return json.dumps([file.path, file.start, file.total, file.offset, file.size, *there])
+
+
+def _journal(path: Path) -> dict[str, dict[str, Any]]:
+    """What earlier checks saw; a last line that a kill cut short is left out."""
+    seen = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # half a line, or an empty one
+            continue
+        seen[row.pop("key")] = row
+    return seen
+
+
+def _write(checked: Checked, videos: VideoList, keep_damaged: bool) -> None:
+    table, folder = checked.table, checked.folder
+    kept = table[table.status.isin(["ok", "damaged"] if keep_damaged else ["ok"])]
+    columns = ["path", "start", "total", *(name for name in ("offset", "size") if name in table)]
+    if (table.label >= 0).all():
+        kept = kept.assign(label=[videos.classes[label] for label in kept.label])
+        columns.append("label")
+    seen = ["frames", "decoder", "container", "codec", "width", "height", "rotation", "fps", "seconds", "bytes"]
+    write_text(folder / CHECKED, kept[columns + seen].to_csv(index=False))
+    write_text(folder / FAILURES, checked.broken[["path", "line", "status", "codec", "cause"]].to_csv(index=False))
+    write_text(folder / REPORT, _report(checked, len(kept)))
+
+
+def _report(checked: Checked, kept: int) -> str:
+    """The page of a check: how many, how long, what kinds, and what is broken."""
+    table = checked.table
+    read = table[table.status != "failed"]
+    counts = table.status.value_counts().reindex(["ok", "damaged", "failed"], fill_value=0)
+    hours = read.seconds.sum() / 3600
+    parts = [
+        f"# {len(table)} videos checked",
+        f"{counts.ok} are sound, {counts.damaged} are damaged, {counts.failed} cannot be read; {hours:.2f} hours, "
+        f"{read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists the {kept} that are kept, `{FAILURES}` the others and why. "
+        "Each was decoded once, whole; damage that leaves no error in the decoder (a flipped bit, often) is not seen.",
+    ]
+    if len(read):
+        ranges = read[["frames", "seconds", "fps", "width", "height"]].describe(percentiles=[0.05, 0.5, 0.95])
+        parts += [ranges.loc[["min", "5%", "50%", "95%", "max"]].round(2).to_markdown()]
+        kinds = read.groupby(["container", "codec", "decoder"]).size().rename("videos").reset_index()
+        parts += [kinds.sort_values("videos", ascending=False).to_markdown(index=False)]
+    if len(checked.broken):
+        shown = checked.broken[["path", "status", "cause"]].head(SHOWN)
+        shown = shown.map(lambda text: "".join(c if c.isprintable() and c != "|" else "?" for c in text))
+        more = len(checked.broken) - len(shown)
+        parts += ["## Broken ones", shown.to_markdown(index=False) + (f"\n\nand {more} more" if more > 0 else "")]
+    return "\n\n".join(parts) + "\n"

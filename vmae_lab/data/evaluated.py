@@ -1,0 +1,66 @@
+"""Clips as they are evaluated: the middle of each video, none replaced, and none left out without a word."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vmae_lab.data.augment import centre_crop
+from vmae_lab.data.clips import Clips
+from vmae_lab.data.sampling import Dense
+from vmae_lab.data.video import VideoError
+
+
+class MissingVideos(RuntimeError):
+    """Videos of an evaluation that cannot be read, all of them: an average over the others is another number."""
+
+    def __init__(self, failed: Mapping[int, VideoError], total: int):
+        self.failed, self.total = dict(failed), total
+        shown = "\n  ".join(str(error) for error in list(failed.values())[:20])
+        more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
+        super().__init__(
+            f"{len(failed)} of {total} videos cannot be read, so nothing was averaged:\n  {shown}{more}\n"
+            "Mend them, use the list that 'vmae-lab data check' cleaned, or set evaluate.missing to 'skip' to average "
+            "over the rest"
+        )
+
+    def __reduce__(self):
+        return MissingVideos, (self.failed, self.total)
+
+
+def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
+    """The middle window of some videos, its largest central square: uint8 `(B, C, T, side, side)`. Raises MissingVideos."""
+    return torch.cat(list(evaluated_clips(clips, rows, frames, stride, side)))
+
+
+def evaluated_clips(
+    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int, batch: int = 32
+) -> Iterator[Tensor]:  # fmt: skip
+    """What is evaluated, in batches: the middle window's central square of each row, uint8 `(B, C, T, side, side)`.
+
+    What follows a video that cannot be read is only tried, and after the last one MissingVideos is raised, naming all: so no
+    average comes of it.
+    """
+    failed: dict[int, VideoError] = {}
+    for some in batches_of(rows, batch):
+        read = list(clips.videos(some, Dense(frames, stride, 0.5), side))
+        failed |= {row: video for row, video in zip(some, read, strict=True) if isinstance(video, VideoError)}
+        if not failed:
+            yield torch.stack([centre_crop(video, side) for video in read])
+    if failed:
+        raise MissingVideos(failed, len(rows))
+
+
+def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> tuple[list[int], MissingVideos | None]:
+    """Those of some rows whose middle window can be read, and what is missing, where something is. It reads them all."""
+    try:
+        for _ in evaluated_clips(clips, rows, frames, stride, side):
+            pass
+    except MissingVideos as missing:
+        return [row for row in rows if row not in missing.failed], missing
+    return list(rows), None
+
+
+def batches_of(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Rows in order, `size` at a time, the last batch smaller: every row once."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))

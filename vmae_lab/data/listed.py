@@ -1,0 +1,103 @@
+"""Videos of list files, decoded when they are asked for, in processes that may die without harm."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vmae_lab.data.lists import ListSettings, VideoList, read_pretrain, read_split
+from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
+from vmae_lab.data.video.decoders import Choose, Decoded
+from vmae_lab.data.video.isolated import Decoders
+
+ONE_SOURCE = "lists"
+
+
+@dataclass(frozen=True)
+class ListedClips:
+    """The videos of one split, of one source or several, one after the other. Columns of numbers, so that a million of
+    paths is no million of Python objects, which forked loader processes would copy by and by.
+    """
+
+    paths: np.ndarray  # str, absolute
+    places: np.ndarray  # int64 (n, 4): first frame's number, frames of a folder, offset and size in a shard
+    labels: np.ndarray
+    codes: np.ndarray  # the source of each
+    names: tuple[str, ...]  # of the sources
+    roots: tuple[str, ...]
+    patterns: tuple[str, ...]
+    decoders: Decoders
+
+    length = None  # frames of every video: they differ
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def sources(self) -> np.ndarray:
+        return np.asarray(self.names)[self.codes]
+
+    def file(self, index: int) -> VideoFile:
+        """Where a video is."""
+        code, (start, total, offset, size) = self.codes[index], self.places[index].tolist()
+        return VideoFile(str(self.paths[index]), self.roots[code], start, total, self.patterns[code], offset, size)
+
+    def subset(self, rows: Sequence[int]) -> "ListedClips":
+        rows = np.asarray(rows, dtype=np.int64)
+        columns = {name: getattr(self, name)[rows] for name in ("paths", "places", "labels", "codes")}
+        return replace(self, **columns)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
+        """The frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError naming the file."""
+        return _clip(self.decoders.read(self.file(index), choose, short_side))
+
+    def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
+        """The same of several videos, in order, read side by side; one that cannot be read gives its error."""
+        for read in self.decoders.map((self.file(index), choose, short_side) for index in rows):
+            yield read if isinstance(read, VideoError) else _clip(read)
+
+
+def listed_clips(settings: ListSettings, split: str, sources: Sequence[str] = (), processes: int = 1) -> ListedClips:
+    """The videos of a split (`pretrain`, `train`, `validation`, `test`), of some sources or all. Raises ListError."""
+    if split == "pretrain":
+        videos = {name: one for name, one in read_pretrain(settings).items() if not sources or name in sources}
+        lists = {name: (one, settings.pretrain_sources[name].frame_pattern) for name, one in videos.items()}
+    else:
+        lists = {ONE_SOURCE: (read_split(settings, split), settings.frame_pattern)}
+    return clips_of(lists, settings.decoding, processes)
+
+
+def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings, processes: int = 1) -> ListedClips:
+    """The videos of lists, by the names of their sources; each with how pictures in folders are named."""
+    videos, patterns = zip(*lists.values(), strict=True)
+    return ListedClips(
+        np.concatenate([_absolute(one) for one in videos]),
+        np.concatenate([_places(one.table) for one in videos]),
+        np.concatenate([one.table["label"].to_numpy(np.int64) for one in videos]),
+        np.repeat(np.arange(len(videos), dtype=np.int16), [len(one) for one in videos]),
+        tuple(lists), tuple(str(one.root) for one in videos), patterns, Decoders(decoding, processes),
+    )  # fmt: skip
+
+
+def _clip(decoded: Decoded) -> Tensor:
+    """uint8 `(C, T, H, W)` over the decoded memory, colours innermost: what follows crops and resizes it."""
+    return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
+
+
+def _absolute(videos: VideoList) -> np.ndarray:
+    return np.array([f"{videos.root}/{path}" if path[:1] != "/" else path for path in videos.table["path"]], dtype=_TEXT)
+
+
+def _places(table: pd.DataFrame) -> np.ndarray:
+    columns = [table[name] if name in table else pd.Series(-1, table.index) for name in ("start", "total", "offset", "size")]
+    return np.stack([column.to_numpy(np.int64) for column in columns], axis=1)
+
+
+_TEXT = np.dtypes.StringDType()

@@ -1,0 +1,12 @@
+"""Own or real videos by lists: which videos there are, what they show, and how they are split.
+
+`formats.py` reads the forms that a list may have, `reading.py` checks its lines, `settings.py` says which lists there are,
+`splits.py` reads them all with the same classes. Nothing here opens a video.
+"""
+
+from vmae_lab.data.lists.formats import ListError
+from vmae_lab.data.lists.reading import VideoList, read_list
+from vmae_lab.data.lists.settings import HoldOut, ListSettings, SourceSettings
+from vmae_lab.data.lists.splits import read_pretrain, read_split
+
+__all__ = ["HoldOut", "ListError", "ListSettings", "SourceSettings", "VideoList", "read_list", "read_pretrain", "read_split"]

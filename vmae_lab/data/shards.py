@@ -1,0 +1,107 @@
+"""The videos of a list in tar shards (the WebDataset convention), so that millions of clips need no millions of files.
+
+A shard is an uncompressed tar of `<number>.<extension>` and `<number>.json` (label, class, where it came from), which any
+WebDataset reader streams. Beside them stands videos.csv, a list whose lines say shard, offset and size: with it a video is
+read straight from its shard, so the order of samples, its determinism and its resuming are the same as for single files.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from vmae_lab.data.listed import ListedClips, clips_of
+from vmae_lab.data.lists import ListError, VideoList
+from vmae_lab.data.video import VideoError, VideoSettings
+from vmae_lab.data.video.screen import screen
+from vmae_lab.files import make_folder, whole_file, write_text
+from vmae_lab.randomness import numpy_generator
+
+INDEX = "videos.csv"
+
+
+def pack(
+    videos: VideoList, folder: Path, shard_mib: int = 512, seed: int = 0, follow_links: bool = False, progress: bool = True
+) -> Path:  # fmt: skip
+    """Write the videos, shuffled (a reader that streams shards then sees a mixture), into shards of about `shard_mib` MiB.
+
+    Returns the index's path, which `read_list` takes with `folder` as root. A shard that stands is not written again.
+    Raises ListError for folders of frames, VideoError for a file that is not there, StorageError.
+    """
+    if (videos.table.total >= 0).any():
+        raise ListError(f"{videos.root}: folders of frames are not packed: make video files of them, or list them as they are")
+    make_folder(folder)
+    clips = clips_of({"packed": (videos, "")}, VideoSettings(follow_links=follow_links))
+    sizes = np.array([os.path.getsize(screen(clips.file(index), follow_links)) for index in range(len(clips))])
+    order = numpy_generator(seed, "shards").permutation(len(clips))
+    rows = []
+    parts = list(_shards(order, sizes, shard_mib << 20))
+    with tqdm(total=len(clips), unit="video", desc="packing", disable=not progress) as bar:
+        for number, part in enumerate(parts):
+            path = folder / f"shard-{number:06d}-of-{len(parts):06d}.tar"
+            if not path.exists():
+                with whole_file(path) as temporary:
+                    _write_shard(temporary, part, clips, videos)
+            rows += _rows_of(path, part, clips, videos)
+            bar.update(len(part))
+    write_text(folder / INDEX, pd.DataFrame(rows).to_csv(index=False))
+    return folder / INDEX
+
+
+def _shards(order: Sequence[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
+    """Rows of each shard: filled in order until the next would exceed the limit, one at least."""
+    part, total = [], 0
+    for index in map(int, order):
+        if part and total + sizes[index] > limit:
+            yield part
+            part, total = [], 0
+        part.append(index)
+        total += int(sizes[index])
+    if part:
+        yield part
+
+
+def _write_shard(path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index in part:
+            source, label = clips.file(index).path, int(clips.labels[index])
+            about = {"source": str(videos.table["path"].iloc[index]), "label": label}
+            if label >= 0:
+                about["class"] = videos.classes[label]
+            member = _member(f"{_stem(index)}{PurePath(source).suffix.lower()[:8]}", os.path.getsize(source))
+            with open(source, "rb") as file:
+                tar.addfile(member, file)
+            text = json.dumps(about, ensure_ascii=True).encode()
+            tar.addfile(_member(f"{_stem(index)}.json", len(text)), io.BytesIO(text))
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    """A member that depends on its content alone: no owner, no time."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member
+
+
+def _rows_of(path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList) -> list[dict[str, object]]:
+    """Lines of the index, from the shard as it stands. Raises VideoError where it is not what this list would give."""
+    with tarfile.open(path) as tar:
+        members = {PurePath(member.name).stem: member for member in tar if not member.name.endswith(".json")}
+    if set(members) != {_stem(index) for index in part}:
+        raise VideoError(path, "it was packed from another list: choose another folder, or delete it")
+    rows = []
+    for index in part:
+        member, label = members[_stem(index)], int(clips.labels[index])
+        row = {"path": path.name, "offset": member.offset_data, "size": member.size}
+        row |= {"label": videos.classes[label]} if label >= 0 else {}
+        rows.append(row | {"source": str(videos.table["path"].iloc[index])})
+    return rows
+
+
+def _stem(index: int) -> str:
+    return f"{index:09d}"

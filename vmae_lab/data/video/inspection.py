@@ -1,0 +1,82 @@
+"""A video decoded once, whole, and what was seen: an index may promise what is not there, and damage need not be an error."""
+
+import os
+import re
+from dataclasses import dataclass
+
+import av
+
+from vmae_lab.data.sampling import Everything
+from vmae_lab.data.video.decoders import cause_of, open_source, probe, read_video, shown_frames
+from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, screen
+
+MISSING_FRAMES = 0.05  # of what the header promises; a few less are common in old AVI files, and harmless
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one video is. `status`: ok, damaged (it decodes, not as it should) or failed (no frame of it can be trusted)."""
+
+    status: str
+    cause: str = ""
+    container: str = ""
+    codec: str = ""
+    width: int = 0  # upright
+    height: int = 0
+    rotation: int = 0  # degrees, of what is stored
+    fps: float = 0.0
+    header_frames: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    decoder: str = ""
+    bytes: int = 0
+
+
+def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
+    """Decode every frame, in this process. A file that cannot be read is told, not raised."""
+    try:
+        path = screen(video, settings.follow_links)
+        return _inspect_folder(video, path, settings) if video.total >= 0 else _inspect(video, path, settings)
+    except VideoError as error:
+        return Inspection("failed", error.cause, codec=error.codec)
+
+
+def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection:
+    source, container = open_source(video, path)
+    info = probe(video.path, source, container, settings)
+    count, first, last, cause = 0, None, None, ""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as logged:
+            try:
+                for frame in shown_frames(source, info):
+                    count, first, last = count + 1, first or frame, frame
+            except (av.FFmpegError, MemoryError, ValueError) as error:
+                cause = f"decoding breaks off after {count} frames: {cause_of(error)}"
+    finally:
+        av.logging.set_level(level)
+    if not count:
+        raise VideoError(video.path, "no frame of it can be decoded" + (f": {cause}" if cause else ""), info.codec)
+    if not cause and logged:
+        cause = f"the decoder complained {len(logged)} times, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
+    if not cause and count < (1 - MISSING_FRAMES) * info.frames - 3:
+        cause = f"{count} frames, where the header promises {info.frames}"
+    rotation = round(first.rotation)
+    size = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    length = float((last.pts - first.pts) * last.time_base) if first.pts is not None and last.pts is not None else 0.0
+    seconds = max(0.0, length) + (1 / info.fps if info.fps else 0)
+    return Inspection(
+        "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3), info.frames,
+        count, round(seconds, 3), info.decoder, video.size if video.size >= 0 else os.path.getsize(path),
+    )  # fmt: skip
+
+
+def _inspect_folder(video: VideoFile, path: str, settings: VideoSettings) -> Inspection:
+    decoded = read_video(video, Everything(), settings, short_side=32)
+    size = sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+    info = decoded.info
+    return Inspection(
+        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, video.total, len(decoded.frames), 0.0,
+        info.decoder, size,
+    )  # fmt: skip
