@@ -1,5 +1,6 @@
 """Pre-training and evaluation over lists with broken videos, made on the spot, and over every kind of the shared ones."""
 
+import json
 import os
 import textwrap
 from collections import Counter
@@ -200,3 +201,34 @@ def make_hostile(root: Path) -> list[str]:
     for name in ("hangs.mp4", "crashes.mp4"):
         write_video(root / name)
     return ["fifo.mp4", "dangling.mp4", "loop.mp4", "device.mp4", "folder.mp4", "hangs.mp4", "crashes.mp4"]
+
+
+def test_a_report_says_what_was_left_out(smoke, project, tmp_path_factory, capfd):
+    """The command line stops, with a status, where a listed video cannot be read; told to skip it, the page names it."""
+    from vmae_lab.cli import main
+
+    root = tmp_path_factory.mktemp("videos")
+    for name in ("run", "walk"):
+        (root / name).mkdir()
+        for number in range(9):
+            write_video(root / name / f"{number}.mp4")
+    (root / "walk" / "gone.mp4").write_text("not a video")
+    listed = [
+        f"{path.relative_to(root)} {label}" for label, name in enumerate(("run", "walk")) for path in (root / name).iterdir()
+    ]
+    (root / "list.txt").write_text("\n".join(sorted(listed)))
+    lists = {"root": str(root), "classes": 2, **dict.fromkeys(("train", "test", "validation"), "list.txt")}
+    overrides = {
+        "data": {"lists": lists, "crop_scales": [1.0]}, "evaluate.sources": [], "evaluate.probe.labels": None,
+        "evaluate.finetune_labels": None, "seeds": [0], "arms": ["scratch", "running_cell_50"],
+    }  # fmt: skip
+    notebook = str(Path(__file__).parents[2] / "notebooks" / "ablation_decoder_mask.ipynb")
+    command = ["run", notebook, "--scale", "smoke"]
+    for name, value in overrides.items():
+        command += ["-p", name, json.dumps(value)]
+    assert main(command) == 1
+    assert "1 of 19 videos cannot be read, so nothing was averaged" in capfd.readouterr().err
+    assert main([*command, "-p", "evaluate.missing", "skip"]) == 0
+    page = (project / "reports" / "smoke-variant" / "ablation_decoder_mask" / "README.md").read_text()
+    assert "1 video(s) could not be read and are left out of every average here" in page
+    assert "walk/gone.mp4`" in page

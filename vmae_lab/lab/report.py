@@ -71,7 +71,7 @@ class Report:
             f"{made['code']} on {made['device']}. Made by `notebooks/{self.notebook}.ipynb`; settings, versions and stages in "
             "[manifest.json](manifest.json), every single result in [tables/results.csv](tables/results.csv)."
         )
-        page = "\n\n".join([head, *self.parts]) + "\n"
+        page = "\n\n".join([head, *_left_out_words(plan, store), *self.parts]) + "\n"
         for name, frame in self.tables.items():
             page = page.replace(f"{{table {name}}}", save_table(frame, folder / "tables", name))
         for name, figure in self.figures.items():
@@ -101,3 +101,17 @@ class Report:
             "stages": stages,
             "compute_seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
         }
+
+
+def _left_out_words(plan: Plan, store: RunStore) -> list[str]:
+    """A sentence where the recipe let videos that cannot be read be skipped and some were; else none."""
+    names = set()
+    for stage in plan.stages:
+        result = store.result(stage)
+        names |= {*result.get("left_out", ()), *result.get("left_out_of_training", ())}
+    if not names:
+        return []
+    shown = ", ".join(f"`{name}`" for name in sorted(names)[:5]) + (" and others" if len(names) > 5 else "")
+    return [
+        f"**{len(names)} video(s) could not be read and are left out of every average here** (`evaluate.missing: skip`): {shown}."
+    ]

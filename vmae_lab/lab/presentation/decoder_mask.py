@@ -9,7 +9,7 @@ from accelerate import PartialState
 from einops import rearrange
 
 from vmae_lab.data.clips import Clips, load_clips
-from vmae_lab.data.evaluated import middle_clips
+from vmae_lab.data.evaluated import middle_clips, readable
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
@@ -89,6 +89,18 @@ def example_clips(plan: Plan) -> Clips:
     return load_clips(recipe.data, recipe.evaluate.split, recipe.evaluate.sources)
 
 
+def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
+    """The middle of one clip, to be shown: uint8 `(1, C, T, H, W)`. Where missing ones are skipped, the next that can be read.
+
+    Raises MissingVideos.
+    """
+    clips, recipe = example_clips(plan), plan.recipe
+    shape = (recipe.model.frames, recipe.data.stride, recipe.model.side)
+    if recipe.evaluate.missing == "skip":
+        clip = next((row for row in range(clip, len(clips)) if readable(clips, [row], *shape)[0]), clip)
+    return middle_clips(clips, [clip], *shape)
+
+
 def masks_on_clip(plan: Plan, clip: int) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """A clip's frames uint8 `(T, H, W, 3)`, and each arm's masks on it, bool `(T', H', W')` each, by label."""
     recipe, masks = plan.recipe, {}
@@ -102,8 +114,7 @@ def masks_on_clip(plan: Plan, clip: int) -> tuple[np.ndarray, dict[str, tuple[np
                 label = min(label, other, key=len)
                 del masks[other]
         masks[label] = drawn
-    video = middle_clips(example_clips(plan), range(clip, clip + 1), recipe.model.frames, recipe.data.stride, recipe.model.side)
-    return video[0].permute(1, 2, 3, 0).numpy(), masks
+    return picture_clip(plan, clip)[0].permute(1, 2, 3, 0).numpy(), masks
 
 
 @torch.no_grad()
@@ -120,10 +131,7 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
     path = store.folder(cell.encoder) / WEIGHTS
     load_weights(model, read_weights(path), str(path))
     model = model.to(PartialState().device).eval()
-    rows = range(clip, clip + 1)
-    video = middle_clips(example_clips(plan), rows, settings.frames, recipe.data.stride, settings.side).to(
-        PartialState().device
-    )
+    video = picture_clip(plan, clip).to(PartialState().device)
     encoder_mask, _ = _draw(recipe, 1)
     prediction, decoded = model(video, encoder_mask)
     raw = model.pixels_at(video, decoded)
