@@ -112,6 +112,5 @@ def _left_out_words(plan: Plan, store: RunStore) -> list[str]:
     if not names:
         return []
     shown = ", ".join(f"`{name}`" for name in sorted(names)[:5]) + (" and others" if len(names) > 5 else "")
-    return [
-        f"**{len(names)} video(s) could not be read and are left out of every average here** (`evaluate.missing: skip`): {shown}."
-    ]
+    words = f"**{len(names)} video(s) could not be read and are left out of every average here** (`evaluate.missing: skip`)"
+    return [f"{words}: {shown}."]
