@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from vmae_lab.cli import main
@@ -18,6 +19,8 @@ from vmae_lab.data.lists import ListError, ListSettings, read_list
 from vmae_lab.data.sampling import Dense, Everything
 from vmae_lab.data.shards import pack
 from vmae_lab.data.video import VideoError, VideoSettings, isolated
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
@@ -105,6 +108,7 @@ def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
     assert "5 ok, 0 damaged, 1 failed" in capsys.readouterr().out
+    assert len(read_list(tmp_path / "videos.check" / CHECKED, videos)) == 5, "named after the folder that was checked"
     assert main(["data", "check", "nowhere.txt"]) == 2
     assert "nowhere.txt" in capsys.readouterr().err
 
@@ -145,3 +149,16 @@ def test_shards_are_plain_webdataset_tars_and_are_not_written_twice(videos, tmp_
     (videos / "frames.txt").write_text("frames 1 8\n")
     with pytest.raises(ListError, match="folders of frames are not packed"):
         pack(read_list("frames.txt", videos), tmp_path / "none", progress=False)
+
+
+def test_the_template_for_own_videos_is_a_recipe(tmp_path):
+    """Its folders are the classes; nothing is opened to build it."""
+    for name in ("run", "walk"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            (tmp_path / name / f"{number}.mp4").touch()
+    template = yaml.safe_load((Path(__file__).parents[2] / "params" / "own.yaml").read_text())
+    template["data"]["lists"]["root"] = str(tmp_path)
+    recipe = build_recipe({**template, "arms": ["scratch", "running_cell_50"]})
+    assert recipe.data.classes == 2
+    plan_notebook("ablation_decoder_mask", recipe)

@@ -8,7 +8,8 @@ from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
 from vmae_lab.data.kinetics import merge_kinetics, write_hybrid
 from vmae_lab.data.lists import read_list
 from vmae_lab.data.shards import pack
-from vmae_lab.data.video import VideoFile, VideoSettings
+from vmae_lab.data.video import VideoSettings
+from vmae_lab.data.video.screen import FRAMES
 
 LIST = "a list file (official, csv, tsv, parquet), a folder of videos, or a glob"
 
@@ -23,7 +24,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     _list_options(check)
     check.add_argument("--out", type=Path, help="folder for the results (default: <list>.check in the current folder)")
     check.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    check.add_argument("--frame-pattern", default=VideoFile.pattern, help="names in folders of frames")
+    check.add_argument("--frame-pattern", default=FRAMES, help="names in folders of frames")
     check.add_argument("--keep-damaged", action="store_true", help="list damaged videos with the sound ones")
     for name, field in VideoSettings.model_fields.items():
         if name in ("max_pixels", "memory_mib", "timeout_s"):
@@ -62,7 +63,8 @@ def _list_options(command: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     limits = {name: getattr(options, name) for name in ("max_pixels", "memory_mib", "timeout_s", "follow_links")}
-    folder = options.out or Path(f"{Path(options.list).resolve().name}.check")
+    listed = Path(options.root, options.list)
+    folder = options.out or Path(f"{(listed if listed.exists() else Path(options.root)).resolve().name}.check")
     videos = read_list(options.list, options.root, options.labelled)
     checked = check_list(
         videos, VideoSettings(**limits), folder, options.processes, options.frame_pattern, options.keep_damaged

@@ -13,11 +13,11 @@ from vmae_lab.data.listed import clips_of
 from vmae_lab.data.lists import VideoList
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.inspection import Inspection
+from vmae_lab.data.video.screen import FRAMES
 from vmae_lab.files import make_folder, storing_in, write_text
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names
-FRAME_PATTERN = VideoFile.pattern
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def check_list(
     settings: VideoSettings,
     folder: Path,
     processes: int = 1,
-    frame_pattern: str = FRAME_PATTERN,
+    frame_pattern: str = FRAMES,
     keep_damaged: bool = False,
     progress: bool = True,
 ) -> Checked:

@@ -105,13 +105,9 @@ class DataSettings(BaseModel):
 
 
 class Clips(Protocol):
-    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`, `sources` a name a video.
-
-    `length` is the frames of every video, None where they differ.
-    """
+    """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`, `sources` a name a video."""
 
     labels: np.ndarray
-    length: int | None
 
     @property
     def sources(self) -> Sequence[str]: ...

@@ -32,8 +32,6 @@ class ListedClips:
     patterns: tuple[str, ...]
     decoders: Decoders
 
-    length = None  # frames of every video: they differ
-
     def __len__(self) -> int:
         return len(self.paths)
 

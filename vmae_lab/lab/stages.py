@@ -301,7 +301,7 @@ def _run_controls(job: Job) -> dict[str, Any]:
     few = ProbeSettings(labels=job.section("labels"), draws=job.section("draws"))
     draws = labelled_draws(clips.labels, few, data.seed)
     raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]
-    frames = single_frame_accuracies(clips, held_out, model, data.stride)
+    frames = single_frame_accuracies(clips, held_out, model.side)
     metrics = {
         "raw_pixels": float(np.mean(raw)),
         "single_frame_mean": float(np.mean(frames)),

@@ -46,6 +46,7 @@ class PretrainTask:
     ):
         self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
         self.quarantine = Quarantine() if quarantine is None else quarantine
+        self.strides = {source: data.stride_of(source) for source in set(clips.sources)}
         self.order = sample_order(clips.sources, data.mixing, seed, data.weights)
 
     def build(self) -> VideoMAE:
@@ -109,7 +110,7 @@ class PretrainBatches(Dataset):
         short_side = math.ceil(task.model.side / min(task.data.crop_scales))
 
         def read(index: int) -> Tensor:
-            stride = task.data.stride_of(task.clips.sources[index])
+            stride = task.strides[task.clips.sources[index]]
             return task.clips.video(index, Dense(task.model.frames, stride, where), short_side)
 
         return read_or_replace(task.order, place, read, task.quarantine)[1]

@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.lists.formats import ListError, absolute, listed_files, place_of
 from vmae_lab.data.lists.reading import numbered, read_list
-from vmae_lab.data.video.screen import VideoSettings
+from vmae_lab.data.video.screen import FRAMES, VideoSettings
 from vmae_lab.files import fingerprint
 
-FRAMES = "img_{:05d}.jpg"  # the official code's names in a folder of frames
 SPLITS = ("train", "validation", "test")
 
 

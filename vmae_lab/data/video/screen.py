@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FRAMES = "img_{:05d}.jpg"  # the official code's names in a folder of frames
 HEAD = 400  # bytes that tell a container; two packets of an MPEG transport stream
 
 
@@ -43,7 +44,7 @@ class VideoFile:
     root: str | None = None  # links may not lead out of it
     start: int = 1
     total: int = -1  # -1: a video file
-    pattern: str = "img_{:05d}.jpg"
+    pattern: str = FRAMES
     offset: int = -1  # bytes; -1: a file of its own
     size: int = -1
 
