@@ -38,6 +38,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "cost",
         "tables",
         "figures",
+        "pictures",
         "presentation",
         "report",
         "entries",

@@ -99,6 +99,11 @@ def fit_classical(probe: Probe, features: np.ndarray, labels: np.ndarray) -> Pip
     return readout.fit(arrange(probe, features), labels)
 
 
+def classical_answers(probe: Probe, features: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The classes that a readout of labelled token features `(n, N, D)` names for others `(m, N, D)`: `(m,)`."""
+    return fit_classical(probe, features, labels).predict(arrange(probe, others))
+
+
 def arrange(probe: Probe, features: np.ndarray) -> np.ndarray:
     """Tokens `(n, N, D)` as a readout's columns: side by side for ridge, their mean for the pooled ones."""
     return features.reshape(len(features), -1) if probe == "ridge" else features.mean(1)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import binom
 
+from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan, paired_differences
+from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.loop import read_metrics
@@ -85,6 +86,13 @@ def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
     """What the best of some tries at chance stays below in 95 % of cases (Bonferroni), in percent."""
     clips = store.result(plan.controls)["test_clips"]
     return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
+
+
+def test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str) -> str:
+    """Wilson interval of an arm's mean accuracy: what the finite number of held-out clips leaves open, seeds apart."""
+    clips = store.result(plan.first(arm).measures["probe"])["test_clips"]
+    low, high = wilson_interval(round(summarise(rows, main_probe(plan))["mean"][arm] / 100 * clips), clips)
+    return f"{low:.1f} to {high:.1f}"
 
 
 def difference_range(differences: pd.DataFrame) -> str:
