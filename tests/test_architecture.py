@@ -39,6 +39,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "tables",
         "figures",
         "pictures",
+        "maps",
         "presentation",
         "report",
         "entries",

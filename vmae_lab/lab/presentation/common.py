@@ -129,6 +129,20 @@ def floor_words(plan: Plan, rows: pd.DataFrame, metric: str, floor: str) -> list
     ]
 
 
+def gain_words(plan: Plan, rows: pd.DataFrame, metric: str, what: str, floor: str) -> list[str]:
+    """What pre-training changes, a sentence an arm: with its interval, and whether that can be told from nothing."""
+    shares, words = summarise(rows, metric), []
+    for arm in plan.pretrained:
+        told = f"{what} is right for {mean_and_spread(shares, arm)} % with '{plan.arms[arm].label}'"
+        if floor in plan.possible:
+            row = paired_differences(rows, metric, floor).loc[arm]
+            verdict = "" if row.low > 0 or row.high < 0 else ": not told apart from none"
+            change = interval(row.difference, row.low, row.high)
+            told += f" and {mean_and_spread(shares, floor)} % untrained, a change of {change} points{verdict}"
+        words.append(told + ".")
+    return words
+
+
 def verdict(plan: Plan, differences: pd.DataFrame, arms: Sequence[str], baseline: str, what: str) -> str:
     """Which arms differ from the baseline by more than their interval, in a sentence. `what`: an arm, in a word or two."""
     others = [arm for arm in arms if arm != baseline]
