@@ -1,6 +1,7 @@
 """Which clips an encoder finds alike: neighbours, a map, and how often neighbours are of one class."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,13 +32,14 @@ SAME_CLASS = "same_class"  # the metric: share of clips whose nearest neighbour 
 class Encoded:
     """Clips as encoders see them, in one order.
 
-    `names`: class of each, or source where there are no labels, and `labels` then is None. `groups`: what was held out
-    together, whose clips are no neighbours of one another; None where none are told, or all clips are of one. `frames`: a
-    frame from the middle of each, uint8 `(n, side, side, 3)`. `features`: by arm and seed, standardised mean tokens `(n, D)`.
-    `total`: clips there are; `unreadable`: clips that were left out.
+    `names`: class of each, or source where there are no labels, and `labels` then is None. `titles`: class, or file. `groups`:
+    what was held out together, whose clips are no neighbours of one another; None where none are told, or all clips are of
+    one. `frames`: a frame from the middle of each, uint8 `(n, side, side, 3)`. `features`: by arm and seed, standardised mean
+    tokens `(n, D)`. `total`: clips there are; `unreadable`: clips that were left out.
     """
 
     names: list[str]
+    titles: list[str]
     labels: np.ndarray | None
     groups: np.ndarray | None
     frames: np.ndarray
@@ -65,8 +67,10 @@ def encode_clips(plan: Plan, store: RunStore, most: int = MOST) -> Encoded:
             encoder = load_encoder(cell.recipe.model, store.folder(cell.encoder) / WEIGHTS)
             tokens = torch.cat([tokens_of(encoder, part, pooled=True) for part in video.split(BATCH)])
         features[cell.arm, cell.seed] = standardised(tokens[:, 0].numpy())
+    names, labels = names_of(plan, clips, there), clips.labels[there] if recipe.data.labelled else None
+    titles = [Path(clips.name(row)).name for row in there] if labels is None else names
     return Encoded(
-        names_of(plan, clips, there), clips.labels[there] if recipe.data.labelled else None, _groups(plan, there),
+        names, titles, labels, _groups(plan, there),
         video[:, :, video.shape[2] // 2].permute(0, 2, 3, 1).numpy(), features, len(clips), len(rows) - len(there),
     )  # fmt: skip
 
@@ -153,7 +157,7 @@ def retrieval_caption(plan: Plan, encoded: Encoded) -> str:
 def features_caption(plan: Plan, encoded: Encoded) -> str:
     """What the pictured features are of, in a sentence."""
     split = f"the {plan.recipe.evaluate.split} split" if plan.recipe.data.labelled else "the videos to pre-train on"
-    left_out = f", {encoded.unreadable} unreadable ones left out" if encoded.unreadable else ""
+    left_out = f" (unreadable and left out: {encoded.unreadable})" if encoded.unreadable else ""
     return (
         "Features: mean token of the frozen encoder over the middle clip of a video, each column standardised; "
         f"{_some(encoded)} clips of {split}{left_out}; encoder '{plan.arms[plan.pretrained[0]].label}', seed "

@@ -71,10 +71,10 @@ def broken_table(checked: pd.DataFrame) -> pd.DataFrame:
 def broken_caption(checked: pd.DataFrame) -> str:
     broken = int((checked.status != "ok").sum())
     first = f", the first {NAMED}" if broken > NAMED else ""
-    return f"The {broken} videos that are damaged or cannot be read{first}; all of them in each check's `failures.csv`."
+    return f"Videos that are damaged or cannot be read, {broken} in all{first}; every one is in its list's `failures.csv`."
 
 
 def conclusions(checked: pd.DataFrame) -> list[str]:
     """How many are broken, in a sentence; none where nothing was to be checked."""
     broken = int((checked.status != "ok").sum())
-    return [] if checked.empty else [f"Of {len(checked)} listed videos, {broken} are damaged or cannot be read."]
+    return [] if checked.empty else [f"Damaged or unreadable: {broken} of {len(checked):,} listed videos."]

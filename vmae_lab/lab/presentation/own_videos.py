@@ -158,11 +158,11 @@ def _left_out_words(plan: Plan, store: RunStore) -> list[str]:
     """What training replaced and evaluation left out."""
     results = [store.result(stage) for stage in plan.stages]
     replaced = max((result.get("quarantined", 0) for result in results), default=0)
-    words = [f"Pre-training met {replaced} videos that cannot be read, and drew others for them."] if replaced else []
+    words = [f"Videos that pre-training could not read and replaced by others: {replaced}."] if replaced else []
     parts = {"left_out": "accuracies are averages over the others", "left_out_of_training": "readouts are fitted to the others"}
     for key, meaning in parts.items():
         names = next((result[key] for result in results if key in result), [])
         if names:
             listed = ", ".join(f"`{Path(name).name}`" for name in names[:5]) + (" and others" if len(names) > 5 else "")
-            words.append(f"{len(names)} videos of the evaluation cannot be read ({listed}): {meaning}.")
+            words.append(f"Videos that the evaluation could not read: {len(names)} ({listed}); {meaning}.")
     return words
