@@ -32,15 +32,20 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
         chosen = points[codes == kind]
         axes.scatter(
             *chosen.T, s=38 if len(points) < 300 else 20, color=colour, marker=marker, alpha=0.85, linewidths=0,
-            label=f"{short(names[kind], 28)} ({counts[kind]})",
+            label=f"{short(names[kind], 36)} ({counts[kind]})",
         )  # fmt: skip
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel("map axis 1 (no unit)", fontsize=9)
     axes.set_ylabel("map axis 2 (no unit)", fontsize=9)
     axes.margins(0.06)
-    axes.legend(
-        title=title, title_fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=1 + (len(listed) > 12), fontsize=9
-    )
+    handles, labels = axes.get_legend_handles_labels()
+    if others.any():  # drawn first, below the kinds that are told apart; listed last
+        handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
+    if len(order) > 1:
+        axes.legend(
+            handles, labels, title=title, title_fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5),
+            ncols=1 + (len(listed) > 12), fontsize=9,
+        )  # fmt: skip
     return figure
 
 
@@ -49,11 +54,11 @@ def neighbour_pictures(
 ) -> Figure:  # fmt: skip
     """Query clips and their nearest ones, a row a query, in pictures `(n, H, W, 3)`; names say what each clip is.
 
-    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, else red and `x`.
+    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, else orange and `x`.
     """
     near = neighbours[list(queries)]
     rows, columns = near.shape
-    titles = [fill(short(name, 26), 13, max_lines=2, placeholder=" …") for name in names]
+    titles = [fill(short(name, 40), 15, max_lines=3, placeholder=" …") for name in names]
     lines = max(title.count("\n") for title in titles)
     widths = [1.0, 0.18, *[1.0] * columns]
     figure, grid = plt.subplots(
@@ -79,7 +84,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Answers by class, whole numbers `(classes, classes)`, rows the truth, in percent of a row; the commonest if many."""
     kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:SHOWN])
     kept = kept[counts.sum(1)[kept] > 0]
-    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 28) for i in kept]
+    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 36) for i in kept]
     percent = 100 * cells / counts.sum(1)[kept, None]
     words = [[f"{share:.0f}" if share else "" for share in row] for row in percent]
     if len(kept) <= WITH_COUNTS:

@@ -41,11 +41,12 @@ def shown_clips(plan: Plan, count: int) -> list[int]:
 
 
 def clip_strips(plan: Plan, rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Frames of some example clips, each under its class (or source) and file, for a figure of strips."""
+    """Frames of some example clips, each under its class (or source, where there are several) and file."""
     clips, strips = example_clips(plan), clip_frames(plan, rows)
-    names = names_of(plan, clips, rows)
+    told = plan.recipe.data.labelled or len(plan.recipe.data.sources) > 1
+    names = [f"{short(name, 30)}\n" if told else "" for name in names_of(plan, clips, rows)]
     return {
-        f"{place}. {short(name, 30)}\n{short(Path(clips.name(row)).name, 30)}": strip
+        f"{place}. {name}{short(Path(clips.name(row)).name, 30)}": strip
         for place, (name, row, strip) in enumerate(zip(names, rows, strips, strict=True), 1)
     }
 
