@@ -139,7 +139,7 @@ def rebuilt_caption(plan: Plan) -> str:
 
 def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     """What the numbers say, in words computed from them; without labels what was done, and that nothing was scored."""
-    words = _left_out_words(plan, store)
+    words = _replaced_words(plan, store)
     if not plan.recipe.data.labelled:
         words.append("Without labels nothing is scored: the losses fall or do not, and the pictures are for looking.")
         return words
@@ -155,15 +155,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     return words
 
 
-def _left_out_words(plan: Plan, store: RunStore) -> list[str]:
-    """What training replaced and evaluation left out."""
-    results = [store.result(stage) for stage in plan.stages]
-    replaced = max((result.get("quarantined", 0) for result in results), default=0)
-    words = [f"Videos that pre-training could not read and replaced by others: {replaced}."] if replaced else []
-    parts = {"left_out": "accuracies are averages over the others", "left_out_of_training": "readouts are fitted to the others"}
-    for key, meaning in parts.items():
-        names = next((result[key] for result in results if key in result), [])
-        if names:
-            listed = ", ".join(f"`{Path(name).name}`" for name in names[:5]) + (" and others" if len(names) > 5 else "")
-            words.append(f"Videos that the evaluation could not read: {len(names)} ({listed}); {meaning}.")
-    return words
+def _replaced_words(plan: Plan, store: RunStore) -> list[str]:
+    """How many videos training replaced by others. What evaluation left out is told at the head of every report."""
+    replaced = max(store.result(stage).get("quarantined", 0) for stage in plan.stages)
+    return [f"Videos that pre-training could not read and replaced by others: {replaced}."] if replaced else []
