@@ -38,6 +38,8 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "cost",
         "tables",
         "figures",
+        "pictures",
+        "maps",
         "presentation",
         "report",
         "entries",

@@ -39,6 +39,10 @@ SHOWN = {
     "ablation_hybrid_data": (("hybrid_data", "pools"), ("accuracy", "shares")),
     "ablation_progressive_training": (("progressive", "differences", "post_pretraining"), ("accuracy",)),
     "cost_of_dual_masking": (("speed_up", "counted", "measured", "batches"), ("panels",)),
+    "bring_your_own_videos": (
+        ("readouts", "retrieval", "confused", "check"),
+        ("neighbours", "map", "confusion", "reconstruction", "loss", "clips"),
+    ),
     "scaling": (("scaling", "trend"), ("accuracy", "trend")),
 }
 

@@ -40,27 +40,30 @@ def check_list(
     frame_pattern: str = FRAMES,
     keep_damaged: bool = False,
     progress: bool = True,
+    journal: Path | None = None,
 ) -> Checked:
     """Inspect every video, in several processes; what an interrupted check has seen is not decoded again.
 
-    Writes to `folder` a journal (check.jsonl), a report (README.md), failures.csv, and checked.csv: a list that `read_list`
-    takes, with the frames and the decoder of each video. Raises StorageError.
+    Writes a journal (check.jsonl in `folder`, or a file that several lists share), and to `folder` a report (README.md),
+    failures.csv, and checked.csv: a list that `read_list` takes, with the frames and the decoder of each video. Raises
+    StorageError.
     """
     make_folder(folder)
+    journal = journal or folder / JOURNAL
     clips = clips_of({"checked": (videos, frame_pattern)}, settings, processes)
     files = [clips.file(index) for index in range(len(clips))]
     keys = [_key(file) for file in files]
-    seen = _journal(folder / JOURNAL)
+    seen = _journal(journal)
     todo = [index for index, key in enumerate(keys) if key not in seen]
     print(f"{len(files)} videos, {len(files) - len(todo)} of them seen by an earlier check; {processes} processes")
-    with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as journal:
-        journal.write("\n" if todo and seen else "")  # a killed check may have left half a line
+    with storing_in(folder), open(journal, "a", encoding="utf-8") as lines:
+        lines.write("\n" if todo and seen else "")  # a killed check may have left half a line
         found = clips.decoders.map((files[index], None, None) for index in todo)
         for index, result in zip(todo, tqdm(found, total=len(todo), unit="video", disable=not progress), strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
             seen[keys[index]] = asdict(inspection)
-            journal.write(json.dumps({"key": keys[index], **asdict(inspection)}) + "\n")
-            journal.flush()
+            lines.write(json.dumps({"key": keys[index], **asdict(inspection)}) + "\n")
+            lines.flush()
     clips.decoders.close()
     results = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
     listed = videos.table.drop(columns=[name for name in results if name in videos.table])

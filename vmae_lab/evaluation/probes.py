@@ -42,7 +42,6 @@ class ProbeSettings(BaseModel):
     attentive_lr: float = Field(1e-3, gt=0)
 
 
-@torch.no_grad()
 def extract_tokens(
     encoder: nn.Module, clips: Clips, rows: Sequence[int], model: ModelSettings, stride: int, pooled: bool = False
 ) -> torch.Tensor:
@@ -50,13 +49,16 @@ def extract_tokens(
 
     Raises MissingVideos.
     """
-    device = next(encoder.parameters()).device
     encoder.eval()
-    parts = []
-    for video in evaluated_clips(clips, rows, model.frames, stride, model.side):
-        tokens = encoder(video.to(device))
-        parts.append((tokens.mean(1, keepdim=True) if pooled else tokens).to("cpu", torch.float32))
-    return torch.cat(parts)
+    videos = evaluated_clips(clips, rows, model.frames, stride, model.side)
+    return torch.cat([tokens_of(encoder, video, pooled) for video in videos])
+
+
+@torch.no_grad()
+def tokens_of(encoder: nn.Module, video: torch.Tensor, pooled: bool = False) -> torch.Tensor:
+    """Tokens of uint8 clips `(B, C, T, H, W)`: float32 `(B, N, D)` on the CPU; their mean `(B, 1, D)` if `pooled`."""
+    tokens = encoder(video.to(next(encoder.parameters()).device))
+    return (tokens.mean(1, keepdim=True) if pooled else tokens).to("cpu", torch.float32)
 
 
 def draw_labelled(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndarray:
@@ -97,6 +99,11 @@ def fit_classical(probe: Probe, features: np.ndarray, labels: np.ndarray) -> Pip
     else:
         raise ValueError(f"'{probe}' is not fitted in closed form")
     return readout.fit(arrange(probe, features), labels)
+
+
+def classical_answers(probe: Probe, features: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The classes that a readout of labelled token features `(n, N, D)` names for others `(m, N, D)`: `(m,)`."""
+    return fit_classical(probe, features, labels).predict(arrange(probe, others))
 
 
 def arrange(probe: Probe, features: np.ndarray) -> np.ndarray:

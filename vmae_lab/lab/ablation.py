@@ -78,7 +78,7 @@ class Plan:
         for cell in self.cells:
             for name, stage in cell.measures.items():
                 rows += _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
-            if cell.encoder in self.stages:
+            if cell.encoder in self.stages and cell.encoder not in cell.measures.values():
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)

@@ -57,6 +57,11 @@ DECODER_MASKS: dict[str, Arm] = {
     "running_cell_75": Arm("cell 75 %", GREEN, "*", _decoder("running_cell", 0.75)),
 }
 
+OWN_VIDEOS: dict[str, Arm] = {
+    "untrained": Arm("untrained encoder", GREY, "X", pretrained=False),
+    "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
+}
+
 ENCODER_RATIOS, DECODER_RATIOS = (0.5, 0.75, 0.9, 0.95), (0.0, 0.25, 0.5, 0.75)
 
 

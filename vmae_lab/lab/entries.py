@@ -13,7 +13,7 @@ import pandas as pd
 from vmae_lab.files import read_json
 from vmae_lab.lab.cost import duration
 
-SCALES = ("paper", "gpu", "demo", "smoke")
+SCALES = ("paper", "gpu", "demo", "own", "smoke")
 VARIANT = "-variant"
 NOTEBOOK, PAGE = "executed notebook", "executed notebook as a page"  # links to files that git ignores
 Read = TypeVar("Read")

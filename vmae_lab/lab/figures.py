@@ -56,7 +56,7 @@ def reconstruction_strips(rows: Mapping[str, np.ndarray]) -> Figure:
     return _strips(dict(rows))
 
 
-def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm]) -> Figure:
+def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm], legend: str = "decoder mask") -> Figure:
     """Training loss over steps, a line an arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss.
 
     The vertical axis is cut to what comes after the first tenth of the steps.
@@ -74,7 +74,7 @@ def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm]) -> Figure:
     margin = 0.15 * (later.max() - later.min())
     axes.set_ylim(later.min() - margin, later.max() + margin)
     axes.set(xlabel="optimiser step", ylabel="reconstruction loss (training)")
-    axes.legend(title="decoder mask", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
     return figure
 

@@ -1,6 +1,7 @@
-"""What a probe stage does with an encoder beside closed forms: train an attentive readout, and measure reconstruction."""
+"""What a probe stage does with an encoder: read clips with it, train an attentive readout, and measure reconstruction."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,58 @@ import torch
 from accelerate import PartialState
 
 from vmae_lab.data.clips import Clips
-from vmae_lab.evaluation.probes import ProbeSettings
+from vmae_lab.evaluation.probes import ProbeSettings, extract_tokens, labelled_draws
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
+from vmae_lab.lab.loading import held_out_clips, load_split, readable_draws
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.vit import VideoEncoder
+from vmae_lab.training.finetune import encoder_state
 from vmae_lab.training.loop import Compute, TrainSettings, train
 from vmae_lab.training.pretrain import PretrainSettings
 from vmae_lab.training.probe import AttentiveProbeTask
+
+
+@dataclass(frozen=True)
+class ReadClips:
+    """Clips as an encoder reads them: the labelled ones that any draw needs, and those a readout is judged on.
+
+    `rows` of the draws are rows of the training split, of which `needed` were read; `said` goes into a stage's result.
+    """
+
+    rows: list[np.ndarray]
+    needed: np.ndarray
+    tokens: torch.Tensor
+    labels: np.ndarray
+    test_tokens: torch.Tensor
+    held_out: Clips
+    said: dict[str, Any]
+
+    def draws(self) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        """Each draw's tokens `(n, N, D)` and labels `(n,)`."""
+        for rows in self.rows:
+            yield self.tokens[np.searchsorted(self.needed, rows)], self.labels[rows]
+
+
+def read_with(encoder: VideoEncoder, settings: Mapping[str, Any], compute: Compute, pooled: bool) -> ReadClips:
+    """What the readouts of a probe stage are fitted to and judged on, by its `settings`; mean tokens alone where `pooled`."""
+    model, probe = ModelSettings(**settings["model"]), ProbeSettings(**settings["probe"])
+    data, labelled = load_split(settings, "train", settings["sources"], compute)
+    held_out, said = held_out_clips(settings, settings["sources"], compute)
+    draws = labelled_draws(labelled.labels, probe, data.seed)
+    draws, needed, unlabelled = readable_draws(settings, labelled, draws)
+    tokens = extract_tokens(encoder, labelled, needed.tolist(), model, data.stride, pooled)
+    test_tokens = extract_tokens(encoder, held_out, range(len(held_out)), model, data.stride, pooled)
+    return ReadClips(draws, needed, tokens, labelled.labels, test_tokens, held_out, {**said, **unlabelled})
+
+
+def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
+    """The encoder of a pre-training's or an untrained model's weights, on the device, with its final LayerNorm."""
+    encoder = VideoEncoder(model.dimensions, model.clip)
+    load_weights(encoder, encoder_state(read_weights(weights)), str(weights))
+    return encoder.to(PartialState().device).eval()
 
 
 def attentive_answers(

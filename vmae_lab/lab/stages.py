@@ -13,33 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.probes import (
-    ProbeSettings,
-    arrange,
-    draw_labelled,
-    extract_tokens,
-    fit_classical,
-    labelled_draws,
-    pooled_only,
-)  # fmt: skip
+from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
 from vmae_lab.files import fingerprint, whole_file
-from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, readable_draws, set_aside
+from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.provenance import provenance
-from vmae_lab.lab.readouts import attentive_answers, pretrained_errors
+from vmae_lab.lab.readouts import attentive_answers, load_encoder, pretrained_errors, read_with
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.masking import MaskSettings
-from vmae_lab.models.checkpoints import State, load_weights, read_weights
+from vmae_lab.models.checkpoints import State, read_weights
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.models.vit import VideoEncoder
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
 from vmae_lab.training.loop import Compute, Trained, train
@@ -188,14 +178,6 @@ def _save_weights(model: torch.nn.Module, folder: Path) -> None:
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
 
 
-def _encoder(job: Job) -> VideoEncoder:
-    """The input stage's encoder on the device, with its final LayerNorm."""
-    settings = ModelSettings(**job.section("model"))
-    encoder = VideoEncoder(settings.dimensions, settings.clip)
-    load_weights(encoder, _encoder_state(job), str(job.input_folders[0] / WEIGHTS))
-    return encoder.to(PartialState().device).eval()
-
-
 def _encoder_state(job: Job) -> State:
     """The input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
     return encoder_state(read_weights(job.input_folders[0] / WEIGHTS))
@@ -233,31 +215,24 @@ def _run_initial(job: Job) -> dict[str, Any]:
 
 def _run_probe(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
-    data, labelled = _load(job, "train", job.section("sources"))
-    held_out, said = _held_out(job, job.section("sources"))
-    encoder = _encoder(job)
-    draws = labelled_draws(labelled.labels, settings, data.seed)
-    draws, needed, unlabelled = readable_draws(job.stage.settings, labelled, draws)
-    pooled = pooled_only(settings.probes)
-    train_tokens = extract_tokens(encoder, labelled, needed.tolist(), model, data.stride, pooled)
-    test_tokens = extract_tokens(encoder, held_out, range(len(held_out)), model, data.stride, pooled)
+    data, weights = DataSettings(**job.section("data")), job.input_folders[0] / WEIGHTS
+    read = read_with(load_encoder(model, weights), job.stage.settings, job.compute, pooled_only(settings.probes))
     scores: dict[str, list[float]] = {probe: [] for probe in settings.probes}
-    for draw, rows in enumerate(draws):
-        tokens, labels = train_tokens[np.searchsorted(needed, rows)], labelled.labels[rows]
+    for draw, (tokens, labels) in enumerate(read.draws()):
         for probe in settings.probes:
             if probe == "attentive":
                 predicted = attentive_answers(
                     job.folder / f"attentive-{draw}", job.compute, settings, model, data.classes,
-                    derive(job.section("seed"), "attentive probe", draw), tokens, labels, test_tokens,
+                    derive(job.section("seed"), "attentive probe", draw), tokens, labels, read.test_tokens,
                 )  # fmt: skip
             else:
-                predicted = fit_classical(probe, tokens.numpy(), labels).predict(arrange(probe, test_tokens.numpy()))
-            scores[probe].append(top1(predicted, held_out.labels))
+                predicted = classical_answers(probe, tokens.numpy(), labels, read.test_tokens.numpy())
+            scores[probe].append(top1(predicted, read.held_out.labels))
     metrics = {probe: float(np.mean(values)) for probe, values in scores.items()}
     source = job.stage.inputs[0]
     if source.kind == "pretrain":
-        metrics |= pretrained_errors(job.input_folders[0] / WEIGHTS, source.settings, held_out, data.stride)
-    return {"metrics": metrics, "draws": scores, **said, **unlabelled}
+        metrics |= pretrained_errors(weights, source.settings, read.held_out, data.stride)
+    return {"metrics": metrics, "draws": scores, **read.said}
 
 
 def _run_finetune(job: Job) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vmae_lab.lab.arms import (
     HYBRID_DATA,
     JUDGED_ON,
     MASK_RATIOS,
+    OWN_VIDEOS,
     POOLS,
     PROGRESSIVE,
     SCALING,
@@ -23,6 +24,13 @@ from vmae_lab.lab.stages import Stage, finetune_stage, measure_stage, post_pretr
 def _probe(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Frozen readouts alone."""
     return {"probe": probe_stage(recipe, encoder, seed)}
+
+
+def _probe_where_labelled(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Without labels there is pre-training alone, and of the untrained encoder nothing to compute."""
+    if recipe.data.labelled:
+        return _probe(recipe, arm, encoder, seed)
+    return {"pretrain": encoder} if arm.pretrained else {}
 
 
 def _probe_and_finetune(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -83,6 +91,7 @@ WORKBOOK: dict[str, Notebook] = {
     "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
     "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
+    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }
 
@@ -90,7 +99,7 @@ WORKBOOK: dict[str, Notebook] = {
 def plan_notebook(name: str, recipe: Recipe) -> Plan:
     """The plan of a notebook of this workbook. Raises RecipeError where the recipe cannot carry it."""
     book = WORKBOOK[name]
-    if not recipe.data.labelled:
+    if not recipe.data.labelled and book.measures is not _probe_where_labelled:
         raise RecipeError(f"{name} judges encoders by labels; data.lists.train names no labelled list")
     if not any(book.arms[arm].pretrained for arm in recipe.arms):
         raise RecipeError(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")

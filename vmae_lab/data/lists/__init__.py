@@ -7,6 +7,9 @@
 from vmae_lab.data.lists.formats import ListError
 from vmae_lab.data.lists.reading import VideoList, read_list
 from vmae_lab.data.lists.settings import HoldOut, ListSettings, SourceSettings
-from vmae_lab.data.lists.splits import read_pretrain, read_split
+from vmae_lab.data.lists.splits import groups_of, read_all, read_pretrain, read_split
 
-__all__ = ["HoldOut", "ListError", "ListSettings", "SourceSettings", "VideoList", "read_list", "read_pretrain", "read_split"]
+__all__ = [
+    "HoldOut", "ListError", "ListSettings", "SourceSettings", "VideoList", "groups_of", "read_all", "read_list",
+    "read_pretrain", "read_split",
+]  # fmt: skip

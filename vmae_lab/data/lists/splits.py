@@ -49,6 +49,33 @@ def read_pretrain(settings: ListSettings) -> dict[str, VideoList]:
     return lists
 
 
+def groups_of(settings: ListSettings, split: str) -> np.ndarray | None:
+    """The group of each video of a split, by which it was held out, in the order of `read_split`; None without groups."""
+    if settings.hold_out is None or settings.hold_out.group is None:
+        return None
+    return _groups(read_split(settings, split), settings.hold_out.group, f"data.lists.{split}")
+
+
+def read_all(settings: ListSettings) -> dict[str, tuple[VideoList, str]]:
+    """Every list as it stands, nothing held out, by its setting, with the names of its frames; one that serves twice, once."""
+    asked = {name: (settings.root, getattr(settings, name), settings.frame_pattern) for name in SPLITS}
+    if settings.pretrain:
+        sources = settings.pretrain_sources.items()
+        asked |= {f"pretrain.{name}": (source.root, source.list, source.frame_pattern) for name, source in sources}
+    lists, seen = {}, set()
+    for name, (root, location, pattern) in asked.items():
+        if location is None or (key := (place_of(location, absolute(root)), pattern)) in seen:
+            continue
+        seen.add(key)
+        try:
+            whole = name not in SPLITS or settings.hold_out
+            videos = read_list(location, root, name in SPLITS, settings.classes) if whole else read_split(settings, name)
+        except ListError as error:
+            raise _named(f"data.lists.{name}", error) from error
+        lists[name] = (videos, pattern)
+    return lists
+
+
 def _named(setting: str, error: ListError) -> ListError:
     return error if str(error).startswith("data.lists.") else ListError(f"{setting}: {error}")
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import binom
 
+from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan, paired_differences
+from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.loop import read_metrics
@@ -87,6 +88,13 @@ def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
     return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
 
 
+def test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str) -> str:
+    """Wilson interval of an arm's mean accuracy: what the finite number of held-out clips leaves open, seeds apart."""
+    clips = store.result(plan.first(arm).measures["probe"])["test_clips"]
+    low, high = wilson_interval(round(summarise(rows, main_probe(plan))["mean"][arm] / 100 * clips), clips)
+    return f"{low:.1f} to {high:.1f}"
+
+
 def difference_range(differences: pd.DataFrame) -> str:
     """Least and greatest mean difference over arms: `+1.0 to +2.0`."""
     return f"{differences.difference.min():+.1f} to {differences.difference.max():+.1f}"
@@ -119,6 +127,20 @@ def floor_words(plan: Plan, rows: pd.DataFrame, metric: str, floor: str) -> list
         f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[main_probe(plan)]}) by "
         f"{difference_range(gains)} points; the least is that of '{plan.arms[worst].label}', {gain}."
     ]
+
+
+def gain_words(plan: Plan, rows: pd.DataFrame, metric: str, what: str, floor: str) -> list[str]:
+    """What pre-training changes, a sentence an arm: with its interval, and whether that can be told from nothing."""
+    shares, words = summarise(rows, metric), []
+    for arm in plan.pretrained:
+        told = f"{what} is right for {mean_and_spread(shares, arm)} % with '{plan.arms[arm].label}'"
+        if floor in plan.possible:
+            row = paired_differences(rows, metric, floor).loc[arm]
+            verdict = "" if row.low > 0 or row.high < 0 else ": not told apart from none"
+            change = interval(row.difference, row.low, row.high)
+            told += f" and {mean_and_spread(shares, floor)} % untrained, a change of {change} points{verdict}"
+        words.append(told + ".")
+    return words
 
 
 def verdict(plan: Plan, differences: pd.DataFrame, arms: Sequence[str], baseline: str, what: str) -> str:

@@ -1,0 +1,125 @@
+"""Figures of what an encoder makes of single clips: a map of them, who lies next to whom, which classes are mixed up."""
+
+from collections.abc import Sequence
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vmae_lab.lab.arms import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
+
+COLOURS, MARKERS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, GREY), "osD^vP*X"
+LISTED = 24  # kinds in a legend; what is beyond them is drawn alike
+SHOWN = 25  # classes of a matrix
+WITH_COUNTS = 12  # classes up to which its cells also hold counts
+QUERIES = 6
+
+
+def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
+    """Clips as points `(n, 2)`, a colour and marker a kind, the commonest kinds first."""
+    names, codes, counts = np.unique(np.asarray(kinds), return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    listed = order if len(order) <= LISTED else order[: LISTED - 1]
+    figure, axes = plt.subplots(figsize=(6.0, 5.2))
+    others = ~np.isin(codes, listed)
+    if others.any():
+        label = f"{len(order) - len(listed)} others ({others.sum()})"
+        axes.scatter(*points[others].T, s=14, color="#CCCCCC", marker=".", label=label)
+    for place, kind in enumerate(listed):
+        colour, marker = COLOURS[place % 8], MARKERS[(place + place // 8) % 8]
+        chosen = points[codes == kind]
+        axes.scatter(
+            *chosen.T, s=38 if len(points) < 300 else 20, color=colour, marker=marker, alpha=0.85, linewidths=0,
+            label=f"{short(names[kind], 36)} ({counts[kind]})",
+        )  # fmt: skip
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel("map axis 1 (no unit)", fontsize=9)
+    axes.set_ylabel("map axis 2 (no unit)", fontsize=9)
+    axes.margins(0.06)
+    handles, labels = axes.get_legend_handles_labels()
+    if others.any():  # drawn first, below the kinds that are told apart; listed last
+        handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
+    if len(order) > 1:
+        axes.legend(
+            handles, labels, title=title, title_fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5),
+            ncols=1 + (len(listed) > 12), fontsize=9,
+        )  # fmt: skip
+    return figure
+
+
+def neighbour_pictures(
+    frames: np.ndarray, queries: Sequence[int], neighbours: np.ndarray, names: Sequence[str], labels: np.ndarray | None
+) -> Figure:  # fmt: skip
+    """Query clips and their nearest ones, a row a query, in pictures `(n, H, W, 3)`; names say what each clip is.
+
+    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, else orange and `x`.
+    """
+    near = neighbours[list(queries)]
+    rows, columns = near.shape
+    titles = [fill(short(name, 40), 15, max_lines=3, placeholder=" …") for name in names]
+    lines = max(title.count("\n") for title in titles)
+    widths = [1.0, 0.18, *[1.0] * columns]
+    figure, grid = plt.subplots(
+        rows, columns + 2, figsize=(1.25 * sum(widths), (1.45 + 0.16 * lines) * rows + 0.3), squeeze=False,
+        gridspec_kw={"width_ratios": widths, "wspace": 0.12}, layout="constrained",
+    )  # fmt: skip
+    for line, query, found in zip(grid, queries, near, strict=True):
+        line[1].axis("off")
+        _picture(line[0], frames[query], titles[query], BLACK)
+        for axes, row in zip(line[2:], found, strict=True):
+            sign, colour = "", GREY
+            if labels is not None:
+                sign, colour = ("= ", BLUE) if labels[row] == labels[query] else ("x ", RED)
+            _picture(axes, frames[row], sign + titles[row], colour)
+    grid[0, 0].annotate("query", (0, 1), (0, 18 + 11 * lines), "axes fraction", "offset points", fontsize=9, weight="bold")
+    grid[0, 2].annotate(
+        "nearest clips →", (0, 1), (0, 18 + 11 * lines), "axes fraction", "offset points", fontsize=9, weight="bold"
+    )
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Answers by class, whole numbers `(classes, classes)`, rows the truth, in percent of a row; the commonest if many."""
+    kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:SHOWN])
+    kept = kept[counts.sum(1)[kept] > 0]
+    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 36) for i in kept]
+    percent = 100 * cells / counts.sum(1)[kept, None]
+    words = [[f"{share:.0f}" if share else "" for share in row] for row in percent]
+    if len(kept) <= WITH_COUNTS:
+        words = [
+            [f"{word}\n({n})" if n else "" for word, n in zip(*row, strict=True)] for row in zip(words, cells, strict=True)
+        ]
+    side = 0.5 * len(kept) + 1.0
+    figure, axes = plt.subplots(figsize=(side + 1.0, side), layout="constrained")
+    sns.heatmap(
+        percent, ax=axes, annot=np.array(words), fmt="", cmap="Blues", vmin=0, vmax=100, square=True, linewidths=0.5,
+        linecolor="#DDDDDD", annot_kws={"fontsize": 8}, cbar_kws={"shrink": 0.7},
+    )  # fmt: skip
+    bar = axes.collections[0].colorbar
+    bar.set_label("% of the class's answers", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    rows = [f"{name} ({n})" for name, n in zip(names, counts.sum(1)[kept], strict=True)]
+    axes.set_xticks(np.arange(len(kept)) + 0.5, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(np.arange(len(kept)) + 0.5, rows, rotation=0, fontsize=9)
+    axes.tick_params(length=0)
+    axes.set_xlabel("answer", fontsize=10)
+    axes.set_ylabel("class (number of answers)", fontsize=10)
+    return figure
+
+
+def short(name: str, most: int) -> str:
+    """A name of at most so many characters, its middle left out where it is longer."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - most :]}"
+
+
+def _picture(axes: plt.Axes, frame: np.ndarray, title: str, colour: str) -> None:
+    axes.imshow(frame, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=8, color=colour, pad=3)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2.5)

@@ -1,0 +1,117 @@
+"""Clips as pictures: which ones are shown, what they look like, and what a pre-trained model makes of what it does not see."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from einops import rearrange
+
+from vmae_lab.data.clips import Clips
+from vmae_lab.data.evaluated import MissingVideos, batches_of, middle_clips, readable
+from vmae_lab.lab.ablation import Plan
+from vmae_lab.lab.loading import load_split
+from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.masking import draw_masks
+from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.sizes import ClipShape
+from vmae_lab.models.videomae import VideoMAE, cube_statistics
+from vmae_lab.randomness import numpy_generator, torch_generator
+
+
+def example_clips(plan: Plan) -> Clips:
+    """The clips that pictures are drawn from: the evaluated split, or without labels, where there is none, all."""
+    recipe = plan.recipe
+    split, sources = "pretrain", recipe.data.pretrain_sources
+    if recipe.data.labelled:
+        split, sources = recipe.evaluate.split, recipe.evaluate.sources
+    return load_split({"data": recipe.data.model_dump(mode="json")}, split, sources, recipe.compute)[1]
+
+
+def random_clips(plan: Plan, count: int) -> list[int]:
+    """Rows of some example clips that can be read, drawn by the recipe's first seed. Raises MissingVideos where none can."""
+    clips, found, missing = example_clips(plan), [], None
+    order = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(clips)).tolist()
+    for some in batches_of(order, count):
+        there, failed = readable(clips, some, *window(plan.recipe))
+        found, missing = found + there, failed or missing
+        if len(found) >= count:
+            break
+    if missing and not found:
+        raise MissingVideos(missing.failed, len(clips))
+    return found[:count]
+
+
+def window(recipe: Recipe) -> tuple[int, int, int]:
+    """The shape of a clip as it is evaluated: frames, stride and side."""
+    return recipe.model.frames, recipe.data.stride, recipe.model.side
+
+
+def names_of(plan: Plan, clips: Clips, rows: Sequence[int]) -> list[str]:
+    """What each of some clips is called under a picture: its class, or its source where there are no labels."""
+    if plan.recipe.data.labelled:
+        names = plan.recipe.data.class_names
+        return [names[clips.labels[row]] for row in rows]
+    return [str(clips.sources[row]) for row in rows]
+
+
+def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
+    """The middle of one example clip, to be shown: uint8 `(1, C, T, H, W)`. Where missing ones are skipped, of the next that
+    can be read. Raises MissingVideos.
+    """
+    clips, shape = example_clips(plan), window(plan.recipe)
+    if plan.recipe.evaluate.missing == "skip":
+        clip = next((row for row in range(clip, len(clips)) if readable(clips, [row], *shape)[0]), clip)
+    return middle_clips(clips, [clip], *shape)
+
+
+def clip_frames(plan: Plan, rows: Sequence[int]) -> list[np.ndarray]:
+    """Example clips as they are evaluated, one frame a time step of the token grid: uint8 `(T', side, side, 3)` each."""
+    video = middle_clips(example_clips(plan), rows, *window(plan.recipe))[:, :, :: plan.recipe.model.tubelet]
+    return list(video.permute(0, 2, 3, 4, 1).numpy())
+
+
+@torch.no_grad()
+def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
+    """Strips for one example clip: original, what the encoder sees, cube means, the reconstruction; one frame a time step.
+
+    With a normalised target the model says nothing of a cube's mean and deviation: they are taken from the true cube,
+    which flatters the picture, so the cube means stand beside it as what the truth alone gives. Every hidden cube is decoded.
+    """
+    cell = plan.first(arm)
+    settings, pretrain = cell.recipe.model, cell.recipe.pretrain
+    model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
+    path = store.folder(cell.encoder) / WEIGHTS
+    load_weights(model, read_weights(path), str(path))
+    model = model.to(PartialState().device).eval()
+    video = picture_clip(plan, clip).to(PartialState().device)
+    encoder_mask, _ = masks_of_pictures(cell.recipe)
+    prediction, decoded = model(video, encoder_mask)
+    raw = model.pixels_at(video, decoded)
+    mean, deviation = cube_statistics(raw)
+    filled = prediction.reshape(raw.shape)
+    if pretrain.normalise_target:
+        filled = filled * (deviation + pretrain.target_eps) + mean
+    frames = {"original": video[0].permute(1, 2, 3, 0).cpu().numpy()}
+    grey = torch.full_like(raw, 0.55)
+    for name, values in (("encoder sees", grey), ("cube means", mean.expand_as(raw)), ("reconstruction", filled)):
+        frames[name] = _paste(frames["original"], values[0].cpu().numpy(), decoded[0].cpu().numpy(), settings.clip)
+    return {name: strip[:: settings.tubelet] for name, strip in frames.items()}
+
+
+def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoder's and the decoder's mask that pictures are drawn with, bool `(1, N)`: one draw for all of them."""
+    generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
+    return draw_masks(recipe.mask, recipe.model.clip.grid, 1, *generators)
+
+
+def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
+    """Frames with some cubes replaced: uint8 `(T, H, W, 3)`, float `(M, t*p*p, 3)` in [0, 1], int `(M,)`."""
+    (time, height, width), patch = clip.grid, clip.patch
+    layout = "(t k) (h p) (w q) c -> (t h w) (k p q) c"
+    tokens = rearrange(frames, layout, k=clip.tubelet, p=patch, q=patch).copy()
+    tokens[positions] = (255 * values.clip(0, 1)).round()
+    back = "(t h w) (k p q) c -> (t k) (h p) (w q) c"
+    return rearrange(tokens, back, t=time, h=height, w=width, k=clip.tubelet, p=patch, q=patch)
