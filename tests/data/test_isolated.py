@@ -14,8 +14,10 @@ import psutil
 import pytest
 from made_videos import Fail, shown, status_of, write_video
 
+from vmae_lab.data.mixture import EpochOrder
+from vmae_lab.data.quarantine import Quarantine, read_or_replace
 from vmae_lab.data.sampling import Dense, Everything, Exactly
-from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, read_video
+from vmae_lab.data.video import DecoderUnavailable, VideoError, VideoFile, VideoSettings, isolated, read_video
 from vmae_lab.data.video.isolated import DecoderProcess, Decoders
 
 FAILURES = {
@@ -104,6 +106,19 @@ def test_the_time_a_process_takes_to_start_is_not_the_files(video):
             decoder.read(video, Fail(how))
         assert time.monotonic() - start < 20
     decoder.close()
+
+
+def test_no_video_is_blamed_where_no_decoder_starts(video, monkeypatch, tmp_path):
+    """Else a machine out of memory would set a hundred sound videos aside for the whole of the run."""
+    quarantine = Quarantine(tmp_path / "quarantine.csv")
+    monkeypatch.setattr(isolated, "CHILD", "no.such.module")
+    decoder = DecoderProcess(VideoSettings())
+    with pytest.raises(DecoderUnavailable, match=r"could be started: .*No module named.*not a video's"):
+        read_or_replace(EpochOrder(2, seed=0), 0, lambda index: decoder.read(video, Everything()), quarantine)
+    assert len(quarantine) == 0
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(DecoderUnavailable, match="No such file"):
+        list(Decoders(VideoSettings()).map([(video, Everything(), None)]))
 
 
 def test_what_a_decoder_prints_does_not_come_between_the_answers(patient, video):

@@ -15,6 +15,7 @@ from PIL import Image
 from vmae_lab.cli import main
 from vmae_lab.data.check import CHECKED, FAILURES, JOURNAL, REPORT, check_list
 from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.listed import clips_of
 from vmae_lab.data.lists import ListError, ListSettings, read_list
 from vmae_lab.data.sampling import Dense, Everything
 from vmae_lab.data.shards import pack
@@ -94,6 +95,12 @@ def test_a_check_sorts_broken_from_sound_and_is_not_done_twice(videos, tmp_path,
     assert len(again) == 5
     assert again.classes == ("run", "walk")
     assert dict(zip(again.table.path, again.table.label, strict=True))["walk/c.mkv"] == 1
+    files = [clips_of({"again": (again, "")}, VideoSettings()).file(row) for row in range(5)]
+    assert {(Path(file.path).suffix, file.decoder, file.frames) for file in files} == {
+        (".mp4", "decord", 12),
+        (".mkv", "decord", 12),
+    }
+    assert all(file.bytes == Path(file.path).stat().st_size for file in files), "a read knows by it whether the check holds"
     write_video(videos / "run" / "broken.mp4", 5)  # mended: it alone is looked at again
     lines = (out / JOURNAL).read_text().splitlines()
     (out / JOURNAL).write_text("\n".join(lines) + '\n{"key": "cut sho')

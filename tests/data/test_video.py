@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from made_videos import drawn, shown, turned, write_late_start, write_two_stream
 from PIL import Image
 
 from vmae_lab.data.sampling import Dense, Everything, Exactly, dense_window
-from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, read_frames, read_video
+from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, decoders, read_frames, read_video
 
 BOTH = pytest.mark.parametrize("decoder", ["decord", "pyav"])
 HEVC = "keyint=12:log-level=none"
@@ -172,6 +173,30 @@ def test_a_header_that_promises_too_much_is_not_believed(tmp_path):
     path.write_bytes(data)
     assert shown(read_frames(path)) == list(range(40))
     assert read_video(VideoFile(str(path)), Exactly((39,)), VideoSettings()).info.frames == 0
+
+
+def test_what_a_check_saw_is_not_looked_for_again_unless_the_file_has_changed(tmp_path, monkeypatch):
+    """To find out which decoder is exact every packet is read, to count frames each is decoded: minutes for a film."""
+
+    def searched(*given):
+        raise AssertionError("this file was checked")
+
+    path = write_video(tmp_path / "video.mkv")  # whose header tells no number of frames
+    size = path.stat().st_size
+    unchecked = read_video(VideoFile(str(path)), Exactly((39, 3)), VideoSettings())
+    by_pyav = VideoFile(str(path), decoder="pyav", frames=40, bytes=size)
+    for name in ("_seeks_are_exact", "count_frames"):
+        monkeypatch.setattr(decoders, name, searched)
+    for checked in (by_pyav, replace(by_pyav, decoder="decord")):
+        read = read_video(checked, Exactly((39, 3)), VideoSettings())
+        assert (read.info.decoder, read.info.frames) == (checked.decoder, 40)
+        assert shown(read.frames) == shown(unchecked.frames) == [39, 3]
+    for changed in (VideoFile(str(path)), replace(by_pyav, bytes=size + 1)):
+        with pytest.raises(AssertionError, match="was checked"):
+            read_video(changed, Exactly((0,)), VideoSettings())
+    hidden = write_video(tmp_path / "444.mp4", pix_fmt="yuv444p")
+    lying = VideoFile(str(hidden), decoder="decord", frames=40, bytes=hidden.stat().st_size)
+    assert read_video(lying, Exactly((0,)), VideoSettings()).info.decoder == "pyav", "what the header tells still counts"
 
 
 def test_torchcodec_reads_the_same_frames(tmp_path):

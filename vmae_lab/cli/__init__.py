@@ -10,7 +10,7 @@ import yaml
 
 from vmae_lab.cli import data
 from vmae_lab.data.lists import ListError
-from vmae_lab.data.video import VideoError
+from vmae_lab.data.video import DecoderUnavailable, VideoError
 from vmae_lab.files import StorageError, make_folder, write_text
 from vmae_lab.lab.index import write_index
 from vmae_lab.lab.places import project_root, report_folder, runs_folder
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for one in each:
             checked_parameters(one)  # of all of them, before the first starts
         return next((code for one in each if (code := {"run": run, "plan": plan}[options.command](one))), 0)
-    except (RecipeError, ListError, VideoError, StorageError, FileNotFoundError) as error:
+    except (RecipeError, ListError, VideoError, DecoderUnavailable, StorageError, FileNotFoundError) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2
 

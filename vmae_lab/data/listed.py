@@ -15,6 +15,7 @@ from vmae_lab.data.video.decoders import Choose, Decoded
 from vmae_lab.data.video.isolated import Decoders
 
 ONE_SOURCE = "lists"
+PLACE = ("start", "total", "offset", "size", "frames", "bytes")  # of a VideoFile
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class ListedClips:
     """
 
     paths: np.ndarray  # str, absolute
-    places: np.ndarray  # int64 (n, 4): first frame's number, frames of a folder, offset and size in a shard
+    places: np.ndarray  # int64 (n, 6), as PLACE names them; -1: not told
+    decoders_seen: np.ndarray  # str, as a check chose them; empty where there was none
     labels: np.ndarray
     codes: np.ndarray  # the source of each
     names: tuple[str, ...]  # of the sources
@@ -41,12 +43,18 @@ class ListedClips:
 
     def file(self, index: int) -> VideoFile:
         """Where a video is."""
-        code, (start, total, offset, size) = self.codes[index], self.places[index].tolist()
-        return VideoFile(str(self.paths[index]), self.roots[code], start, total, self.patterns[code], offset, size)
+        code, place = self.codes[index], dict(zip(PLACE, self.places[index].tolist(), strict=True))
+        return VideoFile(
+            str(self.paths[index]),
+            self.roots[code],
+            pattern=self.patterns[code],
+            decoder=str(self.decoders_seen[index]),
+            **place,
+        )
 
     def subset(self, rows: Sequence[int]) -> "ListedClips":
         rows = np.asarray(rows, dtype=np.int64)
-        columns = {name: getattr(self, name)[rows] for name in ("paths", "places", "labels", "codes")}
+        columns = {name: getattr(self, name)[rows] for name in ("paths", "places", "decoders_seen", "labels", "codes")}
         return replace(self, **columns)
 
     def name(self, index: int) -> str:
@@ -78,6 +86,7 @@ def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings
     return ListedClips(
         np.concatenate([_absolute(one) for one in videos]),
         np.concatenate([_places(one.table) for one in videos]),
+        np.concatenate([_decoders_seen(one.table) for one in videos]),
         np.concatenate([one.table["label"].to_numpy(np.int64) for one in videos]),
         np.repeat(np.arange(len(videos), dtype=np.int16), [len(one) for one in videos]),
         tuple(lists), tuple(str(one.root) for one in videos), patterns, Decoders(decoding, processes),
@@ -94,8 +103,12 @@ def _absolute(videos: VideoList) -> np.ndarray:
 
 
 def _places(table: pd.DataFrame) -> np.ndarray:
-    columns = [table[name] if name in table else pd.Series(-1, table.index) for name in ("start", "total", "offset", "size")]
+    columns = [table[name] if name in table else pd.Series(-1, table.index) for name in PLACE]
     return np.stack([column.to_numpy(np.int64) for column in columns], axis=1)
+
+
+def _decoders_seen(table: pd.DataFrame) -> np.ndarray:
+    return table["decoder"].to_numpy("U10") if "decoder" in table else np.zeros(len(table), "U10")
 
 
 _TEXT = np.dtypes.StringDType()

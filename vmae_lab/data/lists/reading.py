@@ -23,7 +23,8 @@ class VideoList:
     - `path` (str), relative to `root`; `line` (int64), where it is in the list, 0 for folders and globs;
     - `label` (int64), -1 where unlabelled;
     - `start` (int64), number of the first frame in a folder of frames; `total` (int64), its frames, -1: a video file;
-    - where the list has them `frames` (int64), `decoder` (str), `offset` and `size` (int64, bytes of a video inside `path`).
+    - where the list has them `offset` and `size` (int64, bytes of a video inside `path`), and what a check saw: `frames`
+      and `bytes` (int64), `decoder` (str).
 
     `classes`: names in label order, `("0", "1", ...)` where labels are numbers, `()` where unlabelled.
     """
@@ -44,7 +45,7 @@ def read_list(
     - lines split by white space, or by commas: `path start_index total_frames` or `path` alone without labels, `path label`
       or `path total_frames label` with them;
     - a table with the column `path` (or `video_path`, `video`, `filename`), split by commas, semicolons or tabs, or Parquet;
-      `label` (number or name), `start`, `total`, `frames`, `decoder`, `offset` with `size`; other columns are passed over;
+      `label` (number or name), `start`, `total`, `frames`, `bytes`, `decoder`, `offset` with `size`; others are passed over;
     - a folder: its videos, each one's class the first folder below it; a glob: the class is the folder that a video is in.
 
     Labels are numbers where most are; else names, sorted, or in the order of `classes`, which may also be a mere number.
@@ -98,7 +99,7 @@ def _numbers(cells: Cells) -> dict[str, np.ndarray]:
     columns = {"start": start, "total": total}
     if ("offset" in table) != ("size" in table):
         raise ListError(f"{cells.place}: the columns offset and size go together")
-    for name, least in (("frames", 1), ("offset", 0), ("size", 1)):
+    for name, least in (("frames", 1), ("bytes", 0), ("offset", 0), ("size", 1)):
         if name in table:
             values = _column(table, name, faults)
             faults.add(values < least, lambda row, name=name, values=values: f"{name} {values[row]} is too small")

@@ -7,9 +7,11 @@ import numpy as np
 
 from vmae_lab.data.sampling import Everything, Exactly
 from vmae_lab.data.video.decoders import Decoded, VideoInfo, read_video
-from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings
+from vmae_lab.data.video.screen import DecoderUnavailable, VideoError, VideoFile, VideoSettings
 
-__all__ = ["Decoded", "VideoError", "VideoFile", "VideoInfo", "VideoSettings", "read_frames", "read_video"]
+__all__ = [
+    "Decoded", "DecoderUnavailable", "VideoError", "VideoFile", "VideoInfo", "VideoSettings", "read_frames", "read_video",
+]  # fmt: skip
 
 
 def read_frames(path: str | Path, indices: Sequence[int] | None = None, settings: VideoSettings | None = None) -> np.ndarray:

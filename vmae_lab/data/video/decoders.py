@@ -6,6 +6,7 @@ in 4:4:4, in open groups of pictures, and where the first frame is no key frame)
 """
 
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,7 +66,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     if video.total >= 0:
         return _read_folder(video, path, choose, settings, short_side)
     source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings)
+    info = probe(video.path, source, container, settings, video if _is_as_checked(video, path) else None)
     readers = [READERS[info.decoder]]
     if settings.decoder == "auto" and info.decoder == "decord":
         readers.append(_read_pyav)  # for what decord refuses or gives up on
@@ -80,8 +81,15 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     raise VideoError(video.path, cause, info.codec)
 
 
-def probe(path: str, source: Any, container: str, settings: VideoSettings) -> VideoInfo:
-    """Read a file's header, refuse what is too large, and decide on a decoder. Raises VideoError."""
+def _is_as_checked(video: VideoFile, path: str) -> bool:
+    return video.decoder != "" and video.bytes == (video.size if video.size >= 0 else os.path.getsize(path))
+
+
+def probe(path: str, source: Any, container: str, settings: VideoSettings, checked: VideoFile | None = None) -> VideoInfo:
+    """Read a file's header, refuse what is too large, and decide on a decoder. Raises VideoError.
+
+    The packets of a file that was `checked` are not walked through again, nor its frames counted: of a film that takes long.
+    """
     try:
         with open_pyav(source, container) as opened:
             stream = opened.streams.best("video")
@@ -93,7 +101,9 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings) -> Vi
                 container, stream.codec_context.codec.canonical_name, stream.codec_context.width,
                 stream.codec_context.height, _frames(stream, container), float(stream.average_rate or 0), "pyav",
             )  # fmt: skip
-            trusted = _decord_is_exact(opened, stream, info)
+            trusted = _decord_may_be_exact(opened, stream, info) and (
+                checked.decoder == "decord" if checked else _seeks_are_exact(opened, stream, info.codec)
+            )
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if isinstance(error, VideoError):
             raise
@@ -102,7 +112,7 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings) -> Vi
         limit = f"the bound of {settings.max_pixels / 1e6:.1f} megapixels (max_pixels)"
         raise VideoError(path, f"frames of {info.width} x {info.height} are larger than {limit}", info.codec)
     chosen = settings.decoder if settings.decoder != "auto" else "decord" if trusted else "pyav"
-    return replace(info, decoder=chosen)
+    return replace(info, decoder=chosen, frames=info.frames or (max(0, checked.frames) if checked else 0))
 
 
 def open_pyav(source: Any, container: str) -> av.container.InputContainer:
@@ -140,15 +150,13 @@ def _frames(stream: av.video.stream.VideoStream, container: str) -> int:
     return sum(not entry.is_discard for entry in entries)
 
 
-def _decord_is_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, info: VideoInfo) -> bool:
+def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, info: VideoInfo) -> bool:
     codec = stream.codec_context
     if info.codec not in EXACT_IN_DECORD.get(info.container, ()) or codec.pix_fmt not in EXACT_PIXELS:
         return False
     if min(info.width, info.height) <= SMALLEST_SIDE or len(opened.streams.video) > 1:  # of several it takes another one
         return False
-    if "%" in opened.name:  # decord takes x_%d.png for the pattern of many pictures' names
-        return False
-    return _seeks_are_exact(opened, stream, info.codec)
+    return "%" not in opened.name  # decord takes x_%d.png for the pattern of many pictures' names
 
 
 def _seeks_are_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, codec: str) -> bool:

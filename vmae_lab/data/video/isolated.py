@@ -19,7 +19,7 @@ import numpy as np
 from vmae_lab.data.video.child import LENGTH, send
 from vmae_lab.data.video.decoders import Choose, Decoded
 from vmae_lab.data.video.inspection import Inspection
-from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings
+from vmae_lab.data.video.screen import DecoderUnavailable, VideoError, VideoFile, VideoSettings
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 CHILD = "vmae_lab.data.video.child"  # what runs in a decoder's process
@@ -31,7 +31,10 @@ class _Gone(Exception):
 
 
 class DecoderProcess:
-    """One decoder in a process of its own. Not for two threads at once."""
+    """One decoder in a process of its own. Not for two threads at once.
+
+    Whatever is asked of it raises DecoderUnavailable where no process can be started.
+    """
 
     def __init__(self, settings: VideoSettings):
         self.settings = settings
@@ -82,10 +85,20 @@ class DecoderProcess:
             self._process = None
 
     def _start(self) -> None:
-        """Have a process that is ready for requests. Raises _Gone where none comes up."""
+        """Have a process that is ready for requests. Raises DecoderUnavailable where none comes up."""
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
+        try:
+            self._launch()
+        except (_Gone, OSError) as error:
+            cause = self._end(str(error) or "it ended at once") if self._process else str(error)
+            raise DecoderUnavailable(
+                f"no process to decode videos in could be started: {cause}. The fault is this machine's or this "
+                "installation's, not a video's; more free memory, or fewer compute.workers, may help"
+            ) from None
+
+    def _launch(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
         self._process = subprocess.Popen(
             [sys.executable, "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

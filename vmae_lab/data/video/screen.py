@@ -22,6 +22,10 @@ class VideoError(ValueError):
         return VideoError, (self.path, self.cause, self.codec)
 
 
+class DecoderUnavailable(RuntimeError):
+    """No decoder can be started: the machine is at fault, not a video, and none may be set aside for it."""
+
+
 class VideoSettings(BaseModel):
     """How real files are decoded, and what none of them may exceed."""
 
@@ -47,6 +51,10 @@ class VideoFile:
     pattern: str = FRAMES
     offset: int = -1  # bytes; -1: a file of its own
     size: int = -1
+    # What `vmae-lab data check` saw, so that a read need not look again; holds while the file has these `bytes`.
+    decoder: str = ""
+    frames: int = -1
+    bytes: int = -1
 
 
 def screen(video: VideoFile, follow_links: bool = False) -> str:
