@@ -18,7 +18,7 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".wmv", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".3gp", ".ogv", ".gif")
 )
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
-OTHER_COLUMNS = ("label", "start", "total", "frames", "decoder", "offset", "size")
+OTHER_COLUMNS = ("label", "start", "total", "frames", "bytes", "decoder", "offset", "size")
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # at most what int64 holds
 
 
