@@ -154,7 +154,7 @@ def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFra
 
 def work_of(plan: Plan) -> dict[str, float]:
     """Weights of the plan's stages for a progress bar, by key."""
-    return {stage.key: stage_macs(stage) + 1.0 for stage in plan.stages}
+    return {stage.key: stage_macs(stage) for stage in plan.stages}
 
 
 def calibrate(recipe: Recipe) -> float:

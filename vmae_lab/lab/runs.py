@@ -157,8 +157,10 @@ class _Bar:
     """One progress bar over many stages, in parts of their predicted work."""
 
     def __init__(self, store: RunStore, todo: list[Stage], work: Mapping[str, float]):
-        self.store, self.todo, self.work = store, todo, work
         total = sum(work[stage.key] for stage in todo)
+        if not total:  # nothing that is counted: all weigh the same
+            work, total = {stage.key: 1.0 for stage in todo}, len(todo)
+        self.store, self.todo, self.work = store, todo, work
         self.bar = tqdm(
             total=total,
             smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
