@@ -1,0 +1,50 @@
+"""Attention rolled out: shares of the input tokens, against attention computed by hand."""
+
+import pytest
+import torch
+
+from vmae_lab.evaluation.attention import attention_rollout
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.vit import VideoEncoder, cubes
+from vmae_lab.randomness import torch_generator
+
+MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
+
+
+@pytest.fixture
+def encoder() -> VideoEncoder:
+    torch.manual_seed(0)
+    return VideoEncoder(MODEL.dimensions, MODEL.clip)
+
+
+def test_shares_are_those_of_attention_multiplied_by_hand(encoder):
+    video = torch.randn(2, 3, 4, 16, 16, generator=torch_generator(0, "clip"))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    for block in encoder.trunk.blocks:
+        block.attn.qkv.weight.data *= 8  # far from uniform
+    tokens = encoder.embed(cubes(video, MODEL.clip)) + encoder.positions
+    rolled = torch.eye(MODEL.clip.tokens).expand(2, -1, -1)
+    for block in encoder.trunk.blocks:
+        attn = block.attn
+        q, k, _ = attn.qkv(block.norm1(tokens)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean(1)
+        rolled = (0.5 * weights + 0.5 * torch.eye(MODEL.clip.tokens)) @ rolled
+        tokens = block(tokens)
+    shares = attention_rollout(encoder, video)
+    assert shares.shape == (2, MODEL.clip.tokens)
+    torch.testing.assert_close(shares, rolled.mean(1).detach())
+    torch.testing.assert_close(shares.sum(1), torch.ones(2))
+    assert shares.std() > 0.1 / MODEL.clip.tokens, "or nothing was tested"
+    assert len(before) == len(encoder.state_dict())
+    assert all(
+        block.attn.fused_attn == VideoEncoder(MODEL.dimensions, MODEL.clip).trunk.blocks[0].attn.fused_attn
+        for block in encoder.trunk.blocks
+    ), "the encoder itself is as it was"
+
+
+def test_attention_that_tells_nothing_apart_gives_equal_shares(encoder):
+    for block in encoder.trunk.blocks:
+        block.attn.qkv.weight.data.zero_()
+        block.attn.qkv.bias.data.zero_()
+    shares = attention_rollout(encoder, torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8))
+    torch.testing.assert_close(shares, torch.full_like(shares, 1 / MODEL.clip.tokens))
