@@ -19,7 +19,6 @@ def encoder() -> VideoEncoder:
 
 def test_shares_are_those_of_attention_multiplied_by_hand(encoder):
     video = torch.randn(2, 3, 4, 16, 16, generator=torch_generator(0, "clip"))
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
     for block in encoder.trunk.blocks:
         block.attn.qkv.weight.data *= 8  # far from uniform
     tokens = encoder.embed(cubes(video, MODEL.clip)) + encoder.positions
@@ -35,11 +34,6 @@ def test_shares_are_those_of_attention_multiplied_by_hand(encoder):
     torch.testing.assert_close(shares, rolled.mean(1).detach())
     torch.testing.assert_close(shares.sum(1), torch.ones(2))
     assert shares.std() > 0.1 / MODEL.clip.tokens, "or nothing was tested"
-    assert len(before) == len(encoder.state_dict())
-    assert all(
-        block.attn.fused_attn == VideoEncoder(MODEL.dimensions, MODEL.clip).trunk.blocks[0].attn.fused_attn
-        for block in encoder.trunk.blocks
-    ), "the encoder itself is as it was"
 
 
 def test_attention_that_tells_nothing_apart_gives_equal_shares(encoder):

@@ -1,6 +1,6 @@
-"""Figures of what an encoder makes of single clips: a map of them, who lies next to whom, which classes are mixed up."""
+"""Figures of what a model makes of single clips: a map, who lies next to whom, which classes it mixes up, where it looks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -106,6 +106,32 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     axes.tick_params(length=0)
     axes.set_xlabel("answer", fontsize=10)
     axes.set_ylabel("class (number of answers)", fontsize=10)
+    return figure
+
+
+def attention_strips(strips: Mapping[str, np.ndarray], shares: Mapping[str, np.ndarray]) -> Figure:
+    """Clips, a row of frames uint8 `(T', H, W, 3)` each, and below it each token's share, `(T', h, w)`, in uniform shares.
+
+    All rows share one scale, from none to the largest share; the share of a token where nothing is told apart is 1.
+    """
+    columns = max(len(frames) for frames in strips.values())
+    figure, grid = plt.subplots(
+        2 * len(strips), columns, figsize=(1.25 * columns + 2.6, 2.5 * len(strips)), squeeze=False, layout="constrained"
+    )
+    most = max(float(share.max()) for share in shares.values())
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for line, (name, frames) in enumerate(strips.items()):
+        for frame, picture in zip(frames, grid[2 * line], strict=False):
+            picture.imshow(frame, interpolation="nearest")
+        for share, heat in zip(shares[name], grid[2 * line + 1], strict=False):
+            drawn = heat.imshow(share, cmap="cividis", vmin=0, vmax=most)
+        for axes, label in ((grid[2 * line, 0], name), (grid[2 * line + 1, 0], "attention")):
+            axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    bar = figure.colorbar(drawn, ax=grid, shrink=0.6)
+    bar.set_label("share of attention (1: all tokens equal)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
