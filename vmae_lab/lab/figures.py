@@ -56,7 +56,9 @@ def reconstruction_strips(rows: Mapping[str, np.ndarray]) -> Figure:
     return _strips(dict(rows))
 
 
-def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm], legend: str = "decoder mask") -> Figure:
+def loss_curves(
+    curves: pd.DataFrame, arms: Mapping[str, Arm], legend: str = "decoder mask", loss: str = "reconstruction loss"
+) -> Figure:  # fmt: skip
     """Training loss over steps, a line an arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss.
 
     The vertical axis is cut to what comes after the first tenth of the steps.
@@ -73,7 +75,7 @@ def loss_curves(curves: pd.DataFrame, arms: Mapping[str, Arm], legend: str = "de
     later = curves[curves.step > 0.1 * curves.step.max()].loss  # the fall of the first steps would flatten all that follows
     margin = 0.15 * (later.max() - later.min())
     axes.set_ylim(later.min() - margin, later.max() + margin)
-    axes.set(xlabel="optimiser step", ylabel="reconstruction loss (training)")
+    axes.set(xlabel="optimiser step", ylabel=f"{loss} (training)")
     axes.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
     sns.despine(figure)
     return figure

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from vmae_lab.data.clips import Clips
+from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings, extract_tokens, labelled_draws
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.loading import held_out_clips, load_split, readable_draws
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import VideoEncoder
@@ -62,6 +63,14 @@ def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
     encoder = VideoEncoder(model.dimensions, model.clip)
     load_weights(encoder, encoder_state(read_weights(weights)), str(weights))
     return encoder.to(PartialState().device).eval()
+
+
+def load_classifier(settings: Mapping[str, Any], weights: Path) -> VideoClassifier:
+    """The classifier that a fine-tuning stage with these `settings` has left, on the device."""
+    model, data = ModelSettings(**settings["model"]), DataSettings(**settings["data"])
+    classifier = VideoClassifier(model.dimensions, model.clip, data.classes, settings["finetune"]["readout"])
+    load_weights(classifier, read_weights(weights), str(weights))
+    return classifier.to(PartialState().device).eval()
 
 
 def attentive_answers(

@@ -60,12 +60,12 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
     return pd.DataFrame(lines)
 
 
-def loss_history(plan: Plan, store: RunStore) -> pd.DataFrame:
-    """Training losses of the pre-trained arms: columns arm, seed, step, loss."""
+def loss_history(plan: Plan, store: RunStore, measure: str | None = None) -> pd.DataFrame:
+    """Training losses of the pre-trained arms, or of a measure's stages of all arms: columns arm, seed, step, loss."""
     parts = []
     for cell in plan.cells:
-        if plan.arms[cell.arm].pretrained:
-            rows = pd.DataFrame(read_metrics(store.folder(cell.encoder)))
+        if measure or plan.arms[cell.arm].pretrained:
+            rows = pd.DataFrame(read_metrics(store.folder(cell.measures[measure] if measure else cell.encoder)))
             parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
     return pd.concat(parts, ignore_index=True)
 

@@ -1,0 +1,170 @@
+"""Downstream: a frozen readout, fine-tuning and training from scratch side by side; views; what a classifier gets wrong."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from einops import rearrange
+
+from vmae_lab.data.evaluated import middle_clips
+from vmae_lab.evaluation.attention import attention_rollout
+from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.maps import short
+from vmae_lab.lab.pictures import clip_frames, example_clips, window
+from vmae_lab.lab.presentation.common import difference_cell, how_run, mean_and_spread
+from vmae_lab.lab.readouts import load_classifier
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
+from vmae_lab.lab.tables import interval
+
+FEW = "few labels"
+# What few labels are used for: what it is called, and the arm and the metric that tell it.
+METHODS = {
+    "scratch": ("trained from scratch", "scratch", "finetune"),
+    "untrained": ("frozen untrained encoder, attentive readout", "scratch", "attentive"),
+    "frozen": ("frozen pre-trained encoder, attentive readout", "pretrained", "attentive"),
+    "finetuned": ("pre-trained, then fine-tuned", "pretrained", "finetune"),
+}
+
+
+def by_method(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies with few labels: columns arm (a name in METHODS), seed, metric, value."""
+    parts = []
+    for name, (_, arm, metric) in METHODS.items():
+        if arm in plan.possible:
+            chosen = rows[(rows.arm == arm) & (rows.metric == metric)]
+            parts.append(chosen[["seed", "value"]].assign(arm=name, metric=FEW))
+    return pd.concat(parts, ignore_index=True)
+
+
+def methods_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a way to use the labels, with its paired difference to training from scratch."""
+    few = by_method(plan, rows)
+    accuracy = summarise(few, FEW)
+    differences = paired_differences(few, FEW, "scratch") if "scratch" in accuracy.index else pd.DataFrame()
+    return pd.DataFrame([
+        {
+            "what the labels are used for": METHODS[name][0], "top-1 %": mean_and_spread(accuracy, name),
+            "difference to training from scratch [95 %]": difference_cell(differences, name),
+        }
+        for name in accuracy.index
+    ])  # fmt: skip
+
+
+def methods_caption(plan: Plan) -> str:
+    """How many labels each way had, and how long it was trained."""
+    evaluate = plan.recipe.evaluate
+    draws = f"{evaluate.probe.draws} draws of {evaluate.probe.labels} labels" if evaluate.probe.labels else "all labels"
+    tuned = f"one draw of {evaluate.finetune_labels} labels a seed" if evaluate.finetune_labels else "all labels"
+    labels = (
+        f"attentive readouts averaged over {draws}; trained from scratch or fine-tuned with {tuned}, "
+        f"{evaluate.finetune.steps} steps of {evaluate.finetune.batch_size} clips; the middle clip of a video"
+    )
+    return how_run(plan, labels)
+
+
+def views_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+    """One line an arm: the fine-tuned classifier on one clip of a video and on several views, and its calibration."""
+    lines = []
+    for arm in plan.possible:
+        low, high = store.result(plan.first(arm).measures["views"])["intervals"]["views_top1"]
+        lines.append({
+            "classifier": _trained(plan, arm),
+            **{name: mean_and_spread(summarise(rows, metric), arm) for name, metric in (
+                ("one clip: top-1 %", "finetune"), ("views: top-1 %", "views_top1"), ("top-5 %", "views_top5"),
+                ("calibration error (ECE), %", "views_ece"),
+            )},
+            "95 % interval of the test set (views, first seed)": f"{low:.1f} to {high:.1f}",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def views_caption(plan: Plan) -> str:
+    """Which views, and how the interval was found."""
+    views = plan.recipe.evaluate.views
+    return (
+        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {views.crops} crops of each video of the "
+        f"{plan.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
+        f"{len(plan.recipe.seeds)} seeds. ECE: 15 bins of equal width. The interval is a percentile bootstrap over videos."
+    )
+
+
+def predictions(plan: Plan, store: RunStore, arm: str) -> pd.DataFrame:
+    """What an arm's classifiers said of every evaluated video, all seeds: `evaluation.views.Predictions`, and `seed`."""
+    parts = []
+    for seed in plan.recipe.seeds:
+        folder = store.folder(plan.cell(arm, seed).measures["views"])
+        parts.append(pd.read_parquet(folder / PREDICTIONS).assign(seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def confusion(plan: Plan, said: pd.DataFrame) -> np.ndarray:
+    """Answers by class, added over seeds: int64, class x answer."""
+    counts = np.zeros((plan.recipe.data.classes,) * 2, dtype=np.int64)
+    np.add.at(counts, (said.label.to_numpy(), said.predicted.to_numpy()), 1)
+    return counts
+
+
+def confident_mistakes(plan: Plan, said: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The wrong answers of the first seed that were given with the highest probability, the surest first."""
+    wrong = said[(said.seed == plan.recipe.seeds[0]) & ~said.correct]
+    return wrong.sort_values(["probability", "row"], ascending=[False, True]).head(count)
+
+
+def mistake_strips(plan: Plan, mistakes: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Frames of some clips under their class and what was said instead: uint8 `(T', side, side, 3)` each."""
+    frames = clip_frames(plan, mistakes.row.tolist())
+    return dict(zip(_titles(plan, mistakes), frames, strict=True))
+
+
+def attention_shares(plan: Plan, store: RunStore, arm: str, rows: Sequence[int]) -> list[np.ndarray]:
+    """How much of each token of some example clips reaches the class head, of an arm's first seed: `(T', H', W')` each.
+
+    In shares of what it would be were no token told apart.
+    """
+    stage = plan.first(arm).measures["finetune"]
+    model = load_classifier(stage.settings, store.folder(stage) / WEIGHTS)
+    video = middle_clips(example_clips(plan), rows, *window(plan.recipe)).to(PartialState().device)
+    grid = dict(zip(("t", "h", "w"), plan.recipe.model.clip.grid, strict=True))
+    shares = attention_rollout(model.encoder, video) * plan.recipe.model.clip.tokens
+    return list(rearrange(shares.cpu(), "b (t h w) -> b t h w", **grid).numpy())
+
+
+def conclusions(plan: Plan, rows: pd.DataFrame, mistakes: pd.DataFrame) -> list[str]:
+    """Which use of the labels is best, whether views help, in words computed from the numbers."""
+    few = by_method(plan, rows)
+    accuracy = summarise(few, FEW)
+    best = accuracy["mean"].idxmax()
+    words = [f"With few labels most are right for '{METHODS[best][0]}': {mean_and_spread(accuracy, best)} %."]
+    for name, other in (("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen")):
+        if {name, other} <= set(accuracy.index):
+            row = paired_differences(few, FEW, other).loc[name]
+            words.append(f"'{METHODS[name][0]}' against '{METHODS[other][0]}': {_change(row)} points.")
+    for arm in plan.possible:
+        row = _paired_metrics(rows, arm, "views_top1", "finetune")
+        words.append(f"Several views in place of one, {_trained(plan, arm)}: {_change(row)} points.")
+    return words
+
+
+def _paired_metrics(rows: pd.DataFrame, arm: str, metric: str, baseline: str) -> pd.Series:
+    """Two metrics of one arm against each other, paired by seed."""
+    chosen = rows[(rows.arm == arm) & rows.metric.isin([metric, baseline])]
+    return paired_differences(chosen.assign(arm=chosen.metric, metric=FEW), FEW, baseline).loc[metric]
+
+
+def _change(row: pd.Series) -> str:
+    said = interval(row.difference, row.low, row.high)
+    return f"{said} (not told apart from none)" if row.low <= 0 <= row.high else said
+
+
+def _trained(plan: Plan, arm: str) -> str:
+    return "pre-trained, then fine-tuned" if plan.arms[arm].pretrained else "trained from scratch"
+
+
+def _titles(plan: Plan, mistakes: pd.DataFrame) -> list[str]:
+    names = plan.recipe.data.class_names
+    return [
+        f"{place}. {short(names[row.label], 24)}\nsaid: {short(names[row.predicted], 24)}\n(probability {row.probability:.2f})"
+        for place, row in enumerate(mistakes.itertuples(), 1)
+    ]
