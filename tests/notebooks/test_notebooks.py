@@ -43,6 +43,7 @@ SHOWN = {
         ("readouts", "retrieval", "confused", "check"),
         ("neighbours", "map", "confusion", "reconstruction", "loss", "clips"),
     ),
+    "downstream_action_classification": (("methods", "views"), ("confusion", "attention", "loss")),
     "scaling": (("scaling", "trend"), ("accuracy", "trend")),
 }
 

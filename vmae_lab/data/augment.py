@@ -89,6 +89,20 @@ def centre_crop(video: Tensor, side: int) -> Tensor:
     return _resize(functional.center_crop(video, [short, short]), side)
 
 
+def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
+    """`count` squares of the short side, spread evenly along the long one, resized: uint8 `(..., side, side)` each.
+
+    The first and the last touch the edges (METHOD: test crops); one is the middle. Of a square picture all are the same.
+    """
+    if count == 1:
+        return [centre_crop(video, side)]
+    height, width = video.shape[-2:]
+    short, room = min(height, width), abs(height - width)
+    places = [room * crop // (count - 1) for crop in range(count)]
+    corners = [(place, 0) if height > width else (0, place) for place in places]
+    return [_resize(video[..., top : top + short, left : left + short], side) for top, left in corners]
+
+
 def _resize(video: Tensor, side: int) -> Tensor:
     if video.shape[-2:] == (side, side):
         return video

@@ -32,6 +32,46 @@ class Dense:
         return dense_window(frames, self.clip_frames, self.stride, self.place)
 
 
+def sparse_frames(frames: int, clip_frames: int, place: float) -> list[int]:
+    """One frame of each of `clip_frames` equal segments, at `place` in [0, 1) of it (METHOD: sparse sampling).
+
+    Frames of a video with fewer than `clip_frames` stand for several segments. Raises ValueError where there are no frames.
+    """
+    if frames < 1:
+        raise ValueError("there are no frames to choose from")
+    return [int(frames * (segment + place) / clip_frames) for segment in range(clip_frames)]
+
+
+@dataclass(frozen=True)
+class DenseViews:
+    """`views` dense windows one after the other, their starts spread evenly from the first to the last; one: the middle.
+
+    Frames a video has -> `views * clip_frames` frames.
+    """
+
+    clip_frames: int
+    stride: int
+    views: int
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        room = max(0, frames - (self.clip_frames - 1) * self.stride - 1)
+        starts = [room // 2] if self.views == 1 else [room * view // (self.views - 1) for view in range(self.views)]
+        window = dense_window(frames - room, self.clip_frames, self.stride, 0.0)
+        return [start + frame for start in starts for frame in window]
+
+
+@dataclass(frozen=True)
+class SparseViews:
+    """`views` sparse choices one after the other: view v takes the frame at v / views of each segment; one: its middle."""
+
+    clip_frames: int
+    views: int
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        places = [0.5] if self.views == 1 else [view / self.views for view in range(self.views)]
+        return [frame for place in places for frame in sparse_frames(frames, self.clip_frames, place)]
+
+
 @dataclass(frozen=True)
 class Exactly:
     """Frames by number. Raises IndexError where the video is shorter."""

@@ -62,6 +62,11 @@ OWN_VIDEOS: dict[str, Arm] = {
     "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
 }
 
+DOWNSTREAM: dict[str, Arm] = {
+    "scratch": SCRATCH,
+    "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
+}
+
 ENCODER_RATIOS, DECODER_RATIOS = (0.5, 0.75, 0.9, 0.95), (0.0, 0.25, 0.5, 0.75)
 
 

@@ -44,6 +44,8 @@ def stage_macs(stage: Stage) -> float:
     if stage.kind in ("finetune", "post_pretrain"):
         recipe = settings[stage.kind]
         return one * (BACKWARD * recipe["steps"] * recipe["batch_size"] + clips)
+    if stage.kind == "views":
+        return one * clips * settings["views"]["clips"] * settings["views"]["crops"]
     if stage.kind == "probe":
         return one * ((settings["probe"]["labels"] or 0) * settings["probe"]["draws"] + clips)
     return one * clips

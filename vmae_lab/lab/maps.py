@@ -15,6 +15,7 @@ LISTED = 24  # kinds in a legend; what is beyond them is drawn alike
 SHOWN = 25  # classes of a matrix
 WITH_COUNTS = 12  # classes up to which its cells also hold counts
 QUERIES = 6
+Strip = tuple[np.ndarray, np.ndarray]  # frames of a clip, and what belongs to each
 
 
 def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
@@ -109,25 +110,22 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def attention_strips(strips: Mapping[str, np.ndarray], shares: Mapping[str, np.ndarray]) -> Figure:
-    """Clips, a row of frames uint8 `(T', H, W, 3)` each, and below it each token's share, `(T', h, w)`, in uniform shares.
-
-    All rows share one scale, from none to the largest share; the share of a token where nothing is told apart is 1.
-    """
-    columns = max(len(frames) for frames in strips.values())
+def attention_strips(strips: Mapping[str, Strip]) -> Figure:
+    """Clips, each a row of frames uint8 `(T', H, W, 3)` and below it the share of each token `(T', h, w)`, on one scale."""
+    columns = max(len(frames) for frames, _ in strips.values())
     figure, grid = plt.subplots(
         2 * len(strips), columns, figsize=(1.25 * columns + 2.6, 2.5 * len(strips)), squeeze=False, layout="constrained"
     )
-    most = max(float(share.max()) for share in shares.values())
+    most = max(float(shares.max()) for _, shares in strips.values())
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    for line, (name, frames) in enumerate(strips.items()):
-        for frame, picture in zip(frames, grid[2 * line], strict=False):
-            picture.imshow(frame, interpolation="nearest")
-        for share, heat in zip(shares[name], grid[2 * line + 1], strict=False):
-            drawn = heat.imshow(share, cmap="cividis", vmin=0, vmax=most)
-        for axes, label in ((grid[2 * line, 0], name), (grid[2 * line + 1, 0], "attention")):
+    for place, (name, (frames, shares)) in enumerate(strips.items()):
+        upper, lower = grid[2 * place], grid[2 * place + 1]
+        for frame, share, above, below in zip(frames, shares, upper, lower, strict=True):
+            above.imshow(frame, interpolation="nearest")
+            drawn = below.imshow(share, cmap="cividis", vmin=0, vmax=most)
+        for axes, label in ((upper[0], name), (lower[0], "attention")):
             axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     bar = figure.colorbar(drawn, ax=grid, shrink=0.6)
     bar.set_label("share of attention (1: all tokens equal)", fontsize=9)

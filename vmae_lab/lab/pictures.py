@@ -67,9 +67,11 @@ def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
     return middle_clips(clips, [clip], *shape)
 
 
-def clip_frames(plan: Plan, rows: Sequence[int]) -> list[np.ndarray]:
-    """Example clips as they are evaluated, one frame a time step of the token grid: uint8 `(T', side, side, 3)` each."""
-    video = middle_clips(example_clips(plan), rows, *window(plan.recipe))[:, :, :: plan.recipe.model.tubelet]
+def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> list[np.ndarray]:
+    """Example clips, or others, as they are evaluated, one frame a time step: uint8 `(T', side, side, 3)` each."""
+    video = middle_clips(example_clips(plan) if clips is None else clips, rows, *window(plan.recipe))[
+        :, :, :: plan.recipe.model.tubelet
+    ]
     return list(video.permute(0, 2, 3, 4, 1).numpy())
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmae_lab.data.clips import DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings
+from vmae_lab.evaluation.views import ViewSettings
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import torch_generator
@@ -38,6 +39,7 @@ class EvaluateSettings(BaseModel):
     finetune_labels: int | None = Field(
         160, ge=8, description="labelled clips for fine-tuning, equally many a class; all if null"
     )
+    views: ViewSettings = ViewSettings()
     label_fractions: tuple[float, ...] = Field(
         (0.01, 0.1, 1.0), description="parts of a small target's labels to fine-tune with"
     )

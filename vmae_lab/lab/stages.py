@@ -17,14 +17,16 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
 from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
+from vmae_lab.evaluation.views import ViewSettings, view_probabilities
 from vmae_lab.files import fingerprint, whole_file
 from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.provenance import provenance
-from vmae_lab.lab.readouts import attentive_answers, load_encoder, pretrained_errors, read_with
+from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encoder, pretrained_errors, read_with
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
@@ -35,7 +37,7 @@ from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_s
 from vmae_lab.training.loop import Compute, Trained, train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
         "labels": recipe.evaluate.finetune_labels,
     }  # fmt: skip
     return Stage("finetune", settings, () if encoder is None else (encoder,))
+
+
+def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:
+    """A fine-tuned classifier on several views of each held-out video."""
+    return Stage("views", {**_base(recipe, seed), **_evaluated(recipe), "views": _plain(recipe.evaluate.views)}, (classifier,))
 
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
@@ -217,7 +224,7 @@ def _run_probe(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
     data, weights = DataSettings(**job.section("data")), job.input_folders[0] / WEIGHTS
     read = read_with(load_encoder(model, weights), job.stage.settings, job.compute, pooled_only(settings.probes))
-    scores: dict[str, list[float]] = {probe: [] for probe in settings.probes}
+    accuracies: dict[str, list[float]] = {probe: [] for probe in settings.probes}
     for draw, (tokens, labels) in enumerate(read.draws()):
         for probe in settings.probes:
             if probe == "attentive":
@@ -227,12 +234,12 @@ def _run_probe(job: Job) -> dict[str, Any]:
                 )  # fmt: skip
             else:
                 predicted = classical_answers(probe, tokens.numpy(), labels, read.test_tokens.numpy())
-            scores[probe].append(top1(predicted, read.held_out.labels))
-    metrics = {probe: float(np.mean(values)) for probe, values in scores.items()}
+            accuracies[probe].append(top1(predicted, read.held_out.labels))
+    metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
     source = job.stage.inputs[0]
     if source.kind == "pretrain":
         metrics |= pretrained_errors(weights, source.settings, read.held_out, data.stride)
-    return {"metrics": metrics, "draws": scores, **read.said}
+    return {"metrics": metrics, "draws": accuracies, **read.said}
 
 
 def _run_finetune(job: Job) -> dict[str, Any]:
@@ -261,12 +268,27 @@ def _supervised(
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     _save_weights(trained.model, job.folder)
-    scores = predict(trained.model, held_out, model, data.stride)
-    accuracy = top1(scores.argmax(1).numpy(), held_out.labels)
+    answers = predict(trained.model, held_out, model, data.stride)
+    accuracy = top1(answers.argmax(1).numpy(), held_out.labels)
     return {
         "metrics": {section: accuracy}, "training": _training_cost(trained), "labelled_clips": len(rows), **said,
         **set_aside(task.quarantine),
     }  # fmt: skip
+
+
+def _run_views(job: Job) -> dict[str, Any]:
+    """Scores of the averaged views and their bootstrap intervals; what was said of every video is kept beside them."""
+    data, model = DataSettings(**job.section("data")), ModelSettings(**job.section("model"))
+    classifier = load_classifier(job.stage.inputs[0].settings, job.input_folders[0] / WEIGHTS)
+    held_out, said = _held_out(job, job.section("sources"))
+    views = ViewSettings(**job.section("views"))
+    probabilities = view_probabilities(classifier, held_out, model, data.stride, views)
+    names = [held_out.name(row) for row in range(len(held_out))]
+    with whole_file(job.folder / PREDICTIONS) as temporary:
+        prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
+    metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
+    intervals = score_intervals(probabilities, held_out.labels, data.seed)
+    return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **said}
 
 
 def _run_controls(job: Job) -> dict[str, Any]:
@@ -298,6 +320,7 @@ KINDS: dict[str, Kind] = {
     "probe": Kind(_run_probe),
     "post_pretrain": Kind(_run_post_pretrain),
     "finetune": Kind(_run_finetune),
+    "views": Kind(_run_views),
     "controls": Kind(_run_controls),
     "measure": Kind(_run_measure),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vmae_lab.lab.ablation import Measures, Plan, plan_ablation
 from vmae_lab.lab.arms import (
     DECODER_MASKS,
+    DOWNSTREAM,
     DUAL_COST,
     HYBRID_DATA,
     JUDGED_ON,
@@ -18,7 +19,7 @@ from vmae_lab.lab.arms import (
     Arm,
 )
 from vmae_lab.lab.recipe import Recipe, RecipeError
-from vmae_lab.lab.stages import Stage, finetune_stage, measure_stage, post_pretrain_stage, probe_stage
+from vmae_lab.lab.stages import Stage, finetune_stage, measure_stage, post_pretrain_stage, probe_stage, views_stage
 
 
 def _probe(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -38,6 +39,12 @@ def _probe_and_finetune(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> 
         "probe": probe_stage(recipe, encoder, seed),
         "finetune": finetune_stage(recipe, encoder if arm.pretrained else None, seed),
     }
+
+
+def _downstream(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
+    stages = dict(_probe_and_finetune(recipe, arm, encoder, seed))
+    return {**stages, "views": views_stage(recipe, stages["finetune"], seed)}
 
 
 def _two_places(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -92,6 +99,7 @@ WORKBOOK: dict[str, Notebook] = {
     "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
     "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled),
+    "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }
 

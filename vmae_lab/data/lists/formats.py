@@ -223,8 +223,6 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     """A Parquet file's columns: whole numbers as they are, everything else as text, what is missing as empty text."""
     try:
         read = pd.read_parquet(file)
-    except ImportError as error:
-        raise ListError(f"{file} is a Parquet file, which pandas reads with pyarrow: pip install pyarrow") from error
     except (ValueError, OSError) as error:
         raise ListError(f"{file} cannot be read as a Parquet file: {error}") from error
     table = pd.DataFrame({"line": np.arange(1, len(read) + 1)})

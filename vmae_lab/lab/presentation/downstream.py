@@ -1,22 +1,23 @@
 """Downstream: a frozen readout, fine-tuning and training from scratch side by side; views; what a classifier gets wrong."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from einops import rearrange
 
+from vmae_lab.data.clips import Clips
 from vmae_lab.data.evaluated import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
-from vmae_lab.lab.maps import short
-from vmae_lab.lab.pictures import clip_frames, example_clips, window
+from vmae_lab.lab.loading import held_out_clips
+from vmae_lab.lab.maps import Strip, short
+from vmae_lab.lab.pictures import clip_frames, window
 from vmae_lab.lab.presentation.common import difference_cell, how_run, mean_and_spread
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.lab.tables import interval
+from vmae_lab.randomness import numpy_generator
 
 FEW = "few labels"
 # What few labels are used for: what it is called, and the arm and the metric that tell it.
@@ -113,25 +114,57 @@ def confident_mistakes(plan: Plan, said: pd.DataFrame, count: int) -> pd.DataFra
 
 
 def mistake_strips(plan: Plan, mistakes: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Frames of some clips under their class and what was said instead: uint8 `(T', side, side, 3)` each."""
-    frames = clip_frames(plan, mistakes.row.tolist())
+    """Frames of some wrongly named clips under their class and what was said: uint8 `(T', side, side, 3)` each."""
+    if mistakes.empty:
+        return {}
+    frames = clip_frames(plan, mistakes.row.tolist(), _judged_clips(plan))
     return dict(zip(_titles(plan, mistakes), frames, strict=True))
 
 
-def attention_shares(plan: Plan, store: RunStore, arm: str, rows: Sequence[int]) -> list[np.ndarray]:
-    """How much of each token of some example clips reaches the class head, of an arm's first seed: `(T', H', W')` each.
+def attention_strips(plan: Plan, store: RunStore, arm: str, said: pd.DataFrame, count: int) -> dict[str, Strip]:
+    """Some clips at random, each with how much of each token reaches the class head, of an arm's first seed.
 
-    In shares of what it would be were no token told apart.
+    Under their class and what was said: frames uint8 `(T', side, side, 3)`, shares `(T', H', W')`, 1 where no token is told
+    apart.
     """
+    first = said[said.seed == plan.recipe.seeds[0]].set_index("row", drop=False)
+    chosen = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(first))[:count]
+    rows, clips = first.iloc[chosen].row.tolist(), _judged_clips(plan)
     stage = plan.first(arm).measures["finetune"]
     model = load_classifier(stage.settings, store.folder(stage) / WEIGHTS)
-    video = middle_clips(example_clips(plan), rows, *window(plan.recipe)).to(PartialState().device)
+    video = middle_clips(clips, rows, *window(plan.recipe)).to(PartialState().device)
     grid = dict(zip(("t", "h", "w"), plan.recipe.model.clip.grid, strict=True))
-    shares = attention_rollout(model.encoder, video) * plan.recipe.model.clip.tokens
-    return list(rearrange(shares.cpu(), "b (t h w) -> b t h w", **grid).numpy())
+    shares = attention_rollout(model.encoder, video).cpu() * plan.recipe.model.clip.tokens
+    pairs = zip(clip_frames(plan, rows, clips), rearrange(shares, "b (t h w) -> b t h w", **grid).numpy(), strict=True)
+    return dict(zip(_titles(plan, first.iloc[chosen]), pairs, strict=True))
 
 
-def conclusions(plan: Plan, rows: pd.DataFrame, mistakes: pd.DataFrame) -> list[str]:
+def confusion_caption(plan: Plan) -> str:
+    """Whose answers the matrix holds."""
+    return (
+        f"Answers of the classifier '{_trained(plan, plan.pretrained[0])}' on views of the {plan.recipe.evaluate.split} split, "
+        f"in % of a class's videos, numbers of answers in brackets; added up over {len(plan.recipe.seeds)} seeds."
+    )
+
+
+def mistakes_caption(plan: Plan) -> str:
+    """Which wrong answers are shown."""
+    return (
+        f"The wrong answers of '{_trained(plan, plan.pretrained[0])}', seed {plan.recipe.seeds[0]}, that were given with the "
+        "greatest probability. The middle clip of each video, one frame a time step; the answer is that of all views."
+    )
+
+
+def attention_caption(plan: Plan) -> str:
+    """How the shares were found, and what they do not say."""
+    return (
+        f"Attention rolled out over the blocks of '{_trained(plan, plan.pretrained[0])}', seed {plan.recipe.seeds[0]} (Abnar and "
+        "Zuidema 2020): how much of each token can reach the mean of the last ones, against 1 for all alike. Clips at random. It "
+        "says where information could have come from, not what was used."
+    )
+
+
+def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
     """Which use of the labels is best, whether views help, in words computed from the numbers."""
     few = by_method(plan, rows)
     accuracy = summarise(few, FEW)
@@ -145,6 +178,12 @@ def conclusions(plan: Plan, rows: pd.DataFrame, mistakes: pd.DataFrame) -> list[
         row = _paired_metrics(rows, arm, "views_top1", "finetune")
         words.append(f"Several views in place of one, {_trained(plan, arm)}: {_change(row)} points.")
     return words
+
+
+def _judged_clips(plan: Plan) -> Clips:
+    """The clips that the predictions' rows number: without those that cannot be read, where these are skipped."""
+    settings = plan.first(plan.pretrained[0]).measures["views"].settings
+    return held_out_clips(settings, settings["sources"], plan.recipe.compute)[0]
 
 
 def _paired_metrics(rows: pd.DataFrame, arm: str, metric: str, baseline: str) -> pd.Series:

@@ -1,0 +1,62 @@
+"""Scores of class probabilities against cases worked out by hand."""
+
+import numpy as np
+import pytest
+
+from vmae_lab.evaluation.classification import (
+    calibration_error,
+    class_accuracies,
+    prediction_table,
+    score_intervals,
+    scores,
+)
+
+
+def test_calibration_error_of_four_answers():
+    """Bins of 1/15: .90 and .92 share one (mean .91, half right); .60 (right) is the upper edge of its bin, .62 is above."""
+    sure, right = np.array([0.90, 0.92, 0.60, 0.62]), np.array([True, False, True, False])
+    by_hand = (2 * abs(0.91 - 0.5) + abs(0.60 - 1) + abs(0.62 - 0)) / 4
+    assert calibration_error(sure, right) == pytest.approx(100 * by_hand)
+    assert calibration_error(np.ones(3), np.ones(3, bool)) == 0
+    assert calibration_error(np.ones(3), np.zeros(3, bool)) == 100
+
+
+def test_top1_and_top5():
+    ranks = np.array([0, 1, 4, 5, 0])  # of the true class among the answers
+    probabilities = np.tile([0.3, 0.2, 0.15, 0.14, 0.11, 0.1], (5, 1))
+    found = scores(probabilities, ranks)
+    assert found["top1"] == pytest.approx(40)
+    assert found["top5"] == pytest.approx(80)
+    assert found["ece"] == pytest.approx(10), "sure of .3, right for .4"
+
+
+def test_intervals_hold_the_score_and_narrow_with_more_videos():
+    rng = np.random.default_rng(0)
+    widths = []
+    for count in (50, 800):
+        labels = rng.integers(0, 3, count)
+        probabilities = rng.dirichlet(np.ones(3), count)
+        low, high = score_intervals(probabilities, labels, seed=1)["top1"]
+        assert low < scores(probabilities, labels)["top1"] < high
+        widths.append(high - low)
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.35), "with the root of their number"
+    assert score_intervals(probabilities, labels, seed=1) == score_intervals(probabilities, labels, seed=1)
+
+
+def test_accuracies_by_class():
+    found = class_accuracies(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 0]), 4)
+    assert found.tolist()[:2] == [50, 100]
+    assert np.isnan(found[2])
+    assert found[3] == 0
+
+
+def test_predictions_are_a_table_that_comes_back_from_parquet(tmp_path):
+    import pandas as pd
+
+    table = prediction_table(np.array([[0.7, 0.3], [0.6, 0.4]]), np.array([0, 1]), ["a.mp4", "b.mp4"], ["run", "walk"])
+    assert table.correct.tolist() == [True, False]
+    assert table.loc[1, ["class", "answer", "probability"]].tolist() == ["walk", "run", 0.6]
+    table.to_parquet(tmp_path / "said.parquet")
+    again = pd.read_parquet(tmp_path / "said.parquet")
+    assert again.probabilities.map(list).tolist() == [[0.7, 0.3], [0.6, 0.4]]
+    assert again.drop(columns="probabilities").equals(table.drop(columns="probabilities"))
