@@ -158,9 +158,9 @@ def mistakes_caption(plan: Plan) -> str:
 def attention_caption(plan: Plan) -> str:
     """How the shares were found, and what they do not say."""
     return (
-        f"Attention rolled out over the blocks of '{_trained(plan, plan.pretrained[0])}', seed {plan.recipe.seeds[0]} (Abnar and "
-        "Zuidema 2020): how much of each token can reach the mean of the last ones, against 1 for all alike. Clips at random. It "
-        "says where information could have come from, not what was used."
+        f"Attention rolled out over the blocks of '{_trained(plan, plan.pretrained[0])}', seed {plan.recipe.seeds[0]} (Abnar "
+        "and Zuidema 2020): how much of each token can reach the mean of the last ones, against 1 for all alike. Clips at "
+        "random. It says where information could have come from, not what was used."
     )
 
 
