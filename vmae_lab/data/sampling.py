@@ -33,6 +33,21 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """One frame from each of equal segments of the whole video, `places[i]` in [0, 1) of the way into segment i (METHOD: 4).
+
+    A video with fewer frames than segments shows some of them more than once.
+    """
+
+    places: tuple[float, ...]
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        if frames < 1:
+            raise ValueError("there are no frames to choose from")
+        return [int((segment + place) * frames / len(self.places)) for segment, place in enumerate(self.places)]
+
+
+@dataclass(frozen=True)
 class Exactly:
     """Frames by number. Raises IndexError where the video is shorter."""
 

@@ -32,7 +32,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
-from vmae_lab.training.loop import Compute, Trained, train
+from vmae_lab.training.loop import Compute, Trained, TrainSettings, train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
 
 WEIGHTS = "model.safetensors"
@@ -131,10 +131,17 @@ def execute(job: Job) -> dict[str, Any]:
         return KINDS[job.stage.kind].run(job)
 
 
+# What sections got after stages had been run, and the value that means it is not used.
+_ADDED: dict[type, dict[str, Any]] = {
+    TrainSettings: {"ema": None},
+    FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
+}
+
+
 def _plain(section: Any) -> dict[str, Any]:
     """A section's values. What was added later and is not used does not rename the stages that were run before."""
-    values = section.model_dump(mode="json")
-    return {name: value for name, value in values.items() if (name, value) != ("augment", None)}
+    unused = [item for kind, added in _ADDED.items() if isinstance(section, kind) for item in added.items()]
+    return {name: value for name, value in section.model_dump(mode="json").items() if (name, value) not in unused}
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:
