@@ -4,8 +4,7 @@ A stage is settings and input stages in, a folder out. Its key is a hash of just
 notebooks share work; how it is computed (`Compute`) is not part of it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
 
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
@@ -25,12 +23,14 @@ from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.readouts import attentive_answers, load_encoder, pretrained_errors, read_with
-from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.processes import fixed_threads
 from vmae_lab.randomness import derive, seeded
+from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
 from vmae_lab.training.loop import Compute, Trained, TrainSettings, train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
@@ -105,9 +105,19 @@ def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch (METHOD: 3)."""
-    held_out = {name: value for name, value in _evaluated(recipe).items() if name != "sources"}  # it is held out of its own
-    settings = {**_base(recipe, seed), **held_out, "post_pretrain": _plain(recipe.post_pretrain)}
+    settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "post_pretrain": _plain(recipe.post_pretrain)}
     return Stage("post_pretrain", settings, () if encoder is None else (encoder,))
+
+
+def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
+    """Teach `recipe.model`, from an encoder or from scratch, to answer as a supervised stage's model does (METHOD: 3).
+
+    On the clips that are pre-trained on. Raises RecipeError.
+    """
+    if recipe.distill is None:
+        raise RecipeError("distill: this parameter is missing, and the plan teaches a student")
+    settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "distill": _plain(recipe.distill)}
+    return Stage("distill", settings, (teacher,) if encoder is None else (teacher, encoder))
 
 
 def measure_stage(recipe: Recipe, batch_size: int) -> Stage:
@@ -157,19 +167,9 @@ def _evaluated(recipe: Recipe) -> dict[str, Any]:
     return {"split": recipe.evaluate.split, "sources": list(recipe.evaluate.sources), **skipping}
 
 
-@contextmanager
-def fixed_threads(count: int | None) -> Iterator[None]:
-    """A fixed number of CPU threads for PyTorch and the BLAS behind scikit-learn: results depend on it in the last bits."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
+def _held_out_of_the_pool(recipe: Recipe) -> dict[str, Any]:
+    """For what learns from the pool that is pre-trained on: held-out clips of the same sources."""
+    return {name: value for name, value in _evaluated(recipe).items() if name != "sources"}
 
 
 def _load(job: Job, split: str, sources: list[str]) -> tuple[DataSettings, Clips]:
@@ -185,9 +185,9 @@ def _save_weights(model: torch.nn.Module, folder: Path) -> None:
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
 
 
-def _encoder_state(job: Job) -> State:
-    """The input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
-    return encoder_state(read_weights(job.input_folders[0] / WEIGHTS))
+def _encoder_state(folder: Path) -> State:
+    """An input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
+    return encoder_state(read_weights(folder / WEIGHTS))
 
 
 def _training_cost(trained: Trained) -> dict[str, Any]:
@@ -261,19 +261,51 @@ def _supervised(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a classifier on some labelled clips, from the input stage's encoder where there is one; top-1 on held-out ones."""
     model = ModelSettings(**job.section("model"))
-    state = _encoder_state(job) if job.input_folders else None
+    state = _encoder_state(job.input_folders[0]) if job.input_folders else None
     task = FinetuneTask(
         model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"),
         quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     _save_weights(trained.model, job.folder)
-    scores = predict(trained.model, held_out, model, data.stride)
+    scores = predict(trained.model, held_out, model, data.stride, task.settings.sampling)
     accuracy = top1(scores.argmax(1).numpy(), held_out.labels)
     return {
         "metrics": {section: accuracy}, "training": _training_cost(trained), "labelled_clips": len(rows), **said,
         **set_aside(task.quarantine),
     }  # fmt: skip
+
+
+def _run_distill(job: Job) -> dict[str, Any]:
+    """On the pool that is pre-trained on; where that has labels, judged beside the teacher on held-out clips."""
+    model, teacher = ModelSettings(**job.section("model")), job.stage.inputs[0]
+    sources = list(DataSettings(**job.section("data")).pretrain_sources)
+    data, clips = _load(job, "pretrain", sources)
+    taught_by = Teacher(
+        read_weights(job.input_folders[0] / WEIGHTS), ModelSettings(**teacher.settings["model"]),
+        teacher.settings[teacher.kind]["readout"],
+    )  # fmt: skip
+    task = DistillTask(
+        model, DistillSettings(**job.section("distill")), data, clips, list(range(len(clips))),
+        _encoder_state(job.input_folders[1]) if job.input_folders[1:] else None, taught_by, job.section("seed"),
+        quarantine_in(job.folder),
+    )  # fmt: skip
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save_weights(trained.model.classifier, job.folder)
+    result = {"metrics": {}, "training": _training_cost(trained), "clips": len(clips), **set_aside(task.quarantine)}
+    if not data.labelled:
+        return result
+    held_out, said = _held_out(job, sources)
+    ours, theirs = (
+        predict(one, held_out, model, data.stride, task.settings.sampling).argmax(1).numpy()
+        for one in (trained.model.classifier, task.teacher)
+    )
+    metrics = {
+        "distill": top1(ours, held_out.labels),
+        "distill_teacher": top1(theirs, held_out.labels),
+        "distill_agreement": top1(ours, theirs),
+    }
+    return {**result, "metrics": metrics, **said}
 
 
 def _run_controls(job: Job) -> dict[str, Any]:
@@ -305,6 +337,7 @@ KINDS: dict[str, Kind] = {
     "probe": Kind(_run_probe),
     "post_pretrain": Kind(_run_post_pretrain),
     "finetune": Kind(_run_finetune),
+    "distill": Kind(_run_distill),
     "controls": Kind(_run_controls),
     "measure": Kind(_run_measure),
 }

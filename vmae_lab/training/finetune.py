@@ -25,6 +25,8 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import derive, library_draws, numpy_generator
 from vmae_lab.training.loop import Batch, TrainSettings
 
+Sampling = Literal["dense", "sparse"]
+
 
 class MixSettings(BaseModel):
     """Clips of a batch mixed in pairs, with their labels: mixup or cutmix, one of the two a batch (METHOD: fine-tuning).
@@ -55,7 +57,7 @@ class FinetuneSettings(TrainSettings):
     dropout: float = Field(0.0, ge=0, lt=1, description="part of the linear layer's inputs that is left out in training")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     head_init_scale: float = Field(0.001, gt=0)
-    sampling: Literal["dense", "sparse"] = Field("dense", description="a window, or one frame of each equal segment (SSv2)")
+    sampling: Sampling = Field("dense", description="a window, or one frame of each equal segment (SSv2)")
     repeats: int = Field(1, ge=1, description="repeated augmentation: samples drawn in a row from one decoded clip")
     augment: FinetuneAugment | None = Field(None, description="METHOD 4's augmentation; pre-training's crops alone if null")
     mix: MixSettings | None = Field(None, description="mixup and cutmix; none if null")
@@ -132,11 +134,15 @@ class FinetuneBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.task.settings.batch_size + row for row in self.rows]
-        labelled, videos = zip(*self._clips(positions), strict=True)
-        labels = torch.from_numpy(self.task.clips.labels[[self.task.labelled[row] for row in labelled]])
+        rows, videos = zip(*self._clips(positions), strict=True)
+        labels = self.labels(rows)
         if self.mixing:
             return self._mixed(videos, labels, step)
         return {"video": torch.stack(videos), "label": labels}
+
+    def labels(self, rows: Sequence[int]) -> Tensor:
+        """int64 `(B,)` of some of the labelled clips."""
+        return torch.from_numpy(self.task.clips.labels[[self.task.labelled[row] for row in rows]])
 
     def _mixed(self, videos: Sequence[Tensor], labels: Tensor, step: int) -> Batch:
         """timm's mixing of uint8 pixels, colours and frames as its channels, so that all frames share the box."""
@@ -184,11 +190,15 @@ class FinetuneBatches(Dataset):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int) -> Tensor:
-    """Class scores of each clip's middle window, whole frame: `(n, classes)` on the CPU. Raises MissingVideos."""
+def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, sampling: Sampling = "dense") -> Tensor:
+    """Class scores of each clip, whole frame: `(n, classes)` on the CPU. Raises MissingVideos.
+
+    Of its middle window or, where it was trained on sparse clips, of the middles of its segments.
+    """
     device = next(model.parameters()).device
     model.eval()
-    batches = evaluated_clips(clips, range(len(clips)), settings.frames, stride, settings.side)
+    choose = Sparse((0.5,) * settings.frames) if sampling == "sparse" else None
+    batches = evaluated_clips(clips, range(len(clips)), settings.frames, stride, settings.side, choose=choose)
     return torch.cat([model(video.to(device)).float().cpu() for video in batches])
 
 

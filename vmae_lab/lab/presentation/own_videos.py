@@ -23,7 +23,8 @@ from vmae_lab.lab.presentation.common import (
 from vmae_lab.lab.readouts import load_encoder, read_with
 from vmae_lab.lab.recipe import RecipeError
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.stages import WEIGHTS, fixed_threads
+from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.processes import fixed_threads
 
 NAMED = 10  # mixed-up pairs of classes that a table names
 
