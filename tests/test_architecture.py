@@ -32,6 +32,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "loading",
         "readouts",
         "stages",
+        "execution",
         "runs",
         "ablation",
         "workbook",

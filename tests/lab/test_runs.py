@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from vmae_lab.files import StorageError, make_folder, whole_file, write_json
-from vmae_lab.lab import stages
+from vmae_lab.lab import execution, stages
 from vmae_lab.lab.ablation import plan_ablation
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.cost import work_of
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
-from vmae_lab.lab.stages import Kind, Stage, pretrain_stage, probe_stage
+from vmae_lab.lab.stages import Stage, pretrain_stage, probe_stage
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.loop import Compute
@@ -59,7 +59,7 @@ def test_inputs_come_first(recipe):
 COUNT = "count.txt"
 
 
-def _counting(job: stages.Job) -> dict:
+def _counting(job: execution.Job) -> dict:
     with open(job.folder.parent / COUNT, "a") as file:
         file.write("x")
     time.sleep(job.stage.settings["sleep"])
@@ -70,7 +70,8 @@ def _counting(job: stages.Job) -> dict:
 
 @pytest.fixture
 def counting(monkeypatch):
-    monkeypatch.setitem(stages.KINDS, "counting", Kind(_counting))
+    monkeypatch.setitem(execution.RUNS, "counting", _counting)
+    monkeypatch.setitem(stages.VERSIONS, "counting", 1)
 
 
 def test_a_finished_stage_is_not_run_again(counting, tmp_path):
@@ -111,7 +112,7 @@ def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, 
     """Everything trained, nothing written: the second start runs no step, and still knows what a step took."""
     stage, store = pretrain_stage(recipe, 0), RunStore(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "_save_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(execution, "_save_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             store.complete(stage, recipe.compute, progress=False)
     assert not store.finished(stage)
@@ -119,7 +120,8 @@ def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, 
 
 
 def _start(root, began) -> None:
-    stages.KINDS["counting"] = Kind(_counting)
+    execution.RUNS["counting"] = _counting
+    stages.VERSIONS["counting"] = 1
     began.set()
     RunStore(root).complete(Stage("counting", {"sleep": 2.0}), Compute())
 

@@ -9,6 +9,7 @@ from vmae_lab.data.augment import centre_crop
 from vmae_lab.data.clips import Clips
 from vmae_lab.data.sampling import Dense
 from vmae_lab.data.video import VideoError
+from vmae_lab.data.video.decoders import Choose
 
 
 class MissingVideos(RuntimeError):
@@ -34,16 +35,18 @@ def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, si
 
 
 def evaluated_clips(
-    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int, batch: int = 32
+    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int, batch: int = 32, choose: Choose | None = None
 ) -> Iterator[Tensor]:  # fmt: skip
     """What is evaluated, in batches: the middle window's central square of each row, uint8 `(B, C, T, side, side)`.
+
+    `choose` takes other frames than the middle window's.
 
     What follows a video that cannot be read is only tried, and after the last one MissingVideos is raised, naming all: so no
     average comes of it.
     """
     failed: dict[int, VideoError] = {}
     for some in batches_of(rows, batch):
-        read = list(clips.videos(some, Dense(frames, stride, 0.5), side))
+        read = list(clips.videos(some, choose or Dense(frames, stride, 0.5), side))
         failed |= {row: video for row, video in zip(some, read, strict=True) if isinstance(video, VideoError)}
         if not failed:
             yield torch.stack([centre_crop(video, side) for video in read])

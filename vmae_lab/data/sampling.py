@@ -32,16 +32,6 @@ class Dense:
         return dense_window(frames, self.clip_frames, self.stride, self.place)
 
 
-def sparse_frames(frames: int, clip_frames: int, place: float) -> list[int]:
-    """One frame of each of `clip_frames` equal segments, at `place` in [0, 1) of it (METHOD: sparse sampling).
-
-    Frames of a video with fewer than `clip_frames` stand for several segments. Raises ValueError where there are no frames.
-    """
-    if frames < 1:
-        raise ValueError("there are no frames to choose from")
-    return [int(frames * (segment + place) / clip_frames) for segment in range(clip_frames)]
-
-
 @dataclass(frozen=True)
 class DenseViews:
     """`views` dense windows one after the other, their starts spread evenly from the first to the last; one: the middle.
@@ -69,7 +59,22 @@ class SparseViews:
 
     def __call__(self, frames: int) -> Sequence[int]:
         places = [0.5] if self.views == 1 else [view / self.views for view in range(self.views)]
-        return [frame for place in places for frame in sparse_frames(frames, self.clip_frames, place)]
+        return [frame for place in places for frame in Sparse((place,) * self.clip_frames)(frames)]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """One frame from each of equal segments of the whole video, `places[i]` in [0, 1) of the way into segment i (METHOD: 4).
+
+    A video with fewer frames than segments shows some of them more than once.
+    """
+
+    places: tuple[float, ...]
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        if frames < 1:
+            raise ValueError("there are no frames to choose from")
+        return [int((segment + place) * frames / len(self.places)) for segment, place in enumerate(self.places)]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.measure import measure_step, parameter_count
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.stages import Stage, fixed_threads
+from vmae_lab.lab.stages import Stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.processes import fixed_threads
 from vmae_lab.training.loop import Compute, read_metrics, train
 from vmae_lab.training.pretrain import PretrainTask
 
@@ -46,6 +47,11 @@ def stage_macs(stage: Stage) -> float:
         return one * (BACKWARD * recipe["steps"] * recipe["batch_size"] + clips)
     if stage.kind == "views":
         return one * clips * settings["views"]["clips"] * settings["views"]["crops"]
+    if stage.kind == "distill":
+        teacher = ModelSettings(**stage.inputs[0].settings["model"])
+        other = classify_cost(teacher.dimensions, teacher.clip, data.classes).macs
+        shown = settings["distill"]["steps"] * settings["distill"]["batch_size"]
+        return one * (BACKWARD * shown + clips) + other * (shown + clips)
     if stage.kind == "probe":
         return one * ((settings["probe"]["labels"] or 0) * settings["probe"]["draws"] + clips)
     return one * clips
@@ -60,7 +66,7 @@ def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
 
 def stage_bytes(stage: Stage) -> int:
     """What a finished stage leaves on disk: its weights."""
-    if stage.kind not in ("pretrain", "initial", "post_pretrain", "finetune"):
+    if stage.kind not in ("pretrain", "initial", "post_pretrain", "finetune", "distill"):
         return 0
     model = ModelSettings(**stage.settings["model"])
     return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial") else classifier_parameters(stage))

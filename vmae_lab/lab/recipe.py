@@ -13,6 +13,7 @@ from vmae_lab.evaluation.views import ViewSettings
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import torch_generator
+from vmae_lab.training.distill import DistillSettings
 from vmae_lab.training.finetune import FinetuneSettings
 from vmae_lab.training.loop import Compute
 from vmae_lab.training.pretrain import PretrainSettings
@@ -75,6 +76,7 @@ class Recipe(BaseModel):
     mask: MaskSettings
     pretrain: PretrainSettings
     post_pretrain: FinetuneSettings = Field(description="supervised training on the labelled hybrid, between the two others")
+    distill: DistillSettings | None = Field(None, description="teaching a small student; only plans that do need it")
     evaluate: EvaluateSettings
     measure: MeasureSettings = MeasureSettings()
     compute: Compute = Compute()
@@ -172,7 +174,9 @@ def _apply(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         *path, last = dotted.split(".")
         place = tree
         for name in path:
-            place = place.setdefault(name, {})
+            if place.get(name) is None:  # not there, or a section that is left out
+                place[name] = {}
+            place = place[name]
             if not isinstance(place, dict):
                 raise RecipeError(f"override '{dotted}': '{name}' is a single value, not a section")
         place[last] = value

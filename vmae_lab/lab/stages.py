@@ -1,43 +1,32 @@
-"""The stages of a plan: what each is decided by, and how it is carried out.
+"""The stages of a plan: what each is decided by.
 
 A stage is settings and input stages in, a folder out. Its key is a hash of just what decides its result, so arms and
-notebooks share work; how it is computed (`Compute`) is not part of it.
+notebooks share work; how it is computed (`Compute`) is not part of it. `execution` carries them out.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
-
-from vmae_lab.data.clips import Clips, DataSettings
-from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
-from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
-from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
-from vmae_lab.evaluation.views import ViewSettings, view_probabilities
-from vmae_lab.files import fingerprint, whole_file
-from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
-from vmae_lab.lab.measure import measure_step
+from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
-from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encoder, pretrained_errors, read_with
-from vmae_lab.lab.recipe import Recipe
-from vmae_lab.masking import MaskSettings
-from vmae_lab.models.checkpoints import State, read_weights
-from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.randomness import derive, seeded
-from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
-from vmae_lab.training.loop import Compute, Trained, train
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.training.finetune import FinetuneSettings
+from vmae_lab.training.loop import TrainSettings
 
 WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
+# By kind; to be raised when a change to the code changes results.
+VERSIONS = {
+    "pretrain": 1,
+    "initial": 1,
+    "probe": 1,
+    "post_pretrain": 1,
+    "finetune": 1,
+    "views": 1,
+    "distill": 1,
+    "controls": 1,
+    "measure": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -50,35 +39,13 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        parts = {"settings": self.settings, "inputs": [stage.key for stage in self.inputs], "version": KINDS[self.kind].version}
+        parts = {"settings": self.settings, "inputs": [stage.key for stage in self.inputs], "version": VERSIONS[self.kind]}
         return f"{self.kind}-{fingerprint(parts)}"
 
     @property
     def steps(self) -> int:
         """Optimiser steps, where it is trained; else 0."""
         return self.settings.get(self.kind, {}).get("steps", 0)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage is carried out with: its own folder, its inputs' folders, and the computing settings."""
-
-    stage: Stage
-    folder: Path
-    input_folders: tuple[Path, ...]
-    compute: Compute
-    progress: bool
-
-    def section(self, name: str) -> Any:
-        return self.stage.settings[name]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a kind of stage runs. Raise `version` when a change to the code changes its results."""
-
-    run: Callable[[Job], dict[str, Any]]
-    version: int = 1
 
 
 def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
@@ -112,9 +79,19 @@ def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch (METHOD: 3)."""
-    held_out = {name: value for name, value in _evaluated(recipe).items() if name != "sources"}  # it is held out of its own
-    settings = {**_base(recipe, seed), **held_out, "post_pretrain": _plain(recipe.post_pretrain)}
+    settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "post_pretrain": _plain(recipe.post_pretrain)}
     return Stage("post_pretrain", settings, () if encoder is None else (encoder,))
+
+
+def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
+    """Teach `recipe.model`, from an encoder or from scratch, to answer as a supervised stage's model does (METHOD: 3).
+
+    On the clips that are pre-trained on. Raises RecipeError.
+    """
+    if recipe.distill is None:
+        raise RecipeError("distill: this parameter is missing, and the plan teaches a student")
+    settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "distill": _plain(recipe.distill)}
+    return Stage("distill", settings, (teacher,) if encoder is None else (teacher, encoder))
 
 
 def measure_stage(recipe: Recipe, batch_size: int) -> Stage:
@@ -132,16 +109,17 @@ def controls_stage(recipe: Recipe) -> Stage:
     return Stage("controls", {**_data(recipe), **_evaluated(recipe), "labels": probe.labels, "draws": probe.draws})
 
 
-def execute(job: Job) -> dict[str, Any]:
-    """Carry a stage out; returns what goes into its `result.json`."""
-    with fixed_threads(job.compute.threads):
-        return KINDS[job.stage.kind].run(job)
+# What sections got after stages had been run, and the value that means it is not used.
+_ADDED: dict[type, dict[str, Any]] = {
+    TrainSettings: {"ema": None},
+    FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
+}
 
 
 def _plain(section: Any) -> dict[str, Any]:
     """A section's values. What was added later and is not used does not rename the stages that were run before."""
-    values = section.model_dump(mode="json")
-    return {name: value for name, value in values.items() if (name, value) != ("augment", None)}
+    unused = [item for kind, added in _ADDED.items() if isinstance(section, kind) for item in added.items()]
+    return {name: value for name, value in section.model_dump(mode="json").items() if (name, value) not in unused}
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -157,170 +135,6 @@ def _evaluated(recipe: Recipe) -> dict[str, Any]:
     return {"split": recipe.evaluate.split, "sources": list(recipe.evaluate.sources), **skipping}
 
 
-@contextmanager
-def fixed_threads(count: int | None) -> Iterator[None]:
-    """A fixed number of CPU threads for PyTorch and the BLAS behind scikit-learn: results depend on it in the last bits."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _load(job: Job, split: str, sources: list[str]) -> tuple[DataSettings, Clips]:
-    return load_split(job.stage.settings, split, sources, job.compute)
-
-
-def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
-    return held_out_clips(job.stage.settings, sources, job.compute)
-
-
-def _save_weights(model: torch.nn.Module, folder: Path) -> None:
-    with whole_file(folder / WEIGHTS) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
-
-
-def _encoder_state(job: Job) -> State:
-    """The input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
-    return encoder_state(read_weights(job.input_folders[0] / WEIGHTS))
-
-
-def _training_cost(trained: Trained) -> dict[str, Any]:
-    return {
-        "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
-        "peak_memory_mib": trained.peak_memory_mib,
-    }  # fmt: skip
-
-
-def _run_pretrain(job: Job) -> dict[str, Any]:
-    data = DataSettings(**job.section("data"))
-    _, clips = _load(job, "pretrain", list(data.pretrain_sources))
-    task = PretrainTask(
-        ModelSettings(**job.section("model")), MaskSettings(**job.section("mask")),
-        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
-    )  # fmt: skip
-    trained = train(task, job.folder, job.compute, job.progress)
-    _save_weights(trained.model, job.folder)
-    return {
-        "metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source(),
-        **set_aside(task.quarantine),
-    }  # fmt: skip
-
-
-def _run_initial(job: Job) -> dict[str, Any]:
-    settings = ModelSettings(**job.section("model"))
-    with seeded(job.section("seed"), "initial weights"):
-        model = VideoMAE(settings.dimensions, settings.clip)
-    _save_weights(model, job.folder)
-    return {"metrics": {}}
-
-
-def _run_probe(job: Job) -> dict[str, Any]:
-    model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
-    data, weights = DataSettings(**job.section("data")), job.input_folders[0] / WEIGHTS
-    read = read_with(load_encoder(model, weights), job.stage.settings, job.compute, pooled_only(settings.probes))
-    accuracies: dict[str, list[float]] = {probe: [] for probe in settings.probes}
-    for draw, (tokens, labels) in enumerate(read.draws()):
-        for probe in settings.probes:
-            if probe == "attentive":
-                predicted = attentive_answers(
-                    job.folder / f"attentive-{draw}", job.compute, settings, model, data.classes,
-                    derive(job.section("seed"), "attentive probe", draw), tokens, labels, read.test_tokens,
-                )  # fmt: skip
-            else:
-                predicted = classical_answers(probe, tokens.numpy(), labels, read.test_tokens.numpy())
-            accuracies[probe].append(top1(predicted, read.held_out.labels))
-    metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
-    source = job.stage.inputs[0]
-    if source.kind == "pretrain":
-        metrics |= pretrained_errors(weights, source.settings, read.held_out, data.stride)
-    return {"metrics": metrics, "draws": accuracies, **read.said}
-
-
-def _run_finetune(job: Job) -> dict[str, Any]:
-    count = job.section("labels")
-    data, clips = _load(job, "train", job.section("sources"))
-    rows = np.arange(len(clips)) if count is None else draw_labelled(clips.labels, count, data.seed, job.section("seed"))
-    return _supervised(job, "finetune", data, clips, rows, *_held_out(job, job.section("sources")))
-
-
-def _run_post_pretrain(job: Job) -> dict[str, Any]:
-    """On the pool that is pre-trained on, with its labels; evaluated on held-out clips of the same sources."""
-    sources = list(DataSettings(**job.section("data")).pretrain_sources)
-    data, clips = _load(job, "pretrain", sources)
-    return _supervised(job, "post_pretrain", data, clips, np.arange(len(clips)), *_held_out(job, sources))
-
-
-def _supervised(
-    job: Job, section: str, data: DataSettings, clips: Clips, rows: np.ndarray, held_out: Clips, said: dict[str, Any]
-) -> dict[str, Any]:  # fmt: skip
-    """Train a classifier on some labelled clips, from the input stage's encoder where there is one; top-1 on held-out ones."""
-    model = ModelSettings(**job.section("model"))
-    state = _encoder_state(job) if job.input_folders else None
-    task = FinetuneTask(
-        model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"),
-        quarantine_in(job.folder),
-    )  # fmt: skip
-    trained = train(task, job.folder, job.compute, job.progress)
-    _save_weights(trained.model, job.folder)
-    answers = predict(trained.model, held_out, model, data.stride)
-    accuracy = top1(answers.argmax(1).numpy(), held_out.labels)
-    return {
-        "metrics": {section: accuracy}, "training": _training_cost(trained), "labelled_clips": len(rows), **said,
-        **set_aside(task.quarantine),
-    }  # fmt: skip
-
-
-def _run_views(job: Job) -> dict[str, Any]:
-    """Scores of the averaged views and their bootstrap intervals; what was said of every video is kept beside them."""
-    data, model = DataSettings(**job.section("data")), ModelSettings(**job.section("model"))
-    classifier = load_classifier(job.stage.inputs[0].settings, job.input_folders[0] / WEIGHTS)
-    held_out, said = _held_out(job, job.section("sources"))
-    views = ViewSettings(**job.section("views"))
-    probabilities = view_probabilities(classifier, held_out, model, data.stride, views)
-    names = [held_out.name(row) for row in range(len(held_out))]
-    with whole_file(job.folder / PREDICTIONS) as temporary:
-        prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
-    metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
-    intervals = score_intervals(probabilities, held_out.labels, data.seed)
-    return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **said}
-
-
-def _run_controls(job: Job) -> dict[str, Any]:
-    model = ModelSettings(**job.section("model"))
-    data, clips = _load(job, "train", job.section("sources"))
-    held_out, said = _held_out(job, job.section("sources"))
-    few = ProbeSettings(labels=job.section("labels"), draws=job.section("draws"))
-    draws = labelled_draws(clips.labels, few, data.seed)
-    raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]
-    frames = single_frame_accuracies(clips, held_out, model.side)
-    metrics = {
-        "raw_pixels": float(np.mean(raw)),
-        "single_frame_mean": float(np.mean(frames)),
-        "single_frame_best": float(np.max(frames)),
-    }
-    return {"metrics": metrics, "single_frames": frames, **said}
-
-
-def _run_measure(job: Job) -> dict[str, Any]:
-    model, masks = ModelSettings(**job.section("model")), MaskSettings(**job.section("mask"))
-    # On all cores, whatever the other stages use: it runs alone, and the fixed threads of this process are not its own.
-    measured = measure_step(model, masks, job.section("batch_size"), job.section("steps"))
-    return {"metrics": {name: value for name, value in measured.items() if name != "fits"}, "fits": measured["fits"]}
-
-
-KINDS: dict[str, Kind] = {
-    "pretrain": Kind(_run_pretrain),
-    "initial": Kind(_run_initial),
-    "probe": Kind(_run_probe),
-    "post_pretrain": Kind(_run_post_pretrain),
-    "finetune": Kind(_run_finetune),
-    "views": Kind(_run_views),
-    "controls": Kind(_run_controls),
-    "measure": Kind(_run_measure),
-}
+def _held_out_of_the_pool(recipe: Recipe) -> dict[str, Any]:
+    """For what learns from the pool that is pre-trained on: held-out clips of the same sources."""
+    return {name: value for name, value in _evaluated(recipe).items() if name != "sources"}

@@ -17,14 +17,25 @@ class ClassHead(nn.Module):
 
     `mean`: mean over tokens, then LayerNorm (`fc_norm`), the paper's head. `flat`: LayerNorm, then all tokens side by
     side, so that where and when is kept. `attentive`: one learned query attends over the tokens (timm's latent pooling).
-    The linear layer's initial weights are scaled by `init_scale` (.001 in the paper).
+    The linear layer's initial weights are scaled by `init_scale` (.001 in the paper); in training `dropout` of its inputs
+    are left out.
     """
 
-    def __init__(self, tokens: int, width: int, heads: int, classes: int, readout: Readout = "mean", init_scale: float = 0.001):
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        heads: int,
+        classes: int,
+        readout: Readout = "mean",
+        init_scale: float = 0.001,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.readout = readout
         self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.pool = AttentionPoolLatent(width, num_heads=heads, mlp_ratio=4.0) if readout == "attentive" else None
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width * tokens if readout == "flat" else width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -32,11 +43,15 @@ class ClassHead(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.dropout(self._pooled(tokens)))
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """What the linear layer reads: `(B, D)`, or `(B, N * D)` where flat."""
         if self.readout == "flat":
-            return self.head(self.fc_norm(tokens).flatten(1))
+            return self.fc_norm(tokens).flatten(1)
         if self.pool is not None:
-            return self.head(self.pool(self.fc_norm(tokens)))
-        return self.head(self.fc_norm(tokens.mean(1)))
+            return self.pool(self.fc_norm(tokens))
+        return self.fc_norm(tokens.mean(1))
 
 
 class VideoClassifier(nn.Module):
@@ -53,11 +68,12 @@ class VideoClassifier(nn.Module):
         readout: Readout = "mean",
         drop_path: float = 0.0,
         init_scale: float = 0.001,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.encoder = VideoEncoder(size, clip, drop_path, norm=False)
         initialise(self.encoder.trunk)
-        self.head = ClassHead(clip.tokens, size.width, size.heads, classes, readout, init_scale)
+        self.head = ClassHead(clip.tokens, size.width, size.heads, classes, readout, init_scale, dropout)
 
     def forward(self, video: Tensor) -> Tensor:
         return self.head(self.encoder(video))

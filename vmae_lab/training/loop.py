@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ConfigDict, Field
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -39,6 +40,7 @@ class TrainSettings(BaseModel):
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
     accumulation: int = Field(1, ge=1, description="micro-batches a step")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of the weights' moving average, which is the result")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
 
     def model_post_init(self, _context: object) -> None:
@@ -101,7 +103,7 @@ class Trained:
 
 
 def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> Trained:
-    """Train a task in its folder, from its checkpoint where there is one.
+    """Train a task in its folder, from its checkpoint where there is one; with `settings.ema` the average is the result.
 
     The result depends on the task alone: not on loader workers or interruptions, bit for bit on one CPU process with a
     fixed number of threads.
@@ -121,6 +123,7 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
         run = _Run(task, accelerator, model, optimizer, folder, compute)
         run.restore()
         run.to_the_end(progress)
+        run.take_average()
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
     return Trained(
         accelerator.unwrap_model(model), run.seconds_per_step, run.steps_run, _device_name(accelerator.device),
@@ -145,6 +148,7 @@ class _Run:
     def __init__(self, task: Task, accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path, compute: Compute):
         self.task, self.settings, self.compute, self.folder = task, task.settings, compute, folder
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
         self.step = 0  # optimiser steps done
         self.window: list[float] = []  # losses since the last line of the log
         self.steps_run, self.seconds_per_step = 0, math.nan
@@ -165,6 +169,8 @@ class _Run:
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+            if self.average:
+                self.average.module.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.window = state["step"], state["window"]
             logged = read_metrics(self.folder)
@@ -179,6 +185,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "window": self.window,
+            **({"average": self.average.module.state_dict()} if self.average else {}),
         }
         with whole_file(self.checkpoint) as temporary:
             torch.save(state, temporary)
@@ -207,6 +214,11 @@ class _Run:
         bar.close()
         if self.log:
             self.log.close()
+
+    def take_average(self) -> None:
+        """Put the weights' average, where one is kept, in their place: the last ones are what a resumed run goes on from."""
+        if self.average:
+            self.accelerator.unwrap_model(self.model).load_state_dict(self.average.module.state_dict())
 
     def _loader(self) -> Iterator[Batch]:
         steps = range(self.step, self.settings.steps)
@@ -245,6 +257,8 @@ class _Run:
         if settings.clip_grad:
             accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
         self.optimizer.step()
+        if self.average:
+            self.average.update(accelerator.unwrap_model(self.model))
         self.optimizer.zero_grad()
         return total
 

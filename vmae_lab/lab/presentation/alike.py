@@ -19,7 +19,8 @@ from vmae_lab.lab.pictures import example_clips, names_of, window
 from vmae_lab.lab.presentation.common import difference_cell, differences_to, gain_words, mean_and_spread
 from vmae_lab.lab.readouts import load_encoder
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.stages import WEIGHTS, fixed_threads
+from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.processes import fixed_threads
 from vmae_lab.randomness import numpy_generator
 
 MOST = 1000  # clips of the map and the neighbours: more would be drawn over one another, and take long

@@ -95,6 +95,17 @@ def test_set_interval(plan: Plan, rows: pd.DataFrame, store: RunStore, arm: str)
     return f"{low:.1f} to {high:.1f}"
 
 
+def clips_words(accuracy: float, clips: int) -> str:
+    """What the number of held-out clips leaves open about one accuracy, in a sentence: with few, that is nearly all."""
+    low, high = wilson_interval(round(accuracy / 100 * clips), clips)
+    few = (high - low) / 2
+    caution = f"; with so few, differences of less than some {few:.0f} points are not to be built on" if few > 5 else ""
+    return (
+        f"Accuracies are read on {clips} clips: their number alone leaves one model's between {low:.1f} and {high:.1f} % "
+        f"(Wilson, 95 %){caution}."
+    )
+
+
 def difference_range(differences: pd.DataFrame) -> str:
     """Least and greatest mean difference over arms: `+1.0 to +2.0`."""
     return f"{differences.difference.min():+.1f} to {differences.difference.max():+.1f}"

@@ -12,7 +12,7 @@ from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.maps import Strip, short
 from vmae_lab.lab.pictures import clip_frames, window
-from vmae_lab.lab.presentation.common import difference_cell, how_run, mean_and_spread
+from vmae_lab.lab.presentation.common import clips_words, difference_cell, how_run, mean_and_spread
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
@@ -56,10 +56,14 @@ def methods_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 def methods_caption(plan: Plan) -> str:
     """How many labels each way had, and how long it was trained."""
     evaluate = plan.recipe.evaluate
-    draws = f"{evaluate.probe.draws} draws of {evaluate.probe.labels} labels" if evaluate.probe.labels else "all labels"
+    draws = (
+        f"averaged over {evaluate.probe.draws} draws of {evaluate.probe.labels} labels"
+        if evaluate.probe.labels
+        else "with all labels"
+    )
     tuned = f"one draw of {evaluate.finetune_labels} labels a seed" if evaluate.finetune_labels else "all labels"
     labels = (
-        f"attentive readouts averaged over {draws}; trained from scratch or fine-tuned with {tuned}, "
+        f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, "
         f"{evaluate.finetune.steps} steps of {evaluate.finetune.batch_size} clips; the middle clip of a video"
     )
     return how_run(plan, labels)
@@ -84,8 +88,9 @@ def views_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame
 def views_caption(plan: Plan) -> str:
     """Which views, and how the interval was found."""
     views = plan.recipe.evaluate.views
+    crops = f"{views.crops} crops" if views.crops > 1 else "1 crop"
     return (
-        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {views.crops} crops of each video of the "
+        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {crops} of each video of the "
         f"{plan.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
         f"{len(plan.recipe.seeds)} seeds. ECE: 15 bins of equal width. The interval is a percentile bootstrap over videos."
     )
@@ -164,12 +169,17 @@ def attention_caption(plan: Plan) -> str:
     )
 
 
-def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
+def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     """Which use of the labels is best, whether views help, in words computed from the numbers."""
     few = by_method(plan, rows)
     accuracy = summarise(few, FEW)
     best = accuracy["mean"].idxmax()
-    words = [f"With few labels most are right for '{METHODS[best][0]}': {mean_and_spread(accuracy, best)} %."]
+    clips = store.result(plan.first(plan.pretrained[0]).measures["views"])["test_clips"]
+    words = [
+        f"With {plan.recipe.evaluate.finetune_labels or 'all'} labels most are right for '{METHODS[best][0]}': "
+        f"{mean_and_spread(accuracy, best)} %.",
+        clips_words(float(accuracy["mean"][best]), clips),
+    ]
     for name, other in (("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen")):
         if {name, other} <= set(accuracy.index):
             row = paired_differences(few, FEW, other).loc[name]

@@ -12,6 +12,7 @@ from vmae_lab.lab.ablation import Plan, summarise
 from vmae_lab.lab.maps import SHOWN, short
 from vmae_lab.lab.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
 from vmae_lab.lab.presentation.common import (
+    clips_words,
     difference_cell,
     differences_to,
     gain_words,
@@ -23,7 +24,8 @@ from vmae_lab.lab.presentation.common import (
 from vmae_lab.lab.readouts import load_encoder, read_with
 from vmae_lab.lab.recipe import RecipeError
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.stages import WEIGHTS, fixed_threads
+from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.processes import fixed_threads
 
 NAMED = 10  # mixed-up pairs of classes that a table names
 
@@ -145,14 +147,8 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
         return words
     probe, clips = main_probe(plan), store.result(plan.first(plan.pretrained[0]).measures["probe"])["test_clips"]
     words += gain_words(plan, rows, probe, f"The readout ({PROBE_NAMES[probe]})", "untrained")
-    low, high = map(float, test_set_interval(plan, rows, store, plan.pretrained[0]).split(" to "))
-    few = (high - low) / 2
-    words.append(
-        f"Accuracies are read on {clips} clips: their number alone leaves one encoder's between {low:.1f} and {high:.1f} % "
-        "(Wilson, 95 %)"
-        + (f"; with so few, differences of less than some {few:.0f} points are not to be built on." if few > 5 else ".")
-    )
-    return words
+    accuracy = float(summarise(rows, probe)["mean"][plan.pretrained[0]])
+    return [*words, clips_words(accuracy, clips)]
 
 
 def _replaced_words(plan: Plan, store: RunStore) -> list[str]:

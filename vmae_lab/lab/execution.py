@@ -1,0 +1,239 @@
+"""How each kind of stage is carried out: settings and the folders of its inputs in, files and a result out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
+from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
+from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
+from vmae_lab.evaluation.views import ViewSettings, view_probabilities
+from vmae_lab.files import whole_file
+from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
+from vmae_lab.lab.measure import measure_step
+from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encoder, pretrained_errors, read_with
+from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS, Stage
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.checkpoints import State, read_weights
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.processes import fixed_threads
+from vmae_lab.randomness import derive, seeded
+from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
+from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
+from vmae_lab.training.loop import Compute, Trained, train
+from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is carried out with: its own folder, its inputs' folders, and the computing settings."""
+
+    stage: Stage
+    folder: Path
+    input_folders: tuple[Path, ...]
+    compute: Compute
+    progress: bool
+
+    def section(self, name: str) -> Any:
+        return self.stage.settings[name]
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """Carry a stage out; returns what goes into its `result.json`."""
+    with fixed_threads(job.compute.threads):
+        return RUNS[job.stage.kind](job)
+
+
+def _load(job: Job, split: str, sources: list[str]) -> tuple[DataSettings, Clips]:
+    return load_split(job.stage.settings, split, sources, job.compute)
+
+
+def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
+    return held_out_clips(job.stage.settings, sources, job.compute)
+
+
+def _save_weights(model: torch.nn.Module, folder: Path) -> None:
+    with whole_file(folder / WEIGHTS) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
+
+
+def _encoder_state(folder: Path) -> State:
+    """An input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
+    return encoder_state(read_weights(folder / WEIGHTS))
+
+
+def _training_cost(trained: Trained) -> dict[str, Any]:
+    return {
+        "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
+        "peak_memory_mib": trained.peak_memory_mib,
+    }  # fmt: skip
+
+
+def _run_pretrain(job: Job) -> dict[str, Any]:
+    data = DataSettings(**job.section("data"))
+    _, clips = _load(job, "pretrain", list(data.pretrain_sources))
+    task = PretrainTask(
+        ModelSettings(**job.section("model")), MaskSettings(**job.section("mask")),
+        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
+    )  # fmt: skip
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save_weights(trained.model, job.folder)
+    return {
+        "metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source(),
+        **set_aside(task.quarantine),
+    }  # fmt: skip
+
+
+def _run_initial(job: Job) -> dict[str, Any]:
+    settings = ModelSettings(**job.section("model"))
+    with seeded(job.section("seed"), "initial weights"):
+        model = VideoMAE(settings.dimensions, settings.clip)
+    _save_weights(model, job.folder)
+    return {"metrics": {}}
+
+
+def _run_probe(job: Job) -> dict[str, Any]:
+    model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
+    data, weights = DataSettings(**job.section("data")), job.input_folders[0] / WEIGHTS
+    read = read_with(load_encoder(model, weights), job.stage.settings, job.compute, pooled_only(settings.probes))
+    accuracies: dict[str, list[float]] = {probe: [] for probe in settings.probes}
+    for draw, (tokens, labels) in enumerate(read.draws()):
+        for probe in settings.probes:
+            if probe == "attentive":
+                predicted = attentive_answers(
+                    job.folder / f"attentive-{draw}", job.compute, settings, model, data.classes,
+                    derive(job.section("seed"), "attentive probe", draw), tokens, labels, read.test_tokens,
+                )  # fmt: skip
+            else:
+                predicted = classical_answers(probe, tokens.numpy(), labels, read.test_tokens.numpy())
+            accuracies[probe].append(top1(predicted, read.held_out.labels))
+    metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
+    source = job.stage.inputs[0]
+    if source.kind == "pretrain":
+        metrics |= pretrained_errors(weights, source.settings, read.held_out, data.stride)
+    return {"metrics": metrics, "draws": accuracies, **read.said}
+
+
+def _run_finetune(job: Job) -> dict[str, Any]:
+    count = job.section("labels")
+    data, clips = _load(job, "train", job.section("sources"))
+    rows = np.arange(len(clips)) if count is None else draw_labelled(clips.labels, count, data.seed, job.section("seed"))
+    return _supervised(job, "finetune", data, clips, rows, *_held_out(job, job.section("sources")))
+
+
+def _run_post_pretrain(job: Job) -> dict[str, Any]:
+    """On the pool that is pre-trained on, with its labels; evaluated on held-out clips of the same sources."""
+    sources = list(DataSettings(**job.section("data")).pretrain_sources)
+    data, clips = _load(job, "pretrain", sources)
+    return _supervised(job, "post_pretrain", data, clips, np.arange(len(clips)), *_held_out(job, sources))
+
+
+def _supervised(
+    job: Job, section: str, data: DataSettings, clips: Clips, rows: np.ndarray, held_out: Clips, said: dict[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """Train a classifier on some labelled clips, from the input stage's encoder where there is one; top-1 on held-out ones."""
+    model = ModelSettings(**job.section("model"))
+    state = _encoder_state(job.input_folders[0]) if job.input_folders else None
+    task = FinetuneTask(
+        model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"),
+        quarantine_in(job.folder),
+    )  # fmt: skip
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save_weights(trained.model, job.folder)
+    answers = predict(trained.model, held_out, model, data.stride, task.settings.sampling)
+    accuracy = top1(answers.argmax(1).numpy(), held_out.labels)
+    return {
+        "metrics": {section: accuracy}, "training": _training_cost(trained), "labelled_clips": len(rows), **said,
+        **set_aside(task.quarantine),
+    }  # fmt: skip
+
+
+def _run_distill(job: Job) -> dict[str, Any]:
+    """On the pool that is pre-trained on; where that has labels, judged beside the teacher on held-out clips."""
+    model, teacher = ModelSettings(**job.section("model")), job.stage.inputs[0]
+    sources = list(DataSettings(**job.section("data")).pretrain_sources)
+    data, clips = _load(job, "pretrain", sources)
+    taught_by = Teacher(
+        read_weights(job.input_folders[0] / WEIGHTS), ModelSettings(**teacher.settings["model"]),
+        teacher.settings[teacher.kind]["readout"],
+    )  # fmt: skip
+    task = DistillTask(
+        model, DistillSettings(**job.section("distill")), data, clips, list(range(len(clips))),
+        _encoder_state(job.input_folders[1]) if job.input_folders[1:] else None, taught_by, job.section("seed"),
+        quarantine_in(job.folder),
+    )  # fmt: skip
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save_weights(trained.model.classifier, job.folder)
+    result = {"metrics": {}, "training": _training_cost(trained), "clips": len(clips), **set_aside(task.quarantine)}
+    if not data.labelled:
+        return result
+    held_out, said = _held_out(job, sources)
+    ours, theirs = (
+        predict(one, held_out, model, data.stride, task.settings.sampling).argmax(1).numpy()
+        for one in (trained.model.classifier, task.teacher)
+    )
+    metrics = {
+        "distill": top1(ours, held_out.labels),
+        "distill_teacher": top1(theirs, held_out.labels),
+        "distill_agreement": top1(ours, theirs),
+    }
+    return {**result, "metrics": metrics, **said}
+
+
+def _run_views(job: Job) -> dict[str, Any]:
+    """Scores of the averaged views and their bootstrap intervals; what was said of every video is kept beside them."""
+    data, model = DataSettings(**job.section("data")), ModelSettings(**job.section("model"))
+    classifier = load_classifier(job.stage.inputs[0].settings, job.input_folders[0] / WEIGHTS)
+    held_out, said = _held_out(job, job.section("sources"))
+    views = ViewSettings(**job.section("views"))
+    probabilities = view_probabilities(classifier, held_out, model, data.stride, views)
+    names = [held_out.name(row) for row in range(len(held_out))]
+    with whole_file(job.folder / PREDICTIONS) as temporary:
+        prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
+    metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
+    intervals = score_intervals(probabilities, held_out.labels, data.seed)
+    return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **said}
+
+
+def _run_controls(job: Job) -> dict[str, Any]:
+    model = ModelSettings(**job.section("model"))
+    data, clips = _load(job, "train", job.section("sources"))
+    held_out, said = _held_out(job, job.section("sources"))
+    few = ProbeSettings(labels=job.section("labels"), draws=job.section("draws"))
+    draws = labelled_draws(clips.labels, few, data.seed)
+    raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]
+    frames = single_frame_accuracies(clips, held_out, model.side)
+    metrics = {
+        "raw_pixels": float(np.mean(raw)),
+        "single_frame_mean": float(np.mean(frames)),
+        "single_frame_best": float(np.max(frames)),
+    }
+    return {"metrics": metrics, "single_frames": frames, **said}
+
+
+def _run_measure(job: Job) -> dict[str, Any]:
+    model, masks = ModelSettings(**job.section("model")), MaskSettings(**job.section("mask"))
+    # On all cores, whatever the other stages use: it runs alone, and the fixed threads of this process are not its own.
+    measured = measure_step(model, masks, job.section("batch_size"), job.section("steps"))
+    return {"metrics": {name: value for name, value in measured.items() if name != "fits"}, "fits": measured["fits"]}
+
+
+RUNS: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "pretrain": _run_pretrain,
+    "initial": _run_initial,
+    "probe": _run_probe,
+    "post_pretrain": _run_post_pretrain,
+    "finetune": _run_finetune,
+    "views": _run_views,
+    "distill": _run_distill,
+    "controls": _run_controls,
+    "measure": _run_measure,
+}
