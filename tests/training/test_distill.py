@@ -125,7 +125,7 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(teacher):
 def test_labels_are_read_only_where_they_are_learned_from(teacher):
     assert set(task(teacher).batches(range(4))[0]) == {"video"}
     assert set(task(teacher, Noise(labelled=True), hard_weight=1.0).batches(range(4))[0]) == {"video", "label"}
-    with pytest.raises(ValueError, match="hard_weight 0.1 learns from labels, and some clips have none"):
+    with pytest.raises(ValueError, match=r"hard_weight 0\.1 learns from labels, and some clips have none"):
         task(teacher, hard_weight=0.1)
 
 
