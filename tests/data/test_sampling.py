@@ -1,0 +1,25 @@
+"""Which frames are taken, by hand."""
+
+import numpy as np
+import pytest
+
+from vmae_lab.data.sampling import Sparse
+
+
+def test_sparse_frames_by_hand():
+    """32 frames in segments of 8: the first, the middle, the last and the first of their segment."""
+    assert Sparse((0.0, 0.5, 0.999, 0.0))(32) == [0, 12, 23, 24]
+    assert Sparse((0.0, 0.5, 0.999, 0.0))(10) == [0, 3, 7, 7], "segments of 2.5 frames"
+    assert Sparse((0.5, 0.5, 0.5, 0.5))(2) == [0, 0, 1, 1], "fewer frames than segments"
+    with pytest.raises(ValueError, match="no frames"):
+        Sparse((0.5,))(0)
+
+
+def test_sparse_frames_come_from_every_part_of_the_video_and_can_be_any():
+    """Each frame lies in its segment; over many draws every frame of the video is met."""
+    rng, met = np.random.default_rng(0), set()
+    for _ in range(300):
+        frames = Sparse(tuple(rng.random(16)))(100)
+        assert all(int(i * 6.25) <= frame <= int((i + 1) * 6.25) for i, frame in enumerate(frames))
+        met |= set(frames)
+    assert met == set(range(100))
