@@ -65,7 +65,7 @@ class Compute(BaseModel):
     threads: int | None = Field(None, ge=1, description="CPU threads a process; PyTorch's choice where left out")
     workers: int = Field(0, ge=0, description="loader processes a stage")
     checkpoint_every: int = Field(200, ge=1, description="steps")
-    log_every: int = Field(20, ge=1, description="steps")
+    log_every: int = Field(20, ge=1, description="steps; oftener in a training of fewer than twenty times as many")
     tensorboard: bool = True
 
 
@@ -192,6 +192,7 @@ class _Run:
 
     def to_the_end(self, progress: bool) -> None:
         settings, compute = self.settings, self.compute
+        log_every = min(compute.log_every, settings.steps // 20 or compute.log_every)  # a short training is a curve as well
         bar = tqdm(
             total=settings.steps, initial=self.step, desc=self.folder.name, unit="step",
             disable=not (progress and self.accelerator.is_main_process),
@@ -204,9 +205,9 @@ class _Run:
             self.steps_run += 1
             bar.update()
             last = self.step == settings.steps
-            if last or self.step % compute.log_every == 0 or self.step % compute.checkpoint_every == 0:
+            if last or self.step % log_every == 0 or self.step % compute.checkpoint_every == 0:
                 self._check_finite()
-            if last or self.step % compute.log_every == 0:
+            if last or self.step % log_every == 0:
                 self.seconds_per_step = (time.perf_counter() - started) / self.steps_run
                 self._write_log(bar)
             if last or self.step % compute.checkpoint_every == 0:
