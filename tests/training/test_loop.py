@@ -192,20 +192,42 @@ def test_parameter_groups_equal_the_official_ones(parity):
     assert {name for name, p in model.named_parameters() if id(p) in decaying} == expected
 
 
-def test_layer_decay_equals_the_official_scales(parity):
+def official_name(name: str) -> str:
+    """An official classifier's parameter in our spelling; q and v biases are parts of one."""
+    place = name.replace("patch_embed.proj.", "encoder.embed.").replace("q_bias", "qkv.bias").replace("v_bias", "qkv.bias")
+    place = f"encoder.trunk.{place}" if place.startswith("blocks.") else place
+    return f"head.{place}" if place.startswith(("fc_norm.", "head.")) else place
+
+
+def test_layer_decay_equals_the_official_groups(parity):
+    """The same 28 groups: of 14 layers, each with and without weight decay, the same parameters in each."""
     from vmae_lab.models.classifier import VideoClassifier
     from vmae_lab.models.sizes import SIZES, ClipShape
 
-    facts = json.loads((parity / "schedules.json").read_text())["layer_decay_vit_base_0.75"]["params"]
+    facts = json.loads((parity / "schedules.json").read_text())["layer_decay_vit_base_0.75"]
     with torch.device("meta"):
         model = VideoClassifier(SIZES["base"], ClipShape(), 400)
-    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.05, 0.75) for p in g["params"]}
-    ours = {name: scale[id(p)] for name, p in model.named_parameters()}
-    for name, entry in facts.items():
-        place = name.replace("patch_embed.proj.", "encoder.embed.").replace("q_bias", "qkv.bias").replace("v_bias", "qkv.bias")
-        place = f"encoder.trunk.{place}" if place.startswith("blocks.") else place
-        place = f"head.{place}" if place.startswith(("fc_norm.", "head.")) else place
-        assert ours[place] == pytest.approx(entry["lr_scale"]), name
+    groups = parameter_groups(model, 0.05, 0.75)
+    assert len(groups) == facts["n_groups"]
+    assert sorted({group["lr_scale"] for group in groups}) == pytest.approx(facts["values"])
+    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    ours = {name: found[id(p)] for name, p in model.named_parameters()}
+    assert {official_name(name) for name in facts["params"]} == set(ours)
+    for name, entry in facts["params"].items():
+        assert ours[official_name(name)] == pytest.approx((entry["lr_scale"], entry["weight_decay"])), name
+
+
+def test_a_fine_tuning_run_has_the_official_rates_at_every_step(parity):
+    """What its settings give as the rate, with warm-up and the scaling rule, is the official schedule's list."""
+    from vmae_lab.training.finetune import FinetuneSettings
+
+    entry = json.loads((parity / "schedules.json").read_text())["cosine_scheduler"]["lr_warmup5_start0"]
+    given, steps = entry["args"], entry["args"]["epochs"] * entry["args"]["niter_per_ep"]
+    settings = FinetuneSettings(
+        steps=steps, batch_size=64, lr=4 * given["base_value"], lr_reference_batch=256, min_lr=given["final_value"],
+        warmup_steps=given["warmup_epochs"] * given["niter_per_ep"],
+    )  # fmt: skip
+    assert [settings.lr_at(step) for step in range(steps)] == pytest.approx(entry["values"], rel=1e-9, abs=1e-15)
 
 
 def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):

@@ -1,0 +1,81 @@
+"""The distillation stage: what it needs, what it is judged by, and that its being there renames nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmae_lab.lab.arms import DECODER_MASKS
+from vmae_lab.lab.cost import BACKWARD, stage_bytes, stage_macs
+from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.runs import RunStore, in_order
+from vmae_lab.lab.stages import WEIGHTS, distill_stage, finetune_stage, initial_stage, post_pretrain_stage, pretrain_stage
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.models.checkpoints import read_weights
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.flops import classify_cost
+
+ROOT = Path(__file__).parents[2]
+DISTILL = {"steps": 6, "batch_size": 4, "lr": 0.002, "readout": "flat", "temperature": 2.0, "feature_weight": 0.1}
+
+
+@pytest.fixture
+def recipe(smoke) -> Recipe:
+    return build_recipe({**smoke, "arms": ["scratch"], "distill": DISTILL}, DECODER_MASKS)
+
+
+@pytest.mark.parametrize("name", list(WORKBOOK))
+def test_no_stage_that_was_reported_has_another_name(name):
+    """The stages of the committed demo reports are still the stages of their notebooks: what was added renamed none."""
+    parameters = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text())
+    arms = WORKBOOK[name].arms
+    planned = {stage.key for stage in plan_notebook(name, build_recipe({"arms": list(arms), **parameters}, arms)).stages}
+    reported = set(json.loads((ROOT / "reports" / "demo" / name / "manifest.json").read_text())["stages"])
+    # A measured step is of the device that it was measured on.
+    measured = {key for key in planned | reported if key.startswith("measure-")}
+    assert planned - measured == reported - measured
+
+
+def test_what_is_added_names_a_stage_once_it_is_used(recipe):
+    scratch = initial_stage(recipe, 0)
+    keys = {finetune_stage(recipe, scratch, 0).key, finetune_stage(recipe.model_copy(update={"distill": None}), scratch, 0).key}
+    assert len(keys) == 1, "a section that a stage does not read is not in its name"
+    for change in ({"ema": 0.9}, {"mix": {}}, {"repeats": 2}, {"dropout": 0.5}, {"sampling": "sparse"}):
+        varied = recipe.with_overrides({f"evaluate.finetune.{name}": value for name, value in change.items()})
+        keys.add(finetune_stage(varied, scratch, 0).key)
+    assert len(keys) == 6
+    assert pretrain_stage(recipe.with_overrides({"pretrain.ema": 0.9}), 0).key != pretrain_stage(recipe, 0).key
+
+
+def test_a_plan_that_teaches_needs_the_section(recipe):
+    plain = recipe.model_copy(update={"distill": None})
+    with pytest.raises(RecipeError, match="distill: this parameter is missing"):
+        distill_stage(plain, post_pretrain_stage(plain, None, 0), None, 0)
+    with pytest.raises(RecipeError, match=r"distill\.temprature: unknown parameter \(did you mean 'temperature'\?\)"):
+        recipe.with_overrides({"distill.temprature": 1})
+
+
+@pytest.mark.parametrize("from_scratch", [True, False])
+def test_a_larger_model_teaches_a_smaller_one(recipe, home, tmp_path, from_scratch):
+    """From end to end: a tiny teacher, trained on labels; a micro student, from scratch or from its own pre-training."""
+    store, small = RunStore(tmp_path), recipe.with_overrides({"model.size": "micro"})
+    teacher = post_pretrain_stage(recipe, None, 0)
+    stage = distill_stage(small, teacher, None if from_scratch else pretrain_stage(small, 0), 0)
+    for one in in_order([stage]):
+        store.complete(one, recipe.compute, progress=False)
+    result = store.result(stage)
+    assert set(result["metrics"]) == {"distill", "distill_teacher", "distill_agreement"}
+    assert result["metrics"]["distill_teacher"] == store.result(teacher)["metrics"]["post_pretrain"], "the same model and clips"
+    assert all(0 <= value <= 100 for value in result["metrics"].values())
+    assert store.progress(stage) == 1.0
+    assert stage.steps == 6
+    weights = read_weights(store.folder(stage) / WEIGHTS)
+    model = VideoClassifier(small.model.dimensions, small.model.clip, small.data.classes, "flat")
+    model.load_state_dict(weights)  # the student is an ordinary classifier, without the map to the teacher
+    assert stage_bytes(stage) == sum(4 * value.numel() for value in weights.values())
+    # Forward and backward of the student on 6 x 4 clips, the teacher's forward, and both once on the 32 held-out clips.
+    held_out = 2 * 8 * 2
+    shown = 6 * 4
+    student, other = (classify_cost(each.model.dimensions, each.model.clip, 8).macs for each in (small, recipe))
+    assert stage_macs(stage) == student * (BACKWARD * shown + held_out) + other * (shown + held_out)

@@ -1,0 +1,81 @@
+"""The recipes of params/paper: valid, plannable, and in the numbers of the sources that they name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+
+PAPER = Path(__file__).parents[2] / "params" / "paper"
+BOOK = "ablation_decoder_mask"
+CLASSES = {"ssv2": 174, "k400": 400, "k600": 600, "k710": 710, "ucf101": 101, "hmdb51": 51}
+
+
+def with_sizes(name: str) -> dict[str, str]:
+    """The text of a file as it stands (base), and with each of its lines for other sizes put in."""
+    lines = (PAPER / f"{name}.yaml").read_text().splitlines()
+    texts = {"base": "\n".join(lines)}
+    for start in (i for i, line in enumerate(lines) if line.startswith("# override:")):
+        end = next(i for i in range(start, len(lines)) if lines[i].endswith("}")) + 1
+        put_in = [line.removeprefix("# ") for line in lines[start:end]]
+        text = "\n".join([*lines[:start], *put_in, *lines[end:]])
+        texts[yaml.safe_load(text)["override"]["model.size"]] = text
+    return texts
+
+
+def recipe_of(text: str, root: Path | None = None) -> Recipe:
+    parameters = yaml.safe_load(text)
+    if root:
+        parameters["data"]["lists"]["root"] = str(root)
+    return build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters}, WORKBOOK[BOOK].arms)
+
+
+def test_there_is_a_recipe_for_every_data_set():
+    assert {path.stem for path in PAPER.glob("*.yaml")} == set(CLASSES)
+    assert set(with_sizes("k400")) == {"base", "small", "large", "huge", "giant"}
+
+
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_every_size_of_a_recipe_is_valid_and_can_be_planned(name, tmp_path):
+    for split in ("pretrain", "train", "val"):
+        row = "a.mp4 0 -1\n" if split == "pretrain" else "a.mp4 0\n"
+        (tmp_path / f"{split}.csv").write_text(row)
+    for size, text in with_sizes(name).items():
+        recipe = recipe_of(text, tmp_path)
+        assert (recipe.scale, recipe.model.size, recipe.data.classes) == (name, size, CLASSES[name])
+        assert plan_notebook(BOOK, recipe).stages
+
+
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
+    """METHOD 4, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
+    for text in with_sizes(name).values():
+        tuned = recipe_of(text).evaluate.finetune
+        assert (tuned.mix.mixup, tuned.mix.cutmix, tuned.label_smoothing, tuned.repeats) == (0.8, 1.0, 0.1, 2)
+        assert (tuned.betas, tuned.head_init_scale, tuned.readout) == ((0.9, 0.999), 0.001, "mean")
+        assert (tuned.augment.rand_augment, tuned.augment.erase) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
+        assert (tuned.sampling, tuned.augment.flip) == (("sparse", 0.0) if name == "ssv2" else ("dense", 0.5))
+        assert 0.1 <= tuned.drop_path <= 0.3
+        assert 0.65 <= tuned.layer_decay <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "decoded", "videos", "epochs", "peak"),
+    [
+        ("ssv2", "base", 256, 168_913, 25, 2e-3),  # lr 2e-3 per 256 decoded clips
+        ("ssv2", "small", 384, 168_913, 40, 1.5e-3),  # 1e-3
+        ("k400", "base", 512, 240_000, 90, 1.4e-3),  # 7e-4
+        ("k400", "large", 128, 240_000, 35, 1e-3),  # 2e-3
+        ("k400", "giant", 96, 240_000, 3, 3.75e-6),  # 1e-5
+        ("k710", "giant", 96, 658_000, 35, 3.75e-4),  # 1e-3
+        ("ucf101", "base", 128, 9_537, 100, 2.5e-4),  # 5e-4
+    ],
+)
+def test_repeats_change_neither_the_rate_nor_the_epochs(name, size, decoded, videos, epochs, peak):
+    """Scripts count decoded clips and scale the rate by them; batch_size here counts samples, two of each clip."""
+    tuned = recipe_of(with_sizes(name)[size]).evaluate.finetune
+    assert tuned.batch_size == 2 * decoded
+    assert tuned.peak_lr == pytest.approx(peak)
+    assert tuned.steps * decoded == pytest.approx(epochs * videos, rel=0.015)
