@@ -17,10 +17,8 @@ from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training import loop
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, MixSettings
 from vmae_lab.training.loop import Compute, read_metrics, train
-from vmae_lab.training.optim import parameter_groups
 
 EVERYTHING = {
     "steps": 8, "batch_size": 4, "drop_path": 0.2, "dropout": 0.2, "repeats": 2, "ema": 0.8, "sampling": "sparse",
@@ -130,13 +128,19 @@ def test_without_an_average_the_result_is_the_last_weights(recipe, clips, tmp_pa
 
 def test_layers_learn_at_decayed_rates_in_the_run_itself(recipe, clips, tmp_path, monkeypatch):
     """The optimiser's own groups after the last step: rate times decay to the power of the layers above."""
-    kept = []
-    monkeypatch.setattr(loop, "parameter_groups", lambda *arguments: kept.extend(parameter_groups(*arguments)) or kept)
+    made = []
+
+    class Kept(torch.optim.AdamW):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Kept)
     one = task(recipe, clips, steps=3, layer_decay=0.5)
     train(one, tmp_path, compute(), progress=False)
     depth = recipe.model.dimensions.depth
-    expected = {one.settings.lr_at(2) * 0.5**above for above in range(depth + 2)}
-    assert sorted({group["lr"] for group in kept}) == pytest.approx(sorted(expected))
+    expected = [one.settings.lr_at(2) * 0.5**above for above in range(depth + 2)]
+    assert sorted({group["lr"] for group in made[0].param_groups}) == pytest.approx(sorted(expected))
 
 
 @pytest.mark.parametrize("part", ["drop_path", "dropout", "repeats", "sampling", "mix", "augment", "label_smoothing"])
