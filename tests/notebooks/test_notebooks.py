@@ -43,7 +43,7 @@ SHOWN = {
         ("readouts", "retrieval", "confused", "check"),
         ("neighbours", "map", "confusion", "reconstruction", "loss", "clips"),
     ),
-    "downstream_action_classification": (("methods", "views"), ("confusion", "attention", "loss")),
+    "downstream_action_classification": (("methods", "views", "classes"), ("confusion", "attention", "loss")),
     "scaling": (("scaling", "trend"), ("accuracy", "trend")),
 }
 

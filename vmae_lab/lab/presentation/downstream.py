@@ -8,6 +8,7 @@ from einops import rearrange
 from vmae_lab.data.clips import Clips
 from vmae_lab.data.evaluated import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
+from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.maps import Strip, short
@@ -16,7 +17,7 @@ from vmae_lab.lab.presentation.common import clips_words, difference_cell, how_r
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
-from vmae_lab.lab.tables import interval
+from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.randomness import numpy_generator
 
 FEW = "few labels"
@@ -112,6 +113,26 @@ def confusion(plan: Plan, said: pd.DataFrame) -> np.ndarray:
     return counts
 
 
+def classes_table(plan: Plan, said: pd.DataFrame) -> pd.DataFrame:
+    """One line a class, the best first: how many of its videos are named right, over seeds, and what it is taken for."""
+    names, counts = plan.recipe.data.class_names, confusion(plan, said)
+    by_seed = np.array([
+        class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names)) for _, part in said.groupby("seed")
+    ])  # fmt: skip
+    spread = by_seed.std(0, ddof=1) if len(by_seed) > 1 else np.full(len(names), np.nan)
+    wrong = counts - np.diag(np.diag(counts))
+    there = [label for label in np.argsort(-by_seed.mean(0), kind="stable") if counts[label].any()]
+    return pd.DataFrame([
+        {
+            "class": names[label], "videos": counts[label].sum() // len(by_seed),
+            "right, %": plus_minus(by_seed[:, label].mean(), spread[label]),
+            "most often taken for": f"{names[wrong[label].argmax()]} ({100 * wrong[label].max() / counts[label].sum():.0f} %)"
+            if wrong[label].any() else "",
+        }
+        for label in there
+    ])  # fmt: skip
+
+
 def confident_mistakes(plan: Plan, said: pd.DataFrame, count: int) -> pd.DataFrame:
     """The wrong answers of the first seed that were given with the highest probability, the surest first."""
     wrong = said[(said.seed == plan.recipe.seeds[0]) & ~said.correct]
@@ -149,6 +170,14 @@ def confusion_caption(plan: Plan) -> str:
     return (
         f"Answers of the classifier '{_trained(plan, plan.pretrained[0])}' on views of the {plan.recipe.evaluate.split} split, "
         f"in % of a class's videos, numbers of answers in brackets; added up over {len(plan.recipe.seeds)} seeds."
+    )
+
+
+def classes_caption(plan: Plan) -> str:
+    """Whose answers are counted by class."""
+    return (
+        f"The same answers by class, the best class first: mean ± standard deviation over {len(plan.recipe.seeds)} seeds, and "
+        "the class that most of the wrong answers name."
     )
 
 
