@@ -1,15 +1,12 @@
 """Heads that turn tokens into class scores, and the classifier that is fine-tuned (METHOD: fine-tuning)."""
 
-from typing import Literal
-
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
+from vmae_lab.models.config import Readout
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder, initialise
-
-Readout = Literal["mean", "flat", "attentive"]
 
 
 class ClassHead(nn.Module):
