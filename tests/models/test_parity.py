@@ -1,16 +1,21 @@
 """Our model against tensors that the official VideoMAE V2 code produced (black box; not part of a clone)."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vmae_lab.masking import loss_positions, visible_index
 from vmae_lab.models.checkpoints import from_official_classifier, from_official_pretrain, load_weights, part_of
+from vmae_lab.models.checkpoints.official import to_official_classifier, to_official_pretrain
+from vmae_lab.models.checkpoints.pickled import read_pickled
+from vmae_lab.models.checkpoints.transformers import as_in_files, config_of, from_transformers, to_transformers
 from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.sizes import ClipShape, Size
+from vmae_lab.models.config import ModelConfig
+from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
 
@@ -136,3 +141,93 @@ def test_classifier(parity):
     for name, parameter in model.named_parameters():
         atol = 1e-5 * expected[name].abs().max().item() + 1e-7
         torch.testing.assert_close(parameter.grad, expected[name], atol=atol, rtol=0)
+
+
+def same_shapes(state: dict, keys: dict, *parts: str) -> None:
+    """That a state's names are a reference's, and their shapes; `parts` name it in messages."""
+    assert {key: list(value.shape) for key, value in state.items()} == keys, parts
+
+
+def test_every_official_key_both_ways(parity):
+    """The names and shapes of ViT-B, as the official code's state dictionaries list them."""
+    keys = {kind: json.loads((parity / f"keys_{kind}_base.json").read_text()) for kind in ("pretrain", "finetune")}
+    with torch.device("meta"):
+        models = {
+            "pretrain": VideoMAE(SIZES["base"], ClipShape()),
+            "finetune": VideoClassifier(SIZES["base"], ClipShape(), classes=400),
+        }
+    write = {"pretrain": to_official_pretrain, "finetune": to_official_classifier}
+    read = {"pretrain": from_official_pretrain, "finetune": from_official_classifier}
+    for kind, model in models.items():
+        ours = model.state_dict()
+        same_shapes(write[kind](ours, ClipShape()), keys[kind], kind, "ours in official names")
+        official = {key: torch.empty(shape, device="meta") for key, shape in keys[kind].items()}
+        same_shapes(read[kind](official), {key: list(value.shape) for key, value in ours.items()}, kind, "official in ours")
+
+
+@pytest.mark.parametrize("name", ["pretrain_tiny", "finetune_tiny"])
+def test_official_round_trip_is_bit_equal(parity, tmp_path, name):
+    tensors, facts = reference(parity, name)
+    official = part_of(tensors, "state.")
+    assert facts
+    torch.save({"model": official, "args": argparse.Namespace(lr=1.0)}, tmp_path / "official.pth")
+    kind = VideoMAE if name == "pretrain_tiny" else VideoClassifier
+    model = kind.from_pretrained(tmp_path / "official.pth", size=TINY, frames=CLIP.frames, side=CLIP.side)
+    if kind is VideoClassifier:
+        close("logits of the file", model(tensors["in.video"]), tensors["meanpool.logits"], 1e-5)
+    back = read_pickled(model.save_pretrained(tmp_path / "back", "official") / "model.pth")
+    assert back.keys() == official.keys()
+    assert all(torch.equal(back[key], official[key]) for key in official)
+
+
+def test_what_fine_tuning_takes_of_pretraining(parity, tmp_path):
+    """What the official code says is missing, and what it says is unused, of a pre-training file."""
+    lists = json.loads((parity / "keys_pretrain_to_finetune.json").read_text())
+    tensors, _ = reference(parity, "pretrain_tiny")
+    official = part_of(tensors, "state.")
+    torch.save({"model": official}, tmp_path / "official.pth")
+    with pytest.warns(UserWarning, match="initialised anew") as said:
+        model = VideoClassifier.from_pretrained(
+            tmp_path / "official.pth", classes=4, size=TINY, frames=CLIP.frames, side=CLIP.side
+        )
+    fresh = [key.removeprefix("head.") for key in str(said[0].message).split("use: ")[1].split(", ")]
+    assert sorted(fresh) == lists["missing_in_checkpoint"]
+    taken = to_official_classifier(model.state_dict(), CLIP)
+    given = {key.removeprefix("encoder."): value for key, value in official.items()}
+    same = {key for key in taken if key in given and torch.equal(taken[key], given[key])}
+    assert same == taken.keys() - set(lists["missing_in_checkpoint"])
+    unused = {key for key in given if key not in taken}
+    # The lists are of a decoder of four blocks, this one has two.
+    assert unused == {
+        key for key in lists["unexpected_from_checkpoint"] if not key.startswith(("decoder.blocks.2", "decoder.blocks.3"))
+    }
+
+
+def test_transformers_names_both_ways(parity, tmp_path):
+    """A tiny model in both layouts, as transformers 5 has it in memory: renamed either way, bit for bit."""
+    tensors = load_file(parity / "hf_tiny.safetensors")
+    for kind in ("pretrain", "finetune"):
+        official, theirs = (part_of(tensors, f"{layout}.{kind}.") for layout in ("official", "hf"))
+        for written, expected in (
+            (to_transformers(official), as_in_files(theirs)),
+            (from_transformers(as_in_files(theirs)), official),
+        ):
+            assert written.keys() == expected.keys(), kind
+            assert all(torch.equal(written[key], expected[key]) for key in expected), kind
+
+
+@pytest.mark.parametrize("version", [4, 5], ids=["names of version 4", "names of version 5"])
+def test_transformers_files_give_the_reference_output(parity, tmp_path, version):
+    tensors = load_file(parity / "hf_tiny.safetensors")
+    config = config_of(ModelConfig(model="VideoClassifier", size=TINY, clip=CLIP, classes=10, readout="mean"))
+    for kind in ("pretrain", "finetune"):
+        state = part_of(tensors, f"hf.{kind}.")
+        folder = tmp_path / kind
+        folder.mkdir()
+        save_file(state if version == 5 else as_in_files(state), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config))
+    video = tensors["in.video"]
+    prediction, _ = VideoMAE.from_pretrained(tmp_path / "pretrain")(video, tensors["in.enc_mask"].bool())
+    close("transformers pre-training", prediction, tensors["pretrain.output"], 1e-5)
+    logits = VideoClassifier.from_pretrained(tmp_path / "finetune")(video)
+    close("transformers classifier", logits, tensors["finetune.logits"], 1e-5)

@@ -1,12 +1,19 @@
 """Heads that turn tokens into class scores, and the classifier that is fine-tuned (METHOD: fine-tuning)."""
 
+import warnings
+from pathlib import Path
+from typing import Self
+
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from vmae_lab.models.config import Readout
+from vmae_lab.models.checkpoints import CheckpointError, State, load_weights, open_checkpoint
+from vmae_lab.models.config import ModelConfig, Readout
+from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder, initialise
+from vmae_lab.randomness import seeded
 
 
 class ClassHead(nn.Module):
@@ -51,7 +58,7 @@ class ClassHead(nn.Module):
         return self.fc_norm(tokens.mean(1))
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(Pretrained):
     """The encoder on all tokens under a `ClassHead`. The encoder's own final LayerNorm is left out, as in the reference.
 
     forward: `(B, C, T, H, W)`, uint8 or normalised float -> scores `(B, classes)`.
@@ -68,9 +75,45 @@ class VideoClassifier(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        self.size, self.clip, self.classes = size, clip, classes
         self.encoder = VideoEncoder(size, clip, drop_path, norm=False)
         initialise(self.encoder.trunk)
         self.head = ClassHead(clip.tokens, size.width, size.heads, classes, readout, init_scale, dropout)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        classes: int | None = None,
+        readout: Readout | None = None,
+        frames: int | None = None,
+        side: int | None = None,
+        size: Size | str | None = None,
+        revision: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Open a classifier, or a pre-trained model as one, of any layout that `open_checkpoint` knows, for evaluation.
+
+        Other numbers of `frames` or pixels (`side`) recompute the positions. What of the head does not fit, or is not there
+        (all of it after pre-training), is drawn from `seed`, with a warning that names it. Raises CheckpointError, also
+        where no number of `classes` is known, and ValueError where the clip does not split into cubes.
+        """
+        checkpoint = open_checkpoint(where, size, revision)
+        config = checkpoint.config
+        classes = classes or config.classes
+        if classes is None:
+            raise CheckpointError(f"{where} holds no class head; say how many classes it is to have: classes=...")
+        with seeded(seed, "a head of its own"):
+            model = cls(config.size, config.reshaped(frames, side), classes, readout or config.readout or "mean")
+        load_weights(model, _with_own_head(model, checkpoint.state, str(where)), str(where))
+        return model.eval()
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(
+            model="VideoClassifier", size=self.size, clip=self.clip, classes=self.classes, readout=self.head.readout
+        )
 
     def forward(self, video: Tensor) -> Tensor:
         return self.head(self.encoder(video))
@@ -81,3 +124,22 @@ class VideoClassifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"head.pool.latent"}
+
+
+def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
+    """A state's encoder and what of its head fits the model; the rest of the head is the model's own, with a warning.
+
+    After pre-training the decoder and the encoder's final LayerNorm are left out: the head norms (as in the reference).
+    """
+    if "mask_token" in state:
+        state = {key: value for key, value in state.items() if key.startswith("encoder.") and ".trunk.norm." not in key}
+    own = {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith("head.") or (key in own and own[key].shape == value.shape)
+    }
+    fresh = [key for key in own if key not in fitting]
+    if fresh:
+        warnings.warn(f"{where}: initialised anew, to be trained before use: {', '.join(fresh)}", stacklevel=3)
+    return {**fitting, **{key: own[key] for key in fresh}}

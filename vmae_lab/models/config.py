@@ -10,7 +10,10 @@ Readout = Literal["mean", "flat", "attentive"]
 
 
 class ModelConfig(BaseModel):
-    """`config.json` of a folder that `save_pretrained` wrote. Fields of the other kind of model are None."""
+    """`config.json` of a folder that `save_pretrained` wrote. Fields of the other kind of model are None.
+
+    A VideoClassifier without `classes` is an encoder whose head is still to come.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,3 +25,8 @@ class ModelConfig(BaseModel):
     readout: Readout | None = None
     normalise_target: bool | None = None
     target_eps: float | None = Field(None, ge=0)
+
+    def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
+        """Its clip with other numbers of frames or pixels; None keeps its own. Raises ValueError where cubes do not fit."""
+        clip = self.clip
+        return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)

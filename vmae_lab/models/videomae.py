@@ -1,17 +1,23 @@
 """VideoMAE with dual masking: the encoder sees few cubes, the decoder rebuilds some of the others (VideoMAE V2, section 3)."""
 
+from pathlib import Path
+from typing import Self
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from vmae_lab.masking import visible_index
+from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
+from vmae_lab.models.config import ModelConfig
+from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, cubes, initialise, sincos_positions, take
 
 TARGET_EPS = 1e-6
 
 
-class VideoMAE(nn.Module):
+class VideoMAE(Pretrained):
     """Dual-masked video masked autoencoder.
 
     The masks come from the caller; with the decoder mask equal to the complement of the encoder mask, or left out, it is
@@ -21,7 +27,7 @@ class VideoMAE(nn.Module):
 
     def __init__(self, size: Size, clip: ClipShape, normalise_target: bool = True, target_eps: float = TARGET_EPS):
         super().__init__()
-        self.clip, self.normalise_target, self.target_eps = clip, normalise_target, target_eps
+        self.size, self.clip, self.normalise_target, self.target_eps = size, clip, normalise_target, target_eps
         self.encoder = VideoEncoder(size, clip)
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
@@ -32,6 +38,36 @@ class VideoMAE(nn.Module):
         for part in (self.encoder.trunk, self.bridge, self.decoder, self.head):
             initialise(part)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        frames: int | None = None,
+        side: int | None = None,
+        size: Size | str | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Open a pre-trained model of any layout that `open_checkpoint` knows, from here or from the hub, for evaluation.
+
+        Other numbers of `frames` or pixels (`side`) than it was trained on recompute the positions. Raises CheckpointError,
+        ValueError where the clip does not split into cubes.
+        """
+        checkpoint = open_checkpoint(where, size, revision)
+        config = checkpoint.config
+        if config.model != "VideoMAE":
+            raise CheckpointError(f"{where} holds no decoder; VideoClassifier.from_pretrained opens what it holds")
+        eps = TARGET_EPS if config.target_eps is None else config.target_eps
+        model = cls(config.size, config.reshaped(frames, side), config.normalise_target is not False, eps)
+        load_weights(model, checkpoint.state, str(where))
+        return model.eval()
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(
+            model="VideoMAE", size=self.size, clip=self.clip, normalise_target=self.normalise_target, target_eps=self.target_eps
+        )
 
     def forward(self, video: Tensor, encoder_mask: Tensor, decoder_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rebuild the decoder-visible cubes from the encoder-visible ones.

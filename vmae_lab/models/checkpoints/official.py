@@ -7,7 +7,7 @@ biases of their own and k none (which cannot change a softmax); the mask token h
 import torch
 from torch import Tensor
 
-from vmae_lab.models.checkpoints.weights import CheckpointError, State, part_of
+from vmae_lab.models.checkpoints.weights import CheckpointError, State
 from vmae_lab.models.sizes import ClipShape
 
 EMBEDDING = "patch_embed.proj.weight"
@@ -58,11 +58,6 @@ def unwrapped(state: State) -> State:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     headed = any(key.startswith("head.") for key in state)
     return {key: value for key, value in state.items() if headed or not key.startswith("norm.")}
-
-
-def encoder_part(state: State) -> State:
-    """Of an official pre-training state what its fine-tuning starts from: the encoder but for its final LayerNorm."""
-    return {key: value for key, value in part_of(state, "encoder.").items() if not key.startswith("norm.")}
 
 
 def from_official_pretrain(state: State) -> State:

@@ -46,9 +46,8 @@ def _weights_in(content: Any, path: Path) -> State:
     if isinstance(content, dict):
         content = next((content[nest] for nest in NESTS if isinstance(content.get(nest), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(
-            f"{path} holds no weights: neither it nor its {' or '.join(repr(nest) for nest in NESTS)} is a dictionary of tensors"
-        )
+        nests = " or ".join(repr(nest) for nest in NESTS)
+        raise CheckpointError(f"{path} holds no weights: neither it nor its {nests} is a dictionary of tensors")
     return content
 
 

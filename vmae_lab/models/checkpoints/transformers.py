@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vmae_lab.models.checkpoints.official import is_pretraining, renamed, turned
-from vmae_lab.models.checkpoints.weights import CheckpointError, State, part_of
+from vmae_lab.models.checkpoints.weights import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS
@@ -80,12 +80,6 @@ def as_in_files(state: State) -> State:
         long, short = f"attention.attention.{ending}", f"attention.attention.{name}"
         state = {key.removesuffix(long) + short if key.endswith(long) else key: value for key, value in state.items()}
     return state
-
-
-def encoder_part(state: State) -> State:
-    """Of transformers' pre-training weights what its fine-tuning starts from: the encoder but for its final LayerNorm."""
-    kept = part_of(state, "videomae.")
-    return {f"videomae.{key}": value for key, value in kept.items() if not key.startswith("layernorm.")}
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,299 @@
+"""Checkpoints of every layout: what is written is read back bit for bit, and what is wrong is named."""
+
+import argparse
+import json
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import vmae_lab.models.registry  # noqa: F401  (registers the encoders)
+from vmae_lab.models.checkpoints import CheckpointError, opening
+from vmae_lab.models.checkpoints.pickled import read_pickled
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.sizes import SIZES, ClipShape, Size
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.vit import VideoEncoder, sincos_positions
+
+CLIP = ClipShape(frames=4, side=16, patch=4)
+VIDEO = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+ASKED = {"frames": 4, "side": 16}  # what official files do not tell
+OWN_SIZE = Size(32, 2, 2, 64, 24, 1, 2, 48, patch=4)
+LAYOUTS = ("vmae_lab", "transformers", "official", "remote_code")
+
+
+def shaken(model):
+    """A model whose every weight is random, but k biases, which other layouts do not have."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        if name.endswith("qkv.bias"):
+            parameter.data.chunk(3)[1].zero_()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return shaken(VideoClassifier(SIZES["tiny"], CLIP, classes=5))
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return shaken(VideoMAE(SIZES["tiny"], CLIP))
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_classifier_comes_back_bit_for_bit(classifier, tmp_path, layout):
+    classifier.save_pretrained(tmp_path, layout)
+    back = VideoClassifier.from_pretrained(tmp_path, **(ASKED if layout == "official" else {}))
+    assert equal(back.state_dict(), classifier.state_dict())
+    assert back.clip == CLIP
+    assert not back.training
+    assert torch.equal(back(VIDEO), classifier(VIDEO))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("layout", ["vmae_lab", "transformers", "official"])
+def test_a_pretrained_model_comes_back_bit_for_bit(pretrained, tmp_path, layout):
+    pretrained.save_pretrained(tmp_path, layout)
+    # tiny's decoder has 3 heads of 16: official files do not tell, and official decoders have heads of 64
+    asked = {**ASKED, "size": "tiny"} if layout == "official" else {}
+    back = VideoMAE.from_pretrained(tmp_path, **asked)
+    assert equal(back.state_dict(), pretrained.state_dict())
+    mask = torch.arange(pretrained.clip.tokens).expand(2, -1) % 4 > 0
+    assert torch.equal(back(VIDEO, mask)[0], pretrained(VIDEO, mask)[0])
+
+
+def test_our_folder_keeps_what_others_have_no_place_for(tmp_path):
+    flat = shaken(VideoClassifier(OWN_SIZE, CLIP, classes=3, readout="flat"))
+    back = VideoClassifier.from_pretrained(flat.save_pretrained(tmp_path / "flat"))
+    assert back.config == flat.config
+    raw = VideoMAE(OWN_SIZE, CLIP, normalise_target=False, target_eps=0.01)
+    assert VideoMAE.from_pretrained(raw.save_pretrained(tmp_path / "raw")).config == raw.config
+    with pytest.raises(CheckpointError, match=r"readout 'flat' is ours.*readout: mean"):
+        flat.save_pretrained(tmp_path / "x", "transformers")
+    with pytest.raises(CheckpointError, match="a model with a decoder has none"):
+        raw.save_pretrained(tmp_path / "x", "remote_code")
+    with pytest.raises(CheckpointError, match="no layout 'onnx'; layouts are vmae_lab, transformers"):
+        raw.save_pretrained(tmp_path / "x", "onnx")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_k_bias_changes_nothing(classifier, tmp_path):
+    """Ours is trained with one; the other layouts have none, since a softmax does not see it."""
+    biased = VideoClassifier(SIZES["tiny"], CLIP, classes=5)
+    biased.load_state_dict(classifier.state_dict())
+    for name, parameter in biased.named_parameters():
+        if name.endswith("qkv.bias"):
+            parameter.data.chunk(3)[1].normal_(generator=torch.Generator().manual_seed(2))
+    back = VideoClassifier.from_pretrained(biased.save_pretrained(tmp_path, "transformers"))
+    torch.testing.assert_close(back(VIDEO), biased.eval()(VIDEO), atol=1e-5, rtol=0)
+
+
+def test_pretrained_to_classifier(pretrained, tmp_path):
+    folder = pretrained.save_pretrained(tmp_path)
+    new_head = ["head.fc_norm.weight", "head.fc_norm.bias", "head.head.weight", "head.head.bias"]
+    with pytest.warns(UserWarning, match=f"initialised anew.*{', '.join(new_head)}"):
+        model = VideoClassifier.from_pretrained(folder, classes=7)
+    state = model.state_dict()
+    given = {k: v for k, v in pretrained.state_dict().items() if k.startswith("encoder.") and ".trunk.norm." not in k}
+    assert equal({k: v for k, v in state.items() if not k.startswith("head.")}, given)
+    assert len(state["head.head.weight"]) == 7
+    with pytest.warns(UserWarning, match="anew"):
+        same, other = (VideoClassifier.from_pretrained(folder, classes=7, seed=seed) for seed in (0, 1))
+    assert equal(same.state_dict(), state)
+    assert not equal(other.state_dict(), state)
+    with pytest.raises(CheckpointError, match=r"holds no class head; say how many classes.*classes="):
+        VideoClassifier.from_pretrained(folder)
+
+
+def test_other_frames_sides_and_classes(classifier, tmp_path):
+    folder = classifier.save_pretrained(tmp_path)
+    longer = VideoClassifier.from_pretrained(folder, frames=8, side=24)
+    assert torch.equal(longer.encoder.positions, sincos_positions(4 * 6 * 6, 96))
+    assert equal(longer.state_dict(), classifier.state_dict())
+    assert longer(torch.rand(1, 3, 8, 24, 24)).shape == (1, 5)
+    with pytest.warns(UserWarning, match=r"before use: head\.head\.weight, head\.head\.bias$"):
+        wider = VideoClassifier.from_pretrained(folder, classes=9)
+    assert torch.equal(wider.head.fc_norm.weight, classifier.head.fc_norm.weight)
+    with pytest.warns(UserWarning, match=r"head\.pool\.latent"):
+        VideoClassifier.from_pretrained(folder, readout="attentive")
+    with pytest.raises(ValueError, match="does not split into cubes"):
+        VideoClassifier.from_pretrained(folder, side=18)
+
+
+def test_the_wrong_kind_is_told(classifier, pretrained, tmp_path):
+    folder = classifier.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no decoder; VideoClassifier\.from_pretrained"):
+        VideoMAE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("nest", ["model", "module", None])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "backbone.", "encoder."])
+def test_official_files_however_they_are_nested(classifier, tmp_path, nest, prefix):
+    official = torch.load(classifier.save_pretrained(tmp_path, "official") / "model.pth", weights_only=True)["model"]
+    state = {prefix + key: value for key, value in official.items()}
+    arguments = argparse.Namespace(lr=1e-3, data_set="Kinetics-710")
+    torch.save({nest: state, "epoch": 3, "args": arguments} if nest else state, tmp_path / "nested.pth")
+    back = VideoClassifier.from_pretrained(tmp_path / "nested.pth", **ASKED)
+    assert equal(back.state_dict(), classifier.state_dict())
+
+
+def test_a_decoder_of_another_depth(tmp_path):
+    """V1's base and large models have decoders of 4 and 12 blocks; the depth is read from the weights."""
+    deep = shaken(VideoMAE(Size(96, 4, 3, 384, 64, 5, 1, 192, patch=4), CLIP))
+    back = VideoMAE.from_pretrained(deep.save_pretrained(tmp_path, "official"), **ASKED)
+    assert back.size.decoder_depth == 5
+    assert equal(back.state_dict(), deep.state_dict())
+
+
+def test_official_numbers_that_are_no_papers_need_a_size(tmp_path):
+    model = shaken(VideoClassifier(OWN_SIZE, CLIP, classes=5))
+    folder = model.save_pretrained(tmp_path, "official")
+    with pytest.raises(CheckpointError, match=r"2 blocks, 32 wide, with 64 inside.*give size=Size"):
+        VideoClassifier.from_pretrained(folder, **ASKED)
+    back = VideoClassifier.from_pretrained(folder, size=OWN_SIZE, **ASKED)
+    assert torch.equal(back(VIDEO), model(VIDEO))
+
+
+def test_misfits_are_listed_ten_of_each(pretrained, tmp_path):
+    folder = pretrained.save_pretrained(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    blocks = [key for key in state if key.startswith("encoder.trunk.blocks.0.")]
+    for key in blocks:
+        state[key.replace("blocks.0", "blocks.9")] = state.pop(key)
+    state["bridge.weight"] = state["bridge.weight"].T.contiguous()
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as said:
+        VideoMAE.from_pretrained(folder)
+    words = str(said.value)
+    assert words.startswith(f"{folder} does not fit this model; 12 missing: encoder.trunk.blocks.0.")
+    missing, unexpected, misshaped = words.split("; ")[1:]
+    assert [part.count("blocks.") for part in (missing, unexpected)] == [10, 10]
+    assert missing.endswith("and 2 more")
+    assert unexpected.startswith("12 unexpected: encoder.trunk.blocks.9.")
+    assert misshaped == "1 of another shape: bridge.weight: file (96, 48), model (48, 96)"
+
+
+class Malicious:
+    """Unpickled, it would make a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"w": torch.ones(1)}, "args": Malicious()}, "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"bad\.pth is refused: to be read it would run code \(\w+\.mkdir\)"):
+        read_pickled(tmp_path / "bad.pth")
+    assert not (tmp_path / "pwned").exists()
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(CheckpointError):
+        read_pickled(tmp_path / "plain.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("layout", ["vmae_lab", "official"])
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_a_file_that_is_cut_short_is_told(classifier, tmp_path, layout, part):
+    folder = classifier.save_pretrained(tmp_path, layout)
+    file = next(file for file in folder.iterdir() if file.suffix in (".safetensors", ".pth"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(CheckpointError, match=str(file)):
+        VideoClassifier.from_pretrained(folder)
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint /nowhere/at/all: no such file or folder"):
+        VideoClassifier.from_pretrained("/nowhere/at/all")
+    with pytest.raises(CheckpointError, match=r"should hold one file of weights .* and has none; name the file"):
+        VideoClassifier.from_pretrained(tmp_path)
+    torch.save({"epoch": 3}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="holds no weights: neither it nor its 'model' or"):
+        VideoClassifier.from_pretrained(tmp_path)
+    torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"holds no VideoMAE: .* It has: conv1\.weight"):
+        VideoClassifier.from_pretrained(tmp_path / "x.pth")
+    (tmp_path / "notes.pth").write_text("not weights at all")
+    with pytest.raises(CheckpointError, match=r"notes\.pth"):
+        VideoClassifier.from_pretrained(tmp_path / "notes.pth")
+
+
+def test_a_config_that_is_another_model_is_told(classifier, tmp_path):
+    folder = classifier.save_pretrained(tmp_path, "transformers")
+    config = json.loads((folder / "config.json").read_text())
+    for change, words in (
+        ({"hidden_act": "relu"}, "activation 'relu'"),
+        ({"model_type": "vit"}, "no config.json of a 'videomae'"),
+        ({"image_size": [16, 24]}, "16 x 24 pixels"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=words):
+            VideoClassifier.from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        VideoClassifier.from_pretrained(folder)
+
+
+def test_parts_by_index(classifier, tmp_path):
+    folder = classifier.save_pretrained(tmp_path, "transformers")
+    state = load_file(folder / "model.safetensors")
+    names = list(state)
+    places = {name: f"model-{1 + row % 2:05d}-of-00002.safetensors" for row, name in enumerate(names)}
+    for part in set(places.values()):
+        save_file({name: state[name] for name in names if places[name] == part}, folder / part)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert equal(VideoClassifier.from_pretrained(folder).state_dict(), classifier.state_dict())
+
+
+def test_from_and_to_the_hub(classifier, tmp_path, monkeypatch):
+    """Without a network: that what is pushed is such a folder, and that what is pulled is opened."""
+    kept = tmp_path / "hub"
+
+    class Hub:
+        def create_repo(self, repository, private, exist_ok):
+            assert (repository, private, exist_ok) == ("someone/model", True, True)
+            return "https://hub/someone/model"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            os.rename(folder_path, kept)
+            os.mkdir(folder_path)
+
+    monkeypatch.setattr("vmae_lab.models.pretrained.HfApi", Hub)
+    assert classifier.push_to_hub("someone/model", story="On **clips** of mine.") == "https://hub/someone/model"
+    card = (kept / "README.md").read_text()
+    assert "On **clips** of mine." in card
+    assert "pipeline_tag: video-classification" in card
+    monkeypatch.setattr(opening, "snapshot_download", lambda name, revision, allow_patterns: str(kept))
+    assert equal(VideoClassifier.from_pretrained("someone/model").state_dict(), classifier.state_dict())
+
+
+def test_a_hub_that_does_not_answer_is_told(monkeypatch):
+    def away(*_args, **_options):
+        raise opening.LocalEntryNotFoundError("no connection\nmore")
+
+    monkeypatch.setattr(opening, "snapshot_download", away)
+    with pytest.raises(CheckpointError, match=r"hub does not give it \(no connection\)\. Check the name and the network"):
+        VideoClassifier.from_pretrained("someone/model")
+
+
+def test_timm_knows_our_encoders():
+    assert {f"vmae_{size}" for size in SIZES} <= set(timm.list_models("vmae_*"))
+    encoder = timm.create_model("vmae_tiny", num_frames=4, img_size=16, patch_size=4)
+    assert isinstance(encoder, VideoEncoder)
+    assert encoder(VIDEO).shape == (2, 2 * 4 * 4, 96)
+    model = timm.create_model("vmae_tiny", num_classes=5, num_frames=4, img_size=16, patch_size=4, drop_path_rate=0.1)
+    assert model(VIDEO).shape == (2, 5)
+    with pytest.raises(ValueError, match="vmae_tiny comes without weights"):
+        timm.create_model("vmae_tiny", pretrained=True)

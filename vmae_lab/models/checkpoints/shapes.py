@@ -1,0 +1,65 @@
+"""What weights in the official names tell about the model they are of, where no config lies beside them."""
+
+from dataclasses import replace
+
+from vmae_lab.models.checkpoints.official import EMBEDDING, is_pretraining
+from vmae_lab.models.checkpoints.weights import CheckpointError, State
+from vmae_lab.models.sizes import SIZES, ClipShape, Size
+
+HEAD_WIDTH = 64  # of every official decoder
+
+
+def size_in(state: State, where: str, heads: int | None = None) -> Size:
+    """Widths and depths of an official state; heads by `heads`, or by the size of the paper's that has these numbers.
+
+    Raises CheckpointError where it is no VideoMAE, or its heads cannot be told.
+    """
+    before = "encoder." if is_pretraining(state) else ""
+    width, _, _, patch, _ = _kernel(state, where)
+    depth, hidden = _depth(state, f"{before}blocks."), _hidden(state, f"{before}blocks.", where)
+    known = next((one for one in SIZES.values() if (one.width, one.depth, one.mlp_hidden) == (width, depth, hidden)), None)
+    if known is None and heads is None:
+        raise CheckpointError(
+            f"{where} is of {depth} blocks, {width} wide, with {hidden} inside, which is none of the sizes "
+            f"{', '.join(SIZES)}, and weights do not tell the number of attention heads; give size=Size(...)"
+        )
+    size = replace(known or SIZES["base"], width=width, depth=depth, mlp_hidden=hidden, heads=heads or known.heads, patch=patch)
+    if not before:
+        return size
+    decoder = _decoder_width(state, where)
+    return replace(
+        size, decoder_width=decoder, decoder_depth=_depth(state, "decoder.blocks."),
+        decoder_heads=max(1, decoder // HEAD_WIDTH), decoder_mlp_hidden=_hidden(state, "decoder.blocks.", where),
+    )  # fmt: skip
+
+
+def clip_in(state: State, where: str) -> ClipShape:
+    """The paper's clip of 16 frames of 224 pixels in cubes of the kernel's shape; what a clip is stands in no weight."""
+    _, channels, tubelet, patch, _ = _kernel(state, where)
+    return ClipShape(tubelet=tubelet, patch=patch, channels=channels)
+
+
+def _kernel(state: State, where: str) -> tuple[int, int, int, int, int]:
+    key = next((key for key in state if key.endswith(EMBEDDING)), None)
+    if key is None or state[key].ndim != 5:
+        shown = ", ".join(list(state)[:10])
+        raise CheckpointError(f"{where} holds no VideoMAE: it has no kernel {EMBEDDING} of five dimensions. It has: {shown}")
+    return tuple(state[key].shape)
+
+
+def _depth(state: State, prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _hidden(state: State, prefix: str, where: str) -> int:
+    return len(_one(state, f"{prefix}0.mlp.fc1.weight", where))
+
+
+def _decoder_width(state: State, where: str) -> int:
+    return len(_one(state, "encoder_to_decoder.weight", where))
+
+
+def _one(state: State, key: str, where: str):
+    if key not in state:
+        raise CheckpointError(f"{where} has no {key}; it is not whole, or no VideoMAE")
+    return state[key]
