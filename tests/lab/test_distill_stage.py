@@ -15,6 +15,7 @@ from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.flops import classify_cost
+from vmae_lab.models.videomae import VideoMAE
 
 ROOT = Path(__file__).parents[2]
 DISTILL = {"steps": 6, "batch_size": 4, "lr": 0.002, "readout": "flat", "temperature": 2.0, "feature_weight": 0.1}
@@ -71,8 +72,10 @@ def test_a_larger_model_teaches_a_smaller_one(recipe, home, tmp_path, from_scrat
     assert store.progress(stage) == 1.0
     assert stage.steps == 6
     weights = read_weights(store.folder(stage) / WEIGHTS)
-    model = VideoClassifier(small.model.dimensions, small.model.clip, small.data.classes, "flat")
-    model.load_state_dict(weights)  # the student is an ordinary classifier, without the map to the teacher
+    student = VideoClassifier.from_pretrained(store.folder(stage))  # an ordinary classifier, without the map to the teacher
+    assert (student.size, student.clip, student.head.readout) == (small.model.dimensions, small.model.clip, "flat")
+    if not from_scratch:
+        assert VideoMAE.from_pretrained(store.folder(stage.inputs[1])).size == small.model.dimensions
     assert stage_bytes(stage) == sum(4 * value.numel() for value in weights.values())
     # Forward and backward of the student on 6 x 4 clips, the teacher's forward, and both once on the 32 held-out clips.
     held_out = 2 * 8 * 2

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
@@ -22,6 +20,7 @@ from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encod
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS, Stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
+from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.processes import fixed_threads
@@ -60,9 +59,10 @@ def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
     return held_out_clips(job.stage.settings, sources, job.compute)
 
 
-def _save_weights(model: torch.nn.Module, folder: Path) -> None:
-    with whole_file(folder / WEIGHTS) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary)
+def _save(job: Job, model: Pretrained) -> None:
+    """The stage's model as a folder that `from_pretrained` opens."""
+    kind, seed = job.stage.kind, job.section("seed")
+    model.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: {kind}, seed {seed}.")
 
 
 def _encoder_state(folder: Path) -> State:
@@ -85,7 +85,7 @@ def _run_pretrain(job: Job) -> dict[str, Any]:
         PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
-    _save_weights(trained.model, job.folder)
+    _save(job, trained.model)
     return {
         "metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source(),
         **set_aside(task.quarantine),
@@ -96,7 +96,7 @@ def _run_initial(job: Job) -> dict[str, Any]:
     settings = ModelSettings(**job.section("model"))
     with seeded(job.section("seed"), "initial weights"):
         model = VideoMAE(settings.dimensions, settings.clip)
-    _save_weights(model, job.folder)
+    _save(job, model)
     return {"metrics": {}}
 
 
@@ -147,7 +147,7 @@ def _supervised(
         quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
-    _save_weights(trained.model, job.folder)
+    _save(job, trained.model)
     answers = predict(trained.model, held_out, model, data.stride, task.settings.sampling)
     accuracy = top1(answers.argmax(1).numpy(), held_out.labels)
     return {
@@ -171,7 +171,7 @@ def _run_distill(job: Job) -> dict[str, Any]:
         quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
-    _save_weights(trained.model.classifier, job.folder)
+    _save(job, trained.model.classifier)
     result = {"metrics": {}, "training": _training_cost(trained), "clips": len(clips), **set_aside(task.quarantine)}
     if not data.labelled:
         return result
