@@ -7,6 +7,7 @@ from typing import Any
 
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.models.sizes import SIZES
+from vmae_lab.training.finetune import FinetuneSettings
 
 Overrides = Mapping[str, Any]
 # Okabe and Ito's colours, told apart by colour-blind readers; markers differ too, for print.
@@ -20,7 +21,7 @@ class Arm:
     """One arm: dotted overrides of the recipe (or how to get them from it), its name, its colour and marker everywhere.
 
     `pretrained` False: the arm starts from an untrained encoder. `post_pretrained`: supervised training on the labelled
-    hybrid comes between that and the target.
+    hybrid comes between that and the target. `taught`: a teacher's answers are learned from, in place of labels.
     """
 
     label: str
@@ -29,6 +30,7 @@ class Arm:
     overrides: Overrides | Callable[[Recipe], Overrides] = field(default_factory=dict)
     pretrained: bool = True
     post_pretrained: bool = False
+    taught: bool = False
 
     def changes(self, recipe: Recipe) -> Overrides:
         """The dotted overrides for a recipe."""
@@ -65,6 +67,32 @@ OWN_VIDEOS: dict[str, Arm] = {
 DOWNSTREAM: dict[str, Arm] = {
     "scratch": SCRATCH,
     "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
+}
+
+
+def _trained_alike(recipe: Recipe) -> Overrides:
+    """The teacher and all students by one recipe: `distill` where it is given, else that of fine-tuning."""
+    tuning = recipe.distill or recipe.evaluate.finetune
+    shared = tuning.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
+    own = {} if recipe.distill else {"distill": shared}
+    return {**_decoder("running_cell", 0.5), "evaluate.finetune": shared, **own}
+
+
+def student_size(recipe: Recipe) -> str:
+    """The recipe's `student`, or the next size below `model.size`. Raises RecipeError where there is none."""
+    ladder = list(SIZES)
+    rung = ladder.index(recipe.model.size)
+    if not (recipe.student or rung):
+        raise RecipeError(f"student: there is no size below model.size {recipe.model.size}, which is to teach one")
+    return recipe.student or ladder[rung - 1]
+
+
+TEACHER = Arm("teacher", BLACK, "*")
+DISTILLATION: dict[str, Arm] = {
+    "scratch": Arm("student from scratch, labels", GREY, "X", _trained_alike, pretrained=False),
+    "scratch_taught": Arm("student from scratch, teacher", ORANGE, "s", _trained_alike, pretrained=False, taught=True),
+    "pretrained": Arm("pre-trained student, labels", BLUE, "D", _trained_alike),
+    "pretrained_taught": Arm("pre-trained student, teacher", RED, "^", _trained_alike, taught=True),
 }
 
 ENCODER_RATIOS, DECODER_RATIOS = (0.5, 0.75, 0.9, 0.95), (0.0, 0.25, 0.5, 0.75)

@@ -77,6 +77,7 @@ class Recipe(BaseModel):
     pretrain: PretrainSettings
     post_pretrain: FinetuneSettings = Field(description="supervised training on the labelled hybrid, between the two others")
     distill: DistillSettings | None = Field(None, description="teaching a small student; only plans that do need it")
+    student: str | None = Field(None, description="size of the model that is taught; the next below model.size where left out")
     evaluate: EvaluateSettings
     measure: MeasureSettings = MeasureSettings()
     compute: Compute = Compute()
@@ -84,6 +85,8 @@ class Recipe(BaseModel):
     arms: tuple[str, ...] = Field(min_length=1)
 
     def model_post_init(self, _context: object) -> None:
+        if self.student:
+            self.model.model_copy(update={"size": self.student}).model_post_init(None)  # refuses a size that is not there
         there = self.data.sources if self.data.motionworld else ()
         unknown = set(self.evaluate.sources) - set(there)
         if unknown:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vmae_lab.lab.ablation import Measures, Plan, plan_ablation
 from vmae_lab.lab.arms import (
     DECODER_MASKS,
+    DISTILLATION,
     DOWNSTREAM,
     DUAL_COST,
     HYBRID_DATA,
@@ -17,9 +18,19 @@ from vmae_lab.lab.arms import (
     SCALING,
     UNSEEN,
     Arm,
+    student_size,
 )
 from vmae_lab.lab.recipe import Recipe, RecipeError
-from vmae_lab.lab.stages import Stage, finetune_stage, measure_stage, post_pretrain_stage, probe_stage, views_stage
+from vmae_lab.lab.stages import (
+    Stage,
+    distill_stage,
+    finetune_stage,
+    measure_stage,
+    post_pretrain_stage,
+    pretrain_stage,
+    probe_stage,
+    views_stage,
+)
 
 
 def _probe(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -67,6 +78,23 @@ def _label_fractions(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Map
     return stages
 
 
+def _distilled(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """A pre-trained and fine-tuned teacher, and a smaller student that learns from its answers or from the same labels."""
+    judged, taught_on = (
+        list(named or recipe.data.sources) for named in (recipe.evaluate.sources, recipe.data.pretrain_sources)
+    )
+    if judged != taught_on:
+        raise RecipeError(
+            f"students are compared on the sources that they are taught on: evaluate.sources {judged} should be "
+            f"data.pretrain_sources {taught_on}"
+        )
+    small = recipe.with_overrides({"model.size": student_size(recipe)})
+    before = pretrain_stage(small, seed) if arm.pretrained else None
+    teacher = finetune_stage(recipe, pretrain_stage(recipe, seed), seed)
+    student = distill_stage(small, teacher, before, seed) if arm.taught else finetune_stage(small, before, seed)
+    return {"finetune@teacher": teacher, "student": student}
+
+
 def _step(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """A measured step at each batch size; seeds share it."""
     if recipe.measure.size not in recipe.measure.sizes:
@@ -100,6 +128,7 @@ WORKBOOK: dict[str, Notebook] = {
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
     "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled),
     "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
+    "distillation": Notebook(DISTILLATION, _distilled),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }
 

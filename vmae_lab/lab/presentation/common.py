@@ -61,7 +61,7 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
 
 
 def loss_history(plan: Plan, store: RunStore, measure: str | None = None) -> pd.DataFrame:
-    """Training losses of the pre-trained arms, or of a measure's stages of all arms: columns arm, seed, step, loss."""
+    """Training losses of the pre-trained arms, or of a measure's stages where it is trained: columns arm, seed, step, loss."""
     parts = []
     for cell in plan.cells:
         if measure or plan.arms[cell.arm].pretrained:
