@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from vmae_lab.data.sampling import Sparse
+from vmae_lab.data.augment import squash
+from vmae_lab.data.sampling import Sparse, Stretch
 
 
 def test_sparse_frames_by_hand():
@@ -23,3 +25,19 @@ def test_sparse_frames_come_from_every_part_of_the_video_and_can_be_any():
         assert all(int(i * 6.25) <= frame <= int((i + 1) * 6.25) for i, frame in enumerate(frames))
         met |= set(frames)
     assert met == set(range(100))
+
+
+def test_a_stretch_ends_with_the_video():
+    assert list(Stretch(3, 4)(20)) == [3, 4, 5, 6]
+    assert list(Stretch(3, 4)(5)) == [3, 4]
+    with pytest.raises(IndexError, match="there are 3 frames; those from 3 on"):
+        Stretch(3, 4)(3)
+
+
+def test_a_squashed_frame_keeps_both_ends_of_the_longer_side():
+    video = torch.zeros(3, 1, 4, 16, dtype=torch.uint8)
+    video[..., :4], video[..., 12:] = 100, 200
+    small = squash(video, 4)
+    assert small.shape == (3, 1, 4, 4)
+    assert small[0, 0, 0, 0] > 50
+    assert small[0, 0, 0, 3] > 100

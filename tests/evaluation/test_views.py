@@ -31,6 +31,9 @@ class NumberedClips:
     def __len__(self) -> int:
         return self.count
 
+    def name(self, row):
+        return f"video {row}"
+
     def videos(self, rows, choose, short_side=None):
         for row in rows:
             if row in self.broken:
@@ -50,7 +53,15 @@ def test_dense_views_reach_from_the_first_frame_to_the_last():
     assert chosen.tolist() == [[0, 2, 4, 6], [4, 6, 8, 10], [8, 10, 12, 14]]
     assert list(DenseViews(4, 2, 1)(15)) == [4, 6, 8, 10], "one view is the middle"
     assert list(DenseViews(4, 2, 2)(5)) == [0, 2, 4, 4] * 2, "a short video repeats its last frame"
-    assert list(DenseViews(4, 2, 2)(7)) == [0, 2, 4, 6] * 2
+    assert list(DenseViews(4, 2, 2)(8)) == [0, 2, 4, 6] * 2, "no whole stride is left"
+    with pytest.raises(ValueError, match="no frames"):
+        DenseViews(4, 2, 2)(0)
+
+
+def test_dense_views_are_where_the_official_protocol_puts_them():
+    """101 frames, every fourth: 26 of them, 0 to 100. Five windows of 16 begin at numbers int(m * 10 / 4): 0, 2, 5, 7, 10."""
+    chosen = np.array(DenseViews(16, 4, 5)(101)).reshape(5, 16)
+    assert chosen.tolist() == [[4 * (start + t) for t in range(16)] for start in (0, 2, 5, 7, 10)]
 
 
 def test_sparse_views_take_each_segment_at_shifted_places():
@@ -98,6 +109,13 @@ def test_no_video_is_left_out_without_a_word():
         view_probabilities(classifier(), NumberedClips(5, broken=(1, 4)), MODEL, 2, VIEWS, batch=2)
     assert list(raised.value.failed) == [1, 4]
     assert raised.value.total == 5
+
+
+def test_a_model_whose_training_diverged_has_no_predictions():
+    model = classifier()
+    model.head.head.bias.data[1] = float("nan")
+    with pytest.raises(ValueError, match=r"scores of 3 of 3 videos are not finite, .*training diverged"):
+        view_probabilities(model, NumberedClips(3), MODEL, 2, VIEWS)
 
 
 @pytest.mark.slow

@@ -8,14 +8,16 @@ from typing import Any
 
 import yaml
 
-from vmae_lab.cli import data
+from vmae_lab.cli import data, features
 from vmae_lab.data.lists import ListError
 from vmae_lab.data.video import DecoderUnavailable, VideoError
+from vmae_lab.evaluation.features import FeatureError
 from vmae_lab.files import StorageError, make_folder, write_text
 from vmae_lab.lab.index import write_index
 from vmae_lab.lab.places import project_root, report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.models.checkpoints import CheckpointError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,17 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="leave out what git ignores (smoke, variants, executed notebooks), to commit the index",
     )
     data.add_commands(commands)
+    features.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "data":
             return data.run(options)
+        if options.command == "features":
+            return features.run(options)
         if options.command == "report":
             return report(options)
         each = [argparse.Namespace(**{**vars(options), "notebook": notebook}) for notebook in options.notebook]
         for one in each:
             checked_parameters(one)  # of all of them, before the first starts
         return next((code for one in each if (code := {"run": run, "plan": plan}[options.command](one))), 0)
-    except (RecipeError, ListError, VideoError, DecoderUnavailable, StorageError, FileNotFoundError) as error:
+    except (
+        RecipeError, ListError, VideoError, FeatureError, CheckpointError, DecoderUnavailable, StorageError, FileNotFoundError
+    ) as error:  # fmt: skip
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2
 

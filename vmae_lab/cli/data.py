@@ -21,7 +21,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     words = "decode every video of a list once; write a report and a list of the sound ones; exit status 1 where any is broken"
     check = inside.add_parser("check", help=words, description=words.capitalize())
-    _list_options(check)
+    list_options(check)
     check.add_argument("--out", type=Path, help="folder for the results (default: <list>.check in the current folder)")
     check.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     check.add_argument("--frame-pattern", default=FRAMES, help="names in folders of frames")
@@ -33,7 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     words = "write the videos of a list into tar shards (WebDataset), with an index that is read like any list"
     packing = inside.add_parser("pack", help=words, description=words.capitalize())
-    _list_options(packing)
+    list_options(packing)
     packing.add_argument("out", type=Path, help="folder for the shards")
     packing.add_argument("--shard-mib", type=int, default=512)
 
@@ -54,17 +54,23 @@ def run(options: argparse.Namespace) -> int:
     return {"check": _check, "pack": _pack, "kinetics710": _kinetics}[options.task](options)
 
 
-def _list_options(command: argparse.ArgumentParser) -> None:
+def list_options(command: argparse.ArgumentParser) -> None:
+    """Put in a command what says which list is meant."""
     command.add_argument("list", help=LIST)
     command.add_argument("--root", default=".", help="where the list's paths start (default: the current folder)")
     command.add_argument("--labelled", action="store_true", help="the list has labels (of a folder or glob: its folders)")
     command.add_argument("--follow-links", action="store_true", help="let symbolic links lead out of the root")
 
 
+def named_after_list(options: argparse.Namespace, ending: str) -> Path:
+    """A folder in the current one, named after the list, or after the root where the list is a glob."""
+    listed = Path(options.root, options.list)
+    return Path(f"{(listed if listed.exists() else Path(options.root)).resolve().name}.{ending}")
+
+
 def _check(options: argparse.Namespace) -> int:
     limits = {name: getattr(options, name) for name in ("max_pixels", "memory_mib", "timeout_s", "follow_links")}
-    listed = Path(options.root, options.list)
-    folder = options.out or Path(f"{(listed if listed.exists() else Path(options.root)).resolve().name}.check")
+    folder = options.out or named_after_list(options, "check")
     videos = read_list(options.list, options.root, options.labelled)
     checked = check_list(
         videos, VideoSettings(**limits), folder, options.processes, options.frame_pattern, options.keep_damaged

@@ -103,6 +103,11 @@ def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
     return [_resize(video[..., top : top + short, left : left + short], side) for top, left in corners]
 
 
+def squash(video: Tensor, side: int) -> Tensor:
+    """The whole frame, its shape given up for a square: uint8 `(..., H, W)` -> `(..., side, side)`."""
+    return _resize(video, side)
+
+
 def _resize(video: Tensor, side: int) -> Tensor:
     if video.shape[-2:] == (side, side):
         return video

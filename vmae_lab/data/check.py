@@ -52,8 +52,8 @@ def check_list(
     journal = journal or folder / JOURNAL
     clips = clips_of({"checked": (videos, frame_pattern)}, settings, processes)
     files = [clips.file(index) for index in range(len(clips))]
-    keys = [_key(file) for file in files]
-    seen = _journal(journal)
+    keys = [content_key(file) for file in files]
+    seen = read_journal(journal)
     todo = [index for index, key in enumerate(keys) if key not in seen]
     print(f"{len(files)} videos, {len(files) - len(todo)} of them seen by an earlier check; {processes} processes")
     with storing_in(folder), open(journal, "a", encoding="utf-8") as lines:
@@ -72,7 +72,7 @@ def check_list(
     return checked
 
 
-def _key(file: VideoFile) -> str:
+def content_key(file: VideoFile) -> str:
     """Names a file's content as far as it can be told without reading it."""
     try:
         status = os.stat(file.path)
@@ -82,8 +82,8 @@ def _key(file: VideoFile) -> str:
     return json.dumps([file.path, file.start, file.total, file.offset, file.size, *there])
 
 
-def _journal(path: Path) -> dict[str, dict[str, Any]]:
-    """What earlier checks saw; a last line that a kill cut short is left out."""
+def read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """What lines of JSON, each with a `key`, say by that key; a line that a kill cut short is left out."""
     seen = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -34,9 +34,13 @@ class Dense:
 
 @dataclass(frozen=True)
 class DenseViews:
-    """`views` dense windows one after the other, their starts spread evenly from the first to the last; one: the middle.
+    """`views` dense windows one after the other, spread evenly over a video as the official test protocol places them.
 
-    Frames a video has -> `views * clip_frames` frames.
+    The protocol takes every `stride`-th frame from the first on, n of them, the last again and again where n is less than
+    `clip_frames`, and begins window m at number `int(m * (n - clip_frames) / (views - 1))` of these: the first begins with the
+    video, and the last ends with it but for less than a stride. A single window is not defined there: the middle one.
+
+    Frames a video has -> `views * clip_frames` frames. Raises ValueError where there are no frames.
     """
 
     clip_frames: int
@@ -44,10 +48,14 @@ class DenseViews:
     views: int
 
     def __call__(self, frames: int) -> Sequence[int]:
-        room = max(0, frames - (self.clip_frames - 1) * self.stride - 1)
-        starts = [room // 2] if self.views == 1 else [room * view // (self.views - 1) for view in range(self.views)]
-        window = dense_window(frames - room, self.clip_frames, self.stride, 0.0)
-        return [start + frame for start in starts for frame in window]
+        reached = range(0, frames, self.stride)
+        if self.views == 1:
+            return list(dense_window(frames, self.clip_frames, self.stride, 0.5))
+        if len(reached) <= self.clip_frames:
+            return [*dense_window(frames, self.clip_frames, self.stride, 0.0)] * self.views
+        step = (len(reached) - self.clip_frames) / (self.views - 1)
+        starts = [int(view * step) for view in range(self.views)]
+        return [frame for start in starts for frame in reached[start : start + self.clip_frames]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,19 @@ class Sparse:
         if frames < 1:
             raise ValueError("there are no frames to choose from")
         return [int((segment + place) * frames / len(self.places)) for segment, place in enumerate(self.places)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames from `start` on, `length` of them or as many as there are left. Raises IndexError where none is left."""
+
+    start: int
+    length: int
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        if self.start >= frames:
+            raise IndexError(f"there are {frames} frames; those from {self.start} on were asked for")
+        return range(self.start, min(self.start + self.length, frames))
 
 
 @dataclass(frozen=True)

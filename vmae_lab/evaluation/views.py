@@ -39,7 +39,7 @@ def view_probabilities(
 
     Processes share the videos out, each one to one of them, and all get the whole. `batch` is how many are read at a time: a
     model sees the views of one video at a time, so what it computes depends neither on `batch` nor on the processes.
-    Raises MissingVideos in every process, naming all that cannot be read.
+    Raises in every process MissingVideos, naming all that cannot be read, and ValueError where scores are not finite.
     """
     state = PartialState()
     device = next(model.parameters()).device
@@ -59,7 +59,14 @@ def view_probabilities(
     missing = dict(gather_object(list(failed.items())))
     if missing:
         raise MissingVideos(dict(sorted(missing.items())), len(clips))
-    return np.stack([everything[row] for row in range(len(clips))])
+    probabilities = np.stack([everything[row] for row in range(len(clips))])
+    strange = np.flatnonzero(~np.isfinite(probabilities).all(1))
+    if len(strange):
+        raise ValueError(
+            f"the model's scores of {len(strange)} of {len(clips)} videos are not finite, {clips.name(int(strange[0]))} the "
+            "first: its training diverged"
+        )
+    return probabilities
 
 
 def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:

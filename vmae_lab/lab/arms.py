@@ -64,9 +64,20 @@ OWN_VIDEOS: dict[str, Arm] = {
     "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
 }
 
+LONGER = 6  # times the steps: training from scratch needs them, and a comparison at few steps alone would hide it
+
+
+def _longer(recipe: Recipe) -> Overrides:
+    tuning = recipe.evaluate.finetune
+    steps = {"steps": LONGER * tuning.steps, "warmup_steps": LONGER * tuning.warmup_steps}
+    return {**_decoder("running_cell", 0.5), **{f"evaluate.finetune.{name}": value for name, value in steps.items()}}
+
+
 DOWNSTREAM: dict[str, Arm] = {
     "scratch": SCRATCH,
     "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
+    "scratch_long": Arm(f"no pre-training, {LONGER} x the steps", ORANGE, "s", _longer, pretrained=False),
+    "pretrained_long": Arm(f"pre-trained, {LONGER} x the steps", RED, "^", _longer),
 }
 
 

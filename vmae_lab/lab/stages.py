@@ -22,7 +22,7 @@ VERSIONS = {
     "probe": 1,
     "post_pretrain": 1,
     "finetune": 1,
-    "views": 1,
+    "views": 2,  # 2: dense windows where the official test protocol places them
     "distill": 1,
     "controls": 1,
     "measure": 1,

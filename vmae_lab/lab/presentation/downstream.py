@@ -10,6 +10,7 @@ from vmae_lab.data.evaluated import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.arms import LONGER
 from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.maps import Strip, short
 from vmae_lab.lab.pictures import clip_frames, window
@@ -27,7 +28,13 @@ METHODS = {
     "untrained": ("frozen untrained encoder, attentive readout", "scratch", "attentive"),
     "frozen": ("frozen pre-trained encoder, attentive readout", "pretrained", "attentive"),
     "finetuned": ("pre-trained, then fine-tuned", "pretrained", "finetune"),
+    "scratch_long": (f"trained from scratch, {LONGER} x the steps", "scratch_long", "finetune"),
+    "finetuned_long": (f"pre-trained, then fine-tuned, {LONGER} x the steps", "pretrained_long", "finetune"),
 }
+PAIRS = (
+    ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("scratch_long", "scratch"),
+    ("finetuned_long", "scratch_long"), ("frozen", "scratch_long"),
+)  # fmt: skip
 
 
 def by_method(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +72,8 @@ def methods_caption(plan: Plan) -> str:
     tuned = f"one draw of {evaluate.finetune_labels} labels a seed" if evaluate.finetune_labels else "all labels"
     labels = (
         f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, "
-        f"{evaluate.finetune.steps} steps of {evaluate.finetune.batch_size} clips; the middle clip of a video"
+        f"{evaluate.finetune.steps} steps of {evaluate.finetune.batch_size} clips where it says no more; the middle clip of a "
+        "video"
     )
     return how_run(plan, labels)
 
@@ -209,7 +217,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
         f"{mean_and_spread(accuracy, best)} %.",
         clips_words(float(accuracy["mean"][best]), clips),
     ]
-    for name, other in (("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen")):
+    for name, other in PAIRS:
         if {name, other} <= set(accuracy.index):
             row = paired_differences(few, FEW, other).loc[name]
             words.append(f"'{METHODS[name][0]}' against '{METHODS[other][0]}': {_change(row)} points.")
@@ -237,7 +245,7 @@ def _change(row: pd.Series) -> str:
 
 
 def _trained(plan: Plan, arm: str) -> str:
-    return "pre-trained, then fine-tuned" if plan.arms[arm].pretrained else "trained from scratch"
+    return next(words for words, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
 
 
 def _titles(plan: Plan, mistakes: pd.DataFrame) -> list[str]:

@@ -1,0 +1,210 @@
+"""Features of windows against windows cut by hand; long videos in chunks; what was finished is not decoded again."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_videos import drawn, write_video
+from PIL import Image
+from torch import nn
+
+from vmae_lab.cli import main
+from vmae_lab.data.augment import centre_crop, squash
+from vmae_lab.data.listed import ListedClips, clips_of
+from vmae_lab.data.lists import read_list
+from vmae_lab.data.sampling import Everything
+from vmae_lab.data.video import VideoSettings
+from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.sizes import SIZES, ClipShape
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.randomness import seeded
+
+SHAPE = ClipShape(frames=4, side=16, tubelet=2, patch=8)
+
+
+def classifier(seed: int = 0) -> VideoClassifier:
+    with seeded(seed, "a model to take features of"):
+        return VideoClassifier(SIZES["micro"], SHAPE, 3)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three videos: one of 25 frames, one shorter than a window, and one that just holds two windows three apart."""
+    folder = tmp_path / "videos"
+    for name, frames in (("run/long.mp4", 25), ("short.mp4", 3), ("exact.mp4", 7)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / name, frames, options={"qp": "0"})
+    return folder
+
+
+def listed(folder: Path) -> ListedClips:
+    return clips_of({"test": (read_list(".", folder), "")}, VideoSettings())
+
+
+def by_hand(clips: ListedClips, row: int, starts: list[int], model: VideoClassifier, crop=squash) -> np.ndarray:
+    """Each window alone: its frames counted out, the last one again where there are no more."""
+    video = clips.video(row, Everything())
+    found = []
+    for start in starts:
+        numbers = [min(start + t, video.shape[1] - 1) for t in range(4)]
+        small = clips.video(row, Everything(), 16)[:, numbers]
+        with torch.no_grad():
+            found.append(model.head.fc_norm(model.encoder(crop(small, 16)[None]).mean(1))[0].numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("stride", [3, 4, 6])
+def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tmp_path, stride):
+    clips, model = listed(folder), classifier()
+    starts = {"exact.mp4": [0, 3] if stride == 3 else [0], "short.mp4": [0], "run/long.mp4": list(range(0, 22, stride))}
+    names = [Path(clips.name(row)).relative_to(folder).as_posix() for row in range(3)]
+    expected = [by_hand(clips, row, starts[name], model) for row, name in enumerate(names)]
+    for chunk in (4, 8, 12, 1024):
+        out = tmp_path / str(chunk)
+        done = extract_features(
+            model.encoder, clips, out, FeatureSettings(stride=stride), model.head.fc_norm, batch=2, chunk=chunk, progress=False
+        )
+        for row, name in enumerate(names):
+            features = np.load(out / f"{name}.npy")
+            np.testing.assert_allclose(features, expected[row], atol=1e-5)
+            assert features.dtype == np.float32
+            table = done.windows[done.windows.path == clips.name(row)]
+            assert table.first_frame.tolist() == starts[name]
+            np.testing.assert_allclose(table.start_s, np.array(starts[name]) / 25)
+        ends = done.windows[done.windows.file == "short.mp4.npy"].end_s.tolist()
+        assert ends == [pytest.approx(3 / 25)], "it ends where the video does"
+        assert pd.read_csv(out / "windows.csv").first_frame.tolist() == done.windows.first_frame.tolist()
+
+
+def test_the_square_and_the_scale_are_choices(folder, tmp_path):
+    clips, model = listed(folder), classifier()
+    row = next(row for row in range(3) if "exact" in clips.name(row))
+    found = {}
+    for name, settings in {"squash": {}, "centre": {"frame": "centre"}, "scale": {"scale_only": True}}.items():
+        extract_features(model.encoder, clips, tmp_path / name, FeatureSettings(**settings), progress=False)
+        found[name] = np.load(tmp_path / name / "exact.mp4.npy")
+    plain = classifier()
+    plain.head.fc_norm = nn.Identity()
+    np.testing.assert_allclose(found["centre"], by_hand(clips, row, [0], plain, centre_crop), atol=1e-5)
+    plain.encoder.pixels.mean.zero_()
+    plain.encoder.pixels.std.fill_(1)
+    np.testing.assert_allclose(found["scale"], by_hand(clips, row, [0], plain), atol=1e-5)
+    assert np.abs(found["squash"] - found["scale"]).max() > 1e-2
+    assert np.abs(found["squash"] - found["centre"]).max() > 1e-4
+
+
+def test_a_long_video_is_never_held_whole(folder, tmp_path, monkeypatch):
+    clips, asked = listed(folder), []
+    read = clips.decoders.read
+
+    def noted(file, choose, short_side):
+        decoded = read(file, choose, short_side)
+        asked.append(len(decoded.indices))
+        return decoded
+
+    monkeypatch.setattr(clips.decoders, "read", noted)
+    extract_features(classifier().encoder, clips, tmp_path / "out", FeatureSettings(stride=2), chunk=8, progress=False)
+    assert max(asked) == 8
+    assert len(np.load(tmp_path / "out" / "run" / "long.mp4.npy")) == 11
+
+
+def test_what_is_finished_is_not_decoded_again_and_what_failed_is_tried_again(folder, tmp_path, monkeypatch):
+    (folder / "broken.mp4").write_text("<html>not found</html>")
+    model, out = classifier(), tmp_path / "out"
+    first = extract_features(model.encoder, listed(folder), out, FeatureSettings(), progress=False)
+    assert [error.cause for error in first.failed.values()] == ["not a video but a web page: its download failed"]
+    assert "broken.mp4" in (out / "failures.csv").read_text()
+    journal = out / "features.jsonl"
+    journal.write_text(journal.read_text() + '{"key": "cut sho')
+    (out / "short.mp4.npy").unlink()
+    write_video(folder / "broken.mp4", 9)
+    clips, decoded = listed(folder), []
+    read = clips.decoders.read
+
+    def noted(file, choose, short_side):
+        decoded.append(Path(file.path).name)
+        return read(file, choose, short_side)
+
+    monkeypatch.setattr(clips.decoders, "read", noted)
+    again = extract_features(model.encoder, clips, out, FeatureSettings(), progress=False)
+    assert decoded == ["broken.mp4", "short.mp4"], "the one that was mended, and the one whose file is gone"
+    assert not again.failed
+    assert set(again.windows.file) == {"broken.mp4.npy", "exact.mp4.npy", "run/long.mp4.npy", "short.mp4.npy"}
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_a_folder_holds_features_of_one_making(folder, tmp_path):
+    clips, out = listed(folder), tmp_path / "out"
+    extract_features(classifier().encoder, clips, out, FeatureSettings(), progress=False)
+    with pytest.raises(FeatureError, match="stride 4, now 2"):
+        extract_features(classifier().encoder, clips, out, FeatureSettings(stride=2), progress=False)
+    with pytest.raises(FeatureError, match="weights"):
+        extract_features(classifier(1).encoder, clips, out, FeatureSettings(), progress=False)
+
+
+def test_stretches_of_one_folder_of_frames_have_places_of_their_own(folder, tmp_path):
+    """Two stretches of one folder of frames are two videos, without a rate."""
+    (folder / "frames").mkdir()
+    for number in range(1, 13):
+        Image.fromarray(drawn(number)).save(folder / "frames" / f"img_{number:05d}.jpg")
+    (folder / "list.txt").write_text("frames 1 8\nframes 5 8\n")
+    clips = clips_of({"test": (read_list("list.txt", folder), FRAMES)}, VideoSettings())
+    done = extract_features(classifier().encoder, clips, tmp_path / "out", FeatureSettings(), progress=False)
+    assert not done.failed
+    first, second = done.windows.file.unique()
+    assert (first, second) == ("frames@1-8.npy", "frames@5-8.npy")
+    assert done.windows.start_s.isna().all()
+    one, other = (np.load(tmp_path / "out" / name) for name in (first, second))
+    np.testing.assert_allclose(one[1], other[0], atol=1e-5, err_msg="the fifth picture is the second one's first")
+
+
+def test_other_formats_hold_the_same(folder, tmp_path):
+    clips, encoder = listed(folder), classifier().encoder
+    for form in ("npy", "npz"):
+        extract_features(encoder, clips, tmp_path / form, FeatureSettings(format=form), progress=False)
+    plain = np.load(tmp_path / "npy" / "run" / "long.mp4.npy")
+    packed = np.load(tmp_path / "npz" / "run" / "long.mp4.npz")
+    assert np.array_equal(packed["features"], plain)
+    assert packed["first_frame"].tolist() == [0, 4, 8, 12, 16, 20]
+    pytest.importorskip("pyarrow")
+    extract_features(encoder, clips, tmp_path / "parquet", FeatureSettings(format="parquet"), progress=False)
+    table = pd.read_parquet(tmp_path / "parquet" / "run" / "long.mp4.parquet")
+    assert np.array_equal(np.stack(table["features"]), plain)
+    assert table["first_frame"].tolist() == [0, 4, 8, 12, 16, 20]
+
+
+def test_the_command_line_says_by_its_status_what_failed(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = str(classifier().save_pretrained(tmp_path / "model"))
+    arguments = ["features", ".", "--root", str(folder), "--model", model, "--stride", "3", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "3 of 3 videos, 11 windows" in capsys.readouterr().out
+    assert (tmp_path / "videos.features" / "run" / "long.mp4.npy").is_file()
+    (folder / "broken.mp4").write_text("<html>not found</html>")
+    assert main(arguments) == 1
+    told = capsys.readouterr().out
+    assert "3 of 4 videos" in told
+    assert "broken.mp4: not a video but a web page" in told
+    assert main([*arguments, "--skip-missing"]) == 0
+    assert main([*arguments, "--frame", "centre"]) == 2
+    assert "frame squash, now centre" in capsys.readouterr().err
+
+
+def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch):
+    """Of a model with a decoder: its tokens, which its encoder norms, at another number of frames than it was trained on."""
+    monkeypatch.chdir(tmp_path)
+    model = VideoMAE(SIZES["micro"], ClipShape(frames=8, side=16, tubelet=2, patch=8))
+    where = str(model.save_pretrained(tmp_path / "model"))
+    arguments = ["features", ".", "--root", str(folder), "--model", where, "--device", "cpu"]
+    assert main([*arguments, "--frames", "4"]) == 0
+    clip = listed(folder).video(0, Everything(), 16)[:, :4]
+    encoder = VideoMAE.from_pretrained(where, frames=4).encoder
+    with torch.no_grad():
+        expected = encoder(squash(clip, 16)[None]).mean(1)[0].numpy()
+    first = Path(listed(folder).name(0)).relative_to(folder)
+    np.testing.assert_allclose(np.load(tmp_path / "videos.features" / f"{first}.npy")[0], expected, atol=1e-5)
+    assert main([*arguments[:4], "--model", "nowhere"]) == 2
