@@ -162,6 +162,17 @@ def test_stretches_of_one_folder_of_frames_have_places_of_their_own(folder, tmp_
     np.testing.assert_allclose(one[1], other[0], atol=1e-5, err_msg="the fifth picture is the second one's first")
 
 
+def test_a_name_as_long_as_a_file_system_holds(folder, tmp_path):
+    long = ["x" * 250 + f"{ending}.mp4" for ending in "ab"]
+    for name in long:
+        write_video(folder / name, 7)
+    done = extract_features(classifier().encoder, listed(folder), tmp_path / "out", FeatureSettings(), progress=False)
+    assert not done.failed
+    places = [done.windows.file[done.windows.path.str.endswith(name)].unique().item() for name in long]
+    assert len(set(places)) == 2
+    assert all((tmp_path / "out" / place).is_file() for place in places)
+
+
 def test_other_formats_hold_the_same(folder, tmp_path):
     clips, encoder = listed(folder), classifier().encoder
     for form in ("npy", "npz"):

@@ -146,6 +146,14 @@ def test_official_files_however_they_are_nested(classifier, tmp_path, nest, pref
     assert equal(back.state_dict(), classifier.state_dict())
 
 
+def test_a_classifier_that_reads_its_first_token_is_told(classifier, tmp_path):
+    file = classifier.save_pretrained(tmp_path, "official") / "model.pth"
+    state = {key.replace("fc_norm.", "norm."): value for key, value in read_pickled(file).items()}
+    torch.save({"model": state}, file)
+    with pytest.raises(CheckpointError, match=r"classifies by its first token .* read the mean token"):
+        VideoClassifier.from_pretrained(file, **ASKED)
+
+
 def test_a_decoder_of_another_depth(tmp_path):
     """V1's base and large models have decoders of 4 and 12 blocks; the depth is read from the weights."""
     deep = shaken(VideoMAE(Size(96, 4, 3, 384, 64, 5, 1, 192, patch=4), CLIP))
@@ -196,7 +204,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, zipped):
     with pytest.raises(CheckpointError, match=r"bad\.pth is refused: to be read it would run code \(\w+\.mkdir\)"):
         read_pickled(tmp_path / "bad.pth")
     assert not (tmp_path / "pwned").exists()
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious(), protocol=2))
     with pytest.raises(CheckpointError):
         read_pickled(tmp_path / "plain.pth")
     assert not (tmp_path / "pwned").exists()
@@ -240,6 +248,9 @@ def test_a_config_that_is_another_model_is_told(classifier, tmp_path):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=words):
             VideoClassifier.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    assert equal(VideoClassifier.from_pretrained(folder / "pytorch_model.bin").state_dict(), classifier.state_dict())
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
         VideoClassifier.from_pretrained(folder)

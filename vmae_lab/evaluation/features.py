@@ -23,9 +23,10 @@ from vmae_lab.data.check import content_key, read_journal
 from vmae_lab.data.listed import ListedClips
 from vmae_lab.data.sampling import Stretch
 from vmae_lab.data.video import VideoError, VideoFile
-from vmae_lab.files import make_folder, read_json, storing_in, whole_file, write_json, write_text
+from vmae_lab.files import fingerprint, make_folder, read_json, storing_in, whole_file, write_json, write_text
 
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
+LONGEST = 200  # bytes of a video's name; file systems hold 255, and a place has more in it
 Format = Literal["npy", "npz", "parquet"]
 
 
@@ -194,10 +195,12 @@ def _index(folder: Path, there: list[tuple[str, _Seen]], failed: dict[int, Video
 
 def _place(file: VideoFile, form: Format) -> str:
     """Where a video's features are in the folder: its path from the root, which no list leads out of, ending and all, so that
-    no two videos share a place."""
-    place = os.path.relpath(file.path, file.root)
+    no two videos share a place. A name that leaves no room for what is added to it is shortened, and told apart by a hash."""
+    folder, name = os.path.split(os.path.relpath(file.path, file.root))
     part = f"@{file.offset}" if file.offset >= 0 else f"@{file.start}-{file.total}" if file.total >= 0 else ""
-    return f"{place}{part}.{form}"
+    if len(os.fsencode(name)) > LONGEST:
+        name = f"{name[: LONGEST // 4]}~{fingerprint(name)}"
+    return os.path.join(folder, f"{name}{part}.{form}")
 
 
 def _claim(folder: Path, encoder: nn.Module, norm: nn.Module | None, settings: FeatureSettings) -> None:

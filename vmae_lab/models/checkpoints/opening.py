@@ -72,6 +72,11 @@ def _in_our_names(official: State, size: Size, clip: ClipShape, normalised: bool
     if is_pretraining(official):
         config = ModelConfig(model="VideoMAE", size=size, clip=clip, normalise_target=normalised)
         return Checkpoint(from_official_pretrain(official), config, where)
+    if "norm.weight" in official:  # beside a head: a bare encoder's is left out
+        raise CheckpointError(
+            f"{where} classifies by its first token (use_mean_pooling false, or the official --use_cls); classifiers of this "
+            "package read the mean token"
+        )
     state = from_official_classifier(official)
     head = state.get("head.head.weight")
     config = ModelConfig(
@@ -118,9 +123,9 @@ def _state_in(place: Path) -> State:
 
 
 def _config_in(place: Path) -> dict[str, Any]:
-    """The config of a folder, or beside a safetensors file; empty where there is none."""
+    """The config of a folder, or beside a file of the hub's kinds; empty where there is none."""
     file = place / CONFIG if place.is_dir() else place.with_name(CONFIG)
-    return _json(file) if file.exists() and place.suffix not in (".pth", ".bin") else {}
+    return _json(file) if file.exists() and (place.is_dir() or place.suffix != ".pth") else {}
 
 
 def _ours(config: dict[str, Any], place: Path) -> ModelConfig:
