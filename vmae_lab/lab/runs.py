@@ -20,6 +20,7 @@ from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
 from vmae_lab.processes import worker_pool
 from vmae_lab.training.loop import Compute, read_metrics
+from vmae_lab.training.survival import Checkpoints, Stopped, stop_requests
 
 RESULT = "result.json"
 
@@ -87,9 +88,11 @@ class RunStore:
 
     def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_Bar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
-        with worker_pool(compute.jobs) as pool:
+        with stop_requests() as asked_to_stop, worker_pool(compute.jobs) as pool:
             try:
                 while waiting or running:
+                    if asked_to_stop():
+                        raise Stopped
                     ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
                     for stage in ready[: compute.jobs - len(running)]:
                         running[pool.submit(_complete, self.root, stage, compute)] = stage
@@ -102,7 +105,7 @@ class RunStore:
                 workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
                 pool.shutdown(wait=False, cancel_futures=True)
                 for worker in workers:
-                    worker.terminate()
+                    worker.terminate()  # one that trains saves first
                 raise
 
     @contextmanager
@@ -149,7 +152,7 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
 
 def _tidy(folder: Path) -> None:
     """Drop what only an unfinished run needs: the optimiser's state."""
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    Checkpoints(folder).drop()
     for part in folder.glob("attentive-*"):
         shutil.rmtree(part)
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vmae_lab.files import make_folder, storing_in, whole_file
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
+from vmae_lab.training.survival import Checkpoints, Stopped, ignore_stop_requests, stop_requests
 
 Batch = dict[str, Tensor]
 
@@ -107,11 +108,11 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
 
     The result depends on the task alone: not on loader workers or interruptions, bit for bit on one CPU process with a
     fixed number of threads.
-    Raises TrainingDiverged, StorageError.
+    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, and Stopped where SIGTERM came, after it has saved.
     """
     make_folder(folder)
     settings = task.settings
-    with seeded(task.seed, "initial weights"):
+    with seeded(task.seed, "initial weights"), stop_requests() as asked_to_stop:
         accelerator = _accelerator(settings)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -122,7 +123,7 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
         model, optimizer = accelerator.prepare(model, optimizer)
         run = _Run(task, accelerator, model, optimizer, folder, compute)
         run.restore()
-        run.to_the_end(progress)
+        run.to_the_end(progress, asked_to_stop)
         run.take_average()
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
     return Trained(
@@ -147,6 +148,7 @@ class _Run:
 
     def __init__(self, task: Task, accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path, compute: Compute):
         self.task, self.settings, self.compute, self.folder = task, task.settings, compute, folder
+        self.checkpoints = Checkpoints(folder)
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
         self.step = 0  # optimiser steps done
@@ -161,13 +163,9 @@ class _Run:
         first = accelerator.process_index * per_process
         self.rows = range(first, first + per_process)
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
     def restore(self) -> None:
-        if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        state = self.checkpoints.load()
+        if state:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             if self.average:
                 self.average.module.load_state_dict(state["average"])
@@ -187,10 +185,9 @@ class _Run:
             "window": self.window,
             **({"average": self.average.module.state_dict()} if self.average else {}),
         }
-        with whole_file(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+        self.checkpoints.save(state)
 
-    def to_the_end(self, progress: bool) -> None:
+    def to_the_end(self, progress: bool, asked_to_stop: Callable[[], bool]) -> None:
         settings, compute = self.settings, self.compute
         log_every = min(compute.log_every, settings.steps // 20 or compute.log_every)  # a short training is a curve as well
         bar = tqdm(
@@ -200,18 +197,24 @@ class _Run:
         self.model.train()
         started = time.perf_counter()
         for batch in self._loader():
-            self.window.append(self._optimise(batch))
+            loss, stop = self._optimise(batch, asked_to_stop())
+            self.window.append(loss)
             self.step += 1
             self.steps_run += 1
             bar.update()
             last = self.step == settings.steps
-            if last or self.step % log_every == 0 or self.step % compute.checkpoint_every == 0:
+            stop = stop and not last
+            if last or stop or self.step % log_every == 0 or self.step % compute.checkpoint_every == 0:
                 self._check_finite()
             if last or self.step % log_every == 0:
                 self.seconds_per_step = (time.perf_counter() - started) / self.steps_run
                 self._write_log(bar)
-            if last or self.step % compute.checkpoint_every == 0:
+            if last or stop or self.step % compute.checkpoint_every == 0:
                 self.save()
+            if stop:
+                self.accelerator.wait_for_everyone()  # a launcher kills the others when the first has gone
+                print(f"asked to stop: {self.folder} is saved after step {self.step} of {settings.steps}", flush=True)
+                raise Stopped
         bar.close()
         if self.log:
             self.log.close()
@@ -230,11 +233,15 @@ class _Run:
             num_workers=self.compute.workers,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
+            worker_init_fn=ignore_stop_requests,
         )
         return iter(loader)
 
-    def _optimise(self, batch: Batch) -> Tensor:
-        """One optimiser step. Returns the loss over this process's rows, still on the device."""
+    def _optimise(self, batch: Batch, asked: bool) -> tuple[Tensor, bool]:
+        """One optimiser step. Returns the loss over this process's rows, still on the device, and whether to stop after it.
+
+        Processes stop together, after the step in which the first of them was `asked` to.
+        """
         accelerator, settings = self.accelerator, self.settings
         torch.manual_seed(derive(self.task.seed, "drop path", self.step, accelerator.process_index))
         for group in self.optimizer.param_groups:
@@ -243,7 +250,8 @@ class _Run:
         weights = [self.task.weight(part) for part in parts]
         everywhere = sum(weights)
         if accelerator.num_processes > 1:
-            everywhere = accelerator.reduce(torch.tensor(everywhere, device=accelerator.device)).item()
+            told = torch.tensor([everywhere, float(asked)], device=accelerator.device)
+            everywhere, asked = accelerator.reduce(told).tolist()
         total = torch.zeros((), device=accelerator.device)
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             with accelerator.autocast():
@@ -261,7 +269,7 @@ class _Run:
         if self.average:
             self.average.update(accelerator.unwrap_model(self.model))
         self.optimizer.zero_grad()
-        return total
+        return total, bool(asked)
 
     def _check_finite(self) -> None:
         """Fetch the losses since the last log line, and stop on one that is not finite before anything is saved."""

@@ -6,6 +6,7 @@ Started by `isolated.DecoderProcess`; answers pickled requests on its standard i
 import os
 import pickle
 import resource
+import signal
 import struct
 import sys
 import time
@@ -23,6 +24,8 @@ def main() -> None:
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
+    # Slurm asks a whole group to stop: who decodes for a training goes on until that has saved, and blames no video.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     from vmae_lab.data.video.decoders import read_video
     from vmae_lab.data.video.inspection import inspect_video

@@ -1,0 +1,227 @@
+"""What a run survives: requests to stop, kills, a truncated checkpoint; in one process and in two."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vmae_lab.data.clips import load_clips
+from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.training.loop import Compute, read_metrics, train
+from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.survival import STOPPED, Checkpoints, UnreadableCheckpoint
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+import torch
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.data.clips import load_clips
+from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.pretrain import PretrainTask
+
+recipe, folder, workers, pause = build_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+
+class Slow(PretrainTask):
+    def loss(self, model, batch, device):
+        time.sleep(pause)
+        return super().loss(model, batch, device)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    clips = load_clips(recipe.data, "train")
+    task = Slow(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False, workers=workers)
+    trained = train(task, folder, compute, progress=False)
+    torch.save(trained.model.state_dict(), folder / "last.pt")
+"""
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def recipe(smoke) -> Recipe:
+    """Frame masks count unequal numbers of tokens a clip: the mean over two processes is not the mean of their means."""
+    changes = {"pretrain.steps": STEPS, "mask.decoder": "random", "mask.decoder_ratio": 0.5}
+    return build_recipe({**smoke, "arms": ["none"], "override": changes})
+
+
+@pytest.fixture(scope="module")
+def start(home, recipe, tmp_path_factory):
+    """Start a training as a job does: a process group of its own, of one process or of two with gloo between them."""
+    script = tmp_path_factory.mktemp("script") / "job.py"
+    script.write_text(SCRIPT)
+    parameters = json.dumps(recipe.model_dump(mode="json"))
+
+    def begin(folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0) -> subprocess.Popen:
+        folder.mkdir(parents=True, exist_ok=True)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        command = [sys.executable, *launcher, str(script), parameters, str(folder), str(workers), str(pause)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        with open(folder / "words.txt", "a") as words:
+            return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
+
+    return begin
+
+
+def finish(process: subprocess.Popen, folder: Path) -> dict[str, torch.Tensor]:
+    assert process.wait(240) == 0, (folder / "words.txt").read_text()[-3000:]
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory):
+    """Weights and log of undisturbed runs, by the number of processes."""
+    made = {}
+
+    def of(processes: int):
+        if processes not in made:
+            folder = tmp_path_factory.mktemp(f"unbroken{processes}")
+            made[processes] = finish(start(folder, processes), folder), read_metrics(folder)
+        return made[processes]
+
+    return of
+
+
+def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 180
+    while len(read_metrics(folder)) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, f"it ended before it could be disturbed: {(folder / 'words.txt').read_text()[-2000:]}"
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def losses(folder_or_rows) -> list[float]:
+    rows = read_metrics(folder_or_rows) if isinstance(folder_or_rows, Path) else folder_or_rows
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(unbroken):
+    """One process with a batch of 4 and two with 2 each: the same losses but for the order of additions in float32."""
+    (_, alone), (_, together) = unbroken(1), unbroken(2)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert [row["lr"] for row in together] == [row["lr"] for row in alone]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path, processes, workers):
+    """SIGTERM to the whole group, as Slurm sends it, loader workers and decoders with it, at a step of no checkpoint."""
+    step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
+    process = start(tmp_path, processes, workers, pause=0.2)
+    wait_for_step(step, process, tmp_path)
+    os.killpg(process.pid, signal.SIGTERM)
+    status, words = process.wait(60), (tmp_path / "words.txt").read_text()
+    assert status == STOPPED or processes > 1, words  # a launcher has a status of its own
+    saved = Checkpoints(tmp_path).load()["step"]
+    assert step <= saved < STEPS
+    assert f"saved after step {saved} of {STEPS}" in words
+    again = start(tmp_path, processes, workers)
+    assert same(finish(again, tmp_path), unbroken(processes)[0])
+    assert losses(tmp_path) == losses(unbroken(processes)[1])
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_path):
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(3, process, tmp_path)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("the children of a process are told by Linux alone")
+    os.kill(int(children.read_text().split()[-1]), signal.SIGTERM)
+    process.wait(60)
+    assert 3 <= Checkpoints(tmp_path).load()["step"] < STEPS
+    assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [2, 6, 10])
+def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp_path, kill_after):
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(kill_after, process, tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+    state = Checkpoints(tmp_path).load()
+    assert (state["step"] if state else 0) >= kill_after - 4
+    assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
+    assert losses(tmp_path) == losses(unbroken(2)[1])
+
+
+@pytest.mark.slow
+def test_on_other_hardware_it_goes_on_with_the_same_samples(start, unbroken, tmp_path):
+    """Stopped in two processes, taken up by one: the same losses, to rounding."""
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(5, process, tmp_path)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
+    finish(start(tmp_path, 1), tmp_path)
+    assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+
+
+@pytest.fixture
+def stopped(recipe, home, tmp_path):
+    """A folder with checkpoints of steps 8 and 4, and the task."""
+    clips = load_clips(recipe.data, "train")
+
+    class Ends(PretrainTask):
+        def loss(self, *arguments):
+            if len(read_metrics(tmp_path)) == 10:
+                raise KeyboardInterrupt
+            return super().loss(*arguments)
+
+    task = Ends(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path, Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1), progress=False)
+    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, tmp_path, part):
+    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False)
+    whole = train(stopped, tmp_path / "whole", compute, progress=False).model
+    newest = Checkpoints(tmp_path).newest
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(part * len(content))])
+    with pytest.warns(UserWarning, match=r"cannot read .*checkpoint\.pt .*going on from the one before, step 4"):
+        trained = train(stopped, tmp_path, compute, progress=False)
+    assert trained.steps_run == 8
+    assert same(trained.model.state_dict(), whole.state_dict())
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_path):
+    kept = Checkpoints(tmp_path)
+    for path in (kept.newest, kept.before):
+        path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UnreadableCheckpoint, match=r"checkpoint\.pt .* nor .*checkpoint\.before\.pt .*delete what is there"):
+        train(stopped, tmp_path, Compute(tensorboard=False), progress=False)
+    kept.drop()
+    assert kept.load() is None
+
+
+def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path)
+    kept.save({"step": 4})
+    kept.save({"step": 8})
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        kept.save({"step": 12})
+    monkeypatch.undo()
+    assert kept.load()["step"] == 8
+    assert torch.load(kept.before, weights_only=True)["step"] == 4

@@ -1,0 +1,91 @@
+"""What a run survives: a newest checkpoint that is not whole, and a request to stop."""
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae_lab.files import whole_file
+
+STOPPED = 128 + signal.SIGTERM  # the exit status by which shells and Slurm know it
+
+
+class UnreadableCheckpoint(RuntimeError):
+    """A run's folder in which no checkpoint can be read."""
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop, and has saved where it stands."""
+
+    def __init__(self) -> None:
+        super().__init__(STOPPED)
+
+    def __reduce__(self):
+        return Stopped, ()
+
+
+class Checkpoints:
+    """The newest checkpoint of a run, and the one before it."""
+
+    def __init__(self, folder: Path):
+        self.newest, self.before = folder / "checkpoint.pt", folder / "checkpoint.before.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a state; at every moment one whole checkpoint stands. Raises StorageError, and both are as they were."""
+        with whole_file(self.newest) as temporary:
+            torch.save(state, temporary)
+            if self.newest.exists():
+                os.replace(self.newest, self.before)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that can be read, on the CPU, with a warning where that is not the newest; None where none stands.
+
+        Raises UnreadableCheckpoint where none can be read.
+        """
+        broken = []
+        for path in (self.newest, self.before):
+            if not path.exists():
+                continue
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # whatever a reader meets in a file that is cut, PyTorch has no type for it
+                broken.append(f"{path} ({type(error).__name__})")
+                continue
+            if broken:
+                warnings.warn(f"cannot read {broken[0]}; going on from the one before, step {state['step']}", stacklevel=3)
+            return state
+        if broken:
+            raise UnreadableCheckpoint(f"cannot read {' nor '.join(broken)}. To start this run anew, delete what is there")
+        return None
+
+    def drop(self) -> None:
+        """Remove them: the run is finished."""
+        for path in (self.newest, self.before):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """While the block runs, SIGTERM (Slurm's, before it takes a node back) ends nothing: yields a function that says whether
+    one came. Only the main thread can catch signals; in others none is seen.
+    """
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    earlier = signal.signal(signal.SIGTERM, lambda _number, _frame: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def ignore_stop_requests(_worker: int = 0) -> None:
+    """For helpers of a training, which get the signal too where a whole group does: they end when the training has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
