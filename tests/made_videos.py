@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-VIDEOS = Path(__file__).resolve().parents[3] / "shared" / "videos"  # real files, which only the project's developers have
+VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "videos"  # real files, which only the project's developers have
 NO_VIDEOS = "no real videos: ../shared/videos is not part of a clone"
 
 
