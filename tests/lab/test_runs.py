@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -18,6 +21,7 @@ from vmae_lab.lab.stages import Stage, pretrain_stage, probe_stage
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.loop import Compute
+from vmae_lab.training.survival import STOPPED, Checkpoints
 
 BOOK = "ablation_decoder_mask"
 
@@ -191,3 +195,37 @@ def test_a_folder_below_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write to .*file/runs: a part of the path is a file"):
         make_folder(tmp_path / "file" / "runs")
+
+
+STOPPED_JOB = """
+import json, sys
+from pathlib import Path
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import pretrain_stage
+
+if __name__ == "__main__":
+    recipe = build_recipe(json.loads(sys.argv[1]))
+    stages = [pretrain_stage(recipe, seed) for seed in recipe.seeds]
+    RunStore(Path(sys.argv[2])).complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+"""
+
+
+@pytest.mark.slow
+def test_stages_side_by_side_save_where_the_store_is_asked_to_stop(recipe, home, tmp_path):
+    """SIGTERM to the process that started them alone, as `kill` sends it: each saves, and goes on later from there."""
+    long = recipe.with_overrides(
+        {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 400}
+    )
+    (tmp_path / "job.py").write_text(STOPPED_JOB)
+    command = [sys.executable, str(tmp_path / "job.py"), json.dumps(long.model_dump(mode="json")), str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    store, all_of_them = RunStore(tmp_path / "runs"), [pretrain_stage(long, seed) for seed in long.seeds]
+    deadline = time.monotonic() + 120
+    while min(store.progress(stage) for stage in all_of_them) == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == STOPPED
+    for stage in all_of_them:
+        assert not store.finished(stage)
+        assert 0 < Checkpoints(store.folder(stage)).load()["step"] < 400
