@@ -14,6 +14,7 @@ from vmae_lab.masking import (
     MaskSettings,
     draw_masks,
     loss_positions,
+    pruned,
     running_cell_maps,
     visible_index,
 )
@@ -131,3 +132,33 @@ def test_unequal_counts_and_empty_losses_are_refused():
         visible_index(torch.tensor([[True, False, False], [True, True, False]]))
     with pytest.raises(ValueError, match=r"nothing|no token"):
         loss_positions(torch.tensor([[False, True, True]]), torch.tensor([[0]]))
+
+
+def test_pruned_masks_by_hand():
+    """Two clips of six tokens. The encoder sees 0 and 1; the decoder is asked for 0, 2, 3 and for 2, 3, 4: two and three of
+    these are invisible, so the first keeps the one that the encoder saw as well."""
+    encoder_mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]).bool()
+    decoder_mask = torch.tensor([[0, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1]]).bool()
+    assert visible_index(pruned(encoder_mask, decoder_mask)).tolist() == [[0, 2, 3], [2, 3, 4]]
+    decoder_mask = torch.tensor([[0, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 1]]).bool()
+    assert visible_index(pruned(encoder_mask, decoder_mask)).tolist() == [[2, 3], [3, 4]]
+
+
+@pytest.mark.parametrize("decoder", ["running_cell", "frame", "random", "none"])
+def test_pruning_keeps_all_that_the_loss_reads_and_adds_nothing(decoder):
+    ratio = 0.0 if decoder == "none" else 0.5
+    drawn = {}
+    for prune in (False, True):
+        settings = MaskSettings(decoder=decoder, decoder_ratio=ratio, encoder_ratio=0.75, prune=prune)
+        drawn[prune] = draw_masks(settings, (4, 4, 4), 16, *(torch.Generator().manual_seed(seed) for seed in (1, 2)))
+    (encoder_mask, whole), (same, less) = drawn[False], drawn[True]
+    assert torch.equal(encoder_mask, same)
+    assert torch.equal(~whole & encoder_mask, ~less & encoder_mask), "the loss reads the same tokens"
+    assert not (~less & whole).any(), "nothing is decoded that was not"
+    counts = (~less).sum(1)
+    assert counts.min() == counts.max() == (~whole & encoder_mask).sum(1).max(), "and no more than the fullest clip needs"
+
+
+def test_what_is_all_read_cannot_be_pruned():
+    with pytest.raises(ValueError, match="with loss_on 'all_decoded' it reads all"):
+        MaskSettings(loss_on="all_decoded", prune=True)

@@ -91,8 +91,15 @@ class MaskSettings(BaseModel):
     decoder: Literal["tube", "running_cell", "frame", "random", "none"] = "running_cell"
     decoder_ratio: float = Field(0.5, ge=0, lt=1, description="0 with decoder 'none', and only there")
     loss_on: Literal["invisible", "all_decoded"] = "invisible"
+    prune: bool = Field(
+        False, description="decode only what the loss reads; the official code decodes what the encoder saw too"
+    )
 
     def model_post_init(self, _context: object) -> None:
+        if self.prune and self.loss_on == "all_decoded":
+            raise ValueError(
+                "prune leaves out decoded tokens that the loss does not read; with loss_on 'all_decoded' it reads all"
+            )
         if (self.decoder == "none") != (self.decoder_ratio == 0):
             raise ValueError(
                 f"decoder '{self.decoder}' with decoder_ratio {self.decoder_ratio:g}: ratio 0 and decoder 'none' "
@@ -111,7 +118,21 @@ def draw_masks(
     encoder_mask = MASKS[settings.encoder](grid, settings.encoder_ratio, batch, encoder_generator)
     if settings.decoder == "none":
         return encoder_mask, ~encoder_mask
-    return encoder_mask, MASKS[settings.decoder](grid, settings.decoder_ratio, batch, decoder_generator)
+    decoder_mask = MASKS[settings.decoder](grid, settings.decoder_ratio, batch, decoder_generator)
+    return encoder_mask, pruned(encoder_mask, decoder_mask) if settings.prune else decoder_mask
+
+
+def pruned(encoder_mask: Tensor, decoder_mask: Tensor) -> Tensor:
+    """The decoder mask with what the encoder sees masked too, so that just what the loss reads is decoded: bool `(B, N)`.
+
+    Clips where that leaves fewer tokens than in another of the batch keep the first of those that the encoder saw, which the
+    loss does not read, up to the same number: a batch is one tensor.
+    """
+    decoded = ~decoder_mask
+    wanted = decoded & encoder_mask
+    kept = int(wanted.sum(1).max())
+    first = (decoded.int() + wanted.int()).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return torch.ones_like(decoder_mask).scatter_(1, first, False)
 
 
 def visible_index(mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmae_lab.lab.arms import DECODER_MASKS
+from vmae_lab.lab.arms import DECODER_MASKS, DISTILLATION
 from vmae_lab.lab.cost import BACKWARD, stage_bytes, stage_macs
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
@@ -82,3 +82,31 @@ def test_a_larger_model_teaches_a_smaller_one(recipe, home, tmp_path, from_scrat
     shown = 6 * 4
     student, other = (classify_cost(each.model.dimensions, each.model.clip, 8).macs for each in (small, recipe))
     assert stage_macs(stage) == student * (BACKWARD * shown + held_out) + other * (shown + held_out)
+
+
+def test_the_student_is_the_next_size_below_or_the_one_that_is_named(smoke):
+    def sizes(**override) -> set[str]:
+        recipe = build_recipe({**smoke, "arms": list(DISTILLATION), "override": override}, DISTILLATION)
+        students = {cell.measures["student"].settings["model"]["size"] for cell in plan_notebook("distillation", recipe).cells}
+        teachers = {
+            cell.measures["finetune@teacher"].settings["model"]["size"] for cell in plan_notebook("distillation", recipe).cells
+        }
+        assert teachers == {recipe.model.size}
+        return students
+
+    assert sizes() == {"micro"}
+    assert sizes(student="mini") == {"mini"}
+    assert sizes(distill=None) == {"micro"}, "as fine-tuning is, where no recipe of its own is given"
+    with pytest.raises(RecipeError, match="student 'huger' is no model size; sizes are micro"):
+        sizes(student="huger")
+    with pytest.raises(RecipeError, match=r"no size below model\.size micro"):
+        sizes(**{"model.size": "micro"})
+    with pytest.raises(RecipeError, match="students are compared on the sources that they are taught on"):
+        sizes(**{"evaluate.sources": ["digits"]})
+
+
+def test_teacher_and_students_are_trained_alike(smoke):
+    recipe = build_recipe({**smoke, "arms": list(DISTILLATION), "override": {"distill.steps": 7}}, DISTILLATION)
+    trained = [stage for cell in plan_notebook("distillation", recipe).cells for stage in cell.measures.values()]
+    assert {stage.steps for stage in trained} == {7}
+    assert {stage.settings[stage.kind]["lr"] for stage in trained} == {recipe.distill.lr}

@@ -11,7 +11,7 @@ from vmae_lab.data.clips import DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
 from vmae_lab.masking import MaskSettings, draw_masks
-from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.sizes import SIZES, ModelSettings
 from vmae_lab.randomness import torch_generator
 from vmae_lab.training.distill import DistillSettings
 from vmae_lab.training.finetune import FinetuneSettings
@@ -85,8 +85,8 @@ class Recipe(BaseModel):
     arms: tuple[str, ...] = Field(min_length=1)
 
     def model_post_init(self, _context: object) -> None:
-        if self.student:
-            self.model.model_copy(update={"size": self.student}).model_post_init(None)  # refuses a size that is not there
+        if self.student and self.student not in SIZES:
+            raise ValueError(f"student '{self.student}' is no model size; sizes are {', '.join(SIZES)}")
         there = self.data.sources if self.data.motionworld else ()
         unknown = set(self.evaluate.sources) - set(there)
         if unknown:

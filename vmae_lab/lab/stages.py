@@ -11,6 +11,7 @@ from typing import Any
 from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.masking import MaskSettings
 from vmae_lab.training.finetune import FinetuneSettings
 from vmae_lab.training.loop import TrainSettings
 
@@ -111,6 +112,7 @@ def controls_stage(recipe: Recipe) -> Stage:
 
 # What sections got after stages had been run, and the value that means it is not used.
 _ADDED: dict[type, dict[str, Any]] = {
+    MaskSettings: {"prune": False},
     TrainSettings: {"ema": None},
     FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
 }
