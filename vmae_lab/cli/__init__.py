@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vmae_lab.cli import data, features
+from vmae_lab.cli import data, features, info
 from vmae_lab.data.lists import ListError
 from vmae_lab.data.video import DecoderUnavailable, VideoError
 from vmae_lab.evaluation.features import FeatureError
@@ -41,12 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     data.add_commands(commands)
     features.add_command(commands)
+    info.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "data":
             return data.run(options)
-        if options.command == "features":
-            return features.run(options)
+        if options.command in ("features", "info"):
+            return {"features": features, "info": info}[options.command].run(options)
         if options.command == "report":
             return report(options)
         each = [argparse.Namespace(**{**vars(options), "notebook": notebook}) for notebook in options.notebook]

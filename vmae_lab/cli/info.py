@@ -1,0 +1,58 @@
+"""`vmae-lab info`: what this installation computes with, and what it keeps where; to be put into a report of a fault."""
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+
+from vmae_lab.data.motionworld.dataset import cache_home
+from vmae_lab.lab.places import project_root, runs_folder
+from vmae_lab.lab.provenance import provenance
+from vmae_lab.lab.runs import RESULT
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Put `info` among the commands of the command line."""
+    words = "say versions, devices, decoders, and how much is kept where"
+    commands.add_parser("info", help=words, description=words.capitalize())
+
+
+def run(_options: argparse.Namespace) -> int:
+    """Print it, a line each; returns the exit status."""
+    made = provenance()
+    lines = {
+        "vmae_lab": made["code"],
+        "python": made["python"],
+        **made["packages"],
+        "device": made["device"],
+        **{f"GPU {index}": _gpu(index) for index in range(torch.cuda.device_count())},
+        "PyTorch threads": str(torch.get_num_threads()),
+        "decoders": ", ".join(name for name in ("decord", "av", "torchcodec") if importlib.util.find_spec(name)),
+        "project": str(project_root()),
+        "runs": f"{_stages(runs_folder())}, {_size(runs_folder())}: {runs_folder()}",
+        "cache of data": f"{_size(cache_home())}: {cache_home()}",
+    }
+    width = max(map(len, lines))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
+    return 0
+
+
+def _gpu(index: int) -> str:
+    device = torch.cuda.get_device_properties(index)
+    bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+    return f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}"
+
+
+def _stages(folder: Path) -> str:
+    stages = [entry.path for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
+    finished = sum(os.path.exists(os.path.join(stage, RESULT)) for stage in stages)
+    return f"{finished} finished stages, {len(stages) - finished} begun"
+
+
+def _size(folder: Path) -> str:
+    """What the files of a folder hold, links not followed."""
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    total = sum(os.lstat(file).st_size for file in files)
+    return f"{total / 1e9:.2f} GB" if total > 1e8 else f"{total / 1e6:.1f} MB"
