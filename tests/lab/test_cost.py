@@ -10,7 +10,7 @@ from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS, Stage
 from vmae_lab.lab.workbook import plan_notebook
-from vmae_lab.training.loop import Compute
+from vmae_lab.training.settings import Compute
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import Stage, pretrain_stage, probe_stage
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.checkpoints import CheckpointError
-from vmae_lab.training.loop import Compute
+from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Checkpoints
 
 BOOK = "ablation_decoder_mask"
@@ -215,7 +215,7 @@ if __name__ == "__main__":
 def test_stages_side_by_side_save_where_the_store_is_asked_to_stop(recipe, home, tmp_path):
     """SIGTERM to the process that started them alone, as `kill` sends it: each saves, and goes on later from there."""
     long = recipe.with_overrides(
-        {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 400}
+        {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 10**5}
     )
     (tmp_path / "job.py").write_text(STOPPED_JOB)
     command = [sys.executable, str(tmp_path / "job.py"), json.dumps(long.model_dump(mode="json")), str(tmp_path / "runs")]
@@ -228,4 +228,4 @@ def test_stages_side_by_side_save_where_the_store_is_asked_to_stop(recipe, home,
     assert process.wait(60) == STOPPED
     for stage in all_of_them:
         assert not store.finished(stage)
-        assert 0 < Checkpoints(store.folder(stage)).load()["step"] < 400
+        assert 0 < Checkpoints(store.folder(stage)).load()["step"] < 10**5

@@ -20,8 +20,9 @@ from vmae_lab.data.video import VideoSettings, isolated
 from vmae_lab.data.video.isolated import Decoders
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.settings import Compute
 
 pytestmark = pytest.mark.slow
 MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)

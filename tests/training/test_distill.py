@@ -14,8 +14,10 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher, feature_loss, soft_loss
 from vmae_lab.training.finetune import MixSettings
-from vmae_lab.training.loop import Compute, read_metrics, train
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.loop import train
 from vmae_lab.training.optim import parameter_groups
+from vmae_lab.training.settings import Compute
 
 SMALL = ModelSettings(size="micro", frames=4, side=16, patch=4)
 LARGE = ModelSettings(size="tiny", frames=4, side=16, patch=4)

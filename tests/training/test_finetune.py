@@ -18,7 +18,9 @@ from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, MixSettings
-from vmae_lab.training.loop import Compute, read_metrics, train
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
 
 EVERYTHING = {
     "steps": 8, "batch_size": 4, "drop_path": 0.2, "dropout": 0.2, "repeats": 2, "ema": 0.8, "sampling": "sparse",
@@ -67,7 +69,8 @@ from pathlib import Path
 from vmae_lab.data.clips import load_clips
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.training.finetune import FinetuneTask
-from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
 
 class Slow(FinetuneTask):
     def loss(self, model, batch, device):

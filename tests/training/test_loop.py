@@ -13,9 +13,12 @@ import torch
 
 from vmae_lab.data.clips import load_clips
 from vmae_lab.lab.recipe import Recipe, build_recipe
-from vmae_lab.training.loop import Compute, TrainingDiverged, read_metrics, train
+from vmae_lab.training.divergence import TrainingDiverged
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.loop import train
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
 from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.settings import Compute
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,8 @@ import sys, time
 from pathlib import Path
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.data.clips import load_clips
-from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
 from vmae_lab.training.pretrain import PretrainTask
 import json
 

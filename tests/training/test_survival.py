@@ -1,4 +1,4 @@
-"""What a run survives: requests to stop, kills, a truncated checkpoint; in one process and in two."""
+"""What a run survives: requests to stop, kills, lost processes, truncated checkpoints; in one process and in two."""
 
 import json
 import os
@@ -9,13 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from vmae_lab.data.clips import load_clips
 from vmae_lab.lab.recipe import Recipe, build_recipe
-from vmae_lab.training.loop import Compute, read_metrics, train
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Checkpoints, UnreadableCheckpoint
 
 SCRIPT = """
@@ -24,7 +27,8 @@ from pathlib import Path
 import torch
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.data.clips import load_clips
-from vmae_lab.training.loop import Compute, train
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
 from vmae_lab.training.pretrain import PretrainTask
 
 recipe, folder, workers, pause = build_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
@@ -59,10 +63,17 @@ def start(home, recipe, tmp_path_factory):
     script.write_text(SCRIPT)
     parameters = json.dumps(recipe.model_dump(mode="json"))
 
-    def begin(folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0) -> subprocess.Popen:
+    def begin(folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0, restarts: int = 0) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-        command = [sys.executable, *launcher, str(script), parameters, str(folder), str(workers), str(pause)]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            f"--max_restarts={restarts}",
+        ]
+        arguments = [str(script), parameters, str(folder), str(workers), str(pause)]
+        command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         with open(folder / "words.txt", "a") as words:
             return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
@@ -94,6 +105,20 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
     while len(read_metrics(folder)) < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, f"it ended before it could be disturbed: {(folder / 'words.txt').read_text()[-2000:]}"
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all that it started: a launcher's are in sessions of their own."""
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        one.kill()
+    process.wait(60)
+    psutil.wait_procs(everyone, 60)
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes that a launcher has started."""
+    return psutil.Process(process.pid).children()
 
 
 def same(one: dict, other: dict) -> bool:
@@ -137,10 +162,7 @@ def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbrok
 def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_path):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(3, process, tmp_path)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        pytest.skip("the children of a process are told by Linux alone")
-    os.kill(int(children.read_text().split()[-1]), signal.SIGTERM)
+    ranks(process)[-1].terminate()
     process.wait(60)
     assert 3 <= Checkpoints(tmp_path).load()["step"] < STEPS
     assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
@@ -151,12 +173,48 @@ def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_pat
 def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp_path, kill_after):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(kill_after, process, tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    kill_all(process)
     state = Checkpoints(tmp_path).load()
     assert (state["step"] if state else 0) >= kill_after - 4
     assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
     assert losses(tmp_path) == losses(unbroken(2)[1])
+
+
+@pytest.mark.slow
+def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, tmp_path):
+    """They would train on unseen, beside the run that is started in their place, which meanwhile refuses."""
+    process = start(tmp_path, 2, pause=0.5)
+    wait_for_step(2, process, tmp_path)
+    orphans = ranks(process)
+    process.kill()
+    process.wait(60)
+    refused = start(tmp_path)
+    assert refused.wait(60) == 1
+    assert "FolderInUse: another process trains in" in (tmp_path / "words.txt").read_text()
+    _, alive = psutil.wait_procs(orphans, 60)
+    assert not alive
+    assert 2 <= Checkpoints(tmp_path).load()["step"] < STEPS
+    assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
+    """By the launcher, where it is told how often; the run goes on from its checkpoint by itself."""
+    process = start(tmp_path, 2, pause=0.2, restarts=1)
+    wait_for_step(6, process, tmp_path)
+    ranks(process)[-1].kill()
+    assert same(finish(process, tmp_path), unbroken(2)[0])
+    assert losses(tmp_path) == losses(unbroken(2)[1])
+
+
+@pytest.mark.slow
+def test_a_lost_loader_process_is_replaced(start, unbroken, tmp_path):
+    process = start(tmp_path, 1, workers=2, pause=0.2)
+    wait_for_step(3, process, tmp_path)
+    loaders = [one for one in ranks(process) if "resource_tracker" not in " ".join(one.cmdline())]
+    loaders[0].kill()
+    assert same(finish(process, tmp_path), unbroken(1)[0])
+    assert "a loader process was lost" in (tmp_path / "words.txt").read_text()
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.processes import fixed_threads
-from vmae_lab.training.loop import Compute, read_metrics, train
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.settings import Compute
 
 BACKWARD = 3  # forward and backward together, in forwards
 SPENT_CAPTION = "Time of the stages: predicted from their count at the rate measured now, and taken when they ran."

@@ -27,8 +27,9 @@ from vmae_lab.processes import fixed_threads
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
-from vmae_lab.training.loop import Compute, Trained, train
+from vmae_lab.training.loop import Trained, train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.settings import Compute
 
 
 @dataclass(frozen=True)

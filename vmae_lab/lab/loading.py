@@ -11,7 +11,7 @@ from vmae_lab.data.clips import Clips, DataSettings, load_clips
 from vmae_lab.data.evaluated import readable
 from vmae_lab.data.quarantine import Quarantine
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.loop import Compute
+from vmae_lab.training.settings import Compute
 
 
 @lru_cache(maxsize=8)

@@ -20,9 +20,10 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import VideoEncoder
 from vmae_lab.training.finetune import encoder_state
-from vmae_lab.training.loop import Compute, TrainSettings, train
+from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainSettings
 from vmae_lab.training.probe import AttentiveProbeTask
+from vmae_lab.training.settings import Compute, TrainSettings
 
 
 @dataclass(frozen=True)

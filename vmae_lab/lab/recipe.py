@@ -15,8 +15,8 @@ from vmae_lab.models.sizes import SIZES, ModelSettings
 from vmae_lab.randomness import torch_generator
 from vmae_lab.training.distill import DistillSettings
 from vmae_lab.training.finetune import FinetuneSettings
-from vmae_lab.training.loop import Compute
 from vmae_lab.training.pretrain import PretrainSettings
+from vmae_lab.training.settings import Compute
 
 CHECKED = "_vmae_lab_parameters_checked"
 

@@ -19,7 +19,8 @@ from vmae_lab.lab.execution import Job, execute
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
 from vmae_lab.processes import worker_pool
-from vmae_lab.training.loop import Compute, read_metrics
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import Checkpoints, Stopped, stop_requests
 
 RESULT = "result.json"

@@ -12,8 +12,9 @@ from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.masking import MaskSettings
+from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.finetune import FinetuneSettings
-from vmae_lab.training.loop import TrainSettings
+from vmae_lab.training.settings import TrainSettings
 
 WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
 # By kind; to be raised when a change to the code changes results.
@@ -113,7 +114,7 @@ def controls_stage(recipe: Recipe) -> Stage:
 # What sections got after stages had been run, and the value that means it is not used.
 _ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
-    TrainSettings: {"ema": None},
+    TrainSettings: {"ema": None, "divergence": Divergence().model_dump()},
     FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
 }
 

@@ -15,8 +15,8 @@ from vmae_lab.models.checkpoints import State, load_weights
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import seeded
+from vmae_lab.training.feeding import Batch
 from vmae_lab.training.finetune import FinetuneBatches, FinetuneSettings, FinetuneTask
-from vmae_lab.training.loop import Batch
 
 
 class DistillSettings(FinetuneSettings):

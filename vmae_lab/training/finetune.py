@@ -23,7 +23,8 @@ from vmae_lab.models.checkpoints import State, load_weights, part_of
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import derive, library_draws, numpy_generator
-from vmae_lab.training.loop import Batch, TrainSettings
+from vmae_lab.training.feeding import Batch
+from vmae_lab.training.settings import TrainSettings
 
 Sampling = Literal["dense", "sparse"]
 

@@ -20,7 +20,8 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE, reconstruction_loss
 from vmae_lab.randomness import numpy_generator, torch_generator
-from vmae_lab.training.loop import Batch, TrainSettings
+from vmae_lab.training.feeding import Batch
+from vmae_lab.training.settings import TrainSettings
 
 
 class PretrainSettings(TrainSettings):

@@ -6,7 +6,8 @@ from torch.utils.data import Dataset
 
 from vmae_lab.data.mixture import EpochOrder
 from vmae_lab.models.classifier import ClassHead
-from vmae_lab.training.loop import Batch, TrainSettings
+from vmae_lab.training.feeding import Batch
+from vmae_lab.training.settings import TrainSettings
 
 
 class AttentiveProbeTask:

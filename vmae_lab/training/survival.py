@@ -1,4 +1,4 @@
-"""What a run survives: a newest checkpoint that is not whole, and a request to stop."""
+"""What a run survives: a newest checkpoint that is not whole, a request to stop, a second start."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from vmae_lab.files import whole_file
 
@@ -30,11 +31,35 @@ class Stopped(SystemExit):
         return Stopped, ()
 
 
+class FolderInUse(RuntimeError):
+    """A run's folder in which another process trains."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep others from training in a folder while the block runs. Raises FolderInUse where one does already.
+
+    The system frees it where its holder is killed.
+    """
+    lock = FileLock(folder / ".training.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUse(
+            f"another process trains in {folder}, and two would overwrite each other's checkpoints. Wait for it or stop it; "
+            "`vmae-lab` goes on from where it was"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Checkpoints:
     """The newest checkpoint of a run, and the one before it."""
 
-    def __init__(self, folder: Path):
-        self.newest, self.before = folder / "checkpoint.pt", folder / "checkpoint.before.pt"
+    def __init__(self, folder: Path, name: str = "checkpoint"):
+        self.newest, self.before = folder / f"{name}.pt", folder / f"{name}.before.pt"
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a state; at every moment one whole checkpoint stands. Raises StorageError, and both are as they were."""
@@ -73,15 +98,20 @@ class Checkpoints:
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """While the block runs, SIGTERM (Slurm's, before it takes a node back) ends nothing: yields a function that says whether
-    one came. Only the main thread can catch signals; in others none is seen.
+    one came, or whether the launcher of several processes is gone, which leaves them behind where it is killed. Only the main
+    thread can catch signals; in others none is seen.
     """
-    came = threading.Event()
+    came, launcher = threading.Event(), os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def asked() -> bool:
+        return came.is_set() or launcher not in (None, os.getppid())
+
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield asked
         return
     earlier = signal.signal(signal.SIGTERM, lambda _number, _frame: came.set())
     try:
-        yield came.is_set
+        yield asked
     finally:
         signal.signal(signal.SIGTERM, earlier)
 

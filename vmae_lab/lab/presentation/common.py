@@ -10,7 +10,7 @@ from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
-from vmae_lab.training.loop import read_metrics
+from vmae_lab.training.log import read_metrics
 
 
 def main_probe(plan: Plan) -> str:

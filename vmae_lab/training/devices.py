@@ -1,0 +1,82 @@
+"""Where a training computes: one device or many, in which precision; and its whole state, wherever its parts are."""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_model_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
+
+from vmae_lab.training.settings import Compute, TrainSettings
+
+WAIT = timedelta(hours=6)  # for the slowest process: the first one evaluates alone while the others wait
+
+
+def accelerator_for(settings: TrainSettings) -> Accelerator:
+    """The devices that the launcher's configuration names, in the precision of the settings."""
+    AcceleratorState._reset_state()  # a kernel trains many stages, each with its own precision
+    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and capable)
+    handlers = [InitProcessGroupKwargs(timeout=WAIT)]
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", kwargs_handlers=handlers)
+
+
+def prepared(
+    accelerator: Accelerator, model: nn.Module, groups: list[dict], settings: TrainSettings, compute: Compute
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and its AdamW on the devices, its blocks checkpointed, compiled and sharded as set."""
+    if compute.checkpoint_activations:
+        apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))
+    if compute.compile:
+        blocks = [part for part in model.modules() if isinstance(part, Block)]
+        # Blocks share their code: each rate of drop path, each width, training and evaluation compile it once.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+        for block in blocks:
+            block.compile()
+    fused = accelerator.device.type in ("cuda", "cpu")
+    optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
+    return accelerator.prepare(model, optimizer)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Weights and optimiser state of all processes, by parameters' names, on the CPU: in the first process, else empty.
+
+    All processes call it together. What it holds does not depend on how many there are or how they share the model.
+    """
+    weights, moments = get_state_dict(
+        model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return {"model": weights, "optimizer": moments}
+
+
+def load_whole_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+    """Take up what `whole_state` gave, which only the first process need have."""
+    set_state_dict(
+        model, optimizer.optimizer, model_state_dict=state.get("model", {}), optim_state_dict=state.get("optimizer", {}),
+        options=_from_the_first(accelerator),
+    )  # fmt: skip
+
+
+def load_whole_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Weights alone, which only the first process need have."""
+    set_model_state_dict(model, weights, options=_from_the_first(accelerator))
+
+
+def _from_the_first(accelerator: Accelerator) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
+
+
+def finite(model: nn.Module) -> Tensor:
+    """Whether all of this process's weights are finite: a bool scalar on the device."""
+    parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters())
+    return torch.stack([part.detach().isfinite().all() for part in parts]).all()

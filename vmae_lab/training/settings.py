@@ -1,0 +1,68 @@
+"""What a training is decided by, and how the work is carried out."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vmae_lab.training.divergence import Divergence
+from vmae_lab.training.optim import cosine_schedule
+
+
+class TrainSettings(BaseModel):
+    """How long, how fast and with which optimiser. All of it changes the result, so all of it names the stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(..., ge=1)
+    batch_size: int = Field(..., ge=1, description="clips a step, over all processes and accumulated micro-batches")
+    lr: float = Field(..., gt=0)
+    lr_reference_batch: int | None = Field(None, ge=1, description="lr is per so many clips; absolute where left out")
+    min_lr: float = Field(1e-5, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    accumulation: int = Field(1, ge=1, description="micro-batches a step")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of the weights' moving average, which is the result")
+    divergence: Divergence = Divergence()
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
+
+    def model_post_init(self, _context: object) -> None:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of the {self.steps} steps")
+
+    @property
+    def peak_lr(self) -> float:
+        """The linear scaling rule: `lr * batch / reference`."""
+        return self.lr * self.batch_size / self.lr_reference_batch if self.lr_reference_batch else self.lr
+
+    @property
+    def lr_words(self) -> str:
+        """The rule, for a log: paper, section 4 and appendix (pre-training 1.5e-4, fine-tuning 5e-4 to 1e-3, per 256 clips)."""
+        if not self.lr_reference_batch:
+            return f"peak learning rate {self.peak_lr:.3g}, set for this batch"
+        scaled = f"{self.lr:.3g} x {self.batch_size} / {self.lr_reference_batch}"
+        return f"peak learning rate {self.peak_lr:.3g} = {scaled} (linear scaling rule)"
+
+    def lr_at(self, step: int) -> float:
+        return cosine_schedule(step, self.steps, self.warmup_steps, 0.0, self.peak_lr, min(self.min_lr, self.peak_lr))
+
+
+class Compute(BaseModel):
+    """How the work is carried out: none of it names a stage. Threads and `compile` move results in the last bits; the
+    rest moves nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jobs: int = Field(1, ge=1, description="stages run side by side, each in a process of its own where above 1")
+    threads: int | None = Field(None, ge=1, description="CPU threads a process; PyTorch's choice where left out")
+    workers: int = Field(0, ge=0, description="loader processes a stage")
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    log_every: int = Field(20, ge=1, description="steps; oftener in a training of fewer than twenty times as many")
+    tensorboard: bool = True
+    trackers: tuple[Literal["trackio", "wandb"], ...] = Field((), description="where else the log goes; to be installed first")
+    checkpoint_activations: bool = Field(
+        False, description="keep no activations inside a block, but compute them again for backward: less memory, more time"
+    )
+    compile: bool = Field(False, description="compile the blocks (torch.compile): a slow first step, then faster ones")
