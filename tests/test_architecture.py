@@ -33,6 +33,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "readouts",
         "stages",
         "execution",
+        "together",
         "runs",
         "ablation",
         "workbook",

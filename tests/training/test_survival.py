@@ -25,6 +25,7 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 import torch
+from accelerate import PartialState
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.data.clips import load_clips
 from vmae_lab.training.loop import train
@@ -32,6 +33,7 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.training.pretrain import PretrainTask
 
 recipe, folder, workers, pause = build_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+more = json.loads(sys.argv[5])
 
 class Slow(PretrainTask):
     def loss(self, model, batch, device):
@@ -42,11 +44,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     clips = load_clips(recipe.data, "train")
     task = Slow(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
-    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False, workers=workers)
+    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False, workers=workers, **more)
     trained = train(task, folder, compute, progress=False)
-    torch.save(trained.model.state_dict(), folder / "last.pt")
+    if PartialState().is_main_process:
+        torch.save(trained.model.state_dict(), folder / "last.pt")
 """
 STEPS = 12
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,9 @@ def start(home, recipe, tmp_path_factory):
     script.write_text(SCRIPT)
     parameters = json.dumps(recipe.model_dump(mode="json"))
 
-    def begin(folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0, restarts: int = 0) -> subprocess.Popen:
+    def begin(
+        folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0, restarts: int = 0, sharded: bool = False, **more
+    ) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
         launcher = [
             "-m",
@@ -72,9 +78,9 @@ def start(home, recipe, tmp_path_factory):
             f"--nproc_per_node={processes}",
             f"--max_restarts={restarts}",
         ]
-        arguments = [str(script), parameters, str(folder), str(workers), str(pause)]
+        arguments = [str(script), parameters, str(folder), str(workers), str(pause), json.dumps(more)]
         command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})}
         with open(folder / "words.txt", "a") as words:
             return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
 
@@ -137,6 +143,27 @@ def test_two_processes_learn_what_one_learns(unbroken):
     (_, alone), (_, together) = unbroken(1), unbroken(2)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
     assert [row["lr"] for row in together] == [row["lr"] for row in alone]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}])
+def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_path, more):
+    """FSDP over two processes, stopped on the way and taken up by one process that holds it whole, and the other way round."""
+    one_model = tmp_path / "one"
+    process = start(one_model, 2, pause=0.2, sharded=True, **more)
+    wait_for_step(5, process, one_model)
+    process.terminate()
+    process.wait(60)
+    finish(start(one_model, 1), one_model)
+    assert losses(one_model) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+    other = tmp_path / "other"
+    process = start(other, 1, pause=0.2)
+    wait_for_step(5, process, other)
+    process.terminate()
+    process.wait(60)
+    ends = finish(start(other, 2, sharded=True, **more), other)
+    assert losses(other) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+    assert {name: value.shape for name, value in ends.items()} == {n: v.shape for n, v in unbroken(1)[0].items()}
 
 
 @pytest.mark.slow

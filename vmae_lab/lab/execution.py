@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
@@ -61,7 +62,9 @@ def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
 
 
 def _save(job: Job, model: Pretrained) -> None:
-    """The stage's model as a folder that `from_pretrained` opens."""
+    """The stage's model as a folder that `from_pretrained` opens, written by the first process."""
+    if not PartialState().is_main_process:
+        return
     kind, seed = job.stage.kind, job.section("seed")
     model.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: {kind}, seed {seed}.")
 
@@ -75,6 +78,8 @@ def _training_cost(trained: Trained) -> dict[str, Any]:
     return {
         "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
         "peak_memory_mib": trained.peak_memory_mib,
+        **({"processes": trained.processes} if trained.processes > 1 else {}),
+        **({"rolled_back": trained.rolled_back} if trained.rolled_back else {}),
     }  # fmt: skip
 
 
@@ -197,8 +202,9 @@ def _run_views(job: Job) -> dict[str, Any]:
     views = ViewSettings(**job.section("views"))
     probabilities = view_probabilities(classifier, held_out, model, data.stride, views)
     names = [held_out.name(row) for row in range(len(held_out))]
-    with whole_file(job.folder / PREDICTIONS) as temporary:
-        prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
+    if PartialState().is_main_process:
+        with whole_file(job.folder / PREDICTIONS) as temporary:
+            prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
     metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
     intervals = score_intervals(probabilities, held_out.labels, data.seed)
     return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **said}

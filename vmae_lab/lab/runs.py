@@ -1,16 +1,17 @@
 """The run store: one folder a stage, named by what it is. Finished work is reused, killed work resumed, others wait."""
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -18,10 +19,12 @@ from vmae_lab.files import make_folder, read_json, write_json, write_text
 from vmae_lab.lab.execution import Job, execute
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.together import launch, launched
 from vmae_lab.processes import worker_pool
+from vmae_lab.training.devices import WAIT
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.settings import Compute
-from vmae_lab.training.survival import Checkpoints, Stopped, stop_requests
+from vmae_lab.training.survival import Checkpoints, FolderInUse, Stopped, stop_requests
 
 RESULT = "result.json"
 
@@ -51,23 +54,44 @@ class RunStore:
     def complete(self, stage: Stage, compute: Compute, progress: bool = True) -> dict[str, Any]:
         """The stage's result: at once where it is finished, else after running it. Its inputs must be finished.
 
-        While another process works on the same stage, this waits and then takes that result.
+        While another process works on the same stage, this waits and then takes that result. Among the processes of a launcher
+        all call this together; the first of them writes, and does not wait for others' locks, but raises FolderInUse.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise RuntimeError(
-                f"{stage.key}: the run store works from one process; start without `accelerate launch` or torchrun"
-            )
-        folder = make_folder(self.folder(stage))
+        if launched():
+            return self._complete_together(stage, compute, progress)
+        make_folder(self.folder(stage))
+        if compute.launch and stage.steps:
+            if not self.finished(stage):
+                launch(stage, self.root, compute, progress)
+            return self.result(stage)
         with self._lock(stage):
             if not self.finished(stage):
-                started = time.perf_counter()
-                write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
-                inputs = tuple(self.folder(source) for source in stage.inputs)
-                result = execute(Job(stage, folder, inputs, compute, progress))
-                seconds = time.perf_counter() - started
-                write_json(folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
-                _tidy(folder)
+                self._carry_out(stage, compute, progress)
         return self.result(stage)
+
+    def _complete_together(self, stage: Stage, compute: Compute, progress: bool) -> dict[str, Any]:
+        first = PartialState(timeout=WAIT).is_main_process
+        if first:
+            make_folder(self.folder(stage))
+        with self._lock(stage, wait=False) if first else nullcontext():
+            [finished] = broadcast_object_list([self.finished(stage)])
+            if not finished:
+                self._carry_out(stage, compute, progress)
+        [result] = broadcast_object_list([self.result(stage) if first else None])
+        return result
+
+    def _carry_out(self, stage: Stage, compute: Compute, progress: bool) -> None:
+        """Run a stage; what goes beside its files is written by the first process."""
+        folder, first = self.folder(stage), PartialState(timeout=WAIT).is_main_process
+        started = time.perf_counter()
+        if first:
+            write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
+        inputs = tuple(self.folder(source) for source in stage.inputs)
+        result = execute(Job(stage, folder, inputs, compute, progress))
+        if first:
+            seconds = time.perf_counter() - started
+            write_json(folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
+            _tidy(folder)
 
     def complete_all(self, stages: Iterable[Stage], compute: Compute, work: Mapping[str, float]) -> None:
         """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
@@ -79,7 +103,7 @@ class RunStore:
         todo = [stage for stage in order if not self.finished(stage)]
         make_folder(self.root)
         bar = _Bar(self, todo, work)
-        if compute.jobs == 1:
+        if compute.jobs == 1 or launched():
             for stage in todo:
                 self.complete(stage, compute, progress=bool(stage.steps))
                 bar.refresh()
@@ -110,12 +134,14 @@ class RunStore:
                 raise
 
     @contextmanager
-    def _lock(self, stage: Stage) -> Iterator[None]:
-        """Hold the stage's lock; the system frees it where its holder is killed."""
+    def _lock(self, stage: Stage, wait: bool = True) -> Iterator[None]:
+        """Hold the stage's lock, which ends with its holder. Raises FolderInUse where not to `wait` for another's."""
         lock = FileLock(self.root / f".{stage.key}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise FolderInUse(f"another process is working on {self.folder(stage)}: start again when it is done") from None
             print(f"another process is working on {stage.key}; waiting for its result", flush=True)
             lock.acquire()
         try:
@@ -153,7 +179,8 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
 
 def _tidy(folder: Path) -> None:
     """Drop what only an unfinished run needs: the optimiser's state."""
-    Checkpoints(folder).drop()
+    for name in ("checkpoint", "turning_point"):
+        Checkpoints(folder, name).drop()
     for part in folder.glob("attentive-*"):
         shutil.rmtree(part)
 
@@ -169,7 +196,7 @@ class _Bar:
         self.bar = tqdm(
             total=total,
             smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
-            disable=not todo,
+            disable=not todo or not PartialState().is_main_process,
             desc=f"0/{len(todo)} stages",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go",
         )

@@ -49,6 +49,14 @@ class Stage:
         """Optimiser steps, where it is trained; else 0."""
         return self.settings.get(self.kind, {}).get("steps", 0)
 
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for another process."""
+        return {"kind": self.kind, "settings": self.settings, "inputs": [stage.plain() for stage in self.inputs]}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "Stage":
+        return cls(values["kind"], values["settings"], tuple(cls.from_plain(stage) for stage in values["inputs"]))
+
 
 def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
     """Self-supervised pre-training of one model."""

@@ -10,7 +10,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_model_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)  # fmt: skip
 from torch.distributed.tensor import DTensor
 
 from vmae_lab.training.settings import Compute, TrainSettings
@@ -31,10 +37,11 @@ def prepared(
     accelerator: Accelerator, model: nn.Module, groups: list[dict], settings: TrainSettings, compute: Compute
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model and its AdamW on the devices, its blocks checkpointed, compiled and sharded as set."""
+    blocks = [part for part in model.modules() if isinstance(part, Block)]
+    model._no_split_modules = [Block.__name__] if blocks else []  # what FSDP gathers at a time: accelerate reads it here
     if compute.checkpoint_activations:
         apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))
     if compute.compile:
-        blocks = [part for part in model.modules() if isinstance(part, Block)]
         # Blocks share their code: each rate of drop path, each width, training and evaluation compile it once.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
         for block in blocks:
@@ -59,12 +66,16 @@ def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     return {"model": weights, "optimizer": moments}
 
 
+def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model that is sharded, whole in every process, on its device. All processes call it together."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+
+
 def load_whole_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Take up what `whole_state` gave, which only the first process need have."""
-    set_state_dict(
-        model, optimizer.optimizer, model_state_dict=state.get("model", {}), optim_state_dict=state.get("optimizer", {}),
-        options=_from_the_first(accelerator),
-    )  # fmt: skip
+    load_whole_weights(accelerator, model, state.get("model", {}))
+    moments = state.get("optimizer", {})
+    set_optimizer_state_dict(model, optimizer.optimizer, moments, options=_from_the_first(accelerator))
 
 
 def load_whole_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, Tensor]) -> None:

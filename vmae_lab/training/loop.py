@@ -23,6 +23,7 @@ from vmae_lab.training.devices import (
     accelerator_for,
     device_name,
     finite,
+    gathered_weights,
     load_whole_state,
     load_whole_weights,
     prepared,
@@ -55,7 +56,7 @@ class Task(Protocol):
 
 @dataclass
 class Trained:
-    """A trained model and what it took. In a run of several processes the model is whole in the first one."""
+    """A trained model, unwrapped, and what it took."""
 
     model: nn.Module
     seconds_per_step: float
@@ -310,17 +311,16 @@ class _Run:
         raise Stopped
 
     def whole_model(self) -> nn.Module:
-        """The result, unwrapped: the weights' average where one is kept. Of a sharded model, in the first process alone."""
+        """The result, unwrapped and whole in every process: the weights' average where one is kept."""
+        model = self.accelerator.unwrap_model(self.model)
         if self.average:
-            self.accelerator.unwrap_model(self.model).load_state_dict(self.average.module.state_dict())
+            model.load_state_dict(self.average.module.state_dict())
         if not self.accelerator.is_fsdp2:
-            return self.accelerator.unwrap_model(self.model)
-        weights = whole_state(self.model, self.optimizer)["model"]
-        if not self.accelerator.is_main_process:
-            return self.model
-        model = self.task.build()
+            return model
+        weights = gathered_weights(model)
+        model = self.task.build().to(self.accelerator.device)
         model.load_state_dict(weights)
-        return model.to(self.accelerator.device)
+        return model
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:

@@ -55,6 +55,9 @@ class Compute(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    launch: str | None = Field(
+        None, description="start trainings in several processes: an accelerate configuration of params/accelerate/, or a path"
+    )
     jobs: int = Field(1, ge=1, description="stages run side by side, each in a process of its own where above 1")
     threads: int | None = Field(None, ge=1, description="CPU threads a process; PyTorch's choice where left out")
     workers: int = Field(0, ge=0, description="loader processes a stage")

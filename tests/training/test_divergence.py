@@ -1,0 +1,134 @@
+"""What is done where a training goes wrong: stop, or go back and past the samples it went wrong on, the same every time."""
+
+import pytest
+import torch
+
+from vmae_lab.data.clips import load_clips
+from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.training.divergence import ENOUGH, RECENT, Divergence, TrainingDiverged, first_bad
+from vmae_lab.training.log import read_metrics
+from vmae_lab.training.loop import train
+from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.settings import Compute
+
+
+class Poisoned(PretrainTask):
+    """A stream in which the samples of some positions are bad: their loss is multiplied."""
+
+    bad: dict[int, float | None]  # step of the stream -> factor; None: a sound loss with gradients that are not numbers
+
+    def batches(self, rows):
+        return Marked(super().batches(rows))
+
+    def loss(self, model, batch, device):
+        loss, factor = super().loss(model, batch, device), self.bad.get(int(batch["position"]), 1.0)
+        return loss + (next(model.parameters()).sum() * 0).sqrt() if factor is None else loss * factor
+
+
+class Marked:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __getitem__(self, step):
+        return {**self.batches[step], "position": torch.tensor([step])}
+
+
+@pytest.fixture(scope="module")
+def recipe(smoke) -> Recipe:
+    return build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.steps": 12}})
+
+
+@pytest.fixture(scope="module")
+def run(home, recipe):
+    """Train on a poisoned stream in a folder: weights, what was gone back from, logged losses."""
+    clips = load_clips(recipe.data, "train")
+
+    def go(folder, bad, compute=None, stop_at=None, **divergence):
+        settings = recipe.pretrain.model_copy(update={"divergence": Divergence(**divergence)})
+        task = Poisoned(recipe.model, recipe.mask, settings, recipe.data, clips, seed=1)
+        task.bad = bad
+        if stop_at is not None:
+            inner, calls = task.loss, iter(range(1000))
+
+            def stopping(*arguments):
+                if next(calls) == stop_at:
+                    raise KeyboardInterrupt
+                return inner(*arguments)
+
+            task.loss = stopping
+        how = {"checkpoint_every": 4, "log_every": 1, "tensorboard": False, **(compute or {})}
+        return train(task, folder, Compute(**how), progress=False)
+
+    return go
+
+
+def same(one, other) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    )
+
+
+NAN = float("nan")
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+def test_it_goes_back_past_the_bad_samples(run, tmp_path):
+    trained = run(tmp_path, {7: NAN}, roll_back=3)
+    assert [(one["step"], one["to"]) for one in trained.rolled_back] == [(7, 6)]
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
+    words = (tmp_path / "run.log").read_text()
+    assert "the loss is nan at step 7: back to step 6, past the samples of 3 steps" in words
+    # The same as a stream that never held those samples: where it goes back on step 6 too, it skips the same ones.
+    assert same(trained, run(tmp_path / "sixth", {6: NAN}, roll_back=3))
+    assert not same(trained, run(tmp_path / "sound", {}, roll_back=3))
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+@pytest.mark.parametrize("stop_at", [2, 8, 9, 13])
+@pytest.mark.parametrize("compute", [{}, {"checkpoint_every": 5, "log_every": 4, "workers": 1}])
+def test_where_it_was_interrupted_and_how_often_it_saves_changes_nothing(run, tmp_path, stop_at, compute):
+    """Calls of the loss: 0 to 7 (bad), 6 to 10 (bad: stream position 13), 9 to 11."""
+    bad = {7: NAN, 13: float("inf")}
+    whole = run(tmp_path / "whole", bad, roll_back=3)
+    assert [one["step"] for one in whole.rolled_back] == [7, 10]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", bad, compute, stop_at, roll_back=3)
+    ended = run(tmp_path / "parts", bad, compute, roll_back=3)
+    assert same(ended, whole)
+    assert ended.rolled_back == whole.rolled_back
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+def test_it_does_not_go_back_for_ever(run, tmp_path):
+    everywhere = dict.fromkeys(range(5, 100), NAN)
+    with pytest.raises(TrainingDiverged, match=r"nan at step 4 of 12 .*2 times gone back"):
+        run(tmp_path, everywhere, roll_back=2, at_most=2)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+
+
+def test_weights_that_are_not_finite_are_never_saved(run, tmp_path):
+    """A finite loss with a gradient that is not: the next loss would tell, and there is none after the last step."""
+    with pytest.raises(TrainingDiverged, match="weights are no longer finite at step 11"):
+        run(tmp_path, {11: None}, compute={"checkpoint_every": 100})
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_spike_is_measured_against_the_losses_before():
+    recent = []
+    assert first_bad([1.0] * ENOUGH, recent, 3.0, 0) is None
+    assert first_bad([2.9, 3.1], recent, 3.0, ENOUGH).step == ENOUGH + 1
+    assert len(recent) == ENOUGH + 1  # the spike is not among those that others are measured against
+    assert first_bad([3.1], recent, None, 0) is None
+    assert first_bad([1.0] * 2 * RECENT, recent, 3.0, 0) is None
+    assert len(recent) == RECENT
+    assert first_bad([100.0] * (ENOUGH - 1), [], 3.0, 0) is None  # the first losses of a training differ by much
+    assert "over 3 times the 1 before" in first_bad([9.0], recent, 3.0, 5).what
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+def test_a_spike_is_gone_back_from(run, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("vmae_lab.training.divergence.ENOUGH", 5)
+    trained = run(tmp_path, {8: 50.0}, roll_back=4, spike=5.0)
+    assert [(one["step"], one["to"]) for one in trained.rolled_back] == [(8, 8)]
+    with pytest.raises(TrainingDiverged, match="times the"):
+        run(tmp_path / "stops", {8: 50.0}, spike=5.0)

@@ -1,0 +1,83 @@
+"""Stages in several processes: started by a launcher, or started from a notebook through one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmae_lab.files import read_json, write_json
+from vmae_lab.lab.places import project_root
+from vmae_lab.lab.stages import Stage
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.survival import STOPPED, Stopped, stop_requests
+
+SPECIFICATION = "launch.json"
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher (accelerate, torchrun, srun) has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def accelerate_config(name: str) -> Path:
+    """The accelerate configuration of that name in params/accelerate/, or at that path. Raises FileNotFoundError."""
+    folder = project_root() / "params" / "accelerate"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml"))) or "none"
+        raise FileNotFoundError(f"compute.launch: there is no accelerate configuration {path}; those in {folder}: {known}")
+    return path
+
+
+def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
+    """Carry out a stage of the store at `root` in the processes of `compute.launch`, and wait for them.
+
+    What they print, their progress bar too, goes where this process prints. Raises RuntimeError where one of them failed,
+    Stopped where this process was asked to stop, after they have saved.
+    """
+    folder, config = root / stage.key, accelerate_config(compute.launch)
+    inside = compute.model_copy(update={"launch": None})
+    plain = {"stage": stage.plain(), "compute": inside.model_dump(mode="json"), "progress": progress}
+    write_json(folder / SPECIFICATION, plain)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["-m", __name__, str(folder / SPECIFICATION)]
+    with stop_requests() as asked_to_stop, _running(command) as process:
+        while process.poll() is None:
+            try:
+                process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                if asked_to_stop():
+                    process.terminate()
+    if asked_to_stop() or process.returncode == STOPPED:
+        raise Stopped
+    if process.returncode:
+        raise RuntimeError(
+            f"{stage.key} failed in the processes that were started with {config}: their own words stand above. "
+            "Started again, it goes on from its last checkpoint"
+        )
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[subprocess.Popen]:
+    """A started command, which does not outlive the block."""
+    process = subprocess.Popen(command)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _main(specification: Path) -> None:
+    from vmae_lab.lab.runs import RunStore
+
+    given = read_json(specification)
+    store = RunStore(specification.parent.parent)
+    store.complete(Stage.from_plain(given["stage"]), Compute(**given["compute"]), given["progress"])
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
