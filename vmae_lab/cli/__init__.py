@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vmae_lab.cli import data, features, info, notebooks
+from vmae_lab.cli import bench, data, features, info, notebooks, stages
 from vmae_lab.data.lists import ListError
 from vmae_lab.data.video import DecoderUnavailable, VideoError
 from vmae_lab.evaluation.features import FeatureError
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="\b\nExamples:\n  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo\n  vmae-lab COMMAND --help",
 )
-for room in (notebooks, features, info):
+for room in (notebooks, stages, features, bench, info):
     app.add_typer(room.commands)
 app.add_typer(data.commands, name="data")
 
