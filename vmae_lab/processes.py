@@ -1,14 +1,31 @@
-"""Pools of worker processes that never outlive the process that started them, and the threads of this one."""
+"""Other processes: those this one starts, which never outlive it, those a launcher started beside it; and its threads."""
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from threading import Thread
 
 import torch
+from accelerate import PartialState
 from threadpoolctl import threadpool_limits
+
+WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate alone while the others wait
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher (accelerate, torchrun, srun) has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def process_state() -> PartialState:
+    """This process among those of its launcher, connected to them; on a machine without accelerators too."""
+    on_cpu = launched() and not torch.accelerator.is_available()
+    if on_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # for Accelerator, which would look for a GPU
+    return PartialState(cpu=on_cpu, timeout=WAIT)
 
 
 def worker_pool(processes: int) -> ProcessPoolExecutor:

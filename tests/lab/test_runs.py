@@ -106,12 +106,6 @@ def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_pa
     assert not store.finished(cell.measures["probe"])
 
 
-def test_several_processes_are_refused_rather_than_left_waiting(counting, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="works from one process"):
-        RunStore(tmp_path).complete(Stage("counting", {"sleep": 0}), Compute())
-
-
 def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, tmp_path):
     """Everything trained, nothing written: the second start runs no step, and still knows what a step took."""
     stage, store = pretrain_stage(recipe, 0), RunStore(tmp_path)

@@ -1,98 +1,121 @@
 """`vmae-lab data …`: check the videos of a list, pack them into shards, merge the Kinetics annotations."""
 
-import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
 
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
 from vmae_lab.data.kinetics import merge_kinetics, write_hybrid
 from vmae_lab.data.lists import read_list
-from vmae_lab.data.shards import pack
+from vmae_lab.data.shards import pack as pack_shards
 from vmae_lab.data.video import VideoSettings
 from vmae_lab.data.video.screen import FRAMES
 
-LIST = "a list file (official, csv, tsv, parquet), a folder of videos, or a glob"
+commands = typer.Typer(no_args_is_help=True, help="Check, pack and merge lists of videos.")
+
+# What says which list is meant, also of other commands that read one.
+Listed = Annotated[
+    str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder of videos, or a glob.")
+]
+Root = Annotated[str, typer.Option(help="Where the list's paths start: by default the current folder.")]
+Labelled = Annotated[bool, typer.Option("--labelled", help="The list has labels (of a folder or glob: its folders).")]
+FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Let symbolic links lead out of the root.")]
+FramePattern = Annotated[str, typer.Option(help="Names in folders of frames.")]
+
+ANNOTATIONS = ("--k400", "--k600", "--k700")
+Annotations = Annotated[list[Path], typer.Option(metavar="CSV...", help="Its annotation CSVs, training and validation.")]
+LIMITS = VideoSettings.model_fields
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Put `data` with its own commands among those of the command line."""
-    words = "check, pack and merge lists of videos"
-    inside = commands.add_parser("data", help=words, description=words.capitalize()).add_subparsers(dest="task", required=True)
+class TakesLists(TyperCommand):
+    """A command whose options of annotations take several files each. typer takes one, so the option is repeated."""
 
-    words = "decode every video of a list once; write a report and a list of the sound ones; exit status 1 where any is broken"
-    check = inside.add_parser("check", help=words, description=words.capitalize())
-    list_options(check)
-    check.add_argument("--out", type=Path, help="folder for the results (default: <list>.check in the current folder)")
-    check.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    check.add_argument("--frame-pattern", default=FRAMES, help="names in folders of frames")
-    check.add_argument("--keep-damaged", action="store_true", help="list damaged videos with the sound ones")
-    for name, field in VideoSettings.model_fields.items():
-        if name in ("max_pixels", "memory_mib", "timeout_s"):
-            kind = float if name == "timeout_s" else int
-            check.add_argument(f"--{name.replace('_', '-')}", type=kind, default=field.default, help=field.description)
-
-    words = "write the videos of a list into tar shards (WebDataset), with an index that is read like any list"
-    packing = inside.add_parser("pack", help=words, description=words.capitalize())
-    list_options(packing)
-    packing.add_argument("out", type=Path, help="folder for the shards")
-    packing.add_argument("--shard-mib", type=int, default=512)
-
-    words = "merge Kinetics-400, -600 and -700 annotations into the labelled hybrid of 710 classes"
-    kinetics = inside.add_parser("kinetics710", help=words, description=words.capitalize())
-    for name in ("k400", "k600", "k700"):
-        kinetics.add_argument(
-            f"--{name}", type=Path, nargs="+", default=[], help="its annotation CSVs, training and validation"
-        )
-    kinetics.add_argument("--classes", type=Path, help="the 710 names in label order, one a line (default: sorted)")
-    kinetics.add_argument(
-        "--out", type=Path, required=True, help="folder for train.csv, validation.csv, classes and conversions"
-    )
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _repeated(args))
 
 
-def run(options: argparse.Namespace) -> int:
-    """Carry one of them out; returns the exit status."""
-    return {"check": _check, "pack": _pack, "kinetics710": _kinetics}[options.task](options)
+def _repeated(words: Sequence[str]) -> list[str]:
+    said, option, first = list[str](), "", False
+    for word in words:
+        if word.startswith("-"):
+            option, first = word if word in ANNOTATIONS else "", True
+            said.append(word)
+        else:
+            said += [word] if first or not option else [option, word]
+            first = False
+    return said
 
 
-def list_options(command: argparse.ArgumentParser) -> None:
-    """Put in a command what says which list is meant."""
-    command.add_argument("list", help=LIST)
-    command.add_argument("--root", default=".", help="where the list's paths start (default: the current folder)")
-    command.add_argument("--labelled", action="store_true", help="the list has labels (of a folder or glob: its folders)")
-    command.add_argument("--follow-links", action="store_true", help="let symbolic links lead out of the root")
-
-
-def named_after_list(options: argparse.Namespace, ending: str) -> Path:
+def named_after_list(listed: str, root: str, ending: str) -> Path:
     """A folder in the current one, named after the list, or after the root where the list is a glob."""
-    listed = Path(options.root, options.list)
-    return Path(f"{(listed if listed.exists() else Path(options.root)).resolve().name}.{ending}")
+    place = Path(root, listed)
+    return Path(f"{(place if place.exists() else Path(root)).resolve().name}.{ending}")
 
 
-def _check(options: argparse.Namespace) -> int:
-    limits = {name: getattr(options, name) for name in ("max_pixels", "memory_mib", "timeout_s", "follow_links")}
-    folder = options.out or named_after_list(options, "check")
-    videos = read_list(options.list, options.root, options.labelled)
-    checked = check_list(
-        videos, VideoSettings(**limits), folder, options.processes, options.frame_pattern, options.keep_damaged
-    )
+@commands.command(epilog="\b\nExample:\n  vmae-lab data check . --root path/to/videos --labelled")
+def check(
+    listed: Listed,
+    root: Root = ".",
+    labelled: Labelled = False,
+    follow_links: FollowLinks = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results: by default <list>.check here.")] = None,
+    processes: int = os.cpu_count() or 1,
+    frame_pattern: FramePattern = FRAMES,
+    keep_damaged: Annotated[bool, typer.Option("--keep-damaged", help="List damaged videos with the sound ones.")] = False,
+    max_pixels: Annotated[int, typer.Option(help=LIMITS["max_pixels"].description)] = LIMITS["max_pixels"].default,
+    memory_mib: Annotated[int, typer.Option(help=LIMITS["memory_mib"].description)] = LIMITS["memory_mib"].default,
+    timeout_s: Annotated[float, typer.Option(help=LIMITS["timeout_s"].description)] = LIMITS["timeout_s"].default,
+) -> None:
+    """Decode every video of a list once; write a report and a list of the sound ones.
+
+    Exit status 1 where any is broken.
+    """
+    limits = VideoSettings(max_pixels=max_pixels, memory_mib=memory_mib, timeout_s=timeout_s, follow_links=follow_links)
+    folder = out or named_after_list(listed, root, "check")
+    checked = check_list(read_list(listed, root, labelled), limits, folder, processes, frame_pattern, keep_damaged)
     counts = checked.table.status.value_counts()
     print(", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "damaged", "failed")))
     print(f"the sound ones: {folder / CHECKED}\nthe broken ones: {folder / FAILURES}\nreport: {folder / REPORT}")
-    return int(len(checked.broken) > 0)
+    if len(checked.broken):
+        raise typer.Exit(1)
 
 
-def _pack(options: argparse.Namespace) -> int:
-    videos = read_list(options.list, options.root, options.labelled)
-    index = pack(videos, options.out, options.shard_mib, follow_links=options.follow_links)
-    print(f"a list of the videos in the shards, with {options.out} as its root: {index}")
-    return 0
+@commands.command(epilog="\b\nExample:\n  vmae-lab data pack train.csv shards --root path/to/videos --labelled")
+def pack(
+    listed: Listed,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
+    root: Root = ".",
+    labelled: Labelled = False,
+    follow_links: FollowLinks = False,
+    shard_mib: int = 512,
+) -> None:
+    """Write the videos of a list into tar shards (WebDataset), with an index that is read like any list."""
+    index = pack_shards(read_list(listed, root, labelled), out, shard_mib, follow_links=follow_links)
+    print(f"a list of the videos in the shards, with {out} as its root: {index}")
 
 
-def _kinetics(options: argparse.Namespace) -> int:
-    annotations = {name: files for name in ("k400", "k600", "k700") if (files := getattr(options, name))}
-    classes = options.classes.read_text(encoding="utf-8").splitlines() if options.classes else None
-    hybrid = merge_kinetics(annotations, classes)
+@commands.command(
+    cls=TakesLists,
+    epilog="\b\nExample:\n  vmae-lab data kinetics710 --k400 k400/train.csv k400/val.csv --k600 k600/train.csv \\\n"
+    "    --k700 k700/train.csv k700/val.csv --out k710",
+)
+def kinetics710(
+    out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, classes and conversions.")],
+    k400: Annotations = (),
+    k600: Annotations = (),
+    k700: Annotations = (),
+    classes: Annotated[
+        Path | None, typer.Option(help="The 710 names in label order, one a line; sorted where left out.")
+    ] = None,
+) -> None:
+    """Merge Kinetics-400, -600 and -700 annotations into the labelled hybrid of 710 classes."""
+    annotations = {name: files for name, files in (("k400", k400), ("k600", k600), ("k700", k700)) if files}
+    names = classes.read_text(encoding="utf-8").splitlines() if classes else None
+    hybrid = merge_kinetics(annotations, names)
     print("\n".join(f"{what}: {count:,}" for what, count in hybrid.summary.items()))
-    write_hybrid(hybrid, options.out)
-    print(f"lists, classes and conversions: {options.out}")
-    return 0
+    write_hybrid(hybrid, out)
+    print(f"lists, classes and conversions: {out}")

@@ -1,26 +1,23 @@
 """`vmae-lab info`: what this installation computes with, and what it keeps where; to be put into a report of a fault."""
 
-import argparse
 import importlib.util
 import os
 from pathlib import Path
 
 import torch
+import typer
 
 from vmae_lab.data.motionworld.dataset import cache_home
 from vmae_lab.lab.places import project_root, runs_folder
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.runs import RESULT
 
-
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Put `info` among the commands of the command line."""
-    words = "say versions, devices, decoders, and how much is kept where"
-    commands.add_parser("info", help=words, description=words.capitalize())
+commands = typer.Typer()
 
 
-def run(_options: argparse.Namespace) -> int:
-    """Print it, a line each; returns the exit status."""
+@commands.command(epilog="\b\nExample:\n  vmae-lab info")
+def info() -> None:
+    """Say versions, devices, decoders, and how much is kept where."""
     made = provenance()
     lines = {
         "vmae_lab": made["code"],
@@ -36,7 +33,6 @@ def run(_options: argparse.Namespace) -> int:
     }
     width = max(map(len, lines))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
-    return 0
 
 
 def _gpu(index: int) -> str:

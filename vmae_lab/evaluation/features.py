@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from vmae_lab.data.listed import ListedClips
 from vmae_lab.data.sampling import Stretch
 from vmae_lab.data.video import VideoError, VideoFile
 from vmae_lab.files import fingerprint, make_folder, read_json, storing_in, whole_file, write_json, write_text
+from vmae_lab.models.checkpoints import weights_digest
 
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
 LONGEST = 200  # bytes of a video's name; file systems hold 255, and a place has more in it
@@ -205,11 +205,8 @@ def _place(file: VideoFile, form: Format) -> str:
 
 def _claim(folder: Path, encoder: nn.Module, norm: nn.Module | None, settings: FeatureSettings) -> None:
     """Note in the folder how its features are made, or see that it is the same. Raises FeatureError."""
-    digest = blake2b(digest_size=6)
-    for module in (encoder, norm or nn.Identity()):
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    made = {**settings.model_dump(), "weights": digest.hexdigest(), "clip": vars(encoder.clip)}
+    weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
+    made = {**settings.model_dump(), "weights": weights, "clip": vars(encoder.clip)}
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         others = ", ".join(f"{name} {before.get(name)}, now {made[name]}" for name in made if before.get(name) != made[name])

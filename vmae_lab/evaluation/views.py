@@ -4,7 +4,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from vmae_lab.data.evaluated import MissingVideos, batches_of
 from vmae_lab.data.sampling import DenseViews, SparseViews
 from vmae_lab.data.video import VideoError
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.processes import process_state
 
 
 class ViewSettings(BaseModel):
@@ -41,7 +41,7 @@ def view_probabilities(
     model sees the views of one video at a time, so what it computes depends neither on `batch` nor on the processes.
     Raises in every process MissingVideos, naming all that cannot be read, and ValueError where scores are not finite.
     """
-    state = PartialState()
+    state = process_state()
     device = next(model.parameters()).device
     model.eval()
     mine = range(state.process_index, len(clips), state.num_processes)

@@ -33,7 +33,7 @@ WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slo
 def stage_macs(stage: Stage) -> float:
     """Multiply-accumulates of a whole stage: forward and backward of every step, or the forward passes of an evaluation."""
     settings = stage.settings
-    if stage.kind == "initial":
+    if stage.kind in ("initial", "opened"):
         return 0.0
     model = ModelSettings(**settings["model"])
     if stage.kind == "pretrain":
@@ -67,11 +67,11 @@ def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
 
 
 def stage_bytes(stage: Stage) -> int:
-    """What a finished stage leaves on disk: its weights."""
-    if stage.kind not in ("pretrain", "initial", "post_pretrain", "finetune", "distill"):
+    """What a finished stage leaves on disk: its weights; of an opened checkpoint about as much as of pre-training."""
+    if stage.kind not in ("pretrain", "initial", "opened", "post_pretrain", "finetune", "distill"):
         return 0
     model = ModelSettings(**stage.settings["model"])
-    return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial") else classifier_parameters(stage))
+    return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial", "opened") else classifier_parameters(stage))
 
 
 def classifier_parameters(stage: Stage) -> int:

@@ -1,12 +1,12 @@
 """How each kind of stage is carried out: settings and the folders of its inputs in, files and a result out."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
@@ -21,10 +21,12 @@ from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encod
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS, Stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.processes import fixed_threads
+from vmae_lab.processes import fixed_threads, process_state
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
@@ -63,7 +65,7 @@ def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
 
 def _save(job: Job, model: Pretrained) -> None:
     """The stage's model as a folder that `from_pretrained` opens, written by the first process."""
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     kind, seed = job.stage.kind, job.section("seed")
     model.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: {kind}, seed {seed}.")
@@ -104,6 +106,20 @@ def _run_initial(job: Job) -> dict[str, Any]:
         model = VideoMAE(settings.dimensions, settings.clip)
     _save(job, model)
     return {"metrics": {}}
+
+
+def _run_opened(job: Job) -> dict[str, Any]:
+    """A checkpoint from outside, as a folder like that of a stage that trained it."""
+    config, model, where = ModelConfig(**job.section("config")), ModelSettings(**job.section("model")), job.stage.where
+    shape = {"frames": model.frames, "side": model.side}
+    if config.model == "VideoMAE":
+        opened: Pretrained = VideoMAE.from_pretrained(where, **shape)
+    else:
+        with warnings.catch_warnings():  # of a head that does not fit: then only the encoder is taken
+            warnings.simplefilter("ignore")
+            opened = VideoClassifier.from_pretrained(where, classes=config.classes or 1, **shape)
+    opened.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: opened from {where}.")
+    return {"metrics": {}, "opened": where}
 
 
 def _run_probe(job: Job) -> dict[str, Any]:
@@ -197,12 +213,16 @@ def _run_distill(job: Job) -> dict[str, Any]:
 def _run_views(job: Job) -> dict[str, Any]:
     """Scores of the averaged views and their bootstrap intervals; what was said of every video is kept beside them."""
     data, model = DataSettings(**job.section("data")), ModelSettings(**job.section("model"))
-    classifier = load_classifier(job.stage.inputs[0].settings, job.input_folders[0] / WEIGHTS)
+    source, folder = job.stage.inputs[0], job.input_folders[0]
+    if source.kind == "opened":
+        classifier = VideoClassifier.from_pretrained(folder).to(process_state().device)
+    else:
+        classifier = load_classifier(source.settings, folder / WEIGHTS)
     held_out, said = _held_out(job, job.section("sources"))
     views = ViewSettings(**job.section("views"))
     probabilities = view_probabilities(classifier, held_out, model, data.stride, views)
     names = [held_out.name(row) for row in range(len(held_out))]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         with whole_file(job.folder / PREDICTIONS) as temporary:
             prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
     metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
@@ -243,4 +263,5 @@ RUNS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "distill": _run_distill,
     "controls": _run_controls,
     "measure": _run_measure,
+    "opened": _run_opened,
 }

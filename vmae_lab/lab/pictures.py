@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from einops import rearrange
 
 from vmae_lab.data.clips import Clips
@@ -18,6 +17,7 @@ from vmae_lab.masking import draw_masks
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, cube_statistics
+from vmae_lab.processes import process_state
 from vmae_lab.randomness import numpy_generator, torch_generator
 
 
@@ -87,8 +87,8 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
     model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
     path = store.folder(cell.encoder) / WEIGHTS
     load_weights(model, read_weights(path), str(path))
-    model = model.to(PartialState().device).eval()
-    video = picture_clip(plan, clip).to(PartialState().device)
+    model = model.to(process_state().device).eval()
+    video = picture_clip(plan, clip).to(process_state().device)
     encoder_mask, _ = masks_of_pictures(cell.recipe)
     prediction, decoded = model(video, encoder_mask)
     raw = model.pixels_at(video, decoded)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from vmae_lab.data.clips import Clips, DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings, extract_tokens, labelled_draws
@@ -19,6 +18,7 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import VideoEncoder
+from vmae_lab.processes import process_state
 from vmae_lab.training.finetune import encoder_state
 from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainSettings
@@ -63,7 +63,7 @@ def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
     """The encoder of a pre-training's or an untrained model's weights, on the device, with its final LayerNorm."""
     encoder = VideoEncoder(model.dimensions, model.clip)
     load_weights(encoder, encoder_state(read_weights(weights)), str(weights))
-    return encoder.to(PartialState().device).eval()
+    return encoder.to(process_state().device).eval()
 
 
 def load_classifier(settings: Mapping[str, Any], weights: Path) -> VideoClassifier:
@@ -71,7 +71,7 @@ def load_classifier(settings: Mapping[str, Any], weights: Path) -> VideoClassifi
     model, data = ModelSettings(**settings["model"]), DataSettings(**settings["data"])
     classifier = VideoClassifier(model.dimensions, model.clip, data.classes, settings["finetune"]["readout"])
     load_weights(classifier, read_weights(weights), str(weights))
-    return classifier.to(PartialState().device).eval()
+    return classifier.to(process_state().device).eval()
 
 
 def attentive_answers(
@@ -87,7 +87,7 @@ def attentive_answers(
     quiet = compute.model_copy(update={"tensorboard": False})
     head = train(task, folder, quiet, progress=False).model.eval()
     with torch.no_grad():
-        parts = [head(part.to(PartialState().device)).argmax(1).cpu() for part in test_tokens.split(256)]
+        parts = [head(part.to(process_state().device)).argmax(1).cpu() for part in test_tokens.split(256)]
     return torch.cat(parts).numpy()
 
 
@@ -96,5 +96,5 @@ def pretrained_errors(weights: Path, settings: Mapping[str, Any], held_out: Clip
     model_settings, recipe = ModelSettings(**settings["model"]), PretrainSettings(**settings["pretrain"])
     model = VideoMAE(model_settings.dimensions, model_settings.clip, recipe.normalise_target, recipe.target_eps)
     load_weights(model, read_weights(weights), str(weights))
-    model = model.to(PartialState().device).eval()
+    model = model.to(process_state().device).eval()
     return reconstruction_errors(model, held_out, model_settings, MaskSettings(**settings["mask"]), stride)

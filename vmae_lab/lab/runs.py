@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -19,9 +18,8 @@ from vmae_lab.files import make_folder, read_json, write_json, write_text
 from vmae_lab.lab.execution import Job, execute
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
-from vmae_lab.lab.together import launch, launched
-from vmae_lab.processes import worker_pool
-from vmae_lab.training.devices import WAIT
+from vmae_lab.lab.together import launch
+from vmae_lab.processes import launched, process_state, worker_pool
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import Checkpoints, FolderInUse, Stopped, stop_requests
@@ -70,7 +68,7 @@ class RunStore:
         return self.result(stage)
 
     def _complete_together(self, stage: Stage, compute: Compute, progress: bool) -> dict[str, Any]:
-        first = PartialState(timeout=WAIT).is_main_process
+        first = process_state().is_main_process
         if first:
             make_folder(self.folder(stage))
         with self._lock(stage, wait=False) if first else nullcontext():
@@ -82,7 +80,7 @@ class RunStore:
 
     def _carry_out(self, stage: Stage, compute: Compute, progress: bool) -> None:
         """Run a stage; what goes beside its files is written by the first process."""
-        folder, first = self.folder(stage), PartialState(timeout=WAIT).is_main_process
+        folder, first = self.folder(stage), process_state().is_main_process
         started = time.perf_counter()
         if first:
             write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
@@ -196,7 +194,7 @@ class _Bar:
         self.bar = tqdm(
             total=total,
             smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
-            disable=not todo or not PartialState().is_main_process,
+            disable=not todo or not process_state().is_main_process,
             desc=f"0/{len(todo)} stages",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go",
         )

@@ -12,6 +12,8 @@ from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.masking import MaskSettings
+from vmae_lab.models.checkpoints import Checkpoint, CheckpointError, weights_digest
+from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.finetune import FinetuneSettings
 from vmae_lab.training.settings import TrainSettings
@@ -28,16 +30,21 @@ VERSIONS = {
     "distill": 1,
     "controls": 1,
     "measure": 1,
+    "opened": 1,
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work, named by what decides its result. `settings` are plain values; `inputs` are stages it needs done."""
+    """One piece of work, named by what decides its result. `settings` are plain values; `inputs` are stages it needs done.
+
+    `where` is the place of what is read from outside: its content is in the settings, so the same elsewhere is the same stage.
+    """
 
     kind: str
     settings: dict[str, Any]
     inputs: tuple["Stage", ...] = field(default=())
+    where: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -51,11 +58,14 @@ class Stage:
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for another process."""
-        return {"kind": self.kind, "settings": self.settings, "inputs": [stage.plain() for stage in self.inputs]}
+        inputs = [stage.plain() for stage in self.inputs]
+        return {"kind": self.kind, "settings": self.settings, "inputs": inputs, "where": self.where}
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Stage":
-        return cls(values["kind"], values["settings"], tuple(cls.from_plain(stage) for stage in values["inputs"]))
+        """The same stage again."""
+        inputs = tuple(cls.from_plain(stage) for stage in values["inputs"])
+        return cls(values["kind"], values["settings"], inputs, values["where"])
 
 
 def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
@@ -117,6 +127,47 @@ def controls_stage(recipe: Recipe) -> Stage:
     """What can be had without an encoder, and so without a seed: raw pixels, and each single frame."""
     probe = recipe.evaluate.probe
     return Stage("controls", {**_data(recipe), **_evaluated(recipe), "labels": probe.labels, "draws": probe.draws})
+
+
+def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
+    """A checkpoint from outside, on the recipe's clips. Raises CheckpointError where its encoder is not of `recipe.model`."""
+    ours, theirs = recipe.model, checkpoint.config
+    if _encoder(ours.dimensions, ours.clip) != _encoder(theirs.size, theirs.clip):
+        raise CheckpointError(
+            f"{checkpoint.where} is {_in_words(theirs.size, theirs.clip)}; the recipe's model is "
+            f"{_in_words(ours.dimensions, ours.clip)}. Set model.size, model.patch and model.tubelet to the checkpoint's, or "
+            "choose another"
+        )
+    weights = weights_digest(dict(sorted(checkpoint.state.items())))  # files of one content order it differently
+    settings = {"weights": weights, "config": theirs.model_dump(mode="json"), "model": _plain(ours)}
+    return Stage("opened", settings, where=checkpoint.where)
+
+
+def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
+    """The same of one that is judged as it is. Raises CheckpointError where it has not a head for the recipe's data."""
+    config, stage = checkpoint.config, opened_stage(recipe, checkpoint)
+    if config.classes is None:
+        raise CheckpointError(f"{checkpoint.where} holds no class head: fine-tune it first, with `finetune --encoder`")
+    if config.classes != recipe.data.classes:
+        raise CheckpointError(
+            f"{checkpoint.where} tells {config.classes} classes apart; the recipe's data has {recipe.data.classes}"
+        )
+    if config.readout == "flat" and config.clip.tokens != recipe.model.clip.tokens:
+        raise CheckpointError(
+            f"{checkpoint.where} reads {config.clip.tokens} tokens by a flat head; clips of the recipe have "
+            f"{recipe.model.clip.tokens}. Set model.frames {config.clip.frames} and model.side {config.clip.side}"
+        )
+    return stage
+
+
+def _encoder(size: Size, clip: ClipShape) -> tuple[int, ...]:
+    """The numbers that decide the shapes of an encoder's weights."""
+    return size.width, size.depth, size.heads, size.mlp_hidden, clip.tubelet, clip.patch, clip.channels
+
+
+def _in_words(size: Size, clip: ClipShape) -> str:
+    name = next((name for name, one in SIZES.items() if _encoder(one, clip) == _encoder(size, clip)), "of no known size")
+    return f"{name} ({size.depth} blocks, {size.width} wide) on cubes of {clip.tubelet} x {clip.patch} x {clip.patch}"
 
 
 # What sections got after stages had been run, and the value that means it is not used.

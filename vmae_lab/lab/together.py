@@ -1,6 +1,5 @@
-"""Stages in several processes: started by a launcher, or started from a notebook through one."""
+"""A stage started in several processes, from a notebook, by accelerate's launcher."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +13,6 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Stopped, stop_requests
 
 SPECIFICATION = "launch.json"
-
-
-def launched() -> bool:
-    """Whether this process is one of several that a launcher (accelerate, torchrun, srun) has started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def accelerate_config(name: str) -> Path:

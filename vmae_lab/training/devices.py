@@ -1,12 +1,11 @@
 """Where a training computes: one device or many, in which precision; and its whole state, wherever its parts are."""
 
-from datetime import timedelta
+import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -19,9 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 )  # fmt: skip
 from torch.distributed.tensor import DTensor
 
+from vmae_lab.processes import process_state
 from vmae_lab.training.settings import Compute, TrainSettings
-
-WAIT = timedelta(hours=6)  # for the slowest process: the first one evaluates alone while the others wait
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
@@ -29,8 +27,15 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     AcceleratorState._reset_state()  # a kernel trains many stages, each with its own precision
     capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and capable)
-    handlers = [InitProcessGroupKwargs(timeout=WAIT)]
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", kwargs_handlers=handlers)
+    process_state()
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # PyTorch shards on CPUs too, by which a recipe can be tried out; accelerate drops the wish there.
+        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = (
+            DistributedType.FSDP,
+            FullyShardedDataParallelPlugin(),
+        )
+    return accelerator
 
 
 def prepared(

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -118,7 +119,7 @@ class _Run:
         self.task, self.settings, self.compute, self.folder = task, task.settings, compute, folder
         self.checkpoints, self.turning_points = Checkpoints(folder), Checkpoints(folder, "turning_point")
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        if self.settings.ema and accelerator.is_fsdp2:
+        if self.settings.ema and isinstance(model, FSDPModule):
             raise ValueError("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
         self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
         self.place, self.checked = _Place(), 0  # checked: losses of the window that are known to be sound
@@ -173,9 +174,10 @@ class _Run:
         """What the log says of every start: on what, from which step, how the batch is made up and at which rate."""
         accelerator, settings = self.accelerator, self.settings
         clips = len(self.rows) // settings.accumulation
+        shared = "sharded (FSDP2)" if isinstance(self.model, FSDPModule) else accelerator.distributed_type.value
         words = (
             f"from step {self.place.step} of {settings.steps} on {accelerator.num_processes} x "
-            f"{device_name(accelerator.device)}, {accelerator.distributed_type.value}, {accelerator.mixed_precision} "
+            f"{device_name(accelerator.device)}, {shared}, {accelerator.mixed_precision} "
             f"mixed precision: {settings.batch_size} clips a step = {accelerator.num_processes} processes x "
             f"{settings.accumulation} micro-batches x {clips} clips; {settings.lr_words}"
         )
@@ -315,7 +317,7 @@ class _Run:
         model = self.accelerator.unwrap_model(self.model)
         if self.average:
             model.load_state_dict(self.average.module.state_dict())
-        if not self.accelerator.is_fsdp2:
+        if not isinstance(model, FSDPModule):
             return model
         weights = gathered_weights(model)
         model = self.task.build().to(self.accelerator.device)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from accelerate import PartialState
 from einops import rearrange
 
 from vmae_lab.data.clips import Clips
@@ -19,6 +18,7 @@ from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.processes import process_state
 from vmae_lab.randomness import numpy_generator
 
 FEW = "few labels"
@@ -166,7 +166,7 @@ def attention_strips(plan: Plan, store: RunStore, arm: str, said: pd.DataFrame, 
     rows, clips = first.iloc[chosen].row.tolist(), _judged_clips(plan)
     stage = plan.first(arm).measures["finetune"]
     model = load_classifier(stage.settings, store.folder(stage) / WEIGHTS)
-    video = middle_clips(clips, rows, *window(plan.recipe)).to(PartialState().device)
+    video = middle_clips(clips, rows, *window(plan.recipe)).to(process_state().device)
     grid = dict(zip(("t", "h", "w"), plan.recipe.model.clip.grid, strict=True))
     shares = attention_rollout(model.encoder, video).cpu() * plan.recipe.model.clip.tokens
     pairs = zip(clip_frames(plan, rows, clips), rearrange(shares, "b (t h w) -> b t h w", **grid).numpy(), strict=True)

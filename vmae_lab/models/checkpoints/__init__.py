@@ -2,7 +2,15 @@
 
 from vmae_lab.models.checkpoints.official import from_official_classifier, from_official_pretrain
 from vmae_lab.models.checkpoints.opening import Checkpoint, open_checkpoint
-from vmae_lab.models.checkpoints.weights import CheckpointError, State, convert_head, load_weights, part_of, read_weights
+from vmae_lab.models.checkpoints.weights import (
+    CheckpointError,
+    State,
+    convert_head,
+    load_weights,
+    part_of,
+    read_weights,
+    weights_digest,
+)
 
 __all__ = [
     "Checkpoint",
@@ -15,4 +23,5 @@ __all__ = [
     "open_checkpoint",
     "part_of",
     "read_weights",
+    "weights_digest",
 ]

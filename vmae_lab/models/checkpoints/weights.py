@@ -1,6 +1,7 @@
 """State dictionaries: read, compared with a model, loaded into it."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -58,6 +59,15 @@ def write_weights(path: Path, state: State) -> None:
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})  # transformers refuses a file that does not say so
+
+
+def weights_digest(*states: Mapping[str, Tensor]) -> str:
+    """Twelve hexadecimal digits that name the content of states, in the order of their tensors."""
+    digest = blake2b(digest_size=6)
+    for state in states:
+        for name, tensor in state.items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def part_of(state: State, prefix: str) -> State:

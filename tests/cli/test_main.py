@@ -1,0 +1,85 @@
+"""The command line as a whole: help with examples, statuses, and what typer cannot parse by itself."""
+
+import pytest
+import typer
+
+from vmae_lab import __version__
+from vmae_lab.cli import app, main, notebooks
+from vmae_lab.cli.data import _repeated
+from vmae_lab.cli.parameters import _joined
+from vmae_lab.training.survival import STOPPED, Stopped
+
+COMMANDS = [
+    "run", "plan", "report", "pretrain", "finetune", "evaluate", "features", "bench", "info",
+    "data check", "data pack", "data kinetics710",
+]  # fmt: skip
+
+
+def test_the_list_of_commands_here_is_whole():
+    top = typer.main.get_command(app)
+    inside = [f"data {name}" for name in top.commands["data"].commands]
+    assert sorted(COMMANDS) == sorted([*(name for name in top.commands if name != "data"), *inside])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_shows_an_example_that_can_be_copied(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    example = shown[shown.index("Example") :].splitlines()[1]
+    assert example.startswith(f"    vmae-lab {command}")
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vmae-lab {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Usage: vmae-lab"),
+        (["data"], "Usage: vmae-lab data"),
+        (["none"], "No such command 'none'"),
+        (["run", "--fast", "a.ipynb"], "No such option: --fast"),
+        (["run"], "Missing argument"),
+        (["run", "a.ipynb", "-p", "pretrain.steps"], "a name and a value are expected"),
+        (["run", "a.ipynb", "-p", "pretrain.steps=3", "--scale", "demo"], "a name and a value are expected"),
+        (["features", ".", "--model", "m", "--format", "mat"], "'mat'"),
+        (["pretrain", "none.yaml"], "there is no parameter file none.yaml"),
+    ],
+)
+def test_wrong_words_are_status_2_and_one_message(words, message, project, capsys):
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert message in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_a_run_that_was_asked_to_stop_ends_with_its_own_status(monkeypatch):
+    def stopped(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(notebooks, "write_index", stopped)
+    with pytest.raises(Stopped) as ended:
+        main(["report"])
+    assert ended.value.code == STOPPED
+
+
+def test_a_pair_is_joined_wherever_it_stands():
+    assert _joined(["a", "-p", "x", "-1", "b", "--override", "y", "a=b"]) == ["a", "-p", "x=-1", "b", "--override", "y=a=b"]
+    assert _joined(["--", "-p", "x"]) == ["--", "-p", "x"]
+
+
+def test_options_of_several_files_are_repeated():
+    words = ["--k400", "a", "b", "--out", "o", "--k600", "c"]
+    assert _repeated(words) == ["--k400", "a", "--k400", "b", "--out", "o", "--k600", "c"]
+
+
+def test_annotations_of_several_files_are_merged(tmp_path, capsys):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text(f"label,youtube_id,time_start,time_end,split\njuggling,{name},0,10,{name}\n")
+    files = [str(tmp_path / f"{name}.csv") for name in ("train", "val")]
+    (tmp_path / "classes.txt").write_text("juggling\n")
+    words = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "out")]
+    assert main(["data", "kinetics710", "--k400", *files, *words]) == 0
+    assert f"lists, classes and conversions: {tmp_path / 'out'}" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+"""`vmae-lab pretrain`, `finetune`, `evaluate` at the smoke scale: from own pre-training, from scratch, from checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vmae_lab.cli import main
+from vmae_lab.files import read_json
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.stages import opened_classifier_stage, opened_stage
+from vmae_lab.models.checkpoints import CheckpointError, open_checkpoint, read_weights
+from vmae_lab.models.checkpoints.saving import save_checkpoint
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.sizes import SIZES, ClipShape
+from vmae_lab.models.videomae import VideoMAE
+
+SMOKE = str(Path(__file__).parents[2] / "params" / "smoke.yaml")
+CLIP = ClipShape(frames=8, side=24, tubelet=2, patch=4)
+SMALL = ["--seed", "0", "-p", "pretrain.steps", "3", "-p", "evaluate.finetune.steps", "2", "-p", "evaluate.views.clips", "1"]
+
+
+@pytest.fixture
+def say(project, capsys):
+    """Run a command at the smallest scale; returns what it printed, line by line."""
+
+    def said(command: str, *words: str) -> list[str]:
+        assert main([command, SMOKE, *SMALL, *words]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return said
+
+
+@pytest.fixture
+def recipe(smoke):
+    return build_recipe({**smoke, "arms": ["recipe"]})
+
+
+def stages(project: Path, kind: str) -> list[Path]:
+    return sorted((project / "runs").glob(f"{kind}-*"))
+
+
+def test_from_pre_training_to_a_judged_classifier(say, project):
+    """Each command does what it needs and reuses what is done; the folder it prints last is of its own stage."""
+    folder = Path(say("pretrain")[-1])
+    assert [folder] == stages(project, "pretrain")
+    assert VideoMAE.from_pretrained(folder).size == SIZES["tiny"]
+    lines = say("finetune")
+    assert [folder] == stages(project, "pretrain"), "the same pre-training"
+    assert lines[-2].startswith("seed 0: top-1 ")
+    assert [Path(lines[-1])] == stages(project, "finetune")
+    judged = say("evaluate")
+    assert "95 % interval" in judged[-2]
+    assert [Path(lines[-1])] == stages(project, "finetune")
+    metrics = read_json(Path(judged[-1]) / "result.json")["metrics"]
+    assert f"top-1 {metrics['views_top1']:.1f} %" in judged[-2]
+    again = say("evaluate", "--model", lines[-1])
+    assert read_json(Path(again[-1]) / "result.json")["metrics"] == metrics, "the same model, opened from its folder"
+    assert len(stages(project, "opened")) == 1
+
+
+def test_from_scratch_nothing_is_pre_trained(say, project):
+    say("finetune", "--encoder", "scratch")
+    assert not stages(project, "pretrain")
+    assert len(stages(project, "finetune")) == 1
+
+
+@pytest.mark.parametrize("kind", ["pre-trained", "classifier", "other clips", "encoder alone"])
+def test_a_checkpoint_from_outside_is_what_fine_tuning_starts_from(kind, say, project, tmp_path):
+    """Also of other clips and with another head than the recipe's: the encoder is taken."""
+    clip = ClipShape(frames=16, side=32, tubelet=2, patch=4) if kind == "other clips" else CLIP
+    torch.manual_seed(3)
+    model = VideoMAE(SIZES["tiny"], clip) if kind == "pre-trained" else VideoClassifier(SIZES["tiny"], clip, 5, "flat")
+    where = model.save_pretrained(tmp_path / "checkpoint")
+    if kind == "encoder alone":
+        state = {name: value for name, value in model.state_dict().items() if name.startswith("encoder.")}
+        save_checkpoint(state, model.config.model_copy(update={"classes": None, "readout": "mean"}), where, "vmae_lab", "")
+    say("finetune", "--encoder", str(where))
+    assert not stages(project, "pretrain")
+    (opened,) = stages(project, "opened")
+    found, given = read_weights(opened / "model.safetensors"), model.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in found.items() if name.startswith("encoder."))
+    say("finetune", "--encoder", str(where.rename(tmp_path / "elsewhere")))
+    assert stages(project, "opened") == [opened], "named by its weights, not by its place"
+    assert len(stages(project, "finetune")) == 1
+
+
+def test_a_checkpoint_of_another_size_or_patch_is_refused_with_both_named(project, tmp_path, capsys):
+    for size, patch, words in (("micro", 4, "is micro (3 blocks, 64 wide)"), ("tiny", 8, "on cubes of 2 x 8 x 8")):
+        where = VideoMAE(SIZES[size], ClipShape(8, 24, 2, patch)).save_pretrained(tmp_path / size)
+        assert main(["finetune", SMOKE, "--encoder", str(where)]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert "the recipe's model is tiny (4 blocks, 96 wide) on cubes of 2 x 4 x 4" in said
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (VideoMAE(SIZES["tiny"], CLIP), "holds no class head"),
+        (VideoClassifier(SIZES["tiny"], CLIP, 5), "5 classes apart; the recipe's data has 8"),
+        (VideoClassifier(SIZES["tiny"], ClipShape(8, 32, 2, 4), 8, "flat"), "256 tokens by a flat head"),
+    ],
+    ids=["pre-trained", "classes", "flat"],
+)
+def test_what_cannot_be_judged_is_refused(model, message, project, tmp_path, capsys):
+    where = model.save_pretrained(tmp_path / "model")
+    assert main(["evaluate", SMOKE, "--model", str(where)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (project / "runs").exists()
+
+
+def test_an_opened_stage_is_named_by_weights_and_by_the_model_of_the_recipe(recipe, tmp_path):
+    torch.manual_seed(0)
+    places = [VideoClassifier(SIZES["tiny"], CLIP, 8).save_pretrained(tmp_path / str(n)) for n in range(2)]
+    one, other = (opened_stage(recipe, open_checkpoint(place)) for place in places)
+    assert one.key != other.key
+    assert opened_classifier_stage(recipe, open_checkpoint(places[0])).key == one.key
+    longer = recipe.with_overrides({"model.frames": 4})
+    assert opened_stage(longer, open_checkpoint(places[0])).key != one.key
+    with pytest.raises(CheckpointError, match="cubes of 4 x 4 x 4"):
+        opened_stage(recipe.with_overrides({"model.tubelet": 4}), open_checkpoint(places[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrain", SMOKE, "-p", "pretrain.stpes", "3"], "did you mean 'steps'"),
+        (["finetune", SMOKE, "--encoder", "nowhere"], "there is no checkpoint nowhere"),
+        (["evaluate", SMOKE, "--seed", "1", "--seed", "1"], "repeat"),
+        (["pretrain", "hugh"], "scales in"),
+    ],
+)
+def test_mistakes_are_one_message(words, message, project, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (project / "runs").exists()
+
+
+def test_scales_are_found_by_name_also_in_folders_of_params(project, capsys):
+    (project / "params" / "paper").mkdir(parents=True)
+    (project / "params" / "paper" / "tiny.yaml").write_text(Path(SMOKE).read_text().replace("size: tiny", "size: tinny"))
+    assert main(["pretrain", "paper/tiny"]) == 2
+    assert "no model size 'tinny'" in capsys.readouterr().err
+    assert main(["pretrain", "tiny"]) == 2
+    assert "scales in" in (said := capsys.readouterr().err)
+    assert "paper/tiny" in said
+
+
+def test_without_labels_there_is_nothing_to_fine_tune_on(project, smoke, capsys):
+    (project / "videos").mkdir()
+    lists = f"{{root: {project / 'videos'}, pretrain: .}}"
+    words = ["-p", "data", f"{{lists: {lists}}}", "-p", "evaluate.sources", "[]"]
+    assert main(["finetune", SMOKE, *words]) == 2
+    assert "names no labelled list" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Stages in two processes: all kinds, whole and sharded, from a launcher and from one process through it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmae_lab.files import read_json
+from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import (
+    Stage,
+    distill_stage,
+    finetune_stage,
+    post_pretrain_stage,
+    pretrain_stage,
+    probe_stage,
+    views_stage,
+)  # fmt: skip
+from vmae_lab.lab.together import accelerate_config
+from vmae_lab.training.log import read_metrics
+
+ROOT = Path(__file__).parents[2]
+JOB = """
+import json, sys
+from pathlib import Path
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.runs import RunStore
+from tests.lab.test_together import every_kind
+
+if __name__ == "__main__":
+    recipe = build_recipe(json.loads(sys.argv[1]))
+    stages = every_kind(recipe)
+    RunStore(Path(sys.argv[2])).complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+"""
+
+
+def every_kind(recipe: Recipe) -> list[Stage]:
+    first = pretrain_stage(recipe, 0)
+    second = post_pretrain_stage(recipe, first, 0)
+    tuned = finetune_stage(recipe, second, 0)
+    taught = distill_stage(recipe, second, None, 0)
+    return [first, second, tuned, taught, probe_stage(recipe, first, 0), views_stage(recipe, tuned, 0)]
+
+
+@pytest.fixture(scope="module")
+def recipe(smoke) -> Recipe:
+    few = {"evaluate.views": {"clips": 2, "crops": 1}, "evaluate.finetune.drop_path": 0.0, "evaluate.finetune.clip_grad": None}
+    return build_recipe({**smoke, "arms": ["none"], "override": few})
+
+
+@pytest.fixture(scope="module")
+def alone(home, recipe, tmp_path_factory):
+    store, stages = RunStore(tmp_path_factory.mktemp("alone")), every_kind(recipe)
+    store.complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+    return store
+
+
+def words_of(command: list[str]) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["two_processes", "two_processes_sharded"])
+def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config):
+    """The same numbers as in one, to rounding; what trains says that it was two, and every file stands once."""
+    (tmp_path / "job.py").write_text(JOB)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(config))]
+    words_of([*launcher, str(tmp_path / "job.py"), json.dumps(recipe.model_dump(mode="json")), str(tmp_path / "runs")])
+    store = RunStore(tmp_path / "runs")
+    for stage in every_kind(recipe):
+        result, expected = store.result(stage), alone.result(stage)
+        assert result["metrics"].keys() == expected["metrics"].keys()
+        if not stage.steps:
+            continue
+        assert result["training"]["processes"] == 2
+        assert "2 processes x 1 micro-batches x 2 clips" in (store.folder(stage) / "run.log").read_text()
+        assert ("sharded" in (store.folder(stage) / "run.log").read_text()) == ("sharded" in config)
+        found, known = ([row["loss"] for row in read_metrics(one.folder(stage))] for one in (store, alone))
+        tolerance = 1e-4 if stage.kind == "pretrain" else 0.05  # the others' drop path is drawn by each process
+        assert found == pytest.approx(known, rel=tolerance)
+    files = {file.name for file in store.folder(every_kind(recipe)[0]).iterdir() if not file.name.startswith(".")}
+    assert files >= {"model.safetensors", "config.json", "result.json", "settings.yaml", "metrics.jsonl", "run.log"}
+    assert not any(name.startswith(("checkpoint", "turning_point")) for name in files)
+
+
+@pytest.mark.slow
+def test_from_a_notebook_a_training_is_started_in_two(recipe, alone, home, tmp_path, monkeypatch):
+    """The store stays in this process; the stage it asks for is carried out by two others, and its result is taken."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    store, stage = RunStore(tmp_path), pretrain_stage(recipe, 0)
+    together = recipe.compute.model_copy(update={"launch": str(accelerate_config("two_processes"))})
+    result = store.complete(stage, together, progress=False)
+    assert result["training"]["processes"] == 2
+    losses = [[row["loss"] for row in read_metrics(one.folder(stage))] for one in (store, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert store.complete(stage, together, progress=False) == result, "finished: nothing is started"
+
+
+def test_a_stage_goes_to_another_process_and_is_the_same(recipe, tmp_path):
+    for stage in every_kind(recipe):
+        assert Stage.from_plain(json.loads(json.dumps(stage.plain()))).key == stage.key
+
+
+def test_an_unknown_configuration_is_told_with_those_there_are():
+    with pytest.raises(FileNotFoundError, match=r"no accelerate configuration .*nine_gpus\.yaml; those in .*: .*two_processes"):
+        accelerate_config("nine_gpus")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "params" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configurations_are_accelerates(file):
+    """accelerate's own reader takes them, unknown names and all."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    assert config.num_processes % config.num_machines == 0
+    assert config.mixed_precision == "no", "the recipe says the precision"
+
+
+def test_a_launched_process_that_fails_is_told(recipe, home, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    odd = recipe.with_overrides({"pretrain.batch_size": 5})
+    together = recipe.compute.model_copy(update={"launch": str(accelerate_config("two_processes"))})
+    with pytest.raises(RuntimeError, match=r"pretrain-.* failed in the processes .*two_processes\.yaml"):
+        RunStore(tmp_path).complete(pretrain_stage(odd, 0), together, progress=False)
+    assert "batch_size 5 does not divide over 2 processes" in capfd.readouterr().err
+    assert read_json(next(tmp_path.glob("pretrain-*")) / "launch.json")["progress"] is False

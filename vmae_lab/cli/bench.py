@@ -1,0 +1,38 @@
+"""`vmae-lab bench`: the scripts of benchmarks/, listed or run."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmae_lab.lab.places import project_root
+
+commands = typer.Typer()
+
+
+@commands.command(
+    context_settings={"allow_interspersed_args": False},  # what follows the name is the script's own
+    epilog="\b\nExamples:\n  vmae-lab bench\n  vmae-lab bench paper_costs",
+)
+def bench(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A script of benchmarks/; all are listed without.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENT", help="Passed on to the script.")] = None,
+) -> None:
+    """List the benchmarks, or run one; the exit status is its own."""
+    folder = project_root() / "benchmarks"
+    scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    if name is None:
+        print("\n".join(f"{one:<{max(map(len, scripts))}}  {_first_line(path)}" for one, path in scripts.items()))
+        return
+    if name not in scripts:
+        raise FileNotFoundError(f"there is no benchmark {name} in {folder}; there are {', '.join(scripts) or 'none'}")
+    status = subprocess.run([sys.executable, scripts[name], *(words or ())], check=False).returncode
+    raise typer.Exit(status if status >= 0 else 128 - status)  # of a signal, as shells tell it
+
+
+def _first_line(script: Path) -> str:
+    words = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return words.split("\n")[0]

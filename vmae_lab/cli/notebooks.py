@@ -1,0 +1,97 @@
+"""`vmae-lab run`, `plan` and `report`: notebooks at a scale, what they would cost, and the index of their reports."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vmae_lab.cli.parameters import Overrides, TakesPairs, scale_parameters
+from vmae_lab.files import make_folder, write_text
+from vmae_lab.lab.index import write_index
+from vmae_lab.lab.places import project_root, report_folder, runs_folder
+from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+
+commands = typer.Typer()
+Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Of notebooks/, one after the other.")]
+Scale = Annotated[str, typer.Option(help="A file of params/, or the path of another YAML.")]
+
+
+@commands.command(
+    cls=TakesPairs,
+    epilog="\b\nExamples:\n  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale smoke\n"
+    '  vmae-lab run notebooks/ablation_decoder_mask.ipynb -p pretrain.steps 300 -p seeds "[0]"',
+)
+def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = ()) -> None:
+    """Run a notebook at a scale and write its report."""
+    checked = [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
+    for notebook, parameters in checked:
+        if status := execute(notebook, parameters):
+            raise typer.Exit(status)
+
+
+@commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
+def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = ()) -> None:
+    """Say what a run would cost; runs nothing."""
+    from vmae_lab.lab.cost import plan_summary
+    from vmae_lab.lab.runs import RunStore
+
+    for notebook, parameters in [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]:
+        recipe = build_recipe(parameters, WORKBOOK[notebook.stem].arms)
+        print(plan_summary(plan_notebook(notebook.stem, recipe), RunStore(runs_folder())))
+
+
+@commands.command(epilog="\b\nExamples:\n  vmae-lab report\n  vmae-lab report --for-git")
+def report(
+    for_git: Annotated[
+        bool, typer.Option("--for-git", help="Leave out what git ignores (smoke, variants, executed notebooks), to commit it.")
+    ] = False,
+) -> None:
+    """Write the index of all reports, README.md and index.html in reports/."""
+    page = write_index(project_root() / "reports", list(WORKBOOK), for_git)
+    print(f"the same for a repository's viewer: {page.with_name('README.md')}")
+    print(f"index of results: {page}")
+
+
+def execute(notebook: Path, parameters: dict[str, Any]) -> int:
+    """Execute a notebook with parameters into its report folder; prints the report's path last. Returns the exit status."""
+    import papermill
+
+    name = notebook.stem
+    folder = make_folder(report_folder(parameters["scale"], name))
+    executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
+    page.unlink(missing_ok=True)  # else a run that stops would leave its notebook beside another run's page
+    try:
+        # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
+        papermill.execute_notebook(
+            notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr
+        )
+    except papermill.PapermillExecutionError as error:
+        print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
+        return 1
+    write_text(page, notebook_as_html(executed))
+    print(f"executed notebook: {executed}")
+    print(f"as a page: {page}")
+    print(f"report: {folder / 'README.md'}")
+    return 0
+
+
+def notebook_as_html(executed: Path) -> str:
+    """An executed notebook as one HTML page, with its outputs, that a browser opens without Jupyter."""
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter().from_filename(str(executed))[0]
+
+
+def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict[str, Any]:
+    """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts."""
+    if not notebook.is_file():
+        raise FileNotFoundError(f"there is no notebook {notebook}")
+    if notebook.stem not in WORKBOOK:
+        raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(WORKBOOK)}")
+    arms = WORKBOOK[notebook.stem].arms
+    beside = notebook.resolve().parent.parent / "params"
+    parameters = {"arms": list(arms), **scale_parameters(scale, beside, overrides)}
+    plan_notebook(notebook.stem, build_recipe(parameters, arms))
+    return parameters
