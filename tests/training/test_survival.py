@@ -163,6 +163,7 @@ def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_pat
     process.wait(60)
     ends = finish(start(other, 2, sharded=True, **more), other)
     assert losses(other) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+    assert "sharded (FSDP2)" in (other / "run.log").read_text()
     assert {name: value.shape for name, value in ends.items()} == {n: v.shape for n, v in unbroken(1)[0].items()}
 
 
@@ -235,7 +236,7 @@ def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_pa
 @pytest.mark.slow
 def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
     """By the launcher, where it is told how often; the run goes on from its checkpoint by itself."""
-    process = start(tmp_path, 2, pause=0.2, restarts=1)
+    process = start(tmp_path, 2, pause=0.2, restarts=3)
     wait_for_step(6, process, tmp_path)
     ranks(process)[-1].kill()
     assert same(finish(process, tmp_path), unbroken(2)[0])

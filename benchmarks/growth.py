@@ -1,0 +1,125 @@
+"""How cost grows: a step with clips, frames, pixels and model size; the order of samples and the run store with their number.
+
+`python benchmarks/growth.py --out reports/benchmarks`. Exponents are fitted to log seconds over log size; beside each
+stands the exponent of the multiply-accumulates counted for the same steps, which the seconds should not exceed by much.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from written import machine_words, write_benchmark
+
+from vmae_lab.data.mixture import sample_order
+from vmae_lab.files import make_folder, write_json
+from vmae_lab.lab.measure import measure_step
+from vmae_lab.lab.runs import RESULT, RunStore
+from vmae_lab.lab.stages import Stage
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.flops import TokenCounts, training_macs
+from vmae_lab.models.sizes import ModelSettings
+
+MASKS = MaskSettings(decoder="running_cell", decoder_ratio=0.5)
+BASE = {"size": "small", "frames": 16, "side": 112}
+AXES: dict[str, tuple[list, str]] = {
+    "clips a step": ([1, 2, 4, 8, 16], "batch"),
+    "frames": ([8, 16, 32, 64], "frames"),
+    "pixels a side": ([64, 96, 128, 192, 256], "side"),
+    "model size": (["tiny", "mini", "small", "base", "large"], "size"),
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--steps", type=int, default=5, help="timed steps at each point")
+    arguments.add_argument("--out", type=Path, help="folder for the tables")
+    options = arguments.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that measure
+    points = [point for axis in AXES for point in step_points(axis, options.steps)]
+    write_benchmark(
+        options.out, "growth_steps", "How a step grows, point by point",
+        f"A pre-training step of {BASE['size']} on 4 clips of {BASE['frames']} x {BASE['side']} x {BASE['side']} pixels, "
+        f"decoder ratio .5, one thing changed at a time; medians of {options.steps} steps, one thread. {machine_words()}.",
+        pd.DataFrame(points),
+    )  # fmt: skip
+    rows = [fitted(axis, [point for point in points if point["changed"] == axis]) for axis in AXES]
+    rows += [place_of_samples(), listing()]
+    write_benchmark(
+        options.out, "growth", "How cost grows",
+        "Exponents of seconds, fitted over the points of growth_steps.md and over those named; 1 is in proportion. Model size "
+        f"is measured by its multiply-accumulates, so its counted exponent is 1. {machine_words()}.", pd.DataFrame(rows),
+    )  # fmt: skip
+
+
+def step_points(axis: str, steps: int) -> list[dict]:
+    """A step's seconds and counted cost at each value of one axis, the rest at its base."""
+    values, name = AXES[axis]
+    rows = []
+    for value in values:
+        settings = {**BASE, "patch": 8 if axis == "model size" else 16, **({} if name == "batch" else {name: value})}
+        model, batch = ModelSettings(**settings), value if name == "batch" else 4
+        counts = TokenCounts.of(MASKS, model.clip)
+        macs = batch * training_macs(model.dimensions, model.clip, counts.visible, counts.decoded)
+        taken = measure_step(model, MASKS, batch, steps)["seconds_per_step"]
+        rows.append(
+            {"changed": axis, "value": value, "s a step": taken, "G MAC": macs / 1e9, "GFLOP/s": 2 * macs / taken / 1e9}
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def fitted(axis: str, points: Sequence[dict]) -> dict:
+    counted = [point["G MAC"] for point in points]
+    sizes = counted if axis == "model size" else [point["value"] for point in points]
+    return {
+        "what": f"a step, by {axis}", "from": points[0]["value"], "to": points[-1]["value"],
+        "exponent": exponent(sizes, [point["s a step"] for point in points]), "counted": exponent(sizes, counted),
+        "seconds at the end": points[-1]["s a step"],
+    }  # fmt: skip
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def place_of_samples() -> dict:
+    """Seconds to find 10,000 places of the stream among ever more clips of two sources."""
+    sizes, seconds = [10**3, 10**4, 10**5, 10**6], []
+    for size in sizes:
+        order = sample_order(["one"] * (size // 2) + ["other"] * (size // 2), 0.5, 0)
+        seconds.append(timed(lambda order=order: [order[position * 97] for position in range(10_000)]))
+    return {
+        "what": "10,000 samples' places, by clips listed", "from": sizes[0], "to": sizes[-1],
+        "exponent": exponent(sizes, seconds), "counted": 0.0, "seconds at the end": seconds[-1],
+    }  # fmt: skip
+
+
+def listing() -> dict:
+    """Seconds to list which stages of a store are finished, by how many it holds."""
+    sizes, seconds = [100, 1000, 10_000], []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            store = RunStore(Path(folder))
+            stages = [Stage("initial", {"seed": seed}) for seed in range(size)]
+            for stage in stages:
+                write_json(make_folder(store.folder(stage)) / RESULT, {})
+            seconds.append(timed(lambda store=store, stages=stages: [store.progress(stage) for stage in stages]))
+    return {
+        "what": "listing the run store, by stages", "from": sizes[0], "to": sizes[-1],
+        "exponent": exponent(sizes, seconds), "counted": 1.0, "seconds at the end": seconds[-1],
+    }  # fmt: skip
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
