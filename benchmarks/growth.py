@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from written import machine_words, write_benchmark
+from parts.written import machine_words, write_benchmark
 
 from vmae_lab.data.mixture import sample_order
 from vmae_lab.files import make_folder, write_json

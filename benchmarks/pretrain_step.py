@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from straightforward import Straightforward
+from parts.straightforward import Straightforward
+from parts.written import machine_words, write_benchmark
 from torch import Tensor
-from written import machine_words, write_benchmark
 
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import TokenCounts, training_macs

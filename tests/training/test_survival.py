@@ -15,6 +15,7 @@ import torch
 
 from vmae_lab.data.clips import load_clips
 from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainTask
@@ -68,7 +69,14 @@ def start(home, recipe, tmp_path_factory):
     parameters = json.dumps(recipe.model_dump(mode="json"))
 
     def begin(
-        folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0, restarts: int = 0, sharded: bool = False, **more
+        folder: Path,
+        processes: int = 1,
+        workers: int = 0,
+        pause: float = 0.0,
+        restarts: int = 0,
+        sharded: bool = False,
+        before: tuple[str, ...] = (),
+        **more,
     ) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
         launcher = [
@@ -79,7 +87,7 @@ def start(home, recipe, tmp_path_factory):
             f"--max_restarts={restarts}",
         ]
         arguments = [str(script), parameters, str(folder), str(workers), str(pause), json.dumps(more)]
-        command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
+        command = [*before, sys.executable, *(launcher if processes > 1 else []), *arguments]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})}
         with open(folder / "words.txt", "a") as words:
             return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
@@ -303,6 +311,26 @@ def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_pa
         train(stopped, tmp_path, Compute(tensorboard=False), progress=False)
     kept.drop()
     assert kept.load() is None
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_it_stops_with_a_message_and_goes_on_where_there_is_room(start, recipe, unbroken, tmp_path):
+    """On a file system of its own, which has room for two checkpoints and a half: the third is one too many."""
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    for folder in (run, kept):
+        folder.mkdir()
+    model = VideoMAE(recipe.model.dimensions, recipe.model.clip)
+    checkpoint = 3 * 4 * sum(weight.numel() for weight in model.parameters())
+    small = f"mount -t tmpfs -o size={int(2.5 * checkpoint)} tmpfs {run}"
+    alone = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    if subprocess.run([*alone, small], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(120)
+    words = (run / "words.txt").read_text()
+    assert f"StorageError: cannot write to {run}: the disk is full" in words, words[-2000:]
+    assert Checkpoints(kept).load()["step"] == 8
+    assert same(finish(start(kept), kept), unbroken(1)[0])
+    assert losses(kept) == losses(unbroken(1)[1])
 
 
 def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch):

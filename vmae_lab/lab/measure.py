@@ -75,13 +75,13 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
 
 def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = 0.0 if device.type == "cuda" else _resident_gib()
+    before = 0.0 if device.type == "cuda" else resident_gib()
     try:
         step = _stepper(model, masks, batch_size, device)
         seconds = [_timed(step, index) for index in range(steps + 1)]
     except torch.OutOfMemoryError:
         return {"fits": False}
-    peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else _resident_gib() - before
+    peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else resident_gib() - before
     return {"fits": True, "seconds_per_step": statistics.median(seconds[1:]), "peak_gib": peak}
 
 
@@ -118,7 +118,7 @@ def _timed(step: Callable[[int], None], index: int) -> float:
     return time.perf_counter() - started
 
 
-def _resident_gib() -> float:
+def resident_gib() -> float:
     """The largest memory this process has held so far.
 
     Linux's `ru_maxrss` starts from what the parent held when it started this process, so the kernel's own line is read there.

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Pre-training on 8 machines of 8 GPUs under Slurm: sbatch docs/slurm.sh. Not run by us: no cluster was at hand.
+# Taken back or out of time, it saves, and is queued again until it is done.
+#SBATCH --job-name=vmae_lab
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+
+PARAMS=paper/k710
+CONFIG=params/accelerate/eight_nodes.yaml
+cd "$SLURM_SUBMIT_DIR"
+. .venv/bin/activate
+
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300   # seconds that a step and a checkpoint may take
+export OMP_NUM_THREADS=1
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# One launcher a machine; each starts as many processes as the configuration has for it.
+srun bash -c "accelerate launch --config_file $CONFIG --num_machines $SLURM_NNODES --machine_rank \$SLURM_NODEID \
+  --main_process_ip $first --main_process_port 29500 --rdzv_backend c10d --max_restarts 3 -m vmae_lab pretrain $PARAMS" &
+launchers=$!
+
+# Ten minutes before the end: ask the launchers to stop, wait until all have saved, queue the job again.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$launchers"; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+wait "$launchers"
