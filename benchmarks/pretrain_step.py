@@ -2,7 +2,7 @@
 
 `python benchmarks/pretrain_step.py --out reports/benchmarks` (one thread, float32) or, on a GPU, the same (bf16).
 The same weights, masks and pixels; predictions, targets and losses are checked equal before anything is timed. Steps of the two
-ways are taken in turns, so that a noisy machine is as noisy to both. `--profile` says where our time goes.
+ways are taken in turns, so that a noisy machine is as noisy to both.
 """
 
 import argparse
@@ -35,29 +35,34 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=2, help="clips a step")
     arguments.add_argument("--steps", type=int, default=5, help="timed steps of each way, after one that is not")
     arguments.add_argument("--compile", action="store_true", help="ours with its blocks compiled")
-    arguments.add_argument("--profile", action="store_true", help="the ten dearest operations of our step")
     arguments.add_argument("--out", type=Path, help="folder for the table")
     options = arguments.parse_args()
     if DEVICE.type == "cpu":
         torch.set_num_threads(1)
     rate = matmul_rate()
-    rows = []
+    rows, profiles = [], []
     for name in options.sizes:
         for ratio in (0.0, 0.5):
-            rows += measured(name, ratio, options, rate)
+            found, where = measured(name, ratio, options, rate)
+            rows += found
+            profiles.append(where)
             print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3g"), flush=True)
     words = (
         f"One pre-training step (forward, target, loss, backward, AdamW) on {options.batch} clips of 16 x 224 x 224 pixels, "
         f"encoder ratio .9; medians of {options.steps} steps, in turns, outputs checked equal first. {machine_words()}, "
         f"{'bf16 autocast' if DEVICE.type == 'cuda' else 'float32, one thread'}; a product of two 4096 x 4096 matrices "
         f"runs at {rate / 1e9:,.0f} GFLOP/s there. A step's rate counts the multiply-accumulates that ours needs "
-        "(models/flops.py: forward and backward), twice, for both ways."
+        "(models/flops.py: forward and backward), twice, for both ways. 'at most' is how many times as fast a step "
+        "would be that did nothing but these at the rate of the large product."
     )
-    write_benchmark(options.out, "pretrain_step", "A pre-training step, the usual style and ours", words, pd.DataFrame(rows))
+    more = "\nWhere the time of ours goes (the dearest operations of one step):\n\n" + "\n".join(profiles) + "\n"
+    write_benchmark(
+        options.out, "pretrain_step", "A pre-training step, the usual style and ours", words, pd.DataFrame(rows), more
+    )
 
 
-def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) -> list[dict]:
-    """A row for each way at one size and decoder ratio."""
+def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) -> tuple[list[dict], str]:
+    """A row for each way at one size and decoder ratio, and where the time of ours goes, in words."""
     masks = MaskSettings(decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
     size, clip = SIZES[name], ClipShape(patch=SIZES[name].patch)
     counts = TokenCounts.of(masks, clip)
@@ -67,16 +72,17 @@ def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) 
         pruned = masks.model_copy(update={"prune": True})
         ways["ours, pruned"] = ours(model_of(name), clip, *drawn(clip, pruned, options.batch), options.compile)
     seconds = in_turns(list(ways.values()), options.steps)
-    if options.profile:
-        profiled(ways["ours"])
+    profile = profiled(ways["ours"])
     usual = statistics.median(seconds[0])
     rows = []
     for way, taken, peak in zip(ways, seconds, peaks(list(ways.values())), strict=True):
         each = statistics.median(taken)
         row = {"size": name, "decoder ratio": ratio, "way": way, "s a step": each, "spread": max(taken) / min(taken) - 1}
-        row |= {"times as fast": usual / each, "GFLOP/s": flops / each / 1e9, "of matmul": flops / each / rate}
+        row |= {"times as fast": usual / each, "at most": usual * rate / flops}
+        row |= {"GFLOP/s": flops / each / 1e9, "of matmul": flops / each / rate}
         rows.append(row | ({"peak GiB": peak} if peak else {}))
-    return rows
+    where = ", ".join(f"{operation} {part:.0%}" for operation, part in profile)
+    return rows, f"- {name}, decoder ratio {ratio:g}: {where}"
 
 
 def drawn(clip: ClipShape, masks: MaskSettings, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -185,11 +191,17 @@ def matmul_rate(side: int = 4096) -> float:
     return 2 * side**3 / min(taken)
 
 
-def profiled(step: Step) -> None:
+def profiled(step: Step) -> list[tuple[str, float]]:
+    """The dearest operations of a step, and their parts of its time."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA][: 1 + (DEVICE.type == "cuda")]
     with torch.profiler.profile(activities=kinds) as profile:
         step()
-    print(profile.key_averages().table(sort_by=f"self_{DEVICE.type}_time_total", row_limit=10, max_name_column_width=40))
+    seconds = {
+        one.key: getattr(one, f"self_{'device' if DEVICE.type == 'cuda' else 'cpu'}_time_total")
+        for one in profile.key_averages()
+    }
+    dearest = sorted(seconds.items(), key=lambda item: -item[1])[:6]
+    return [(name.removeprefix("aten::"), taken / sum(seconds.values())) for name, taken in dearest]
 
 
 if __name__ == "__main__":

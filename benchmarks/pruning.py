@@ -45,8 +45,8 @@ def main() -> None:
     write_benchmark(
         options.out, "pruning", "Decoding only what enters the loss",
         f"Scale '{options.scale}', {seeds} seeds; frozen ridge readout and attentive probe, top-1 in % (mean and standard "
-        "deviation over seeds), and the paired difference pruned minus not, with its 95 % t interval. MACs: forward, a clip, as this package computes "
-        f"them. {machine_words()}.", pd.DataFrame([row_of(plan, rows, ratio) for ratio in RATIOS]),
+        "deviation over seeds), and the paired difference pruned minus not, with its 95 % t interval. MACs: forward, a clip, "
+        f"as this package computes them. {machine_words()}.", pd.DataFrame([row_of(plan, rows, ratio) for ratio in RATIOS]),
     )  # fmt: skip
 
 
