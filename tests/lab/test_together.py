@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vmae_lab.files import read_json
-from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import (
     Stage,
@@ -22,6 +24,7 @@ from vmae_lab.lab.stages import (
 )  # fmt: skip
 from vmae_lab.lab.together import accelerate_config
 from vmae_lab.training.log import read_metrics
+from vmae_lab.training.survival import STOPPED, Checkpoints
 
 ROOT = Path(__file__).parents[2]
 JOB = """
@@ -102,6 +105,32 @@ def test_from_a_notebook_a_training_is_started_in_two(recipe, alone, home, tmp_p
     losses = [[row["loss"] for row in read_metrics(one.folder(stage))] for one in (store, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert store.complete(stage, together, progress=False) == result, "finished: nothing is started"
+
+
+@pytest.mark.slow
+def test_asked_to_stop_the_processes_save_first(recipe, home, tmp_path):
+    """SIGTERM to the one process that has started them, as a kernel's or a job's end: all of them end, and the run goes on."""
+    changes = {"pretrain.steps": 10**5, "compute.log_every": 1, "compute.checkpoint_every": 10**6}
+    changes |= {"compute.launch": str(accelerate_config("two_processes"))}
+    long = recipe.with_overrides(changes)
+    (tmp_path / "job.py").write_text(JOB.replace("every_kind(recipe)", "every_kind(recipe)[:1]"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    given = [json.dumps(long.model_dump(mode="json")), str(tmp_path / "runs")]
+    process = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), *given], env=environment, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "runs" / pretrain_stage(long, 0).key
+    deadline = time.monotonic() + 120
+    while not read_metrics(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    assert process.wait(60) == STOPPED
+    assert not psutil.wait_procs(everyone, 10)[1]
+    assert 0 < Checkpoints(folder).load()["step"] < 10**5
+
+
+def test_one_training_has_all_the_devices(recipe):
+    with pytest.raises(RecipeError, match=r"compute: jobs 2 side by side with launch eight_gpus.*set jobs 1"):
+        recipe.with_overrides({"compute.launch": "eight_gpus", "compute.jobs": 2})
 
 
 def test_a_stage_goes_to_another_process_and_is_the_same(recipe, tmp_path):

@@ -1,9 +1,11 @@
 """A stage started in several processes, from a notebook, by accelerate's launcher."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmae_lab.files import read_json, write_json
@@ -13,6 +15,7 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Stopped, stop_requests
 
 SPECIFICATION = "launch.json"
+GRACE = "300"  # seconds that the launcher lets a step and a checkpoint take; its own choice, 30, is short for large models
 
 
 def accelerate_config(name: str) -> Path:
@@ -38,12 +41,9 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["-m", __name__, str(folder / SPECIFICATION)]
     with stop_requests() as asked_to_stop, _running(command) as process:
-        while process.poll() is None:
-            try:
+        while process.poll() is None and not asked_to_stop():
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                if asked_to_stop():
-                    process.terminate()
     if asked_to_stop() or process.returncode == STOPPED:
         raise Stopped
     if process.returncode:
@@ -55,13 +55,14 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen]:
-    """A started command, which does not outlive the block."""
-    process = subprocess.Popen(command)
+    """A started command, which does not outlive the block: where it has not ended, it is asked to stop, once, and waited for."""
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         yield process
     finally:
         if process.poll() is None:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
             process.wait()
 
 

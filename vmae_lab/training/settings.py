@@ -69,3 +69,9 @@ class Compute(BaseModel):
         False, description="keep no activations inside a block, but compute them again for backward: less memory, more time"
     )
     compile: bool = Field(False, description="compile the blocks (torch.compile): a slow first step, then faster ones")
+
+    def model_post_init(self, _context: object) -> None:
+        if self.launch and self.jobs > 1:
+            raise ValueError(
+                f"jobs {self.jobs} side by side with launch {self.launch}, which takes all devices for one: set jobs 1"
+            )
