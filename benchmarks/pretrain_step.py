@@ -52,7 +52,7 @@ def main() -> None:
         f"encoder ratio .9; medians of {options.steps} steps, in turns, outputs checked equal first. {machine_words()}, "
         f"{'bf16 autocast' if DEVICE.type == 'cuda' else 'float32, one thread'}; a product of two 4096 x 4096 matrices "
         f"runs at {rate / 1e9:,.0f} GFLOP/s there. A step's rate counts the multiply-accumulates that ours needs "
-        "(models/flops.py: forward and backward), twice, for both ways. 'at most' is how many times as fast a step "
+        "(models/flops.py: forward and backward), twice, for all ways alike. 'at most' is how many times as fast a step "
         "would be that did nothing but these at the rate of the large product."
     )
     more = "\nWhere the time of ours goes (the dearest operations of one step):\n\n" + "\n".join(profiles) + "\n"

@@ -1,5 +1,7 @@
 """What is done where a training goes wrong: stop, or go back and past the samples it went wrong on, the same every time."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -83,19 +85,26 @@ def test_it_goes_back_past_the_bad_samples(run, tmp_path):
     assert not same(trained, run(tmp_path / "sound", {}, roll_back=3))
 
 
+TWICE_BAD = {7: NAN, 13: float("inf")}
+
+
+@pytest.fixture(scope="module")
+def gone_back_twice(run, tmp_path_factory):
+    """Calls of the loss: 0 to 7 (bad), 6 to 10 (bad: stream position 13), 9 to 11."""
+    with warnings.catch_warnings(action="ignore"):
+        return run(tmp_path_factory.mktemp("whole"), TWICE_BAD, roll_back=3)
+
+
 @pytest.mark.filterwarnings("ignore:.*back to step")
 @pytest.mark.parametrize("stop_at", [2, 8, 9, 13])
 @pytest.mark.parametrize("compute", [{}, {"checkpoint_every": 5, "log_every": 4, "workers": 1}])
-def test_where_it_was_interrupted_and_how_often_it_saves_changes_nothing(run, tmp_path, stop_at, compute):
-    """Calls of the loss: 0 to 7 (bad), 6 to 10 (bad: stream position 13), 9 to 11."""
-    bad = {7: NAN, 13: float("inf")}
-    whole = run(tmp_path / "whole", bad, roll_back=3)
-    assert [one["step"] for one in whole.rolled_back] == [7, 10]
+def test_where_it_was_interrupted_and_how_often_it_saves_changes_nothing(run, gone_back_twice, tmp_path, stop_at, compute):
+    assert [one["step"] for one in gone_back_twice.rolled_back] == [7, 10]
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", bad, compute, stop_at, roll_back=3)
-    ended = run(tmp_path / "parts", bad, compute, roll_back=3)
-    assert same(ended, whole)
-    assert ended.rolled_back == whole.rolled_back
+        run(tmp_path, TWICE_BAD, compute, stop_at, roll_back=3)
+    ended = run(tmp_path, TWICE_BAD, compute, roll_back=3)
+    assert same(ended, gone_back_twice)
+    assert ended.rolled_back == gone_back_twice.rolled_back
 
 
 @pytest.mark.filterwarnings("ignore:.*back to step")

@@ -176,8 +176,7 @@ def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (2, 2)])
 def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path, processes, workers):
     """SIGTERM to the whole group, as Slurm sends it, loader workers and decoders with it, at a step of no checkpoint."""
     step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
@@ -205,7 +204,7 @@ def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [2, 6, 10])
+@pytest.mark.parametrize("kill_after", [2, 10])
 def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp_path, kill_after):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(kill_after, process, tmp_path)

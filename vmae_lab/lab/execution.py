@@ -118,7 +118,8 @@ def _run_opened(job: Job) -> dict[str, Any]:
         with warnings.catch_warnings():  # of a head that does not fit: then only the encoder is taken
             warnings.simplefilter("ignore")
             opened = VideoClassifier.from_pretrained(where, classes=config.classes or 1, **shape)
-    opened.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: opened from {where}.")
+    if process_state().is_main_process:
+        opened.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: opened from {where}.")
     return {"metrics": {}, "opened": where}
 
 

@@ -55,7 +55,7 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen]:
-    """A started command, which does not outlive the block: where it has not ended, it is asked to stop, once, and waited for."""
+    """A started command, which does not outlive the block: it is asked to stop, once, and waited for."""
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
