@@ -46,7 +46,8 @@ def main() -> None:
         options.out, "pruning", "Decoding only what enters the loss",
         f"Scale '{options.scale}', {seeds} seeds; frozen ridge readout and attentive probe, top-1 in % (mean and standard "
         "deviation over seeds), and the paired difference pruned minus not, with its 95 % t interval. MACs: forward, a clip, "
-        f"as this package computes them. {machine_words()}.", pd.DataFrame([row_of(plan, rows, ratio) for ratio in RATIOS]),
+        f"as this package computes them. A difference whose interval holds 0 is not told apart from none. {machine_words()}.",
+        pd.DataFrame([row_of(plan, rows, ratio) for ratio in RATIOS]),
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "execution",
         "together",
         "runs",
+        "launched",
         "ablation",
         "workbook",
         "cost",

@@ -20,7 +20,7 @@ def machine_words() -> str:
 def write_benchmark(folder: Path | None, name: str, title: str, words: str, table: pd.DataFrame, more: str = "") -> None:
     """Print a table, and write it to `<folder>/<name>-<cpu or gpu>.csv` and `.md` where a folder is given."""
     name = f"{name}-{'gpu' if torch.cuda.is_available() else 'cpu'}"
-    page = f"# {title}\n\n{words}\n\n{table.to_markdown(index=False, floatfmt='.3g')}\n{more}"
+    page = f"# {title}\n\n{words}\n\n{table.to_markdown(index=False, floatfmt='.4g')}\n{more}"
     print(page)
     if folder:
         make_folder(folder)

@@ -1,6 +1,7 @@
 """How a training is carried out moves nothing: recomputed activations, compiled blocks; and where else its log goes."""
 
 import shutil
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from timm.models.vision_transformer import Block
 
 from vmae_lab.data.clips import load_clips
 from vmae_lab.lab.recipe import Recipe, build_recipe
-from vmae_lab.models.flops import pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.log import read_metrics
@@ -94,7 +94,7 @@ def test_a_tracker_gets_the_same_numbers(task, tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "some-stage"
     train(task, folder, Compute(log_every=3, tensorboard=False, trackers=(name,)), progress=False)
-    [run] = __import__(name).runs
+    [run] = sys.modules.pop(name).runs
     assert run.lines[0]["project"] == "vmae_lab"
     assert run.lines[0]["name"] == "some-stage"
     assert [line["loss"] for line in run.lines[1:-1]] == [row["loss"] for row in read_metrics(folder)]
@@ -116,11 +116,8 @@ def test_the_log_states_the_scaling_rule(task, tmp_path):
     assert "set for this batch" in TrainSettings(steps=1, batch_size=4, lr=1e-3).lr_words
 
 
-def test_the_giant_is_built_without_its_weights_and_costs_what_is_reported():
-    """VideoMAE V2: ViT-g's 1.01 billion parameters with the decoder left out; 241.61 and 263.93 G with it (tables 1 and 2)."""
-    clip = ClipShape(patch=14)
+def test_the_giant_is_built_without_its_weights():
+    """VideoMAE V2 reports 1.01 billion parameters of ViT-g, without the decoder."""
     with torch.device("meta"):
-        model = VideoMAE(SIZES["giant"], clip)
+        model = VideoMAE(SIZES["giant"], ClipShape(patch=14))
     assert sum(weight.numel() for weight in model.encoder.parameters()) / 1e9 == pytest.approx(1.01, abs=0.005)
-    for decoded, reported in ((1024, 241.61), (1848, 263.93)):
-        assert pretrain_cost(SIZES["giant"], clip, 200, decoded).macs / 1e9 == pytest.approx(reported, rel=0.002)

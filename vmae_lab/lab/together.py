@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmae_lab.files import read_json, write_json
+from vmae_lab.files import write_json
 from vmae_lab.lab.places import project_root
 from vmae_lab.lab.stages import Stage
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Stopped, stop_requests
 
-SPECIFICATION = "launch.json"
+SPECIFICATION, LAUNCHED = "launch.json", "vmae_lab.lab.launched"
 GRACE = "300"  # seconds that the launcher lets a step and a checkpoint take; its own choice, 30, is short for large models
 
 
@@ -39,7 +39,7 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     plain = {"stage": stage.plain(), "compute": inside.model_dump(mode="json"), "progress": progress}
     write_json(folder / SPECIFICATION, plain)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["-m", __name__, str(folder / SPECIFICATION)]
+    command += ["-m", LAUNCHED, str(folder / SPECIFICATION)]
     with stop_requests() as asked_to_stop, _running(command) as process:
         while process.poll() is None and not asked_to_stop():
             with suppress(subprocess.TimeoutExpired):
@@ -64,15 +64,3 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
             process.wait()
-
-
-def _main(specification: Path) -> None:
-    from vmae_lab.lab.runs import RunStore
-
-    given = read_json(specification)
-    store = RunStore(specification.parent.parent)
-    store.complete(Stage.from_plain(given["stage"]), Compute(**given["compute"]), given["progress"])
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
