@@ -18,6 +18,7 @@ cd "$SLURM_SUBMIT_DIR"
 . .venv/bin/activate
 
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300   # seconds that a step and a checkpoint may take
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else processes that are started again meet the addresses of the lost ones
 export OMP_NUM_THREADS=1
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 

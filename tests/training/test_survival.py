@@ -51,6 +51,8 @@ if __name__ == "__main__":
         torch.save(trained.model.state_dict(), folder / "last.pt")
 """
 STEPS = 12
+# Processes that are started again would meet the addresses of the lost ones in the launcher's store, were it shared with them.
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
@@ -88,7 +90,7 @@ def start(home, recipe, tmp_path_factory):
         ]
         arguments = [str(script), parameters, str(folder), str(workers), str(pause), json.dumps(more)]
         command = [*before, sys.executable, *(launcher if processes > 1 else []), *arguments]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})}
+        environment = {**os.environ, **ON_CPU, **(FSDP if sharded else {})}
         with open(folder / "words.txt", "a") as words:
             return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
 

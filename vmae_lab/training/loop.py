@@ -278,7 +278,8 @@ class _Run:
     def _go_back(self, bad: Bad) -> None:
         """To the last turning point, and past the samples of the steps between it and the next. Raises TrainingDiverged."""
         settings, place, back_to = self.settings, self.place, self.settings.divergence.roll_back
-        if back_to is None or len(place.rolled_back) == settings.divergence.at_most:
+        often = len(place.rolled_back) == settings.divergence.at_most
+        if back_to is None or often or not self._load(self.turning_points):
             tried = f", {len(place.rolled_back)} times gone back" if place.rolled_back else ""
             raise TrainingDiverged(
                 f"{bad.what} at step {bad.step} of {settings.steps} in {self.folder} (learning rate "
@@ -286,7 +287,6 @@ class _Run:
                 f"Lower lr, lengthen warmup_steps, set clip_grad, use precision fp32, or let it go back by itself with "
                 f"divergence.roll_back; the last good checkpoint is kept"
             )
-        self._load(self.turning_points)
         story = {"step": bad.step, "what": bad.what, "to": self.place.step}
         self.place.skipped, self.place.rolled_back = place.skipped + back_to, [*place.rolled_back, story]
         self._save(self.checkpoints)
