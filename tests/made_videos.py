@@ -4,7 +4,8 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,28 @@ def shown(frames: np.ndarray) -> list[int]:
     return [sum(int(row[bit * width // 8 + width // 16] > 120) << bit for bit in range(8)) for row in middle]
 
 
+@contextmanager
+def scheduled_as_before() -> Iterator[None]:
+    """Undo what SVT-AV1 does where root runs it: it makes the thread that encodes a real-time one. All that is started from there
+    would be too, and two busy children would starve the tests that wait for them.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def write_video(
     path: Path, frames: int | Sequence[np.ndarray] = 40, codec: str = "h264", pix_fmt: str = "yuv420p", gop: int = 12,
     size: tuple[int, int] = (64, 48), options: dict[str, str] | None = None, mux: dict[str, str] | None = None,
 ) -> Path:  # fmt: skip
     """Encode numbered frames, or those given; the container goes by the file's name."""
     pictures = [drawn(number, *size) for number in range(frames)] if isinstance(frames, int) else frames
-    with av.open(str(path), "w", options=mux or {}) as output:
+    with scheduled_as_before(), av.open(str(path), "w", options=mux or {}) as output:
         stream = output.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt, stream.gop_size = pix_fmt, gop
