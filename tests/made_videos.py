@@ -35,8 +35,8 @@ def shown(frames: np.ndarray) -> list[int]:
 
 @contextmanager
 def scheduled_as_before() -> Iterator[None]:
-    """Undo what SVT-AV1 does where root runs it: it makes the thread that encodes a real-time one. All that is started from there
-    would be too, and two busy children would starve the tests that wait for them.
+    """Undo what SVT-AV1 does where root runs it: it makes the thread that encodes a real-time one. All that is started from
+    there would be too, and two busy children would starve the tests that wait for them.
     """
     if not hasattr(os, "sched_getscheduler"):
         yield
