@@ -56,7 +56,8 @@ def main() -> None:
     losses, seconds, forward = [], [], 0
     for index in range(options.steps):
         started = time.perf_counter()
-        with FlopCounterMode(display=False) as counter:
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=GPU)
+        with FlopCounterMode(display=False) as counter, autocast:
             prediction, decoded = model(video, *masks)
         forward = counter.get_total_flops() // 2 if index == 0 else forward
         counted = loss_positions(masks[0], visible_index(masks[1])).to(device)

@@ -23,7 +23,8 @@ export OMP_NUM_THREADS=1
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # One launcher a machine; each starts as many processes as the configuration has for it.
-srun bash -c "accelerate launch --config_file $CONFIG --num_machines $SLURM_NNODES --machine_rank \$SLURM_NODEID \
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c "accelerate launch --config_file $CONFIG \
+  --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * 8)) --machine_rank \$SLURM_NODEID \
   --main_process_ip $first --main_process_port 29500 --rdzv_backend c10d --max_restarts 3 -m vmae_lab pretrain $PARAMS" &
 launchers=$!
 

@@ -21,8 +21,9 @@ def launched() -> bool:
 
 
 def process_state() -> PartialState:
-    """This process among those of its launcher, connected to them; on a machine without accelerators too."""
-    on_cpu = launched() and not torch.accelerator.is_available()
+    """This process among those of its launcher, connected to them; on CPUs where not each has an accelerator."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_cpu = launched() and torch.accelerator.device_count() < here
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for Accelerator, which would look for a GPU
     return PartialState(cpu=on_cpu, timeout=WAIT)

@@ -150,6 +150,9 @@ def test_the_configurations_are_accelerates(file):
 
     config = load_config_from_file(str(file))
     assert config.num_processes % config.num_machines == 0
+    if config.num_machines > 1:
+        with pytest.raises(FileNotFoundError, match=r"of 8 machines, which a cluster starts: see docs/slurm\.sh"):
+            accelerate_config(file.stem)
     assert config.mixed_precision == "no", "the recipe says the precision"
 
 

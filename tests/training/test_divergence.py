@@ -107,6 +107,19 @@ def test_where_it_was_interrupted_and_how_often_it_saves_changes_nothing(run, go
     assert ended.rolled_back == gone_back_twice.rolled_back
 
 
+def test_being_ready_to_go_back_changes_nothing(run, tmp_path):
+    """A state is kept before the first step, of an optimiser that has no moments yet."""
+    assert same(run(tmp_path / "ready", {}, roll_back=3), run(tmp_path / "plain", {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+def test_back_at_the_start_nothing_is_left_of_the_steps_that_went_wrong(run, tmp_path):
+    """Weights and moments: after one bad step or after two, it goes on from the same state."""
+    back = run(tmp_path / "back", {1: NAN}, roll_back=3)
+    assert [(one["step"], one["to"]) for one in back.rolled_back] == [(1, 0)]
+    assert same(back, run(tmp_path / "first", {0: NAN}, roll_back=3))
+
+
 @pytest.mark.filterwarnings("ignore:.*back to step")
 def test_it_does_not_go_back_for_ever(run, tmp_path):
     everywhere = dict.fromkeys(range(5, 100), NAN)

@@ -59,8 +59,11 @@ class RunStore:
             return self._complete_together(stage, compute, progress)
         make_folder(self.folder(stage))
         if compute.launch and stage.steps:
-            if not self.finished(stage):
-                launch(stage, self.root, compute, progress)
+            with self._lock(stage, ".launch"):
+                with self._lock(stage):  # until those are done that a killed notebook has left
+                    pass
+                if not self.finished(stage):
+                    launch(stage, self.root, compute, progress)
             return self.result(stage)
         with self._lock(stage):
             if not self.finished(stage):
@@ -102,7 +105,8 @@ class RunStore:
         make_folder(self.root)
         bar = _Bar(self, todo, work)
         if compute.jobs == 1 or launched():
-            for stage in todo:
+            # A launcher's processes go through all together: by their own look at the disk they might not agree on the rest.
+            for stage in order if launched() else todo:
                 self.complete(stage, compute, progress=bool(stage.steps))
                 bar.refresh()
         elif todo:
@@ -132,9 +136,9 @@ class RunStore:
                 raise
 
     @contextmanager
-    def _lock(self, stage: Stage, wait: bool = True) -> Iterator[None]:
+    def _lock(self, stage: Stage, what: str = "", wait: bool = True) -> Iterator[None]:
         """Hold the stage's lock, which ends with its holder. Raises FolderInUse where not to `wait` for another's."""
-        lock = FileLock(self.root / f".{stage.key}.lock")
+        lock = FileLock(self.root / f".{stage.key}{what}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

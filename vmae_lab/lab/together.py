@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
+
 from vmae_lab.files import write_json
 from vmae_lab.lab.places import project_root
 from vmae_lab.lab.stages import Stage
@@ -25,6 +27,9 @@ def accelerate_config(name: str) -> Path:
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"compute.launch: there is no accelerate configuration {path}; those in {folder}: {known}")
+    machines = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("num_machines", 1)
+    if machines > 1:
+        raise FileNotFoundError(f"compute.launch: {path} is of {machines} machines, which a cluster starts: see docs/slurm.sh")
     return path
 
 

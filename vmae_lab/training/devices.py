@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )  # fmt: skip
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from vmae_lab.processes import process_state
@@ -28,13 +30,15 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and capable)
     process_state()
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    # As without shards: autocast chooses each product's precision; gradients are added up and reduced in float32.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    shards = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy) if shards else None
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin)
+    if shards and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # PyTorch shards on CPUs too, by which a recipe can be tried out; accelerate drops the wish there.
-        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = (
-            DistributedType.FSDP,
-            FullyShardedDataParallelPlugin(),
-        )
+        state = accelerator.state
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
     return accelerator
 
 
@@ -65,9 +69,10 @@ def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
     All processes call it together. What it holds does not depend on how many there are or how they share the model.
     """
-    weights, moments = get_state_dict(
-        model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    if not optimizer.optimizer.state:  # PyTorch would take a step to make moments, and count it
+        return {"model": get_model_state_dict(model, options=options), "optimizer": {}}
+    weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
     return {"model": weights, "optimizer": moments}
 
 
@@ -77,9 +82,13 @@ def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_whole_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Take up what `whole_state` gave, which only the first process need have."""
+    """Take up what `whole_state` gave, which only the first process need have: no moments where no step had been taken."""
     load_whole_weights(accelerator, model, state.get("model", {}))
     moments = state.get("optimizer", {})
+    [begun] = broadcast_object_list([bool(moments)])
+    if not begun:
+        optimizer.optimizer.state.clear()
+        return
     set_optimizer_state_dict(model, optimizer.optimizer, moments, options=_from_the_first(accelerator))
 
 

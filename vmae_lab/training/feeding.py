@@ -1,5 +1,6 @@
 """Batches for the loop, in the order of their positions, from worker processes that may be lost."""
 
+import re
 import signal
 import threading
 import warnings
@@ -24,7 +25,7 @@ def feed(dataset: Dataset, positions: range, workers: int, pin_memory: bool) -> 
                 positions = positions[1:]
                 yield batch
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or lost == MOST_LOST:
+            if not re.search("DataLoader worker|Pin memory thread", str(error)) or lost == MOST_LOST:
                 raise
             lost += 1
             warnings.warn(

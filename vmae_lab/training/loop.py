@@ -90,8 +90,8 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
             run = _Run(task, accelerator, model, optimizer, folder, compute)
             run.restore()
             run.to_the_end(progress, asked_to_stop)
+            peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
             trained = run.whole_model()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
     return Trained(
         trained, run.seconds_per_step, run.steps_run, device_name(accelerator.device),
         "bf16" if accelerator.mixed_precision == "bf16" else "fp32", peak, accelerator.num_processes, run.place.rolled_back,
@@ -314,7 +314,8 @@ class _Run:
 
     def whole_model(self) -> nn.Module:
         """The result, unwrapped and whole in every process: the weights' average where one is kept."""
-        model = self.accelerator.unwrap_model(self.model)
+        # Evaluated in float32, as the saved model is, whatever it was trained in.
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:
             model.load_state_dict(self.average.module.state_dict())
         if not isinstance(model, FSDPModule):

@@ -114,6 +114,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, earlier)
+    if came.is_set():  # too late for the block to end by it: for those around it, else the process's own end
+        signal.raise_signal(signal.SIGTERM)
 
 
 def ignore_stop_requests(_worker: int = 0) -> None:
