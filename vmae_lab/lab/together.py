@@ -49,8 +49,8 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
         while process.poll() is None and not asked_to_stop():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-    if asked_to_stop() or process.returncode == STOPPED:
-        raise Stopped
+        if asked_to_stop() or process.returncode == STOPPED:
+            raise Stopped
     if process.returncode:
         raise RuntimeError(
             f"{stage.key} failed in the processes that were started with {config}: their own words stand above. "
