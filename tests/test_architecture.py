@@ -19,6 +19,7 @@ FLOORS = [
     ("models", "data"),
     ("training",),
     ("evaluation",),
+    ("detection",),
     ("lab",),
     ("cli",),
 ]

@@ -33,7 +33,7 @@ def recipe_of(text: str, root: Path | None = None) -> Recipe:
 
 
 def test_there_is_a_recipe_for_every_data_set():
-    assert {path.stem for path in PAPER.glob("*.yaml")} == set(CLASSES)
+    assert {path.stem for path in PAPER.glob("*.yaml")} == {*CLASSES, "ava"}
     assert set(with_sizes("k400")) == {"base", "small", "large", "huge", "giant"}
 
 
@@ -79,3 +79,37 @@ def test_repeats_change_neither_the_rate_nor_the_epochs(name, size, decoded, vid
     assert tuned.batch_size == 2 * decoded
     assert tuned.peak_lr == pytest.approx(peak)
     assert tuned.steps * decoded == pytest.approx(epochs * videos, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("line", "size", "lr", "decay", "epochs"),
+    [
+        (0, "base", 2.5e-4, 0.75, 30),
+        (1, "base", 5e-4, 0.75, 30),
+        (2, "small", 1e-3, 0.6, 30),
+        (3, "small", 5e-4, 0.6, 30),
+        (4, "large", 2.5e-4, 0.75, 30),
+        (5, "large", 5e-4, 0.8, 20),
+        (6, "huge", 5e-4, 0.8, 20),
+    ],
+)
+def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay, epochs):
+    """METHOD 5: per 256 clips, 128 a step; lines for a start from self-supervision alone, and one that was then supervised."""
+    text = (PAPER / "ava.yaml").read_text()
+    lines = ["override: {}", *(one.removeprefix("# ") for one in text.splitlines() if one.startswith("# override:"))]
+    book = WORKBOOK["downstream_spatial_detection"]
+    recipe = build_recipe({"arms": ["pretrained"], **yaml.safe_load(f"{text}\n{lines[line]}")}, book.arms)
+    settings = recipe.detect
+    assert (recipe.model.size, settings.layer_decay, settings.batch_size) == (size, decay, 128)
+    assert settings.peak_lr == pytest.approx(lr / 2)
+    assert settings.steps * 128 == epochs * 184_000
+    assert settings.warmup_steps == pytest.approx(5 * 184_000 / 128, abs=1)
+    assert (settings.betas, settings.weight_decay, settings.drop_path, settings.head_init_scale) == (
+        (0.9, 0.999),
+        0.05,
+        0.2,
+        0.001,
+    )
+    assert (settings.stride, settings.side, settings.test_short_side, settings.augment.short_side) == (4, 224, 256, (256, 256))
+    assert (settings.person_score, settings.enlarge, settings.most_boxes) == (0.8, (0.1, 0.05), 100)
+    assert [stage.kind for stage in plan_notebook("downstream_spatial_detection", recipe).stages] == ["pretrain", "detect"]

@@ -44,6 +44,7 @@ SHOWN = {
         ("neighbours", "map", "confusion", "reconstruction", "loss", "clips"),
     ),
     "downstream_action_classification": (("methods", "views", "classes"), ("confusion", "attention", "loss")),
+    "downstream_spatial_detection": (("detection", "classes", "reported"), ("classes", "scenes", "loss")),
     "distillation": (("students", "sizes"), ("accuracy", "loss")),
     "scaling": (("scaling", "trend"), ("accuracy", "trend")),
 }

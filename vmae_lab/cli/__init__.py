@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from vmae_lab.cli import bench, data, features, info, notebooks, stages
+from vmae_lab.cli import bench, data, detection, features, info, notebooks, stages
+from vmae_lab.data.evaluated import MissingVideos
 from vmae_lab.data.lists import ListError
 from vmae_lab.data.video import DecoderUnavailable, VideoError
 from vmae_lab.evaluation.features import FeatureError
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="\b\nExamples:\n  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo\n  vmae-lab COMMAND --help",
 )
-for room in (notebooks, stages, features, bench, info):
+for room in (notebooks, stages, detection, features, bench, info):
     app.add_typer(room.commands)
 app.add_typer(data.commands, name="data")
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except SystemExit as ended:  # how typer tells a status
         return ended.code or 0
-    except TrainingDiverged as error:
+    except (TrainingDiverged, MissingVideos) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 1
     except (

@@ -24,9 +24,17 @@ from vmae_lab.lab.stages import (
 from vmae_lab.models.checkpoints import open_checkpoint
 
 commands = typer.Typer()
-AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "o")}
 PRETRAIN, SCRATCH, FINETUNE = "pretrain", "scratch", "finetune"
+AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "o")}
 Parameters = Annotated[str, typer.Argument(metavar="PARAMS", help="A file of params/ (smoke, paper/k400), or a YAML's path.")]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        help="pretrain: the recipe's own pre-training, done first where it is not; scratch; or a folder, a file or the hub's "
+        "name of a checkpoint.",
+    ),
+]
 Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, in place of the recipe's; may be repeated.")]
 
 
@@ -48,20 +56,13 @@ def pretrain(parameters: Parameters, override: Overrides = (), seed: Seeds = ())
 )
 def finetune(
     parameters: Parameters,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            metavar="WHERE",
-            help="pretrain: the recipe's own pre-training, done first where it is not; scratch; or a folder, a file or the "
-            "hub's name of a checkpoint.",
-        ),
-    ] = PRETRAIN,
+    encoder: Encoder = PRETRAIN,
     override: Overrides = (),
     seed: Seeds = (),
 ) -> None:
     """Fine-tune a recipe's model on its labels. Prints each seed's accuracy on held-out clips, and the model's folder."""
     recipe = labelled(read_recipe(parameters, override, seed))
-    opened = None if encoder in (PRETRAIN, SCRATCH) else opened_stage(recipe, open_checkpoint(encoder))
+    opened = opened_encoder(recipe, encoder)
 
     def stage(one: int) -> Stage:
         return finetune_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)
@@ -102,6 +103,11 @@ def evaluate(
     for one, folder, result in carry_out("evaluate", recipe, stage):
         said = ", ".join(_with_interval(result, name) for name in ("top1", "top5"))
         print(f"{model if opened else f'seed {one}'}: {said}; {result['test_clips']} {recipe.evaluate.split} clips\n{folder}")
+
+
+def opened_encoder(recipe: Recipe, encoder: str) -> Stage | None:
+    """A checkpoint as a stage, or None where the encoder is of the recipe's own or from scratch. Raises CheckpointError."""
+    return None if encoder in (PRETRAIN, SCRATCH) else opened_stage(recipe, open_checkpoint(encoder))
 
 
 def read_recipe(parameters: str, overrides: Sequence[str], seeds: Sequence[int]) -> Recipe:

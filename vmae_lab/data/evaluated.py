@@ -11,22 +11,20 @@ from vmae_lab.data.sampling import Dense
 from vmae_lab.data.video import VideoError
 from vmae_lab.data.video.decoders import Choose
 
+MEND = "Mend them, use the list that 'vmae-lab data check' cleaned, or set evaluate.missing to 'skip' to average over the rest"
+
 
 class MissingVideos(RuntimeError):
     """Videos of an evaluation that cannot be read, all of them: an average over the others is another number."""
 
-    def __init__(self, failed: Mapping[int, VideoError], total: int):
-        self.failed, self.total = dict(failed), total
+    def __init__(self, failed: Mapping[int, VideoError], total: int, remedy: str = MEND):
+        self.failed, self.total, self.remedy = dict(failed), total, remedy
         shown = "\n  ".join(str(error) for error in list(failed.values())[:20])
         more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
-        super().__init__(
-            f"{len(failed)} of {total} videos cannot be read, so nothing was averaged:\n  {shown}{more}\n"
-            "Mend them, use the list that 'vmae-lab data check' cleaned, or set evaluate.missing to 'skip' to average "
-            "over the rest"
-        )
+        super().__init__(f"{len(failed)} of {total} videos cannot be read, so nothing was averaged:\n  {shown}{more}\n{remedy}")
 
     def __reduce__(self):
-        return MissingVideos, (self.failed, self.total)
+        return MissingVideos, (self.failed, self.total, self.remedy)
 
 
 def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:

@@ -86,6 +86,22 @@ class Sparse:
 
 
 @dataclass(frozen=True)
+class Around:
+    """Frames `step` apart (a fraction where rates differ), of which number `clip_frames // 2` is the key frame `centre`.
+
+    Where the video ends or has not begun its last or first frame stands in, as in the official code (METHOD: detection).
+    """
+
+    centre: float
+    clip_frames: int
+    step: float
+
+    def __call__(self, frames: int) -> Sequence[int]:
+        places = (round(self.centre + (place - self.clip_frames // 2) * self.step) for place in range(self.clip_frames))
+        return [min(max(place, 0), frames - 1) for place in places]
+
+
+@dataclass(frozen=True)
 class Stretch:
     """Frames from `start` on, `length` of them or as many as there are left. Raises IndexError where none is left."""
 

@@ -81,6 +81,22 @@ DOWNSTREAM: dict[str, Arm] = {
 }
 
 
+DETECT_LONGER = 4  # times the steps, as LONGER is of fine-tuning
+
+
+def _detecting_longer(recipe: Recipe) -> Overrides:
+    steps = {} if recipe.detect is None else {"detect.steps": DETECT_LONGER * recipe.detect.steps}
+    return {**_decoder("running_cell", 0.5), **steps}
+
+
+SPATIAL_DETECTION: dict[str, Arm] = {
+    "scratch": SCRATCH,
+    "pretrained": DOWNSTREAM["pretrained"],
+    "scratch_long": Arm(f"no pre-training, {DETECT_LONGER} x the steps", ORANGE, "s", _detecting_longer, pretrained=False),
+    "pretrained_long": Arm(f"pre-trained, {DETECT_LONGER} x the steps", RED, "^", _detecting_longer),
+}
+
+
 def _trained_alike(recipe: Recipe) -> Overrides:
     """The teacher and all students by one recipe: `distill` where it is given, else that of fine-tuning."""
     tuning = recipe.distill or recipe.evaluate.finetune

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.detection.spatial import DetectSettings
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.measure import measure_step, parameter_count
 from vmae_lab.lab.recipe import Recipe, RecipeError
@@ -17,8 +18,9 @@ from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.detector import ActionDetector
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
-from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.processes import fixed_threads
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
@@ -41,6 +43,8 @@ def stage_macs(stage: Stage) -> float:
         return recipe["steps"] * step_macs(model, MaskSettings(**settings["mask"]), recipe["batch_size"])
     if stage.kind == "measure":
         return (settings["steps"] + 1) * step_macs(model, MaskSettings(**settings["mask"]), settings["batch_size"])
+    if stage.kind == "detect":
+        return _detect_macs(model, DetectSettings(**settings["detect"]), settings["split"])
     data = DataSettings(**settings["data"])
     one = classify_cost(model.dimensions, model.clip, data.classes).macs
     clips = _held_out_clips(data, settings["split"], settings.get("sources", data.pretrain_sources))
@@ -59,6 +63,17 @@ def stage_macs(stage: Stage) -> float:
     return one * clips
 
 
+def _detect_macs(model: ModelSettings, recipe: DetectSettings, split: str) -> float:
+    """Training on square crops; evaluation, of the embedded scenes alone, by the person detector's boxes and by true ones."""
+    sides = (recipe.side, recipe.test_short_side - recipe.test_short_side % model.clip.patch)
+    crop, whole = (
+        classify_cost(model.dimensions, ClipShape(model.frames, side, model.tubelet, model.clip.patch), 1).macs
+        for side in sides
+    )
+    world = recipe.scenes.motionworld
+    return BACKWARD * crop * recipe.steps * recipe.batch_size + whole * (2 * getattr(world, split) if world else 0)
+
+
 def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
     """Videos that are evaluated on; those of list files are not counted before they are there."""
     if data.motionworld is None:
@@ -68,9 +83,11 @@ def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
 
 def stage_bytes(stage: Stage) -> int:
     """What a finished stage leaves on disk: its weights; of an opened checkpoint about as much as of pre-training."""
-    if stage.kind not in ("pretrain", "initial", "opened", "post_pretrain", "finetune", "distill"):
+    if stage.kind not in ("pretrain", "initial", "opened", "post_pretrain", "finetune", "distill", "detect"):
         return 0
     model = ModelSettings(**stage.settings["model"])
+    if stage.kind == "detect":
+        return 4 * detector_parameters(model)
     return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial", "opened") else classifier_parameters(stage))
 
 
@@ -80,6 +97,12 @@ def classifier_parameters(stage: Stage) -> int:
     with torch.device("meta"):
         classes = DataSettings(**stage.settings["data"]).classes
         return sum(p.numel() for p in VideoClassifier(model.dimensions, model.clip, classes, readout).parameters())
+
+
+def detector_parameters(model: ModelSettings) -> int:
+    """Parameters of a detector of actions, with a linear layer for AVA's 80 classes, which is small beside the encoder."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in ActionDetector(model.dimensions, model.clip, 80).parameters())
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from vmae_lab.data.boxes import write_detections
 from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.detection.spatial import DetectSettings, DetectTask, detect
+from vmae_lab.evaluation.ava import FrameMap, frame_map
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
 from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
 from vmae_lab.evaluation.views import ViewSettings, view_probabilities
 from vmae_lab.files import whole_file
-from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
+from vmae_lab.lab.loading import held_out_clips, load_scenes, load_split, quarantine_in, set_aside
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encoder, pretrained_errors, read_with
-from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS, Stage
+from vmae_lab.lab.stages import DETECTIONS, PREDICTIONS, WEIGHTS, Stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
 from vmae_lab.models.classifier import VideoClassifier
@@ -231,6 +234,31 @@ def _run_views(job: Job) -> dict[str, Any]:
     return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **said}
 
 
+def _run_detect(job: Job) -> dict[str, Any]:
+    """Frame mAP by a person detector's boxes where there are such, and by true ones; what was said is kept beside it."""
+    model, settings = ModelSettings(**job.section("model")), DetectSettings(**job.section("detect"))
+    scenes, held_out = (load_scenes(settings.scenes, split, job.compute) for split in ("train", job.section("split")))
+    state = _encoder_state(job.input_folders[0]) if job.input_folders else None
+    task = DetectTask(model, settings, scenes, state, job.section("seed"), quarantine_in(job.folder))
+    trained = train(task, job.folder, job.compute, job.progress)
+    _save(job, trained.model)
+    judged: dict[str, FrameMap] = {}
+    for name, true_boxes in (("frame_map_true_boxes", True), ("frame_map", False)):
+        if not true_boxes and held_out.persons is None:
+            continue
+        said = detect(trained.model, held_out, settings, model, true_boxes)
+        judged[name] = frame_map(held_out.truth, said, held_out.evaluated)
+        if process_state().is_main_process:
+            write_detections(job.folder / DETECTIONS, said)  # the person detector's boxes, where there are such, are last
+    *_, main = judged.values()
+    return {
+        "metrics": {name: 100 * one.mean for name, one in judged.items()}, "training": _training_cost(trained),
+        "per_class": {held_out.actions[action]: 100 * value for action, value in main.per_class.items() if value == value},
+        "by_size": {size: 100 * value for size, value in main.by_size.items() if value == value},  # NaN where none is
+        "key_frames": len(held_out), "training_key_frames": len(scenes.labelled), **set_aside(task.quarantine),
+    }  # fmt: skip
+
+
 def _run_controls(job: Job) -> dict[str, Any]:
     model = ModelSettings(**job.section("model"))
     data, clips = _load(job, "train", job.section("sources"))
@@ -264,5 +292,6 @@ RUNS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "distill": _run_distill,
     "controls": _run_controls,
     "measure": _run_measure,
+    "detect": _run_detect,
     "opened": _run_opened,
 }

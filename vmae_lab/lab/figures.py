@@ -22,6 +22,7 @@ STYLE = {
     "axes.titlesize": 10,
     "legend.frameon": False,
 }
+GUESS = "#444444"  # the colour of what guessing gives
 HIDDEN = (0.55, 0.55, 0.58)  # what a masked cube is painted with
 
 
@@ -153,6 +154,33 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
         axes.set_xlim(max(0, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
         axes.set_yticks(range(len(names)), [arms[arm].label for arm in names])
     figure.supxlabel(xlabel, fontsize="medium")
+    sns.despine(figure)
+    return figure
+
+
+def bars_by_class(
+    summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], guess: Mapping[str, float], ylabel: str
+) -> Figure:  # fmt: skip
+    """A group of bars a class, a bar an arm, error bars the standard deviation over seeds; a line where guessing would be.
+
+    summaries: arm -> columns mean, std; index class. guess: class -> value.
+    """
+    names, wide = list(guess), 0.8 / len(summaries)
+    figure, axes = plt.subplots(figsize=(max(6.4, 0.36 * len(names) * len(summaries) + 1.2), 3.6), layout="constrained")
+    for place, (arm, summary) in enumerate(summaries.items()):
+        at = np.arange(len(names)) + (place - (len(summaries) - 1) / 2) * wide
+        chosen = summary.reindex(names)
+        axes.bar(
+            at, chosen["mean"], 0.92 * wide, yerr=chosen["std"], color=arms[arm].colour, edgecolor="white",
+            hatch=("", "//", "..", "xx")[place % 4], capsize=2, label=arms[arm].label, error_kw={"linewidth": 1},
+        )  # fmt: skip
+    for place, value in enumerate(guess.values()):
+        label = "guessing" if place == 0 else None
+        axes.hlines(value, place - 0.48, place + 0.48, color=GUESS, linestyle=":", linewidth=1.5, label=label)
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 8 else 0, ha="right" if len(names) > 8 else "center")
+    axes.set(ylabel=ylabel, ylim=(0, None), xlim=(-0.6, len(names) - 0.4))
+    axes.set_ylim(0, min(100, axes.get_ylim()[1]))
+    axes.legend(loc="upper left", ncols=len(summaries) + 1, fontsize=9, bbox_to_anchor=(0, 1.16))
     sns.despine(figure)
     return figure
 

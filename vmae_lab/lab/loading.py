@@ -10,6 +10,7 @@ import numpy as np
 from vmae_lab.data.clips import Clips, DataSettings, load_clips
 from vmae_lab.data.evaluated import readable
 from vmae_lab.data.quarantine import Quarantine
+from vmae_lab.data.scenes import Scenes, SceneSettings, open_scenes
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.settings import Compute
 
@@ -23,6 +24,16 @@ def load_split(settings: Mapping[str, Any], split: str, sources: Sequence[str], 
     """A stage's data settings and the clips of one split, all that are listed."""
     data = DataSettings(**settings["data"])
     return data, _clips(data.model_dump_json(), split, tuple(sources), max(compute.jobs, compute.workers))
+
+
+@lru_cache(maxsize=4)
+def _scenes(settings: str, split: str, processes: int) -> Scenes:
+    return open_scenes(SceneSettings.model_validate_json(settings), split, processes)
+
+
+def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes:
+    """The key frames of one split."""
+    return _scenes(settings.model_dump_json(), split, max(compute.jobs, compute.workers))
 
 
 def held_out_clips(settings: Mapping[str, Any], sources: Sequence[str], compute: Compute) -> tuple[Clips, dict[str, Any]]:

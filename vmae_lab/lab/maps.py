@@ -1,6 +1,7 @@
 """Figures of what a model makes of single clips: a map, who lies next to whom, which classes it mixes up, where it looks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -131,6 +132,57 @@ def attention_strips(strips: Mapping[str, Strip]) -> Figure:
     bar.set_label("share of attention (1: all tokens equal)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A key frame with people: frames uint8 `(T', H, W, 3)`, which of them is the key frame, boxes `(n, 4)` in [0, 1] of those
+    who are there and of those a detector saw, and lines of words, of the first and of the second.
+    """
+
+    frames: np.ndarray
+    key: int
+    true: np.ndarray
+    seen: np.ndarray
+    said_of_true: Sequence[str]
+    said_of_seen: Sequence[str]
+
+
+def scene_strips(scenes: Sequence[Scene]) -> Figure:
+    """A scene a row: its frames, the key frame with boxes (true ones in numbers, seen ones in letters), and the words."""
+    columns = len(scenes[0].frames)
+    widths = [*[1.0] * columns, 2.0, 3.2]
+    heights = [max(2.0, 0.24 * (2 + len(one.said_of_true) + len(one.said_of_seen))) for one in scenes]
+    figure, grid = plt.subplots(
+        len(scenes), columns + 2, figsize=(sum(widths), sum(heights) + 0.3), squeeze=False,
+        gridspec_kw={"width_ratios": widths, "height_ratios": heights, "wspace": 0.08, "hspace": 0.12},
+    )  # fmt: skip
+    for line, scene in zip(grid, scenes, strict=True):
+        for place, frame in enumerate(scene.frames):
+            _picture(line[place], frame, "key frame" if place == scene.key else "", BLACK if place == scene.key else GREY)
+        _picture(line[-2], scene.frames[scene.key], "", BLACK)
+        for boxes, colour, dashes, first in ((scene.true, SKY, "-", "1"), (scene.seen, ORANGE, "--", "a")):
+            _boxes(line[-2], boxes, colour, dashes, first)
+        line[-1].axis("off")
+        truth = [f"{number}  {words}" for number, words in enumerate(scene.said_of_true, 1)]
+        seen = [f"{chr(ord('a') + place)}  {words}" for place, words in enumerate(scene.said_of_seen)]
+        words = ["there (solid):", *truth, "said (dashed):", *(seen or ["nobody seen"])]
+        line[-1].text(0.02, 1.0, "\n".join(words), va="top", ha="left", fontsize=9, transform=line[-1].transAxes)
+    return figure
+
+
+def _boxes(axes: plt.Axes, boxes: np.ndarray, colour: str, dashes: str, first: str) -> None:
+    """Boxes in [0, 1] over a picture, each with its sign: numbers at the upper left, letters at the lower right."""
+    (right, low), outside = axes.get_xlim()[1:] + axes.get_ylim()[:1], 0.5
+    size = np.array([right + outside, low + outside] * 2)
+    for place, box in enumerate(boxes):
+        x1, y1, x2, y2 = box * size - outside
+        axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=dashes, linewidth=1.8))
+        corner, side = ((x1, y1), ("left", "top")) if first == "1" else ((x2, y2), ("right", "bottom"))
+        axes.text(
+            *corner, chr(ord(first) + place), color=BLACK, fontsize=8, ha=side[0], va=side[1],
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
 
 
 def short(name: str, most: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmae_lab.data.clips import DataSettings
+from vmae_lab.detection.spatial import DetectSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
 from vmae_lab.masking import MaskSettings, draw_masks
@@ -77,6 +78,7 @@ class Recipe(BaseModel):
     pretrain: PretrainSettings
     post_pretrain: FinetuneSettings = Field(description="supervised training on the labelled hybrid, between the two others")
     distill: DistillSettings | None = Field(None, description="teaching a small student; only plans that do need it")
+    detect: DetectSettings | None = Field(None, description="spatial detection; only plans that do it need it")
     student: str | None = Field(None, description="size of the model that is taught; the next below model.size where left out")
     evaluate: EvaluateSettings
     measure: MeasureSettings = MeasureSettings()
@@ -87,6 +89,8 @@ class Recipe(BaseModel):
     def model_post_init(self, _context: object) -> None:
         if self.student and self.student not in SIZES:
             raise ValueError(f"student '{self.student}' is no model size; sizes are {', '.join(SIZES)}")
+        if self.detect:
+            self.detect.check_model(self.model)
         there = self.data.sources if self.data.motionworld else ()
         unknown = set(self.evaluate.sources) - set(there)
         if unknown:

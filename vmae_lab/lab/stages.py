@@ -18,7 +18,7 @@ from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.finetune import FinetuneSettings
 from vmae_lab.training.settings import TrainSettings
 
-WEIGHTS, PREDICTIONS = "model.safetensors", "predictions.parquet"
+WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
 # By kind; to be raised when a change to the code changes results.
 VERSIONS = {
     "pretrain": 1,
@@ -31,6 +31,7 @@ VERSIONS = {
     "controls": 1,
     "measure": 1,
     "opened": 1,
+    "detect": 1,
 }
 
 
@@ -112,6 +113,17 @@ def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: i
         raise RecipeError("distill: this parameter is missing, and the plan teaches a student")
     settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "distill": _plain(recipe.distill)}
     return Stage("distill", settings, (teacher,) if encoder is None else (teacher, encoder))
+
+
+def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
+    """Spatial detection, from an encoder or from scratch. Raises RecipeError."""
+    if recipe.detect is None:
+        raise RecipeError("detect: this parameter is missing, and the plan detects actions")
+    settings = {
+        "model": _plain(recipe.model), "seed": seed, "split": recipe.evaluate.split, "detect": _plain(recipe.detect),
+        "scenes_fingerprint": recipe.detect.scenes.fingerprint,
+    }  # fmt: skip
+    return Stage("detect", settings, () if encoder is None else (encoder,))
 
 
 def measure_stage(recipe: Recipe, batch_size: int) -> Stage:

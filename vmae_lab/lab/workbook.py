@@ -16,6 +16,7 @@ from vmae_lab.lab.arms import (
     POOLS,
     PROGRESSIVE,
     SCALING,
+    SPATIAL_DETECTION,
     UNSEEN,
     Arm,
     student_size,
@@ -23,6 +24,7 @@ from vmae_lab.lab.arms import (
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.stages import (
     Stage,
+    detect_stage,
     distill_stage,
     finetune_stage,
     measure_stage,
@@ -56,6 +58,11 @@ def _downstream(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[
     """Frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
     stages = dict(_probe_and_finetune(recipe, arm, encoder, seed))
     return {**stages, "views": views_stage(recipe, stages["finetune"], seed)}
+
+
+def _detect(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Spatial detection, after pre-training or from scratch."""
+    return {"detect": detect_stage(recipe, encoder if arm.pretrained else None, seed)}
 
 
 def _two_places(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -128,6 +135,7 @@ WORKBOOK: dict[str, Notebook] = {
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
     "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled),
     "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
+    "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect),
     "distillation": Notebook(DISTILLATION, _distilled),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }

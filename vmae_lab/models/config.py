@@ -10,7 +10,7 @@ Readout = Literal["mean", "flat", "attentive"]
 
 
 class ModelConfig(BaseModel):
-    """`config.json` of a folder that `save_pretrained` wrote. Fields of the other kind of model are None.
+    """`config.json` of a folder that `save_pretrained` wrote. Fields of other kinds of models are None.
 
     A VideoClassifier without `classes` is an encoder whose head is still to come.
     """
@@ -18,7 +18,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     library: Literal["vmae_lab"] = "vmae_lab"
-    model: Literal["VideoMAE", "VideoClassifier"]
+    model: Literal["VideoMAE", "VideoClassifier", "ActionDetector"]
     size: Size
     clip: ClipShape
     classes: int | None = Field(None, ge=1)

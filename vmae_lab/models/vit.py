@@ -7,6 +7,7 @@ from einops import rearrange
 from timm.layers import calculate_drop_path_rates
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vmae_lab.models.sizes import ClipShape, Size
 
@@ -31,7 +32,22 @@ def cubes(video: Tensor, clip: ClipShape) -> Tensor:
     shape = (clip.channels, clip.frames, clip.side, clip.side)
     if tuple(video.shape[1:]) != shape:
         raise ValueError(f"this model takes clips of (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
+    return _cut(video, clip)
+
+
+def _cut(video: Tensor, clip: ClipShape) -> Tensor:
     return rearrange(video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=clip.patch)
+
+
+def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: int, columns: int) -> Tensor:
+    """Positions of a token grid, `(T'*H'*W', D)`, for other numbers of rows and columns: bicubic, `(T'*rows*columns, D)`.
+
+    Positions count along the flattened grid, so computing them anew for another width would give a place another meaning.
+    """
+    if grid[1:] == (rows, columns):
+        return positions
+    maps = rearrange(positions, "(t h w) d -> t d h w", t=grid[0], h=grid[1])
+    return rearrange(functional.interpolate(maps, (rows, columns), mode="bicubic"), "t d h w -> (t h w) d")
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
@@ -100,7 +116,25 @@ class VideoEncoder(nn.Module):
         positions = self.positions
         if visible is not None:
             tokens, positions = take(tokens, visible), positions[visible]
-        return self.trunk(self.embed(self.pixels.normalised(tokens)) + positions)
+        return self._encoded(tokens, positions)
+
+    def maps(self, video: Tensor) -> Tensor:
+        """Encode frames of any height and width that cubes divide, as feature maps: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
+
+        Positions are interpolated from the encoder's own grid. Raises ValueError where the clip does not split into cubes.
+        """
+        clip, (frames, height, width) = self.clip, video.shape[2:]
+        if frames != clip.frames or height % clip.patch or width % clip.patch:
+            raise ValueError(
+                f"this model takes clips of {clip.frames} frames whose sides are multiples of {clip.patch} pixels; got "
+                f"{frames} frames of {height} x {width}"
+            )
+        rows, columns = height // clip.patch, width // clip.patch
+        tokens = self._encoded(_cut(video, clip), interpolated_positions(self.positions, clip.grid, rows, columns))
+        return rearrange(tokens, "b (t h w) d -> b d t h w", h=rows, w=columns)
+
+    def _encoded(self, cubes: Tensor, positions: Tensor) -> Tensor:
+        return self.trunk(self.embed(self.pixels.normalised(cubes)) + positions)
 
 
 def initialise(module: nn.Module) -> None:

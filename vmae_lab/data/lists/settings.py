@@ -27,7 +27,7 @@ class SourceSettings(BaseModel):
     frame_pattern: str = Field(FRAMES, description="names in a folder of frames")
 
     def model_post_init(self, _context: object) -> None:
-        _check_pattern(self.frame_pattern)
+        check_pattern(self.frame_pattern)
 
 
 class HoldOut(BaseModel):
@@ -68,7 +68,7 @@ class ListSettings(BaseModel):
     decoding: VideoSettings = VideoSettings()
 
     def model_post_init(self, _context: object) -> None:
-        _check_pattern(self.frame_pattern)
+        check_pattern(self.frame_pattern)
         if not self.pretrain and not self.train:
             raise ValueError("lists: give pretrain (videos without labels), train (labelled videos), or both")
         if self.hold_out and (self.validation or self.test or not self.train):
@@ -113,10 +113,11 @@ class ListSettings(BaseModel):
         """
         labelled = {name: (self.root, getattr(self, name)) for name in SPLITS if getattr(self, name)}
         sources = {f"pretrain.{name}": (source.root, source.list) for name, source in self.pretrain_sources.items()}
-        return fingerprint({name: _content(place, absolute(root)) for name, (root, place) in (labelled | sources).items()})
+        return fingerprint({name: content_of(place, absolute(root)) for name, (root, place) in (labelled | sources).items()})
 
 
-def _check_pattern(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError unless a name of pictures in a folder has a place for a number."""
     try:
         told = pattern.format(1) != pattern.format(2)
     except (IndexError, KeyError, ValueError) as error:
@@ -142,7 +143,9 @@ def _class_names(location: str, root: Path, classes: int | None, _stamp: tuple) 
         raise ListError(f"data.lists.train: {error}") from error
 
 
-def _content(location: str, root: Path) -> str:
+def content_of(location: str, root: Path) -> str:
+    """Names what a list says: a file by its bytes, a folder or glob by the paths and sizes of its videos; where nothing is yet,
+    by its place."""
     place = place_of(location, root)
     if place.is_file():
         with open(place, "rb") as file:

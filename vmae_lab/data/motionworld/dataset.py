@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import av
 import numpy as np
@@ -26,6 +26,7 @@ from vmae_lab.randomness import numpy_generator
 RENDERER_VERSION = 2  # part of the folder's name: raise it when a change to the renderers changes pixels
 FRAMES_A_SECOND = 12
 Split = Literal["train", "validation", "test"]
+T = TypeVar("T")
 
 
 class MotionworldSettings(BaseModel):
@@ -92,14 +93,20 @@ def open_motionworld(settings: MotionworldSettings, processes: int = 1) -> tuple
     The folder is named by its settings. It is written under another name and renamed when it is whole, so an interrupted
     writing goes on where it stopped, and a second one started meanwhile waits. Raises StorageError.
     """
-    home = make_folder(cache_home())
-    folder = home / f"motionworld-{settings.fingerprint}"
-    with FileLock(home / f".{folder.name}.lock"):
-        if not folder.is_dir():
-            _write(settings, home / f"{folder.name}.partial", processes)
-            with storing_in(home):
-                os.replace(home / f"{folder.name}.partial", folder)
+    folder = written_once(f"motionworld-{settings.fingerprint}", lambda partial: _write(settings, partial, processes))
     return folder, _read_records(folder)
+
+
+def written_once(name: str, write: Callable[[Path], None]) -> Path:
+    """A folder of the cache, which `write` fills under another name unless it is there: whole or not at all."""
+    home = make_folder(cache_home())
+    folder = home / name
+    with FileLock(home / f".{name}.lock"):
+        if not folder.is_dir():
+            write(make_folder(home / f"{name}.partial"))
+            with storing_in(home):
+                os.replace(home / f"{name}.partial", folder)
+    return folder
 
 
 def render_clip(
@@ -114,29 +121,29 @@ def render_clip(
 
 
 def _write(settings: MotionworldSettings, folder: Path, processes: int) -> None:
-    make_folder(folder)
-    _check_room(settings, folder)
-    jobs = list(_names(settings))
-    with worker_pool(processes) as pool:
-        futures = {pool.submit(_write_batch, settings, folder, jobs[i : i + 50]): None for i in range(0, len(jobs), 50)}
-        bar = tqdm(total=len(jobs), desc=f"writing motionworld to {folder.parent}", unit="clip")
-        written: dict[str, ClipRecord] = {}
-        for future in as_completed(futures):
-            for record in future.result():
-                written[record.path] = record
-                bar.update()
-        bar.close()
-    ordered = (written[_relative_path(*job)] for job in jobs)
-    write_text(folder / "clips.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in ordered))
+    check_room(folder, settings.clips(), settings.frames * settings.side**2)
+    records = in_batches(partial(_write_clip, settings, folder), list(_names(settings)), folder, processes)
+    write_text(folder / "clips.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))
     write_json(folder / "settings.json", {"renderer": RENDERER_VERSION, **settings.model_dump(mode="json")})
 
 
-def _check_room(settings: MotionworldSettings, folder: Path) -> None:
-    """Refuse before the first file when the disk cannot hold the data: .1 bytes a pixel is generous for H.264.
+def in_batches(write: Callable[..., T], jobs: list[tuple], folder: Path, processes: int) -> list[T]:
+    """What `write(*job)` gives for each job, in order, fifty at a time in processes of their own, under a progress bar."""
+    parts = [jobs[start : start + 50] for start in range(0, len(jobs), 50)]
+    done: list[T] = []
+    with worker_pool(processes) as pool, tqdm(total=len(jobs), desc=f"writing to {folder.parent}", unit="clip") as bar:
+        for written in pool.map(_write_batch, [write] * len(parts), parts):
+            done += written
+            bar.update(len(written))
+    return done
 
-    The decoded array that is kept beside the files takes 3 bytes a pixel at most.
+
+def check_room(folder: Path, clips: int, pixels: int) -> None:
+    """Refuse before the first file when the disk cannot hold clips of so many pixels: .1 bytes a pixel is generous for H.264.
+
+    The decoded array that is kept beside the files takes 3 bytes a pixel at most. Raises StorageError.
     """
-    needed = int(settings.clips() * (settings.frames * settings.side**2 * 3.1 + 4096))
+    needed = int(clips * (pixels * 3.1 + 4096))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
@@ -155,22 +162,28 @@ def _relative_path(split: str, source: str, action: str, index: int) -> str:
     return f"{split}/{source}/{action}/{index:05d}.mp4"
 
 
-def _write_batch(settings: MotionworldSettings, folder: Path, jobs: list[tuple[str, str, str, int]]) -> list[ClipRecord]:
-    return [_write_clip(settings, folder, *job) for job in jobs]
+def _write_batch(write: Callable[..., T], jobs: list[tuple]) -> list[T]:
+    return [write(*job) for job in jobs]
 
 
 def _write_clip(settings: MotionworldSettings, folder: Path, split: Split, source: str, action: str, index: int) -> ClipRecord:
     path = _relative_path(split, source, action, index)
     frames, boxes = render_clip(source, action, settings, split, index)
-    if not (folder / path).exists():
-        with storing_in(folder):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / path) as temporary:
-            encode_mp4(frames, temporary)
+    write_mp4(frames, folder / path)
     return ClipRecord(
         path, split, source, action, settings.frames, (Segment(0, settings.frames, action),),
         tuple(tuple(round(float(v), 4) for v in box) for box in boxes),
     )  # fmt: skip
+
+
+def write_mp4(frames: np.ndarray, path: Path) -> None:
+    """Write a clip unless it is there, whole or not at all. Raises StorageError."""
+    if path.exists():
+        return
+    with storing_in(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        encode_mp4(frames, temporary)
 
 
 def encode_mp4(frames: np.ndarray, path: Path, rate: int = FRAMES_A_SECOND) -> None:

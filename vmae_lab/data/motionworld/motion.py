@@ -6,6 +6,7 @@ every single frame position, angle and size are uniform and independent whatever
 time differs. Classes that are told by one frame would make "video" pre-training look better than it is.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +20,19 @@ SPEED_SPREAD = (0.7, 1.3)
 
 @dataclass(frozen=True)
 class Path:
-    """Where a thing is in each frame: centre `(F, 2)` as x, y in [0, 1); angle `(F,)`, radians; size phase `(F,)` in [0, 1)."""
+    """Where a thing is in each frame: centre `(F, 2)` as x, y in [0, 1); angle `(F,)`, radians; size phase `(F,)` in [0, 1).
+
+    `distance` above 1 makes the thing, and so what it covers of the frame in a step, as many times smaller.
+    """
 
     centre: np.ndarray
     angle: np.ndarray
     size: np.ndarray
+    distance: float = 1.0
 
     def scale(self, smallest: float, largest: float) -> np.ndarray:
         """Sizes `(F,)` between two bounds, uniform in their logarithm."""
-        return smallest * (largest / smallest) ** self.size
+        return smallest * (largest / smallest) ** self.size / self.distance
 
     def boxes(self, smallest: float, largest: float) -> np.ndarray:
         """Box of the circle around the thing, clipped to the frame: `(F, 4)` as x1, y1, x2, y2 in [0, 1]."""
@@ -39,12 +44,18 @@ def draw_path(action: str, frames: int, rng: np.random.Generator) -> Path:
     """The path of one clip. The same draws are made for every action; the action only picks what moves, and which way."""
     centre, angle, size = rng.random(2), rng.random() * 2 * np.pi, rng.random()
     speed = rng.uniform(*SPEED_SPREAD)
-    step = speed * np.arange(frames)
-    shift = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(action, (0, 0))
-    turn = {"clockwise": 1, "anticlockwise": -1}.get(action, 0)
-    growth = {"zoom_in": 1, "zoom_out": -1}.get(action, 0)
+    return moved(Path(centre, angle, size), (action,), speed * np.arange(frames))
+
+
+def moved(start: Path, actions: Collection[str], step: np.ndarray) -> Path:
+    """A thing that is at `start` (one frame) at step 0, at other steps `(F,)` of actions that it does together."""
+    shifts = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    shift = np.sum([shifts.get(action, (0, 0)) for action in actions], axis=0)
+    turn = sum({"clockwise": 1, "anticlockwise": -1}.get(action, 0) for action in actions)
+    growth = sum({"zoom_in": 1, "zoom_out": -1}.get(action, 0) for action in actions)
     return Path(
-        (centre + SHIFT * step[:, None] * np.array(shift)) % 1,
-        (angle + TURN * turn * step) % (2 * np.pi),
-        (size + GROWTH * growth * step) % 1,
+        (start.centre + SHIFT / start.distance * step[:, None] * shift) % 1,
+        (start.angle + TURN * turn * step) % (2 * np.pi),
+        (start.size + GROWTH * growth * step) % 1,
+        start.distance,
     )

@@ -47,6 +47,8 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
 
 
 def _official(state: State, config: ModelConfig, layout: Layout) -> State:
+    if config.model == "ActionDetector":
+        raise CheckpointError(f"the layout '{layout}' knows no detectors of actions; save as 'vmae_lab'")
     if config.model == "VideoMAE":
         if layout == "remote_code":
             raise CheckpointError("the layout 'remote_code' is of encoders and classifiers; a model with a decoder has none")
@@ -74,20 +76,23 @@ def _preprocessing(config: ModelConfig) -> dict[str, Any]:
 def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
     """The folder's README: what the model is, how it is opened, what it was trained on as far as `story` says it."""
     size, clip, classifies = config.size, config.clip, config.model == "VideoClassifier"
+    title = {"VideoMAE": "Video masked autoencoder", "VideoClassifier": "Video classifier"}.get(config.model, "Action detector")
     data = ModelCardData(
         library_name="transformers" if layout == "transformers" else "vmae_lab",
         pipeline_tag="video-classification" if classifies else None,
         tags=["video", "videomae", "masked-autoencoder", "vmae_lab"],
     )
-    head = f", {config.classes} classes, readout '{config.readout}'" if classifies else ""
+    head = f", {config.classes} classes" if config.classes else ""
+    head += f", readout '{config.readout}'" if classifies else ""
     decoder = (
-        "" if classifies else f"; decoder {size.decoder_depth} blocks, {size.decoder_width} wide, {size.decoder_heads} heads"
-    )
+        f"; decoder {size.decoder_depth} blocks, {size.decoder_width} wide, {size.decoder_heads} heads"
+        if config.model == "VideoMAE" else ""
+    )  # fmt: skip
     return f"""---
 {data.to_yaml()}
 ---
 
-# {"Video classifier" if classifies else "Video masked autoencoder"} (VideoMAE V2)
+# {title} (VideoMAE V2)
 
 - Model: encoder {size.depth} blocks, {size.width} wide, {size.heads} heads, MLP {size.mlp_hidden}{decoder}{head}.
 - Clips: {clip.frames} frames of {clip.side} x {clip.side} pixels, cubes of {clip.tubelet} x {clip.patch} x {clip.patch};
@@ -113,5 +118,5 @@ def _how_to_open(config: ModelConfig, layout: Layout) -> str:
     if layout == "transformers":
         name = transformers.config_of(config)["architectures"][0]
         return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("this folder")'
-    room = "videomae" if config.model == "VideoMAE" else "classifier"
+    room = {"VideoMAE": "videomae", "VideoClassifier": "classifier"}.get(config.model, "detector")
     return f'from vmae_lab.models.{room} import {config.model}\n\nmodel = {config.model}.from_pretrained("this folder")'

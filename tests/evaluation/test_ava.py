@@ -1,0 +1,95 @@
+"""Frame mAP: equal to the official evaluators' numbers, and to what can be counted by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vmae_lab.data.boxes import COLUMNS, read_detections, read_excluded, read_ground_truth, read_label_map
+from vmae_lab.evaluation.ava import average_precision, frame_map
+
+REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "ava"
+CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []
+needs_references = pytest.mark.skipif(not CASES, reason="no known answers: ../shared/eval_refs is not part of a clone")
+
+
+def judged(case: Path, protocol: str):
+    actions = read_label_map(REFERENCES / "labelmap_60.pbtxt")
+    truth, detections, excluded = (
+        read(case / f"{name}.csv")
+        for read, name in ((read_ground_truth, "gt"), (read_detections, "det"), (read_excluded, "excluded"))
+    )
+    found = frame_map(truth, detections, actions, excluded, protocol)
+    return found, actions
+
+
+@needs_references
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equal_to_avas_own_script(case):
+    expected = json.loads((case / "expected.json").read_text())
+    found, actions = judged(case, "activitynet")
+    if "ties" in case.name:  # the official order of equal scores is accidental: any order is between these
+        bound = expected["tie_interval_all_rows"]
+        assert bound["lo"] <= judged(case, "all")[0].mean <= bound["hi"]
+        return
+    assert found.mean == pytest.approx(expected["activitynet"]["mAP"], abs=1e-6)
+    names = {name: action for action, name in actions.items()}
+    for name, value in expected["activitynet"]["per_class_AP"].items():
+        ours = found.per_class[names[name]]
+        assert np.isnan(ours) if value is None else ours == pytest.approx(value, abs=1e-6), name
+
+
+@needs_references
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_counting_every_row_equals_slowfast_and_alphaction(case):
+    if "ties" in case.name:
+        pytest.skip("equal scores: held by the interval")
+    expected = json.loads((case / "expected.json").read_text())
+    found, _ = judged(case, "all")
+    assert found.mean == pytest.approx(expected["alphaction"]["mAP"], abs=1e-6)
+
+
+ACTIONS = {1: "walk", 2: "run"}
+
+
+def truth_of(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=COLUMNS).assign(person_id=-1)
+
+
+def said(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*COLUMNS, "score"])
+
+
+def test_average_precision_counted_by_hand():
+    """Right, wrong, right of three: recall 1/3 at precision 1, 2/3 at 2/3."""
+    assert average_precision(np.array([True, False, True]), 3) == pytest.approx((1 + 2 / 3) / 3)
+    assert average_precision(np.zeros(0, bool), 2) == 0.0
+    assert np.isnan(average_precision(np.array([False]), 0))
+
+
+def test_the_order_of_the_file_does_not_matter():
+    truth = truth_of(("a", 1.0, 0.1, 0.1, 0.5, 0.5, 1), ("a", 1.0, 0.6, 0.1, 0.9, 0.5, 2), ("b", 1.0, 0.1, 0.1, 0.5, 0.5, 1))
+    rows = [
+        ("a", 1.0, 0.1, 0.1, 0.5, 0.5, 1, 0.3),
+        ("a", 1.0, 0.6, 0.1, 0.9, 0.5, 1, 0.9),
+        ("b", 1.0, 0.1, 0.1, 0.5, 0.5, 1, 0.8),
+    ]
+    found = [frame_map(truth, said(*some), ACTIONS).per_class for some in (rows, rows[::-1])]
+    assert found[0] == found[1] == {1: pytest.approx(2 / 3), 2: 0.0}
+
+
+def test_sizes_are_judged_apart():
+    """A large person found, a small one missed, and a wrong small box, which does not count against the large one."""
+    truth = truth_of(("a", 1.0, 0.0, 0.0, 0.9, 0.9, 1), ("a", 1.0, 0.9, 0.9, 1.0, 1.0, 1))
+    rows = said(("a", 1.0, 0.0, 0.0, 0.9, 0.9, 1, 0.5), ("a", 1.0, 0.0, 0.9, 0.1, 1.0, 1, 0.9))
+    found = frame_map(truth, rows, ACTIONS)
+    assert found.by_size["large"] == 1.0
+    assert found.by_size["small"] == 0.0
+    assert np.isnan(found.by_size["medium"])
+    assert found.mean == pytest.approx(0.25)
+
+
+def test_nothing_to_judge_is_no_number():
+    assert np.isnan(frame_map(truth_of(), said(), ACTIONS).mean)

@@ -1,0 +1,69 @@
+"""`vmae-lab detect`, `vmae-lab persons`: who does what where, and where people are to begin with."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from vmae_lab.cli.parameters import Overrides, TakesPairs
+from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, carry_out, opened_encoder, read_recipe
+from vmae_lab.data.boxes import write_person_boxes
+from vmae_lab.data.scenes import open_scenes
+from vmae_lab.detection.people import TorchvisionDetector, detect_people
+from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.lab.stages import Stage, detect_stage, pretrain_stage
+
+commands = typer.Typer()
+BY = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true boxes"}
+
+
+@commands.command(
+    cls=TakesPairs,
+    epilog="\b\nExamples:\n  vmae-lab detect smoke\n  vmae-lab detect demo --encoder scratch --seed 0\n"
+    "  vmae-lab detect paper/ava --encoder MCG-NJU/videomae-base",
+)
+def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
+    """Train a detector of actions on a recipe's scenes. Prints each seed's frame mAP, and the folder with all it said."""
+    recipe = read_recipe(parameters, override, seed)
+    _settings(recipe)
+    opened = opened_encoder(recipe, encoder)
+
+    def stage(one: int) -> Stage:
+        return detect_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)
+
+    for one, folder, result in carry_out("detect", recipe, stage):
+        said = ", ".join(
+            f"{result['metrics'][name]:.1f} % by {whose}" for name, whose in BY.items() if name in result["metrics"]
+        )
+        print(f"seed {one}: frame mAP {said}; {result['key_frames']} {recipe.evaluate.split} key frames\n{folder}")
+
+
+@commands.command(
+    cls=TakesPairs,
+    epilog="\b\nExample:\n  vmae-lab persons paper/ava --split validation --out data/ava/ava_val_persons.csv",
+)
+def persons(
+    parameters: Parameters,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the boxes are written: csv without a header, as AVA's.")],
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Whose key frames.")] = "validation",
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of torchvision's detector; its published ones if left out.")
+    ] = None,
+    least_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are not written.")] = 0.05,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    override: Overrides = (),
+) -> None:
+    """Find the people in the key frames of a recipe's scenes, with torchvision's Faster R-CNN. Prints the file last."""
+    recipe = read_recipe(parameters, override, ())
+    scenes = open_scenes(_settings(recipe).scenes.without_persons(), split)
+    found = detect_people(TorchvisionDetector(weights, device), scenes, least_score)
+    write_person_boxes(out, found)
+    print(f"{len(found)} boxes in {len(scenes)} key frames\n{out}")
+
+
+def _settings(recipe: Recipe) -> DetectSettings:
+    if recipe.detect is None:
+        raise RecipeError("detect: this section is missing; params/paper/ava.yaml shows one")
+    return recipe.detect

@@ -1,0 +1,149 @@
+"""Boxes of people in key frames, with what each does: the CSV files of AVA, read and checked.
+
+No file has a header. Ground truth: `video, timestamp, x1, y1, x2, y2, action_id, person_id`; detections the same with `score`
+last; a person detector's boxes with the action left blank. Times are seconds, corners parts of the frame's width and height.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vmae_lab.data.lists.formats import Faults, ListError, whole_numbers
+from vmae_lab.files import whole_file
+
+CORNERS = ["x1", "y1", "x2", "y2"]
+COLUMNS = ["video", "timestamp", *CORNERS, "action_id"]
+KEY = ["video", "timestamp"]
+
+
+def read_ground_truth(file: Path, actions: Collection[int] | None = None) -> pd.DataFrame:
+    """What people do in key frames, a row each: COLUMNS and `person_id` (-1 where the file has none).
+
+    Raises ListError with the lines that are malformed: too few columns, corners outside [0, 1] or not in order, an action
+    that is not among `actions` where those are given.
+    """
+    table, faults = _numbers(file, [*COLUMNS, "person_id"], optional="person_id")
+    faults.add(_outside(table), lambda row: f"the box {_corners(table, row)} is not inside [0, 1]")
+    faults.add(_inverted(table), lambda row: f"the box {_corners(table, row)} has no area: x1 < x2 and y1 < y2 are expected")
+    known = table.action_id.isin(list(actions)).to_numpy() if actions is not None else np.ones(len(table), bool)
+    faults.add(~known, lambda row: f"action_id {table.action_id[row]} is not in the label map")
+    faults.check(str(file))
+    return table
+
+
+def read_detections(file: Path) -> pd.DataFrame:
+    """What a model said, a row each: COLUMNS and `score`. Boxes are as they stand: the evaluation drops those without area.
+
+    Raises ListError with the lines that are malformed.
+    """
+    table, faults = _numbers(file, [*COLUMNS, "score"])
+    faults.check(str(file))
+    return table
+
+
+def write_detections(file: Path, detections: pd.DataFrame) -> None:
+    """Write what a model said as AVA's evaluation takes it, whole or not at all: COLUMNS and `score`, no header."""
+    table = detections[[*COLUMNS, "score"]].assign(timestamp=detections.timestamp.map("{:.10g}".format))
+    with whole_file(file) as temporary:
+        table.to_csv(temporary, header=False, index=False, float_format="%.6f")
+
+
+def write_person_boxes(file: Path, boxes: pd.DataFrame) -> None:
+    """Write a person detector's boxes as `read_person_boxes` takes them: detections whose action is left blank."""
+    write_detections(file, boxes.assign(action_id=""))
+
+
+def read_person_boxes(file: Path) -> pd.DataFrame:
+    """A person detector's boxes: KEY, CORNERS and `score`; an action in the file is not read. Raises ListError."""
+    table, faults = _numbers(file, [*COLUMNS, "score"], unread="action_id")
+    faults.add(_inverted(table), lambda row: f"the box {_corners(table, row)} has no area: x1 < x2 and y1 < y2 are expected")
+    faults.check(str(file))
+    return table
+
+
+def read_excluded(file: Path) -> pd.DataFrame:
+    """Key frames that are left out: KEY. Raises ListError."""
+    table, faults = _numbers(file, KEY)
+    faults.check(str(file))
+    return table
+
+
+def read_label_map(file: Path) -> dict[int, str]:
+    """Names of actions by their number, from a label map: `item { name: "…" id: 1 }` or, as AVA's list of all 80,
+    `label { name: "…" label_id: 1 … }` (pbtxt), or a csv of numbers and names.
+
+    Raises ListError.
+    """
+    text = _text(file)
+    if file.suffix == ".pbtxt":
+        items = re.findall(r"(?:item|label)\s*\{([^}]*)\}", text)
+        found = [(re.search(r"\b(?:label_)?id:\s*(\d+)", item), re.search(r'\bname:\s*"([^"]*)"', item)) for item in items]
+        for place, (number, name) in enumerate(found, 1):
+            if not (number and name):
+                raise ListError(f"{file}: item {place} has no id or no name")
+        pairs = [(int(number[1]), name[1]) for number, name in found]
+    else:
+        lines = [line.split(",", 1) for line in text.splitlines() if line.strip()]
+        lines = lines[1:] if lines and not lines[0][0].strip().isdigit() else lines  # a header
+        for place, line in enumerate(lines, 1):
+            if len(line) < 2 or not line[0].strip().isdigit():
+                raise ListError(f"{file}: entry {place} {','.join(line)!r} is not a number and a name")
+        pairs = [(int(number), name.strip()) for number, name in lines]
+    if not pairs:
+        raise ListError(f"{file} names no action")
+    if len(dict(pairs)) < len(pairs):
+        raise ListError(f"{file} gives one number to several actions")
+    return dict(pairs)
+
+
+def _numbers(file: Path, names: list[str], optional: str = "", unread: str = "") -> tuple[pd.DataFrame, Faults]:
+    """A file's rows as numbers, and which are malformed: their numbers are 0, those left out of an `optional` column -1."""
+    cells, faults = _cells(file, names, optional)
+    faults.add((cells.video == "").to_numpy(), lambda row: "the video's name is empty")
+    table = {"video": cells.video}
+    for name in names[1:]:
+        column = cells[name]
+        if name == unread:
+            continue
+        left_out = ((column == "") & (name == optional)).to_numpy()
+        if name in ("action_id", "person_id"):
+            values, good = whole_numbers(column)
+        else:
+            values = pd.to_numeric(column, errors="coerce").to_numpy(float)
+            good = np.isfinite(values)
+        faults.add(~(good | left_out), lambda row, name=name: f"{name} {cells[name][row]!r} is no number")
+        table[name] = np.where(good, values, np.where(left_out, -1, 0)).astype(values.dtype)
+    return pd.DataFrame(table), faults
+
+
+def _cells(file: Path, names: list[str], optional: str = "") -> tuple[pd.DataFrame, Faults]:
+    """A csv's cells as text, blank where a line is short, and which lines have too few or too many."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in _text(file).splitlines()]
+    counts = np.array([len(row) for row in rows], int)
+    faults = Faults(np.arange(1, len(rows) + 1))
+    right = (counts == len(names)) | (counts == len(names) - 1) & bool(optional)
+    faults.add(~right, lambda row: f"{counts[row]} columns; {len(names)} are expected: {', '.join(names)}")
+    return pd.DataFrame([(row + [""] * len(names))[: len(names)] for row in rows], columns=names, dtype=str), faults
+
+
+def _text(file: Path) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ListError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _outside(table: pd.DataFrame) -> np.ndarray:
+    corners = table[CORNERS].to_numpy()
+    return ((corners < 0) | (corners > 1)).any(1)
+
+
+def _inverted(table: pd.DataFrame) -> np.ndarray:
+    return ((table.x2 <= table.x1) | (table.y2 <= table.y1)).to_numpy()
+
+
+def _corners(table: pd.DataFrame, row: int) -> str:
+    return ", ".join(f"{name} {table[name][row]:g}" for name in CORNERS)

@@ -1,0 +1,1 @@
+"""Detection: who does what where in a key frame, and when in a long video."""

@@ -1,0 +1,228 @@
+"""Spatial detection: frame mAP with and without pre-training, by class and size of box; scenes and what was said of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torchvision.ops import box_iou
+
+from vmae_lab.data.boxes import CORNERS, KEY, read_detections
+from vmae_lab.data.scenes import Scenes
+from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
+from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.loading import load_scenes
+from vmae_lab.lab.maps import Scene
+from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import DETECTIONS
+from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.paper import AVA_FRAME_MAP
+from vmae_lab.randomness import numpy_generator
+
+TRUE_BOXES = "frame_map_true_boxes"
+PAIRS = (("pretrained", "scratch"), ("pretrained_long", "scratch_long"), ("pretrained", "scratch_long"))
+SURE, MOST = 0.3, 3  # classes are written beside a picture from this score on, at most so many, or else the likeliest
+
+
+def main_metric(rows: pd.DataFrame) -> str:
+    """Frame mAP by a person detector's boxes, or where there are none by true ones."""
+    return "frame_map" if (rows.metric == "frame_map").any() else TRUE_BOXES
+
+
+def detection_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+    """One line an arm: frame mAP by both kinds of boxes and by their size, and what pre-training changes."""
+    scores, true = summarise(rows, main_metric(rows)), summarise(rows, TRUE_BOXES)
+    scratch = "scratch" in plan.possible
+    differences = paired_differences(rows, main_metric(rows), "scratch") if scratch else pd.DataFrame()
+    by_size = {arm: _over_seeds(plan, store, arm, "by_size", SIZES) for arm in plan.possible}
+    return pd.DataFrame([
+        {
+            "start": plan.arms[arm].label, "steps": plan.first(arm).recipe.detect.steps,
+            "frame mAP, %": mean_and_spread(scores, arm), "by true boxes, %": mean_and_spread(true, arm),
+            **{f"{size} boxes, %": plus_minus(row["mean"], row["std"]) for size, row in by_size[arm].iterrows()},
+            "difference to no pre-training [95 %]": difference_cell(differences, arm),
+        }
+        for arm in plan.possible
+    ])  # fmt: skip
+
+
+def detection_caption(plan: Plan, store: RunStore) -> str:
+    """How the detectors were trained and judged."""
+    recipe, settings = plan.recipe, plan.recipe.detect
+    result = store.result(plan.first(plan.possible[0]).measures["detect"])
+    sizes = ", ".join(f"{name} {_range(*limits)}" for name, limits in SIZES.items())
+    return (
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {recipe.model.side} x {recipe.model.side} pixels, "
+        f"detecting in {recipe.model.frames} frames, {settings.stride} apart, of {settings.side} x {settings.side}; "
+        f"{result['training_key_frames']} key frames to train on, batches of {settings.batch_size} clips, "
+        f"{len(recipe.seeds)} seeds; mean ± standard deviation over seeds; {result['key_frames']} key frames of the "
+        f"{recipe.evaluate.split} split. Frame mAP at IoU {OVERLAP:g} over {len(result['per_class'])} classes by AVA's own "
+        f"protocol, of boxes of {_whose_boxes(plan)}. Sizes in parts of the frame's area: {sizes}. Differences are paired by "
+        "seed, with Student's interval."
+    )
+
+
+def class_summaries(plan: Plan, store: RunStore) -> dict[str, pd.DataFrame]:
+    """Average precision of each class by arm: columns mean and std over seeds, in percent; index class."""
+    return {arm: _over_seeds(plan, store, arm, "per_class", guessing(plan)) for arm in plan.possible}
+
+
+def classes_table(plan: Plan, store: RunStore) -> pd.DataFrame:
+    """One line a class: average precision by arm, and what guessing would give."""
+    summaries, guess = class_summaries(plan, store), guessing(plan)
+    return pd.DataFrame([
+        {
+            "class": name,
+            **{
+                f"{plan.arms[arm].label}: AP, %": plus_minus(*summary.loc[name, ["mean", "std"]])
+                for arm, summary in summaries.items()
+            },
+            "guessing, %": f"{value:.1f}",
+        }
+        for name, value in guess.items()
+    ])  # fmt: skip
+
+
+def guessing(plan: Plan) -> dict[str, float]:
+    """By class, in percent: the share of people who do it, which is the precision of saying it of everyone, boxes all right."""
+    scenes = _held_out(plan)
+    people = len(scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]))
+    counts = scenes.truth.action_id.value_counts()
+    return {name: 100 * counts[action] / people for action, name in scenes.evaluated.items() if action in counts}
+
+
+def paper_table() -> pd.DataFrame:
+    """What is reported on AVA, beside which these scenes are a toy."""
+    return pd.DataFrame([
+        {
+            "encoder": size, "reported: self-supervised only, mAP %": f"{alone:.1f}",
+            "reported: then supervised on Kinetics, mAP %": f"{then:.1f}",
+        }
+        for size, (alone, then) in AVA_FRAME_MAP.items()
+    ])  # fmt: skip
+
+
+def example_scenes(plan: Plan, store: RunStore, arm: str, count: int) -> list[Scene]:
+    """Some key frames at random, with who is there and what an arm's first detector says."""
+    scenes, settings, model = _held_out(plan), plan.recipe.detect, plan.recipe.model
+    said = read_detections(store.folder(plan.first(arm).measures["detect"]) / DETECTIONS)
+    chosen = numpy_generator(plan.recipe.seeds[0], "scenes to look at").permutation(len(scenes))[:count]
+    return [_scene(scenes, settings, said, int(index), model.frames, model.tubelet) for index in chosen]
+
+
+def scenes_caption(plan: Plan, arm: str) -> str:
+    """Whose answers are shown."""
+    return (
+        f"Key frames at random, with what the detector of '{plan.arms[arm].label}', seed {plan.recipe.seeds[0]}, says: solid "
+        f"boxes are true, dashed ones are those of {_whose_boxes(plan)}. Actions with a score of {SURE:g} or more, at most "
+        f"{MOST}, or the likeliest; = stands where it is right, x where not. Scores are the action's times the box's."
+    )
+
+
+def classes_caption(plan: Plan) -> str:
+    """What a bar is."""
+    return (
+        f"Average precision by class, mean and standard deviation over {len(plan.recipe.seeds)} seeds; dotted, what guessing "
+        "gives: the share of people who do it."
+    )
+
+
+def recall_of_persons(plan: Plan) -> float | None:
+    """Percent of the people there whom the person detector's boxes cover (IoU .5): the most that can be found."""
+    scenes, settings = _held_out(plan), plan.recipe.detect
+    if scenes.persons is None:
+        return None
+    people = scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]).assign(action_id=1)
+    seen = scenes.persons[scenes.persons.score >= settings.person_score].assign(action_id=1)
+    joined = people.reset_index().merge(seen, on=KEY, suffixes=("", "_seen"))
+    true, found = (torch.tensor(joined[[corner + end for corner in CORNERS]].to_numpy()) for end in ("", "_seen"))
+    covered = joined[box_iou(true, found).diagonal().numpy() >= OVERLAP]
+    return 100 * covered["index"].nunique() / len(people)
+
+
+def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
+    """Whether pre-training helps, and more steps instead of it, in words computed from the numbers."""
+    metric = main_metric(rows)
+    scores = summarise(rows, metric)
+    words = [
+        f"Frame mAP is {mean_and_spread(scores, arm)} % with '{plan.arms[arm].label}' "
+        f"({plan.first(arm).recipe.detect.steps} steps); guessing would give {np.mean(list(guessing(plan).values())):.1f} %."
+        for arm in plan.pretrained
+    ]
+    for arm, other in PAIRS:
+        if {arm, other} <= set(plan.possible):
+            row = paired_differences(rows, metric, other).loc[arm]
+            told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
+            words.append(
+                f"'{plan.arms[arm].label}' against '{plan.arms[other].label}', {mean_and_spread(scores, other)} %: "
+                f"{interval(row.difference, row.low, row.high)} points{told}."
+            )
+    recall = recall_of_persons(plan)
+    return words if recall is None else [*words, f"The boxes cover {recall:.0f} % of the people: no detector finds more."]
+
+
+def judged_again(plan: Plan, store: RunStore) -> pd.DataFrame:
+    """Frame mAP of every run from the rows that it wrote, by AVA's protocol: columns arm, seed, value in percent."""
+    scenes = _held_out(plan)
+    return pd.DataFrame([
+        {
+            "arm": cell.arm, "seed": cell.seed,
+            "value": 100 * frame_map(
+                scenes.truth, read_detections(store.folder(cell.measures["detect"]) / DETECTIONS), scenes.evaluated
+            ).mean,
+        }
+        for cell in plan.cells
+    ])  # fmt: skip
+
+
+def _held_out(plan: Plan) -> Scenes:
+    recipe = plan.recipe
+    return load_scenes(recipe.detect.scenes, recipe.evaluate.split, recipe.compute)
+
+
+def _whose_boxes(plan: Plan) -> str:
+    if plan.recipe.detect.scenes.motionworld:
+        return "a stand-in for a person detector"
+    return "the ground truth" if _held_out(plan).persons is None else "the person detector"
+
+
+def _over_seeds(plan: Plan, store: RunStore, arm: str, part: str, names: Sequence[str]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of one part of the results; index: the names, where there are values."""
+    results = [store.result(plan.cell(arm, seed).measures["detect"])[part] for seed in plan.recipe.seeds]
+    table = pd.DataFrame(results).reindex(columns=list(names)).dropna(axis=1, how="all")
+    return pd.DataFrame({"mean": table.mean(), "std": table.std(ddof=1)})
+
+
+def _scene(
+    scenes: Scenes, settings: DetectSettings, said: pd.DataFrame, index: int, frames: int, tubelet: int
+) -> Scene:  # fmt: skip
+    video = scenes.clip(index, frames, settings.stride, settings.test_short_side)[:, ::tubelet].permute(1, 2, 3, 0).numpy()
+    classes = [scenes.actions[action] for action in sorted(scenes.actions)]
+    boxes, labels = scenes.labelled_boxes(index)
+    done = [[name for name, does in zip(classes, row, strict=True) if does] for row in labels.tolist()]
+    name, timestamp = scenes.keys.iloc[index][KEY]
+    here = said[(said.video == name) & np.isclose(said.timestamp, timestamp)]
+    seen, words = [], []
+    for corners, answers in here.groupby(CORNERS, sort=False):
+        overlap = box_iou(torch.tensor([corners]), boxes.double())[0] if len(boxes) else torch.zeros(1)
+        does = done[int(overlap.argmax())] if overlap.max() >= OVERLAP else []
+        seen.append(corners)
+        words.append(_answer(answers, scenes, does) + ("" if overlap.max() >= OVERLAP else " (nobody there)"))
+    true = [", ".join(names) for names in done]
+    return Scene(video, frames // 2 // tubelet, boxes.numpy(), np.array(seen).reshape(-1, 4), true, words)
+
+
+def _answer(answers: pd.DataFrame, scenes: Scenes, does: Sequence[str]) -> str:
+    """What was said of one box, the surest first."""
+    best = answers.sort_values("score", ascending=False)
+    told = best[best.score >= SURE].head(MOST) if (best.score >= SURE).any() else best.head(1)
+    names = [scenes.actions[action] for action in told.action_id]
+    return ", ".join(f"{'=' if n in does else 'x'} {n} {s:.2f}" for n, s in zip(names, told.score, strict=True))
+
+
+def _range(low: float, high: float) -> str:
+    if low == 0:
+        return f"below {high:g}"
+    return f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
