@@ -33,6 +33,8 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "loading",
         "readouts",
         "stages",
+        "jobs",
+        "detecting",
         "execution",
         "together",
         "runs",

@@ -5,17 +5,13 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from torch import nn
 
 from vmae_lab.cli.data import FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list
 from vmae_lab.data.listed import clips_of
 from vmae_lab.data.lists import read_list
 from vmae_lab.data.video import VideoSettings
 from vmae_lab.data.video.screen import FRAMES
-from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, Format, extract_features
-from vmae_lab.models.checkpoints import open_checkpoint
-from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, Format, extract_features, open_encoder
 
 commands = typer.Typer()
 FIELDS = FeatureSettings.model_fields
@@ -50,7 +46,7 @@ def features(
     Goes on where it was interrupted; exit status 1 where a video could not be read.
     """
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
-    encoder, norm = _encoder(model, {"frames": frames, "side": side}, device)
+    encoder, norm = open_encoder(model, {"frames": frames, "side": side}, device)
     videos = read_list(listed, root, labelled)
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")
@@ -62,12 +58,3 @@ def features(
     print(f"features: {folder}\nwhich window is where: {folder / WINDOWS}\nwhat could not be read: {folder / FAILURES}")
     if done.failed and not skip_missing:
         raise typer.Exit(1)
-
-
-def _encoder(where: str, shape: dict[str, int | None], device: str) -> tuple[nn.Module, nn.Module | None]:
-    """The model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own. Raises
-    CheckpointError."""
-    if open_checkpoint(where).config.model == "VideoMAE":
-        return VideoMAE.from_pretrained(where, **shape).encoder.to(device), None
-    model = VideoClassifier.from_pretrained(where, **shape).to(device)
-    return model.encoder, model.head.fc_norm

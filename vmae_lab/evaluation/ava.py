@@ -14,6 +14,7 @@ import torch
 from torchvision.ops import box_iou
 
 from vmae_lab.data.boxes import CORNERS, KEY
+from vmae_lab.evaluation.metrics import average_precision
 
 OVERLAP = 0.5
 MOST_A_FRAME = 50  # rows, all classes together, that ActivityNet's script reads
@@ -56,16 +57,6 @@ def frame_map(
     truth, detections = (rows[_with_area(rows)].reset_index(drop=True) for rows in (truth, detections))
     judged = _Judged(truth, detections, _matches(truth, detections), tuple(actions))
     return FrameMap(judged.precisions(), {name: _mean(judged.precisions_of_size(*limits)) for name, limits in SIZES.items()})
-
-
-def average_precision(right: np.ndarray, positives: int) -> float:
-    """Of detections by descending score, bool `(n,)`: the area below precision's envelope; NaN without positives."""
-    if not positives:
-        return float("nan")
-    found = np.cumsum(right)
-    precision = found / np.arange(1, len(right) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(envelope[right].sum() / positives)
 
 
 def _counted(rows: pd.DataFrame, actions: Mapping[int, str], excluded: pd.DataFrame | None) -> pd.DataFrame:

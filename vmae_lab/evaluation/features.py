@@ -5,7 +5,7 @@ A file a video, and tables of what is where. Long videos are read in chunks; wha
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,17 +13,22 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+from einops import reduce
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vmae_lab.data.augment import centre_crop, squash
 from vmae_lab.data.check import content_key, read_journal
+from vmae_lab.data.evaluated import MissingVideos
 from vmae_lab.data.listed import ListedClips
 from vmae_lab.data.sampling import Stretch
 from vmae_lab.data.video import VideoError, VideoFile
+from vmae_lab.data.video_features import VideoFeatures, open_features
 from vmae_lab.files import fingerprint, make_folder, read_json, storing_in, whole_file, write_json, write_text
-from vmae_lab.models.checkpoints import weights_digest
+from vmae_lab.models.checkpoints import open_checkpoint, weights_digest
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.videomae import VideoMAE
 
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
 LONGEST = 200  # bytes of a video's name; file systems hold 255, and a place has more in it
@@ -43,6 +48,15 @@ class FeatureSettings(BaseModel):
     frame: Literal["squash", "centre"] = Field("squash", description="the whole frame made square, or its central square")
     scale_only: bool = Field(False, description="pixels / 255 without mean and deviation, as the published features were made")
     format: Format = "npy"
+    parts: tuple[int, int, int] = Field(
+        (1, 1, 1),
+        description="of time, rows and columns, the means of whose tokens are kept side by side; (1, 1, 1): the mean token",
+    )
+
+    def check_grid(self, grid: tuple[int, int, int]) -> None:
+        """Raise ValueError where a model's tokens `(T', H', W')` do not split into the parts evenly."""
+        if any(part < 1 or tokens % part for part, tokens in zip(self.parts, grid, strict=True)):
+            raise ValueError(f"features.parts {list(self.parts)} do not divide the model's {' x '.join(map(str, grid))} tokens")
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,12 @@ class Extracted:
 
     windows: pd.DataFrame
     failed: dict[int, VideoError]
+    videos: int
+
+    def check(self) -> None:
+        """Raise MissingVideos, naming them, where some could not be read."""
+        if self.failed:
+            raise MissingVideos(self.failed, self.videos, "Mend them, or take them out of the list")
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,8 @@ def extract_features(
     chunk: int = 1024,
     progress: bool = True,
 ) -> Extracted:
-    """The mean token of every window of every video, through `norm` where one is given: a file of float32 `(windows, D)` each.
+    """The mean token of every window of every video, through `norm` where one is given: a file of float32 `(windows, D)` each;
+    with `settings.parts` the mean tokens of parts of the window, side by side.
 
     `encoder` takes uint8 or normalised `(B, C, T, H, W)` of its `clip` shape to tokens `(B, N, D)`; `batch` windows go through
     it at a time, and `chunk` frames of a video are held at most, or a window and a stride where that is more. A video shorter
@@ -82,6 +103,7 @@ def extract_features(
 
     Raises FeatureError where the folder's features are of another encoder or other settings, StorageError.
     """
+    settings.check_grid(encoder.clip.grid)
     make_folder(folder)
     _claim(folder, encoder, norm, settings)
     files = [clips.file(row) for row in range(len(clips))]
@@ -107,7 +129,27 @@ def extract_features(
             lines.flush()
     names = {key: clips.name(row) for row, key in enumerate(keys)}  # what is listed twice is there once
     there = [(name, seen[key]) for key, name in names.items() if key in seen]
-    return _index(folder, there, failed, settings.stride, encoder.clip.frames)
+    return Extracted(_index(folder, there, failed, settings.stride, encoder.clip.frames), failed, len(files))
+
+
+def open_encoder(where: str | Path, shape: dict[str, int | None], device: str) -> tuple[nn.Module, nn.Module | None]:
+    """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own.
+
+    `shape`: `frames` and `side` of its clips, its own where None. Raises CheckpointError.
+    """
+    if open_checkpoint(where).config.model == "VideoMAE":
+        return VideoMAE.from_pretrained(where, **shape).encoder.to(device), None
+    model = VideoClassifier.from_pretrained(where, **shape).to(device)
+    return model.encoder, model.head.fc_norm
+
+
+def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
+    """What `extract_features` has left in a folder, of videos of these names (without ending), in memory. Raises ListError."""
+    table = pd.read_csv(folder / WINDOWS, usecols=["path", "file"]).drop_duplicates()
+    places = {Path(path).stem: folder / file for path, file in table.itertuples(index=False)}
+    made = read_json(folder / SETTINGS)
+    files = {video: places.get(video, folder / video) for video in videos}
+    return open_features(files, made["stride"], made["clip"]["frames"], keep=True)
 
 
 @torch.no_grad()
@@ -124,9 +166,18 @@ def _features(
         for some in windows[: part.windows].split(batch):
             pixels = some.to(device)
             # The encoder takes floating pixels as they are, normalised or, here on request, not.
-            tokens = encoder(pixels.float() / 255 if settings.scale_only else pixels).mean(1)
-            found.append((norm(tokens) if norm else tokens).float().cpu())
+            tokens = _means(encoder(pixels.float() / 255 if settings.scale_only else pixels), encoder.clip.grid, settings.parts)
+            found.append((norm(tokens) if norm else tokens).flatten(1).float().cpu())
     return torch.cat(found).numpy(), part.end, part.fps
+
+
+def _means(tokens: Tensor, grid: tuple[int, int, int], parts: tuple[int, int, int]) -> Tensor:
+    """The mean token of each part of the grid: `(B, N, D)` -> `(B, parts, D)`."""
+    if parts == (1, 1, 1):
+        return tokens.mean(1, keepdim=True)
+    (t, h, w), (frames, rows, columns) = parts, (n // part for n, part in zip(grid, parts, strict=True))
+    pattern = "b (t i h j w k) d -> b (t h w) d"
+    return reduce(tokens, pattern, "mean", t=t, h=h, w=w, i=frames, j=rows, k=columns)
 
 
 @dataclass(frozen=True)
@@ -181,7 +232,10 @@ def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame)
                 np.savez(file, features=features, **{name: windows[name].to_numpy() for name in windows})
 
 
-def _index(folder: Path, there: list[tuple[str, _Seen]], failed: dict[int, VideoError], stride: int, frames: int) -> Extracted:
+def _index(
+    folder: Path, there: list[tuple[str, _Seen]], failed: dict[int, VideoError], stride: int, frames: int
+) -> pd.DataFrame:  # fmt: skip
+    """Write and return the table of windows, and write that of the videos that could not be read."""
     tables = [
         _windows(seen, stride, frames).assign(path=path, file=seen.file, window=range(seen.windows)) for path, seen in there
     ]
@@ -190,7 +244,7 @@ def _index(folder: Path, there: list[tuple[str, _Seen]], failed: dict[int, Video
     causes = pd.DataFrame([(error.path, error.cause) for error in failed.values()], columns=["path", "cause"])
     write_text(folder / WINDOWS, windows.to_csv(index=False))
     write_text(folder / FAILURES, causes.to_csv(index=False))
-    return Extracted(windows, failed)
+    return windows
 
 
 def _place(file: VideoFile, form: Format) -> str:
@@ -206,7 +260,9 @@ def _place(file: VideoFile, form: Format) -> str:
 def _claim(folder: Path, encoder: nn.Module, norm: nn.Module | None, settings: FeatureSettings) -> None:
     """Note in the folder how its features are made, or see that it is the same. Raises FeatureError."""
     weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
-    made = {**settings.model_dump(), "weights": weights, "clip": vars(encoder.clip)}
+    made = {**settings.model_dump(mode="json"), "weights": weights, "clip": vars(encoder.clip)}
+    if settings.parts == (1, 1, 1):  # folders that were begun before there were parts are gone on with
+        del made["parts"]
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         others = ", ".join(f"{name} {before.get(name)}, now {made[name]}" for name in made if before.get(name) != made[name])

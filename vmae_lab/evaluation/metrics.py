@@ -1,4 +1,4 @@
-"""Accuracy with its uncertainty."""
+"""Accuracy with its uncertainty; average precision."""
 
 import numpy as np
 from scipy.stats import binomtest
@@ -13,3 +13,13 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     """Wilson interval of a share of right answers, in percent: what the finite test set leaves open, seeds apart."""
     interval = binomtest(int(right), int(total)).proportion_ci(confidence, method="wilson")
     return 100 * interval.low, 100 * interval.high
+
+
+def average_precision(right: np.ndarray, positives: int) -> float:
+    """Of detections by descending score, bool `(n,)`: the area below precision's envelope; NaN without positives."""
+    if not positives:
+        return float("nan")
+    found = np.cumsum(right)
+    precision = found / np.arange(1, len(right) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[right].sum() / positives)

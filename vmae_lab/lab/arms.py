@@ -97,6 +97,13 @@ SPATIAL_DETECTION: dict[str, Arm] = {
 }
 
 
+TEMPORAL_DETECTION: dict[str, Arm] = {
+    "untrained": OWN_VIDEOS["untrained"],
+    "pretrained": OWN_VIDEOS["pretrained"],
+    "supervised": Arm("pre-trained, then supervised", GREEN, "*", _decoder("running_cell", 0.5), post_pretrained=True),
+}
+
+
 def _trained_alike(recipe: Recipe) -> Overrides:
     """The teacher and all students by one recipe: `distill` where it is given, else that of fine-tuning."""
     tuning = recipe.distill or recipe.evaluate.finetune

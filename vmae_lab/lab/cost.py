@@ -1,5 +1,6 @@
 """What a plan will cost, before it runs: stages, which are reused, multiply-accumulates, and time on this device."""
 
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ import pandas as pd
 import torch
 
 from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND
+from vmae_lab.data.untrimmed import UntrimmedSettings
 from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.detection.temporal import LocaliseSettings
+from vmae_lab.evaluation.features import FeatureSettings
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.measure import measure_step, parameter_count
 from vmae_lab.lab.recipe import Recipe, RecipeError
@@ -20,6 +25,7 @@ from vmae_lab.masking import MaskSettings
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.detector import ActionDetector
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
+from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.processes import fixed_threads
 from vmae_lab.training.log import read_metrics
@@ -37,6 +43,8 @@ def stage_macs(stage: Stage) -> float:
     settings = stage.settings
     if stage.kind in ("initial", "opened"):
         return 0.0
+    if stage.kind == "localise":
+        return _localise_macs(stage)
     model = ModelSettings(**settings["model"])
     if stage.kind == "pretrain":
         recipe = settings["pretrain"]
@@ -45,6 +53,11 @@ def stage_macs(stage: Stage) -> float:
         return (settings["steps"] + 1) * step_macs(model, MaskSettings(**settings["mask"]), settings["batch_size"])
     if stage.kind == "detect":
         return _detect_macs(model, DetectSettings(**settings["detect"]), settings["split"])
+    if stage.kind == "features":
+        one = classify_cost(model.dimensions, model.clip, 1).macs
+        return one * _windows(
+            UntrimmedSettings(**settings["videos"]), FeatureSettings(**settings["features"]), settings["split"]
+        )
     data = DataSettings(**settings["data"])
     one = classify_cost(model.dimensions, model.clip, data.classes).macs
     clips = _held_out_clips(data, settings["split"], settings.get("sources", data.pretrain_sources))
@@ -74,6 +87,38 @@ def _detect_macs(model: ModelSettings, recipe: DetectSettings, split: str) -> fl
     return BACKWARD * crop * recipe.steps * recipe.batch_size + whole * (2 * getattr(world, split) if world else 0)
 
 
+def _windows(videos: UntrimmedSettings, features: FeatureSettings, split: str) -> float:
+    """Windows of a split of the embedded untrimmed videos, about; how long listed videos are is not known before."""
+    world = videos.motionworld
+    if world is None:
+        return 0.0
+    return getattr(world, split) * sum(world.seconds) / 2 * FRAMES_A_SECOND / features.stride
+
+
+def _localise_macs(stage: Stage) -> float:
+    """Training and one pass over what is judged: every weight is used once a time step of its level."""
+    settings = LocaliseSettings(**stage.settings["localise"])
+    encoder = stage.inputs[0].settings["model"] if stage.inputs else None
+    width = ModelSettings(**encoder).dimensions.width * math.prod(settings.features.parts) if encoder else 2048
+    one = localiser_macs(settings.shape, width, classes=20)
+    if settings.videos.motionworld is None:
+        return BACKWARD * one * settings.steps * settings.batch_size * settings.longest
+    trained, judged = (_windows(settings.videos, settings.features, split) for split in ("train", stage.settings["split"]))
+    a_video = min(settings.longest, trained / settings.videos.motionworld.train)
+    return one * (BACKWARD * settings.steps * settings.batch_size * a_video + judged)
+
+
+def localiser_macs(shape: LocaliserShape, features: int, classes: int) -> float:
+    """Multiply-accumulates of a temporal detector for one time step of the features."""
+    with torch.device("meta"):
+        model = ActionLocaliser(shape, features, classes)
+    weights = {name: sum(p.numel() for p in part.parameters() if p.ndim > 1) for name, part in model.named_children()}
+    rates = sum(0.5**level for level in range(shape.levels))
+    blocks = weights["stem"] + weights["branch"] * (rates - 1) / max(1, shape.levels - 1)
+    attention = 2 * shape.window * shape.width * (shape.stem_layers + rates - 1)
+    return weights["embed"] + blocks + attention + (weights["classify"] + weights["regress"]) * rates
+
+
 def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
     """Videos that are evaluated on; those of list files are not counted before they are there."""
     if data.motionworld is None:
@@ -83,11 +128,28 @@ def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
 
 def stage_bytes(stage: Stage) -> int:
     """What a finished stage leaves on disk: its weights; of an opened checkpoint about as much as of pre-training."""
-    if stage.kind not in ("pretrain", "initial", "opened", "post_pretrain", "finetune", "distill", "detect"):
+    if stage.kind not in (
+        "pretrain",
+        "initial",
+        "opened",
+        "post_pretrain",
+        "finetune",
+        "distill",
+        "detect",
+        "features",
+        "localise",
+    ):
         return 0
+    if stage.kind == "localise":
+        shape = LocaliserShape(**stage.settings["localise"]["shape"])
+        return 4 * sum(p.numel() for p in ActionLocaliser(shape, 1024, 20).parameters())
     model = ModelSettings(**stage.settings["model"])
     if stage.kind == "detect":
         return 4 * detector_parameters(model)
+    if stage.kind == "features":
+        features = FeatureSettings(**stage.settings["features"])
+        windows = _windows(UntrimmedSettings(**stage.settings["videos"]), features, stage.settings["split"])
+        return int(4 * windows * model.dimensions.width * math.prod(features.parts))
     return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial", "opened") else classifier_parameters(stage))
 
 

@@ -2,28 +2,25 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vmae_lab.data.boxes import write_detections
 from vmae_lab.data.clips import Clips, DataSettings
-from vmae_lab.detection.spatial import DetectSettings, DetectTask, detect
-from vmae_lab.evaluation.ava import FrameMap, frame_map
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
 from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
 from vmae_lab.evaluation.views import ViewSettings, view_probabilities
 from vmae_lab.files import whole_file
-from vmae_lab.lab.loading import held_out_clips, load_scenes, load_split, quarantine_in, set_aside
+from vmae_lab.lab.detecting import run_detect, run_features, run_localise
+from vmae_lab.lab.jobs import Job, input_encoder_state, save_model, training_cost
+from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encoder, pretrained_errors, read_with
-from vmae_lab.lab.stages import DETECTIONS, PREDICTIONS, WEIGHTS, Stage
+from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.masking import MaskSettings
-from vmae_lab.models.checkpoints import State, read_weights
+from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.pretrained import Pretrained
@@ -32,24 +29,9 @@ from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.processes import fixed_threads, process_state
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
-from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, encoder_state, predict
-from vmae_lab.training.loop import Trained, train
+from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, predict
+from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
-from vmae_lab.training.settings import Compute
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage is carried out with: its own folder, its inputs' folders, and the computing settings."""
-
-    stage: Stage
-    folder: Path
-    input_folders: tuple[Path, ...]
-    compute: Compute
-    progress: bool
-
-    def section(self, name: str) -> Any:
-        return self.stage.settings[name]
 
 
 def execute(job: Job) -> dict[str, Any]:
@@ -66,28 +48,6 @@ def _held_out(job: Job, sources: list[str]) -> tuple[Clips, dict[str, Any]]:
     return held_out_clips(job.stage.settings, sources, job.compute)
 
 
-def _save(job: Job, model: Pretrained) -> None:
-    """The stage's model as a folder that `from_pretrained` opens, written by the first process."""
-    if not process_state().is_main_process:
-        return
-    kind, seed = job.stage.kind, job.section("seed")
-    model.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: {kind}, seed {seed}.")
-
-
-def _encoder_state(folder: Path) -> State:
-    """An input stage's encoder weights, of a pre-training or of a classifier (which has no final LayerNorm)."""
-    return encoder_state(read_weights(folder / WEIGHTS))
-
-
-def _training_cost(trained: Trained) -> dict[str, Any]:
-    return {
-        "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
-        "peak_memory_mib": trained.peak_memory_mib,
-        **({"processes": trained.processes} if trained.processes > 1 else {}),
-        **({"rolled_back": trained.rolled_back} if trained.rolled_back else {}),
-    }  # fmt: skip
-
-
 def _run_pretrain(job: Job) -> dict[str, Any]:
     data = DataSettings(**job.section("data"))
     _, clips = _load(job, "pretrain", list(data.pretrain_sources))
@@ -96,9 +56,9 @@ def _run_pretrain(job: Job) -> dict[str, Any]:
         PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
-    _save(job, trained.model)
+    save_model(job, trained.model)
     return {
-        "metrics": {}, "training": _training_cost(trained), "samples_by_source": task.samples_by_source(),
+        "metrics": {}, "training": training_cost(trained), "samples_by_source": task.samples_by_source(),
         **set_aside(task.quarantine),
     }  # fmt: skip
 
@@ -107,7 +67,7 @@ def _run_initial(job: Job) -> dict[str, Any]:
     settings = ModelSettings(**job.section("model"))
     with seeded(job.section("seed"), "initial weights"):
         model = VideoMAE(settings.dimensions, settings.clip)
-    _save(job, model)
+    save_model(job, model)
     return {"metrics": {}}
 
 
@@ -167,17 +127,17 @@ def _supervised(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a classifier on some labelled clips, from the input stage's encoder where there is one; top-1 on held-out ones."""
     model = ModelSettings(**job.section("model"))
-    state = _encoder_state(job.input_folders[0]) if job.input_folders else None
+    state = input_encoder_state(job.input_folders[0]) if job.input_folders else None
     task = FinetuneTask(
         model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"),
         quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
-    _save(job, trained.model)
+    save_model(job, trained.model)
     answers = predict(trained.model, held_out, model, data.stride, task.settings.sampling)
     accuracy = top1(answers.argmax(1).numpy(), held_out.labels)
     return {
-        "metrics": {section: accuracy}, "training": _training_cost(trained), "labelled_clips": len(rows), **said,
+        "metrics": {section: accuracy}, "training": training_cost(trained), "labelled_clips": len(rows), **said,
         **set_aside(task.quarantine),
     }  # fmt: skip
 
@@ -193,12 +153,12 @@ def _run_distill(job: Job) -> dict[str, Any]:
     )  # fmt: skip
     task = DistillTask(
         model, DistillSettings(**job.section("distill")), data, clips, list(range(len(clips))),
-        _encoder_state(job.input_folders[1]) if job.input_folders[1:] else None, taught_by, job.section("seed"),
+        input_encoder_state(job.input_folders[1]) if job.input_folders[1:] else None, taught_by, job.section("seed"),
         quarantine_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
-    _save(job, trained.model.classifier)
-    result = {"metrics": {}, "training": _training_cost(trained), "clips": len(clips), **set_aside(task.quarantine)}
+    save_model(job, trained.model.classifier)
+    result = {"metrics": {}, "training": training_cost(trained), "clips": len(clips), **set_aside(task.quarantine)}
     if not data.labelled:
         return result
     held_out, said = _held_out(job, sources)
@@ -234,31 +194,6 @@ def _run_views(job: Job) -> dict[str, Any]:
     return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **said}
 
 
-def _run_detect(job: Job) -> dict[str, Any]:
-    """Frame mAP by a person detector's boxes where there are such, and by true ones; what was said is kept beside it."""
-    model, settings = ModelSettings(**job.section("model")), DetectSettings(**job.section("detect"))
-    scenes, held_out = (load_scenes(settings.scenes, split, job.compute) for split in ("train", job.section("split")))
-    state = _encoder_state(job.input_folders[0]) if job.input_folders else None
-    task = DetectTask(model, settings, scenes, state, job.section("seed"), quarantine_in(job.folder))
-    trained = train(task, job.folder, job.compute, job.progress)
-    _save(job, trained.model)
-    judged: dict[str, FrameMap] = {}
-    for name, true_boxes in (("frame_map_true_boxes", True), ("frame_map", False)):
-        if not true_boxes and held_out.persons is None:
-            continue
-        said = detect(trained.model, held_out, settings, model, true_boxes)
-        judged[name] = frame_map(held_out.truth, said, held_out.evaluated)
-        if process_state().is_main_process:
-            write_detections(job.folder / DETECTIONS, said)  # the person detector's boxes, where there are such, are last
-    *_, main = judged.values()
-    return {
-        "metrics": {name: 100 * one.mean for name, one in judged.items()}, "training": _training_cost(trained),
-        "per_class": {held_out.actions[action]: 100 * value for action, value in main.per_class.items() if value == value},
-        "by_size": {size: 100 * value for size, value in main.by_size.items() if value == value},  # NaN where none is
-        "key_frames": len(held_out), "training_key_frames": len(scenes.labelled), **set_aside(task.quarantine),
-    }  # fmt: skip
-
-
 def _run_controls(job: Job) -> dict[str, Any]:
     model = ModelSettings(**job.section("model"))
     data, clips = _load(job, "train", job.section("sources"))
@@ -292,6 +227,8 @@ RUNS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "distill": _run_distill,
     "controls": _run_controls,
     "measure": _run_measure,
-    "detect": _run_detect,
+    "detect": run_detect,
+    "features": run_features,
+    "localise": run_localise,
     "opened": _run_opened,
 }

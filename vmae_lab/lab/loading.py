@@ -11,6 +11,7 @@ from vmae_lab.data.clips import Clips, DataSettings, load_clips
 from vmae_lab.data.evaluated import readable
 from vmae_lab.data.quarantine import Quarantine
 from vmae_lab.data.scenes import Scenes, SceneSettings, open_scenes
+from vmae_lab.data.untrimmed import Untrimmed, UntrimmedSettings, open_untrimmed
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.settings import Compute
 
@@ -34,6 +35,16 @@ def _scenes(settings: str, split: str, processes: int) -> Scenes:
 def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes:
     """The key frames of one split."""
     return _scenes(settings.model_dump_json(), split, max(compute.jobs, compute.workers))
+
+
+@lru_cache(maxsize=4)
+def _untrimmed(settings: str, split: str, processes: int) -> Untrimmed:
+    return open_untrimmed(UntrimmedSettings.model_validate_json(settings), split, processes)
+
+
+def load_untrimmed(settings: UntrimmedSettings, split: str, compute: Compute) -> Untrimmed:
+    """The annotated untrimmed videos of one split."""
+    return _untrimmed(settings.model_dump_json(), split, max(compute.jobs, compute.workers))
 
 
 def held_out_clips(settings: Mapping[str, Any], sources: Sequence[str], compute: Compute) -> tuple[Clips, dict[str, Any]]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmae_lab.data.clips import DataSettings
 from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
 from vmae_lab.masking import MaskSettings, draw_masks
@@ -79,6 +80,7 @@ class Recipe(BaseModel):
     post_pretrain: FinetuneSettings = Field(description="supervised training on the labelled hybrid, between the two others")
     distill: DistillSettings | None = Field(None, description="teaching a small student; only plans that do need it")
     detect: DetectSettings | None = Field(None, description="spatial detection; only plans that do it need it")
+    localise: LocaliseSettings | None = Field(None, description="temporal detection; only plans that do it need it")
     student: str | None = Field(None, description="size of the model that is taught; the next below model.size where left out")
     evaluate: EvaluateSettings
     measure: MeasureSettings = MeasureSettings()
@@ -91,6 +93,8 @@ class Recipe(BaseModel):
             raise ValueError(f"student '{self.student}' is no model size; sizes are {', '.join(SIZES)}")
         if self.detect:
             self.detect.check_model(self.model)
+        if self.localise and self.localise.videos.extracted:
+            self.localise.features.check_grid(self.model.clip.grid)
         there = self.data.sources if self.data.motionworld else ()
         unknown = set(self.evaluate.sources) - set(there)
         if unknown:

@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from vmae_lab.files import make_folder, read_json, write_json, write_text
-from vmae_lab.lab.execution import Job, execute
+from vmae_lab.lab.execution import execute
+from vmae_lab.lab.jobs import Job
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.together import launch

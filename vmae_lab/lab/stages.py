@@ -19,6 +19,7 @@ from vmae_lab.training.finetune import FinetuneSettings
 from vmae_lab.training.settings import TrainSettings
 
 WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
+FEATURES, SEGMENTS = "features", "segments.json"
 # By kind; to be raised when a change to the code changes results.
 VERSIONS = {
     "pretrain": 1,
@@ -32,6 +33,8 @@ VERSIONS = {
     "measure": 1,
     "opened": 1,
     "detect": 1,
+    "features": 1,
+    "localise": 1,
 }
 
 
@@ -124,6 +127,31 @@ def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
         "scenes_fingerprint": recipe.detect.scenes.fingerprint,
     }  # fmt: skip
     return Stage("detect", settings, () if encoder is None else (encoder,))
+
+
+def features_stage(recipe: Recipe, encoder: Stage, split: str) -> Stage:
+    """Features of windows along a split's untrimmed videos."""
+    wanted = recipe.localise
+    settings = {
+        "model": _plain(recipe.model), "split": split, "features": _plain(wanted.features), "videos": _plain(wanted.videos),
+        "videos_fingerprint": wanted.videos.fingerprint,
+    }  # fmt: skip
+    return Stage("features", settings, (encoder,))
+
+
+def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
+    """Temporal detection, from an encoder's features or, where the recipe names such, from features that are there already.
+
+    Raises RecipeError.
+    """
+    if recipe.localise is None:
+        raise RecipeError("localise: this parameter is missing, and the plan detects actions in time")
+    split, wanted = recipe.evaluate.split, recipe.localise
+    inputs = (
+        (features_stage(recipe, encoder, "train"), features_stage(recipe, encoder, split)) if wanted.videos.extracted else ()
+    )
+    settings = {"seed": seed, "split": split, "localise": _plain(wanted), "videos_fingerprint": wanted.videos.fingerprint}
+    return Stage("localise", settings, inputs)
 
 
 def measure_stage(recipe: Recipe, batch_size: int) -> Stage:

@@ -17,6 +17,7 @@ from vmae_lab.lab.arms import (
     PROGRESSIVE,
     SCALING,
     SPATIAL_DETECTION,
+    TEMPORAL_DETECTION,
     UNSEEN,
     Arm,
     student_size,
@@ -27,6 +28,7 @@ from vmae_lab.lab.stages import (
     detect_stage,
     distill_stage,
     finetune_stage,
+    localise_stage,
     measure_stage,
     post_pretrain_stage,
     pretrain_stage,
@@ -63,6 +65,12 @@ def _downstream(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[
 def _detect(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Spatial detection, after pre-training or from scratch."""
     return {"detect": detect_stage(recipe, encoder if arm.pretrained else None, seed)}
+
+
+def _localise(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Temporal detection on the features of an encoder, untrained, pre-trained, or then supervised too."""
+    before = post_pretrain_stage(recipe, encoder, seed) if arm.post_pretrained else encoder
+    return {"localise": localise_stage(recipe, before, seed)}
 
 
 def _two_places(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -136,6 +144,7 @@ WORKBOOK: dict[str, Notebook] = {
     "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled),
     "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
     "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect),
+    "downstream_temporal_detection": Notebook(TEMPORAL_DETECTION, _localise),
     "distillation": Notebook(DISTILLATION, _distilled),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }

@@ -127,9 +127,9 @@ def _write(settings: MotionworldSettings, folder: Path, processes: int) -> None:
     write_json(folder / "settings.json", {"renderer": RENDERER_VERSION, **settings.model_dump(mode="json")})
 
 
-def in_batches(write: Callable[..., T], jobs: list[tuple], folder: Path, processes: int) -> list[T]:
-    """What `write(*job)` gives for each job, in order, fifty at a time in processes of their own, under a progress bar."""
-    parts = [jobs[start : start + 50] for start in range(0, len(jobs), 50)]
+def in_batches(write: Callable[..., T], jobs: list[tuple], folder: Path, processes: int, size: int = 50) -> list[T]:
+    """What `write(*job)` gives for each job, in order, `size` at a time in processes of their own, under a progress bar."""
+    parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     done: list[T] = []
     with worker_pool(processes) as pool, tqdm(total=len(jobs), desc=f"writing to {folder.parent}", unit="clip") as bar:
         for written in pool.map(_write_batch, [write] * len(parts), parts):

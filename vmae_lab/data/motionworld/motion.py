@@ -49,13 +49,23 @@ def draw_path(action: str, frames: int, rng: np.random.Generator) -> Path:
 
 def moved(start: Path, actions: Collection[str], step: np.ndarray) -> Path:
     """A thing that is at `start` (one frame) at step 0, at other steps `(F,)` of actions that it does together."""
+    return displaced(start, step[:, None] * rates(actions, start.distance))
+
+
+def rates(actions: Collection[str], distance: float = 1.0) -> np.ndarray:
+    """What a step of actions done together changes: x, y, angle and size phase, `(4,)`."""
     shifts = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-    shift = np.sum([shifts.get(action, (0, 0)) for action in actions], axis=0)
+    x, y = np.sum([shifts.get(action, (0, 0)) for action in actions], axis=0)
     turn = sum({"clockwise": 1, "anticlockwise": -1}.get(action, 0) for action in actions)
     growth = sum({"zoom_in": 1, "zoom_out": -1}.get(action, 0) for action in actions)
+    return np.array([SHIFT / distance * x, SHIFT / distance * y, TURN * turn, GROWTH * growth])
+
+
+def displaced(start: Path, change: np.ndarray) -> Path:
+    """A thing at `start` (one frame) after changes `(F, 4)` of x, y, angle and size phase, where the world wraps."""
     return Path(
-        (start.centre + SHIFT / start.distance * step[:, None] * shift) % 1,
-        (start.angle + TURN * turn * step) % (2 * np.pi),
-        (start.size + GROWTH * growth * step) % 1,
+        (start.centre + change[:, :2]) % 1,
+        (start.angle + change[:, 2]) % (2 * np.pi),
+        (start.size + change[:, 3]) % 1,
         start.distance,
     )

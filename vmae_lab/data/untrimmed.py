@@ -1,0 +1,172 @@
+"""Untrimmed videos and when which action happens in them: the embedded ones, or annotations in ActivityNet's layout."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from vmae_lab.data.listed import ListedClips, clips_of
+from vmae_lab.data.lists import VideoList
+from vmae_lab.data.lists.formats import VIDEO_SUFFIXES, ListError, absolute, place_of
+from vmae_lab.data.lists.settings import content_of
+from vmae_lab.data.motionworld.untrimmed import UntrimmedWorldSettings, open_untrimmed_world
+from vmae_lab.data.segments import Annotations, read_annotations
+from vmae_lab.data.video import VideoSettings
+from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.data.video_features import FeatureFolder, VideoFeatures, open_features
+from vmae_lab.files import fingerprint
+
+Split = Literal["train", "validation", "test"]
+OFF = 0.1  # part of a video by which its features may be longer or shorter than its annotated duration, without a warning
+
+
+class SegmentLists(BaseModel):
+    """Annotations in ActivityNet's JSON layout, and where their videos are, or features of them that are there already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: str = "."
+    annotations: str = Field(description="JSON, relative to the root: durations, rates, segments, labels, subsets")
+    videos: str | None = Field(None, description="folder of the videos, `<name>.<suffix>`; their features are extracted")
+    features: FeatureFolder | None = None
+    train: tuple[str, ...] = Field(description="subsets that are trained on, as the annotations call them")
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    rate: float | None = Field(None, gt=0, description="frames a second of all videos, where the annotations give none")
+    beyond: Literal["refuse", "keep"] = Field("refuse", description="segments that end after their video")
+    untrained: tuple[str, ...] = Field(
+        (), description="classes not trained on; CliffDiving on THUMOS14, which is Diving as well, as ActionFormer has it"
+    )
+    decoding: VideoSettings = VideoSettings()
+
+    def model_post_init(self, _context: object) -> None:
+        if (self.videos is None) == (self.features is None):
+            raise ValueError("give one of videos (a folder of them) and features (a folder of what was extracted of them)")
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the annotations' content, or their place while they are not there."""
+        return fingerprint([content_of(self.annotations, absolute(self.root)), *self.train, *self.validation, *self.test])
+
+
+class UntrimmedSettings(BaseModel):
+    """The embedded untrimmed videos, or annotations with videos or features."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    motionworld: UntrimmedWorldSettings | None = None
+    lists: SegmentLists | None = None
+
+    def model_post_init(self, _context: object) -> None:
+        if (self.motionworld is None) == (self.lists is None):
+            raise ValueError(
+                "give one of videos.motionworld (the embedded ones) and videos.lists (annotated videos or features)"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data's content."""
+        return (self.motionworld or self.lists).fingerprint
+
+    @property
+    def extracted(self) -> bool:
+        """Whether features are made by an encoder of ours, rather than there already."""
+        return self.lists is None or self.lists.features is None
+
+
+@dataclass(frozen=True)
+class Untrimmed:
+    """The videos of one split. `annotations`: of them alone, but with all classes; every video has its rate there."""
+
+    annotations: Annotations
+    lists: SegmentLists
+    split: Split
+
+    @property
+    def names(self) -> list[str]:
+        return self.annotations.videos.video.tolist()
+
+    def clips(self, processes: int = 1) -> ListedClips:
+        """The videos' files, in order, to be read. Raises ListError naming those that are not there."""
+        root = absolute(self.lists.root)
+        folder = place_of(self.lists.videos, root)
+        if not folder.is_dir():
+            raise ListError(f"videos.lists.videos: there is no folder {folder}")
+        there = {Path(name).stem: name for name in sorted(os.listdir(folder)) if Path(name).suffix.lower() in VIDEO_SUFFIXES}
+        missing = [name for name in self.names if name not in there]
+        if missing:
+            raise ListError(
+                f"{len(missing)} of {len(self.names)} videos of the {self.split} split are not in {folder}: "
+                f"{', '.join(missing[:10])}{' …' if len(missing) > 10 else ''}"
+            )
+        table = pd.DataFrame({"path": [there[name] for name in self.names]})
+        table = table.assign(label=np.int64(-1), start=np.int64(0), total=np.int64(-1), line=np.int64(0))
+        return clips_of({"untrimmed": (VideoList(folder, table, ()), FRAMES)}, self.lists.decoding, processes)
+
+    def features(self) -> VideoFeatures:
+        """The videos' features that were there already. Raises ListError; warns of lengths that do not fit the annotations."""
+        where = self.lists.features
+        folder = place_of(where.folder, absolute(self.lists.root))
+        if not folder.is_dir():
+            raise ListError(f"videos.lists.features: there is no folder {folder}")
+        files = {video: folder / where.pattern.replace("{video}", video) for video in self.names}
+        features = open_features(files, where.stride, where.frames)
+        self._check_lengths(features)
+        return features
+
+    def _check_lengths(self, features: VideoFeatures) -> None:
+        """Features at another rate or stride than is said put every segment in the wrong place, and nothing would fail."""
+        odd = []
+        for video in self.annotations.videos.itertuples():
+            lasts = ((features.lengths[video.video] - 1) * features.stride + features.frames) / video.fps
+            if abs(lasts - video.duration) > OFF * video.duration + 1:
+                odd.append(
+                    f"{video.video} ({features.lengths[video.video]} windows are {lasts:.1f} s of {video.duration:.1f} s)"
+                )
+        if odd:
+            warnings.warn(
+                f"features of {len(odd)} of {len(self.names)} videos are not as long as the annotations say; see that stride, "
+                f"frames and rate are those they were made with: {', '.join(odd[:5])}",
+                stacklevel=3,
+            )
+
+
+def open_untrimmed(settings: UntrimmedSettings, split: Split, processes: int = 1) -> Untrimmed:
+    """The videos of a split and their annotations, checked. The embedded ones are written where they are not there.
+
+    Raises ListError, StorageError.
+    """
+    lists = settings.lists or _as_lists(open_untrimmed_world(settings.motionworld, processes))
+    subsets = getattr(lists, split)
+    if not subsets:
+        raise ListError(f"videos.lists: there is no {split} split; name the annotations' subsets of it")
+    place = place_of(lists.annotations, absolute(lists.root))
+    annotations = read_annotations(place, lists.beyond)
+    unknown = sorted(set(lists.untrained) - set(annotations.classes))
+    if unknown:
+        raise ListError(
+            f"videos.lists.untrained: {place} has no class {', '.join(unknown)}; it has {', '.join(annotations.classes)}"
+        )
+    annotations = annotations.subset(*subsets)
+    return Untrimmed(_with_rates(annotations, lists.rate, place), lists, split)
+
+
+def _with_rates(annotations: Annotations, rate: float | None, place: Path) -> Annotations:
+    videos = annotations.videos
+    videos = videos.assign(fps=videos.fps.fillna(np.nan if rate is None else rate))
+    without: Sequence[str] = videos.video[videos.fps.isna()].tolist()
+    if without:
+        raise ListError(f"{place}: {len(without)} videos have no fps, {without[0]} the first; set videos.lists.rate")
+    return Annotations(videos, annotations.segments, annotations.classes)
+
+
+def _as_lists(folder: Path) -> SegmentLists:
+    """The embedded videos are annotated like any others."""
+    splits = {split: (split,) for split in ("train", "validation", "test")}
+    return SegmentLists(root=str(folder), annotations="annotations.json", videos="videos", **splits)

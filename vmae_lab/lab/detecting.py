@@ -1,0 +1,104 @@
+"""How the stages of detection are carried out: in space, the features of untrimmed videos, and in time."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmae_lab.data.boxes import write_detections
+from vmae_lab.data.segments import write_predictions
+from vmae_lab.data.untrimmed import Untrimmed, UntrimmedSettings
+from vmae_lab.data.video_features import VideoFeatures
+from vmae_lab.detection.spatial import DetectSettings, DetectTask, detect
+from vmae_lab.detection.temporal import LocaliseSettings, LocaliseTask, localise
+from vmae_lab.evaluation.ava import FrameMap, frame_map
+from vmae_lab.evaluation.features import FeatureSettings, extract_features, open_encoder, open_extracted
+from vmae_lab.evaluation.thumos import DURATIONS, SegmentMap, segment_map
+from vmae_lab.lab.jobs import Job, input_encoder_state, save_model, training_cost
+from vmae_lab.lab.loading import load_scenes, load_untrimmed, quarantine_in, set_aside
+from vmae_lab.lab.stages import DETECTIONS, FEATURES, SEGMENTS
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.processes import process_state
+from vmae_lab.training.loop import train
+
+
+def run_detect(job: Job) -> dict[str, Any]:
+    """Frame mAP by a person detector's boxes where there are such, and by true ones; what was said is kept beside it."""
+    model, settings = ModelSettings(**job.section("model")), DetectSettings(**job.section("detect"))
+    scenes, held_out = (load_scenes(settings.scenes, split, job.compute) for split in ("train", job.section("split")))
+    state = input_encoder_state(job.input_folders[0]) if job.input_folders else None
+    task = DetectTask(model, settings, scenes, state, job.section("seed"), quarantine_in(job.folder))
+    trained = train(task, job.folder, job.compute, job.progress)
+    save_model(job, trained.model)
+    judged: dict[str, FrameMap] = {}
+    for name, true_boxes in (("frame_map_true_boxes", True), ("frame_map", False)):
+        if not true_boxes and held_out.persons is None:
+            continue
+        said = detect(trained.model, held_out, settings, model, true_boxes)
+        judged[name] = frame_map(held_out.truth, said, held_out.evaluated)
+        if process_state().is_main_process:
+            write_detections(job.folder / DETECTIONS, said)  # the person detector's boxes, where there are such, are last
+    *_, main = judged.values()
+    return {
+        "metrics": {name: 100 * one.mean for name, one in judged.items()}, "training": training_cost(trained),
+        "per_class": {held_out.actions[action]: 100 * value for action, value in main.per_class.items() if value == value},
+        "by_size": {size: 100 * value for size, value in main.by_size.items() if value == value},  # NaN where none is
+        "key_frames": len(held_out), "training_key_frames": len(scenes.labelled), **set_aside(task.quarantine),
+    }  # fmt: skip
+
+
+def run_features(job: Job) -> dict[str, Any]:
+    """Features of the windows of every video of a split, in a folder of their own; by the first process."""
+    model, settings = ModelSettings(**job.section("model")), FeatureSettings(**job.section("features"))
+    videos = load_untrimmed(UntrimmedSettings(**job.section("videos")), job.section("split"), job.compute)
+    if not process_state().is_main_process:
+        return {"metrics": {}}
+    shape = {"frames": model.frames, "side": model.side}
+    encoder, norm = open_encoder(job.input_folders[0], shape, str(process_state().device))
+    clips = videos.clips(max(job.compute.jobs, job.compute.workers))
+    done = extract_features(encoder, clips, job.folder / FEATURES, settings, norm, progress=job.progress)
+    clips.decoders.close()
+    done.check()
+    return {"metrics": {}, "videos": len(clips), "windows": len(done.windows)}
+
+
+def run_localise(job: Job) -> dict[str, Any]:
+    """mAP over temporal IoU on the split that is judged; what was said is kept beside it."""
+    settings = LocaliseSettings(**job.section("localise"))
+    videos, held_out = (load_untrimmed(settings.videos, split, job.compute) for split in ("train", job.section("split")))
+    features, others = (
+        _features(one, folder) for one, folder in zip((videos, held_out), job.input_folders or (None, None), strict=True)
+    )
+    trained = train(LocaliseTask(settings, videos, features, job.section("seed")), job.folder, job.compute, job.progress)
+    said = localise(trained.model, held_out, others, settings)
+    if process_state().is_main_process:
+        trained.model.save(job.folder)
+        write_predictions(job.folder / SEGMENTS, said)
+    judged = judge(held_out, said, settings)
+    by_threshold = {
+        f"segment_map_{100 * threshold:.0f}": 100 * value
+        for threshold, value in zip(settings.thresholds, judged.by_threshold, strict=True)
+    }
+    return {
+        "metrics": {"segment_map": 100 * judged.mean, **by_threshold}, "training": training_cost(trained),
+        "per_class": _in_percent(judged.per_class), "by_duration": _in_percent(judged.by_duration),
+        "videos": len(held_out.names), "training_videos": len(videos.names),
+        "segments": len(held_out.annotations.segments), "training_segments": len(videos.annotations.segments),
+    }  # fmt: skip
+
+
+def judge(videos: Untrimmed, said: Any, settings: LocaliseSettings) -> SegmentMap:
+    """What was said of some videos against their annotations, as a stage of these settings is judged."""
+    there = videos.annotations
+    durations = settings.durations or DURATIONS
+    return segment_map(there.segments, said, there.classes, settings.thresholds, durations=durations)
+
+
+def _features(videos: Untrimmed, folder: Path | None) -> VideoFeatures:
+    """Those that an input stage has extracted, or such as were there already."""
+    return videos.features() if folder is None else open_extracted(folder / FEATURES, videos.names)
+
+
+def _in_percent(parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over thresholds, of what there is."""
+    return {name: 100 * float(values.mean()) for name, values in parts.items() if not np.isnan(values).any()}
