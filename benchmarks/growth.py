@@ -7,12 +7,12 @@ stands the exponent of the multiply-accumulates counted for the same steps, whic
 import argparse
 import os
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from parts.timing import timed
 from parts.written import machine_words, write_benchmark
 
 from vmae_lab.data.mixture import sample_order
@@ -113,12 +113,6 @@ def listing() -> dict:
         "what": "listing the run store, by stages", "from": sizes[0], "to": sizes[-1],
         "exponent": exponent(sizes, seconds), "counted": 1.0, "seconds at the end": seconds[-1],
     }  # fmt: skip
-
-
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "figures",
         "pictures",
         "maps",
+        "timelines",
         "presentation",
         "report",
         "entries",

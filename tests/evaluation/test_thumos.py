@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmae_lab.data.segments import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
-from vmae_lab.evaluation.thumos import segment_map, temporal_overlap
+from vmae_lab.evaluation.thumos import by_score, segment_map, temporal_overlap
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"
 CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []
@@ -96,6 +96,8 @@ def test_equal_scores_stand_in_the_order_of_the_file():
     truth, rows = truth_of(("a", 0, 4)), said(("a", 0, 4, 0.5), ("b", 0, 4, 0.5))
     assert precision(truth, rows) == [1.0]
     assert precision(truth, rows[::-1]) == [0.5]
+    many = said(*(("a", place, place + 1, place % 3) for place in range(200)))  # few rows keep their order in any sort
+    assert by_score(many).start.tolist() == [*range(2, 200, 3), *range(1, 200, 3), *range(0, 200, 3)]
 
 
 def test_thresholds_are_matched_apart():

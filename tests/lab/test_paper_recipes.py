@@ -33,7 +33,7 @@ def recipe_of(text: str, root: Path | None = None) -> Recipe:
 
 
 def test_there_is_a_recipe_for_every_data_set():
-    assert {path.stem for path in PAPER.glob("*.yaml")} == {*CLASSES, "ava"}
+    assert {path.stem for path in PAPER.glob("*.yaml")} == {*CLASSES, "ava", "thumos14", "fineaction"}
     assert set(with_sizes("k400")) == {"base", "small", "large", "huge", "giant"}
 
 
@@ -113,3 +113,33 @@ def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay,
     assert (settings.stride, settings.side, settings.test_short_side, settings.augment.short_side) == (4, 224, 256, (256, 256))
     assert (settings.person_score, settings.enlarge, settings.most_boxes) == (0.8, (0.1, 0.05), 100)
     assert [stage.kind for stage in plan_notebook("downstream_spatial_detection", recipe).stages] == ["pretrain", "detect"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "thresholds", "videos"),
+    [("thumos14", 4, [0.3, 0.4, 0.5, 0.6, 0.7], 200), ("fineaction", 16, [0.5 + 0.05 * i for i in range(10)], 8440)],
+)
+def test_the_recipes_of_temporal_detection_have_the_paper_s_settings(name, stride, thresholds, videos):
+    """METHOD 5: windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
+    book = WORKBOOK["downstream_temporal_detection"]
+    recipe = build_recipe({"arms": ["supervised"], **yaml.safe_load((PAPER / f"{name}.yaml").read_text())}, book.arms)
+    settings, shape, answers = recipe.localise, recipe.localise.shape, recipe.localise.suppress
+    assert (recipe.model.size, recipe.model.clip.frames, recipe.model.clip.side) == ("giant", 16, 224)
+    made = settings.features
+    assert (made.stride, made.frame, made.scale_only, made.parts) == (stride, "squash", False, (1, 1, 1))
+    assert (shape.window, shape.levels, settings.radius, settings.longest) == (19, 6, 1.5, 2304)
+    assert (settings.lr, settings.weight_decay, settings.clip_grad) == (1e-4, 0.05, 1.0)
+    assert settings.ema is not None
+    assert (answers.candidates, answers.sigma, answers.voting, answers.kept, answers.least_score) == (
+        2000,
+        0.5,
+        0.7,
+        200,
+        0.001,
+    )
+    assert settings.thresholds == pytest.approx(thresholds)
+    epoch = videos / settings.batch_size
+    assert settings.steps / epoch == pytest.approx(35, rel=0.001)
+    assert settings.warmup_steps / epoch == pytest.approx(5, rel=0.001)
+    plan = plan_notebook("downstream_temporal_detection", recipe)
+    assert [stage.kind for stage in plan.stages] == ["pretrain", "post_pretrain", "features", "features", "localise"]

@@ -45,6 +45,10 @@ SHOWN = {
     ),
     "downstream_action_classification": (("methods", "views", "classes"), ("confusion", "attention", "loss")),
     "downstream_spatial_detection": (("detection", "classes", "reported"), ("classes", "scenes", "loss")),
+    "downstream_temporal_detection": (
+        ("localisation", "errors", "durations", "reported"),
+        ("timelines", "errors", "classes", "loss"),
+    ),
     "distillation": (("students", "sizes"), ("accuracy", "loss")),
     "scaling": (("scaling", "trend"), ("accuracy", "trend")),
 }

@@ -1,4 +1,4 @@
-"""`vmae-lab detect`, `vmae-lab persons`: who does what where, and where people are to begin with."""
+"""`vmae-lab detect`, `localise`, `persons`: who does what where, when it happens, and where people are to begin with."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,8 +12,9 @@ from vmae_lab.data.boxes import write_person_boxes
 from vmae_lab.data.scenes import open_scenes
 from vmae_lab.detection.people import TorchvisionDetector, detect_people
 from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.lab.loading import load_untrimmed
 from vmae_lab.lab.recipe import Recipe, RecipeError
-from vmae_lab.lab.stages import Stage, detect_stage, pretrain_stage
+from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
 
 commands = typer.Typer()
 BY = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true boxes"}
@@ -38,6 +39,36 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
             f"{result['metrics'][name]:.1f} % by {whose}" for name, whose in BY.items() if name in result["metrics"]
         )
         print(f"seed {one}: frame mAP {said}; {result['key_frames']} {recipe.evaluate.split} key frames\n{folder}")
+
+
+@commands.command(
+    cls=TakesPairs,
+    epilog="\b\nExamples:\n  vmae-lab localise smoke\n  vmae-lab localise demo --encoder scratch --seed 0\n"
+    "  vmae-lab localise paper/thumos14 --encoder path/to/vit_g_hybrid_pt_1200e_k710_ft.pth",
+)
+def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
+    """Train a detector of actions in time on features of a recipe's untrimmed videos, which are extracted first; where the
+    recipe names features that are there already, no encoder is needed. Prints each seed's mAP, and the folder with all it said.
+    """
+    recipe = read_recipe(parameters, override, seed)
+    if recipe.localise is None:
+        raise RecipeError("localise: this section is missing; params/paper/thumos14.yaml shows one")
+    for split in ("train", recipe.evaluate.split):  # what is wrong with them is told before anything runs
+        load_untrimmed(recipe.localise.videos, split, recipe.compute)
+    opened = opened_encoder(recipe, encoder)
+
+    def stage(one: int) -> Stage:
+        own = pretrain_stage if encoder == PRETRAIN else initial_stage
+        return localise_stage(recipe, opened or own(recipe, one), one)
+
+    for one, folder, result in carry_out("localise", recipe, stage):
+        said = ", ".join(
+            f"{result['metrics'][f'segment_map_{100 * at:.0f}']:.1f} % at {at:g}" for at in recipe.localise.thresholds
+        )
+        print(
+            f"seed {one}: mAP {result['metrics']['segment_map']:.1f} % ({said}); {result['videos']} {recipe.evaluate.split} "
+            f"videos\n{folder}"
+        )
 
 
 @commands.command(

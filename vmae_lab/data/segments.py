@@ -193,8 +193,10 @@ def _wrong_annotation(annotation: Any, duration: float, beyond: Beyond) -> str |
 
 
 def _wrong_prediction(one: Any) -> str | None:
-    good = _number(one.get("score")) if isinstance(one, dict) else True  # what is no object is told by the form
-    return _wrong_form(one) or (None if good else f"{_said(one, 'score')}: a finite number is expected")
+    wrong = _wrong_form(one)
+    if wrong or _number(one.get("score")):
+        return wrong
+    return f"{_said(one, 'score')}: a finite number is expected"
 
 
 def _wrong_form(one: Any) -> str | None:

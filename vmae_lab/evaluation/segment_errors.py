@@ -43,7 +43,7 @@ def error_kinds(truth: pd.DataFrame, predictions: pd.DataFrame, threshold: float
     """
     if not 0 < background < threshold <= 1:
         raise ValueError(f"background {background} and threshold {threshold}: 0 < background < threshold <= 1 is expected")
-    truth, looked = truth.reset_index(drop=True), _best(truth, predictions)
+    looked = _best(truth, predictions)
     own, other = _most_overlap(truth, looked)
     right = matches(truth, looked, np.array([threshold]))[0] >= 0
     applies = [right, own >= threshold, own >= background, other >= threshold, other >= background, np.ones(len(looked), bool)]

@@ -50,7 +50,7 @@ def segment_map(
 ) -> SegmentMap:
     """Judge predictions (`data.segments.read_predictions`) by ground truth (`Annotations.segments`) over `classes`.
 
-    Rows of other classes are left out. Predictions in videos without ground truth are wrong. `actionformer` leaves out a
+    Rows of other classes do not count. Predictions in videos without ground truth are wrong. `actionformer` leaves out a
     segment whose start and end are within .001 s of an earlier one of its video and class; `activitynet` keeps it. Equal
     scores stand in the order of the file; of segments that a prediction overlaps equally the last is taken, as both scripts do.
     Raises ValueError for thresholds outside (0, 1] and for a protocol that is neither.
@@ -60,9 +60,8 @@ def segment_map(
         raise ValueError(f"thresholds are {thresholds}: overlaps above 0 and up to 1 are expected, as 0.3, 0.5")
     if protocol not in ("activitynet", "actionformer"):
         raise ValueError(f"protocol is {protocol!r}: 'activitynet' or 'actionformer' is expected")
-    truth, predictions = (rows[rows.label.isin(list(classes))].reset_index(drop=True) for rows in (truth, predictions))
     if protocol == "actionformer":
-        truth = truth[~_repeated(truth)].reset_index(drop=True)
+        truth = truth[~_repeated(truth)]
     predictions = by_score(predictions)
     judged = _Judged(truth, predictions, matches(truth, predictions, limits), tuple(classes))
     return SegmentMap(limits, judged.precisions(), {name: judged.of_length(*ends) for name, ends in durations.items()})

@@ -25,7 +25,7 @@ from vmae_lab.masking import MaskSettings
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.detector import ActionDetector
 from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, training_macs
-from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape
+from vmae_lab.models.localiser import CHUNK, ActionLocaliser, LocaliserShape
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.processes import fixed_threads
 from vmae_lab.training.log import read_metrics
@@ -115,7 +115,8 @@ def localiser_macs(shape: LocaliserShape, features: int, classes: int) -> float:
     weights = {name: sum(p.numel() for p in part.parameters() if p.ndim > 1) for name, part in model.named_children()}
     rates = sum(0.5**level for level in range(shape.levels))
     blocks = weights["stem"] + weights["branch"] * (rates - 1) / max(1, shape.levels - 1)
-    attention = 2 * shape.window * shape.width * (shape.stem_layers + rates - 1)
+    keys = CHUNK + shape.window - 1  # that a block of queries is compared with, most of them to be masked
+    attention = 2 * keys * shape.width * (shape.stem_layers + rates - 1)
     return weights["embed"] + blocks + attention + (weights["classify"] + weights["regress"]) * rates
 
 
@@ -127,29 +128,18 @@ def _held_out_clips(data: DataSettings, split: str, sources: list[str]) -> int:
 
 
 def stage_bytes(stage: Stage) -> int:
-    """What a finished stage leaves on disk: its weights; of an opened checkpoint about as much as of pre-training."""
-    if stage.kind not in (
-        "pretrain",
-        "initial",
-        "opened",
-        "post_pretrain",
-        "finetune",
-        "distill",
-        "detect",
-        "features",
-        "localise",
-    ):
-        return 0
+    """What a finished stage leaves on disk: its weights, of an opened checkpoint about as much as of pre-training; features."""
     if stage.kind == "localise":
-        shape = LocaliserShape(**stage.settings["localise"]["shape"])
-        return 4 * sum(p.numel() for p in ActionLocaliser(shape, 1024, 20).parameters())
+        return 4 * localiser_parameters(LocaliserShape(**stage.settings["localise"]["shape"]))
+    if stage.kind not in ("pretrain", "initial", "opened", "post_pretrain", "finetune", "distill", "detect", "features"):
+        return 0
     model = ModelSettings(**stage.settings["model"])
-    if stage.kind == "detect":
-        return 4 * detector_parameters(model)
     if stage.kind == "features":
         features = FeatureSettings(**stage.settings["features"])
         windows = _windows(UntrimmedSettings(**stage.settings["videos"]), features, stage.settings["split"])
         return int(4 * windows * model.dimensions.width * math.prod(features.parts))
+    if stage.kind == "detect":
+        return 4 * detector_parameters(model)
     return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial", "opened") else classifier_parameters(stage))
 
 
@@ -165,6 +155,12 @@ def detector_parameters(model: ModelSettings) -> int:
     """Parameters of a detector of actions, with a linear layer for AVA's 80 classes, which is small beside the encoder."""
     with torch.device("meta"):
         return sum(p.numel() for p in ActionDetector(model.dimensions, model.clip, 80).parameters())
+
+
+def localiser_parameters(shape: LocaliserShape) -> int:
+    """Parameters of a temporal detector of THUMOS14's 20 classes on features 1408 wide: a little more or less of others."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in ActionLocaliser(shape, 1408, 20).parameters())
 
 
 @dataclass(frozen=True)

@@ -163,9 +163,9 @@ def bars_by_class(
 ) -> Figure:  # fmt: skip
     """A group of bars a class, a bar an arm, error bars the standard deviation over seeds; a line where guessing would be.
 
-    summaries: arm -> columns mean, std; index class. guess: class -> value.
+    summaries: arm -> columns mean, std; index class. guess: class -> value; no line where it is empty.
     """
-    names, wide = list(guess), 0.8 / len(summaries)
+    names, wide = list(guess or next(iter(summaries.values())).index), 0.8 / len(summaries)
     figure, axes = plt.subplots(figsize=(max(6.4, 0.36 * len(names) * len(summaries) + 1.2), 3.6), layout="constrained")
     for place, (arm, summary) in enumerate(summaries.items()):
         at = np.arange(len(names)) + (place - (len(summaries) - 1) / 2) * wide
@@ -190,7 +190,7 @@ def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 0.42 * len(shares) + 1.2), layout="constrained")
     left = np.zeros(len(shares))
     styles = zip(
-        shares.columns, sns.color_palette("cividis", len(shares.columns)), ("", "//", "..", "xx", "\\\\"), strict=False
+        shares.columns, sns.color_palette("cividis", len(shares.columns)), ("", "//", "..", "xx", "\\\\", "oo"), strict=False
     )
     for source, colour, hatch in styles:
         axes.barh(shares.index, shares[source], left=left, color=colour, hatch=hatch, edgecolor="white", label=source)

@@ -69,6 +69,11 @@ def _detect(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str,
 
 def _localise(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Temporal detection on the features of an encoder, untrained, pre-trained, or then supervised too."""
+    if recipe.localise and not recipe.localise.videos.extracted:
+        raise RecipeError(
+            "localise.videos.lists.features are of one encoder, and the plan compares encoders: give lists.videos, or train on "
+            "the features alone with `vmae-lab localise`"
+        )
     before = post_pretrain_stage(recipe, encoder, seed) if arm.post_pretrained else encoder
     return {"localise": localise_stage(recipe, before, seed)}
 

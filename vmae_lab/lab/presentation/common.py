@@ -1,6 +1,6 @@
 """What every notebook shows: captions, controls, loss histories, cells of tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from scipy.stats import binom
@@ -68,6 +68,13 @@ def loss_history(plan: Plan, store: RunStore, measure: str | None = None) -> pd.
             rows = pd.DataFrame(read_metrics(store.folder(cell.measures[measure] if measure else cell.encoder)))
             parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
     return pd.concat(parts, ignore_index=True)
+
+
+def over_seeds(plan: Plan, store: RunStore, arm: str, measure: str, part: str, names: Iterable[str]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of one part of a measure's results; index: the names, where there are values."""
+    results = [store.result(plan.cell(arm, seed).measures[measure])[part] for seed in plan.recipe.seeds]
+    table = pd.DataFrame(results).reindex(columns=list(names)).dropna(axis=1, how="all")
+    return pd.DataFrame({"mean": table.mean(), "std": table.std(ddof=1)})
 
 
 def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:

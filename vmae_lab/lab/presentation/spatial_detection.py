@@ -14,7 +14,7 @@ from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.loading import load_scenes
 from vmae_lab.lab.maps import Scene
-from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread
+from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread, over_seeds
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import DETECTIONS
 from vmae_lab.lab.tables import interval, plus_minus
@@ -36,7 +36,7 @@ def detection_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataF
     scores, true = summarise(rows, main_metric(rows)), summarise(rows, TRUE_BOXES)
     scratch = "scratch" in plan.possible
     differences = paired_differences(rows, main_metric(rows), "scratch") if scratch else pd.DataFrame()
-    by_size = {arm: _over_seeds(plan, store, arm, "by_size", SIZES) for arm in plan.possible}
+    by_size = {arm: over_seeds(plan, store, arm, "detect", "by_size", SIZES) for arm in plan.possible}
     return pd.DataFrame([
         {
             "start": plan.arms[arm].label, "steps": plan.first(arm).recipe.detect.steps,
@@ -66,7 +66,7 @@ def detection_caption(plan: Plan, store: RunStore) -> str:
 
 def class_summaries(plan: Plan, store: RunStore) -> dict[str, pd.DataFrame]:
     """Average precision of each class by arm: columns mean and std over seeds, in percent; index class."""
-    return {arm: _over_seeds(plan, store, arm, "per_class", guessing(plan)) for arm in plan.possible}
+    return {arm: over_seeds(plan, store, arm, "detect", "per_class", guessing(plan)) for arm in plan.possible}
 
 
 def classes_table(plan: Plan, store: RunStore) -> pd.DataFrame:
@@ -186,13 +186,6 @@ def _whose_boxes(plan: Plan) -> str:
     if plan.recipe.detect.scenes.motionworld:
         return "a stand-in for a person detector"
     return "the ground truth" if _held_out(plan).persons is None else "the person detector"
-
-
-def _over_seeds(plan: Plan, store: RunStore, arm: str, part: str, names: Sequence[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of one part of the results; index: the names, where there are values."""
-    results = [store.result(plan.cell(arm, seed).measures["detect"])[part] for seed in plan.recipe.seeds]
-    table = pd.DataFrame(results).reindex(columns=list(names)).dropna(axis=1, how="all")
-    return pd.DataFrame({"mean": table.mean(), "std": table.std(ddof=1)})
 
 
 def _scene(

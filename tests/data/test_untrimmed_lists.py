@@ -1,0 +1,80 @@
+"""Annotated untrimmed videos: splits, rates, videos and features that are not there or do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vmae_lab.data.lists.formats import ListError
+from vmae_lab.data.motionworld.dataset import encode_mp4
+from vmae_lab.data.untrimmed import UntrimmedSettings, open_untrimmed
+
+DATABASE = {
+    "one": {"subset": "Validation", "duration": 4.0, "fps": 12.0, "annotations": [{"segment": [1, 2], "label": "run"}]},
+    "two": {"subset": "Test", "duration": 3.0, "fps": 12.0, "annotations": []},
+    "three": {"subset": "Validation", "duration": 2.0, "annotations": [{"segment": [0.5, 1], "label": "jump"}]},
+}
+
+
+@pytest.fixture
+def lists(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name, entry in DATABASE.items():
+        encode_mp4(np.zeros((int(entry["duration"] * 12), 16, 16, 3), np.uint8), tmp_path / "videos" / f"{name}.mp4")
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": DATABASE}))
+
+    def settings(**changes) -> UntrimmedSettings:
+        base = {
+            "root": str(tmp_path), "annotations": "annotations.json", "videos": "videos", "train": ["validation"],
+            "test": ["test"], "rate": 12.0,
+        }  # fmt: skip
+        return UntrimmedSettings(lists={**base, **changes})
+
+    return settings
+
+
+def test_splits_share_their_classes_and_have_rates(lists):
+    train, test = open_untrimmed(lists(), "train"), open_untrimmed(lists(), "test")
+    assert train.names == ["one", "three"]
+    assert train.annotations.classes == test.annotations.classes == ("jump", "run")
+    assert train.annotations.videos.fps.tolist() == [12.0, 12.0]
+    assert [clip.split("/")[-1] for clip in map(train.clips().name, range(2))] == ["one.mp4", "three.mp4"]
+    with pytest.raises(ListError, match=r"1 videos have no fps, three the first; set videos\.lists\.rate"):
+        open_untrimmed(lists(rate=None), "train")
+    with pytest.raises(ListError, match="no validation split"):
+        open_untrimmed(lists(), "validation")
+
+
+def test_videos_that_are_not_there_are_named(lists, tmp_path):
+    (tmp_path / "videos" / "three.mp4").unlink()
+    with pytest.raises(ListError, match=r"1 of 2 videos of the train split are not in .*videos: three"):
+        open_untrimmed(lists(), "train").clips()
+    with pytest.raises(ListError, match=r"there is no folder .*elsewhere"):
+        open_untrimmed(lists(videos="elsewhere"), "train").clips()
+
+
+def test_features_of_another_length_are_warned_of(lists, tmp_path, recwarn):
+    (tmp_path / "features").mkdir()
+    for name, windows in (("one", 9), ("three", 3)):  # 8 frames, one every 5: 4 s are 9 windows, 2 s are 4
+        np.save(tmp_path / "features" / f"{name}.npy", np.zeros((windows, 3), np.float32))
+    folder = {"folder": "features", "stride": 5, "frames": 8}
+    videos = open_untrimmed(lists(videos=None, features=folder), "train")
+    assert videos.features().lengths == {"one": 9, "three": 3}
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"features of 1 of 2 videos .*stride.*one \(9 windows are 10\.7 s of 4\.0 s\)"):
+        open_untrimmed(lists(videos=None, features={**folder, "stride": 15}), "train").features()
+    with pytest.raises(ListError, match=r"no folder .*nowhere"):
+        open_untrimmed(lists(videos=None, features={**folder, "folder": "nowhere"}), "train").features()
+
+
+def test_content_names_the_data(lists, tmp_path):
+    before = lists().fingerprint
+    assert lists(test=["validation"]).fingerprint != before
+    entry = {**DATABASE["two"], "duration": 2.9}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "two": entry}}))
+    assert lists().fingerprint != before
+
+
+def test_one_of_videos_and_features(lists):
+    with pytest.raises(ValueError, match="one of videos"):
+        lists(videos=None)

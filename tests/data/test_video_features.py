@@ -1,0 +1,105 @@
+"""Features from elsewhere: every form is read, and what is no table of numbers is told by name."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vmae_lab.data.lists.formats import ListError
+from vmae_lab.data.video_features import FeatureFolder, open_features, read_features
+
+TABLE = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+
+
+def write(file, how: str) -> None:
+    forms = {
+        "npy": lambda: np.save(file, TABLE),
+        "npz": lambda: np.savez(file, features=TABLE, start_s=np.arange(7)),
+        "npz alone": lambda: np.savez(file, whatever=TABLE),
+        "pt": lambda: torch.save(torch.from_numpy(TABLE), file),
+        "pt of half precision": lambda: torch.save(torch.from_numpy(TABLE).half(), file),
+        "pt dict": lambda: torch.save({"feats": torch.from_numpy(TABLE), "fps": torch.tensor(30)}, file),
+        "parquet": lambda: pd.DataFrame({"first_frame": range(7), "features": list(TABLE)}).to_parquet(file),
+    }
+    forms[how]()
+
+
+@pytest.mark.parametrize("how", ["npy", "npz", "npz alone", "pt", "pt of half precision", "pt dict", "parquet"])
+def test_every_form_is_read(tmp_path, how):
+    file = tmp_path / f"video.{how.split()[0]}"
+    write(file, how)
+    found = read_features(file)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, TABLE, atol=2e-3 if "half" in how else 0)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_features_of_several_videos(tmp_path, keep):
+    for name, rows in (("a", 7), ("b", 3)):
+        np.save(tmp_path / f"{name}.npy", TABLE[:rows])
+    features = open_features({name: tmp_path / f"{name}.npy" for name in "ab"}, stride=4, frames=16, keep=keep)
+    assert (features.lengths, features.width) == ({"a": 7, "b": 3}, 4)
+    assert torch.equal(features.read("b"), torch.from_numpy(TABLE[:3]))
+    steps = np.array([0.0, 2.5])
+    seconds = features.times(steps, rate=25.0)
+    assert seconds.tolist() == [8 / 25, 18 / 25]
+    np.testing.assert_allclose(features.steps(seconds, rate=25.0), steps)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    np.save(tmp_path / "good.npy", TABLE)
+    np.save(tmp_path / "narrow.npy", TABLE[:, :3])
+    np.save(tmp_path / "flat.npy", TABLE[0])
+    np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:150])
+    names = ["good", "narrow", "flat", "words", "cut", "absent"]
+    with pytest.raises(ListError) as told:
+        open_features({name: tmp_path / f"{name}.npy" for name in names}, 4, 16)
+    words = str(told.value)
+    assert "features of 5 of 6 videos cannot be used" in words
+    for part in (
+        "narrow.npy is 3 wide, the first 4",
+        "flat.npy holds",
+        "words.npy holds",
+        "cut.npy",
+        "absent.npy: No such file",
+    ):
+        assert part in words
+    assert "good.npy" not in words
+
+
+def test_files_that_are_no_tables(tmp_path):
+    broken = np.full((3, 4), 1.0)
+    broken[1, 2] = np.nan
+    np.save(tmp_path / "nan.npy", broken)
+    with pytest.raises(ListError, match=r"nan\.npy holds values that are no numbers, first in window 1"):
+        read_features(tmp_path / "nan.npy")
+    np.savez(tmp_path / "two.npz", a=TABLE, b=TABLE)
+    with pytest.raises(ListError, match=r"two\.npz: it holds a, b; one array, or one named features"):
+        read_features(tmp_path / "two.npz")
+    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(ListError, match=r"cannot read .*junk\.npz"):
+        read_features(tmp_path / "junk.npz")
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(ran), "w")
+
+    torch.save(Evil(), tmp_path / "evil.pt")
+    with pytest.raises(ListError, match=r"cannot read .*evil\.pt"):
+        read_features(tmp_path / "evil.pt")
+    np.save(tmp_path / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    with pytest.raises(ListError, match=r"cannot read .*evil\.npy"):
+        read_features(tmp_path / "evil.npy")
+    assert not ran.exists()
+
+
+def test_patterns_are_checked():
+    assert FeatureFolder(folder="x", pattern="v_{video}.npz").pattern == "v_{video}.npz"
+    for wrong in ("features.npy", "{video}.h5"):
+        with pytest.raises(ValueError, match=r"a name with \{video\} in it"):
+            FeatureFolder(folder="x", pattern=wrong)

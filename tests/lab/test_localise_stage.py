@@ -1,0 +1,139 @@
+"""The stages of temporal detection, from settings to what they leave, and the words and tables that are made of it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vmae_lab.data.segments import read_predictions
+from vmae_lab.lab.arms import TEMPORAL_DETECTION
+from vmae_lab.lab.cost import localiser_macs, stage_bytes, stage_macs
+from vmae_lab.lab.detecting import judge
+from vmae_lab.lab.loading import load_untrimmed
+from vmae_lab.lab.presentation import temporal_detection
+from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.runs import RunStore, in_order
+from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.workbook import plan_notebook
+from vmae_lab.models.flops import classify_cost
+from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape
+
+
+@pytest.fixture
+def recipe(smoke) -> Recipe:
+    return build_recipe({**smoke, "arms": list(TEMPORAL_DETECTION)}, TEMPORAL_DETECTION)
+
+
+def test_features_are_extracted_and_a_detector_trained_judged_and_kept(recipe, home, tmp_path):
+    store = RunStore(tmp_path)
+    stage = localise_stage(recipe, initial_stage(recipe, 0), 0)
+    assert [one.kind for one in in_order([stage])] == ["initial", "features", "features", "localise"]
+    for one in in_order([stage]):
+        store.complete(one, recipe.compute, progress=False)
+    result, folder = store.result(stage), store.folder(stage)
+    overlaps = {f"segment_map_{at}" for at in (30, 40, 50, 60, 70)}
+    assert set(result["metrics"]) == {"segment_map", *overlaps}
+    assert (result["videos"], result["training_videos"]) == (2, 4)
+    videos = load_untrimmed(recipe.localise.videos, "test", recipe.compute)
+    again = judge(videos, read_predictions(folder / SEGMENTS), recipe.localise)
+    assert 100 * again.mean == pytest.approx(result["metrics"]["segment_map"])
+    assert ActionLocaliser.from_pretrained(folder).features == 9 * 96, "3 x 3 parts of tokens that are 96 wide"
+    assert store.progress(stage) == 1.0
+    test_features = store.folder(stage.inputs[1])
+    files = list((test_features / FEATURES).glob("*.npy"))
+    assert len(files) == store.result(stage.inputs[1])["videos"] == 2
+    windows = sum(len(np.load(file)) for file in files)
+    counted = stage_macs(stage.inputs[1]) / classify_cost(recipe.model.dimensions, recipe.model.clip, 1).macs
+    assert counted == pytest.approx(windows, rel=0.25), "the cost is foreseen"
+    assert stage_bytes(stage.inputs[1]) == pytest.approx(4 * windows * 9 * 96, rel=0.25)
+
+
+def test_what_decides_the_result_names_the_stage(recipe):
+    encoder = initial_stage(recipe, 0)
+    stage = localise_stage(recipe, encoder, 0)
+    for override in (
+        {"localise.steps": 5}, {"localise.videos.motionworld.seed": 1}, {"localise.features.stride": 2},
+        {"localise.suppress.sigma": 0.4}, {"evaluate.split": "validation"},
+    ):  # fmt: skip
+        assert localise_stage(recipe.with_overrides(override), encoder, 0).key != stage.key
+    assert localise_stage(recipe, pretrain_stage(recipe, 0), 0).key != stage.key
+    assert localise_stage(recipe, encoder, 1).key != stage.key
+    same = recipe.with_overrides({"localise.steps": 5, "compute.workers": 2})
+    assert features_stage(same, encoder, "test").key == stage.inputs[1].key, "detectors share the features of an encoder"
+
+
+def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
+    (tmp_path / "i3d").mkdir()
+    database = {}
+    for number in range(4):
+        np.save(tmp_path / "i3d" / f"v{number}.npy", np.random.default_rng(number).normal(size=(20, 6)).astype(np.float32))
+        database[f"v{number}"] = {
+            "subset": "Test" if number == 3 else "Validation", "duration": 92 / 30, "fps": 30.0,
+            "annotations": [{"segment": [0.5, 1.5], "label": "run"}],
+        }  # fmt: skip
+    (tmp_path / "labels.json").write_text(json.dumps({"database": database}))
+    lists = {"root": str(tmp_path), "annotations": "labels.json", "features": {"folder": "i3d"}, "train": ["validation"]}
+    own = recipe.with_overrides({"localise.videos": {"lists": {**lists, "test": ["test"]}}})
+    stage = localise_stage(own, initial_stage(own, 0), 0)
+    assert stage.inputs == ()
+    assert stage_macs(stage) > 0
+    store = RunStore(tmp_path / "runs")
+    result = store.complete(stage, own.compute, progress=False)
+    assert (result["training_videos"], result["videos"]) == (3, 1)
+    assert ActionLocaliser.from_pretrained(store.folder(stage)).features == 6
+    with pytest.raises(RecipeError, match="the plan compares encoders"):
+        plan_notebook("downstream_temporal_detection", own)
+
+
+def test_multiply_accumulates_are_those_of_the_model():
+    """Against PyTorch's own count of a forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape, length = LocaliserShape(width=64, heads=2, window=9, levels=4), 512
+    model = ActionLocaliser(shape, 128, 10).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, length, 128), torch.zeros(1, length, dtype=torch.bool))
+    assert length * localiser_macs(shape, 128, 10) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"localise": None}, "localise: this parameter is missing, and the plan detects actions in time"),
+        ({"localise.features.parts": [1, 4, 4]}, r"features.parts \[1, 4, 4\] do not divide the model's 4 x 6 x 6 tokens"),
+        ({"localise.shape.window": 8}, "window 8 is even"),
+        ({"localise.videos.motionworld": None}, r"give one of videos\.motionworld"),
+        ({"localise.videos.motionworld.pace": 100}, "localise.videos.motionworld.pace"),
+        ({"localise.longestt": 3}, "did you mean 'longest'"),
+    ],
+)
+def test_impossible_settings_are_one_message(recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        plan_notebook("downstream_temporal_detection", recipe.with_overrides(override))
+
+
+def test_the_reading_follows_the_numbers(recipe, home, monkeypatch):
+    plan = plan_notebook("downstream_temporal_detection", recipe)
+    kinds = {
+        "right": 50.0,
+        "double": 0.0,
+        "localisation": 10.0,
+        "confusion": 30.0,
+        "both": 5.0,
+        "background": 5.0,
+        "missed": 50.0,
+    }
+    table = pd.DataFrame([{"features of": plan.arms[arm].label, **kinds} for arm in plan.possible])
+    monkeypatch.setattr(temporal_detection, "kinds_table", lambda *_: table)
+    values = {"untrained": (30.0, 31.0), "pretrained": (50.0, 51.2), "supervised": (50.0, 51.0)}
+    rows = [(arm, seed, value) for arm, pair in values.items() for seed, value in enumerate(pair)]
+    words = temporal_detection.conclusions(
+        plan, pd.DataFrame(rows, columns=["arm", "seed", "value"]).assign(metric="segment_map"), RunStore(home)
+    )
+    gained, _, none, wrong = words
+    assert "'pre-trained': mean mAP 50.6 ± 0.8 %, of 'untrained encoder' 30.5 ± 0.7 %: +20.1 [" in gained
+    assert "not told apart" not in gained
+    assert none.endswith("(not told apart from none).")
+    assert wrong.endswith("most are confusion (60 %).")
