@@ -75,7 +75,7 @@ FEW = {
 def test_a_few_videos_are_learned_by_heart(make, tmp_path):
     """Features from files, training through the loop, whole videos, Soft-NMS, the results file, mAP: the whole path."""
     videos = make(FEW)
-    settings = make.settings(steps=400, warmup_steps=20)
+    settings = make.settings(steps=100, lr=0.005, warmup_steps=10)
     features = videos.features()
     trained = train(LocaliseTask(settings, videos, features, seed=0), tmp_path / "run", QUIET, progress=False)
     write_predictions(tmp_path / "said.json", localise(trained.model, videos, features, settings))

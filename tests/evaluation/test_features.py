@@ -13,11 +13,11 @@ from torch import nn
 from vmae_lab.cli import main
 from vmae_lab.data.augment import centre_crop, squash
 from vmae_lab.data.listed import ListedClips, clips_of
-from vmae_lab.data.lists import read_list
+from vmae_lab.data.lists import ListError, read_list
 from vmae_lab.data.sampling import Everything
 from vmae_lab.data.video import VideoSettings
 from vmae_lab.data.video.screen import FRAMES
-from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features
+from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features, open_extracted
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
@@ -219,3 +219,33 @@ def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch
     first = Path(listed(folder).name(0)).relative_to(folder)
     np.testing.assert_allclose(np.load(tmp_path / "videos.features" / f"{first}.npy")[0], expected, atol=1e-5)
     assert main([*arguments[:4], "--model", "nowhere"]) == 2
+
+
+def test_means_of_parts_keep_where_and_when(folder, tmp_path):
+    clips, model = listed(folder), classifier()
+    row = next(row for row in range(len(clips)) if clips.name(row).endswith("exact.mp4"))
+    settings = FeatureSettings(stride=3, parts=(2, 1, 2))
+    extract_features(model.encoder, clips.subset([row]), tmp_path / "parts", settings, progress=False)
+    features = open_extracted(tmp_path / "parts", ["exact"])
+    assert (features.lengths, features.stride, features.frames) == ({"exact": 2}, 3, 4)
+    windows = clips.video(row, Everything(), 16)
+    with torch.no_grad():
+        tokens = model.encoder(torch.stack([squash(windows[:, start : start + 4], 16) for start in (0, 3)]))
+    width = tokens.shape[-1]
+    # A grid of 2 x 2 x 2: the mean over rows, of each time and column.
+    expected = tokens.reshape(2, 2, 2, 2, width).mean(2).reshape(2, 4 * width)
+    torch.testing.assert_close(features.read("exact"), expected)
+    with pytest.raises(ValueError, match=r"features\.parts \[1, 3, 1\] do not divide the model's 2 x 2 x 2 tokens"):
+        extract_features(model.encoder, clips, tmp_path / "uneven", FeatureSettings(parts=(1, 3, 1)), progress=False)
+
+
+def test_a_folder_that_was_begun_before_there_were_parts_is_gone_on_with(folder, tmp_path):
+    extract_features(classifier().encoder, listed(folder), tmp_path / "made", FeatureSettings(), progress=False)
+    assert "parts" not in (tmp_path / "made" / "features.json").read_text()
+
+
+def test_extracted_features_that_are_not_there_are_named(folder, tmp_path):
+    extract_features(classifier().encoder, listed(folder), tmp_path / "made", FeatureSettings(), progress=False)
+    assert set(open_extracted(tmp_path / "made", ["long", "short"]).lengths) == {"long", "short"}
+    with pytest.raises(ListError, match=r"features of 1 of 2 videos .*elsewhere"):
+        open_extracted(tmp_path / "made", ["long", "elsewhere"])
