@@ -8,6 +8,7 @@ import yaml
 
 from vmae_lab.cli import detection, main
 from vmae_lab.data.boxes import read_person_boxes
+from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
 
 SMOKE = Path(__file__).parents[2] / "params" / "smoke.yaml"
 SMALL = ["--seed", "0", "-p", "pretrain.steps", "3", "-p", "detect.steps", "2"]
@@ -33,6 +34,20 @@ def test_a_recipe_without_scenes_is_refused(project, tmp_path, capsys):
         assert "detect: this section is missing; params/paper/ava.yaml shows one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", ["train", "test"])
+def test_wrong_lists_are_told_before_anything_is_trained(project, tmp_path, capsys, home, wrong):
+    """Not after the pre-training that a detector starts from, which may take days."""
+    root = open_scene_world(SceneWorldSettings(side=32, train=2, validation=3, test=1))
+    split = {name: {"boxes": f"{name}.csv"} for name in ("train", "validation", "test")}
+    split[wrong] = {"boxes": str(tmp_path / "none.csv")}
+    recipe = yaml.safe_load(SMOKE.read_text())
+    recipe["detect"]["scenes"] = {"lists": {"root": str(root), "actions": "actions.pbtxt", **split}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["detect", str(tmp_path / "own.yaml"), *SMALL]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert not list((project / "runs").glob("[a-z]*-*"))
+
+
 @pytest.fixture
 def sees_one(monkeypatch):
     """In place of torchvision's detector, one that sees somebody in the middle of every frame."""
@@ -56,8 +71,6 @@ def test_people_are_written_where_they_are_read_from(project, tmp_path, capsys, 
 
 def test_lists_may_name_the_file_that_is_still_to_be_written(project, tmp_path, capsys, sees_one, home):
     """The recipe of AVA names the detector's file; the command that makes it must not want it first."""
-    from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
-
     root = open_scene_world(SceneWorldSettings(side=32, train=2, validation=3, test=1))
     split = {name: {"boxes": f"{name}.csv", "persons": str(tmp_path / f"{name}_new.csv")} for name in ("train", "validation")}
     recipe = yaml.safe_load(SMOKE.read_text())

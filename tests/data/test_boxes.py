@@ -2,7 +2,14 @@
 
 import pytest
 
-from vmae_lab.data.boxes import read_detections, read_excluded, read_ground_truth, read_label_map, read_person_boxes
+from vmae_lab.data.boxes import (
+    read_detections,
+    read_excluded,
+    read_ground_truth,
+    read_label_map,
+    read_person_boxes,
+    write_detections,
+)
 from vmae_lab.data.lists import ListError
 
 GOOD = "vid,0902,0.1,0.2,0.5,0.9,12,3"
@@ -42,8 +49,8 @@ def test_a_file_without_persons_is_read(written):
         ("vid,0902,-0.1,0.2,0.5,0.9,12,3", "not inside"),
         ("vid,0902,0.5,0.2,0.1,0.9,12,3", r"has no area: x1 < x2 and y1 < y2 are expected"),
         ("vid,0902,0.1,0.2,0.5,0.9,99,3", "action_id 99 is not in the label map"),
-        ("vid,0902,0.1,0.2,0.5,0.9,1.5,3", "action_id '1.5' is no number"),
-        ("vid,0902,0.1,0.2,0.5,0.9,,3", "action_id '' is no number"),
+        ("vid,0902,0.1,0.2,0.5,0.9,1.5,3", "action_id '1.5' is no whole number"),
+        ("vid,0902,0.1,0.2,0.5,0.9,,3", "action_id '' is no whole number"),
     ],
 )
 def test_a_malformed_line_is_told_with_its_place_and_cause(written, line, cause):
@@ -58,6 +65,47 @@ def test_detections_are_read_as_they_stand(written):
     assert table.loc[0, ["x1", "y2", "score"]].tolist() == [-0.1, 0.2, 0.9]
     with pytest.raises(ListError, match="line 1: score 'high' is no number"):
         read_detections(written("vid,0902,0.1,0.2,0.5,0.9,12,high"))
+
+
+def test_times_are_the_same_when_written_and_read_again(written, tmp_path):
+    """4/3 s is endless: what stands in the file, to the microsecond, is what it is compared by."""
+    truth = read_ground_truth(written("vid,1.3333333333333333,0.1,0.2,0.5,0.9,12,3\nvid,0902,0.1,0.2,0.5,0.9,12,3\n"))
+    said = truth.assign(score=0.5, timestamp=[4 / 3, 902.0])
+    write_detections(tmp_path / "said.csv", said)
+    assert [line.split(",")[1] for line in (tmp_path / "said.csv").read_text().splitlines()] == ["1.333333", "902"]
+    assert read_detections(tmp_path / "said.csv").timestamp.tolist() == truth.timestamp.tolist()
+    write_detections(tmp_path / "said.csv", said.assign(timestamp=[-1e-9, 1234567.8900001]))
+    assert read_detections(tmp_path / "said.csv").timestamp.tolist() == [0.0, 1234567.89]
+
+
+def test_marks_and_blank_lines_of_editors_are_no_rows(written):
+    assert len(read_ground_truth(written(f"\ufeff{GOOD}\r\n{GOOD}\r\n\r\n \n"))) == 2
+    assert read_ground_truth(written(f"\ufeff{GOOD}")).video.tolist() == ["vid"]
+    name = "one\u2028name"  # a line's end to Python, not to a file
+    assert read_ground_truth(written(GOOD.replace("vid", name))).video.tolist() == [name]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("vid,0902,0.1,0.2,0.5,1.002,,0.9", r"the box .* y2 1\.002 is not inside \[0, 1\]"),
+        ("vid,0902,-0.1,0.2,0.5,0.9,,0.9", "is not inside"),
+        ("vid,0902,10,20,50,90,,0.9", "is not inside"),
+        ("vid,0902,0.1,0.2,0.5,0.9,,99", "score 99 is not between 0 and 1"),
+        ("vid,0902,0.1,0.2,0.5,0.9,,-0.5", "score -0.5 is not between 0 and 1"),
+        ("vid,0902,0.1,0.2,0.5,0.9,,inf", "score 'inf' is no number"),
+        ("vid,0902,1.0002,0.2,1.0004,0.9,,0.9", "has no area"),
+    ],
+)
+def test_person_boxes_that_cannot_be_parts_of_a_frame_are_refused(written, line, cause):
+    with pytest.raises(ListError, match=rf"1 bad line; line 2: .*{cause}"):
+        read_person_boxes(written(f"vid,0902,0.1,0.2,0.5,0.9,,0.9\n{line}\n"))
+
+
+def test_what_a_detectors_rounding_adds_is_cut(written):
+    table = read_person_boxes(written("vid,0902,-0.0005,0.2,0.5,1.0004,,1.0001"))
+    assert table.loc[0, ["x1", "y1", "x2", "y2", "score"]].tolist() == [0, 0.2, 0.5, 1, 1]
+    assert read_detections(written("vid,0902,0.1,0.2,0.5,0.9,12,-7.5")).score.tolist() == [-7.5], "any finite score ranks"
 
 
 def test_person_boxes_have_no_action(written):

@@ -1,11 +1,14 @@
 """Key frames of AVA-style lists: the right frames of any video, and everything wrong with a list told before it is used."""
 
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
-from made_videos import drawn, shown
+from made_videos import drawn, shown, write_video
 from PIL import Image
 from scipy.stats import chi2_contingency, kruskal
 
@@ -13,7 +16,9 @@ from vmae_lab.data.lists import ListError
 from vmae_lab.data.motionworld.dataset import encode_mp4
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.scenes import APART, SceneWorldSettings, _overlap, render_scene
+from vmae_lab.data.sampling import Around
 from vmae_lab.data.scenes import SceneLists, Scenes, SceneSettings, open_scenes
+from vmae_lab.data.video import VideoError, VideoFile
 
 SMALL = SceneWorldSettings(side=32, train=5, validation=2, test=3)
 
@@ -73,6 +78,28 @@ def test_the_first_and_last_frame_stand_in_beyond_the_ends(root):
     assert frames_of(scenes, 1) == [55, 57, 59, 59]
 
 
+def test_frames_between_which_a_place_is_are_rounded_one_way():
+    """At steps of 1.5 from a whole frame on, halves come up everywhere: no two frames are the same."""
+    assert Around(10, 8, 1.5)(60) == [4, 6, 7, 9, 10, 12, 13, 15]
+    assert Around(10.5, 4, 1)(60) == [9, 10, 11, 12]
+
+
+def test_several_clips_are_read_as_one_by_one(root):
+    """In order, those kept beside those read, a broken one as its error."""
+    scenes = opened(root, "".join(f"{name},902,{BOX},7,1\n" for name in "abc"))
+    alone = [scenes.clip(index, 4, 2, 48) for index in range(3)]
+    scenes.clip(1, 4, 2, 48, keep=True)
+    for rows in ([0, 1, 2], [2, 0], [1], []):
+        together = list(scenes.clips(rows, 4, 2, 48))
+        assert len(together) == len(rows)
+        assert all(torch.equal(one, alone[row]) for one, row in zip(together, rows, strict=True))
+    assert len(list(scenes.clips([0, 2], 4, 2, 48, keep=True))) == 2
+    assert len(scenes._kept) == 3
+    scenes.videos = {**scenes.videos, "c": replace(scenes.videos["c"], file=VideoFile("gone.mp4"))}
+    first, last = scenes.clips([0, 2], 2, 1, 48)
+    assert (first.shape[1], type(last)) == (2, VideoError)
+
+
 def test_people_are_rows_and_their_actions_columns(root):
     other = "0.5,0.2,0.9,0.9"
     scenes = opened(root, f"a,901,{BOX},7,1\na,901,{other},3,2\na,901,{BOX},9,1\nb,901,{other},9,1\n")
@@ -98,6 +125,79 @@ def test_fewer_classes_can_be_evaluated_than_trained(root):
     (root / "two.pbtxt").write_text('item {\n  name: "sit"\n  id: 3\n}\nitem {\n  name: "walk"\n  id: 9\n}\n')
     scenes = opened(root, f"a,901,{BOX},7,1\n", evaluated="two.pbtxt")
     assert (len(scenes.actions), scenes.evaluated) == (3, {3: "sit", 9: "walk"})
+
+
+def test_two_label_maps_that_do_not_fit_are_refused(root):
+    """Names are those of the map of all: a class is found by one name throughout."""
+    (root / "other.csv").write_text("3,sitting down\n11,run\n12,jump\n")
+    with pytest.raises(ListError, match=rf"{root}/other.csv: .*actions.csv, has no action of number 11, 12"):
+        opened(root, f"a,901,{BOX},7,1\n", evaluated="other.csv")
+    (root / "other.csv").write_text("3,sitting down\n")
+    assert opened(root, f"a,901,{BOX},7,1\n", evaluated="other.csv").evaluated == {3: "sit"}
+
+
+def test_lists_of_which_nothing_is_left_are_refused(root):
+    with pytest.raises(ListError, match=rf"{root}/excluded.csv excludes all key frames of {root}/boxes.csv"):
+        opened(root, f"a,901,{BOX},7,1\n", excluded="a,0901\n")
+
+
+def test_endless_times_are_one_key_frame_in_both_lists(root):
+    scenes = opened(root, f"a,{900 + 4 / 3},{BOX},7,1\n", persons=f"a,901.333333,{BOX},,0.9\n")
+    assert scenes.keys.to_numpy().tolist() == [["a", 901.333333]]
+    assert frames_of(scenes, 0, 2, 1) == [15, 16], "4/3 s at 12 a second"
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+def test_videos_whose_header_counts_no_frames_are_counted(root, suffix):
+    """40 frames at 25 a second: 1.6 s."""
+    path = write_video(root / "videos" / f"long_{suffix}.{suffix}")
+    scenes = opened(root, f"{path.stem},901,{BOX},7,1\n")
+    video = scenes.videos[path.stem]
+    assert (video.frames, video.file.frames, video.rate) == (40, 40, pytest.approx(25, abs=0.01))
+    assert frames_of(scenes, 0) == [21, 23, 25, 27]
+    cause = rf"line 1: timestamp 902 is outside video '{path.stem}' in .* lasts from 900 to 901.6 s \(40 frames"
+    with pytest.raises(ListError, match=cause):
+        opened(root, f"{path.stem},902,{BOX},7,1\n")
+
+
+def at_times(path: Path, times: list[int]) -> Path:
+    """Frames that are shown at times of 1/100 s."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("h264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 100)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(drawn(number), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 100)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_videos_of_a_variable_rate_are_refused_with_the_remedy(root, suffix):
+    """Slow first, then fast: at the mean rate, a second in is another frame. One dropped frame is no matter."""
+    path = at_times(root / "videos" / f"slow_{suffix}.{suffix}", [*range(0, 200, 20), *range(200, 300, 4)])
+    with pytest.raises(ListError, match=rf"line 1: {path}: its frames are up to .* s off a constant rate; .*ffmpeg -i IN -vf"):
+        opened(root, f"{path.stem},901,{BOX},7,1\n")
+    path = at_times(root / "videos" / f"dropped_{suffix}.{suffix}", [*range(0, 100, 4), *range(104, 200, 4)])
+    assert opened(root, f"{path.stem},901,{BOX},7,1\n").videos[path.stem].rate == pytest.approx(25, abs=1)
+
+
+def test_which_video_is_meant_must_be_clear(root):
+    (root / "videos" / "twice").mkdir()
+    write_video(root / "videos" / "twice.mp4")
+    with pytest.raises(ListError, match=rf"video 'twice' may be {root}/videos/twice or {root}/videos/twice.mp4; leave one"):
+        opened(root, f"twice,901,{BOX},7,1\n")
+
+
+def test_videos_may_be_in_a_folder_of_their_own_elsewhere(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("films")
+    write_video(elsewhere / "film.mp4")
+    assert frames_of(opened(root, f"film,901,{BOX},7,1\n", videos=str(elsewhere)), 0) == [21, 23, 25, 27]
+    (elsewhere / "linked.mp4").symlink_to(root / "videos" / "a.mp4")
+    with pytest.raises(ListError, match=rf"a link leads out of the root {elsewhere}"):
+        opened(root, f"linked,901,{BOX},7,1\n", videos=str(elsewhere))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +256,12 @@ def test_a_scene_is_a_pure_function_of_its_name(home):
     boxes, labels = scenes.labelled_boxes(1)
     assert np.allclose(boxes, one[1], atol=1e-4), "written with four digits"
     assert [[ACTIONS[i] for i in np.flatnonzero(row)] for row in labels] == [sorted(done, key=ACTIONS.index) for done in one[2]]
+
+
+def test_another_renderer_of_things_makes_other_scenes(monkeypatch):
+    before = SMALL.fingerprint
+    monkeypatch.setattr("vmae_lab.data.motionworld.scenes.THINGS_VERSION", 99)
+    assert SMALL.fingerprint != before
 
 
 @pytest.fixture(scope="module")

@@ -71,16 +71,31 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_torchvisions_detector_is_opened_from_a_file_and_gives_people_alone(weights, monkeypatch):
+def test_torchvisions_detector_is_opened_from_a_file_and_runs(weights):
     detector = TorchvisionDetector(weights)
     detector.model.transform.min_size = (64,)
-    detector.model.roi_heads.score_thresh = 0.0
-    frames = [torch.randint(256, (3, 48, 64), dtype=torch.uint8), torch.randint(256, (3, 64, 40), dtype=torch.uint8)]
-    whole = detector.model([frame / 255 for frame in frames])
-    for frame, (boxes, scores), one in zip(frames, detector(frames), whole, strict=True):
-        assert len(boxes) == len(scores) == (one["labels"] == 1).sum()
-        assert (boxes >= 0).all()
-        assert (boxes[:, 2:] <= torch.tensor([frame.shape[2], frame.shape[1]])).all()
+    found = detector([torch.randint(256, (3, 48, 64), dtype=torch.uint8), torch.randint(256, (3, 64, 40), dtype=torch.uint8)])
+    assert [boxes.shape[1:] for boxes, _ in found] == [(4,)] * 2
+    assert not detector.model.training
+
+
+def test_of_what_torchvisions_detector_sees_people_alone_are_told(weights):
+    """Person, car, person, in boxes and with scores that are known, others in each frame."""
+    detector, shown = TorchvisionDetector(weights), []
+    boxes, scores = torch.tensor([[1.0, 2, 30, 40], [3, 4, 20, 30], [5, 6, 10, 20]]), torch.tensor([0.9, 0.8, 0.7])
+
+    def sees(frames):
+        shown.extend(frames)
+        return [
+            {"boxes": boxes + place, "scores": scores / (place + 1), "labels": torch.tensor([1, 3, 1])} for place in range(2)
+        ]
+
+    detector.model = sees
+    first, second = detector([torch.full((3, 48, 64), 255, dtype=torch.uint8), torch.full((3, 64, 40), 51, dtype=torch.uint8)])
+    assert first[0].tolist() == [[1, 2, 30, 40], [5, 6, 10, 20]]
+    assert second[0].tolist() == [[2, 3, 31, 41], [6, 7, 11, 21]]
+    assert [scores.tolist() for _, scores in (first, second)] == [pytest.approx([0.9, 0.7]), pytest.approx([0.45, 0.35])]
+    assert [float(frame.max()) for frame in shown] == [1.0, pytest.approx(0.2)], "colours from 0 to 1, as it was trained on"
 
 
 def test_weights_that_cannot_be_had_are_one_message(tmp_path, monkeypatch):

@@ -1,13 +1,22 @@
 """The stage of spatial detection, from its settings to what it leaves, and the words and tables that are made of it."""
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torchvision.ops import box_iou
 
-from vmae_lab.data.boxes import read_detections
+from vmae_lab.data.boxes import CORNERS, KEY, read_detections
+from vmae_lab.data.lists import ListError
+from vmae_lab.data.motionworld.scenes import open_scene_world
 from vmae_lab.evaluation.ava import frame_map
+from vmae_lab.lab import figures
 from vmae_lab.lab.arms import SPATIAL_DETECTION
 from vmae_lab.lab.cost import BACKWARD, stage_macs
 from vmae_lab.lab.loading import load_scenes
+from vmae_lab.lab.maps import letter_of, number_of
 from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
@@ -38,9 +47,9 @@ def test_a_detector_is_trained_judged_and_kept(recipe, home, tmp_path, from_scra
     assert 100 * again == pytest.approx(result["metrics"]["frame_map"], abs=0.1), "rounding alone lies between them"
     assert ActionDetector.from_pretrained(folder).classes == 8
     assert store.progress(stage) == 1.0
-    # Forward and backward of 4 x 2 crops; each held-out key frame by two kinds of boxes.
+    # Forward and backward of 4 x 2 crops; one pass over each held-out key frame.
     clip = ClipShape(8, 24, 2, 4)
-    assert stage_macs(stage) == classify_cost(recipe.model.dimensions, clip, 1).macs * (BACKWARD * 4 * 2 + 2 * 4)
+    assert stage_macs(stage) == classify_cost(recipe.model.dimensions, clip, 1).macs * (BACKWARD * 4 * 2 + 4)
 
 
 def test_what_decides_the_result_names_the_stage(recipe):
@@ -91,3 +100,75 @@ def test_the_reading_follows_the_numbers(recipe, home):
     assert "(not told apart from none)" in none
     assert sum("against" in one for one in words[0.0]) == 3, "each start at both lengths, and a short one against a long one"
     assert "of the people" in words[0.0][-1]
+
+
+def test_guessing_is_what_random_scores_give(recipe, home):
+    """By this evaluator: more than the share of people who do it, and what many draws of scores come to."""
+    plan = plan_notebook("downstream_spatial_detection", recipe.with_overrides({"detect.scenes.motionworld.test": 60}))
+    scenes, guess = load_scenes(plan.recipe.detect.scenes, "test", recipe.compute), spatial_detection.guessing(plan)
+    assert spatial_detection.guessing(plan) == guess
+    people = scenes.persons[scenes.persons.score >= 0.8].reset_index(drop=True)
+    said = people.loc[people.index.repeat(8)].assign(action_id=[*range(1, 9)] * len(people))
+    rng = np.random.default_rng(0)
+    many = [100 * frame_map(scenes.truth, said.assign(score=rng.random(len(said))), scenes.evaluated).mean for _ in range(30)]
+    assert np.mean(list(guess.values())) == pytest.approx(
+        np.mean(many), abs=3 * np.std(many) / spatial_detection.DRAWS**0.5 + 0.5
+    )
+    alone = replace(scenes, persons=None)
+    by_true = spatial_detection._guessed(alone, 0.8, 0)
+    share = 100 * scenes.truth.action_id.value_counts() / len(scenes.truth.drop_duplicates([*KEY, *CORNERS]))
+    assert np.mean(list(by_true.values())) > share.mean()
+
+
+def test_pairs_of_boxes_overlap_as_in_the_matrix_of_all():
+    rng = np.random.default_rng(0)
+    one, other = (np.sort(rng.random((50, 2, 2)), 1).reshape(50, 4) for _ in range(2))
+    expected = box_iou(*(torch.tensor(boxes) for boxes in (one, other))).diagonal().numpy()
+    assert (expected == 0).any()
+    assert np.allclose(spatial_detection._overlaps(one, other), expected)
+
+
+def test_wrong_lists_are_told_before_anything_runs(recipe, home, tmp_path):
+    """Of the training as of the split that is judged."""
+    root = open_scene_world(recipe.detect.scenes.motionworld)
+    splits = {name: {"boxes": f"{name}.csv"} for name in ("train", "validation", "test")}
+    for wrong in ("train", "test"):
+        lists = {"root": str(root), "actions": "actions.pbtxt", **splits, wrong: {"boxes": str(tmp_path / "none.csv")}}
+        own = recipe.with_overrides({"detect.scenes": {"lists": lists}})
+        with pytest.raises(ListError, match=r"cannot read .*none.csv"):
+            spatial_detection.check_data(plan_notebook("downstream_spatial_detection", own))
+    spatial_detection.check_data(plan_notebook("downstream_spatial_detection", recipe))
+
+
+def test_a_list_that_is_changed_meanwhile_is_read_again(recipe, home, tmp_path):
+    root = open_scene_world(recipe.detect.scenes.motionworld)
+    own = tmp_path / "own.csv"
+    own.write_text((root / "train.csv").read_text())
+    lists = {"root": str(root), "actions": "actions.pbtxt", "train": {"boxes": str(own)}, "validation": {"boxes": str(own)}}
+    scenes = recipe.with_overrides({"detect.scenes": {"lists": lists}}).detect.scenes
+    before = load_scenes(scenes, "train", recipe.compute)
+    assert load_scenes(scenes, "train", recipe.compute) is before
+    own.write_text("".join((root / "train.csv").read_text().splitlines(keepends=True)[:1]))
+    assert (len(before), len(load_scenes(scenes, "train", recipe.compute))) == (6, 1)
+
+
+@pytest.mark.parametrize("frames", [8, 6])
+def test_the_picture_that_is_called_the_key_frame_is_it(recipe, home, frames):
+    """Of 8 frames number 4 is the key frame, of 6 number 3, which pairs of frames do not begin with."""
+    scenes, settings = load_scenes(recipe.detect.scenes, "test", recipe.compute), recipe.detect
+    scene = spatial_detection._scene(scenes, settings, pd.DataFrame(columns=[*KEY, *CORNERS]), 0, frames, 2)
+    clip = scenes.clip(0, frames, settings.stride, settings.test_short_side).permute(1, 2, 3, 0).numpy()
+    assert len(scene.frames) == frames // 2
+    assert np.array_equal(scene.frames[scene.key], clip[frames // 2])
+    assert not np.array_equal(clip[frames // 2], clip[frames // 2 - 1])
+
+
+def test_figures_hold_many_classes_and_many_people():
+    summary = pd.DataFrame({"mean": 20.0, "std": 1.0}, index=[f"class {number}" for number in range(60)])
+    arms = dict(list(SPATIAL_DETECTION.items())[:4])
+    for guess in ({}, dict.fromkeys(summary.index, 5.0)):
+        figure = figures.bars_by_class(dict.fromkeys(arms, summary), arms, guess, "average precision, %")
+        assert figure.get_size_inches()[0] <= 16
+        assert len(figure.axes[0].get_xticklabels()) == 60
+    assert [number_of(place) for place in (0, 8, 9)] == ["1", "9", "10"]
+    assert [letter_of(place) for place in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]

@@ -94,7 +94,9 @@ def test_repeats_change_neither_the_rate_nor_the_epochs(name, size, decoded, vid
     ],
 )
 def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay, epochs):
-    """METHOD 5: per 256 clips, 128 a step; lines for a start from self-supervision alone, and one that was then supervised."""
+    """METHOD 5: per 256 clips, 128 a step; lines for a start from self-supervision alone, and one that was then supervised,
+    which is no stage of the notebook's: they say that they go with a checkpoint.
+    """
     text = (PAPER / "ava.yaml").read_text()
     lines = ["override: {}", *(one.removeprefix("# ") for one in text.splitlines() if one.startswith("# override:"))]
     book = WORKBOOK["downstream_spatial_detection"]
@@ -113,6 +115,7 @@ def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay,
     assert (settings.stride, settings.side, settings.test_short_side, settings.augment.short_side) == (4, 224, 256, (256, 256))
     assert (settings.person_score, settings.enlarge, settings.most_boxes) == (0.8, (0.1, 0.05), 100)
     assert [stage.kind for stage in plan_notebook("downstream_spatial_detection", recipe).stages] == ["pretrain", "detect"]
+    assert lines[line].endswith("then supervised: --encoder") == (line in (1, 3, 5, 6))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from vmae_lab.data.boxes import write_person_boxes
 from vmae_lab.data.scenes import open_scenes
 from vmae_lab.detection.people import TorchvisionDetector, detect_people
 from vmae_lab.detection.spatial import DetectSettings
-from vmae_lab.lab.loading import load_untrimmed
+from vmae_lab.lab.loading import load_scenes, load_untrimmed
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
 
@@ -28,8 +28,10 @@ BY = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true bo
 def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
     """Train a detector of actions on a recipe's scenes. Prints each seed's frame mAP, and the folder with all it said."""
     recipe = read_recipe(parameters, override, seed)
-    _settings(recipe)
+    settings = _settings(recipe)
     opened = opened_encoder(recipe, encoder)
+    for split in dict.fromkeys(("train", recipe.evaluate.split)):  # what is wrong with lists is told before hours of training
+        load_scenes(settings.scenes, split, recipe.compute)
 
     def stage(one: int) -> Stage:
         return detect_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)

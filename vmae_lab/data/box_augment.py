@@ -27,8 +27,9 @@ def augment_scene(video: Tensor, boxes: Tensor, side: int, settings: BoxAugment,
     """A square crop of a scaled clip: uint8 `(C, T, H, W)`, boxes `(n, 4)` in [0, 1] -> `(C, T, side, side)`, boxes `(m, 4)` in
     its pixels, and which of the n they are, int64 `(m,)`.
 
-    The crop's place is drawn among those that show the middle of one box, drawn too: so a clip never loses all of its people.
-    Boxes are cut at the crop's edges, and those of less than a pixel left out; those that stay are jittered, edge by edge.
+    The crop's place is drawn among those that show the middle of one box, drawn too: so a clip loses all of its people only if
+    that box has less than a pixel. Boxes are cut at the crop's edges, and those under a pixel left out; those that stay are
+    jittered, edge by edge.
     """
     with library_draws(seed):
         low, high = settings.short_side

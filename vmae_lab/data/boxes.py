@@ -2,6 +2,7 @@
 
 No file has a header. Ground truth: `video, timestamp, x1, y1, x2, y2, action_id, person_id`; detections the same with `score`
 last; a person detector's boxes with the action left blank. Times are seconds, corners parts of the frame's width and height.
+A key frame's time counts to the microsecond, as in ActivityNet's script, so that it is the same when written and read again.
 """
 
 import re
@@ -17,6 +18,9 @@ from vmae_lab.files import whole_file
 CORNERS = ["x1", "y1", "x2", "y2"]
 COLUMNS = ["video", "timestamp", *CORNERS, "action_id"]
 KEY = ["video", "timestamp"]
+WHOLE = ("action_id", "person_id")
+DIGITS = 6  # after the point of a second
+OVERSHOOT = 1e-3  # by which a detector's rounding may leave [0, 1]
 
 
 def read_ground_truth(file: Path, actions: Collection[int] | None = None) -> pd.DataFrame:
@@ -46,7 +50,7 @@ def read_detections(file: Path) -> pd.DataFrame:
 
 def write_detections(file: Path, detections: pd.DataFrame) -> None:
     """Write what a model said as AVA's evaluation takes it, whole or not at all: COLUMNS and `score`, no header."""
-    table = detections[[*COLUMNS, "score"]].assign(timestamp=detections.timestamp.map("{:.10g}".format))
+    table = detections[[*COLUMNS, "score"]].assign(timestamp=keyed(detections).timestamp.map(_written))
     with whole_file(file) as temporary:
         table.to_csv(temporary, header=False, index=False, float_format="%.6f")
 
@@ -57,11 +61,23 @@ def write_person_boxes(file: Path, boxes: pd.DataFrame) -> None:
 
 
 def read_person_boxes(file: Path) -> pd.DataFrame:
-    """A person detector's boxes: KEY, CORNERS and `score`; an action in the file is not read. Raises ListError."""
+    """A person detector's boxes: KEY, CORNERS and `score`; an action in the file is not read.
+
+    What is outside [0, 1] by no more than rounding is cut. Raises ListError with the lines that are malformed.
+    """
     table, faults = _numbers(file, [*COLUMNS, "score"], unread="action_id")
-    faults.add(_inverted(table), lambda row: f"the box {_corners(table, row)} has no area: x1 < x2 and y1 < y2 are expected")
+    faults.add(_outside(table, OVERSHOOT), lambda row: f"the box {_corners(table, row)} is not inside [0, 1]")
+    unsure = (table.score < -OVERSHOOT) | (table.score > 1 + OVERSHOOT)
+    faults.add(unsure.to_numpy(), lambda row: f"score {table.score[row]:g} is not between 0 and 1")
+    cut = table.assign(**{name: table[name].clip(0, 1) for name in (*CORNERS, "score")})
+    faults.add(_inverted(cut), lambda row: f"the box {_corners(cut, row)} has no area: x1 < x2 and y1 < y2 are expected")
     faults.check(str(file))
-    return table
+    return cut
+
+
+def keyed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, their timestamps to the microsecond: two that mean one key frame are then equal."""
+    return rows.assign(timestamp=rows.timestamp.astype(float).round(DIGITS) + 0.0)  # no -0
 
 
 def read_excluded(file: Path) -> pd.DataFrame:
@@ -86,7 +102,7 @@ def read_label_map(file: Path) -> dict[int, str]:
                 raise ListError(f"{file}: item {place} has no id or no name")
         pairs = [(int(number[1]), name[1]) for number, name in found]
     else:
-        lines = [line.split(",", 1) for line in text.splitlines() if line.strip()]
+        lines = [line.split(",", 1) for line in text.split("\n") if line.strip()]
         lines = lines[1:] if lines and not lines[0][0].strip().isdigit() else lines  # a header
         for place, line in enumerate(lines, 1):
             if len(line) < 2 or not line[0].strip().isdigit():
@@ -109,19 +125,21 @@ def _numbers(file: Path, names: list[str], optional: str = "", unread: str = "")
         if name == unread:
             continue
         left_out = ((column == "") & (name == optional)).to_numpy()
-        if name in ("action_id", "person_id"):
+        if name in WHOLE:
             values, good = whole_numbers(column)
         else:
             values = pd.to_numeric(column, errors="coerce").to_numpy(float)
             good = np.isfinite(values)
-        faults.add(~(good | left_out), lambda row, name=name: f"{name} {cells[name][row]!r} is no number")
+        kind = "whole number" if name in WHOLE else "number"
+        faults.add(~(good | left_out), lambda row, name=name, kind=kind: f"{name} {cells[name][row]!r} is no {kind}")
         table[name] = np.where(good, values, np.where(left_out, -1, 0)).astype(values.dtype)
-    return pd.DataFrame(table), faults
+    return keyed(pd.DataFrame(table)), faults
 
 
 def _cells(file: Path, names: list[str], optional: str = "") -> tuple[pd.DataFrame, Faults]:
-    """A csv's cells as text, blank where a line is short, and which lines have too few or too many."""
-    rows = [[cell.strip() for cell in line.split(",")] for line in _text(file).splitlines()]
+    """A csv's cells as text, blank where a line is short, and lines of too few or too many. Blanks at the end are no lines."""
+    text = _text(file).rstrip()
+    rows = [[cell.strip() for cell in line.split(",")] for line in (text.split("\n") if text else [])]
     counts = np.array([len(row) for row in rows], int)
     faults = Faults(np.arange(1, len(rows) + 1))
     right = (counts == len(names)) | (counts == len(names) - 1) & bool(optional)
@@ -130,15 +148,21 @@ def _cells(file: Path, names: list[str], optional: str = "") -> tuple[pd.DataFra
 
 
 def _text(file: Path) -> str:
+    """A file's text, without the byte-order mark that spreadsheets put before it."""
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ListError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _outside(table: pd.DataFrame) -> np.ndarray:
+def _written(timestamp: float) -> str:
+    """Whole seconds as AVA has them, parts of a second as far as they count."""
+    return f"{timestamp:.{DIGITS}f}".rstrip("0").rstrip(".")
+
+
+def _outside(table: pd.DataFrame, slack: float = 0.0) -> np.ndarray:
     corners = table[CORNERS].to_numpy()
-    return ((corners < 0) | (corners > 1)).any(1)
+    return ((corners < -slack) | (corners > 1 + slack)).any(1)
 
 
 def _inverted(table: pd.DataFrame) -> np.ndarray:

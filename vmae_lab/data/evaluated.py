@@ -1,5 +1,6 @@
 """Clips as they are evaluated: the middle of each video, none replaced, and none left out without a word."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -15,16 +16,20 @@ MEND = "Mend them, use the list that 'vmae-lab data check' cleaned, or set evalu
 
 
 class MissingVideos(RuntimeError):
-    """Videos of an evaluation that cannot be read, all of them: an average over the others is another number."""
+    """Videos of an evaluation that cannot be read, all of them: an average over the others is another number.
 
-    def __init__(self, failed: Mapping[int, VideoError], total: int, remedy: str = MEND):
-        self.failed, self.total, self.remedy = dict(failed), total, remedy
-        shown = "\n  ".join(str(error) for error in list(failed.values())[:20])
-        more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
-        super().__init__(f"{len(failed)} of {total} videos cannot be read, so nothing was averaged:\n  {shown}{more}\n{remedy}")
+    `what` is counted, where that is not videos but several of each.
+    """
+
+    def __init__(self, failed: Mapping[int, VideoError], total: int, remedy: str = MEND, what: str = "videos"):
+        self.failed, self.total, self.remedy, self.what = dict(failed), total, remedy, what
+        causes = Counter(str(error) for error in failed.values())
+        told = [f"{cause} ({count} {what})" if count > 1 else cause for cause, count in causes.items()]
+        shown = "\n  ".join(told[:20]) + (f"\n  and {len(told) - 20} more" if len(told) > 20 else "")
+        super().__init__(f"{len(failed)} of {total} {what} cannot be read, so nothing was averaged:\n  {shown}\n{remedy}")
 
     def __reduce__(self):
-        return MissingVideos, (self.failed, self.total, self.remedy)
+        return MissingVideos, (self.failed, self.total, self.remedy, self.what)
 
 
 def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 
 
 def dense_window(frames: int, clip_frames: int, stride: int, place: float) -> Sequence[int]:
@@ -85,6 +86,11 @@ class Sparse:
         return [int((segment + place) * frames / len(self.places)) for segment, place in enumerate(self.places)]
 
 
+def nearest(place: float) -> int:
+    """The frame next to a place between frames, halves upward: `round` goes to even ones, and would show some twice."""
+    return floor(place + 0.5)
+
+
 @dataclass(frozen=True)
 class Around:
     """Frames `step` apart (a fraction where rates differ), of which number `clip_frames // 2` is the key frame `centre`.
@@ -97,8 +103,8 @@ class Around:
     step: float
 
     def __call__(self, frames: int) -> Sequence[int]:
-        places = (round(self.centre + (place - self.clip_frames // 2) * self.step) for place in range(self.clip_frames))
-        return [min(max(place, 0), frames - 1) for place in places]
+        offsets = ((place - self.clip_frames // 2) * self.step for place in range(self.clip_frames))
+        return [min(max(nearest(self.centre + offset), 0), frames - 1) for offset in offsets]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Key frames of videos, each with people's boxes and what they do: AVA-style lists, checked against the videos; clips."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vmae_lab.data.sampling import Around, Exactly
 from vmae_lab.data.video import Decoded, VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.isolated import Decoders
 from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.data.video.timing import TIMING, Timing
 from vmae_lab.files import fingerprint
 
 
@@ -93,14 +95,14 @@ class SceneSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Video:
-    """One video of the lists: where it is, its frames a second, and how many there are (0: its header does not say)."""
+    """One video of the lists: where it is, its frames a second, and how many there are."""
 
     file: VideoFile
     rate: float
     frames: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Scenes:
     """The key frames of one split. `keys`: a row each, columns KEY. Boxes are parts of width and height throughout."""
 
@@ -147,19 +149,36 @@ class Scenes:
         wanted = (index, frames, stride, short_side)
         if wanted in self._kept:
             return channels_first(self._kept[wanted])
+        return self._clip(self.decoders.read(*self._request(*wanted)), wanted, keep)
+
+    def clips(
+        self, rows: Sequence[int], frames: int, stride: int, short_side: int, keep: bool = False
+    ) -> Iterator[Tensor | VideoError]:  # fmt: skip
+        """The same of several key frames, in order, read ahead side by side; one that cannot be read gives its error."""
+        wanted = [(row, frames, stride, short_side) for row in rows]
+        missing = [one not in self._kept for one in wanted]
+        read = self.decoders.map(self._request(*one) for one, new in zip(wanted, missing, strict=True) if new)
+        for one, new in zip(wanted, missing, strict=True):
+            found = next(read) if new else channels_first(self._kept[one])
+            yield self._clip(found, one, keep) if isinstance(found, Decoded) else found
+
+    def _request(self, index: int, frames: int, stride: int, short_side: int) -> tuple[VideoFile, Around, int]:
         video, timestamp = (self.videos[self.keys.video[index]], self.keys.timestamp[index])
         step = stride * video.rate / (self.settings.rate or video.rate)
         centre = (timestamp - self.settings.first_second) * video.rate
-        decoded = self.decoders.read(video.file, Around(centre, frames, step), short_side).frames
+        return video.file, Around(centre, frames, step), short_side
+
+    def _clip(self, decoded: Decoded, wanted: tuple, keep: bool) -> Tensor:
         if keep:
-            self._kept[wanted] = decoded
-        return channels_first(decoded)
+            self._kept[wanted] = decoded.frames
+        return channels_first(decoded.frames)
 
 
 def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scenes:
     """The key frames of a split (`train`, `validation`, `test`), every one checked against its video, which is opened for it.
 
-    The embedded scenes are written where they are not there. Raises ListError with file, line and cause; StorageError.
+    A video's frames are taken to be shown at a constant rate; where they are not, its lines are refused. The embedded scenes
+    are written where they are not there. Raises ListError with file, line and cause; StorageError.
     """
     lists = settings.lists or _as_lists(open_scene_world(settings.motionworld, processes))
     files = getattr(lists, split)
@@ -167,7 +186,7 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
         raise ListError(f"scenes.lists: there is no {split} split; give its files, or evaluate on validation")
     root = absolute(lists.root)
     actions = read_label_map(place_of(lists.actions, root))
-    evaluated = read_label_map(place_of(lists.evaluated, root)) if lists.evaluated else actions
+    evaluated = _evaluated(place_of(lists.evaluated, root), actions, lists.actions) if lists.evaluated else actions
     truth = read_ground_truth(place_of(files.boxes, root), actions)
     persons = read_person_boxes(place_of(files.persons, root)) if files.persons else None
     excluded = read_excluded(place_of(files.excluded, root)) if files.excluded else truth[KEY].head(0)
@@ -180,6 +199,8 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
         if rows is not None:
             _check_against_videos(rows, place_of(name, root), videos, lists, place_of(lists.videos, root))
     truth, persons = (rows if rows is None else _without(rows, excluded) for rows in (truth, persons))
+    if truth.empty:
+        raise ListError(f"{place_of(files.excluded, root)} excludes all key frames of {place_of(files.boxes, root)}")
     keys = pd.concat([truth[KEY], *([] if persons is None else [persons[KEY]])]).drop_duplicates(ignore_index=True)
     there = {name: video for name, video in videos.items() if isinstance(video, Video)}
     return Scenes(keys, truth.reset_index(drop=True), persons, actions, evaluated, there, lists, decoders)
@@ -193,23 +214,50 @@ def _as_lists(folder: Path) -> SceneLists:
     return SceneLists(root=str(folder), actions="actions.pbtxt", **splits)
 
 
+def _evaluated(file: Path, actions: Mapping[int, str], name: str) -> Mapping[int, str]:
+    """The actions that a label map names by number. Raises ListError where there is none of that number."""
+    numbers = read_label_map(file)
+    unknown = sorted(set(numbers) - set(actions))
+    if unknown:
+        raise ListError(f"{file}: scenes.lists.actions, {name}, has no action of number {', '.join(map(str, unknown))}")
+    return {number: actions[number] for number in numbers}
+
+
 def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: Decoders) -> dict[str, Video | str]:
-    """Each named video, or what is wrong with it. Headers are read once here, so that no later read has to."""
+    """Each named video, or what is wrong with it. Files are looked through once here, so that no later read has to."""
     folder = place_of(lists.videos, root)
     if not folder.is_dir():
         raise ListError(f"scenes.lists.videos: there is no folder {folder}")
-    places = {entry.name if entry.is_dir() else Path(entry.name).stem: entry for entry in os.scandir(folder) if _video(entry)}
-    found: dict[str, Video | str] = {name: f"there is no video '{name}' in {folder}" for name in names if name not in places}
-    files = {name: _file(name, places[name], lists, root) for name in names if name in places}
-    for (name, file), read in zip(
-        files.items(), decoders.map((file, Exactly((0,)), 16) for file in files.values()), strict=True
-    ):
-        found[name] = _opened(file, read, lists)
-    return found
+    places = _places(folder)
+    found: dict[str, Video | str] = {}
+    for name in names:
+        there = sorted(entry.path for entry in places.get(name, []))
+        if len(there) != 1:
+            several = f"video '{name}' may be {' or '.join(there)}; leave one of them there"
+            found[name] = several if there else f"there is no video '{name}' in {folder}"
+    root = root if folder.is_relative_to(root) else folder
+    files = {name: _file(name, places[name][0], lists, root) for name in names if name not in found}
+    shown = dict(zip(files, decoders.map((file, Exactly((0,)), 16) for file in files.values()), strict=True))
+    films = {
+        name: replace(files[name], decoder=read.info.decoder, bytes=os.path.getsize(files[name].path))
+        for name, read in shown.items()
+        if isinstance(read, Decoded) and files[name].total < 0
+    }
+    timed = dict(zip(films, decoders.map((file, TIMING, None) for file in films.values()), strict=True))
+    return found | {
+        name: _opened(films.get(name, file), timed.get(name, shown[name]), lists) for name, file in files.items()
+    }  # fmt: skip
 
 
-def _video(entry: os.DirEntry) -> bool:
-    return entry.is_dir() or Path(entry.name).suffix.lower() in VIDEO_SUFFIXES
+def _places(folder: Path) -> Mapping[str, list[os.DirEntry]]:
+    """What may be a video of a name: files with a video's suffix, and folders."""
+    places = defaultdict(list)
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            places[entry.name].append(entry)
+        elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+            places[Path(entry.name).stem].append(entry)
+    return places
 
 
 def _file(name: str, entry: os.DirEntry, lists: SceneLists, root: Path) -> VideoFile:
@@ -222,17 +270,16 @@ def _file(name: str, entry: os.DirEntry, lists: SceneLists, root: Path) -> Video
     )
 
 
-def _opened(file: VideoFile, read: Decoded | VideoError, lists: SceneLists) -> Video | str:
-    if isinstance(read, VideoError):
-        return f"the video cannot be read: {read}"
+def _opened(file: VideoFile, seen: Decoded | Timing | VideoError, lists: SceneLists) -> Video | str:
+    """A video that could be looked at, or what is wrong with it: a time means a frame only at a rate that is constant."""
+    if isinstance(seen, VideoError):
+        return f"the video cannot be read: {seen}"
     if file.total >= 0:
         return Video(file, lists.folder_rate, file.total)
-    if not read.info.fps:
-        return f"{file.path} does not say its frames a second; write it again with a constant rate"
-    checked = VideoFile(
-        file.path, file.root, decoder=read.info.decoder, frames=read.info.frames or -1, bytes=os.path.getsize(file.path)
-    )
-    return Video(checked, read.info.fps, read.info.frames)
+    if seen.rate and seen.steady:
+        return Video(replace(file, frames=seen.info.frames), seen.rate, seen.info.frames)
+    wrong = f"its frames are up to {seen.off:.2g} s off a constant rate" if seen.rate else "it does not say its frames a second"
+    return f"{file.path}: {wrong}; write it again at one, as with `ffmpeg -i IN -vf fps=30 OUT`"
 
 
 def _check_against_videos(
@@ -245,7 +292,7 @@ def _check_against_videos(
     good = [video if isinstance(video, Video) else Video(VideoFile(""), 1.0, 0) for video in rows.video.map(videos)]
     frame = (rows.timestamp.to_numpy() - lists.first_second) * np.array([video.rate for video in good])
     frames = np.array([video.frames for video in good])
-    beyond = (frame < 0) | (frames > 0) & (np.round(frame) >= frames)
+    beyond = (frame < 0) | (np.floor(frame + 0.5) >= frames)  # as `sampling.nearest` has it
 
     def tell(row: int) -> str:
         last = lists.first_second + frames[row] / good[row].rate

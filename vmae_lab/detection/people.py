@@ -63,7 +63,7 @@ def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float =
         seen = detector([frame for _, frame in there]) if there else []
         found += [_rows(scenes, index, frame, *one) for (index, frame), one in zip(there, seen, strict=True)]
     if failed:
-        raise MissingVideos(failed, len(scenes), MEND)
+        raise MissingVideos(failed, len(scenes), MEND, "key frames")
     table = pd.concat([pd.DataFrame(columns=[*KEY, *CORNERS, "score"]), *found])
     table = table.astype(dict.fromkeys(["timestamp", *CORNERS, "score"], float))
     kept = (table.score >= least_score) & (table.x2 > table.x1) & (table.y2 > table.y1)

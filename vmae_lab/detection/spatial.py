@@ -1,7 +1,8 @@
 """Spatial action detection: who does what, where, in a key frame (METHOD: detection; VideoMAE, section 4.2, on AVA)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -26,6 +27,7 @@ from vmae_lab.randomness import derive, torch_generator
 from vmae_lab.training.feeding import Batch
 from vmae_lab.training.settings import TrainSettings
 
+Whose = Literal["true", "persons"]  # boxes that a model is asked about: the ground truth's, or a person detector's
 MEND = "Mend the videos, or exclude these key frames"
 
 
@@ -87,12 +89,13 @@ class DetectTask:
         return float(batch["there"].sum())
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Binary cross-entropy, mean over people and classes."""
+        """Binary cross-entropy, mean over people and classes; 0 where nobody is left in the crops (boxes under a pixel)."""
         video, boxes, there, labels = (
             batch[name].to(device, non_blocking=True) for name in ("video", "boxes", "there", "label")
         )
         scores = model(video, boxes)
-        return functional.binary_cross_entropy_with_logits(scores[there].float(), labels[there])
+        terms = functional.binary_cross_entropy_with_logits(scores[there].float(), labels[there], reduction="none")
+        return terms.sum() / max(1, terms.numel())
 
 
 class DetectBatches(Dataset):
@@ -117,7 +120,8 @@ class DetectBatches(Dataset):
         task, settings, labelled = self.task, self.task.settings, self.task.scenes.labelled
 
         def read(row: int) -> Tensor:
-            return _clip(task.scenes, labelled[row], task.model, settings, settings.augment.short_side[1])
+            most = settings.augment.short_side[1]
+            return task.scenes.clip(labelled[row], task.model.frames, settings.stride, most, keep=_kept(settings))
 
         row, video = read_or_replace(self.order, position, read, task.quarantine)
         boxes, labels = task.scenes.labelled_boxes(labelled[row])
@@ -130,61 +134,81 @@ class DetectBatches(Dataset):
 
 @torch.no_grad()
 def detect(
-    model: ActionDetector, scenes: Scenes, settings: DetectSettings, shape: ModelSettings, true_boxes: bool = False,
-    batch: int = 16,
-) -> pd.DataFrame:  # fmt: skip
+    model: ActionDetector, scenes: Scenes, settings: DetectSettings, shape: ModelSettings,
+    whose: Sequence[Whose] = ("persons",), batch: int = 16,
+) -> dict[Whose, pd.DataFrame]:  # fmt: skip
     """What a model says of each person of each key frame: COLUMNS and `score`, a row a class, in the lists' order.
 
-    People are those that the person detector is sure of, in boxes that are enlarged, and its score is a factor of theirs; or
-    with `true_boxes` those of the ground truth. Whole frames. Raises MissingVideos where one cannot be read, ListError where
-    there are no people.
+    `whose` boxes: of `persons`, those that the person detector is sure of, enlarged, and its score is a factor of theirs;
+    or the `true` ones. Whole frames, each clip read once and encoded once. Raises MissingVideos where one cannot be read,
+    ListError where there are no boxes.
     """
-    if scenes.persons is None and not true_boxes:
-        raise ListError("scenes.lists: this split names no person detector's boxes (persons); `vmae-lab persons` makes them")
-    device, found = next(model.parameters()).device, []
+    people = {one: people_of(scenes, one, settings.person_score) for one in whose}
+    grow = {one: settings.enlarge if one == "persons" else (0.0, 0.0) for one in whose}
+    device, found = next(model.parameters()).device, {one: [] for one in whose}
     model.eval()
-    for clips in _test_clips(scenes, settings, shape, true_boxes, batch):
-        videos = torch.stack([video for _, video, _, _ in clips])
-        grown = [enlarged(boxes, *((0.0, 0.0) if true_boxes else settings.enlarge)) for _, _, boxes, _ in clips]
-        pixels = [boxes * torch.tensor(_size(video) * 2) for boxes, (_, video, _, _) in zip(grown, clips, strict=True)]
-        padded = torch.stack([_to_patches(video, shape.clip.patch) for video in videos])
+    for clips in _test_clips(scenes, settings, shape, people, batch):
+        padded = torch.stack([_to_patches(video, shape.clip.patch) for _, video, _ in clips])
+        pixels = [
+            torch.cat([enlarged(boxes, *grow[one]) for one, (boxes, _) in here.items()]) * torch.tensor(_size(video) * 2)
+            for _, video, here in clips
+        ]
         scores = model(padded.to(device), _padded(pixels).to(device)).float().sigmoid().cpu()
-        for said, (index, _, boxes, sure) in zip(scores, clips, strict=True):
-            found.append(_rows(scenes, index, boxes, said[: len(boxes)] * sure[:, None]))
+        for said, (index, _, here) in zip(scores, clips, strict=True):
+            counts = [len(boxes) for boxes, _ in here.values()]
+            for (one, (boxes, sure)), part in zip(here.items(), said[: sum(counts)].split(counts), strict=True):
+                if len(boxes):
+                    found[one].append(_rows(scenes, index, boxes, part * sure[:, None]))
     empty = pd.DataFrame(columns=[*COLUMNS, "score"])
-    return pd.concat(found, ignore_index=True) if found else empty
+    return {one: pd.concat(rows, ignore_index=True) if rows else empty for one, rows in found.items()}
+
+
+def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
+    """Who is asked about: KEY, CORNERS and `score`, of true boxes 1, of others from a score on. ListError without such."""
+    if whose == "true":
+        return scenes.truth.drop_duplicates([*KEY, *CORNERS]).assign(score=1.0)
+    if scenes.persons is None:
+        raise ListError("scenes.lists: this split names no person detector's boxes (persons); `vmae-lab persons` makes them")
+    return scenes.persons[scenes.persons.score >= least_score]
 
 
 def _test_clips(
-    scenes: Scenes, settings: DetectSettings, shape: ModelSettings, true_boxes: bool, batch: int
-) -> Iterator[list[tuple[int, Tensor, Tensor, Tensor]]]:  # fmt: skip
-    """Key frames with people in them, neighbours of one size together: number, clip, boxes in [0, 1], how sure they are."""
-    people = scenes.truth.drop_duplicates([*KEY, *CORNERS]).assign(score=1.0) if true_boxes else scenes.persons
-    people = people[people.score >= settings.person_score] if not true_boxes else people
-    rows, failed = people.groupby(KEY).indices, {}
+    scenes: Scenes, settings: DetectSettings, shape: ModelSettings, people: Mapping[Whose, pd.DataFrame], batch: int
+) -> Iterator[list[tuple[int, Tensor, Mapping[Whose, tuple[Tensor, Tensor]]]]]:
+    """Key frames with people in them, neighbours of one size together: number, clip, and boxes in [0, 1] and how sure they are.
 
-    def read() -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        for index, key in enumerate(scenes.keys[KEY].itertuples(index=False, name=None)):
-            if key not in rows:
-                continue
-            here = people.iloc[rows[key]]
-            try:
-                video = to_short_side(_clip(scenes, index, shape, settings, settings.test_short_side), settings.test_short_side)
-            except VideoError as error:
-                failed[index] = error
-                continue
-            yield index, video, *(torch.tensor(here[names].to_numpy(float)).float() for names in (CORNERS, "score"))
+    What follows one that cannot be read is only tried.
+    """
+    rows = {one: table.groupby(KEY).indices for one, table in people.items()}
+    keys, side = list(scenes.keys[KEY].itertuples(index=False, name=None)), settings.test_short_side
+    wanted = [index for index, key in enumerate(keys) if any(key in there for there in rows.values())]
+    failed: dict[int, VideoError] = {}
+
+    def read() -> Iterator[tuple[int, Tensor, Mapping[Whose, tuple[Tensor, Tensor]]]]:
+        clips = scenes.clips(wanted, shape.frames, settings.stride, side, keep=_kept(settings))
+        for index, video in zip(wanted, clips, strict=True):
+            if isinstance(video, VideoError):
+                failed[index] = video
+            elif not failed:
+                here = {one: people[one].iloc[rows[one].get(keys[index], [])] for one in people}
+                yield index, to_short_side(video, side), {one: _boxes(some) for one, some in here.items()}
 
     for _, alike in groupby(read(), lambda clip: clip[1].shape):
         while clips := list(islice(alike, batch)):
             yield clips
     if failed:
-        raise MissingVideos(failed, len(scenes), MEND)
+        raise MissingVideos(failed, len(scenes), MEND, "key frames")
 
 
-def _clip(scenes: Scenes, index: int, model: ModelSettings, settings: DetectSettings, short_side: int) -> Tensor:
+def _boxes(people: pd.DataFrame) -> tuple[Tensor, Tensor]:
+    """Boxes `(n, 4)` and scores `(n,)`."""
+    boxes, scores = (torch.tensor(people[names].to_numpy(float)).float() for names in (CORNERS, "score"))
+    return boxes, scores
+
+
+def _kept(settings: DetectSettings) -> bool:
     """The embedded scenes are few and small enough to be kept."""
-    return scenes.clip(index, model.frames, settings.stride, short_side, keep=settings.scenes.motionworld is not None)
+    return settings.scenes.motionworld is not None
 
 
 def _rows(scenes: Scenes, index: int, boxes: Tensor, scores: Tensor) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
-from vmae_lab.data.boxes import CORNERS, KEY
+from vmae_lab.data.boxes import CORNERS, KEY, keyed
 from vmae_lab.evaluation.metrics import average_precision
 
 OVERLAP = 0.5
@@ -46,8 +46,8 @@ def frame_map(
     """Judge detections (`data.boxes.read_detections`) by ground truth (`read_ground_truth`) over the classes `actions`.
 
     Rows of other classes, of `excluded` key frames, and boxes without area are left out. `activitynet`, AVA's own script, reads
-    the 50 best rows of a frame and passes over frames that have no ground truth; `all` (SlowFast) counts every row.
-    Equal scores stand in the order of the file.
+    the 50 best rows of a frame and passes over frames that have no ground truth; `all` counts every row, as AlphAction does;
+    SlowFast does too where a file is sorted by score: it matches in the file's order. Equal scores stand in that order here.
     """
     truth, detections = (_counted(rows, actions, excluded) for rows in (truth, detections))
     detections = detections.sort_values("score", ascending=False, kind="stable")
@@ -60,10 +60,10 @@ def frame_map(
 
 
 def _counted(rows: pd.DataFrame, actions: Mapping[int, str], excluded: pd.DataFrame | None) -> pd.DataFrame:
-    rows = rows[rows.action_id.isin(list(actions))]
+    rows = keyed(rows[rows.action_id.isin(list(actions))])
     if excluded is None or excluded.empty:
         return rows
-    return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(excluded[KEY]))]
+    return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(keyed(excluded)[KEY]))]
 
 
 def _with_area(rows: pd.DataFrame) -> pd.Series:

@@ -77,14 +77,14 @@ def stage_macs(stage: Stage) -> float:
 
 
 def _detect_macs(model: ModelSettings, recipe: DetectSettings, split: str) -> float:
-    """Training on square crops; evaluation, of the embedded scenes alone, by the person detector's boxes and by true ones."""
+    """Training on square crops; one pass over what is judged, of the embedded scenes alone: lists are not counted before."""
     sides = (recipe.side, recipe.test_short_side - recipe.test_short_side % model.clip.patch)
     crop, whole = (
         classify_cost(model.dimensions, ClipShape(model.frames, side, model.tubelet, model.clip.patch), 1).macs
         for side in sides
     )
     world = recipe.scenes.motionworld
-    return BACKWARD * crop * recipe.steps * recipe.batch_size + whole * (2 * getattr(world, split) if world else 0)
+    return BACKWARD * crop * recipe.steps * recipe.batch_size + whole * (getattr(world, split) if world else 0)
 
 
 def _windows(videos: UntrimmedSettings, features: FeatureSettings, split: str) -> float:

@@ -9,9 +9,9 @@ from vmae_lab.data.boxes import write_detections
 from vmae_lab.data.segments import write_predictions
 from vmae_lab.data.untrimmed import Untrimmed, UntrimmedSettings
 from vmae_lab.data.video_features import VideoFeatures
-from vmae_lab.detection.spatial import DetectSettings, DetectTask, detect
+from vmae_lab.detection.spatial import DetectSettings, DetectTask, Whose, detect
 from vmae_lab.detection.temporal import LocaliseSettings, LocaliseTask, localise
-from vmae_lab.evaluation.ava import FrameMap, frame_map
+from vmae_lab.evaluation.ava import frame_map
 from vmae_lab.evaluation.features import FeatureSettings, extract_features, open_encoder, open_extracted
 from vmae_lab.evaluation.thumos import DURATIONS, SegmentMap, segment_map
 from vmae_lab.lab.jobs import Job, input_encoder_state, save_model, training_cost
@@ -30,15 +30,14 @@ def run_detect(job: Job) -> dict[str, Any]:
     task = DetectTask(model, settings, scenes, state, job.section("seed"), quarantine_in(job.folder))
     trained = train(task, job.folder, job.compute, job.progress)
     save_model(job, trained.model)
-    judged: dict[str, FrameMap] = {}
-    for name, true_boxes in (("frame_map_true_boxes", True), ("frame_map", False)):
-        if not true_boxes and held_out.persons is None:
-            continue
-        said = detect(trained.model, held_out, settings, model, true_boxes)
-        judged[name] = frame_map(held_out.truth, said, held_out.evaluated)
-        if process_state().is_main_process:
-            write_detections(job.folder / DETECTIONS, said)  # the person detector's boxes, where there are such, are last
-    *_, main = judged.values()
+    names: dict[Whose, str] = {"true": "frame_map_true_boxes"}
+    if held_out.persons is not None:
+        names["persons"] = "frame_map"
+    said = detect(trained.model, held_out, settings, model, tuple(names))
+    judged = {name: frame_map(held_out.truth, said[whose], held_out.evaluated) for whose, name in names.items()}
+    *_, main = judged.values()  # by the person detector's boxes, where there are such
+    if process_state().is_main_process:
+        write_detections(job.folder / DETECTIONS, said[list(names)[-1]])
     return {
         "metrics": {name: 100 * one.mean for name, one in judged.items()}, "training": training_cost(trained),
         "per_class": {held_out.actions[action]: 100 * value for action, value in main.per_class.items() if value == value},

@@ -166,18 +166,24 @@ def bars_by_class(
     summaries: arm -> columns mean, std; index class. guess: class -> value; no line where it is empty.
     """
     names, wide = list(guess or next(iter(summaries.values())).index), 0.8 / len(summaries)
-    figure, axes = plt.subplots(figsize=(max(6.4, 0.36 * len(names) * len(summaries) + 1.2), 3.6), layout="constrained")
+    width = min(16.0, max(6.4, 0.36 * len(names) * len(summaries) + 1.2))
+    figure, axes = plt.subplots(figsize=(width, 3.6), layout="constrained")
+    crowded = width / (len(names) * len(summaries)) < 0.2  # inches a bar
     for place, (arm, summary) in enumerate(summaries.items()):
         at = np.arange(len(names)) + (place - (len(summaries) - 1) / 2) * wide
         chosen = summary.reindex(names)
         axes.bar(
             at, chosen["mean"], 0.92 * wide, yerr=chosen["std"], color=arms[arm].colour, edgecolor="white",
-            hatch=("", "//", "..", "xx")[place % 4], capsize=2, label=arms[arm].label, error_kw={"linewidth": 1},
+            hatch=("", "//", "..", "xx")[place % 4], capsize=0 if crowded else 2, label=arms[arm].label,
+            linewidth=0 if crowded else 1, error_kw={"linewidth": 0.5 if crowded else 1},
         )  # fmt: skip
     for place, value in enumerate(guess.values()):
         label = "guessing" if place == 0 else None
         axes.hlines(value, place - 0.48, place + 0.48, color=GUESS, linestyle=":", linewidth=1.5, label=label)
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 8 else 0, ha="right" if len(names) > 8 else "center")
+    turned, size = (30 if len(names) > 8 else 0, None) if len(names) <= 24 else (90, 8)
+    axes.set_xticks(
+        range(len(names)), names, rotation=turned, fontsize=size, ha="right" if turned == 30 else "center"
+    )  # fmt: skip
     axes.set(ylabel=ylabel, ylim=(0, None), xlim=(-0.6, len(names) - 0.4))
     axes.set_ylim(0, min(100, axes.get_ylim()[1]))
     axes.legend(loc="upper left", ncols=len(summaries) + 1, fontsize=9, bbox_to_anchor=(0, 1.16))

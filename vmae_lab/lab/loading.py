@@ -17,34 +17,35 @@ from vmae_lab.training.settings import Compute
 
 
 @lru_cache(maxsize=8)
-def _clips(data: str, split: str, sources: tuple[str, ...], processes: int) -> Clips:
+def _clips(data: str, content: str, split: str, sources: tuple[str, ...], processes: int) -> Clips:
+    """`content`, here and below: a fingerprint, so that a list that was changed meanwhile is read again."""
     return load_clips(DataSettings.model_validate_json(data), split, sources, processes)
 
 
 def load_split(settings: Mapping[str, Any], split: str, sources: Sequence[str], compute: Compute) -> tuple[DataSettings, Clips]:
     """A stage's data settings and the clips of one split, all that are listed."""
     data = DataSettings(**settings["data"])
-    return data, _clips(data.model_dump_json(), split, tuple(sources), max(compute.jobs, compute.workers))
+    return data, _clips(data.model_dump_json(), data.fingerprint, split, tuple(sources), max(compute.jobs, compute.workers))
 
 
 @lru_cache(maxsize=4)
-def _scenes(settings: str, split: str, processes: int) -> Scenes:
+def _scenes(settings: str, content: str, split: str, processes: int) -> Scenes:
     return open_scenes(SceneSettings.model_validate_json(settings), split, processes)
 
 
 def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes:
     """The key frames of one split."""
-    return _scenes(settings.model_dump_json(), split, max(compute.jobs, compute.workers))
+    return _scenes(settings.model_dump_json(), settings.fingerprint, split, max(compute.jobs, compute.workers))
 
 
 @lru_cache(maxsize=4)
-def _untrimmed(settings: str, split: str, processes: int) -> Untrimmed:
+def _untrimmed(settings: str, content: str, split: str, processes: int) -> Untrimmed:
     return open_untrimmed(UntrimmedSettings.model_validate_json(settings), split, processes)
 
 
 def load_untrimmed(settings: UntrimmedSettings, split: str, compute: Compute) -> Untrimmed:
     """The annotated untrimmed videos of one split."""
-    return _untrimmed(settings.model_dump_json(), split, max(compute.jobs, compute.workers))
+    return _untrimmed(settings.model_dump_json(), settings.fingerprint, split, max(compute.jobs, compute.workers))
 
 
 def held_out_clips(settings: Mapping[str, Any], sources: Sequence[str], compute: Compute) -> tuple[Clips, dict[str, Any]]:

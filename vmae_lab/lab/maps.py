@@ -1,6 +1,6 @@
 """Figures of what a model makes of single clips: a map, who lies next to whom, which classes it mixes up, where it looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
@@ -161,26 +161,39 @@ def scene_strips(scenes: Sequence[Scene]) -> Figure:
         for place, frame in enumerate(scene.frames):
             _picture(line[place], frame, "key frame" if place == scene.key else "", BLACK if place == scene.key else GREY)
         _picture(line[-2], scene.frames[scene.key], "", BLACK)
-        for boxes, colour, dashes, first in ((scene.true, SKY, "-", "1"), (scene.seen, ORANGE, "--", "a")):
-            _boxes(line[-2], boxes, colour, dashes, first)
+        _boxes(line[-2], scene.true, SKY, "-", number_of, ("left", "top"))
+        _boxes(line[-2], scene.seen, ORANGE, "--", letter_of, ("right", "bottom"))
         line[-1].axis("off")
-        truth = [f"{number}  {words}" for number, words in enumerate(scene.said_of_true, 1)]
-        seen = [f"{chr(ord('a') + place)}  {words}" for place, words in enumerate(scene.said_of_seen)]
+        truth = [f"{number_of(place)}  {words}" for place, words in enumerate(scene.said_of_true)]
+        seen = [f"{letter_of(place)}  {words}" for place, words in enumerate(scene.said_of_seen)]
         words = ["there (solid):", *truth, "said (dashed):", *(seen or ["nobody seen"])]
         line[-1].text(0.02, 1.0, "\n".join(words), va="top", ha="left", fontsize=9, transform=line[-1].transAxes)
     return figure
 
 
-def _boxes(axes: plt.Axes, boxes: np.ndarray, colour: str, dashes: str, first: str) -> None:
-    """Boxes in [0, 1] over a picture, each with its sign: numbers at the upper left, letters at the lower right."""
+def number_of(place: int) -> str:
+    """1, 2, 3, …"""
+    return str(place + 1)
+
+
+def letter_of(place: int) -> str:
+    """a, b, …, z, aa, ab, …: as columns of a spreadsheet."""
+    before, last = divmod(place, 26)
+    return (letter_of(before - 1) if before else "") + chr(ord("a") + last)
+
+
+def _boxes(
+    axes: plt.Axes, boxes: np.ndarray, colour: str, dashes: str, sign: Callable[[int], str], corner: tuple[str, str]
+) -> None:  # fmt: skip
+    """Boxes in [0, 1] over a picture, each with its sign in a corner: left or right, top or bottom."""
     (right, low), outside = axes.get_xlim()[1:] + axes.get_ylim()[:1], 0.5
     size = np.array([right + outside, low + outside] * 2)
     for place, box in enumerate(boxes):
         x1, y1, x2, y2 = box * size - outside
         axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=dashes, linewidth=1.8))
-        corner, side = ((x1, y1), ("left", "top")) if first == "1" else ((x2, y2), ("right", "bottom"))
         axes.text(
-            *corner, chr(ord(first) + place), color=BLACK, fontsize=8, ha=side[0], va=side[1],
+            x1 if corner[0] == "left" else x2, y1 if corner[1] == "top" else y2, sign(place), color=BLACK, fontsize=8,
+            ha=corner[0], va=corner[1],
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
 

@@ -253,7 +253,8 @@ class _Run:
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             with accelerator.autocast():
                 loss = self.task.loss(self.model, part, accelerator.device)
-            share = weight / everywhere * accelerator.num_processes  # the processes' gradients are averaged
+            # The processes' gradients are averaged. No terms at all (no person in any crop) is a step of no gradient.
+            share = weight / (everywhere or 1) * accelerator.num_processes
             with accelerator.no_sync(self.model) if index < len(parts) - 1 else nullcontext():
                 accelerator.backward(loss * share)
             total += loss.detach() * share

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.motionworld import motion
 from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, Split, check_room, in_batches, write_mp4, written_once
+from vmae_lab.data.motionworld.dataset import RENDERER_VERSION as THINGS_VERSION
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES
 from vmae_lab.files import fingerprint, write_json, write_text
@@ -54,7 +55,7 @@ class SceneWorldSettings(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Names the data's content: equal settings give equal files."""
-        return fingerprint({"scenes": RENDERER_VERSION, **self.model_dump(mode="json")})
+        return fingerprint({"scenes": RENDERER_VERSION, "things": THINGS_VERSION, **self.model_dump(mode="json")})
 
     @property
     def key_second(self) -> int:

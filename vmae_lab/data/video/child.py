@@ -20,7 +20,7 @@ def main() -> None:
     """Take settings, say "ready", and answer requests `(folder, video, choose, short_side)`: paths are relative to the folder.
 
     An answer is `("ok", shape, indices, info)` and then the pixels, or `("error", VideoError)`. Where `choose` is None the
-    video is looked at, whole: `("seen", Inspection)`.
+    video is looked at, whole: `("seen", Inspection)`; where it is TIMING, its packets are: `("seen", Timing)`.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
@@ -30,6 +30,7 @@ def main() -> None:
     from vmae_lab.data.video.decoders import read_video
     from vmae_lab.data.video.inspection import inspect_video
     from vmae_lab.data.video.screen import VideoError
+    from vmae_lab.data.video.timing import TIMING, time_video
 
     settings = receive(sys.stdin.buffer)
     _limit_memory(settings.memory_mib << 20)
@@ -38,8 +39,8 @@ def main() -> None:
         folder, video, choose, short_side = request
         try:
             os.chdir(folder)
-            if choose is None:
-                send(answers, ("seen", inspect_video(video, settings)))
+            if choose in (None, TIMING):
+                send(answers, ("seen", time_video(video, settings) if choose else inspect_video(video, settings)))
                 continue
             decoded = read_video(video, choose, settings, short_side)
         except VideoError as error:

@@ -66,7 +66,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     if video.total >= 0:
         return _read_folder(video, path, choose, settings, short_side)
     source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings, video if _is_as_checked(video, path) else None)
+    info = probe(video.path, source, container, settings, video if is_as_checked(video, path) else None)
     readers = [READERS[info.decoder]]
     if settings.decoder == "auto" and info.decoder == "decord":
         readers.append(_read_pyav)  # for what decord refuses or gives up on
@@ -81,7 +81,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     raise VideoError(video.path, cause, info.codec)
 
 
-def _is_as_checked(video: VideoFile, path: str) -> bool:
+def is_as_checked(video: VideoFile, path: str) -> bool:
     return video.decoder != "" and video.bytes == (video.size if video.size >= 0 else os.path.getsize(path))
 
 

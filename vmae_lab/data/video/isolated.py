@@ -20,6 +20,7 @@ from vmae_lab.data.video.child import LENGTH, send
 from vmae_lab.data.video.decoders import Choose, Decoded
 from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import DecoderUnavailable, VideoError, VideoFile, VideoSettings
+from vmae_lab.data.video.timing import TIMING, Timing
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 CHILD = "vmae_lab.data.video.child"  # what runs in a decoder's process
@@ -48,12 +49,16 @@ class DecoderProcess:
         """As `inspect_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
         return self._ask(video, None, None)
 
+    def time(self, video: VideoFile) -> Timing:
+        """As `time_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
+        return self._ask(video, TIMING, None)
+
     @property
     def pid(self) -> int | None:
         """The process that decodes, once there is one."""
         return self._process.pid if self._process else None
 
-    def _ask(self, video: VideoFile, choose: Choose | None, short_side: int | None) -> Decoded | Inspection:
+    def _ask(self, video: VideoFile, choose: Choose | str | None, short_side: int | None) -> "Seen":
         try:
             self._start()
             deadline = time.monotonic() + self.settings.timeout_s
@@ -139,7 +144,8 @@ class DecoderProcess:
         return f"{cause}: {last[-1]}" if last and code is not None else cause
 
 
-Request = tuple[VideoFile, Choose | None, int | None]  # without a choice of frames: to be inspected
+Request = tuple[VideoFile, Choose | str | None, int | None]  # without a choice of frames: to be inspected; TIMING: to be timed
+Seen = Decoded | Inspection | Timing
 
 
 class Decoders:
@@ -154,7 +160,7 @@ class Decoders:
         with self._borrowed() as decoder:
             return decoder.read(video, choose, short_side)
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Decoded | Inspection | VideoError]:
+    def map(self, requests: Iterable[Request]) -> Iterator[Seen | VideoError]:
         """What each request gives, in their order, `processes` at a time; a failure is handed over, not raised."""
         with ThreadPoolExecutor(self.processes) as threads:
             waiting: deque[Future] = deque()
@@ -192,10 +198,12 @@ class Decoders:
         finally:
             self._idle.append(decoder)
 
-    def _attempt(self, request: Request) -> Decoded | Inspection | VideoError:
+    def _attempt(self, request: Request) -> Seen | VideoError:
         video, choose, short_side = request
         try:
             with self._borrowed() as decoder:
+                if choose == TIMING:
+                    return decoder.time(video)
                 return decoder.read(video, choose, short_side) if choose else decoder.inspect(video)
         except VideoError as error:
             return error
