@@ -221,29 +221,6 @@ def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch
     assert main([*arguments[:4], "--model", "nowhere"]) == 2
 
 
-def test_means_of_parts_keep_where_and_when(folder, tmp_path):
-    clips, model = listed(folder), classifier()
-    row = next(row for row in range(len(clips)) if clips.name(row).endswith("exact.mp4"))
-    settings = FeatureSettings(stride=3, parts=(2, 1, 2))
-    extract_features(model.encoder, clips.subset([row]), tmp_path / "parts", settings, progress=False)
-    features = open_extracted(tmp_path / "parts", ["exact"])
-    assert (features.lengths, features.stride, features.frames) == ({"exact": 2}, 3, 4)
-    windows = clips.video(row, Everything(), 16)
-    with torch.no_grad():
-        tokens = model.encoder(torch.stack([squash(windows[:, start : start + 4], 16) for start in (0, 3)]))
-    width = tokens.shape[-1]
-    # A grid of 2 x 2 x 2: the mean over rows, of each time and column.
-    expected = tokens.reshape(2, 2, 2, 2, width).mean(2).reshape(2, 4 * width)
-    torch.testing.assert_close(features.read("exact"), expected)
-    with pytest.raises(ValueError, match=r"features\.parts \[1, 3, 1\] do not divide the model's 2 x 2 x 2 tokens"):
-        extract_features(model.encoder, clips, tmp_path / "uneven", FeatureSettings(parts=(1, 3, 1)), progress=False)
-
-
-def test_a_folder_that_was_begun_before_there_were_parts_is_gone_on_with(folder, tmp_path):
-    extract_features(classifier().encoder, listed(folder), tmp_path / "made", FeatureSettings(), progress=False)
-    assert "parts" not in (tmp_path / "made" / "features.json").read_text()
-
-
 def test_extracted_features_that_are_not_there_are_named(folder, tmp_path):
     extract_features(classifier().encoder, listed(folder), tmp_path / "made", FeatureSettings(), progress=False)
     assert set(open_extracted(tmp_path / "made", ["long", "short"]).lengths) == {"long", "short"}

@@ -172,10 +172,7 @@ class LocaliseBatches(Dataset):
 @torch.no_grad()
 def localise(model: ActionLocaliser, videos: Untrimmed, features: VideoFeatures, settings: LocaliseSettings) -> pd.DataFrame:
     """What a model says of whole videos: PREDICTIONS, best first in each video, times in seconds inside it."""
-    device, found = (
-        next(model.parameters()).device,
-        [pd.DataFrame(columns=PREDICTIONS).astype({"start": float, "end": float, "score": float})],
-    )
+    device, found = next(model.parameters()).device, []
     model.eval()
     for video in videos.annotations.videos.itertuples():
         there = features.read(video.video)
@@ -189,7 +186,8 @@ def localise(model: ActionLocaliser, videos: Untrimmed, features: VideoFeatures,
         rows = {"video": video.video, "start": times[:, 0], "end": times[:, 1], "label": names, "score": scores.astype(float)}
         if len(names):
             found.append(pd.DataFrame(rows))
-    return pd.concat(found[1:] or found, ignore_index=True)
+    nothing = pd.DataFrame(columns=PREDICTIONS).astype(dict.fromkeys(["start", "end", "score"], float))
+    return pd.concat(found, ignore_index=True) if found else nothing
 
 
 def answers_of(

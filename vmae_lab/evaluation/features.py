@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from einops import reduce
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -48,15 +47,6 @@ class FeatureSettings(BaseModel):
     frame: Literal["squash", "centre"] = Field("squash", description="the whole frame made square, or its central square")
     scale_only: bool = Field(False, description="pixels / 255 without mean and deviation, as the published features were made")
     format: Format = "npy"
-    parts: tuple[int, int, int] = Field(
-        (1, 1, 1),
-        description="of time, rows and columns, the means of whose tokens are kept side by side; (1, 1, 1): the mean token",
-    )
-
-    def check_grid(self, grid: tuple[int, int, int]) -> None:
-        """Raise ValueError where a model's tokens `(T', H', W')` do not split into the parts evenly."""
-        if any(part < 1 or tokens % part for part, tokens in zip(self.parts, grid, strict=True)):
-            raise ValueError(f"features.parts {list(self.parts)} do not divide the model's {' x '.join(map(str, grid))} tokens")
 
 
 @dataclass(frozen=True)
@@ -93,8 +83,7 @@ def extract_features(
     chunk: int = 1024,
     progress: bool = True,
 ) -> Extracted:
-    """The mean token of every window of every video, through `norm` where one is given: a file of float32 `(windows, D)` each;
-    with `settings.parts` the mean tokens of parts of the window, side by side.
+    """The mean token of every window of every video, through `norm` where one is given: a file of float32 `(windows, D)` each.
 
     `encoder` takes uint8 or normalised `(B, C, T, H, W)` of its `clip` shape to tokens `(B, N, D)`; `batch` windows go through
     it at a time, and `chunk` frames of a video are held at most, or a window and a stride where that is more. A video shorter
@@ -103,7 +92,6 @@ def extract_features(
 
     Raises FeatureError where the folder's features are of another encoder or other settings, StorageError.
     """
-    settings.check_grid(encoder.clip.grid)
     make_folder(folder)
     _claim(folder, encoder, norm, settings)
     files = [clips.file(row) for row in range(len(clips))]
@@ -166,18 +154,9 @@ def _features(
         for some in windows[: part.windows].split(batch):
             pixels = some.to(device)
             # The encoder takes floating pixels as they are, normalised or, here on request, not.
-            tokens = _means(encoder(pixels.float() / 255 if settings.scale_only else pixels), encoder.clip.grid, settings.parts)
-            found.append((norm(tokens) if norm else tokens).flatten(1).float().cpu())
+            tokens = encoder(pixels.float() / 255 if settings.scale_only else pixels).mean(1)
+            found.append((norm(tokens) if norm else tokens).float().cpu())
     return torch.cat(found).numpy(), part.end, part.fps
-
-
-def _means(tokens: Tensor, grid: tuple[int, int, int], parts: tuple[int, int, int]) -> Tensor:
-    """The mean token of each part of the grid: `(B, N, D)` -> `(B, parts, D)`."""
-    if parts == (1, 1, 1):
-        return tokens.mean(1, keepdim=True)
-    (t, h, w), (frames, rows, columns) = parts, (n // part for n, part in zip(grid, parts, strict=True))
-    pattern = "b (t i h j w k) d -> b (t h w) d"
-    return reduce(tokens, pattern, "mean", t=t, h=h, w=w, i=frames, j=rows, k=columns)
 
 
 @dataclass(frozen=True)
@@ -260,9 +239,7 @@ def _place(file: VideoFile, form: Format) -> str:
 def _claim(folder: Path, encoder: nn.Module, norm: nn.Module | None, settings: FeatureSettings) -> None:
     """Note in the folder how its features are made, or see that it is the same. Raises FeatureError."""
     weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
-    made = {**settings.model_dump(mode="json"), "weights": weights, "clip": vars(encoder.clip)}
-    if settings.parts == (1, 1, 1):  # folders that were begun before there were parts are gone on with
-        del made["parts"]
+    made = {**settings.model_dump(), "weights": weights, "clip": vars(encoder.clip)}
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         others = ", ".join(f"{name} {before.get(name)}, now {made[name]}" for name in made if before.get(name) != made[name])

@@ -1,6 +1,5 @@
 """What a plan will cost, before it runs: stages, which are reused, multiply-accumulates, and time on this device."""
 
-import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def _localise_macs(stage: Stage) -> float:
     """Training and one pass over what is judged: every weight is used once a time step of its level."""
     settings = LocaliseSettings(**stage.settings["localise"])
     encoder = stage.inputs[0].settings["model"] if stage.inputs else None
-    width = ModelSettings(**encoder).dimensions.width * math.prod(settings.features.parts) if encoder else 2048
+    width = ModelSettings(**encoder).dimensions.width if encoder else 2048
     one = localiser_macs(settings.shape, width, classes=20)
     if settings.videos.motionworld is None:
         return BACKWARD * one * settings.steps * settings.batch_size * settings.longest
@@ -137,7 +136,7 @@ def stage_bytes(stage: Stage) -> int:
     if stage.kind == "features":
         features = FeatureSettings(**stage.settings["features"])
         windows = _windows(UntrimmedSettings(**stage.settings["videos"]), features, stage.settings["split"])
-        return int(4 * windows * model.dimensions.width * math.prod(features.parts))
+        return int(4 * windows * model.dimensions.width)
     if stage.kind == "detect":
         return 4 * detector_parameters(model)
     return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial", "opened") else classifier_parameters(stage))

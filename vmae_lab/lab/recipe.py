@@ -93,8 +93,6 @@ class Recipe(BaseModel):
             raise ValueError(f"student '{self.student}' is no model size; sizes are {', '.join(SIZES)}")
         if self.detect:
             self.detect.check_model(self.model)
-        if self.localise and self.localise.videos.extracted:
-            self.localise.features.check_grid(self.model.clip.grid)
         there = self.data.sources if self.data.motionworld else ()
         unknown = set(self.evaluate.sources) - set(there)
         if unknown:

@@ -50,10 +50,9 @@ def localisation_caption(plan: Plan, store: RunStore) -> str:
     """What the detectors were trained and judged on."""
     recipe, settings = plan.recipe, plan.recipe.localise
     result = store.result(plan.first(plan.possible[0]).measures["localise"])
-    parts = " x ".join(map(str, settings.features.parts))
     return (
         f"Scale `{recipe.scale}`: features of a {recipe.model.size} model, windows of {recipe.model.frames} frames every "
-        f"{settings.features.stride} frames, mean tokens of {parts} parts (time, rows, columns); the encoder is frozen and one "
+        f"{settings.features.stride} frames, their mean tokens; the encoder is frozen and one "
         f"detector trained on {result['training_videos']} videos ({result['training_segments']} segments) for {settings.steps} "
         f"steps of {settings.batch_size}; {len(recipe.seeds)} seeds; mean ± standard deviation over seeds; "
         f"{result['videos']} videos of the {recipe.evaluate.split} split ({result['segments']} segments). mAP over "
