@@ -73,6 +73,17 @@ def test_content_names_the_data(lists, tmp_path):
     entry = {**DATABASE["two"], "duration": 2.9}
     (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "two": entry}}))
     assert lists().fingerprint != before
+    before = lists().fingerprint
+    (tmp_path / "videos" / "one.mp4").write_bytes(b"another")
+    assert lists().fingerprint != before
+    made = lists(videos=None, features={"folder": "features"})
+    before = made.fingerprint
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "one.npy", np.zeros((9, 3), np.float32))
+    after = made.fingerprint
+    assert after != before
+    np.save(tmp_path / "features" / "one.npy", np.zeros((8, 3), np.float32))
+    assert made.fingerprint != after
 
 
 def test_one_of_videos_and_features(lists):

@@ -15,8 +15,10 @@ from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import (
     Stage,
+    detect_stage,
     distill_stage,
     finetune_stage,
+    localise_stage,
     post_pretrain_stage,
     pretrain_stage,
     probe_stage,
@@ -46,13 +48,16 @@ def every_kind(recipe: Recipe) -> list[Stage]:
     second = post_pretrain_stage(recipe, first, 0)
     tuned = finetune_stage(recipe, second, 0)
     taught = distill_stage(recipe, second, None, 0)
-    return [first, second, tuned, taught, probe_stage(recipe, first, 0), views_stage(recipe, tuned, 0)]
+    judged = [probe_stage(recipe, first, 0), views_stage(recipe, tuned, 0)]
+    return [first, second, tuned, taught, *judged, detect_stage(recipe, first, 0), localise_stage(recipe, first, 0)]
 
 
 @pytest.fixture(scope="module")
 def recipe(smoke) -> Recipe:
     few = {"evaluate.views": {"clips": 2, "crops": 1}}
-    for section in ("post_pretrain", "distill", "evaluate.finetune"):  # drop path would be drawn by each process for itself
+    few |= {"detect.batch_size": 4, "localise.batch_size": 4}
+    # Drop path would be drawn by each process for itself.
+    for section in ("post_pretrain", "distill", "evaluate.finetune", "detect", "localise"):
         few |= {f"{section}.drop_path": 0.0, f"{section}.lr": 1e-4, f"{section}.min_lr": 0.0}
     return build_recipe({**smoke, "arms": ["none"], "override": few})
 

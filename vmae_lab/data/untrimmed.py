@@ -51,8 +51,11 @@ class SegmentLists(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names the annotations' content, or their place while they are not there."""
-        return fingerprint([content_of(self.annotations, absolute(self.root)), *self.train, *self.validation, *self.test])
+        """Names what the annotations say, and the names and sizes of videos or features; places of what is not there yet."""
+        root = absolute(self.root)
+        seen = content_of(self.videos, root) if self.features is None else self.features.content(root)
+        subsets = [list(self.train), list(self.validation), list(self.test)]
+        return fingerprint([content_of(self.annotations, root), seen, subsets])
 
 
 class UntrimmedSettings(BaseModel):

@@ -1,5 +1,6 @@
 """Features of windows along videos, a file a video, as `vmae-lab features` or others wrote them: npy, npz, pt, parquet."""
 
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmae_lab.data.lists.formats import ListError
+from vmae_lab.data.lists.formats import ListError, place_of
+from vmae_lab.files import fingerprint
 
 NAMES = ("features", "feats", "feature", "feat")  # of arrays in npz and pt files that hold several
 KINDS = (".npy", ".npz", ".pt", ".pth", ".parquet")
@@ -27,6 +29,13 @@ class FeatureFolder(BaseModel):
     pattern: str = Field("{video}.npy", description="name of a video's file; {video} stands for its name")
     stride: int = Field(4, ge=1, description="frames from window to window")
     frames: int = Field(16, ge=1, description="frames of a window")
+
+    def content(self, root: Path) -> str:
+        """Names the folder's content: names and sizes of its files, or its place while it is not there."""
+        folder = place_of(self.folder, root)
+        if not folder.is_dir():
+            return str(folder)
+        return fingerprint(sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if entry.is_file()))
 
     def model_post_init(self, _context: object) -> None:
         if "{video}" not in self.pattern or Path(self.pattern).suffix not in KINDS:
