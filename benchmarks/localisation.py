@@ -40,7 +40,7 @@ def main() -> None:
 def detector(rounds: int) -> list[dict]:
     """A forward pass over features of each length."""
     shape = LocaliserShape()
-    model = ActionLocaliser(shape, 1408, 20).eval()
+    model = ActionLocaliser(shape, 1408, [str(i) for i in range(20)]).eval()
 
     def at(length: int) -> Callable[[], object]:
         whole = length + -length % shape.multiple

@@ -11,7 +11,8 @@ from vmae_lab.data.untrimmed import UntrimmedSettings, open_untrimmed
 
 DATABASE = {
     "one": {"subset": "Validation", "duration": 4.0, "fps": 12.0, "annotations": [{"segment": [1, 2], "label": "run"}]},
-    "two": {"subset": "Test", "duration": 3.0, "fps": 12.0, "annotations": []},
+    "two": {"subset": "Test", "duration": 3.0, "fps": 12.0, "annotations": [{"segment": [1, 2], "label": "run"}]},
+    "four": {"subset": "Empty", "duration": 3.0, "fps": 12.0, "annotations": []},
     "three": {"subset": "Validation", "duration": 2.0, "annotations": [{"segment": [0.5, 1], "label": "jump"}]},
 }
 
@@ -59,10 +60,13 @@ def test_features_of_another_length_are_warned_of(lists, tmp_path, recwarn):
         np.save(tmp_path / "features" / f"{name}.npy", np.zeros((windows, 3), np.float32))
     folder = {"folder": "features", "stride": 5, "frames": 8}
     videos = open_untrimmed(lists(videos=None, features=folder), "train")
-    assert videos.features().lengths == {"one": 9, "three": 3}
+    features = videos.features()
+    assert features.lengths == {"one": 9, "three": 3}
+    videos.check_lengths(features)
     assert not recwarn.list
+    wrong = open_untrimmed(lists(videos=None, features={**folder, "stride": 15}), "train")
     with pytest.warns(UserWarning, match=r"features of 1 of 2 videos .*stride.*one \(9 windows are 10\.7 s of 4\.0 s\)"):
-        open_untrimmed(lists(videos=None, features={**folder, "stride": 15}), "train").features()
+        wrong.check_lengths(wrong.features())
     with pytest.raises(ListError, match=r"no folder .*nowhere"):
         open_untrimmed(lists(videos=None, features={**folder, "folder": "nowhere"}), "train").features()
 
@@ -84,6 +88,34 @@ def test_content_names_the_data(lists, tmp_path):
     assert after != before
     np.save(tmp_path / "features" / "one.npy", np.zeros((8, 3), np.float32))
     assert made.fingerprint != after
+
+
+def test_the_features_of_videos_are_theirs_whatever_is_annotated(lists, tmp_path):
+    """What a giant model took days for is not done again because a segment was mended."""
+    before = lists().films("train"), lists().fingerprint
+    mended = {**DATABASE["one"], "annotations": [{"segment": [1, 2.5], "label": "run"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "one": mended}}))
+    assert lists().films("train") == before[0]
+    assert lists().fingerprint != before[1]
+    (tmp_path / "videos" / "two.mp4").write_bytes(b"of another split")
+    assert lists().films("train") == before[0] != lists().films("test")
+    (tmp_path / "videos" / "one.mp4").write_bytes(b"another")
+    assert lists().films("train") != before[0]
+
+
+def test_a_rate_that_is_not_the_videos_is_refused(lists, tmp_path):
+    right = open_untrimmed(lists(), "train")
+    right.check_rates(right.clips())
+    entry = {**DATABASE["one"], "fps": 25.0}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "one": entry}}))
+    wrong = open_untrimmed(lists(), "train")
+    with pytest.raises(ListError, match="fps of 1 videos is not theirs: one has 12 frames a second, not 25"):
+        wrong.check_rates(wrong.clips())
+
+
+def test_a_split_without_a_segment_is_refused(lists):
+    with pytest.raises(ListError, match=r"no segment is annotated in the test split \(empty\)"):
+        open_untrimmed(lists(test=["empty"]), "test")
 
 
 def test_one_of_videos_and_features(lists):

@@ -33,13 +33,15 @@ def test_every_form_is_read(tmp_path, how):
     np.testing.assert_allclose(found, TABLE, atol=2e-3 if "half" in how else 0)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_features_of_several_videos(tmp_path, keep):
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_features_of_several_videos(tmp_path, form):
     for name, rows in (("a", 7), ("b", 3)):
         np.save(tmp_path / f"{name}.npy", TABLE[:rows])
-    features = open_features({name: tmp_path / f"{name}.npy" for name in "ab"}, stride=4, frames=16, keep=keep)
+        np.savez(tmp_path / f"{name}.npz", TABLE[:rows])
+    features = open_features({name: tmp_path / f"{name}.{form}" for name in "ab"}, stride=4, frames=16)
     assert (features.lengths, features.width) == ({"a": 7, "b": 3}, 4)
     assert torch.equal(features.read("b"), torch.from_numpy(TABLE[:3]))
+    assert torch.equal(features.read("a", 2, 4), torch.from_numpy(TABLE[2:6]))
     steps = np.array([0.0, 2.5])
     seconds = features.times(steps, rate=25.0)
     assert seconds.tolist() == [8 / 25, 18 / 25]
@@ -72,8 +74,12 @@ def test_files_that_are_no_tables(tmp_path):
     broken = np.full((3, 4), 1.0)
     broken[1, 2] = np.nan
     np.save(tmp_path / "nan.npy", broken)
-    with pytest.raises(ListError, match=r"nan\.npy holds values that are no numbers, first in window 1"):
+    with pytest.raises(ListError, match=r"nan\.npy holds values that are no numbers"):
         read_features(tmp_path / "nan.npy")
+    features = open_features({"nan": tmp_path / "nan.npy"}, 4, 16)
+    assert len(features.read("nan", 2)) == 1, "what is asked for is looked at, not the whole"
+    with pytest.raises(ListError, match=r"nan\.npy holds values that are no numbers"):
+        features.read("nan", 1)
     np.savez(tmp_path / "two.npz", a=TABLE, b=TABLE)
     with pytest.raises(ListError, match=r"two\.npz: it holds a, b; one array, or one named features"):
         read_features(tmp_path / "two.npz")

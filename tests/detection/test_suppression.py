@@ -66,7 +66,7 @@ def test_ends_are_voted_by_score_among_those_of_the_class_that_overlap_much():
     # Of class 0 [1, 10] overlaps with [0, 10] by .9 and counts, [2, 8] by .6 and does not, [0, 9] is another class.
     assert classes.tolist() == [1, 0]
     assert ends[0].tolist() == [0, 9]
-    assert ends[1].tolist() == pytest.approx([0.3 * 1.0 / 0.9, 10.0])
+    assert ends[1].tolist() == pytest.approx([0.3 * 0.9 * 1.0 / (0.6 + 0.3 * 0.9), 10.0])
 
 
 def test_nothing_in_nothing_out():

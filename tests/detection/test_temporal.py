@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -48,10 +47,10 @@ def make(tmp_path):
         (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
         return open_untrimmed(settings(beyond=beyond, **lists).videos, "train")
 
-    def settings(beyond: str = "refuse", steps: int = 4, untrained: tuple = (), **changes) -> LocaliseSettings:
+    def settings(beyond: str = "refuse", steps: int = 4, **changes) -> LocaliseSettings:
         lists = {
             "root": str(tmp_path), "annotations": "annotations.json", "train": ["training"], "beyond": beyond,
-            "features": {"folder": "features", "stride": STRIDE, "frames": FRAMES}, "untrained": untrained,
+            "features": {"folder": "features", "stride": STRIDE, "frames": FRAMES},
         }  # fmt: skip
         base = {
             "videos": {"lists": lists}, "shape": SMALL, "steps": steps, "batch_size": 2, "lr": 0.002, "ema": None,
@@ -172,6 +171,7 @@ def test_hard_videos(make, tmp_path):
     assert features.lengths["flash"] == 1
     trained = train(LocaliseTask(settings, videos, features, 0), tmp_path / "run", QUIET, progress=False)
     said = localise(trained.model, videos, features, settings)
+    assert set(said.video) == set(hard), "something is said of each"
     assert (said[said.video == "flash"].end <= 0.1).all()
     assert (said[said.video == "beyond"].end <= 20.0).all()
     assert np.isfinite(said[["start", "end", "score"]].to_numpy()).all()
@@ -181,22 +181,12 @@ def test_hard_videos(make, tmp_path):
 
 
 def test_nothing_said_is_a_table_of_nothing(make):
-    videos = make({"empty": (30.0, [])})
+    videos = make({"some": (30.0, [(1, 2, "run")])})
     settings = make.settings(suppress={"least_score": 0.999})
-    said = localise(ActionLocaliser(LocaliserShape(**SMALL), WIDTH, 3).eval(), videos, videos.features(), settings)
+    said = localise(ActionLocaliser(LocaliserShape(**SMALL), WIDTH, CLASSES).eval(), videos, videos.features(), settings)
     assert said.empty
     assert list(said.columns) == ["video", "start", "end", "label", "score"]
-    truth = pd.DataFrame({"video": ["empty"], "start": [1.0], "end": [2.0], "label": ["run"]})
-    assert segment_map(truth, said, CLASSES, [0.5]).mean == 0
-
-
-def test_classes_that_are_not_trained_on_leave_no_targets(make):
-    videos = make(FEW, untrained=("run",))
-    task = LocaliseTask(make.settings(untrained=("run",)), videos, videos.features(), seed=0)
-    labels = torch.cat([task.segments(name, 0, task.features.lengths[name])[1] for name in videos.names])
-    assert set(labels.tolist()) == {CLASSES.index("jump"), CLASSES.index("throw")}
-    with pytest.raises(ValueError, match="no class swim; it has jump, run, throw"):
-        make(FEW, untrained=("swim",))
+    assert segment_map(videos.annotations.segments, said, CLASSES, [0.5]).mean == 0
 
 
 def test_settings_that_make_no_sense_are_refused(make):

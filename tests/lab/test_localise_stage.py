@@ -83,6 +83,10 @@ def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
     result = store.complete(stage, own.compute, progress=False)
     assert (result["training_videos"], result["videos"]) == (3, 1)
     assert ActionLocaliser.from_pretrained(store.folder(stage)).features == 6
+    np.save(tmp_path / "i3d" / "v0.npy", np.zeros((20, 6), np.float32))
+    assert localise_stage(own, initial_stage(own, 0), 0).key != stage.key, "other features, another result"
+    unread = own.with_overrides({"localise.features.stride": 8})
+    assert localise_stage(unread, initial_stage(own, 0), 0).key == localise_stage(own, initial_stage(own, 0), 0).key
     with pytest.raises(RecipeError, match="the plan compares encoders"):
         plan_notebook("downstream_temporal_detection", own)
 
@@ -92,7 +96,7 @@ def test_multiply_accumulates_are_those_of_the_model():
     from torch.utils.flop_counter import FlopCounterMode
 
     shape, length = LocaliserShape(width=64, heads=2, window=9, levels=4), 512
-    model = ActionLocaliser(shape, 128, 10).eval()
+    model = ActionLocaliser(shape, 128, [""] * 10).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, length, 128), torch.zeros(1, length, dtype=torch.bool))
     assert length * localiser_macs(shape, 128, 10) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)

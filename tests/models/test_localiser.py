@@ -22,7 +22,7 @@ def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def model(**shape) -> ActionLocaliser:
     torch.manual_seed(0)
-    return ActionLocaliser(SHAPE.model_copy(update=shape), features=6, classes=4).eval()
+    return ActionLocaliser(SHAPE.model_copy(update=shape), features=6, classes="abcd").eval()
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 65, 150])
@@ -95,6 +95,7 @@ def test_a_folder_opens_again(tmp_path):
     net.save(tmp_path / "kept")
     again = ActionLocaliser.from_pretrained(tmp_path / "kept")
     assert not again.training
+    assert again.classes == ("a", "b", "c", "d")
     for one, other in zip(net(features, nothing), again(features, nothing), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(CheckpointError, match=r"elsewhere holds no temporal detector .*vmae-lab localise"):

@@ -56,7 +56,7 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     if recipe.localise is None:
         raise RecipeError("localise: this section is missing; params/paper/thumos14.yaml shows one")
     for split in ("train", recipe.evaluate.split):  # what is wrong with them is told before anything runs
-        load_untrimmed(recipe.localise.videos, split, recipe.compute)
+        load_untrimmed(recipe.localise.videos, split, recipe.compute).check()
     opened = opened_encoder(recipe, encoder)
 
     def stage(one: int) -> Stage:

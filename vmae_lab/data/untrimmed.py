@@ -17,12 +17,14 @@ from vmae_lab.data.lists.formats import VIDEO_SUFFIXES, ListError, absolute, pla
 from vmae_lab.data.lists.settings import content_of
 from vmae_lab.data.motionworld.untrimmed import UntrimmedWorldSettings, open_untrimmed_world
 from vmae_lab.data.segments import Annotations, read_annotations
-from vmae_lab.data.video import VideoSettings
+from vmae_lab.data.video import VideoError, VideoSettings
 from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.data.video.timing import TIMING
 from vmae_lab.data.video_features import FeatureFolder, VideoFeatures, open_features
 from vmae_lab.files import fingerprint
 
 Split = Literal["train", "validation", "test"]
+RATES = 0.01  # part by which a video's rate may differ from what is annotated: 29.97 is written as 30
 OFF = 0.1  # part of a video by which its features may be longer or shorter than its annotated duration, without a warning
 
 
@@ -40,9 +42,6 @@ class SegmentLists(BaseModel):
     test: tuple[str, ...] = ()
     rate: float | None = Field(None, gt=0, description="frames a second of all videos, where the annotations give none")
     beyond: Literal["refuse", "keep"] = Field("refuse", description="segments that end after their video")
-    untrained: tuple[str, ...] = Field(
-        (), description="classes not trained on; CliffDiving on THUMOS14, which is Diving as well, as ActionFormer has it"
-    )
     decoding: VideoSettings = VideoSettings()
 
     def model_post_init(self, _context: object) -> None:
@@ -51,11 +50,22 @@ class SegmentLists(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names what the annotations say, and the names and sizes of videos or features; places of what is not there yet."""
+        """Names what the annotations say, and the videos or features; places of what is not there yet."""
         root = absolute(self.root)
         seen = content_of(self.videos, root) if self.features is None else self.features.content(root)
         subsets = [list(self.train), list(self.validation), list(self.test)]
         return fingerprint([content_of(self.annotations, root), seen, subsets])
+
+    def films(self, split: Split) -> str:
+        """Names the videos of a split and their sizes, whatever is annotated in them; a place while they are not there."""
+        root = absolute(self.root)
+        place = place_of(self.annotations, root)
+        if not place.is_file():
+            return fingerprint([str(place), self.videos])
+        names = read_annotations(place, "keep").subset(*getattr(self, split)).videos.video
+        folder = place_of(self.videos, root)
+        there = {Path(one.name).stem: one.stat().st_size for one in os.scandir(folder)} if folder.is_dir() else {}
+        return fingerprint([(name, there.get(name)) for name in sorted(names)])
 
 
 class UntrimmedSettings(BaseModel):
@@ -76,6 +86,10 @@ class UntrimmedSettings(BaseModel):
     def fingerprint(self) -> str:
         """Names the data's content."""
         return (self.motionworld or self.lists).fingerprint
+
+    def films(self, split: Split) -> str:
+        """Names the videos of a split, and no more than decides the features of their windows."""
+        return self.motionworld.fingerprint if self.motionworld else self.lists.films(split)
 
     @property
     def extracted(self) -> bool:
@@ -113,18 +127,23 @@ class Untrimmed:
         return clips_of({"untrimmed": (VideoList(folder, table, ()), FRAMES)}, self.lists.decoding, processes)
 
     def features(self) -> VideoFeatures:
-        """The videos' features that were there already. Raises ListError; warns of lengths that do not fit the annotations."""
+        """The videos' features that were there already. Raises ListError."""
         where = self.lists.features
         folder = place_of(where.folder, absolute(self.lists.root))
         if not folder.is_dir():
             raise ListError(f"videos.lists.features: there is no folder {folder}")
         files = {video: folder / where.pattern.replace("{video}", video) for video in self.names}
-        features = open_features(files, where.stride, where.frames)
-        self._check_lengths(features)
-        return features
+        return open_features(files, where.stride, where.frames)
 
-    def _check_lengths(self, features: VideoFeatures) -> None:
-        """Features at another rate or stride than is said put every segment in the wrong place, and nothing would fail."""
+    def check(self) -> None:
+        """See that videos or features are there. Raises ListError."""
+        if self.lists.features is None:
+            self.clips().decoders.close()
+        else:
+            self.features()
+
+    def check_lengths(self, features: VideoFeatures) -> None:
+        """Warn of features at another rate or stride than is said: segments are in wrong places then, and nothing fails."""
         odd = []
         for video in self.annotations.videos.itertuples():
             lasts = ((features.lengths[video.video] - 1) * features.stride + features.frames) / video.fps
@@ -136,7 +155,27 @@ class Untrimmed:
             warnings.warn(
                 f"features of {len(odd)} of {len(self.names)} videos are not as long as the annotations say; see that stride, "
                 f"frames and rate are those they were made with: {', '.join(odd[:5])}",
-                stacklevel=3,
+                stacklevel=2,
+            )
+
+    def check_rates(self, clips: ListedClips) -> None:
+        """Refuse videos of another rate than is annotated, and warn of such as have none that is steady. Raises ListError."""
+        seen = clips.decoders.map((clips.file(row), TIMING, None) for row in range(len(clips)))
+        wrong, unsteady = [], []
+        for video, timing in zip(self.annotations.videos.itertuples(), seen, strict=True):
+            if isinstance(timing, VideoError) or not timing.rate:
+                continue  # told when it is read; without a rate the annotated one stands
+            if not timing.steady:
+                unsteady.append(f"{video.video} ({timing.off:.2g} s)")
+            elif abs(timing.rate / video.fps - 1) > RATES:
+                wrong.append(f"{video.video} has {timing.rate:.4g} frames a second, not {video.fps:.4g}")
+        if wrong:
+            raise ListError(f"{self.lists.annotations}: fps of {len(wrong)} videos is not theirs: {'; '.join(wrong[:10])}")
+        if unsteady:
+            warnings.warn(
+                f"{len(unsteady)} videos of the {self.split} split have no steady rate: their windows' times are off by up "
+                f"to {', '.join(unsteady[:10])}; write them again with `ffmpeg -i IN -vf fps=30 OUT`",
+                stacklevel=2,
             )
 
 
@@ -151,12 +190,9 @@ def open_untrimmed(settings: UntrimmedSettings, split: Split, processes: int = 1
         raise ListError(f"videos.lists: there is no {split} split; name the annotations' subsets of it")
     place = place_of(lists.annotations, absolute(lists.root))
     annotations = read_annotations(place, lists.beyond)
-    unknown = sorted(set(lists.untrained) - set(annotations.classes))
-    if unknown:
-        raise ListError(
-            f"videos.lists.untrained: {place} has no class {', '.join(unknown)}; it has {', '.join(annotations.classes)}"
-        )
     annotations = annotations.subset(*subsets)
+    if annotations.segments.empty:
+        raise ListError(f"{place}: no segment is annotated in the {split} split ({', '.join(subsets)})")
     return Untrimmed(_with_rates(annotations, lists.rate, place), lists, split)
 
 

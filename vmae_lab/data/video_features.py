@@ -31,11 +31,12 @@ class FeatureFolder(BaseModel):
     frames: int = Field(16, ge=1, description="frames of a window")
 
     def content(self, root: Path) -> str:
-        """Names the folder's content: names and sizes of its files, or its place while it is not there."""
+        """Names the folder's content: its files' names, sizes and times, or its place while it is not there."""
         folder = place_of(self.folder, root)
         if not folder.is_dir():
             return str(folder)
-        return fingerprint(sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if entry.is_file()))
+        seen = ((entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file())
+        return fingerprint(sorted((name, found.st_size, found.st_mtime_ns) for name, found in seen))
 
     def model_post_init(self, _context: object) -> None:
         if "{video}" not in self.pattern or Path(self.pattern).suffix not in KINDS:
@@ -44,18 +45,23 @@ class FeatureFolder(BaseModel):
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """Features of some videos: window i of a video has the frames from i * `stride` on, `frames` of them."""
+    """Features of some videos: window i of a video has the frames from i * `stride` on, `frames` of them.
 
-    files: dict[str, Path]
-    lengths: dict[str, int]
+    npy files are read as far as they are asked for; what other files hold is kept in memory.
+    """
+
+    files: Mapping[str, Path]
+    lengths: Mapping[str, int]
     width: int
     stride: int
     frames: int
-    _kept: dict[str, np.ndarray] = field(default_factory=dict)
+    _kept: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def read(self, video: str) -> torch.Tensor:
-        """Float32 `(T, width)`; kept in memory where files are no arrays that can be read as they are. Raises ListError."""
-        return torch.from_numpy(self._kept[video] if video in self._kept else read_features(self.files[video]))
+    def read(self, video: str, start: int = 0, length: int | None = None) -> torch.Tensor:
+        """Float32 `(length, width)` of a video from time step `start` on, to its end where no length is given. Raises
+        ListError."""
+        table = self._kept[video] if video in self._kept else _mapped(self.files[video])
+        return torch.from_numpy(_checked(table[start : None if length is None else start + length], self.files[video]))
 
     def times(self, steps: np.ndarray, rate: float) -> np.ndarray:
         """Seconds of places in time steps: those of the middles of windows, at `rate` frames a second."""
@@ -66,9 +72,9 @@ class VideoFeatures:
         return (seconds * rate - self.frames / 2) / self.stride
 
 
-def open_features(files: Mapping[str, Path], stride: int, frames: int, keep: bool = False) -> VideoFeatures:
-    """The features of some videos, each looked at once; `keep`: in memory. Raises ListError naming all that is not there, or is
-    no table of numbers, or is of another width than the first.
+def open_features(files: Mapping[str, Path], stride: int, frames: int) -> VideoFeatures:
+    """The features of some videos, each looked at once. Raises ListError naming all that is not there, or is no table of
+    numbers, or is of another width than the first.
     """
     lengths: dict[str, int] = {}
     widths: dict[str, int] = {}
@@ -76,31 +82,35 @@ def open_features(files: Mapping[str, Path], stride: int, frames: int, keep: boo
     wrong: list[str] = []
     for video, file in files.items():
         try:
-            table = _mapped(file) if file.suffix == ".npy" and not keep else read_features(file)
+            table = _mapped(file) if file.suffix == ".npy" else read_features(file)
         except ListError as error:
             wrong.append(str(error))
             continue
         lengths[video], widths[video] = table.shape
-        if keep or file.suffix != ".npy":
+        if file.suffix != ".npy":
             kept[video] = table
     width = next(iter(widths.values()), 0)
     wrong += [f"{files[video]} is {one} wide, the first {width}" for video, one in widths.items() if one != width]
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ListError(f"features of {len(wrong)} of {len(files)} videos cannot be used: {'; '.join(wrong[:SHOWN])}{more}")
-    return VideoFeatures(dict(files), lengths, width, stride, frames, kept)
+    return VideoFeatures(files, lengths, width, stride, frames, kept)
 
 
 def read_features(file: Path) -> np.ndarray:
     """One video's features, float32 `(T, C)`, by the file's ending. Raises ListError."""
-    table = np.ascontiguousarray(_array(file), dtype=np.float32)
+    table = _array(file)
     if table.ndim != 2 or not table.size:
         raise ListError(f"{file} holds numbers of shape {table.shape}; (windows, width) is expected")
-    if not np.isfinite(table).all():
-        raise ListError(
-            f"{file} holds values that are no numbers, first in window {int((~np.isfinite(table)).any(1).argmax())}"
-        )
-    return table
+    return _checked(table, file)
+
+
+def _checked(table: np.ndarray, file: Path) -> np.ndarray:
+    """Some of a file's windows as float32, if they are numbers. Raises ListError."""
+    found = np.array(table, dtype=np.float32)
+    if not np.isfinite(found).all():
+        raise ListError(f"{file} holds values that are no numbers")
+    return found
 
 
 def _mapped(file: Path) -> np.ndarray:

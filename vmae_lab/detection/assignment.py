@@ -44,17 +44,28 @@ def assign(segments: Tensor, labels: Tensor, length: int, levels: int, classes: 
     times, strides = pyramid_points(length, levels)
     if not len(segments):
         return Targets(torch.zeros(len(times), classes), torch.zeros(len(times), 2))
-    to_ends = torch.stack([times[:, None] - segments[:, 0], segments[:, 1] - times[:, None]], dim=2)
-    reach, farther = radius * strides[:, None], to_ends.amax(2)
-    low = torch.where(strides > 1, strides * FIRST_RANGE / 2, 0.0)[:, None]
-    high = torch.where(strides < 2 ** (levels - 1), strides * FIRST_RANGE, torch.inf)[:, None]
-    answers = (to_ends.amin(2) > 0) & ((times[:, None] - segments.mean(1)).abs() < reach) & (farther >= low) & (farther <= high)
+    to_ends, answers = _answering(segments, times, strides, levels, radius)
     lengths = torch.where(answers, segments[:, 1] - segments[:, 0], torch.inf)
     shortest, chosen = lengths.min(1)
     shared = answers & (lengths <= shortest[:, None] + ALIKE)
     done = (shared.float() @ functional.one_hot(labels, classes).float()).clamp(max=1)
     distances = to_ends[torch.arange(len(times)), chosen] / strides[:, None]
     return Targets(done, distances)
+
+
+def positive_points(segments: Tensor, length: int, levels: int, radius: float) -> Tensor:
+    """The points that answer for a segment, bool `(P,)`: `Targets.positive` without the rest of what `assign` works out."""
+    return _answering(segments, *pyramid_points(length, levels), levels, radius)[1].any(1)
+
+
+def _answering(segments: Tensor, times: Tensor, strides: Tensor, levels: int, radius: float) -> tuple[Tensor, Tensor]:
+    """How far each segment's ends are from each point, `(P, n, 2)`, and whether it answers for it, bool `(P, n)`."""
+    to_ends = torch.stack([times[:, None] - segments[:, 0], segments[:, 1] - times[:, None]], dim=2)
+    reach, farther = radius * strides[:, None], to_ends.amax(2)
+    low = torch.where(strides > 1, strides * FIRST_RANGE / 2, 0.0)[:, None]
+    high = torch.where(strides < 2 ** (levels - 1), strides * FIRST_RANGE, torch.inf)[:, None]
+    near = (to_ends.amin(2) > 0) & ((times[:, None] - segments.mean(1)).abs() < reach)
+    return to_ends, near & (farther >= low) & (farther <= high)
 
 
 def localisation_loss(

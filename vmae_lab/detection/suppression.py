@@ -14,11 +14,9 @@ class SuppressSettings(BaseModel):
     least_score: float = Field(0.001, ge=0, lt=1, description="answers below this score are not looked at, nor kept")
     least_length: float = Field(0.05, ge=0, description="nor such as are no longer than this, in time steps of the features")
     sigma: float = Field(0.5, gt=0, description="of Soft-NMS: scores are multiplied by exp(-IoU^2 / sigma)")
+    # ActionFormer's settings name .7, but its code votes only where all classes are suppressed together, which they are not.
     voting: float | None = Field(
-        0.7,
-        gt=0,
-        le=1,
-        description="ends are the mean, by score, of all answers of the class with this IoU or more; none if null",
+        None, gt=0, le=1, description="ends are the mean, by score x IoU, of all answers of the class with this IoU or more"
     )
     kept: int = Field(200, ge=1, description="segments of a video that are kept, at most")
 
@@ -79,11 +77,12 @@ def _best_of_each(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
 
 
 def _voted(ends: Tensor, classes: Tensor, segments: Tensor, scores: Tensor, labels: Tensor, least: float) -> Tensor:
-    """Ends of the kept as the mean, by their first scores, of all answers of the class that overlap with them by `least`.
+    """Ends of the kept as the mean, by first scores x IoU, of all answers of the class that overlap with them by `least`.
 
     A block at a time, so that memory stays linear in the number of answers."""
     parts = []
     for some, kinds in zip(ends.split(16), classes.split(16), strict=True):
-        weights = ((overlaps(some, segments) >= least) & (kinds[:, None] == labels)) * scores
+        shared = overlaps(some, segments)
+        weights = ((shared >= least) & (kinds[:, None] == labels)) * scores * shared
         parts.append(weights @ segments / weights.sum(1, keepdim=True))
     return torch.cat(parts)

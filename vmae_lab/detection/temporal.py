@@ -15,9 +15,10 @@ from vmae_lab.data.mixture import EpochOrder
 from vmae_lab.data.segments import PREDICTIONS
 from vmae_lab.data.untrimmed import Untrimmed, UntrimmedSettings
 from vmae_lab.data.video_features import VideoFeatures
-from vmae_lab.detection.assignment import Targets, assign, localisation_loss
+from vmae_lab.detection.assignment import Targets, assign, localisation_loss, positive_points
 from vmae_lab.detection.suppression import SuppressSettings, suppress
 from vmae_lab.evaluation.features import FeatureSettings
+from vmae_lab.evaluation.thumos import Protocol
 from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape, pyramid_padding, pyramid_points
 from vmae_lab.randomness import numpy_generator
 from vmae_lab.training.feeding import Batch
@@ -25,7 +26,7 @@ from vmae_lab.training.settings import TrainSettings
 
 TRIES = 100  # to find a stretch with an action in it
 FIRST_POSITIVES, MOMENTUM = 100.0, 0.9  # of the number of positives that the loss is divided by: ActionFormer's
-HISTORY = 150  # steps that it is a mean of: what was before weighs less than float32's rounding
+HISTORY = 200  # steps that it is a mean of: what was before weighs less than float32's rounding (.9^200 = 7e-10)
 
 
 class LocaliseSettings(TrainSettings):
@@ -47,6 +48,9 @@ class LocaliseSettings(TrainSettings):
     drop_path: float = Field(0.1, ge=0, lt=1)
     suppress: SuppressSettings = SuppressSettings()
     thresholds: tuple[float, ...] = Field((0.3, 0.4, 0.5, 0.6, 0.7), description="temporal IoU of mAP")
+    protocol: Protocol = Field(
+        "activitynet", description="whose script is followed where they differ: in twice annotated segments"
+    )
     durations: dict[str, tuple[float, float]] | None = Field(
         None, description="lengths, above and up to so many seconds, by which mAP is told apart; THUMOS14's where left out"
     )
@@ -68,7 +72,7 @@ class LocaliseTask:
 
     def __init__(self, settings: LocaliseSettings, videos: Untrimmed, features: VideoFeatures, seed: int):
         self.settings, self.features, self.seed = settings, features, seed
-        self.names, self.classes = videos.names, len(videos.annotations.classes)
+        self.names, self.classes = videos.names, videos.annotations.classes
         self._segments = _grouped(videos, features)
 
     def build(self) -> ActionLocaliser:
@@ -130,7 +134,7 @@ class LocaliseBatches(Dataset):
         places = [self._place(position) for position in positions]
         length = _padded(max(part for _, _, part in places), shape.multiple)
         targets = [self._targets(*place, length) for place in places]
-        features = torch.stack([_filled(task.features.read(video)[start : start + n], length) for video, start, n in places])
+        features = torch.stack([_filled(task.features.read(video, start, n), length) for video, start, n in places])
         return {
             "features": features,
             "padding": torch.arange(length) >= torch.tensor([[n] for _, _, n in places]),
@@ -146,7 +150,7 @@ class LocaliseBatches(Dataset):
     def _targets(self, video: str, start: int, part: int, length: int) -> Targets:
         task = self.task
         segments, labels = task.segments(video, start, part)
-        return assign(segments, labels, length, task.settings.shape.levels, task.classes, task.settings.radius)
+        return assign(segments, labels, length, task.settings.shape.levels, len(task.classes), task.settings.radius)
 
     def _recent_positives(self, step: int) -> float:
         """A moving average, as ActionFormer keeps one, of positive points a step: of all rows of the step, of whatever process.
@@ -159,13 +163,14 @@ class LocaliseBatches(Dataset):
         return mean
 
     def _count(self, step: int) -> int:
-        """Points of the whole step's rows that answer for a segment."""
+        """Points of the whole step's rows that answer for a segment, also where the step was later skipped by going back."""
         batch, shape = self.task.settings.batch_size, self.task.settings.shape
         count = 0
         for video, start, part in (self._place(step * batch + row) for row in range(batch)):
             length = _padded(part, shape.multiple)
             padding = pyramid_padding(torch.arange(length)[None] >= part, shape.levels)[0]
-            count += int((self._targets(video, start, part, length).positive & ~padding).sum())
+            segments, _ = self.task.segments(video, start, part)
+            count += int((positive_points(segments, length, shape.levels, self.task.settings.radius) & ~padding).sum())
         return count
 
 
@@ -182,7 +187,7 @@ def localise(model: ActionLocaliser, videos: Untrimmed, features: VideoFeatures,
         answers = answers_of(logits[0].float(), distances[0].float(), padding, model.shape.levels, settings.suppress)
         segments, scores, labels = (one.cpu().numpy() for one in suppress(*answers, settings.suppress))
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
-        names = [videos.annotations.classes[label] for label in labels]
+        names = [model.classes[label] for label in labels]
         rows = {"video": video.video, "start": times[:, 0], "end": times[:, 1], "label": names, "score": scores.astype(float)}
         if len(names):
             found.append(pd.DataFrame(rows))
@@ -213,10 +218,9 @@ def answers_of(
 
 
 def _grouped(videos: Untrimmed, features: VideoFeatures) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each video's segments in time steps, and classes, without those that are not trained on."""
+    """Each video's segments in time steps, and classes."""
     codes = {name: code for code, name in enumerate(videos.annotations.classes)}
     rows = videos.annotations.segments
-    rows = rows[~rows.label.isin(videos.lists.untrained)]
     by_video = rows.groupby("video").indices
     grouped = {}
     for video in videos.annotations.videos.itertuples():

@@ -60,7 +60,7 @@ class Extracted:
     def check(self) -> None:
         """Raise MissingVideos, naming them, where some could not be read."""
         if self.failed:
-            raise MissingVideos(self.failed, self.videos, "Mend them, or take them out of the list")
+            raise MissingVideos(self.failed, self.videos, "Mend them, or take them out of the list or annotations")
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,12 @@ def open_encoder(where: str | Path, shape: dict[str, int | None], device: str) -
 
 
 def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
-    """What `extract_features` has left in a folder, of videos of these names (without ending), in memory. Raises ListError."""
+    """What `extract_features` has left in a folder, of videos of these names (without ending). Raises ListError."""
     table = pd.read_csv(folder / WINDOWS, usecols=["path", "file"]).drop_duplicates()
     places = {Path(path).stem: folder / file for path, file in table.itertuples(index=False)}
     made = read_json(folder / SETTINGS)
     files = {video: places.get(video, folder / video) for video in videos}
-    return open_features(files, made["stride"], made["clip"]["frames"], keep=True)
+    return open_features(files, made["stride"], made["clip"]["frames"])
 
 
 @torch.no_grad()

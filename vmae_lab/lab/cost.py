@@ -55,7 +55,7 @@ def stage_macs(stage: Stage) -> float:
     if stage.kind == "features":
         one = classify_cost(model.dimensions, model.clip, 1).macs
         return one * _windows(
-            UntrimmedSettings(**settings["videos"]), FeatureSettings(**settings["features"]), settings["split"]
+            UntrimmedSettings.model_validate_json(stage.where), FeatureSettings(**settings["features"]), settings["split"]
         )
     data = DataSettings(**settings["data"])
     one = classify_cost(model.dimensions, model.clip, data.classes).macs
@@ -110,7 +110,7 @@ def _localise_macs(stage: Stage) -> float:
 def localiser_macs(shape: LocaliserShape, features: int, classes: int) -> float:
     """Multiply-accumulates of a temporal detector for one time step of the features."""
     with torch.device("meta"):
-        model = ActionLocaliser(shape, features, classes)
+        model = ActionLocaliser(shape, features, [""] * classes)
     weights = {name: sum(p.numel() for p in part.parameters() if p.ndim > 1) for name, part in model.named_children()}
     rates = sum(0.5**level for level in range(shape.levels))
     blocks = weights["stem"] + weights["branch"] * (rates - 1) / max(1, shape.levels - 1)
@@ -135,7 +135,7 @@ def stage_bytes(stage: Stage) -> int:
     model = ModelSettings(**stage.settings["model"])
     if stage.kind == "features":
         features = FeatureSettings(**stage.settings["features"])
-        windows = _windows(UntrimmedSettings(**stage.settings["videos"]), features, stage.settings["split"])
+        windows = _windows(UntrimmedSettings.model_validate_json(stage.where), features, stage.settings["split"])
         return int(4 * windows * model.dimensions.width)
     if stage.kind == "detect":
         return 4 * detector_parameters(model)
@@ -159,7 +159,7 @@ def detector_parameters(model: ModelSettings) -> int:
 def localiser_parameters(shape: LocaliserShape) -> int:
     """Parameters of a temporal detector of THUMOS14's 20 classes on features 1408 wide: a little more or less of others."""
     with torch.device("meta"):
-        return sum(p.numel() for p in ActionLocaliser(shape, 1408, 20).parameters())
+        return sum(p.numel() for p in ActionLocaliser(shape, 1408, [""] * 20).parameters())
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.processes import process_state
 from vmae_lab.training.loop import train
 
+BATCH = 32  # windows that go through the encoder at a time
+
 
 def run_detect(job: Job) -> dict[str, Any]:
     """Frame mAP by a person detector's boxes where there are such, and by true ones; what was said is kept beside it."""
@@ -47,15 +49,19 @@ def run_detect(job: Job) -> dict[str, Any]:
 
 
 def run_features(job: Job) -> dict[str, Any]:
-    """Features of the windows of every video of a split, in a folder of their own; by the first process."""
+    """Features of the windows of every video of a split, in a folder of their own. Processes share the videos out."""
     model, settings = ModelSettings(**job.section("model")), FeatureSettings(**job.section("features"))
-    videos = load_untrimmed(UntrimmedSettings(**job.section("videos")), job.section("split"), job.compute)
-    if not process_state().is_main_process:
-        return {"metrics": {}}
-    shape = {"frames": model.frames, "side": model.side}
-    encoder, norm = open_encoder(job.input_folders[0], shape, str(process_state().device))
+    videos = load_untrimmed(UntrimmedSettings.model_validate_json(job.stage.where), job.section("split"), job.compute)
+    here, folder = process_state(), job.folder / FEATURES
+    encoder, norm = open_encoder(job.input_folders[0], {"frames": model.frames, "side": model.side}, str(here.device))
     clips = videos.clips(max(job.compute.jobs, job.compute.workers))
-    done = extract_features(encoder, clips, job.folder / FEATURES, settings, norm, progress=job.progress)
+    if here.is_main_process:
+        videos.check_rates(clips)
+    mine = clips.subset(range(here.process_index, len(clips), here.num_processes))
+    done = extract_features(encoder, mine, folder, settings, norm, BATCH, progress=job.progress and here.is_main_process)
+    here.wait_for_everyone()
+    if here.num_processes > 1 and here.is_main_process:  # all is there, but for what could not be read: one table of all
+        done = extract_features(encoder, clips, folder, settings, norm, BATCH, progress=False)
     clips.decoders.close()
     done.check()
     return {"metrics": {}, "videos": len(clips), "windows": len(done.windows)}
@@ -90,12 +96,14 @@ def judge(videos: Untrimmed, said: Any, settings: LocaliseSettings) -> SegmentMa
     """What was said of some videos against their annotations, as a stage of these settings is judged."""
     there = videos.annotations
     durations = settings.durations or DURATIONS
-    return segment_map(there.segments, said, there.classes, settings.thresholds, durations=durations)
+    return segment_map(there.segments, said, there.classes, settings.thresholds, settings.protocol, durations)
 
 
 def _features(videos: Untrimmed, folder: Path | None) -> VideoFeatures:
     """Those that an input stage has extracted, or such as were there already."""
-    return videos.features() if folder is None else open_extracted(folder / FEATURES, videos.names)
+    features = videos.features() if folder is None else open_extracted(folder / FEATURES, videos.names)
+    videos.check_lengths(features)
+    return features
 
 
 def _in_percent(parts: dict[str, np.ndarray]) -> dict[str, float]:

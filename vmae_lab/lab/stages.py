@@ -130,13 +130,12 @@ def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
 
 
 def features_stage(recipe: Recipe, encoder: Stage, split: str) -> Stage:
-    """Features of windows along a split's untrimmed videos."""
+    """Features of windows along a split's untrimmed videos, whatever is annotated in them."""
     wanted = recipe.localise
     settings = {
-        "model": _plain(recipe.model), "split": split, "features": _plain(wanted.features), "videos": _plain(wanted.videos),
-        "videos_fingerprint": wanted.videos.fingerprint,
+        "model": _plain(recipe.model), "split": split, "features": _plain(wanted.features), "films": wanted.videos.films(split),
     }  # fmt: skip
-    return Stage("features", settings, (encoder,))
+    return Stage("features", settings, (encoder,), where=wanted.videos.model_dump_json())
 
 
 def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
@@ -151,6 +150,8 @@ def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
         (features_stage(recipe, encoder, "train"), features_stage(recipe, encoder, split)) if wanted.videos.extracted else ()
     )
     settings = {"seed": seed, "split": split, "localise": _plain(wanted), "videos_fingerprint": wanted.videos.fingerprint}
+    if not inputs:  # features that are there already say themselves how they were made
+        settings["localise"].pop("features")
     return Stage("localise", settings, inputs)
 
 

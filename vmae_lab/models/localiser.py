@@ -6,6 +6,7 @@ Padding is bool, True = padded: it is zero wherever it is read, and nothing atte
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -64,17 +65,20 @@ def pyramid_padding(padding: Tensor, levels: int) -> Tensor:
 
 
 class ActionLocaliser(nn.Module):
-    """Features of a video -> at every point of the pyramid logits of independent classes and distances to both ends."""
+    """Features of a video -> at every point of the pyramid logits of independent classes and distances to both ends.
 
-    def __init__(self, shape: LocaliserShape, features: int, classes: int, drop_path: float = 0.0):
+    `features`: their width. `classes`: names, in the order of the logits.
+    """
+
+    def __init__(self, shape: LocaliserShape, features: int, classes: Sequence[str], drop_path: float = 0.0):
         super().__init__()
-        self.shape, self.features, self.classes = shape, features, classes
+        self.shape, self.features, self.classes = shape, features, tuple(classes)
         width = shape.width
         self.embed = nn.ModuleList(Conv(features if i == 0 else width, width) for i in range(shape.embed_layers))
         self.stem = nn.ModuleList(self._block(1, drop_path) for _ in range(shape.stem_layers))
         self.branch = nn.ModuleList(self._block(2, drop_path) for _ in range(shape.levels - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(shape.levels))
-        self.classify = Head(width, classes, shape.head_layers)
+        self.classify = Head(width, len(classes), shape.head_layers)
         self.regress = Head(width, 2, shape.head_layers)
         self.scales = nn.Parameter(torch.ones(shape.levels))
         nn.init.constant_(self.classify.last.conv.bias, -math.log((1 - PRIOR) / PRIOR))
@@ -111,7 +115,8 @@ class ActionLocaliser(nn.Module):
         """Write weights and shape into a folder, each whole or not at all. Raises StorageError."""
         make_folder(folder)
         write_weights(folder / WEIGHTS, self.state_dict())
-        write_json(folder / CONFIG, {"shape": self.shape.model_dump(), "features": self.features, "classes": self.classes})
+        config = {"shape": self.shape.model_dump(), "features": self.features, "classes": list(self.classes)}
+        write_json(folder / CONFIG, config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -26,9 +26,9 @@ PAIRS = (("pretrained", "untrained"), ("supervised", "untrained"), ("supervised"
 
 
 def check_data(plan: Plan) -> None:
-    """Read the annotations that will be trained and judged on, before anything runs. Raises ListError with what is wrong."""
+    """See that the videos are there, and their annotations sound, before anything runs. Raises ListError."""
     for split in ("train", plan.recipe.evaluate.split):
-        load_untrimmed(plan.recipe.localise.videos, split, plan.recipe.compute)
+        load_untrimmed(plan.recipe.localise.videos, split, plan.recipe.compute).check()
 
 
 def localisation_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def localisation_caption(plan: Plan, store: RunStore) -> str:
         f"detector trained on {result['training_videos']} videos ({result['training_segments']} segments) for {settings.steps} "
         f"steps of {settings.batch_size}; {len(recipe.seeds)} seeds; mean ± standard deviation over seeds; "
         f"{result['videos']} videos of the {recipe.evaluate.split} split ({result['segments']} segments). mAP over "
-        f"{len(result['per_class'])} classes by ActivityNet's protocol. Differences are paired by seed, with Student's "
+        f"{len(result['per_class'])} classes, protocol of {settings.protocol}. Differences are paired by seed, with Student's "
         "interval."
     )
 
