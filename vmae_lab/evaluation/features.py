@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from vmae_lab.models.checkpoints import open_checkpoint, weights_digest
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.videomae import VideoMAE
 
+LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
 LONGEST = 200  # bytes of a video's name; file systems hold 255, and a place has more in it
 Format = Literal["npy", "npz", "parquet"]
@@ -88,12 +90,14 @@ def extract_features(
     `encoder` takes uint8 or normalised `(B, C, T, H, W)` of its `clip` shape to tokens `(B, N, D)`; `batch` windows go through
     it at a time, and `chunk` frames of a video are held at most, or a window and a stride where that is more. A video shorter
     than a window has one, its last frame shown again. In `folder`: files named after the videos (npy; npz and parquet hold
-    the windows' places too), windows.csv, failures.csv. Videos that an earlier call has finished are not decoded again.
+    the windows' places too), windows.csv, failures.csv. Videos that an earlier call has finished are not decoded again. Several
+    processes may have parts of the videos at a time; a last call with all of them then makes the tables whole.
 
     Raises FeatureError where the folder's features are of another encoder or other settings, StorageError.
     """
     make_folder(folder)
-    _claim(folder, encoder, norm, settings)
+    with _alone(folder):
+        _claim(folder, encoder, norm, settings)
     files = [clips.file(row) for row in range(len(clips))]
     keys, places = [content_key(file) for file in files], [_place(file, settings.format) for file in files]
     journal = read_journal(folder / JOURNAL)
@@ -117,7 +121,13 @@ def extract_features(
             lines.flush()
     names = {key: clips.name(row) for row, key in enumerate(keys)}  # what is listed twice is there once
     there = [(name, seen[key]) for key, name in names.items() if key in seen]
-    return Extracted(_index(folder, there, failed, settings.stride, encoder.clip.frames), failed, len(files))
+    with _alone(folder):
+        return Extracted(_index(folder, there, failed, settings.stride, encoder.clip.frames), failed, len(files))
+
+
+def _alone(folder: Path) -> FileLock:
+    """For what processes that share videos out write in turn; files of features are each one's own, journals are added to."""
+    return FileLock(folder / LOCK)
 
 
 def open_encoder(where: str | Path, shape: dict[str, int | None], device: str) -> tuple[nn.Module, nn.Module | None]:
