@@ -10,7 +10,7 @@ from vmae_lab.cli.parameters import _joined
 from vmae_lab.training.survival import STOPPED, Stopped
 
 COMMANDS = [
-    "run", "plan", "report", "pretrain", "finetune", "evaluate", "features", "bench", "info",
+    "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "features", "bench", "info",
     "data check", "data pack", "data kinetics710",
 ]  # fmt: skip
 
