@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vmae_lab.data.segments import read_predictions
+from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.cost import localiser_macs, stage_bytes, stage_macs
 from vmae_lab.lab.detecting import judge
@@ -62,6 +63,13 @@ def test_what_decides_the_result_names_the_stage(recipe):
     assert localise_stage(recipe, encoder, 1).key != stage.key
     same = recipe.with_overrides({"localise.steps": 5, "compute.workers": 2})
     assert features_stage(same, encoder, "test").key == stage.inputs[1].key, "detectors share the features of an encoder"
+
+
+def test_what_a_stage_was_told_is_what_it_does(recipe):
+    """`ema: null` once fell out of the stage's settings, as it may where null is what is meant by nothing."""
+    for ema in (None, 0.9, 0.999):
+        stage = localise_stage(recipe.with_overrides({"localise.ema": ema}), initial_stage(recipe, 0), 0)
+        assert LocaliseSettings(**stage.settings["localise"]).ema == ema
 
 
 def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):

@@ -110,7 +110,7 @@ def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, 
     """Everything trained, nothing written: the second start runs no step, and still knows what a step took."""
     stage, store = pretrain_stage(recipe, 0), RunStore(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "_save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(execution, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             store.complete(stage, recipe.compute, progress=False)
     assert not store.finished(stage)

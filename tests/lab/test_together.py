@@ -12,7 +12,7 @@ import pytest
 
 from vmae_lab.files import read_json
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import (
     Stage,
     detect_stage,
@@ -49,7 +49,8 @@ def every_kind(recipe: Recipe) -> list[Stage]:
     tuned = finetune_stage(recipe, second, 0)
     taught = distill_stage(recipe, second, None, 0)
     judged = [probe_stage(recipe, first, 0), views_stage(recipe, tuned, 0)]
-    return [first, second, tuned, taught, *judged, detect_stage(recipe, first, 0), localise_stage(recipe, first, 0)]
+    found = [detect_stage(recipe, first, 0), localise_stage(recipe, first, 0)]
+    return in_order([first, second, tuned, taught, *judged, *found])
 
 
 @pytest.fixture(scope="module")

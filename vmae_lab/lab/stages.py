@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.recipe import Recipe, RecipeError
@@ -221,8 +223,16 @@ _ADDED: dict[type, dict[str, Any]] = {
 
 def _plain(section: Any) -> dict[str, Any]:
     """A section's values. What was added later and is not used does not rename the stages that were run before."""
-    unused = [item for kind, added in _ADDED.items() if isinstance(section, kind) for item in added.items()]
-    return {name: value for name, value in section.model_dump(mode="json").items() if (name, value) not in unused}
+    added = {name: unused for kind, names in _ADDED.items() if isinstance(section, kind) for name, unused in names.items()}
+    plain = section.model_dump(mode="json")
+    # Left out only where the section takes it up again when it is read: temporal detection averages weights unless told not to.
+    left_out = [name for name, unused in added.items() if plain[name] == unused == _default(type(section), name)]
+    return {name: value for name, value in plain.items() if name not in left_out}
+
+
+def _default(section: type[BaseModel], name: str) -> Any:
+    value = section.model_fields[name].get_default()
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:
