@@ -48,8 +48,13 @@ def test_splits_share_their_classes_and_have_rates(lists):
 
 def test_videos_that_are_not_there_are_named(lists, tmp_path):
     (tmp_path / "videos" / "three.mp4").unlink()
-    with pytest.raises(ListError, match=r"1 of 2 videos of the train split are not in .*videos: three"):
+    with pytest.raises(ListError, match=r"1 of 2 videos of the train split are not in .*videos, or there twice: three"):
         open_untrimmed(lists(), "train").clips()
+    (tmp_path / "videos" / "three.mkv").write_bytes(b"one")
+    open_untrimmed(lists(), "train").check()
+    (tmp_path / "videos" / "three.webm").write_bytes(b"and another")
+    with pytest.raises(ListError, match=r"or there twice: three\.mkv or three\.webm"):
+        open_untrimmed(lists(), "train").check()
     with pytest.raises(ListError, match=r"there is no folder .*elsewhere"):
         open_untrimmed(lists(videos="elsewhere"), "train").clips()
 
@@ -76,9 +81,6 @@ def test_content_names_the_data(lists, tmp_path):
     assert lists(test=["validation"]).fingerprint != before
     entry = {**DATABASE["two"], "duration": 2.9}
     (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "two": entry}}))
-    assert lists().fingerprint != before
-    before = lists().fingerprint
-    (tmp_path / "videos" / "one.mp4").write_bytes(b"another")
     assert lists().fingerprint != before
     made = lists(videos=None, features={"folder": "features"})
     before = made.fingerprint

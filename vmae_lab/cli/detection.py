@@ -12,7 +12,7 @@ from vmae_lab.data.boxes import write_person_boxes
 from vmae_lab.data.scenes import open_scenes
 from vmae_lab.detection.people import TorchvisionDetector, detect_people
 from vmae_lab.detection.spatial import DetectSettings
-from vmae_lab.lab.loading import load_scenes, load_untrimmed
+from vmae_lab.lab.loading import check_scenes, check_untrimmed
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
 
@@ -30,8 +30,7 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
     recipe = read_recipe(parameters, override, seed)
     settings = _settings(recipe)
     opened = opened_encoder(recipe, encoder)
-    for split in dict.fromkeys(("train", recipe.evaluate.split)):  # what is wrong with lists is told before hours of training
-        load_scenes(settings.scenes, split, recipe.compute)
+    check_scenes(settings.scenes, recipe.evaluate.split, recipe.compute)
 
     def stage(one: int) -> Stage:
         return detect_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)
@@ -55,8 +54,7 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     recipe = read_recipe(parameters, override, seed)
     if recipe.localise is None:
         raise RecipeError("localise: this section is missing; params/paper/thumos14.yaml shows one")
-    for split in ("train", recipe.evaluate.split):  # what is wrong with them is told before anything runs
-        load_untrimmed(recipe.localise.videos, split, recipe.compute).check()
+    check_untrimmed(recipe.localise.videos, recipe.evaluate.split, recipe.compute)
     opened = opened_encoder(recipe, encoder)
 
     def stage(one: int) -> Stage:

@@ -1,7 +1,6 @@
 """Key frames of videos, each with people's boxes and what they do: AVA-style lists, checked against the videos; clips."""
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from vmae_lab.data.augment import channels_first
 from vmae_lab.data.boxes import CORNERS, KEY, read_excluded, read_ground_truth, read_label_map, read_person_boxes
-from vmae_lab.data.lists.formats import VIDEO_SUFFIXES, Faults, ListError, absolute, place_of
+from vmae_lab.data.lists.formats import Faults, ListError, absolute, named_videos, place_of
 from vmae_lab.data.lists.settings import check_pattern, content_of
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
 from vmae_lab.data.sampling import Around, Exactly
@@ -228,10 +227,10 @@ def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: 
     folder = place_of(lists.videos, root)
     if not folder.is_dir():
         raise ListError(f"scenes.lists.videos: there is no folder {folder}")
-    places = _places(folder)
+    places = named_videos(folder)
     found: dict[str, Video | str] = {}
     for name in names:
-        there = sorted(entry.path for entry in places.get(name, []))
+        there = [entry.path for entry in places.get(name, [])]
         if len(there) != 1:
             several = f"video '{name}' may be {' or '.join(there)}; leave one of them there"
             found[name] = several if there else f"there is no video '{name}' in {folder}"
@@ -247,17 +246,6 @@ def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: 
     return found | {
         name: _opened(films.get(name, file), timed.get(name, shown[name]), lists) for name, file in files.items()
     }  # fmt: skip
-
-
-def _places(folder: Path) -> Mapping[str, list[os.DirEntry]]:
-    """What may be a video of a name: files with a video's suffix, and folders."""
-    places = defaultdict(list)
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            places[entry.name].append(entry)
-        elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
-            places[Path(entry.name).stem].append(entry)
-    return places
 
 
 def _file(name: str, entry: os.DirEntry, lists: SceneLists, root: Path) -> VideoFile:

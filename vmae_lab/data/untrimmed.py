@@ -1,6 +1,5 @@
 """Untrimmed videos and when which action happens in them: the embedded ones, or annotations in ActivityNet's layout."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.listed import ListedClips, clips_of
 from vmae_lab.data.lists import VideoList
-from vmae_lab.data.lists.formats import VIDEO_SUFFIXES, ListError, absolute, place_of
+from vmae_lab.data.lists.formats import ListError, absolute, named_videos, place_of
 from vmae_lab.data.lists.settings import content_of
 from vmae_lab.data.motionworld.untrimmed import UntrimmedWorldSettings, open_untrimmed_world
 from vmae_lab.data.segments import Annotations, read_annotations
@@ -50,11 +49,13 @@ class SegmentLists(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names what the annotations say, and the videos or features; places of what is not there yet."""
+        """Names what the annotations say, and the features that are there already; places of what is not there yet.
+
+        Of videos only those of a split decide something, by their features: `films`.
+        """
         root = absolute(self.root)
-        seen = content_of(self.videos, root) if self.features is None else self.features.content(root)
-        subsets = [list(self.train), list(self.validation), list(self.test)]
-        return fingerprint([content_of(self.annotations, root), seen, subsets])
+        seen = self.features and self.features.content(root)
+        return fingerprint([content_of(self.annotations, root), seen, self.train, self.validation, self.test])
 
     def films(self, split: Split) -> str:
         """Names the videos of a split and their sizes, whatever is annotated in them; a place while they are not there."""
@@ -64,8 +65,8 @@ class SegmentLists(BaseModel):
             return fingerprint([str(place), self.videos])
         names = read_annotations(place, "keep").subset(*getattr(self, split)).videos.video
         folder = place_of(self.videos, root)
-        there = {Path(one.name).stem: one.stat().st_size for one in os.scandir(folder)} if folder.is_dir() else {}
-        return fingerprint([(name, there.get(name)) for name in sorted(names)])
+        there = named_videos(folder) if folder.is_dir() else {}
+        return fingerprint([(name, [one.stat().st_size for one in there.get(name, [])]) for name in sorted(names)])
 
 
 class UntrimmedSettings(BaseModel):
@@ -115,14 +116,15 @@ class Untrimmed:
         folder = place_of(self.lists.videos, root)
         if not folder.is_dir():
             raise ListError(f"videos.lists.videos: there is no folder {folder}")
-        there = {Path(name).stem: name for name in sorted(os.listdir(folder)) if Path(name).suffix.lower() in VIDEO_SUFFIXES}
-        missing = [name for name in self.names if name not in there]
-        if missing:
+        places = named_videos(folder)
+        there = {name: [one.name for one in places.get(name, []) if not one.is_dir()] for name in self.names}
+        wrong = [name if not files else " or ".join(files) for name, files in there.items() if len(files) != 1]
+        if wrong:
             raise ListError(
-                f"{len(missing)} of {len(self.names)} videos of the {self.split} split are not in {folder}: "
-                f"{', '.join(missing[:10])}{' …' if len(missing) > 10 else ''}"
+                f"{len(wrong)} of {len(self.names)} videos of the {self.split} split are not in {folder}, or there twice: "
+                f"{', '.join(wrong[:10])}{' …' if len(wrong) > 10 else ''}"
             )
-        table = pd.DataFrame({"path": [there[name] for name in self.names]})
+        table = pd.DataFrame({"path": [files[0] for files in there.values()]})
         table = table.assign(label=np.int64(-1), start=np.int64(0), total=np.int64(-1), line=np.int64(0))
         return clips_of({"untrimmed": (VideoList(folder, table, ()), FRAMES)}, self.lists.decoding, processes)
 
@@ -189,8 +191,7 @@ def open_untrimmed(settings: UntrimmedSettings, split: Split, processes: int = 1
     if not subsets:
         raise ListError(f"videos.lists: there is no {split} split; name the annotations' subsets of it")
     place = place_of(lists.annotations, absolute(lists.root))
-    annotations = read_annotations(place, lists.beyond)
-    annotations = annotations.subset(*subsets)
+    annotations = read_annotations(place, lists.beyond).subset(*subsets)
     if annotations.segments.empty:
         raise ListError(f"{place}: no segment is annotated in the {split} split ({', '.join(subsets)})")
     return Untrimmed(_with_rates(annotations, lists.rate, place), lists, split)

@@ -32,6 +32,7 @@ from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainTask
 from vmae_lab.training.settings import Compute
 
+FEATURES, CLASSES = 2048, 20  # width of I3D's features and classes of THUMOS14, where others are not known before
 BACKWARD = 3  # forward and backward together, in forwards
 SPENT_CAPTION = "Time of the stages: predicted from their count at the rate measured now, and taken when they ran."
 WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slower and are not counted
@@ -98,8 +99,8 @@ def _localise_macs(stage: Stage) -> float:
     """Training and one pass over what is judged: every weight is used once a time step of its level."""
     settings = LocaliseSettings(**stage.settings["localise"])
     encoder = stage.inputs[0].settings["model"] if stage.inputs else None
-    width = ModelSettings(**encoder).dimensions.width if encoder else 2048
-    one = localiser_macs(settings.shape, width, classes=20)
+    width = ModelSettings(**encoder).dimensions.width if encoder else FEATURES
+    one = localiser_macs(settings.shape, width, CLASSES)
     if settings.videos.motionworld is None:
         return BACKWARD * one * settings.steps * settings.batch_size * settings.longest
     trained, judged = (_windows(settings.videos, settings.features, split) for split in ("train", stage.settings["split"]))
@@ -157,9 +158,9 @@ def detector_parameters(model: ModelSettings) -> int:
 
 
 def localiser_parameters(shape: LocaliserShape) -> int:
-    """Parameters of a temporal detector of THUMOS14's 20 classes on features 1408 wide: a little more or less of others."""
+    """Parameters of a temporal detector of FEATURES and CLASSES: a little more or less of others."""
     with torch.device("meta"):
-        return sum(p.numel() for p in ActionLocaliser(shape, 1408, [""] * 20).parameters())
+        return sum(p.numel() for p in ActionLocaliser(shape, FEATURES, [""] * CLASSES).parameters())
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,19 @@ def load_untrimmed(settings: UntrimmedSettings, split: str, compute: Compute) ->
     return _untrimmed(settings.model_dump_json(), settings.fingerprint, split, max(compute.jobs, compute.workers))
 
 
+def check_scenes(settings: SceneSettings, split: str, compute: Compute) -> None:
+    """Open what is trained on and what is judged: what is wrong with lists is told before hours of training. Raises ListError,
+    StorageError."""
+    for one in dict.fromkeys(("train", split)):
+        load_scenes(settings, one, compute)
+
+
+def check_untrimmed(settings: UntrimmedSettings, split: str, compute: Compute) -> None:
+    """The same of untrimmed videos, and see that they, or their features, are there. Raises ListError, StorageError."""
+    for one in dict.fromkeys(("train", split)):
+        load_untrimmed(settings, one, compute).check()
+
+
 def held_out_clips(settings: Mapping[str, Any], sources: Sequence[str], compute: Compute) -> tuple[Clips, dict[str, Any]]:
     """The clips that a stage is evaluated on, and what its result says of them.
 

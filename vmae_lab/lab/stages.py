@@ -44,7 +44,8 @@ VERSIONS = {
 class Stage:
     """One piece of work, named by what decides its result. `settings` are plain values; `inputs` are stages it needs done.
 
-    `where` is the place of what is read from outside: its content is in the settings, so the same elsewhere is the same stage.
+    `where` is the place of what is read from outside, or the settings that tell it: its content is in the stage's settings, so
+    the same elsewhere is the same stage.
     """
 
     kind: str

@@ -6,7 +6,8 @@ A list is a text file in the official code's form, a table with a header (text o
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,6 +111,17 @@ def listed_files(location: str | Path, root: Path) -> tuple[Path, list[str]] | N
     except ValueError as error:
         raise ListError(f"{place} is no pattern of paths: {error}") from error
     return base, sorted(path for path in found if not re.search(r"(^|/)\.", path))
+
+
+def named_videos(folder: Path) -> Mapping[str, list[os.DirEntry]]:
+    """What may be the video of a name: files with a video's suffix, without it, and folders."""
+    places = defaultdict(list)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            places[entry.name].append(entry)
+        elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+            places[Path(entry.name).stem].append(entry)
+    return places
 
 
 def _walk(folder: Path) -> Iterable[str]:

@@ -129,6 +129,12 @@ def difference_cell(differences: pd.DataFrame, arm: str) -> str:
     return interval(row.difference, row.low, row.high)
 
 
+def points_words(row: pd.Series) -> str:
+    """A paired difference in words: `+1.2 [-0.3, +2.7] points`, and where its interval holds zero that it may be none."""
+    told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
+    return f"{interval(row.difference, row.low, row.high)} points{told}"
+
+
 def differences_to(plan: Plan, rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
     """Paired differences to the baseline; empty where that arm was not run."""
     return paired_differences(rows, metric, baseline) if baseline in plan.possible else pd.DataFrame()

@@ -13,12 +13,12 @@ from vmae_lab.data.scenes import Scenes
 from vmae_lab.detection.spatial import DetectSettings, people_of
 from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
-from vmae_lab.lab.loading import load_scenes
+from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.maps import Scene
-from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread, over_seeds
+from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread, over_seeds, points_words
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import DETECTIONS
-from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.lab.tables import plus_minus
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.randomness import numpy_generator
 
@@ -33,9 +33,7 @@ def check_data(plan: Plan) -> None:
 
     Raises ListError, StorageError.
     """
-    recipe = plan.recipe
-    for split in dict.fromkeys(("train", recipe.evaluate.split)):
-        load_scenes(recipe.detect.scenes, split, recipe.compute)
+    check_scenes(plan.recipe.detect.scenes, plan.recipe.evaluate.split, plan.recipe.compute)
 
 
 def main_metric(rows: pd.DataFrame) -> str:
@@ -188,10 +186,9 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
     for arm, other in PAIRS:
         if {arm, other} <= set(plan.possible):
             row = paired_differences(rows, metric, other).loc[arm]
-            told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
             words.append(
                 f"'{plan.arms[arm].label}' against '{plan.arms[other].label}', {mean_and_spread(scores, other)} %: "
-                f"{interval(row.difference, row.low, row.high)} points{told}."
+                f"{points_words(row)}."
             )
     recall = recall_of_persons(plan)
     return words if recall is None else [*words, f"The boxes cover {recall:.0f} % of the people: no detector finds more."]

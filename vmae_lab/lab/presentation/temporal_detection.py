@@ -11,11 +11,11 @@ from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
 from vmae_lab.evaluation.thumos import DURATIONS, by_score, matches
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.detecting import judge
-from vmae_lab.lab.loading import load_untrimmed
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, mean_and_spread, over_seeds
+from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
+from vmae_lab.lab.presentation.common import difference_cell, differences_to, mean_and_spread, over_seeds, points_words
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import SEGMENTS
-from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.lab.tables import plus_minus
 from vmae_lab.lab.timelines import Timeline
 from vmae_lab.paper import SEGMENT_MAP
 from vmae_lab.randomness import numpy_generator
@@ -26,9 +26,8 @@ PAIRS = (("pretrained", "untrained"), ("supervised", "untrained"), ("supervised"
 
 
 def check_data(plan: Plan) -> None:
-    """See that the videos are there, and their annotations sound, before anything runs. Raises ListError."""
-    for split in ("train", plan.recipe.evaluate.split):
-        load_untrimmed(plan.recipe.localise.videos, split, plan.recipe.compute).check()
+    """See that the videos are there, and their annotations sound, before anything runs. Raises ListError, StorageError."""
+    check_untrimmed(plan.recipe.localise.videos, plan.recipe.evaluate.split, plan.recipe.compute)
 
 
 def localisation_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
@@ -159,11 +158,10 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     for arm, other in PAIRS:
         if {arm, other} <= set(plan.possible):
             row = paired_differences(rows, MAP, other).loc[arm]
-            told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
             words.append(
                 f"Features of '{plan.arms[arm].label}': mean mAP {mean_and_spread(scores, arm)} %, of "
                 f"'{plan.arms[other].label}' {mean_and_spread(scores, other)} %: "
-                f"{interval(row.difference, row.low, row.high)} points{told}."
+                f"{points_words(row)}."
             )
     best = scores["mean"].idxmax()
     kinds = kinds_table(plan, store).set_index("features of").loc[plan.arms[best].label].drop(["right", "missed"])
