@@ -35,10 +35,12 @@ AVA_FRAME_MAP = {"small": (22.5, 28.4), "base": (26.7, 31.8), "large": (34.3, 37
 # mAP by temporal IoU of ActionFormer on features, as reported for THUMOS14 with I3D (Zhang et al., ECCV 2022, arXiv 2202.07925)
 # and in VideoMAE V2's table of temporal detection.
 SEGMENT_MAP = {
-    ("THUMOS14", "I3D"): {"0.3": 82.1, "0.4": 77.8, "0.5": 71.0, "0.6": 59.4, "0.7": 43.9, "mean": 66.8},
-    ("THUMOS14", "VideoMAE V2, giant"): {"mean": 69.6},
-    ("FineAction", "VideoMAE V2, giant"): {"mean": 18.2},
-}
+    ("THUMOS14", "I3D"): {
+        "mAP at 0.3": 82.1, "mAP at 0.4": 77.8, "mAP at 0.5": 71.0, "mAP at 0.6": 59.4, "mAP at 0.7": 43.9, "mean mAP": 66.8,
+    },
+    ("THUMOS14", "VideoMAE V2, giant"): {"mean mAP": 69.6},
+    ("FineAction", "VideoMAE V2, giant"): {"mean mAP": 18.2},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def timelines_caption(plan: Plan) -> str:
 def paper_table() -> pd.DataFrame:
     """What is reported, beside which these videos are a toy."""
     return pd.DataFrame([
-        {"data set": data, "features": features, **{f"reported: mAP at {at}, %": value for at, value in values.items()}}
+        {"data set": data, "features": features, **{f"reported: {what}, %": value for what, value in values.items()}}
         for (data, features), values in SEGMENT_MAP.items()
     ]).fillna("")  # fmt: skip
 
