@@ -88,7 +88,7 @@ class MaskSettings(BaseModel):
 
     encoder: MaskKind = "tube"
     encoder_ratio: float = Field(0.9, gt=0, lt=1)
-    decoder: Literal["tube", "running_cell", "frame", "random", "none"] = "running_cell"
+    decoder: Literal[MaskKind, "none"] = "running_cell"
     decoder_ratio: float = Field(0.5, ge=0, lt=1, description="0 with decoder 'none', and only there")
     loss_on: Literal["invisible", "all_decoded"] = "invisible"
     prune: bool = Field(
