@@ -1,0 +1,248 @@
+"""Documents are held to the code: links lead somewhere, commands parse, Python imports, changes that are shown apply and work."""
+
+import ast
+import contextlib
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import nbformat
+import pytest
+import typer
+import yaml
+from test_architecture import FLOORS, PACKAGE, floor, imports
+
+from vmae_lab.cli import app
+from vmae_lab.cli.parameters import scale_parameters
+from vmae_lab.lab.recipe import RecipeError, build_recipe
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXTENDING = ROOT / "docs" / "extending.md"
+PATCHED = "# notebooks/"  # how a block begins that is a cell of a notebook
+each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """The fenced blocks of a document in some languages."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def prose(path: Path) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The words of every `vmae-lab …` of a document, in blocks and in the text, also behind a launcher."""
+    lines = [line for text in blocks(path, "sh") for line in text.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", prose(path))]:
+        line = re.sub(r"^.*-m vmae_lab ", "vmae-lab ", line)
+        if line.startswith("vmae-lab "):
+            yield shlex.split(line, comments=True)[1:]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a document's headings can be linked by, as GitHub makes it."""
+    headings = re.findall(r"^#+ +(.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def kept() -> set[str] | None:
+    """The files that git has or would take; None where this is no checkout."""
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    return set(done.stdout.split("\0")) - {""} if done.returncode == 0 else None
+
+
+@each_document
+def test_every_link_leads_somewhere(path):
+    files = kept()
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)) + re.findall(r'(?:src|href)="([^"]+)"', prose(path)):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (path.parent / place).resolve() if place else path
+        assert file.exists(), f"{path.name} links to {target}, which is not there"
+        name = file.relative_to(ROOT).as_posix()
+        held = files is None or name in files or any(one.startswith(f"{name}/") for one in files)
+        assert held, f"{path.name} links to {target}, which git does not keep"
+        assert not anchor or anchor in anchors(file), f"{path.name} links to {target}: no such heading"
+
+
+def parsed(words: list[str]) -> tuple[str, click.Context | None]:
+    """A command line parsed, not run: the command's name, and its context unless it was named alone."""
+    command, name = typer.main.get_command(app), "vmae-lab"
+    left = list(words)
+    while isinstance(command, click.Group) and left and not left[0].startswith("-"):
+        assert left[0] in command.commands, f"there is no command {' '.join(words)}"
+        name = left.pop(0)
+        command = command.commands[name]
+    return name, command.make_context(name, left) if left else None
+
+
+@each_document
+def test_every_command_parses_and_every_setting_is_known(path):
+    for words in commands(path):
+        if words[0].isupper() or words[-1] == "--help":
+            continue
+        try:
+            name, context = parsed(words)
+        except click.ClickException as error:
+            pytest.fail(f"{path.name}: vmae-lab {' '.join(words)}: {error.format_message()}")
+        if context is None:
+            continue
+        for notebook in context.params.get("notebooks") or ():
+            written = path == EXTENDING or notebook.name.startswith("<")
+            assert written or (ROOT / notebook).is_file(), f"{path.name}: there is no {notebook}"
+        scale = context.params.get("scale") or context.params.get("parameters")
+        if scale and not scale.startswith(("<", "my")):
+            check_settings(f"{path.name}: vmae-lab {' '.join(words)}", scale, context.params["override"], path != EXTENDING)
+
+
+def check_settings(where: str, scale: str, override: list[str], values: bool) -> None:
+    """Build the recipe of a command; `values` False: only the settings' names are looked at."""
+    parameters = scale_parameters(scale, ROOT / "params", override)
+    try:
+        with contextlib.chdir(ROOT):
+            build_recipe({"arms": ["one"], **parameters})
+    except RecipeError as error:
+        if values or "unknown parameter" in str(error):
+            pytest.fail(f"{where}: {error}")
+
+
+@each_document
+def test_make_targets_are_there(path):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    lines = [line for text in blocks(path, "sh") for line in text.splitlines()] + re.findall(r"`([^`\n]+)`", prose(path))
+    named = {line.split()[1] for line in lines if re.match(r"make [a-z]", line)}
+    assert named <= targets
+
+
+@each_document
+def test_python_compiles_and_imports_what_is_there(path):
+    for text in blocks(path, "python"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and path != EXTENDING:
+                module = importlib.import_module(node.module)
+                missing = [one.name for one in node.names if not hasattr(module, one.name)]
+                assert not missing, f"{path.name}: {node.module} has no {', '.join(missing)}"
+
+
+@each_document
+def test_files_of_the_project_that_are_named_are_there(path):
+    """In code spans; of made-up and made files nothing is said."""
+    for name in re.findall(r"`((?:vmae_lab|params|benchmarks|tests|notebooks)/[\w./-]+)`", prose(path)):
+        if path != EXTENDING or "tubelets" not in name:
+            assert (ROOT / name).exists(), f"{path.name} names {name}, which is not there"
+
+
+def test_the_map_is_that_of_the_code():
+    """Every room is on the map, every arrow goes down, and along imports that there are."""
+    (drawn,) = blocks(ROOT / "docs" / "architecture.md", "mermaid")
+    rooms = {room for rooms in FLOORS for room in rooms}
+    assert set(re.findall(r"^ +(\w+)\[\"", drawn, re.MULTILINE)) == rooms | {"notebooks"}
+    known = {room: set() for room in rooms}
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if room in rooms:
+            known[room] |= {module.split(".")[0] for module in imports(path)}
+    for above, below in re.findall(r"(\w+) --> (\w+)", drawn):
+        if above != "notebooks":
+            assert floor(above) > floor(below)
+            assert below in known[above], f"{above} imports nothing of {below}"
+
+
+def test_the_readme_names_every_notebook():
+    named = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert named == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_the_readme_names_every_command():
+    top = typer.main.get_command(app)
+    there = {name for name in top.commands if name != "data"} | {f"data {name}" for name in top.commands["data"].commands}
+    table = re.findall(r"^\| (`[^|]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert there <= {name for row in table for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_measured_figures_of_the_readme_stand_in_the_reports_that_it_links():
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "](reports/demo/" in line]
+    checked = 0
+    for line in rows:
+        page = (ROOT / re.search(r"\]\((reports/demo/[^)]+)\)", line)[1]).read_text(encoding="utf-8")
+        for figure in re.findall(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[^\]]+\]", line):
+            assert figure in page, f"{figure} stands in no table of the report: {line}"
+            checked += 1
+    assert checked > 10
+
+
+def test_the_citation_is_whole():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cff["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "type", "license", "version"} <= cff.keys()
+    assert (cff["type"], cff["version"], cff["license"]) == ("software", project["version"], project["license"])
+    for paper in (cff["preferred-citation"], *cff["references"]):
+        assert {"type", "title", "authors", "year", "identifiers"} <= paper.keys()
+        assert all({"family-names", "given-names"} == set(author) for author in paper["authors"])
+        assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", paper["identifiers"][0]["value"])
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory) -> Path:
+    """A copy of the project in which every diff of extending.md is applied."""
+    project = tmp_path_factory.mktemp("extended")
+    for name in ("vmae_lab", "params", "notebooks"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for number, text in enumerate(blocks(EXTENDING, "diff")):
+        diff = project / f"{number}.diff"
+        diff.write_text(text, encoding="utf-8")
+        done = subprocess.run(["git", "apply", diff.name], cwd=project, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"diff {number} of extending.md does not apply: {done.stderr}"
+    notebook = nbformat.read(project / "notebooks" / "scaling.ipynb", as_version=4)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    arms = re.search(r"`(arms = \[.*\])`", prose(EXTENDING))[1]
+    parameters.source = re.sub(r"^arms = \[.*?^\]", arms, parameters.source, flags=re.MULTILINE | re.DOTALL)
+    (cell,) = (text for text in blocks(EXTENDING, "python") if text.startswith(PATCHED))
+    notebook.cells = [parameters, nbformat.v4.new_code_cell(cell)]
+    nbformat.write(notebook, project / "notebooks" / "ablation_tubelets.ipynb")
+    return project
+
+
+def in_copy(project: Path, code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_changes_that_are_shown_are_of_about_ten_lines():
+    diffs = blocks(EXTENDING, "diff")
+    assert len(diffs) == 5
+    for text in diffs:
+        assert len(re.findall(r"^[+-](?![+-]{2} )", text, re.MULTILINE)) <= 12
+
+
+def test_changes_that_are_shown_work(changed):
+    """Each section's Python, and its plans, in one process over the changed copy."""
+    code = [text for text in blocks(EXTENDING, "python") if not text.startswith(PATCHED)]
+    plans = [words for words in commands(EXTENDING) if words[0] == "plan"]
+    code += ["from vmae_lab.cli import main"] + [f"assert main({words}) == 0, {words}" for words in plans]
+    notebook = ["plan", "notebooks/ablation_tubelets.ipynb", "--scale", "smoke"]
+    said = in_copy(changed, "\n".join([*code, f"assert main({notebook}) == 0"]))
+    assert said.count("left to run:") == len(plans) + 1 == 4
+
+
+@pytest.mark.slow
+def test_a_notebook_that_is_shown_leaves_a_report(changed):
+    (words,) = (words for words in commands(EXTENDING) if words[0] == "run")
+    in_copy(changed, f"from vmae_lab.cli import main\nassert main({words}) == 0")
+    page = changed / "reports" / "smoke-variant" / "ablation_tubelets" / "README.md"
+    assert "How many frames should a cube span?" in page.read_text(encoding="utf-8")
