@@ -25,7 +25,7 @@ from vmae_lab.models.checkpoints import open_checkpoint
 
 commands = typer.Typer()
 PRETRAIN, SCRATCH, FINETUNE = "pretrain", "scratch", "finetune"
-AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "o")}
+AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "D")}
 Parameters = Annotated[str, typer.Argument(metavar="PARAMS", help="A file of params/ (smoke, paper/k400), or a YAML's path.")]
 Encoder = Annotated[
     str,

@@ -56,7 +56,7 @@ def neighbour_pictures(
 ) -> Figure:  # fmt: skip
     """Query clips and their nearest ones, a row a query, in pictures `(n, H, W, 3)`; names say what each clip is.
 
-    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, else orange and `x`.
+    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, or vermilion and `x`.
     """
     near = neighbours[list(queries)]
     rows, columns = near.shape
@@ -96,7 +96,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     side = 0.5 * len(kept) + 1.0
     figure, axes = plt.subplots(figsize=(side + 1.0, side), layout="constrained")
     sns.heatmap(
-        percent, ax=axes, annot=np.array(words), fmt="", cmap="Blues", vmin=0, vmax=100, square=True, linewidths=0.5,
+        percent, ax=axes, annot=np.array(words), fmt="", cmap="Greys", vmin=0, vmax=100, square=True, linewidths=0.5,
         linecolor="#DDDDDD", annot_kws={"fontsize": 8}, cbar_kws={"shrink": 0.7},
     )  # fmt: skip
     bar = axes.collections[0].colorbar

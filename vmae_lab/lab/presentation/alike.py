@@ -181,7 +181,7 @@ def map_caption(plan: Plan, encoded: Encoded) -> str:
 def neighbours_caption(plan: Plan, encoded: Encoded) -> str:
     """What the rows of neighbours show."""
     others = "" if encoded.groups is None else " of other groups (hold_out.group)"
-    marks = "" if encoded.labels is None else ": blue and `=` of the query's class, orange and `x` of another"
+    marks = "" if encoded.labels is None else ": blue and `=` of the query's class, vermilion and `x` of another"
     return (
         f"Some clips, drawn by the seed, and to the right the clips{others} most like each (cosine), the nearest first"
         f"{marks}. A picture is the middle frame. {features_caption(plan, encoded)}."

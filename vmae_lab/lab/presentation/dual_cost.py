@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.arms import BLACK, BLUE, ORANGE, PAPER_SIZES, SKY, Arm
+from vmae_lab.lab.arms import BLACK, BLUE, PAPER_SIZES, Arm
 from vmae_lab.lab.measure import GIB, largest_batch, parameter_count, predicted_bytes
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.masking import MaskSettings
@@ -18,8 +18,8 @@ from vmae_lab.paper import DecoderCost
 STYLES = {
     "none": Arm("no decoder mask", BLACK, "o"),
     "cell_50": Arm("cell 50 %", BLUE, "D"),
-    "none, counted": Arm("no decoder mask, counted", ORANGE, "x"),
-    "cell_50, counted": Arm("cell 50 %, counted", SKY, "+"),
+    "none, counted": Arm("no decoder mask, counted", BLACK, "x"),
+    "cell_50, counted": Arm("cell 50 %, counted", BLUE, "+"),
 }
 
 
