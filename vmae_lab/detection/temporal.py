@@ -128,6 +128,9 @@ class LocaliseBatches(Dataset):
         self.order = EpochOrder(len(task.names), task.seed, "localisation order")
         self._positives = lru_cache(maxsize=2 * HISTORY)(self._count)
 
+    def __reduce__(self):
+        return LocaliseBatches, (self.task, self.rows)  # as a loader process that is spawned gets it: the cache stays behind
+
     def __getitem__(self, step: int) -> Batch:
         task, shape = self.task, self.task.settings.shape
         positions = [step * task.settings.batch_size + row for row in self.rows]

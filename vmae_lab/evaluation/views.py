@@ -54,7 +54,7 @@ def view_probabilities(
                 failed[row] = video
             elif not failed:
                 scores = model(cut_views(video, settings.frames, settings.side, views.crops).to(device))
-                found[row] = scores.double().softmax(1).mean(0).cpu().numpy()
+                found[row] = scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
     everything = dict(gather_object(list(found.items())))
     missing = dict(gather_object(list(failed.items())))
     if missing:
