@@ -119,6 +119,16 @@ def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay,
 
 
 @pytest.mark.parametrize(
+    ("name", "other", "size"), [("thumos14", "k710", "giant"), ("fineaction", "k710", "giant"), ("ava", "k400", "base")]
+)
+def test_supervised_training_before_detection_is_the_data_set_s_own_recipe(name, other, size):
+    parameters = yaml.safe_load((PAPER / f"{name}.yaml").read_text())
+    detection = build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters})
+    assert detection.model.size == size
+    assert detection.post_pretrain == detection.evaluate.finetune == recipe_of(with_sizes(other)[size]).evaluate.finetune
+
+
+@pytest.mark.parametrize(
     ("name", "stride", "thresholds", "videos"),
     [("thumos14", 4, [0.3, 0.4, 0.5, 0.6, 0.7], 200), ("fineaction", 16, [0.5 + 0.05 * i for i in range(10)], 8440)],
 )
