@@ -1,4 +1,4 @@
-"""Temporal action detection: when which action happens in a long video, from its features (METHOD: detection; ActionFormer).
+"""Temporal action detection: when which action happens in a long video, from its features (ActionFormer, used by VideoMAE V2).
 
 Trained on stretches of videos, tested on whole ones, through `models.localiser`.
 """

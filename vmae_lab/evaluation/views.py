@@ -1,4 +1,4 @@
-"""A video judged by several views: clips over time x crops over the picture, softmax averaged (METHOD 4: test)."""
+"""A video judged by several views: clips over time x crops over the picture, softmax averaged (VideoMAE V2's test protocol)."""
 
 from typing import Literal
 
