@@ -9,7 +9,7 @@ import yaml
 
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import POOLS, PRINTED, TARGET, UNSEEN, Arm
-from vmae_lab.lab.cost import plan_summary
+from vmae_lab.lab.cost import plan_summary, stage_table
 from vmae_lab.lab.presentation import common, distillation, dual_cost, progressive
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
@@ -38,6 +38,23 @@ def test_every_notebook_plans_at_smoke(plans, name):
     counted_only = {arm for arm in plan.arms if name == "cost_of_dual_masking" and not arm.startswith("small_")}
     assert measured == set(plan.arms) - counted_only, "every arm is judged by something"
     assert (plan.controls is not None) == (name == "ablation_decoder_mask")
+
+
+@pytest.mark.parametrize("name", list(WORKBOOK))
+def test_stages_are_counted_by_kind(plans, name):
+    table, stages = stage_table(plans[name]).set_index("kind"), plans[name].stages
+    assert table.stages.to_dict() == Counter(stage.kind for stage in stages)
+    assert table.steps.sum() == sum(stage.steps for stage in stages)
+
+
+def test_a_mask_picture_has_a_hash_of_what_is_masked(plans):
+    pictures = common.mask_pictures(plans["ablation_decoder_mask"])
+    assert pictures["encoder sees"].nunique() == 1, "arms that differ in the decoder's mask see the same"
+    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder rebuilds"]
+    assert same.nunique() == 1, "they differ in the loss alone"
+    assert pictures["decoder rebuilds"].nunique() == len(pictures) - 1
+    ratios = common.mask_pictures(plans["ablation_mask_ratios"])
+    assert ratios.loc["tube_90_cell_50"].equals(pictures.loc["running_cell_50"].rename("tube_90_cell_50"))
 
 
 def keys(plan: Plan, arm: str) -> list[str]:
@@ -99,7 +116,8 @@ def test_one_arm_has_one_look_in_all_notebooks(plans):
         for arm in styles.values():
             looks[arm.label].add(look(arm))
     assert {key: different for key, different in looks.items() if len(different) > 1} == {}
-    supervised = {look(arm) for book in WORKBOOK.values() for arm in book.arms.values() if arm.pretrained and arm.post_pretrained}
+    arms = [arm for book in WORKBOOK.values() for arm in book.arms.values()]
+    supervised = {look(arm) for arm in arms if arm.pretrained and arm.post_pretrained}
     assert len(supervised) == 1, "pre-trained, then supervised: one way, whatever it is called"
 
 

@@ -1,5 +1,7 @@
 """`vmae-lab run`, `plan` and `report`: notebooks at a scale, what they would cost, and the index of their reports."""
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ from vmae_lab.lab.places import project_root, report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
+RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
 commands = typer.Typer()
 Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Of notebooks/, one after the other.")]
 Scale = Annotated[str, typer.Option(help="A file of params/, or the path of another YAML.")]
@@ -57,6 +60,7 @@ def report(
 def execute(notebook: Path, parameters: dict[str, Any]) -> int:
     """Execute a notebook with parameters into its report folder; prints the report's path last. Returns the exit status."""
     import papermill
+    from traitlets.config import Config
 
     name = notebook.stem
     folder = make_folder(report_folder(parameters["scale"], name))
@@ -65,16 +69,33 @@ def execute(notebook: Path, parameters: dict[str, Any]) -> int:
     try:
         # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
         papermill.execute_notebook(
-            notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr
-        )
+            notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else the kernel begins with a warning
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
         return 1
+    move_links(executed, notebook)
     write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}")
     print(f"as a page: {page}")
     print(f"report: {folder / 'README.md'}")
     return 0
+
+
+def move_links(executed: Path, notebook: Path) -> None:
+    """Let relative links in the text of an executed notebook lead where they lead in the notebook itself."""
+    import nbformat
+
+    def moved(link: re.Match) -> str:
+        target = os.path.relpath(notebook.resolve().parent / link[1], executed.resolve().parent)
+        return f"]({Path(target).as_posix()})"
+
+    page = nbformat.read(executed, as_version=4)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = RELATIVE_LINK.sub(moved, cell.source)
+    nbformat.write(page, executed)
 
 
 def notebook_as_html(executed: Path) -> str:

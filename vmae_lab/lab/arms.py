@@ -17,7 +17,7 @@ GREY, BLACK, ORANGE, RED, PINK, SKY, BLUE, GREEN = (
 # For print, where colours are greys: each colour's dashes of a line, and hatch of a bar.
 PRINTED: dict[str, tuple[Any, str]] = {
     GREY: ("--", ""), BLACK: ("-", "++"), ORANGE: ((0, (6, 2)), ".."), RED: ("-.", "xx"), PINK: ((0, (1, 1)), "oo"),
-    SKY: ((0, (3, 1, 1, 1, 1, 1)), "--"), BLUE: ("-", "//"), GREEN: ((0, (8, 1, 1, 1)), "\\\\"),
+    SKY: ((0, (2, 1)), "--"), BLUE: ("-", "//"), GREEN: ((0, (6, 1, 1, 1, 1, 1)), "\\\\"),
 }  # fmt: skip
 
 

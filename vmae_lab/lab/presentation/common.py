@@ -1,13 +1,17 @@
 """What every notebook shows: captions, controls, loss histories, cells of tables."""
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.figures import painted
+from vmae_lab.lab.pictures import masks_of_pictures
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.log import read_metrics
@@ -40,6 +44,22 @@ def how_run(plan: Plan, labels: str, sources: Sequence[str] = ()) -> str:
         f"other, {len(recipe.seeds)} seeds; mean ± standard deviation over seeds, {recipe.evaluate.split} split, {labels}; "
         f"sources {', '.join(evaluated)}."
     )
+
+
+def mask_pictures(plan: Plan) -> pd.DataFrame:
+    """Each arm's masks as a picture, named by its hash: columns "encoder sees" and "decoder rebuilds". Index: arm.
+
+    The masks are those that pictures are drawn with, painted on a white clip, so that no decoder of videos has a part in it.
+    Twelve hexadecimal digits of the SHA-256 of the pixels, uint8 `(T', H, W, 3)`: a mask that is drawn otherwise has another.
+    """
+    table = {}
+    for arm in plan.pretrained:
+        recipe = plan.first(arm).recipe
+        clip, masks = recipe.model.clip, masks_of_pictures(recipe)
+        white = np.full((clip.grid[0], clip.side, clip.side, 3), 255, np.uint8)
+        pictures = (painted(white, mask[0].reshape(clip.grid).numpy(), clip.patch) for mask in masks)
+        table[arm] = [sha256(picture.tobytes()).hexdigest()[:12] for picture in pictures]
+    return pd.DataFrame.from_dict(table, orient="index", columns=["encoder sees", "decoder rebuilds"])
 
 
 def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:

@@ -14,17 +14,20 @@ from vmae_lab.lab.presentation.common import (
     verdict,
 )
 from vmae_lab.lab.tables import interval
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.flops import TokenCounts
 
 
 def ratios_on_the_grid(plan: Plan) -> pd.DataFrame:
     """What each encoder ratio leaves of a frame of this grid: ratios that differ may leave the same, small grids few."""
-    _, height, width = plan.recipe.model.clip.grid
-    lines = []
+    (time, height, width), lines = plan.recipe.model.clip.grid, []
     for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _cells(plan)):
-        masked = int(ratio * height * width)
+        masks = MaskSettings(encoder_ratio=ratio, decoder="none", decoder_ratio=0.0)
+        seen = TokenCounts.of(masks, plan.recipe.model.clip).visible // time
+        masked = height * width - seen
         lines.append({
             "tube ratio asked for": f"{ratio:g}", "tubes masked": f"{masked} of {height * width}",
-            "ratio got": f"{masked / (height * width):.3f}", "tubes seen": height * width - masked,
+            "ratio got": f"{masked / (height * width):.3f}", "tubes seen": seen,
         })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -36,6 +36,15 @@ def check_data(plan: Plan) -> None:
     check_scenes(plan.recipe.detect.scenes, plan.recipe.evaluate.split, plan.recipe.compute)
 
 
+def people_table(plan: Plan) -> pd.DataFrame:
+    """How many people do each action in the key frames that are trained on and judged. Index: action."""
+    recipe = plan.recipe
+    splits = {split: load_scenes(recipe.detect.scenes, split, recipe.compute) for split in ("train", recipe.evaluate.split)}
+    counts = pd.DataFrame({split: scenes.truth.action_id.value_counts() for split, scenes in splits.items()})
+    actions = splits["train"].actions
+    return counts.reindex(sorted(actions)).rename(actions).rename_axis("action").fillna(0).astype(int)
+
+
 def main_metric(rows: pd.DataFrame) -> str:
     """Frame mAP by a person detector's boxes, or where there are none by true ones."""
     return "frame_map" if (rows.metric == "frame_map").any() else TRUE_BOXES

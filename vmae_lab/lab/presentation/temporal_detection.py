@@ -30,6 +30,15 @@ def check_data(plan: Plan) -> None:
     check_untrimmed(plan.recipe.localise.videos, plan.recipe.evaluate.split, plan.recipe.compute)
 
 
+def segments_table(plan: Plan) -> pd.DataFrame:
+    """How many segments of each class there are in the videos that are trained on and judged. Index: class."""
+    recipe = plan.recipe
+    splits = ("train", recipe.evaluate.split)
+    annotations = {one: load_untrimmed(recipe.localise.videos, one, recipe.compute).annotations for one in splits}
+    counts = {one: told.segments.label.value_counts() for one, told in annotations.items()}
+    return pd.DataFrame(counts).reindex(class_names(plan)).rename_axis("action").fillna(0).astype(int)
+
+
 def localisation_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """One line an encoder: mAP at each overlap, their mean, and what the encoder's training changes of it."""
     differences = differences_to(plan, rows, MAP, FLOOR)
