@@ -50,7 +50,7 @@ def test_every_size_of_a_recipe_is_valid_and_can_be_planned(name, tmp_path):
 
 @pytest.mark.parametrize("name", list(CLASSES))
 def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
-    """VideoMAE V2's recipe of fine-tuning, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
+    """VideoMAE V2's recipe, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
     for text in with_sizes(name).values():
         tuned = recipe_of(text).evaluate.finetune
         assert (tuned.mix.mixup, tuned.mix.cutmix, tuned.label_smoothing, tuned.repeats) == (0.8, 1.0, 0.1, 2)
@@ -133,7 +133,7 @@ def test_supervised_training_before_detection_is_the_data_set_s_own_recipe(name,
     [("thumos14", 4, [0.3, 0.4, 0.5, 0.6, 0.7], 200), ("fineaction", 16, [0.5 + 0.05 * i for i in range(10)], 8440)],
 )
 def test_the_recipes_of_temporal_detection_have_the_paper_s_settings(name, stride, thresholds, videos):
-    """VideoMAE V2's: windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
+    """Windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
     book = WORKBOOK["downstream_temporal_detection"]
     recipe = build_recipe({"arms": ["supervised"], **yaml.safe_load((PAPER / f"{name}.yaml").read_text())}, book.arms)
     settings, shape, answers = recipe.localise, recipe.localise.shape, recipe.localise.suppress
