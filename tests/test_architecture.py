@@ -125,7 +125,7 @@ def test_conda_and_pip_have_one_list_of_dependencies():
     assert [re.split(r"[<>=]", line)[0] for line in plain] == ["python", "pip"], "everything else is pyproject's"
     assert pip == ["-c constraints.txt", "-e .[lab,test]"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"].removeprefix(">=") in plain[0]
+    assert plain[0] == "python" + project["requires-python"]
     listed = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in listed}
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]

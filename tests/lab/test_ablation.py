@@ -12,6 +12,7 @@ from vmae_lab.evaluation.metrics import top1, wilson_interval
 from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab.ablation import linear_trend, paired_differences, pareto_front, summarise, t_interval
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
+from vmae_lab.lab.presentation.common import difference_words
 from vmae_lab.lab.presentation.decoder_mask import conclusions
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore
@@ -159,6 +160,18 @@ def test_words_follow_the_numbers(smoke, none, cell, said):
     gains = [np.mean(arm) - 20 for arm in (none, cell)]
     assert f"{min(gains):+.1f} to {max(gains):+.1f} points" in words[0]
     assert "lie 10.0 to 10.0 % below" in words[-2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.5, 2.5, "+1.5 [+0.5, +2.5] points"),
+        (-0.5, 3.5, "+1.5 [-0.5, +3.5] points (not told apart from none)"),
+        (float("nan"), float("nan"), "+1.5 [one seed] points (not told apart from none)"),
+    ],
+)
+def test_a_difference_is_told_from_none_by_its_interval_alone(low, high, said):
+    assert difference_words(pd.Series({"difference": 1.5, "low": low, "high": high}), " points") == said
 
 
 def test_cells_of_tables():

@@ -1,4 +1,4 @@
-"""Kinetics-710: the training and validation videos of Kinetics-400, 600 and 700 as one labelled set (METHOD: the two hybrids).
+"""Kinetics-710: the training and validation videos of Kinetics-400, 600 and 700 as one labelled set (VideoMAE V2, section 3).
 
 A classifier of its classes becomes one of a single data set by picking rows of its head (`models.checkpoints.convert_head`).
 """

@@ -53,20 +53,13 @@ class MixtureOrder:
     them were seen once. Position p is again a pure function of the seed.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[str],
-        exponent: float,
-        seed: int,
-        weights: Mapping[str, float] | None = None,
-        purpose: str = "order",
-    ):
+    def __init__(self, sources: Sequence[str], exponent: float, seed: int, weights: Mapping[str, float] | None = None):
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
         sizes = [len(rows) for rows in self.members]
         explicit = [weights[name] for name in names] if weights else None
-        self.counts, self.seed, self.purpose = round_counts(sizes, exponent, explicit), seed, purpose
-        self.inside = [EpochOrder(n, seed, f"{purpose} in {name}") for name, n in zip(names, sizes, strict=True)]
+        self.counts, self.seed = round_counts(sizes, exponent, explicit), seed
+        self.inside = [EpochOrder(n, seed, f"order in {name}") for name, n in zip(names, sizes, strict=True)]
         self._round, self._sources, self._ranks = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
@@ -87,7 +80,7 @@ class MixtureOrder:
 
     def _shuffle(self, number: int) -> None:
         """The source at each place of a round, and how many samples of it came before in the round."""
-        rng = numpy_generator(self.seed, f"{self.purpose} of sources", number)
+        rng = numpy_generator(self.seed, "order of sources", number)
         self._sources = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
         self._ranks = np.empty_like(self._sources)
         for source, count in enumerate(self.counts):

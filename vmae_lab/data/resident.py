@@ -25,9 +25,12 @@ from vmae_lab.processes import worker_pool
 class ResidentClips:
     """Decoded clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and each one's record."""
 
-    frames: np.ndarray
+    frames: np.memmap
     rows: np.ndarray
     records: list[ClipRecord]
+
+    def __reduce__(self):
+        return _mapped_again, (self.frames.filename, self.rows, self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,7 +65,12 @@ class ResidentClips:
         return (self.video(index, choose) for index in rows)
 
 
-def resident_frames(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.ndarray:
+def _mapped_again(path: Path, rows: np.ndarray, records: list[ClipRecord]) -> ResidentClips:
+    """As a loader process that is spawned gets them: by the file's name, not by its pixels."""
+    return ResidentClips(np.load(path, mmap_mode="r"), rows, records)
+
+
+def resident_frames(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.memmap:
     """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, mapped from one file."""
     path = folder / f"decoded-{side}.npy"
     with FileLock(folder / f".{path.name}.lock"):

@@ -1,4 +1,4 @@
-"""Spatial action detection: who does what, where, in a key frame (METHOD: detection; VideoMAE, section 4.2, on AVA)."""
+"""Spatial action detection: who does what, where, in a key frame (VideoMAE, section 4.2, on AVA)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vmae_lab.evaluation.metrics import CONFIDENCE
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import Stage, controls_stage, initial_stage, pretrain_stage
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
     return list(order.index[order.value > best])
 
 
-def linear_trend(design: pd.DataFrame, values: np.ndarray, confidence: float = CONFIDENCE) -> pd.DataFrame:
+def linear_trend(design: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """Least squares of values on the design's columns and a constant: per column the slope and its t interval.
 
     Every run counts as one independent observation. Raises ValueError where the columns cannot be told apart or no run is
@@ -167,16 +166,16 @@ def linear_trend(design: pd.DataFrame, values: np.ndarray, confidence: float = C
     slopes, *_ = np.linalg.lstsq(columns, values, rcond=None)
     residual = values - columns @ slopes
     errors = np.sqrt(residual @ residual / freedom * np.diag(np.linalg.inv(columns.T @ columns)))
-    half = stats.t.ppf((1 + confidence) / 2, freedom) * errors
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * errors
     table = {"slope": slopes, "low": slopes - half, "high": slopes + half}
     return pd.DataFrame(table, index=["constant", *design.columns]).drop(index="constant")
 
 
-def t_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def t_interval(values: np.ndarray) -> tuple[float, float]:
     """Student's interval of a mean; with one value there is none, and with few it is wide, as it should be."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
 
 

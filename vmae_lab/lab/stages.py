@@ -105,13 +105,13 @@ def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:
 
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
-    """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch (METHOD: 3)."""
+    """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch."""
     settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "post_pretrain": _plain(recipe.post_pretrain)}
     return Stage("post_pretrain", settings, () if encoder is None else (encoder,))
 
 
 def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
-    """Teach `recipe.model`, from an encoder or from scratch, to answer as a supervised stage's model does (METHOD: 3).
+    """Teach `recipe.model`, from an encoder or from scratch, to answer as a supervised stage's model does (VideoMAE V2).
 
     On the clips that are pre-trained on. Raises RecipeError.
     """

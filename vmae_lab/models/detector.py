@@ -1,4 +1,4 @@
-"""Who does what where: the encoder as a backbone, features of boxes by RoIAlign, independent scores (METHOD: detection)."""
+"""Who does what where: the encoder as a backbone, features of boxes by RoIAlign, independent scores (VideoMAE on AVA)."""
 
 from pathlib import Path
 from typing import Self

@@ -27,8 +27,7 @@ from vmae_lab.training.settings import Compute, TrainSettings
 def accelerator_for(settings: TrainSettings) -> Accelerator:
     """The devices that the launcher's configuration names, in the precision of the settings."""
     AcceleratorState._reset_state()  # a kernel trains many stages, each with its own precision
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and capable)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_native())
     process_state()
     # As without shards: autocast chooses each product's precision; gradients are added up and reduced in float32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
@@ -58,6 +57,11 @@ def prepared(
     fused = accelerator.device.type in ("cuda", "cpu")
     optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
     return accelerator.prepare(model, optimizer)
+
+
+def bf16_is_native() -> bool:
+    """Whether there is a GPU that computes in bf16 itself; older ones emulate it, slowly."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def device_name(device: torch.device) -> str:

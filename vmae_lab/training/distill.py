@@ -1,4 +1,4 @@
-"""Distillation: a student learns to answer as a frozen teacher does (METHOD: progressive training, step 4)."""
+"""Distillation: a student learns to answer as a frozen teacher does (VideoMAE V2, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the whole encoder under a class head (METHOD: fine-tuning)."""
+"""Supervised fine-tuning of the whole encoder under a class head (VideoMAE V2's recipe)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ Sampling = Literal["dense", "sparse"]
 
 
 class MixSettings(BaseModel):
-    """Clips of a batch mixed in pairs, with their labels: mixup or cutmix, one of the two a batch (METHOD: fine-tuning).
+    """Clips of a batch mixed in pairs, with their labels: mixup or cutmix, one of the two a batch (VideoMAE V2's recipe).
 
     mixup (arXiv 1710.09412) adds two clips in shares drawn from Beta(mixup, mixup); cutmix (arXiv 1905.04899) puts a box of
     one, the same in all frames, into the other.
@@ -60,7 +60,7 @@ class FinetuneSettings(TrainSettings):
     head_init_scale: float = Field(0.001, gt=0)
     sampling: Sampling = Field("dense", description="a window, or one frame of each equal segment (SSv2)")
     repeats: int = Field(1, ge=1, description="repeated augmentation: samples drawn in a row from one decoded clip")
-    augment: FinetuneAugment | None = Field(None, description="METHOD 4's augmentation; pre-training's crops alone if null")
+    augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; pre-training's crops alone if null")
     mix: MixSettings | None = Field(None, description="mixup and cutmix; none if null")
 
     def model_post_init(self, context: object) -> None:

@@ -72,8 +72,9 @@ class Trained:
 def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> Trained:
     """Train a task in its folder, from its checkpoint where there is one; with `settings.ema` the average is the result.
 
-    The result depends on the task alone: not on loader workers or interruptions, bit for bit on one CPU process with a
-    fixed number of threads; to rounding on the number of processes, which may change where a run goes on.
+    The result depends on the task alone, not on loader workers or interruptions: bit for bit on one CPU process with a fixed
+    number of threads. The number of processes, which may change where a run goes on, moves it by rounding; and by drop path
+    and by which clips mixup and cutmix pair, since each process draws these for its own rows.
     Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, and, after saving, Stopped where SIGTERM came.
     """
     settings = task.settings

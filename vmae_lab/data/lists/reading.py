@@ -74,7 +74,7 @@ def _paths(cells: Cells) -> pd.Series:
     cells.faults.add(paths.str.contains("\0", regex=False).to_numpy(), lambda row: f"the path {paths[row]!r} has a NUL byte")
     if str(root) == root.anchor:  # the root of the system: every path is inside
         return paths.str.lstrip("/")
-    suspects = (paths.str.startswith("/") | paths.str.contains("..", regex=False)).to_numpy() | (os.name == "nt")
+    suspects = (paths.str.startswith("/") | paths.str.contains("..", regex=False)).to_numpy()
     outside = suspects.copy()
     outside[suspects] = [os.path.isabs(path) or normpath(path).split("/")[0] == ".." for path in paths[suspects]]
     cells.faults.add(outside, lambda row: f"{paths[row]!r} {_where(paths[row], root)}")

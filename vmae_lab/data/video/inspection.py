@@ -25,7 +25,6 @@ class Inspection:
     height: int = 0
     rotation: int = 0  # degrees, of what is stored
     fps: float = 0.0
-    header_frames: int = 0
     frames: int = 0
     seconds: float = 0.0
     decoder: str = ""
@@ -67,7 +66,7 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
     length = float((last.pts - first.pts) * last.time_base) if first.pts is not None and last.pts is not None else 0.0
     seconds = max(0.0, length) + (1 / info.fps if info.fps else 0)
     return Inspection(
-        "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3), info.frames,
+        "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3),
         count, round(seconds, 3), info.decoder, video.size if video.size >= 0 else os.path.getsize(path),
     )  # fmt: skip
 
@@ -77,6 +76,6 @@ def _inspect_folder(video: VideoFile, path: str, settings: VideoSettings) -> Ins
     size = sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
     info = decoded.info
     return Inspection(
-        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, video.total, len(decoded.frames), 0.0,
+        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, len(decoded.frames), 0.0,
         info.decoder, size,
     )  # fmt: skip

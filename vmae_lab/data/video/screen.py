@@ -35,7 +35,7 @@ class VideoSettings(BaseModel):
         "auto", pattern="^(auto|decord|pyav|torchcodec)$", description="auto: decord, and PyAV where decord errs by codec"
     )
     max_pixels: int = Field(4096 * 2304, ge=1, description="of a frame: decoders take a hundred bytes a pixel")
-    memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take")
+    memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take; held on Linux alone")
     timeout_s: float = Field(60.0, gt=0, description="seconds a read may take before its decoder is ended")
     follow_links: bool = Field(False, description="whether symbolic links may lead out of the list's root")
 

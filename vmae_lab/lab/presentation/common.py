@@ -149,10 +149,11 @@ def difference_cell(differences: pd.DataFrame, arm: str) -> str:
     return interval(row.difference, row.low, row.high)
 
 
-def points_words(row: pd.Series) -> str:
-    """A paired difference in words: `+1.2 [-0.3, +2.7] points`, and where its interval holds zero that it may be none."""
+def difference_words(row: pd.Series, unit: str = "") -> str:
+    """A paired difference in words, `+1.2 [-0.3, +2.7]`, and that it may be none: where its interval holds zero, or one seed
+    gives none."""
     told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
-    return f"{interval(row.difference, row.low, row.high)} points{told}"
+    return f"{interval(row.difference, row.low, row.high)}{unit}{told}"
 
 
 def differences_to(plan: Plan, rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:

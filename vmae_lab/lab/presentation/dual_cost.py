@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import BLACK, BLUE, PAPER_SIZES, Arm
@@ -14,6 +13,7 @@ from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.paper import DecoderCost
+from vmae_lab.training.devices import bf16_is_native
 
 STYLES = {
     "none": Arm("no decoder mask", BLACK, "o"),
@@ -43,7 +43,7 @@ def counted_table(plan: Plan) -> pd.DataFrame:
 
 def measured_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """One line a measured size, mask and batch: seconds, memory beside its prediction, multiply-accumulates a second."""
-    half, lines = torch.cuda.is_available(), []
+    half, lines = bf16_is_native(), []
     for arm in plan.possible:
         model, masks = _configuration(plan.first(arm).recipe)
         for name in plan.first(arm).measures:
@@ -65,7 +65,7 @@ def speed_up_table(plan: Plan, rows: pd.DataFrame, paper: Mapping[str, DecoderCo
     lines = []
     for size in _sizes(plan):
         counted = {mask: _counted(plan, f"{size}_{mask}") for mask in ("none", "cell_50")}
-        measured = {mask: _largest_measured(plan, rows, f"{size}_{mask}") for mask in ("none", "cell_50")}
+        measured = {mask: _measured_batches(plan, rows, f"{size}_{mask}") for mask in ("none", "cell_50")}
         both = sorted(set(measured["none"]) & set(measured["cell_50"]))
         ratios = {metric: _ratio(measured, both, index) for index, metric in enumerate(("seconds", "peak"))}
         reported = paper.get(size)
@@ -102,13 +102,13 @@ def panels(plan: Plan, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         for mask in ("none", "cell_50"):
             arm = f"{size}_{mask}"
             model, masks = _configuration(plan.first(arm).recipe)
-            measured = _largest_measured(plan, rows, arm)
+            measured = _measured_batches(plan, rows, arm)
             batch = max(measured, default=1)
             seconds, peak = measured.get(batch, (np.nan, np.nan))
             work.setdefault(mask, {})[size] = _counted(plan, arm) / 1e9
             time.setdefault(mask, {})[size] = seconds / batch
             memory.setdefault(mask, {})[size] = peak
-            counted = predicted_bytes(model, masks, batch, torch.cuda.is_available()) / GIB
+            counted = predicted_bytes(model, masks, batch, bf16_is_native()) / GIB
             memory.setdefault(f"{mask}, counted", {})[size] = counted
     tables = {"G MAC a clip, forward and backward": work, "seconds a clip": time, "peak memory, GiB": memory}
     return {title: pd.DataFrame(table) for title, table in tables.items()}
@@ -162,7 +162,7 @@ def _value(rows: pd.DataFrame, arm: str, metric: str) -> float:
     return rows[(rows.arm == arm) & (rows.metric == metric)].value.mean()
 
 
-def _largest_measured(plan: Plan, rows: pd.DataFrame, arm: str) -> dict[int, tuple[float, float]]:
+def _measured_batches(plan: Plan, rows: pd.DataFrame, arm: str) -> dict[int, tuple[float, float]]:
     """Measured batches of an arm: clips a step -> seconds, GiB."""
     found = {}
     for batch in plan.recipe.measure.batch_sizes:
@@ -178,7 +178,7 @@ def _ratio(measured: Mapping[str, Mapping[int, tuple[float, float]]], both: list
 
 def _extrapolated(plan: Plan, rows: pd.DataFrame, arm: str, budget: float) -> str:
     """Clips that fit by the line through the smallest and the largest measured batch; empty with fewer than two."""
-    measured = _largest_measured(plan, rows, arm)
+    measured = _measured_batches(plan, rows, arm)
     if len(measured) < 2:
         return ""
     (low, (_, small)), (high, (_, large)) = min(measured.items()), max(measured.items())

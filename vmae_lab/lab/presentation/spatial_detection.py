@@ -15,7 +15,7 @@ from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.maps import Scene
-from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread, over_seeds, points_words
+from vmae_lab.lab.presentation.common import difference_cell, difference_words, mean_and_spread, over_seeds
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import DETECTIONS
 from vmae_lab.lab.tables import plus_minus
@@ -197,7 +197,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
             row = paired_differences(rows, metric, other).loc[arm]
             words.append(
                 f"'{plan.arms[arm].label}' against '{plan.arms[other].label}', {mean_and_spread(scores, other)} %: "
-                f"{points_words(row)}."
+                f"{difference_words(row, ' points')}."
             )
     recall = recall_of_persons(plan)
     return words if recall is None else [*words, f"The boxes cover {recall:.0f} % of the people: no detector finds more."]

@@ -12,7 +12,7 @@ from vmae_lab.evaluation.thumos import DURATIONS, by_score, matches
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, mean_and_spread, over_seeds, points_words
+from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, mean_and_spread, over_seeds
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import SEGMENTS
 from vmae_lab.lab.tables import plus_minus
@@ -170,7 +170,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
             words.append(
                 f"Features of '{plan.arms[arm].label}': mean mAP {mean_and_spread(scores, arm)} %, of "
                 f"'{plan.arms[other].label}' {mean_and_spread(scores, other)} %: "
-                f"{points_words(row)}."
+                f"{difference_words(row, ' points')}."
             )
     best = scores["mean"].idxmax()
     kinds = kinds_table(plan, store).set_index("features of").loc[plan.arms[best].label].drop(["right", "missed"])
