@@ -156,6 +156,28 @@ def test_shards_are_plain_webdataset_tars_and_are_not_written_twice(videos, tmp_
         pack(read_list("frames.txt", videos), tmp_path / "none", progress=False)
 
 
+def test_shards_of_another_list_are_not_taken_for_this_ones(tmp_path):
+    """Two lines swapped, a label changed, a video replaced: all leave as many videos as there were, under the same numbers."""
+    for name, frames in (("black.mp4", 4), ("white.mp4", 5)):
+        write_video(tmp_path / name, frames, 4 * frames)
+    (tmp_path / "list.csv").write_text("path,label\nblack.mp4,dark\nwhite.mp4,bright\n")
+    out = tmp_path / "shards"
+
+    def packed() -> pd.DataFrame:
+        return pd.read_csv(pack(read_list("list.csv", tmp_path, labelled=True), out, progress=False)).set_index("source")
+
+    assert packed().label.to_dict() == {"black.mp4": "dark", "white.mp4": "bright"}
+    for other in ("white.mp4,bright\nblack.mp4,dark", "black.mp4,bright\nwhite.mp4,dark"):
+        (tmp_path / "list.csv").write_text(f"path,label\n{other}\n")
+        with pytest.raises(VideoError, match=f"^{out}: .*packed from another list.*choose another folder, or delete this"):
+            packed()
+    (tmp_path / "list.csv").write_text("path,label\nblack.mp4,dark\nwhite.mp4,bright\n")
+    assert len(packed()) == 2
+    write_video(tmp_path / "white.mp4", 9, 20)
+    with pytest.raises(VideoError, match="or videos have changed since"):
+        packed()
+
+
 def test_the_template_for_own_videos_is_a_recipe(tmp_path):
     """Its folders are the classes; nothing is opened to build it."""
     for name in ("run", "walk"):
