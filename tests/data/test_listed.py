@@ -100,8 +100,8 @@ def test_a_check_sorts_broken_from_sound_and_is_not_done_twice(videos, tmp_path,
     assert {file.frames for file in files} == {12}
     assert all(file.bytes == Path(file.path).stat().st_size for file in files), "a read knows by it whether the check holds"
     write_video(videos / "run" / "broken.mp4", 5)  # mended: it alone is looked at again
-    lines = (out / JOURNAL).read_text().splitlines()
-    (out / JOURNAL).write_text("\n".join(lines) + '\n{"key": "cut sho')
+    (journal,) = out.glob(f"*-{JOURNAL}")
+    journal.write_text(journal.read_text() + '{"key": "cut sho')
     mended = check_list(listed, VideoSettings(), out, progress=False)
     assert "5 of them seen by an earlier check" in capsys.readouterr().out
     assert set(mended.table.status) == {"ok"}
@@ -114,6 +114,13 @@ def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, mon
     assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
     assert "5 ok, 0 damaged, 1 failed" in capsys.readouterr().out
     assert len(read_list(tmp_path / "videos.check" / CHECKED, videos)) == 5, "named after the folder that was checked"
+    capsys.readouterr()
+    assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1", "--max-pixels", "1000"]) == 1
+    assert "0 ok, 0 damaged, 6 failed" in capsys.readouterr().out, "other limits, another verdict"
+    assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "6 of them seen by an earlier check" in said
+    assert "5 ok, 0 damaged, 1 failed" in said
     assert main(["data", "check", "nowhere.txt"]) == 2
     assert "nowhere.txt" in capsys.readouterr().err
 
