@@ -245,7 +245,7 @@ def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     encoder_alone = {name: value for name, value in state.items() if name.startswith("encoder.")}
     save_checkpoint(encoder_alone, config, tmp_path / "alone", "vmae_lab", "")
     with pytest.warns(UserWarning, match="has no fc_norm"):
-        _, norm = features.open_encoder(tmp_path / "alone", {"frames": None, "side": None}, "cpu")
+        _, norm = features.open_encoder(tmp_path / "alone", None, None, "cpu")
     assert torch.equal(norm.weight, torch.ones(64))
 
 

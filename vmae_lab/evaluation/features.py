@@ -130,16 +130,18 @@ def _alone(folder: Path) -> FileLock:
     return FileLock(folder / LOCK)
 
 
-def open_encoder(where: str | Path, shape: dict[str, int | None], device: str) -> tuple[nn.Module, nn.Module | None]:
+def open_encoder(
+    where: str | Path, frames: int | None, side: int | None, device: str
+) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
     """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own. No head is needed.
 
-    `shape`: `frames` and `side` of its clips, its own where None. A classifier without that norm gets one that only
+    `frames` and `side` of its clips, its own where None. A classifier without that norm gets one that only
     standardises, with a warning. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     size, classifies = checkpoint.config.size, checkpoint.config.model != "VideoMAE"
     try:
-        clip = checkpoint.config.reshaped(shape["frames"], shape["side"])
+        clip = checkpoint.config.reshaped(frames, side)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
     encoder = VideoEncoder(size, clip, norm=not classifies)
