@@ -45,6 +45,13 @@ def test_the_version_is_said(capsys):
         (["run", "a.ipynb", "-p", "pretrain.steps"], "a name and a value are expected"),
         (["run", "a.ipynb", "-p", "pretrain.steps=3", "--scale", "demo"], "a name and a value are expected"),
         (["features", ".", "--model", "m", "--format", "mat"], "'mat'"),
+        (["features", ".", "--model", "m", "--frames", "0"], "--frames"),
+        (["data", "check", ".", "--memory-mib", "100"], "--memory-mib"),
+        (["data", "check", ".", "--max-pixels", "0"], "--max-pixels"),
+        (["data", "check", ".", "--timeout-s", "0"], "--timeout-s"),
+        (["data", "check", ".", "--processes", "0"], "--processes"),
+        (["data", "pack", ".", "shards", "--shard-mib", "0"], "--shard-mib"),
+        (["data", "kinetics710", "--out", "k"], "one of --k400, --k600, --k700 is needed"),
         (["pretrain", "none.yaml"], "there is no parameter file none.yaml"),
     ],
 )
