@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
-from vmae_lab.data.kinetics import merge_kinetics, write_hybrid
+from vmae_lab.data.kinetics import FIELDS, PATH_PATTERN, merge_kinetics, write_hybrid
 from vmae_lab.data.lists import read_list
 from vmae_lab.data.shards import pack as pack_shards
 from vmae_lab.data.video import VideoSettings
@@ -111,6 +111,9 @@ def kinetics710(
     classes: Annotated[
         Path | None, typer.Option(help="The 710 names in label order, one a line; sorted where left out.")
     ] = None,
+    path_pattern: Annotated[
+        str, typer.Option(help=f"How a video's file is called, after {', '.join(FIELDS)} of its annotation.")
+    ] = PATH_PATTERN,
 ) -> None:
     """Merge Kinetics-400, -600 and -700 annotations into the labelled hybrid of 710 classes."""
     annotations = {name: files for name, files in (("k400", k400), ("k600", k600), ("k700", k700)) if files}
@@ -119,5 +122,5 @@ def kinetics710(
     names = classes.read_text(encoding="utf-8").splitlines() if classes else None
     hybrid = merge_kinetics(annotations, names)
     print("\n".join(f"{what}: {count:,}" for what, count in hybrid.summary.items()))
-    write_hybrid(hybrid, out)
+    write_hybrid(hybrid, out, path_pattern)
     print(f"lists, classes and conversions: {out}")
