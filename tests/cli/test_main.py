@@ -45,6 +45,13 @@ def test_the_version_is_said(capsys):
         (["run", "a.ipynb", "-p", "pretrain.steps"], "a name and a value are expected"),
         (["run", "a.ipynb", "-p", "pretrain.steps=3", "--scale", "demo"], "a name and a value are expected"),
         (["features", ".", "--model", "m", "--format", "mat"], "'mat'"),
+        (["features", ".", "--model", "m", "--frames", "0"], "--frames"),
+        (["data", "check", ".", "--memory-mib", "100"], "--memory-mib"),
+        (["data", "check", ".", "--max-pixels", "0"], "--max-pixels"),
+        (["data", "check", ".", "--timeout-s", "0"], "--timeout-s"),
+        (["data", "check", ".", "--processes", "0"], "--processes"),
+        (["data", "pack", ".", "shards", "--shard-mib", "0"], "--shard-mib"),
+        (["data", "kinetics710", "--out", "k"], "one of --k400, --k600, --k700 is needed"),
         (["pretrain", "none.yaml"], "there is no parameter file none.yaml"),
     ],
 )
@@ -83,3 +90,9 @@ def test_annotations_of_several_files_are_merged(tmp_path, capsys):
     words = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "out")]
     assert main(["data", "kinetics710", "--k400", *files, *words]) == 0
     assert f"lists, classes and conversions: {tmp_path / 'out'}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "train.csv").read_text().splitlines()[1] == "train_000000_000010.mp4,0"
+    pattern = ["--path-pattern", "{source}/{youtube_id}.mkv"]
+    assert main(["data", "kinetics710", "--k400", *files, *words, *pattern]) == 0
+    assert (tmp_path / "out" / "train.csv").read_text().splitlines()[1] == "k400/train.mkv,0"
+    assert main(["data", "kinetics710", "--k400", *files, *words, "--path-pattern", "{name}.mkv"]) == 2
+    assert "path_pattern '{name}.mkv' cannot be filled with youtube_id, " in capsys.readouterr().err

@@ -18,7 +18,7 @@ from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
 from vmae_lab.training.pretrain import PretrainTask
-from vmae_lab.training.settings import Compute
+from vmae_lab.training.settings import Compute, ImpossibleHere
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recipe, clips,
 
 
 def test_a_batch_that_does_not_divide_is_refused(recipe, clips, tmp_path):
-    with pytest.raises(ValueError, match="batch_size 4 does not divide over 1 processes x 3 micro-batches"):
+    with pytest.raises(ImpossibleHere, match="batch_size 4 does not divide over 1 processes x 3 micro-batches"):
         train(task(recipe, clips, accumulation=3), tmp_path, compute(), progress=False)
 
 

@@ -19,6 +19,7 @@ from vmae_lab.files import StorageError
 from vmae_lab.lab.recipe import RecipeError
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.divergence import TrainingDiverged
+from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.training.survival import FolderInUse, Stopped, UnreadableCheckpoint
 
 app = typer.Typer(
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (
         RecipeError, ListError, VideoError, FeatureError, CheckpointError, UnreadableCheckpoint, FolderInUse,
-        DecoderUnavailable, StorageError, FileNotFoundError,
+        DecoderUnavailable, StorageError, ImpossibleHere, FileNotFoundError,
     ) as error:  # fmt: skip
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from vmae_lab.data.boxes import write_person_boxes
 from vmae_lab.data.scenes import open_scenes
 from vmae_lab.detection.people import TorchvisionDetector, detect_people
 from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.files import make_folder
 from vmae_lab.lab.loading import check_scenes, check_untrimmed
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
@@ -89,6 +90,7 @@ def persons(
     """Find the people in the key frames of a recipe's scenes, with torchvision's Faster R-CNN. Prints the file last."""
     recipe = read_recipe(parameters, override, ())
     scenes = open_scenes(_settings(recipe).scenes.without_persons(), split)
+    make_folder(out.parent)  # told now where it cannot be, not after hours
     found = detect_people(TorchvisionDetector(weights, device), scenes, least_score)
     write_person_boxes(out, found)
     print(f"{len(found)} boxes in {len(scenes)} key frames\n{out}")

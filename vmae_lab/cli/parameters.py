@@ -8,6 +8,7 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
+from vmae_lab.lab.places import ELSEWHERE
 from vmae_lab.lab.recipe import RecipeError
 
 PAIR = ("-p", "--override")
@@ -55,7 +56,7 @@ def _read_scale(scale: str, folder: Path) -> dict[str, Any]:
     file = Path(scale) if scale.endswith((".yaml", ".yml")) else folder / f"{scale}.yaml"
     if not file.is_file():
         there = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-        known = ", ".join(path.relative_to(folder).with_suffix("").as_posix() for path in there) or "none"
+        known = ", ".join(path.relative_to(folder).with_suffix("").as_posix() for path in there) or f"none; {ELSEWHERE}"
         raise RecipeError(f"there is no parameter file {file}; scales in {folder}: {known}")
     try:
         parameters = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -36,6 +36,7 @@ RENAMINGS = {
 SPLITS = {"train": "train", "validate": "validation", "validation": "validation", "val": "validation", "test": "test"}
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")  # and label, which lists of test videos may lack
 FIELDS = ["youtube_id", "time_start", "time_end", "source", "label", "split"]
+PATH_PATTERN = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,20 @@ def merge_kinetics(
     return LabeledHybrid(table[FIELDS], classes, conversions, summary | merged)
 
 
-def write_hybrid(
-    hybrid: LabeledHybrid, folder: Path, path_pattern: str = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
-) -> None:
+def write_hybrid(hybrid: LabeledHybrid, folder: Path, path_pattern: str = PATH_PATTERN) -> None:
     """Write train.csv and validation.csv for `read_list`, classes.txt, summary.json and a label_710to400.json for every source.
 
-    `path_pattern` may hold columns of the hybrid's table. Raises ValueError where it holds others or names two videos alike.
+    `path_pattern` may hold columns of the hybrid's table. Raises ListError where it holds others or names two videos alike.
     """
     columns = [hybrid.table[name] for name in FIELDS]
     try:
         paths = [path_pattern.format(**dict(zip(FIELDS, row, strict=True))) for row in zip(*columns, strict=True)]
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"path_pattern {path_pattern!r} cannot be filled with {', '.join(FIELDS)}: {error!r}") from error
+        raise ListError(f"path_pattern {path_pattern!r} cannot be filled with {', '.join(FIELDS)}: {error!r}") from error
     named = pd.DataFrame({"path": paths, "label": hybrid.table["label"]})
     if named["path"].duplicated().any():
         twice = named["path"][named["path"].duplicated()].iloc[0]
-        raise ValueError(f"path_pattern {path_pattern!r} names several videos {twice!r}")
+        raise ListError(f"path_pattern {path_pattern!r} names several videos {twice!r}")
     make_folder(folder)
     for split in ("train", "validation"):
         write_text(folder / f"{split}.csv", named[hybrid.table["split"] == split].to_csv(index=False, lineterminator="\n"))

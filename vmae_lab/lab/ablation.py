@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vmae_lab.data.lists import read_split
 from vmae_lab.evaluation.metrics import CONFIDENCE
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.recipe import Recipe, RecipeError
@@ -94,7 +95,7 @@ def plan_ablation(
 ) -> Plan:
     """Every arm at every seed. What an arm makes impossible is refused here, or with `skip_impossible` left out and told.
 
-    Raises RecipeError, also where leaving out would leave nothing that is pre-trained.
+    Raises RecipeError, also where leaving out would leave nothing that is pre-trained, and where a list has too few labels.
     """
     cells, impossible = [], {}
     for arm in recipe.arms:
@@ -113,7 +114,28 @@ def plan_ablation(
         raise RecipeError(f"{name}: no arm with pre-training is possible, so there is nothing to compare{reasons}")
     # The controls prove the embedded data; of list files there is nothing to prove.
     proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
-    return Plan(name, recipe, arms, cells, proved, impossible)
+    plan = Plan(name, recipe, arms, cells, proved, impossible)
+    _check_labels(plan)
+    return plan
+
+
+def _check_labels(plan: Plan) -> None:
+    """See that the train list has the labels that are drawn of it: told before pre-training, not after. Raises RecipeError."""
+    lists = plan.recipe.data.lists
+    drawn = {("evaluate.finetune_labels", stage.settings["labels"]) for stage in plan.stages if stage.kind == "finetune"}
+    drawn |= {("evaluate.probe.labels", stage.settings["probe"]["labels"]) for stage in plan.stages if stage.kind == "probe"}
+    counts = [(name, count) for name, count in sorted(drawn, key=str) if count is not None]
+    if not lists or not counts or not lists.train_is_there:
+        return
+    train = read_split(lists, "train")
+    there = train.table["label"].value_counts()
+    fewest, number = there.idxmin(), there.min()
+    for name, count in counts:
+        if count // len(there) > number:
+            raise RecipeError(
+                f"{name} {count} are {count // len(there)} videos a class, and class '{train.classes[fewest]}' of "
+                f"data.lists.train has {number}: set it to {number * len(there)} at most, or to null to use all there are"
+            )
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+ELSEWHERE = "run it in the project's folder, or set VMAE_LAB_PROJECT"  # the remedy where what it brings is not found
+
 
 def project_root() -> Path:
     """`$VMAE_LAB_PROJECT`, or the nearest folder at or above the current one that holds this project, or the current one."""

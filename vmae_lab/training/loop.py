@@ -34,7 +34,7 @@ from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.feeding import Batch, feed
 from vmae_lab.training.log import MetricsLog, note, read_metrics
 from vmae_lab.training.optim import parameter_groups
-from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
 from vmae_lab.training.survival import Checkpoints, Stopped, UnreadableCheckpoint, alone_in, stop_requests
 
 
@@ -75,7 +75,8 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
     The result depends on the task alone, not on loader workers or interruptions: bit for bit on one CPU process with a fixed
     number of threads. The number of processes, which may change where a run goes on, moves it by rounding; and by drop path
     and by which clips mixup and cutmix pair, since each process draws these for its own rows.
-    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, and, after saving, Stopped where SIGTERM came.
+    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, ImpossibleHere, and, after saving, Stopped where
+    SIGTERM came.
     """
     settings = task.settings
     with seeded(task.seed, "initial weights"), stop_requests() as asked_to_stop:
@@ -121,16 +122,16 @@ class _Run:
         self.checkpoints, self.turning_points = Checkpoints(folder), Checkpoints(folder, "turning_point")
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         if self.settings.ema and isinstance(model, FSDPModule):
-            raise ValueError("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
+            raise ImpossibleHere("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
         self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
         self.place, self.checked = _Place(), 0  # checked: losses of the window that are known to be sound
         self.steps_run, self.seconds_per_step = 0, math.nan
         self.log: MetricsLog | None = None
         per_process, rest = divmod(self.settings.batch_size, accelerator.num_processes)
         if rest or per_process % self.settings.accumulation:
-            raise ValueError(
+            raise ImpossibleHere(
                 f"batch_size {self.settings.batch_size} does not divide over {accelerator.num_processes} processes x "
-                f"{self.settings.accumulation} micro-batches"
+                f"{self.settings.accumulation} micro-batches: change batch_size, accumulation or the number of processes"
             )
         first = accelerator.process_index * per_process
         self.rows = range(first, first + per_process)

@@ -8,6 +8,10 @@ from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.optim import cosine_schedule
 
 
+class ImpossibleHere(ValueError):
+    """Settings that are sound, and cannot be carried out by these processes or in this installation: says what to change."""
+
+
 class TrainSettings(BaseModel):
     """How long, how fast and with which optimiser. All of it changes the result, so all of it names the stage."""
 

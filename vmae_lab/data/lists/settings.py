@@ -101,6 +101,11 @@ class ListSettings(BaseModel):
         return numbered(self.classes)
 
     @property
+    def train_is_there(self) -> bool:
+        """Whether the train list can be read yet: a plan can be costed without it."""
+        return self.train is not None and _stamp(self.train, absolute(self.root)) is not None
+
+    @property
     def class_count(self) -> int:
         """`classes`, or the number of classes in the train list, which is read for it. May raise ListError."""
         return self.classes or len(self.class_names)
