@@ -46,7 +46,7 @@ def features(
     Goes on where it was interrupted; exit status 1 where a video could not be read.
     """
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
-    encoder, norm = open_encoder(model, {"frames": frames, "side": side}, device)
+    encoder, norm = open_encoder(model, frames, side, device)
     videos = read_list(listed, root, labelled)
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")

@@ -55,7 +55,7 @@ class MixtureOrder:
 
     def __init__(
         self,
-        sources: Sequence[str],
+        sources: Sequence[str] | np.ndarray,
         exponent: float,
         seed: int,
         weights: Mapping[str, float] | None = None,
@@ -108,7 +108,9 @@ def round_counts(sizes: Sequence[int], exponent: float, weights: Sequence[float]
     return counts.tolist()
 
 
-def sample_order(sources: Sequence[str], exponent: float, seed: int, weights: Mapping[str, float] | None = None) -> Order:
+def sample_order(
+    sources: Sequence[str] | np.ndarray, exponent: float, seed: int, weights: Mapping[str, float] | None = None
+) -> Order:
     """The stream for a pool whose samples come from `sources` (a name a sample), in shares as `round_counts` says.
 
     By size it is one shuffled pool.

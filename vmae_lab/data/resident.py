@@ -105,6 +105,6 @@ def _decode(paths: list[Path], side: int) -> np.ndarray:
     lengths = {len(clip) for clip in clips}
     if len(lengths) > 1:
         raise VideoError(
-            f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew"
+            paths[0], f"files beside it have different lengths {sorted(lengths)}: delete that folder to write it anew"
         )
     return np.stack(clips)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -54,9 +54,9 @@ def pack(
     return folder / INDEX
 
 
-def _shards(order: Sequence[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
+def _shards(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
     """Rows of each shard: filled in order until the next would exceed the limit, one at least."""
-    part, total = [], 0
+    part, total = list[int](), 0
     for index in map(int, order):
         if part and total + sizes[index] > limit:
             yield part

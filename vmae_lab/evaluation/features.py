@@ -29,6 +29,7 @@ from vmae_lab.files import fingerprint, make_folder, read_json, storing_in, whol
 from vmae_lab.models.checkpoints import open_checkpoint, weights_digest
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.vit import VideoEncoder
 
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
@@ -76,7 +77,7 @@ class _Seen:
 
 
 def extract_features(
-    encoder: nn.Module,
+    encoder: VideoEncoder,
     clips: ListedClips,
     folder: Path,
     settings: FeatureSettings,
@@ -130,14 +131,16 @@ def _alone(folder: Path) -> FileLock:
     return FileLock(folder / LOCK)
 
 
-def open_encoder(where: str | Path, shape: dict[str, int | None], device: str) -> tuple[nn.Module, nn.Module | None]:
+def open_encoder(
+    where: str | Path, frames: int | None, side: int | None, device: str
+) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
     """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own.
 
-    `shape`: `frames` and `side` of its clips, its own where None. Raises CheckpointError.
+    `frames` and `side` of its clips, its own where None. Raises CheckpointError.
     """
     if open_checkpoint(where).config.model == "VideoMAE":
-        return VideoMAE.from_pretrained(where, **shape).encoder.to(device), None
-    model = VideoClassifier.from_pretrained(where, **shape).to(device)
+        return VideoMAE.from_pretrained(where, frames=frames, side=side).encoder.to(device), None
+    model = VideoClassifier.from_pretrained(where, frames=frames, side=side).to(device)
     return model.encoder, model.head.fc_norm
 
 
@@ -152,7 +155,7 @@ def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
 
 @torch.no_grad()
 def _features(
-    encoder: nn.Module, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
+    encoder: VideoEncoder, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
     batch: int, chunk: int,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
     """Float32 `(windows, D)` of one video, its frames and their rate. Raises VideoError."""

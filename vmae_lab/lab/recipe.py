@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -130,6 +130,16 @@ class Recipe(BaseModel):
         tree = self.model_dump(mode="json")
         _apply(tree, overrides)
         return build_recipe(tree)
+
+
+Section = TypeVar("Section")
+
+
+def needed(section: Section | None, name: str, why: str = "the plan needs it") -> Section:
+    """A part of a recipe that may be left out, for what cannot do without. Raises RecipeError."""
+    if section is None:
+        raise RecipeError(f"{name}: this parameter is missing, and {why}")
+    return section
 
 
 def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = None) -> Recipe:
