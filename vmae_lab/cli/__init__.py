@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped:  # saved where it stands; who asked for it waits for its own status
         raise
     except SystemExit as ended:  # how typer tells a status
-        return ended.code or 0
+        return int(ended.code or 0)
     except (TrainingDiverged, MissingVideos) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 1

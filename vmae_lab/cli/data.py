@@ -3,11 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from vmae_lab.cli.parameters import NOTHING
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
 from vmae_lab.data.kinetics import FIELDS, PATH_PATTERN, merge_kinetics, write_hybrid
 from vmae_lab.data.lists import read_list
@@ -34,7 +35,7 @@ LIMITS = VideoSettings.model_fields
 class TakesLists(TyperCommand):
     """A command whose options of annotations take several files each. typer takes one, so the option is repeated."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _repeated(args))
 
 
@@ -105,9 +106,9 @@ def pack(
 )
 def kinetics710(
     out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, classes and conversions.")],
-    k400: Annotations = (),
-    k600: Annotations = (),
-    k700: Annotations = (),
+    k400: Annotations = NOTHING,
+    k600: Annotations = NOTHING,
+    k700: Annotations = NOTHING,
     classes: Annotated[
         Path | None, typer.Option(help="The 710 names in label order, one a line; sorted where left out.")
     ] = None,

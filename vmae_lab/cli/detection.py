@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from vmae_lab.cli.parameters import Overrides, TakesPairs
+from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs
 from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, carry_out, opened_encoder, read_recipe
 from vmae_lab.data.boxes import write_person_boxes
 from vmae_lab.data.scenes import open_scenes
@@ -26,7 +26,7 @@ BY = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true bo
     epilog="\b\nExamples:\n  vmae-lab detect smoke\n  vmae-lab detect demo --encoder scratch --seed 0\n"
     "  vmae-lab detect paper/ava --encoder MCG-NJU/videomae-base",
 )
-def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
+def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Train a detector of actions on a recipe's scenes. Prints each seed's frame mAP, and the folder with all it said."""
     recipe = read_recipe(parameters, override, seed)
     settings = _settings(recipe)
@@ -48,7 +48,7 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
     epilog="\b\nExamples:\n  vmae-lab localise smoke\n  vmae-lab localise demo --encoder scratch --seed 0\n"
     "  vmae-lab localise paper/thumos14 --encoder path/to/vit_g_hybrid_pt_1200e_k710_ft.pth",
 )
-def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
+def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Train a detector of actions in time on features of a recipe's untrimmed videos, which are extracted first; where the
     recipe names features that are there already, no encoder is needed. Prints each seed's mAP, and the folder with all it said.
     """
@@ -85,7 +85,7 @@ def persons(
     ] = None,
     least_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are not written.")] = 0.05,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
-    override: Overrides = (),
+    override: Overrides = NOTHING,
 ) -> None:
     """Find the people in the key frames of a recipe's scenes, with torchvision's Faster R-CNN. Prints the file last."""
     recipe = read_recipe(parameters, override, ())

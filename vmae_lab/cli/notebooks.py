@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vmae_lab.cli.parameters import Overrides, TakesPairs, scale_parameters
+from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
 from vmae_lab.files import make_folder, write_text
 from vmae_lab.lab.index import write_index
 from vmae_lab.lab.places import project_root, report_folder, runs_folder
@@ -26,7 +26,7 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
     epilog="\b\nExamples:\n  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale smoke\n"
     '  vmae-lab run notebooks/ablation_decoder_mask.ipynb -p pretrain.steps 300 -p seeds "[0]"',
 )
-def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = ()) -> None:
+def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Run a notebook at a scale and write its report."""
     checked = [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
     for notebook, parameters in checked:
@@ -35,7 +35,7 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = ()) -
 
 
 @commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
-def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = ()) -> None:
+def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Say what a run would cost; runs nothing."""
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore

@@ -12,6 +12,7 @@ from vmae_lab.lab.places import ELSEWHERE
 from vmae_lab.lab.recipe import RecipeError
 
 PAIR = ("-p", "--override")
+NOTHING: list[Any] = []  # the default of options that may be repeated: typer takes them for lists by their type
 Overrides = Annotated[
     list[str],
     typer.Option(*PAIR, metavar="NAME VALUE", help="One dotted setting, e.g. -p pretrain.steps 200; VALUE is read as YAML."),
@@ -21,7 +22,7 @@ Overrides = Annotated[
 class TakesPairs(TyperCommand):
     """A command whose `-p` takes two values. typer repeats options of one value only, so they are joined: NAME=VALUE."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _joined(args))
 
 

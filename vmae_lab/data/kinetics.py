@@ -152,7 +152,11 @@ def _read_file(file: Path) -> pd.DataFrame:
     times = {}
     for name in ("time_start", "time_end"):
         times[name], good = whole_numbers(table[name])
-        faults.add(used & ~good, lambda row, name=name: f"{name} {table[name][row]!r} is no whole number of seconds")
+
+        def tell(row: int, name: str = name) -> str:
+            return f"{name} {table[name][row]!r} is no whole number of seconds"
+
+        faults.add(used & ~good, tell)
     early = (times["time_start"] < 0) | (times["time_end"] <= times["time_start"])
     faults.add(used & early, lambda row: f"from {table['time_start'][row]} to {table['time_end'][row]} seconds is no time")
     faults.check(str(file))
@@ -190,7 +194,7 @@ def _rows_of(names: Sequence[str], classes: tuple[str, ...], source: str) -> lis
         close = {name: get_close_matches(name, classes, 1) for name in unknown[:10]}
         told = ", ".join(name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items())
         raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)}: {told}")
-    return found
+    return [row for row in found if row is not None]
 
 
 def _labels(rows: pd.DataFrame, own: Mapping[str, Sequence[str]], conversions: Mapping[str, list[int]]) -> np.ndarray:

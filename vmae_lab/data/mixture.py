@@ -53,7 +53,13 @@ class MixtureOrder:
     them were seen once. Position p is again a pure function of the seed.
     """
 
-    def __init__(self, sources: Sequence[str], exponent: float, seed: int, weights: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        sources: Sequence[str] | np.ndarray,
+        exponent: float,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+    ):
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
         sizes = [len(rows) for rows in self.members]
@@ -101,7 +107,9 @@ def round_counts(sizes: Sequence[int], exponent: float, weights: Sequence[float]
     return counts.tolist()
 
 
-def sample_order(sources: Sequence[str], exponent: float, seed: int, weights: Mapping[str, float] | None = None) -> Order:
+def sample_order(
+    sources: Sequence[str] | np.ndarray, exponent: float, seed: int, weights: Mapping[str, float] | None = None
+) -> Order:
     """The stream for a pool whose samples come from `sources` (a name a sample), in shares as `round_counts` says.
 
     By size it is one shuffled pool.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class ResidentClips:
     rows: np.ndarray
     records: list[ClipRecord]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _mapped_again, (self.frames.filename, self.rows, self.records)
 
     def __len__(self) -> int:
@@ -113,6 +114,6 @@ def _decode(paths: list[Path], side: int) -> np.ndarray:
     lengths = {len(clip) for clip in clips}
     if len(lengths) > 1:
         raise VideoError(
-            f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew"
+            paths[0], f"files beside it have different lengths {sorted(lengths)}: delete that folder to write it anew"
         )
     return np.stack(clips)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -54,9 +54,9 @@ def pack(
     return folder / INDEX
 
 
-def _shards(order: Sequence[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
+def _shards(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
     """Rows of each shard: filled in order until the next would exceed the limit, one at least."""
-    part, total = [], 0
+    part, total = list[int](), 0
     for index in map(int, order):
         if part and total + sizes[index] > limit:
             yield part
@@ -99,7 +99,8 @@ def _rows_of(
     with tarfile.open(path) as tar:
         members = {member.name: member for member in tar}
         stored = {PurePath(name).stem: member for name, member in members.items() if not name.endswith(".json")}
-        said = {stem: json.load(tar.extractfile(f"{stem}.json")) for stem in stored if f"{stem}.json" in members}
+        written = {stem: tar.extractfile(f"{stem}.json") for stem in stored if f"{stem}.json" in members}
+        said = {stem: json.load(file) for stem, file in written.items() if file}
     wanted = {_stem(index): (_about(index, clips, videos), int(sizes[index])) for index in part}
     if {stem: (said.get(stem), member.size) for stem, member in stored.items()} != wanted:
         raise VideoError(

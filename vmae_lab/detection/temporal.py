@@ -4,6 +4,7 @@ Trained on stretches of videos, tested on whole ones, through `models.localiser`
 """
 
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 import torch
@@ -128,7 +129,7 @@ class LocaliseBatches(Dataset):
         self.order = EpochOrder(len(task.names), task.seed, "localisation order")
         self._positives = lru_cache(maxsize=2 * HISTORY)(self._count)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return LocaliseBatches, (self.task, self.rows)  # as a loader process that is spawned gets it: the cache stays behind
 
     def __getitem__(self, step: int) -> Batch:

@@ -76,7 +76,7 @@ class _Seen:
 
 
 def extract_features(
-    encoder: nn.Module,
+    encoder: VideoEncoder,
     clips: ListedClips,
     folder: Path,
     settings: FeatureSettings,
@@ -167,7 +167,7 @@ def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
 
 @torch.no_grad()
 def _features(
-    encoder: nn.Module, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
+    encoder: VideoEncoder, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
     batch: int, chunk: int,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
     """Float32 `(windows, D)` of one video, its frames and their rate. Raises VideoError."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.lab.recipe import Recipe, RecipeError, needed
 from vmae_lab.models.sizes import SIZES
 from vmae_lab.training.finetune import FinetuneSettings
 
@@ -182,7 +182,8 @@ POOLS: dict[str, Mapping[str, float]] = {
 
 def _limits(recipe: Recipe, parts: Mapping[str, float]) -> dict[str, int]:
     """Clips per source and action in parts of the sources: one at least."""
-    return {source: max(1, round(part * recipe.data.motionworld.train)) for source, part in parts.items()}
+    there = needed(recipe.data.motionworld, "data.motionworld").train
+    return {source: max(1, round(part * there)) for source, part in parts.items()}
 
 
 def pool_limits(recipe: Recipe, pool: str) -> dict[str, int]:

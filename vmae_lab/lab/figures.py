@@ -186,7 +186,7 @@ def bars_by_class(
             linewidth=0 if crowded else 1, error_kw={"linewidth": 0.5 if crowded else 1},
         )  # fmt: skip
     for place, value in enumerate(guess.values()):
-        label = "guessing" if place == 0 else None
+        label = "guessing" if place == 0 else ""
         axes.hlines(value, place - 0.48, place + 0.48, color=GUESS, linestyle=":", linewidth=1.5, label=label)
     turned, size = (30 if len(names) > 8 else 0, None) if len(names) <= 24 else (90, 8)
     axes.set_xticks(
@@ -300,7 +300,7 @@ def _side_by_side(cost: pd.Series) -> pd.Series:
     return cost + gap * (rank - (count - 1) / 2)
 
 
-def _strips(rows: Mapping[str, Sequence[np.ndarray]], xlabel: str = "") -> Figure:
+def _strips(rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], xlabel: str = "") -> Figure:
     """Rows of small pictures under their names; the grid has the pictures' own proportions, so that no gaps open."""
     columns = len(next(iter(rows.values())))
     figure, axes = plt.subplots(

@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -132,6 +132,16 @@ class Recipe(BaseModel):
         return build_recipe(tree)
 
 
+Section = TypeVar("Section")
+
+
+def needed(section: Section | None, name: str, why: str = "the plan needs it") -> Section:
+    """A part of a recipe that may be left out, for what cannot do without. Raises RecipeError."""
+    if section is None:
+        raise RecipeError(f"{name}: this parameter is missing, and {why}")
+    return section
+
+
 def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = None) -> Recipe:
     """Checked settings from plain parameters; `override` holds dotted one-offs (`{"pretrain.steps": 10}`).
 
@@ -212,11 +222,12 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
 
 def _written(location: tuple[int | str, ...], tree: Mapping[str, Any], missing: bool) -> list[str]:
     """A finding's place in the names of the recipe: without pydantic's own for the types that a value may be of."""
-    path, place = [], tree
+    path: list[str] = []
+    place: Any = tree
     for part in location:
-        if (isinstance(place, Mapping) and part in place) or (isinstance(place, (list, tuple)) and isinstance(part, int)):
+        if isinstance(part, int) if isinstance(place, list | tuple) else isinstance(place, Mapping) and part in place:
             path.append(str(part))
-            place = place[part]
+            place = place[part]  # type: ignore[index]  # a number in a list, a name in a dictionary, as is asked above
     return [*path, str(location[-1])] if missing else path
 
 

@@ -39,7 +39,7 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     What they print, their progress bar too, goes where this process prints. Raises RuntimeError where one of them failed,
     Stopped where this process was asked to stop, after they have saved.
     """
-    folder, config = root / stage.key, accelerate_config(compute.launch)
+    folder, config = root / stage.key, accelerate_config(str(compute.launch))
     inside = compute.model_copy(update={"launch": None})
     plain = {"stage": stage.plain(), "compute": inside.model_dump(mode="json"), "progress": progress}
     write_json(folder / SPECIFICATION, plain)

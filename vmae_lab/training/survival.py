@@ -27,7 +27,7 @@ class Stopped(SystemExit):
     def __init__(self) -> None:
         super().__init__(STOPPED)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Stopped, ()
 
 

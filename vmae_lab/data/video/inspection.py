@@ -43,7 +43,9 @@ def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
 def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection:
     source, container = open_source(video, path)
     info = probe(video.path, source, container, settings)
-    count, first, last, cause = 0, None, None, ""
+    count, cause = 0, ""
+    first: av.VideoFrame | None = None
+    last: av.VideoFrame | None = None
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
@@ -55,7 +57,7 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
                 cause = f"decoding breaks off after {count} frames: {cause_of(error)}"
     finally:
         av.logging.set_level(level)
-    if not count:
+    if first is None or last is None:
         raise VideoError(video.path, "no frame of it can be decoded" + (f": {cause}" if cause else ""), info.codec)
     if not cause and logged:
         cause = f"the decoder complained {len(logged)} times, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
@@ -63,7 +65,9 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
         cause = f"{count} frames, where the header promises {info.frames}"
     rotation = round(first.rotation)
     size = (first.height, first.width) if rotation % 180 else (first.width, first.height)
-    length = float((last.pts - first.pts) * last.time_base) if first.pts is not None and last.pts is not None else 0.0
+    length = 0.0
+    if first.pts is not None and last.pts is not None and last.time_base is not None:
+        length = float((last.pts - first.pts) * last.time_base)
     seconds = max(0.0, length) + (1 / info.fps if info.fps else 0)
     return Inspection(
         "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3),

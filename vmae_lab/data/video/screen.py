@@ -4,6 +4,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +19,7 @@ class VideoError(ValueError):
         self.path, self.cause, self.codec = str(path), " ".join(cause.split()), codec
         super().__init__(f"{self.path}{f' ({codec})' if codec else ''}: {self.cause}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return VideoError, (self.path, self.cause, self.codec)
 
 

@@ -67,7 +67,8 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
     if plan.controls is None:
         return pd.DataFrame()
     values = rows[rows.arm == "controls"].set_index("metric").value
-    frames = len(store.result(plan.controls)["single_frames"])
+    controls = store.result(plan.controls)
+    clips, frames = controls["test_clips"], len(controls["single_frames"])
     names = {
         "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
         "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
@@ -76,7 +77,7 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
     lines = []
     for metric, (name, tries) in names.items():
         line = {"control": name, "top-1 %": f"{values[metric]:.1f}", "chance %": f"{100 / plan.recipe.data.classes:.1f}"}
-        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, store, tries):.1f}"})
+        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, clips, tries):.1f}"})
     return pd.DataFrame(lines)
 
 
@@ -102,16 +103,16 @@ def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> lis
     if plan.controls is None:
         return []
     best = rows[(rows.arm == "controls") & (rows.metric == "single_frame_best")].value.item()
-    limit = _chance_limit(plan, store, len(store.result(plan.controls)["single_frames"]))
+    controls = store.result(plan.controls)
+    limit = _chance_limit(plan, controls["test_clips"], len(controls["single_frames"]))
     verdict = (
         "One frame alone beats chance: part of what is read is not motion" if best > limit else "No single frame beats chance"
     )
     return [f"{verdict} (best {best:.1f} %; the best of as many tries at chance stays below {limit:.1f} %)."]
 
 
-def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
-    """What the best of some tries at chance stays below in 95 % of cases (Bonferroni), in percent."""
-    clips = store.result(plan.controls)["test_clips"]
+def _chance_limit(plan: Plan, clips: int, tries: int) -> float:
+    """What the best of some tries at chance on as many clips stays below in 95 % of cases (Bonferroni), in percent."""
     return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
 
 

@@ -86,7 +86,7 @@ def batch_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     budgets, lines = plan.recipe.measure.budgets_gib, []
     for arm in plan.possible:
         model, masks = _configuration(plan.first(arm).recipe)
-        line = {"model, decoder mask": plan.arms[arm].label}
+        line: dict[str, str | int] = {"model, decoder mask": plan.arms[arm].label}
         for budget in budgets:
             line[f"{budget:g} GiB, counted, float32"] = largest_batch(model, masks, budget * GIB, half=False)
             line[f"{budget:g} GiB, counted, bf16"] = largest_batch(model, masks, budget * GIB, half=True)
@@ -97,7 +97,7 @@ def batch_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 def panels(plan: Plan, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Counted work, measured seconds and memory a clip over sizes, for the figure."""
-    work, time, memory = {}, {}, {}
+    work, time, memory = (dict[str, dict[str, float]]() for _ in range(3))
     for size in _sizes(plan):
         for mask in ("none", "cell_50"):
             arm = f"{size}_{mask}"

@@ -40,7 +40,7 @@ def impossible_table(plan: Plan) -> pd.DataFrame:
 
 def grid_of(plan: Plan, values: pd.Series) -> pd.DataFrame:
     """Values by arm as a table, encoder ratios down and decoder ratios across; missing where a cell is not possible."""
-    table = {}
+    table: dict[str, dict[str, float]] = {}
     for arm in _cells(plan):
         encoder, decoder = _ratios(plan, arm)
         table.setdefault(f"{100 * decoder:.0f} %", {})[f"{100 * encoder:.0f} %"] = values.get(arm)
