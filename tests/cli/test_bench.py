@@ -35,7 +35,7 @@ def test_one_that_is_not_there_is_told_with_those_that_are(scripts, capsys):
 def test_outside_a_project_it_is_said_where_to_go(project, capsys):
     for words in (["bench"], ["bench", "growth"], ["pretrain", "smoke"]):
         assert main(words) == 2
-        assert "run it in the project's folder, or set VMAE_LAB_PROJECT" in capsys.readouterr().err
+        assert "set VMAE_LAB_PROJECT to its folder" in capsys.readouterr().err
 
 
 def test_the_sharded_step_says_how_it_is_started(monkeypatch, capfd):

@@ -1,5 +1,7 @@
 """The command line as a whole: help with examples, statuses, and what typer cannot parse by itself."""
 
+from pathlib import Path
+
 import pytest
 import typer
 
@@ -60,6 +62,33 @@ def test_wrong_words_are_status_2_and_one_message(words, message, project, capsy
     said = capsys.readouterr()
     assert message in said.err + said.out
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    "words", [["pretrain", "smoke"], ["run", "notebooks/scaling.ipynb"], ["plan", "notebooks/scaling.ipynb"], ["bench"]]
+)
+def test_outside_a_checkout_the_way_to_one_is_told(words, tmp_path, monkeypatch, capsys):
+    """Whoever installed the wheel has no params/, notebooks/ and benchmarks/."""
+    monkeypatch.delenv("VMAE_LAB_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "set VMAE_LAB_PROJECT" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_inside_a_checkout_a_wrong_name_is_told_alone(monkeypatch, capsys):
+    monkeypatch.setenv("VMAE_LAB_PROJECT", str(Path(__file__).parents[2]))
+    assert main(["pretrain", "smok"]) == 2
+    said = capsys.readouterr().err
+    assert "smoke" in said
+    assert "VMAE_LAB_PROJECT" not in said
+
+
+def test_without_papermill_a_run_tells_what_to_install(monkeypatch, capsys):
+    """The extra `lab` brings it; importing and training do not need it."""
+    monkeypatch.setattr(notebooks, "find_spec", lambda name: None)
+    assert main(["run", "notebooks/scaling.ipynb"]) == 2
+    assert "pip install 'vmae-lab[lab]'" in capsys.readouterr().err
 
 
 def test_a_run_that_was_asked_to_stop_ends_with_its_own_status(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vmae_lab.lab.places import ELSEWHERE, project_root
+from vmae_lab.lab.places import how_to_find_it, project_root
 
 commands = typer.Typer()
 
@@ -25,7 +25,7 @@ def bench(
     folder = project_root() / "benchmarks"
     scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
     if not scripts:
-        raise FileNotFoundError(f"there are no benchmarks in {folder}: {ELSEWHERE}")
+        raise FileNotFoundError(f"there are no benchmarks in {folder}{how_to_find_it()}")
     if name is None:
         print("\n".join(f"{one:<{max(map(len, scripts))}}  {_first_line(path)}" for one, path in scripts.items()))
         return

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
 from vmae_lab.files import make_folder, write_text
 from vmae_lab.lab.index import write_index
-from vmae_lab.lab.places import project_root, report_folder, runs_folder
+from vmae_lab.lab.places import how_to_find_it, project_root, report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
@@ -28,6 +29,8 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
 )
 def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Run a notebook at a scale and write its report."""
+    if not find_spec("papermill"):
+        raise FileNotFoundError("notebooks are run by papermill, which is not installed: pip install 'vmae-lab[lab]'")
     checked = [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
     for notebook, parameters in checked:
         if status := execute(notebook, parameters):
@@ -108,7 +111,7 @@ def notebook_as_html(executed: Path) -> str:
 def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict[str, Any]:
     """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts."""
     if not notebook.is_file():
-        raise FileNotFoundError(f"there is no notebook {notebook}")
+        raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
     if notebook.stem not in WORKBOOK:
         raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(WORKBOOK)}")
     arms = WORKBOOK[notebook.stem].arms

@@ -8,7 +8,7 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
-from vmae_lab.lab.places import ELSEWHERE
+from vmae_lab.lab.places import how_to_find_it
 from vmae_lab.lab.recipe import RecipeError
 
 PAIR = ("-p", "--override")
@@ -57,8 +57,8 @@ def _read_scale(scale: str, folder: Path) -> dict[str, Any]:
     file = Path(scale) if scale.endswith((".yaml", ".yml")) else folder / f"{scale}.yaml"
     if not file.is_file():
         there = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-        known = ", ".join(path.relative_to(folder).with_suffix("").as_posix() for path in there) or f"none; {ELSEWHERE}"
-        raise RecipeError(f"there is no parameter file {file}; scales in {folder}: {known}")
+        known = ", ".join(path.relative_to(folder).with_suffix("").as_posix() for path in there) or "none"
+        raise RecipeError(f"there is no parameter file {file}; scales in {folder}: {known}{how_to_find_it()}")
     try:
         parameters = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

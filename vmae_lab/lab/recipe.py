@@ -227,7 +227,7 @@ def _written(location: tuple[int | str, ...], tree: Mapping[str, Any], missing: 
     for part in location:
         if isinstance(part, int) if isinstance(place, list | tuple) else isinstance(place, Mapping) and part in place:
             path.append(str(part))
-            place = place[part]  # type: ignore[index]  # a number in a list, a name in a dictionary, as is asked above
+            place = place[part]
     return [*path, str(location[-1])] if missing else path
 
 
