@@ -125,6 +125,29 @@ def test_classifying_costs_what_pytorch_counts(name):
     assert counter.get_total_flops() == 2 * BATCH * classify_cost(SIZES[name], clip, 7).macs
 
 
+def norm_elements(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """How many numbers a forward pass puts through LayerNorms."""
+    seen = []
+    hooks = [
+        part.register_forward_hook(lambda _, given, out: seen.append(out.numel()))
+        for part in model.modules()
+        if isinstance(part, torch.nn.LayerNorm)
+    ]
+    with torch.no_grad():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return sum(seen)
+
+
+def test_the_papers_count_adds_five_for_what_goes_through_layer_norms(step):
+    """Counted in the models themselves. The decoder's last one is over the tokens that are read alone."""
+    cost = pretrain_cost(*step.counted_for)
+    assert cost.fvcore - cost.macs == 5 * norm_elements(step.model, step.video, step.encoder_mask, step.decoder_mask) / BATCH
+    cost = classify_cost(step.size, step.clip, 7)
+    assert cost.fvcore - cost.macs == 5 * norm_elements(VideoClassifier(step.size, step.clip, 7), step.video) / BATCH
+
+
 class WeightCopies(TorchDispatchMode):
     """Notes the copies of a model's weights in another type that are made while it is active, by their storage."""
 
