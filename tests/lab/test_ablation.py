@@ -65,6 +65,13 @@ def test_a_pair_needs_both_of_its_seeds():
     assert (paired.difference, paired.seeds) == (13.5, 2)
 
 
+def test_a_seed_that_one_arm_lacks_shifts_no_pair():
+    """The baseline ran at all three seeds, the arm not at the second: 10 - 1 and 30 - 4."""
+    table = rows({"a": [10.0, 20.0, 30.0], "b": [1.0, 2.0, 4.0]})
+    paired = paired_differences(table[(table.arm != "a") | (table.seed != 1)], "ridge", "b").loc["a"]
+    assert (paired.difference, paired.seeds) == (17.5, 2)
+
+
 def test_a_trend_equals_scipys_regression():
     """One column against linregress, two against a fit by curve_fit, whose covariance is scaled by the residuals."""
     rng = np.random.default_rng(0)
