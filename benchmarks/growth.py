@@ -47,7 +47,8 @@ def main() -> None:
         f"decoder ratio .5, one thing changed at a time; medians of {options.steps} steps, one thread. {machine_words()}.",
         pd.DataFrame(points),
     )  # fmt: skip
-    rows = [fitted(axis, [point for point in points if point["changed"] == axis]) for axis in AXES]
+    by_axis = {axis: [point for point in points if point["changed"] == axis] for axis in AXES}
+    rows = [fitted(axis, found) for axis, found in by_axis.items() if len(found) > 1]
     rows += [place_of_samples(), listing()]
     write_benchmark(
         options.out, "growth", "How cost grows",
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def step_points(axis: str, steps: int) -> list[dict]:
-    """A step's seconds and counted cost at each value of one axis, the rest at its base."""
+    """A step's seconds and counted cost at each value of one axis that fits the memory, the rest at its base."""
     values, name = AXES[axis]
     rows = []
     for value in values:
@@ -65,7 +66,11 @@ def step_points(axis: str, steps: int) -> list[dict]:
         model, batch = ModelSettings(**settings), value if name == "batch" else 4
         counts = TokenCounts.of(MASKS, model.clip)
         macs = batch * training_macs(model.dimensions, model.clip, counts.visible, counts.decoded)
-        taken = measure_step(model, MASKS, batch, steps)["seconds_per_step"]
+        measured = measure_step(model, MASKS, batch, steps)
+        if not measured["fits"]:
+            print(f"{axis} {value}: does not fit this machine's memory, so it is left out", flush=True)
+            continue
+        taken = measured["seconds_per_step"]
         rows.append(
             {"changed": axis, "value": value, "s a step": taken, "G MAC": macs / 1e9, "GFLOP/s": 2 * macs / taken / 1e9}
         )

@@ -29,6 +29,7 @@ from vmae_lab.models.vit import PixelScale, VideoEncoder, sincos_positions
 from vmae_lab.randomness import torch_generator
 from vmae_lab.training.optim import parameter_groups
 
+START = "torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py --out reports/benchmarks"
 GPU = torch.cuda.is_available()
 MASKS = MaskSettings(decoder="running_cell", decoder_ratio=0.5)
 
@@ -40,6 +41,8 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=2)
     arguments.add_argument("--out", type=Path, help="folder for the table")
     options = arguments.parse_args()
+    if "RANK" not in os.environ:
+        arguments.error(f"it is for several processes: start it with `{START}`")
     rank = int(os.environ["RANK"])
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if GPU else torch.device("cpu")
     if GPU:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -124,7 +125,7 @@ def test_conda_and_pip_have_one_list_of_dependencies():
     assert [re.split(r"[<>=]", line)[0] for line in plain] == ["python", "pip"], "everything else is pyproject's"
     assert pip == ["-c constraints.txt", "-e .[lab,test]"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"].removeprefix(">=") in plain[0]
+    assert plain[0] == "python" + project["requires-python"]
     listed = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in listed}
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
@@ -156,11 +157,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def test_notebooks_are_thin_and_stored_clean(path):
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.kernelspec.name == "python3", "papermill needs it"
+    assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in notebook.cells), "something is compared in each"
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         kept = "keep_output" in cell.metadata.get("tags", [])
-        assert (cell.execution_count is not None) == kept, "nbval refuses a stored output without its count"
+        assert (cell.execution_count is not None) == kept, "a stored output needs its count for nbval; others are noise"
         assert bool(cell.outputs) == kept, f"outputs are kept just where they are compared: {cell.source[:60]}"
         assert kept == ("NBVAL_CHECK_OUTPUT" in cell.source)
         for node in ast.walk(ast.parse(cell.source)):
@@ -169,6 +171,19 @@ def test_notebooks_are_thin_and_stored_clean(path):
             if isinstance(node, ast.ImportFrom | ast.Import):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 assert all(name.startswith("vmae_lab") for name in names), "a notebook imports vmae_lab only"
+
+
+def test_the_commit_hook_leaves_stored_notebooks_as_they_are(tmp_path):
+    """Outputs that nbval compares, and their counts, survive a commit."""
+    hooks = [hook for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"] for hook in repo["hooks"]]
+    arguments = next(hook["args"] for hook in hooks if hook["id"] == "nbstripout")
+    copies = [Path(shutil.copy(path, tmp_path)) for path in NOTEBOOKS]
+    done = subprocess.run(
+        [sys.executable, "-m", "nbstripout", *arguments, *copies], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for path, copy in zip(NOTEBOOKS, copies, strict=True):
+        assert copy.read_text() == path.read_text(), path.name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -91,6 +91,40 @@ def test_every_position_is_decoded_equally_often(grid, ratio):
         assert torch.equal(maps[phase, 1:], maps[phase + 1, :-1]), "a phase later is a time step later"
 
 
+def test_running_cells_by_hand():
+    """The ring is a cell's flags in reading order, half of them masked, and goes one flag back a time step; cells tile."""
+    steps = [[[1, 0], [0, 1]], [[0, 0], [1, 1]], [[0, 1], [1, 0]], [[1, 1], [0, 0]]]
+    maps = running_cell_maps((4, 2, 4), 0.5).view(4, 4, 2, 4)
+    expected = torch.tensor(steps).bool().repeat(1, 1, 2)
+    for phase in range(4):
+        assert torch.equal(maps[phase], expected.roll(-phase, 0)), phase
+
+
+def test_running_cells_begin_at_a_phase_of_each_clips_own():
+    maps = running_cell_maps((4, 4, 4), 0.5)
+    drawn = MASKS["running_cell"]((4, 4, 4), 0.5, 400, generator())
+    phases = (drawn[:, None] == maps).all(2)
+    assert (phases.sum(1) == 1).all(), "each clip has one of the four maps"
+    assert (phases.sum(0) > 60).all(), "a quarter of 400 each, but for chance: 60 is 4.6 deviations away"
+
+
+@pytest.mark.parametrize("kind", ["tube", "random", "frame"])
+def test_drawn_masks_hide_every_place_equally_often_clip_by_clip(kind):
+    """16 places of which half are masked: 200 of 400 clips mask each, but for chance (250 is 5 deviations away)."""
+    grid = {"tube": (2, 4, 4), "random": (1, 4, 4), "frame": (16, 1, 1)}[kind]
+    often = MASKS[kind](grid, 0.5, 400, generator()).sum(0)
+    assert ((often > 150) & (often < 250)).all(), often
+
+
+def test_a_decoder_mask_is_drawn_from_its_own_generator():
+    masks = MaskSettings(decoder="random", decoder_ratio=0.5)
+    (_, one), (_, same), (_, other) = (
+        draw_masks(masks, (4, 6, 6), 4, generator(encoder), generator(decoder)) for encoder, decoder in ((1, 2), (3, 2), (1, 4))
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("kind", "grid", "ratio", "words"),
     [

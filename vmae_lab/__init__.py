@@ -1,5 +1,60 @@
-"""vmae_lab: a reproducible research workbook of VideoMAE V2, dual-masked video masked autoencoders."""
+"""vmae_lab: a reproducible research workbook of VideoMAE V2, dual-masked video masked autoencoders.
 
+The names in `__all__` are public: what a script of yours may count on. They are loaded when they are first used, so that
+`import vmae_lab` is quick. Everything else can be imported from its module, and may be renamed from one version to the next.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+    from vmae_lab.lab.runs import RunStore
+    from vmae_lab.lab.workbook import plan_notebook
+    from vmae_lab.masking import MaskSettings, draw_masks, running_cell, tube
+    from vmae_lab.models.classifier import VideoClassifier
+    from vmae_lab.models.sizes import SIZES, ModelSettings
+    from vmae_lab.models.videomae import VideoMAE
+
+__all__ = [
+    "SIZES",
+    "MaskSettings",
+    "ModelSettings",
+    "Recipe",
+    "RecipeError",
+    "RunStore",
+    "VideoClassifier",
+    "VideoMAE",
+    "__version__",
+    "build_recipe",
+    "draw_masks",
+    "plan_notebook",
+    "running_cell",
+    "tube",
+]
 
 __version__ = version("vmae-lab")
+
+_ROOMS = {
+    "lab.recipe": ("Recipe", "RecipeError", "build_recipe"),
+    "lab.runs": ("RunStore",),
+    "lab.workbook": ("plan_notebook",),
+    "masking": ("MaskSettings", "draw_masks", "running_cell", "tube"),
+    "models.classifier": ("VideoClassifier",),
+    "models.sizes": ("SIZES", "ModelSettings"),
+    "models.videomae": ("VideoMAE",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, loaded from its module when it is first asked for (PEP 562)."""
+    room = next((room for room, names in _ROOMS.items() if name in names), None)
+    if room is None:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'; public are {', '.join(__all__)}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{room}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

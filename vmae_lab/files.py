@@ -70,11 +70,16 @@ def whole_file(path: Path) -> Iterator[Path]:
                 if shutil.disk_usage(path.parent).free < 1 << 20:
                     raise OSError(errno.ENOSPC, str(error)) from error
                 raise
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
+            flush_to_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file is on the disk: that it is full may only be told then."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

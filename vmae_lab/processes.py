@@ -37,6 +37,7 @@ def worker_pool(processes: int) -> ProcessPoolExecutor:
 def _end_with_parent() -> None:
     """End this worker when the process that started it is gone: a SIGKILL there would leave it behind, idle."""
     parent = parent_process()
+    assert parent is not None, "this runs in workers alone"
 
     def watch() -> None:
         parent.join()

@@ -45,7 +45,7 @@ def library_draws(seed: int) -> Iterator[None]:
     with torch.random.fork_rng([]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too, and none is put back here
         try:
             yield
         finally:

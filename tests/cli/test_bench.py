@@ -1,8 +1,13 @@
 """`vmae-lab bench`: the scripts there are, and one of them run."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from vmae_lab.cli import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -25,3 +30,32 @@ def test_one_is_run_with_its_own_words_and_status(scripts):
 def test_one_that_is_not_there_is_told_with_those_that_are(scripts, capsys):
     assert main(["bench", "slow"]) == 2
     assert "there are fast, small" in capsys.readouterr().err
+
+
+def test_outside_a_project_it_is_said_where_to_go(project, capsys):
+    for words in (["bench"], ["bench", "growth"], ["pretrain", "smoke"]):
+        assert main(words) == 2
+        assert "set VMAE_LAB_PROJECT to its folder" in capsys.readouterr().err
+
+
+def test_the_sharded_step_says_how_it_is_started(monkeypatch, capfd):
+    monkeypatch.setenv("VMAE_LAB_PROJECT", str(ROOT))
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["bench", "sharded_step"]) == 2
+    assert "torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py" in capfd.readouterr().err
+
+
+def test_what_does_not_fit_the_memory_is_left_out_of_how_cost_grows(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    specification = importlib.util.spec_from_file_location("growth", ROOT / "benchmarks" / "growth.py")
+    growth = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(growth)
+
+    def measured(model, masks, batch, steps):
+        return {"fits": True, "seconds_per_step": 0.5 * batch} if batch <= 4 else {"fits": False}
+
+    monkeypatch.setattr(growth, "measure_step", measured)
+    points = growth.step_points("clips a step", 1)
+    assert [point["value"] for point in points] == [1, 2, 4]
+    assert growth.fitted("clips a step", points)["exponent"] == pytest.approx(1)
+    assert "clips a step 8: does not fit this machine's memory" in capsys.readouterr().out

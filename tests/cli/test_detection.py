@@ -63,10 +63,17 @@ def sees_one(monkeypatch):
 
 
 def test_people_are_written_where_they_are_read_from(project, tmp_path, capsys, sees_one):
-    out = tmp_path / "persons.csv"
+    out = tmp_path / "new" / "folder" / "persons.csv"
     assert main(["persons", str(SMOKE), "--split", "test", "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == ["4 boxes in 4 key frames", str(out)]
     assert read_person_boxes(out)[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [[0.25, 0.25, 0.75, 0.75]] * 4
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anybody_is_looked_for(project, tmp_path, capsys, monkeypatch, sees_one):
+    monkeypatch.setattr(detection, "detect_people", lambda *_: pytest.fail("the work is done for nothing"))
+    (tmp_path / "file").touch()
+    assert main(["persons", str(SMOKE), "--out", str(tmp_path / "file" / "persons.csv")]) == 2
+    assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_lists_may_name_the_file_that_is_still_to_be_written(project, tmp_path, capsys, sees_one, home):

@@ -1,5 +1,7 @@
 """The command line as a whole: help with examples, statuses, and what typer cannot parse by itself."""
 
+from pathlib import Path
+
 import pytest
 import typer
 
@@ -45,6 +47,13 @@ def test_the_version_is_said(capsys):
         (["run", "a.ipynb", "-p", "pretrain.steps"], "a name and a value are expected"),
         (["run", "a.ipynb", "-p", "pretrain.steps=3", "--scale", "demo"], "a name and a value are expected"),
         (["features", ".", "--model", "m", "--format", "mat"], "'mat'"),
+        (["features", ".", "--model", "m", "--frames", "0"], "--frames"),
+        (["data", "check", ".", "--memory-mib", "100"], "--memory-mib"),
+        (["data", "check", ".", "--max-pixels", "0"], "--max-pixels"),
+        (["data", "check", ".", "--timeout-s", "0"], "--timeout-s"),
+        (["data", "check", ".", "--processes", "0"], "--processes"),
+        (["data", "pack", ".", "shards", "--shard-mib", "0"], "--shard-mib"),
+        (["data", "kinetics710", "--out", "k"], "one of --k400, --k600, --k700 is needed"),
         (["pretrain", "none.yaml"], "there is no parameter file none.yaml"),
     ],
 )
@@ -53,6 +62,33 @@ def test_wrong_words_are_status_2_and_one_message(words, message, project, capsy
     said = capsys.readouterr()
     assert message in said.err + said.out
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    "words", [["pretrain", "smoke"], ["run", "notebooks/scaling.ipynb"], ["plan", "notebooks/scaling.ipynb"], ["bench"]]
+)
+def test_outside_a_checkout_the_way_to_one_is_told(words, tmp_path, monkeypatch, capsys):
+    """Whoever installed the wheel has no params/, notebooks/ and benchmarks/."""
+    monkeypatch.delenv("VMAE_LAB_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "set VMAE_LAB_PROJECT" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_inside_a_checkout_a_wrong_name_is_told_alone(monkeypatch, capsys):
+    monkeypatch.setenv("VMAE_LAB_PROJECT", str(Path(__file__).parents[2]))
+    assert main(["pretrain", "smok"]) == 2
+    said = capsys.readouterr().err
+    assert "smoke" in said
+    assert "VMAE_LAB_PROJECT" not in said
+
+
+def test_without_papermill_a_run_tells_what_to_install(monkeypatch, capsys):
+    """The extra `lab` brings it; importing and training do not need it."""
+    monkeypatch.setattr(notebooks, "find_spec", lambda name: None)
+    assert main(["run", "notebooks/scaling.ipynb"]) == 2
+    assert "pip install 'vmae-lab[lab]'" in capsys.readouterr().err
 
 
 def test_a_run_that_was_asked_to_stop_ends_with_its_own_status(monkeypatch):
@@ -83,3 +119,9 @@ def test_annotations_of_several_files_are_merged(tmp_path, capsys):
     words = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "out")]
     assert main(["data", "kinetics710", "--k400", *files, *words]) == 0
     assert f"lists, classes and conversions: {tmp_path / 'out'}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "train.csv").read_text().splitlines()[1] == "train_000000_000010.mp4,0"
+    pattern = ["--path-pattern", "{source}/{youtube_id}.mkv"]
+    assert main(["data", "kinetics710", "--k400", *files, *words, *pattern]) == 0
+    assert (tmp_path / "out" / "train.csv").read_text().splitlines()[1] == "k400/train.mkv,0"
+    assert main(["data", "kinetics710", "--k400", *files, *words, "--path-pattern", "{name}.mkv"]) == 2
+    assert "path_pattern '{name}.mkv' cannot be filled with youtube_id, " in capsys.readouterr().err

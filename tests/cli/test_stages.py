@@ -138,6 +138,18 @@ def test_mistakes_are_one_message(words, message, project, capsys):
     assert not (project / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["pretrain.accumulation", "3"], "batch_size 4 does not divide over 1 processes x 3 micro-batches: change"),
+        (["compute.trackers", "[trackio]"], "compute.trackers: trackio is not installed"),
+    ],
+)
+def test_what_cannot_be_done_here_is_one_message(override, message, project, capsys):
+    assert main(["pretrain", SMOKE, "-p", *override]) == 2
+    assert f"vmae-lab: {message}" in capsys.readouterr().err
+
+
 def test_scales_are_found_by_name_also_in_folders_of_params(project, capsys):
     (project / "params" / "paper").mkdir(parents=True)
     (project / "params" / "paper" / "tiny.yaml").write_text(Path(SMOKE).read_text().replace("size: tiny", "size: tinny"))

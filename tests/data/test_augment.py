@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.data.augment import FinetuneAugment, finetune_augment
+from vmae_lab.data import augment
+from vmae_lab.data.augment import FinetuneAugment, centre_crop, finetune_augment, multi_scale_crop
 
 PLAIN = FinetuneAugment(rand_augment=None, scale=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0, erase=0.0)
 
@@ -70,3 +71,34 @@ def test_mirroring_is_all_or_nothing(flip):
     square = picture(40, 40)
     clip = finetune_augment(square, 40, PLAIN.model_copy(update={"flip": flip}), 0)
     assert torch.equal(clip, square.flip(-1) if flip else square)
+
+
+def places(height: int, width: int) -> torch.Tensor:
+    """A picture that tells its rows in the first colour and its columns in the second: uint8 `(3, 1, H, W)`."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns, rows])[:, None].to(torch.uint8)
+
+
+def test_multi_scale_crops_are_corners_and_centres_of_neighbouring_scales(monkeypatch):
+    """Of 40 x 60 pixels at scales 1, .75 and .5 of the short side: 40, 30 or 20, at most one step apart, at five places."""
+    monkeypatch.setattr(augment, "_resize", lambda video, side: video)
+    met = set()
+    for seed in range(600):
+        crop = multi_scale_crop(places(40, 60), 16, np.random.default_rng(seed), (1.0, 0.75, 0.5))
+        met.add((*crop.shape[-2:], int(crop[0, 0, 0, 0]), int(crop[1, 0, 0, 0])))
+    sizes = [(40, 40), (40, 30), (30, 40), (30, 30), (30, 20), (20, 30), (20, 20)]
+    expected = {
+        (tall, wide, top, left)
+        for tall, wide in sizes
+        for top, left in (
+            (0, 0), (0, 60 - wide), (40 - tall, 0), (40 - tall, 60 - wide), ((40 - tall) // 2, (60 - wide) // 2)
+        )
+    }  # fmt: skip
+    assert met == expected
+
+
+def test_a_centre_crop_is_the_square_in_the_middle():
+    for height, width in ((20, 30), (30, 20)):
+        crop = centre_crop(places(height, width), 20)
+        assert crop[0, 0, :, 0].tolist() == list(range((height - 20) // 2, (height - 20) // 2 + 20))
+        assert crop[1, 0, 0].tolist() == list(range((width - 20) // 2, (width - 20) // 2 + 20))

@@ -1,5 +1,6 @@
 """Decoding, list files, windows, crops and pools of clips."""
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -28,6 +29,17 @@ def test_resident_clips_equal_their_files(home):
             video = clips.video(index, Exactly((1, 3, 5)))
             assert video.dtype == torch.uint8
             assert torch.equal(video, torch.from_numpy(expected).permute(3, 0, 1, 2))
+
+
+def test_a_spawned_process_gets_no_pixels_but_maps_their_file(home):
+    """As loader processes are started on macOS: a copy of the pixels for each would be as large as the data set."""
+    clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
+    sent = pickle.dumps(clips)
+    assert len(sent) < clips.frames.nbytes / 20
+    got = pickle.loads(sent)
+    assert got.records == clips.records
+    assert isinstance(got.frames, np.memmap)
+    assert all(torch.equal(got.video(index, Everything()), clips.video(index, Everything())) for index in range(len(clips)))
 
 
 def test_limits_take_the_first_clips_of_a_source_and_action_for_pretraining_alone(home):

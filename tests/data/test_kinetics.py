@@ -239,7 +239,7 @@ def test_what_is_written_is_read_as_lists(tmp_path):
         "{source}.mp4": "names several videos 'k700.mp4'",
         "{label_name}.mp4": "cannot be filled with",
     }.items():
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ListError, match=words):
             write_hybrid(hybrid, tmp_path / "out", pattern)
 
 

@@ -100,8 +100,8 @@ def test_a_check_sorts_broken_from_sound_and_is_not_done_twice(videos, tmp_path,
     assert {file.frames for file in files} == {12}
     assert all(file.bytes == Path(file.path).stat().st_size for file in files), "a read knows by it whether the check holds"
     write_video(videos / "run" / "broken.mp4", 5)  # mended: it alone is looked at again
-    lines = (out / JOURNAL).read_text().splitlines()
-    (out / JOURNAL).write_text("\n".join(lines) + '\n{"key": "cut sho')
+    (journal,) = out.glob(f"*-{JOURNAL}")
+    journal.write_text(journal.read_text() + '{"key": "cut sho')
     mended = check_list(listed, VideoSettings(), out, progress=False)
     assert "5 of them seen by an earlier check" in capsys.readouterr().out
     assert set(mended.table.status) == {"ok"}
@@ -114,6 +114,13 @@ def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, mon
     assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
     assert "5 ok, 0 damaged, 1 failed" in capsys.readouterr().out
     assert len(read_list(tmp_path / "videos.check" / CHECKED, videos)) == 5, "named after the folder that was checked"
+    capsys.readouterr()
+    assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1", "--max-pixels", "1000"]) == 1
+    assert "0 ok, 0 damaged, 6 failed" in capsys.readouterr().out, "other limits, another verdict"
+    assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "6 of them seen by an earlier check" in said
+    assert "5 ok, 0 damaged, 1 failed" in said
     assert main(["data", "check", "nowhere.txt"]) == 2
     assert "nowhere.txt" in capsys.readouterr().err
 
@@ -154,6 +161,28 @@ def test_shards_are_plain_webdataset_tars_and_are_not_written_twice(videos, tmp_
     (videos / "frames.txt").write_text("frames 1 8\n")
     with pytest.raises(ListError, match="folders of frames are not packed"):
         pack(read_list("frames.txt", videos), tmp_path / "none", progress=False)
+
+
+def test_shards_of_another_list_are_not_taken_for_this_ones(tmp_path):
+    """Two lines swapped, a label changed, a video replaced: all leave as many videos as there were, under the same numbers."""
+    for name, frames in (("black.mp4", 4), ("white.mp4", 5)):
+        write_video(tmp_path / name, frames, 4 * frames)
+    (tmp_path / "list.csv").write_text("path,label\nblack.mp4,dark\nwhite.mp4,bright\n")
+    out = tmp_path / "shards"
+
+    def packed() -> pd.DataFrame:
+        return pd.read_csv(pack(read_list("list.csv", tmp_path, labelled=True), out, progress=False)).set_index("source")
+
+    assert packed().label.to_dict() == {"black.mp4": "dark", "white.mp4": "bright"}
+    for other in ("white.mp4,bright\nblack.mp4,dark", "black.mp4,bright\nwhite.mp4,dark"):
+        (tmp_path / "list.csv").write_text(f"path,label\n{other}\n")
+        with pytest.raises(VideoError, match=f"^{out}: .*packed from another list.*choose another folder, or delete this"):
+            packed()
+    (tmp_path / "list.csv").write_text("path,label\nblack.mp4,dark\nwhite.mp4,bright\n")
+    assert len(packed()) == 2
+    write_video(tmp_path / "white.mp4", 9, 20)
+    with pytest.raises(VideoError, match="or videos have changed since"):
+        packed()
 
 
 def test_the_template_for_own_videos_is_a_recipe(tmp_path):

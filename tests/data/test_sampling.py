@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vmae_lab.data.augment import squash
-from vmae_lab.data.sampling import Sparse, Stretch
+from vmae_lab.data.sampling import Sparse, Stretch, dense_window
 
 
 def test_sparse_frames_by_hand():
@@ -25,6 +25,14 @@ def test_sparse_frames_come_from_every_part_of_the_video_and_can_be_any():
         assert all(int(i * 6.25) <= frame <= int((i + 1) * 6.25) for i, frame in enumerate(frames))
         met |= set(frames)
     assert met == set(range(100))
+
+
+def test_dense_windows_by_hand():
+    """Four frames, two apart, span seven: of ten frames they begin at 0 to 3, a quarter of all places each."""
+    begins = [dense_window(10, 4, 2, place)[0] for place in (0.0, 0.249, 0.25, 0.5, 0.75, 0.999)]
+    assert begins == [0, 0, 1, 2, 3, 3]
+    assert list(dense_window(10, 4, 2, 0.999)) == [3, 5, 7, 9], "the last one ends with the video"
+    assert list(dense_window(7, 4, 2, 0.999)) == [0, 2, 4, 6], "seven frames have room for one"
 
 
 def test_a_stretch_ends_with_the_video():

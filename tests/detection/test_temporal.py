@@ -1,6 +1,7 @@
 """When does which action happen: the whole path on made features, and the videos that are easily got wrong."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -113,6 +114,14 @@ def test_batches_are_a_function_of_the_step_whatever_the_workers(make):
         assert all(torch.equal(one[name], other[name]) for name in one)
     later = task.batches(range(2))[7]  # as a resumed run asks first
     assert all(torch.equal(later[name], alone[-1][name]) for name in later)
+
+
+def test_batches_go_to_a_spawned_process(make):
+    """As loader processes are started on macOS: pickled."""
+    videos = make(FEW)
+    batches = LocaliseTask(make.settings(), videos, videos.features(), seed=1).batches(range(2))
+    expected, got = batches[3], pickle.loads(pickle.dumps(batches))[3]
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def test_parts_of_a_batch_add_up_to_its_loss(make):

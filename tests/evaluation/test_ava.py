@@ -107,5 +107,43 @@ def test_sizes_are_judged_apart():
     assert found.mean == pytest.approx(0.25)
 
 
+def test_half_an_overlap_is_enough():
+    """Exactly half, of numbers that float32 would put below it; a little less is not."""
+    truth, half = truth_of(("a", 1.0, 0.0, 0.0, 0.9, 0.3, 1)), ("a", 1.0, 0.0, 0.0, 0.9, 0.15, 1)
+    assert frame_map(truth, said((*half, 0.5)), ACTIONS).mean == 1.0
+    assert frame_map(truth, said(("a", 1.0, 0.0, 0.0, 0.9, 0.149, 1, 0.5)), ACTIONS).mean == 0.0
+
+
+def test_there_is_no_second_choice():
+    """Both detections overlap most with the first box, the second with the other one by half as well: it stays wrong."""
+    truth = truth_of(("a", 1.0, 0.0, 0.0, 0.4, 0.4, 1), ("a", 1.0, 0.1, 0.0, 0.5, 0.4, 1))
+    rows = said(("a", 1.0, 0.0, 0.0, 0.4, 0.4, 1, 0.9), ("a", 1.0, 0.02, 0.0, 0.42, 0.4, 1, 0.8))
+    assert frame_map(truth, rows, ACTIONS).per_class[1] == 0.5
+
+
+@pytest.mark.parametrize(("before", "found"), [(49, 1.0), (50, 0.0)])
+def test_fifty_rows_of_a_frame_are_read(before, found):
+    """Of all classes together; AlphAction reads all."""
+    truth, right = truth_of(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1)), ("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1, 0.1)
+    rows = said(*[("a", 1.0, 0.5, 0.5, 0.9, 0.9, 2, 0.9)] * before, right)
+    assert frame_map(truth, rows, ACTIONS).per_class[1] == found
+    assert frame_map(truth, rows, ACTIONS, protocol="all").per_class[1] == 1.0
+
+
+def test_frames_without_ground_truth_are_passed_over_by_avas_own_script_alone():
+    truth = truth_of(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1))
+    rows = said(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1, 0.1), ("a", 2.0, 0.0, 0.0, 0.5, 0.5, 1, 0.9))
+    assert frame_map(truth, rows, ACTIONS).mean == 1.0
+    assert frame_map(truth, rows, ACTIONS, protocol="all").mean == 0.5
+
+
+def test_what_is_right_counts_at_the_size_of_its_box():
+    """A small detection of a medium box (.06 of the frame, the detection .04 of it) is one of the medium ones."""
+    truth = truth_of(("a", 1.0, 0.0, 0.0, 0.3, 0.2, 1), ("a", 1.0, 0.5, 0.5, 0.6, 0.6, 1))
+    rows = said(("a", 1.0, 0.0, 0.0, 0.2, 0.2, 1, 0.9), ("a", 1.0, 0.5, 0.5, 0.6, 0.6, 1, 0.8))
+    found = frame_map(truth, rows, ACTIONS).by_size
+    assert (found["small"], found["medium"]) == (1.0, 1.0)
+
+
 def test_nothing_to_judge_is_no_number():
     assert np.isnan(frame_map(truth_of(), said(), ACTIONS).mean)

@@ -17,7 +17,10 @@ from vmae_lab.data.lists import ListError, read_list
 from vmae_lab.data.sampling import Everything
 from vmae_lab.data.video import VideoSettings
 from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.evaluation import features
 from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features, open_extracted
+from vmae_lab.models.checkpoints import open_checkpoint
+from vmae_lab.models.checkpoints.saving import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
@@ -219,6 +222,31 @@ def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch
     first = Path(listed(folder).name(0)).relative_to(folder)
     np.testing.assert_allclose(np.load(tmp_path / "videos.features" / f"{first}.npy")[0], expected, atol=1e-5)
     assert main([*arguments[:4], "--model", "nowhere"]) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
+    """As OpenGVLab/VideoMAEv2-Base is: the layout with code of its own, encoder and fc_norm, no head."""
+    model = classifier()
+    torch.nn.init.normal_(model.head.fc_norm.weight)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.head.")}
+    config = model.config.model_copy(update={"classes": None})
+    save_checkpoint(state, config, tmp_path / "bare", "remote_code", "")
+    opened = []
+    monkeypatch.setattr(features, "open_checkpoint", lambda where: opened.append(where) or open_checkpoint(where))
+    arguments = ["features", ".", "--root", str(folder), "--device", "cpu", "--stride", "3"]
+    assert main([*arguments, "--model", str(tmp_path / "bare"), "--out", str(tmp_path / "out")]) == 0
+    assert opened == [str(tmp_path / "bare")], "large files are read once"
+    made = extract_features(model.encoder, listed(folder), tmp_path / "whole", FeatureSettings(stride=3), model.head.fc_norm)
+    for file in made.windows.file:
+        assert np.array_equal(np.load(tmp_path / "out" / file), np.load(tmp_path / "whole" / file))
+    assert main([*arguments, "--model", str(tmp_path / "bare"), "--frames", "15"]) == 2
+    assert "a clip of 15 frames x 16 pixels does not split into cubes" in capsys.readouterr().err
+    encoder_alone = {name: value for name, value in state.items() if name.startswith("encoder.")}
+    save_checkpoint(encoder_alone, config, tmp_path / "alone", "vmae_lab", "")
+    with pytest.warns(UserWarning, match="has no fc_norm"):
+        _, norm = features.open_encoder(tmp_path / "alone", None, None, "cpu")
+    assert torch.equal(norm.weight, torch.ones(64))
 
 
 def test_extracted_features_that_are_not_there_are_named(folder, tmp_path):

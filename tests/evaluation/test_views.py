@@ -98,6 +98,25 @@ def test_softmax_is_averaged_over_views():
     assert got[3] == pytest.approx(torch.stack(each).mean(0).numpy(), abs=1e-6)
 
 
+def test_scores_leave_a_device_without_float64_first():
+    """Apple's GPUs refuse float64; here a tensor that does stands in."""
+
+    class OnSuchADevice(torch.Tensor):
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    class There(VideoClassifier):
+        def forward(self, video):
+            return super().forward(video).as_subclass(OnSuchADevice)
+
+    model, expected = classifier(), view_probabilities(classifier(), NumberedClips(2), MODEL, 2, VIEWS)
+    model.__class__ = There
+    assert np.array_equal(view_probabilities(model, NumberedClips(2), MODEL, 2, VIEWS), expected)
+
+
 def test_what_is_read_at_a_time_changes_no_bit():
     model, clips = classifier(), NumberedClips(9)
     one, seven = (view_probabilities(model, clips, MODEL, 2, VIEWS, batch) for batch in (1, 7))

@@ -10,10 +10,11 @@ from scipy.optimize import curve_fit
 
 from vmae_lab.evaluation.metrics import top1, wilson_interval
 from vmae_lab.files import make_folder, write_json
-from vmae_lab.lab.ablation import linear_trend, paired_differences, pareto_front, summarise, t_interval
+from vmae_lab.lab.ablation import linear_trend, paired_differences, pareto_front, plan_ablation, summarise, t_interval
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
+from vmae_lab.lab.presentation.common import difference_words
 from vmae_lab.lab.presentation.decoder_mask import conclusions
-from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.lab.workbook import plan_notebook
@@ -62,6 +63,13 @@ def test_a_pair_needs_both_of_its_seeds():
     table = rows({"a": [10.0, 20.0, 90.0], "b": [1.0, 2.0]})
     paired = paired_differences(table, "ridge", "b").loc["a"]
     assert (paired.difference, paired.seeds) == (13.5, 2)
+
+
+def test_a_seed_that_one_arm_lacks_shifts_no_pair():
+    """The baseline ran at all three seeds, the arm not at the second: 10 - 1 and 30 - 4."""
+    table = rows({"a": [10.0, 20.0, 30.0], "b": [1.0, 2.0, 4.0]})
+    paired = paired_differences(table[(table.arm != "a") | (table.seed != 1)], "ridge", "b").loc["a"]
+    assert (paired.difference, paired.seeds) == (17.5, 2)
 
 
 def test_a_trend_equals_scipys_regression():
@@ -161,7 +169,47 @@ def test_words_follow_the_numbers(smoke, none, cell, said):
     assert "lie 10.0 to 10.0 % below" in words[-2]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.5, 2.5, "+1.5 [+0.5, +2.5] points"),
+        (-0.5, 3.5, "+1.5 [-0.5, +3.5] points (not told apart from none)"),
+        (float("nan"), float("nan"), "+1.5 [one seed] points (not told apart from none)"),
+    ],
+)
+def test_a_difference_is_told_from_none_by_its_interval_alone(low, high, said):
+    assert difference_words(pd.Series({"difference": 1.5, "low": low, "high": high}), " points") == said
+
+
 def test_cells_of_tables():
     assert plus_minus(70.04, float("nan")) == "70.0"
     assert interval(1.0, float("nan"), float("nan")) == "+1.0 [one seed]"
     assert interval(1.0, -0.5, 2.5) == "+1.0 [-0.5, +2.5]"
+
+
+@pytest.fixture
+def five_waves(smoke, tmp_path):
+    """The smoke recipe on a list of five videos that wave and nine that jump, of which no file is there."""
+    videos = [*(f"wave/{n}.mp4,wave" for n in range(5)), *(f"jump/{n}.mp4,jump" for n in range(9))]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *videos]))
+    lists = {"root": str(tmp_path), "train": "train.csv", "test": "train.csv"}
+    evaluate = {**smoke["evaluate"], "sources": [], "finetune_labels": 10, "probe": {"probes": ["ridge"], "labels": 10}}
+    return {**smoke, "data": {"lists": lists}, "evaluate": evaluate, "arms": ["scratch", "running_cell_50"]}
+
+
+@pytest.mark.parametrize("name", ["finetune_labels", "probe.labels"])
+def test_more_labels_than_a_list_has_are_told_before_anything_runs(five_waves, name):
+    plan_notebook("ablation_decoder_mask", build_recipe(five_waves))
+    more = build_recipe({**five_waves, "override": {f"evaluate.{name}": 12}})
+    told = f"^evaluate.{name} 12 are 6 videos a class, and class 'wave' of data.lists.train has 5: set it to 10 at most, or"
+    with pytest.raises(RecipeError, match=told):
+        plan_notebook("ablation_decoder_mask", more)
+    plan_ablation("pretrain", more, DECODER_MASKS, lambda recipe, arm, encoder, seed: {"pretrain": encoder})  # draws none
+    everything = build_recipe({**five_waves, "override": {f"evaluate.{name}": None}})
+    plan_notebook("ablation_decoder_mask", everything)
+
+
+def test_a_list_that_is_not_there_yet_is_not_counted(five_waves, tmp_path):
+    (tmp_path / "train.csv").unlink()
+    later = build_recipe({**five_waves, "override": {"data.lists.classes": 2, "evaluate.finetune_labels": 160}})
+    assert plan_notebook("ablation_decoder_mask", later).stages

@@ -8,8 +8,18 @@ from vmae_lab.lab.arms import PROGRESSIVE
 from vmae_lab.lab.cost import plan_cost, predicted_and_actual, stage_bytes, stage_macs
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.stages import WEIGHTS, Stage
+from vmae_lab.lab.stages import (
+    WEIGHTS,
+    Stage,
+    finetune_stage,
+    initial_stage,
+    post_pretrain_stage,
+    pretrain_stage,
+    probe_stage,
+    views_stage,
+)
 from vmae_lab.lab.workbook import plan_notebook
+from vmae_lab.models.flops import classify_cost
 from vmae_lab.training.settings import Compute
 
 
@@ -38,6 +48,32 @@ def test_the_disk_that_is_announced_is_what_the_weights_take(plan, home, tmp_pat
         one = plan.first("scratch").measures["finetune@0.25"]
     store.complete(one, Compute(threads=1, tensorboard=False), progress=False)
     assert weights_in(store.folder(one) / WEIGHTS) == stage_bytes(one)
+
+
+def test_the_work_of_a_stage_by_hand(plan):
+    """In passes of a clip through the classifier: 32 held-out ones of two sources, 8 classes, 2 clips each; backward as two."""
+    recipe = plan.recipe.with_overrides({"evaluate.views.clips": 5, "evaluate.views.crops": 3, "evaluate.probe.draws": 2})
+    one = classify_cost(recipe.model.dimensions, recipe.model.clip, 8).macs
+    tuned, encoder = finetune_stage(recipe, None, 0), initial_stage(recipe, 0)
+    for made, passes in (
+        (tuned, 3 * 4 * 4 + 32),  # 4 steps of 4 clips
+        (post_pretrain_stage(recipe, None, 0), 3 * 4 * 4 + 32),
+        (views_stage(recipe, tuned, 0), 32 * 5 * 3),
+        (probe_stage(recipe, encoder, 0), 16 * 2 + 32),  # 16 labels
+        (encoder, 0),
+    ):
+        assert stage_macs(made) == passes * one, made.kind
+    step = stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 3}), 0)) / 3
+    assert stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 9}), 0)) == 9 * step
+
+
+def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path):
+    """Two side by side take half as long, and keep a checkpoint of the largest weights and their two moments each."""
+    two = plan_notebook("ablation_progressive_training", plan.recipe.with_overrides({"compute.jobs": 2}))
+    cost, rate = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9
+    assert cost.minutes == pytest.approx(sum(map(stage_macs, two.stages)) / rate / 60 / 2)
+    sizes = [stage_bytes(made) for made in two.stages]
+    assert cost.disk_bytes == sum(sizes) + 3 * 2 * max(sizes)
 
 
 def test_a_plan_says_what_is_finished_and_what_is_left(plan, tmp_path):

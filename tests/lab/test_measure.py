@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from vmae_lab.lab import measure
 from vmae_lab.lab.measure import GIB, largest_batch, measure_step, parameter_count, predicted_bytes
@@ -48,6 +49,18 @@ def test_what_cannot_fit_is_said_without_trying(monkeypatch):
     monkeypatch.setattr(measure, "worker_pool", refuse)
     monkeypatch.setattr(measure, "device_memory", lambda: 2**20)
     assert measure_step(TINY, MASKS, 1, steps=1) == {"fits": False}
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_is_foreseen_on_a_gpu_that_has_it_alone(monkeypatch, native):
+    """A GPU that emulates bf16 is measured in float32, as it trains."""
+    foreseen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(measure, "device_memory", lambda: 0)
+    monkeypatch.setattr(measure, "predicted_bytes", lambda *arguments: foreseen.append(arguments[-1]) or GIB)
+    assert measure_step(TINY, MASKS, 1, steps=1) == {"fits": False}
+    assert foreseen == [native]
 
 
 @pytest.mark.slow

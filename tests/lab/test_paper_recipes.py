@@ -50,7 +50,7 @@ def test_every_size_of_a_recipe_is_valid_and_can_be_planned(name, tmp_path):
 
 @pytest.mark.parametrize("name", list(CLASSES))
 def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
-    """METHOD 4, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
+    """VideoMAE V2's recipe, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
     for text in with_sizes(name).values():
         tuned = recipe_of(text).evaluate.finetune
         assert (tuned.mix.mixup, tuned.mix.cutmix, tuned.label_smoothing, tuned.repeats) == (0.8, 1.0, 0.1, 2)
@@ -94,7 +94,7 @@ def test_repeats_change_neither_the_rate_nor_the_epochs(name, size, decoded, vid
     ],
 )
 def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay, epochs):
-    """METHOD 5: per 256 clips, 128 a step; lines for a start from self-supervision alone, and one that was then supervised,
+    """VideoMAE's: per 256 clips, 128 a step; lines for a start from self-supervision alone, and one that was then supervised,
     which is no stage of the notebook's: they say that they go with a checkpoint.
     """
     text = (PAPER / "ava.yaml").read_text()
@@ -119,11 +119,21 @@ def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay,
 
 
 @pytest.mark.parametrize(
+    ("name", "other", "size"), [("thumos14", "k710", "giant"), ("fineaction", "k710", "giant"), ("ava", "k400", "base")]
+)
+def test_supervised_training_before_detection_is_the_data_set_s_own_recipe(name, other, size):
+    parameters = yaml.safe_load((PAPER / f"{name}.yaml").read_text())
+    detection = build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters})
+    assert detection.model.size == size
+    assert detection.post_pretrain == detection.evaluate.finetune == recipe_of(with_sizes(other)[size]).evaluate.finetune
+
+
+@pytest.mark.parametrize(
     ("name", "stride", "thresholds", "videos"),
     [("thumos14", 4, [0.3, 0.4, 0.5, 0.6, 0.7], 200), ("fineaction", 16, [0.5 + 0.05 * i for i in range(10)], 8440)],
 )
 def test_the_recipes_of_temporal_detection_have_the_paper_s_settings(name, stride, thresholds, videos):
-    """METHOD 5: windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
+    """Windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
     book = WORKBOOK["downstream_temporal_detection"]
     recipe = build_recipe({"arms": ["supervised"], **yaml.safe_load((PAPER / f"{name}.yaml").read_text())}, book.arms)
     settings, shape, answers = recipe.localise, recipe.localise.shape, recipe.localise.suppress

@@ -78,6 +78,25 @@ def test_what_is_wrong_is_named(parameters, change, words):
         build_recipe({**parameters, "override": change}, DECODER_MASKS)
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            {"list": "a.csv", "wieght": 3},
+            "web.wieght: unknown parameter (did you mean 'weight'?); accepted here: list, root, stride, weight, frame_pattern",
+        ),
+        ({"list": "a.csv", "weight": -1}, "web.weight: Input should be greater than 0 (got -1)"),
+        ({"weight": 1}, "web.list: this parameter is missing"),
+    ],
+)
+def test_what_is_wrong_in_a_source_is_named_as_it_was_written(parameters, source, words):
+    """Where one list may stand as well as several sources: without pydantic's names of types, and without StopIteration."""
+    lists = {"train": "a", "validation": "a", "test": "a", "classes": 2, "pretrain": {"web": source}}
+    with pytest.raises(RecipeError) as refused:
+        build_recipe({**parameters, "data": {"lists": lists}}, DECODER_MASKS)
+    assert str(refused.value) == f"data.lists.pretrain.{words}"
+
+
 def test_text_from_yaml_becomes_a_number(parameters):
     """YAML reads 1e-3 as text."""
     assert build_recipe({**parameters, "override": {"pretrain.lr": "1e-3"}}).pretrain.lr == 1e-3

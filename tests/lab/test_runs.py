@@ -10,6 +10,9 @@ import time
 import pandas as pd
 import pytest
 
+from vmae_lab.data.clips import DataSettings
+from vmae_lab.data.scenes import SceneSettings
+from vmae_lab.data.untrimmed import UntrimmedSettings
 from vmae_lab.files import StorageError, make_folder, whole_file, write_json
 from vmae_lab.lab import execution, stages
 from vmae_lab.lab.ablation import plan_ablation
@@ -17,7 +20,19 @@ from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.cost import work_of
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
-from vmae_lab.lab.stages import Stage, pretrain_stage, probe_stage
+from vmae_lab.lab.stages import (
+    Stage,
+    controls_stage,
+    detect_stage,
+    distill_stage,
+    finetune_stage,
+    localise_stage,
+    measure_stage,
+    post_pretrain_stage,
+    pretrain_stage,
+    probe_stage,
+    views_stage,
+)
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.settings import Compute
@@ -40,6 +55,61 @@ def test_a_key_holds_what_decides_the_result_and_nothing_else(recipe):
     assert pretrain_stage(recipe, 1).key != key
     probes = [probe_stage(recipe, pretrain_stage(recipe, seed), 0).key for seed in (0, 1)]
     assert probes[0] != probes[1], "an input's key is part of the key"
+
+
+def distill_from(recipe, teacher, seed):
+    return distill_stage(recipe, teacher, None, seed)
+
+
+HELD_OUT = [{"evaluate.split": "validation"}, {"data.motionworld.seed": 1}, {"model.frames": 4}]
+SOURCES = {"evaluate.sources": ["digits"]}
+# Of every kind of stage: how it is made of a recipe, an input and a seed, and what changes its result.
+READ_BY = {
+    "probe": (probe_stage, [*HELD_OUT, SOURCES, {"evaluate.probe.labels": 8}, {"evaluate.probe.attentive_lr": 0.1}]),
+    "finetune": (finetune_stage, [*HELD_OUT, SOURCES, {"evaluate.finetune_labels": 8}, {"evaluate.finetune.lr": 0.1}]),
+    "views": (views_stage, [*HELD_OUT, SOURCES, {"evaluate.views.crops": 2}, {"evaluate.views.sampling": "sparse"}]),
+    "post_pretrain": (post_pretrain_stage, [*HELD_OUT, {"post_pretrain.lr": 0.1}, {"data.pretrain_sources": ["digits"]}]),
+    "distill": (distill_from, [*HELD_OUT, {"distill.temperature": 2.0}]),
+}
+
+
+@pytest.mark.parametrize("kind", READ_BY)
+def test_every_kind_of_stage_is_named_by_all_that_changes_its_result(recipe, kind):
+    """A setting that is not in the key would give another setting's result without a word."""
+    make, changes = READ_BY[kind]
+    source = pretrain_stage(recipe, 0)
+    keys = [make(recipe, source, 0).key, make(recipe, source, 1).key, make(recipe, pretrain_stage(recipe, 1), 0).key]
+    keys += [make(recipe.with_overrides(change), source, 0).key for change in changes]
+    assert len(set(keys)) == len(keys), keys
+
+
+def test_controls_and_measurements_are_named_by_all_that_changes_their_result(recipe):
+    probes = [{"evaluate.probe.labels": 8}, {"evaluate.probe.draws": 2}]
+    controls = [controls_stage(recipe.with_overrides(change)).key for change in ({}, *HELD_OUT, SOURCES, *probes)]
+    assert len(set(controls)) == len(controls)
+    changes = ({}, {"mask.decoder_ratio": 0.25}, {"measure.steps": 2}, {"measure.size": "small"})
+    measured = [measure_stage(recipe.with_overrides(change), 1).key for change in changes] + [measure_stage(recipe, 2).key]
+    assert len(set(measured)) == len(measured)
+
+
+@pytest.mark.parametrize(
+    ("settings", "make"),
+    [
+        (DataSettings, lambda recipe: pretrain_stage(recipe, 0)),
+        (SceneSettings, lambda recipe: detect_stage(recipe, None, 0)),
+        (UntrimmedSettings, lambda recipe: localise_stage(recipe, pretrain_stage(recipe, 0), 0)),
+    ],
+)
+def test_other_content_of_the_same_files_is_another_stage(recipe, monkeypatch, settings, make):
+    before = make(recipe).key
+    monkeypatch.setattr(settings, "fingerprint", property(lambda _: "other content"))
+    assert make(recipe).key != before
+
+
+def test_another_version_of_the_code_is_another_stage(recipe, monkeypatch):
+    before = pretrain_stage(recipe, 0).key
+    monkeypatch.setitem(stages.VERSIONS, "pretrain", stages.VERSIONS["pretrain"] + 1)
+    assert pretrain_stage(recipe, 0).key != before
 
 
 def test_two_arms_of_one_setting_are_one_stage(recipe):

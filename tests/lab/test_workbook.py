@@ -1,15 +1,16 @@
 """The notebooks' plans: what they share, what each arm's pools, steps and stages are, what a grid cannot have."""
 
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.arms import POOLS, TARGET, UNSEEN
-from vmae_lab.lab.cost import plan_summary
-from vmae_lab.lab.presentation import common, progressive
+from vmae_lab.lab.arms import POOLS, PRINTED, TARGET, UNSEEN, Arm
+from vmae_lab.lab.cost import plan_summary, stage_table
+from vmae_lab.lab.presentation import common, distillation, dual_cost, progressive
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
@@ -37,6 +38,23 @@ def test_every_notebook_plans_at_smoke(plans, name):
     counted_only = {arm for arm in plan.arms if name == "cost_of_dual_masking" and not arm.startswith("small_")}
     assert measured == set(plan.arms) - counted_only, "every arm is judged by something"
     assert (plan.controls is not None) == (name == "ablation_decoder_mask")
+
+
+@pytest.mark.parametrize("name", list(WORKBOOK))
+def test_stages_are_counted_by_kind(plans, name):
+    table, stages = stage_table(plans[name]).set_index("kind"), plans[name].stages
+    assert table.stages.to_dict() == Counter(stage.kind for stage in stages)
+    assert table.steps.sum() == sum(stage.steps for stage in stages)
+
+
+def test_a_mask_picture_has_a_hash_of_what_is_masked(plans):
+    pictures = common.mask_pictures(plans["ablation_decoder_mask"])
+    assert pictures["encoder sees"].nunique() == 1, "arms that differ in the decoder's mask see the same"
+    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder rebuilds"]
+    assert same.nunique() == 1, "they differ in the loss alone"
+    assert pictures["decoder rebuilds"].nunique() == len(pictures) - 1
+    ratios = common.mask_pictures(plans["ablation_mask_ratios"])
+    assert ratios.loc["tube_90_cell_50"].equals(pictures.loc["running_cell_50"].rename("tube_90_cell_50"))
 
 
 def keys(plan: Plan, arm: str) -> list[str]:
@@ -68,13 +86,46 @@ def test_arms_that_differ_in_name_differ_in_what_is_computed(scale, name):
 
 
 @pytest.mark.parametrize("name", list(WORKBOOK))
-def test_arms_are_told_apart_in_every_figure(name):
+def test_arms_are_told_apart_in_every_figure_in_print_too(name):
+    """By marker and its filling alone; sizes stand on an axis."""
     arms = WORKBOOK[name].arms
-    along_an_axis = {arm: arm.split("_")[0] if name == "cost_of_dual_masking" else "" for arm in arms}  # its sizes
-    looks = Counter((along_an_axis[key], arm.colour, arm.marker) for key, arm in arms.items())
+    along_an_axis = {arm: arm.split("_")[0] if name in ("cost_of_dual_masking", "scaling") else "" for arm in arms}
+    looks = Counter((along_an_axis[key], arm.marker, arm.fill) for key, arm in arms.items())
     assert set(looks.values()) == {1}
     labels = Counter(arm.label for arm in arms.values())
     assert set(labels.values()) == {1}
+
+
+def look(arm: Arm) -> tuple[str, str, str]:
+    return arm.colour, arm.marker, arm.fill
+
+
+def test_one_arm_has_one_look_in_all_notebooks(plans):
+    """One arm: of one label, or of one setting under two names; an encoder without any training is one, too."""
+    looks = defaultdict(set)
+    for plan in plans.values():
+        for name in plan.possible:
+            arm = plan.arms[name]
+            setting = plan.first(name).recipe.model_dump(mode="json", exclude={"arms", "compute"})
+            flags = (arm.pretrained, arm.post_pretrained, arm.taught)
+            looks[arm.label].add(look(arm))
+            looks[json.dumps([setting, *flags], sort_keys=True)].add(look(arm))
+            if name in ("scratch", "untrained"):
+                looks["untrained"].add(look(arm))
+    for styles in (dual_cost.STYLES, distillation.STYLES):
+        for arm in styles.values():
+            looks[arm.label].add(look(arm))
+    assert {key: different for key, different in looks.items() if len(different) > 1} == {}
+    arms = [arm for book in WORKBOOK.values() for arm in book.arms.values()]
+    supervised = {look(arm) for arm in arms if arm.pretrained and arm.post_pretrained}
+    assert len(supervised) == 1, "pre-trained, then supervised: one way, whatever it is called"
+
+
+def test_colours_are_of_the_palette_and_hatches_differ():
+    used = {arm.colour for book in WORKBOOK.values() for arm in book.arms.values()}
+    used |= {arm.colour for styles in (dual_cost.STYLES, distillation.STYLES) for arm in styles.values()}
+    assert used <= set(PRINTED)
+    assert len({hatch for _, hatch in PRINTED.values()}) == len(PRINTED), "bars of two colours are two greys and two hatches"
 
 
 def pretraining(plan: Plan, arm: str) -> Stage:

@@ -167,6 +167,8 @@ def test_official_numbers_that_are_no_papers_need_a_size(tmp_path):
     folder = model.save_pretrained(tmp_path, "official")
     with pytest.raises(CheckpointError, match=r"2 blocks, 32 wide, with 64 inside.*give size=Size"):
         VideoClassifier.from_pretrained(folder, **ASKED)
+    with pytest.raises(CheckpointError, match=r"there is no model size 'bse'; sizes are micro, .*giant"):
+        VideoClassifier.from_pretrained(folder, size="bse", **ASKED)
     back = VideoClassifier.from_pretrained(folder, size=OWN_SIZE, **ASKED)
     assert torch.equal(back(VIDEO), model(VIDEO))
 

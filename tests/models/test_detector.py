@@ -90,6 +90,23 @@ def test_a_box_is_scored_by_the_maximum_of_what_lies_in_it(detector):
 
 
 @torch.no_grad()
+def test_a_box_is_read_where_it_lies_by_hand(detector):
+    """Maps whose values are their columns and rows; a box of seven cells by seven, so that a bin is one, read in its middle.
+
+    Unaligned, as in the reference: the corner at pixel 8 is column 2 itself, and the last bin's middle 6.5 further.
+    """
+    places = torch.arange(16.0)
+    maps = torch.zeros(1, 64, 2, 16, 16)
+    maps[:, 7], maps[:, 8] = places, places[:, None]
+    detector.encoder.maps = lambda video: maps
+    detector.head.weight.zero_()
+    detector.head.bias.zero_()
+    detector.head.weight[0, 7], detector.head.weight[1, 8] = 1, 1
+    scores = detector(noise(1, 3, 4, 64, 64), torch.tensor([[[8.0, 4.0, 36.0, 32.0]]]))
+    assert scores[0, 0, :2].tolist() == pytest.approx([2 + 6.5, 1 + 6.5])
+
+
+@torch.no_grad()
 def test_more_boxes_or_empty_ones_change_no_other(detector):
     video, boxes = noise(2, 3, 4, 24, 32), torch.tensor([[[0.0, 0, 10, 20]], [[5.0, 5, 30, 20]]])
     alone = detector(video, boxes)

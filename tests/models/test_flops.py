@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.flops import classify_cost, pretrain_cost, saved_bytes, training_macs
+from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 
@@ -123,6 +123,39 @@ def test_classifying_costs_what_pytorch_counts(name):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(BATCH, 3, 8, 64, 64, dtype=torch.uint8))
     assert counter.get_total_flops() == 2 * BATCH * classify_cost(SIZES[name], clip, 7).macs
+
+
+def norm_elements(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """How many numbers a forward pass puts through LayerNorms."""
+    seen = []
+    hooks = [
+        part.register_forward_hook(lambda _, given, out: seen.append(out.numel()))
+        for part in model.modules()
+        if isinstance(part, torch.nn.LayerNorm)
+    ]
+    with torch.no_grad():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return sum(seen)
+
+
+def test_the_papers_count_adds_five_for_what_goes_through_layer_norms(step):
+    """Counted in the models themselves. The decoder's last one is over the tokens that are read alone."""
+    cost = pretrain_cost(*step.counted_for)
+    assert cost.fvcore - cost.macs == 5 * norm_elements(step.model, step.video, step.encoder_mask, step.decoder_mask) / BATCH
+    cost = classify_cost(step.size, step.clip, 7)
+    assert cost.fvcore - cost.macs == 5 * norm_elements(VideoClassifier(step.size, step.clip, 7), step.video) / BATCH
+
+
+def test_tokens_of_a_pair_of_masks_by_hand():
+    """4 x 6 x 6 tokens: 27 of 36 places are hidden, at all four times, of which running cells decode each at two."""
+    masks = {"encoder_ratio": 0.75, "decoder_ratio": 0.5}
+    clip = ClipShape(8, 24, 2, 4)
+    assert TokenCounts.of(MaskSettings(**masks), clip) == TokenCounts(144, 36, 72, 54.0)
+    assert TokenCounts.of(MaskSettings(**masks, loss_on="all_decoded"), clip) == TokenCounts(144, 36, 72, 72.0)
+    assert TokenCounts.of(MaskSettings(**masks, prune=True), clip) == TokenCounts(144, 36, 54, 54.0)
+    assert TokenCounts.of(MaskSettings(encoder_ratio=0.75, decoder="none", decoder_ratio=0), clip).decoded == 108
 
 
 class WeightCopies(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """The model's own promises, without reference tensors: what is seen, what is embedded, gradients, sizes, errors."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weig
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
+from vmae_lab.models.vit import sincos_positions
 
 CLIP = ClipShape(frames=8, side=24, patch=4)
 GRID = CLIP.grid
@@ -53,6 +55,66 @@ def test_the_loss_pools_over_the_batch_not_over_clips(model, video):
     target, counted = model.target(video, decoded), loss_positions(encoder_mask, decoded)
     errors = (prediction - target).square().mean(-1)[counted]
     torch.testing.assert_close(reconstruction_loss(prediction, target, counted), errors.mean())
+
+
+def test_a_target_by_hand(video):
+    """The cube at rows 4 to 7 and columns 8 to 11 of frames 2 and 3, each colour standardised by its own 32 pixels."""
+    clip = ClipShape(frames=8, side=24, patch=4)
+    position = 1 * 36 + 1 * 6 + 2
+    cube = video[1, :, 2:4, 4:8, 8:12].numpy().astype(np.float64) / 255
+    mean, deviation = cube.mean((1, 2, 3), keepdims=True), cube.std((1, 2, 3), ddof=1, keepdims=True)
+    for normalise, expected in ((True, (cube - mean) / (deviation + 0.5)), (False, cube)):
+        model = VideoMAE(SIZES["tiny"], clip, normalise, target_eps=0.5)
+        target = model.target(video, torch.tensor([[0], [position]]))
+        by_hand = np.moveaxis(expected, 0, -1).reshape(-1)  # time, row, column, colour
+        assert target[1, 0].numpy() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_raw_and_normalised_pixels_are_one_input(model, video):
+    """Each colour by its ImageNet mean and deviation."""
+    mean, deviation = (torch.tensor(v).view(3, 1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normalised = (video / 255 - mean) / deviation
+    visible = torch.arange(20).expand(2, -1)
+    torch.testing.assert_close(model.encoder(video, visible), model.encoder(normalised, visible), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.target(video, visible), model.target(normalised, visible), atol=1e-4, rtol=0)
+
+
+def test_positions_by_hand():
+    """Width 4: dimensions 0 and 1 are sine and cosine of the token's number, 2 and 3 of a hundredth of it."""
+    tokens = np.array([0, 1, 50])
+    by_hand = np.stack([np.sin(tokens), np.cos(tokens), np.sin(tokens / 100), np.cos(tokens / 100)], 1)
+    assert sincos_positions(51, 4)[tokens].numpy() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_a_token_keeps_its_place_whatever_the_order_it_is_asked_in(model, video):
+    """Of what is seen, and of what is decoded: a permutation of either gives the same tokens, permuted."""
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    visible, decoded = torch.arange(0, 90, 3).expand(2, -1), torch.arange(1, 91, 3).expand(2, -1)
+    encoded = model.encoder(video, visible)
+    torch.testing.assert_close(model.encoder(video, visible[:, order]), encoded[:, order], atol=1e-5, rtol=1e-4)
+    said = model.decode(encoded, visible, decoded)
+    for again in (
+        model.decode(encoded, visible, decoded[:, order]),
+        model.decode(encoded[:, order], visible[:, order], decoded)[:, order],
+    ):
+        torch.testing.assert_close(again, said[:, order], atol=1e-5, rtol=1e-4)
+    assert (said[:, 1:] - said[:, :-1]).abs().amax(2).min() > 1e-3, "each place is told apart"
+
+
+def test_only_mask_tokens_are_read(model, video):
+    """A decoder without blocks is a function of mask token and position alone: what was seen says nothing there."""
+    model.decoder.blocks = torch.nn.ModuleList()
+    decoded = torch.arange(30, 40).expand(2, -1)
+    said = model.decode(model.encoder(video, torch.arange(20).expand(2, -1)), torch.arange(20).expand(2, -1), decoded)
+    expected = model.head(model.norm(model.mask_token + sincos_positions(216, 48)[30:40]))
+    torch.testing.assert_close(said, expected.expand(2, -1, -1))
+
+
+def test_the_loss_by_hand():
+    """Two clips of two tokens of two values; one of the first clip and both of the second are counted."""
+    prediction = torch.tensor([[[1.0, 3.0], [9.0, 9.0]], [[0.0, 2.0], [4.0, 0.0]]])
+    counted = torch.tensor([[True, False], [True, True]])
+    assert reconstruction_loss(prediction, torch.zeros(2, 2, 2), counted).item() == pytest.approx((5 + 2 + 8) / 3)
 
 
 def test_the_two_losses_differ_in_what_the_encoder_saw():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,26 @@ def test_every_notebook_of_the_workbook_is_there():
     assert set(SHOWN) == set(WORKBOOK) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
+def warned(notebook: nbformat.NotebookNode) -> list[str]:
+    """What an executed notebook says on the error stream that is no progress bar."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
+    lines = re.split(r"\r|\n|\x1b\[A", "".join(output.text for output in outputs))
+    return [line for line in lines if line.strip() and not re.search(r"\d+%\|", line)]
+
+
+def test_a_warning_between_progress_bars_is_seen():
+    said = [
+        "\rwriting:   0%|          | 0/2 [00:00<?, ?clip/s]",
+        "\r2/49 stages   4%|▏  | 00:01 so far, 01:15 to go",
+        "\n\x1b[A",
+    ]
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", name="stderr", text=text) for text in said])
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    assert warned(notebook) == []
+    cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="UserWarning: a mean of an empty slice\n"))
+    assert warned(notebook) == ["UserWarning: a mean of an empty slice"]
+
+
 @pytest.mark.parametrize("name", list(SHOWN))
 def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
     """All arms, plain papermill with the defaults, in one project as a user has it; then every file of the report."""
@@ -70,6 +91,7 @@ def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not warned(nbformat.read(together / "out.ipynb", as_version=4))
     folder, (tables, figures) = together / "reports" / "smoke" / name, SHOWN[name]
     rows = pd.read_csv(folder / "tables" / "results.csv")
     arms = [arm for arm in WORKBOOK[name].arms if name != "cost_of_dual_masking" or arm.startswith("small_")]
@@ -137,18 +159,21 @@ def test_a_plan_is_costed_without_running_it(scale, place, capsys):
 
 
 def test_nbval_catches_a_changed_output(place):
-    """The stored table of counts, one digit changed, in a copy that ends behind it."""
+    """The stored tables of counts and of mask pictures, a number and a hash changed, in a copy that holds no other outputs."""
     notebook = nbformat.read(ROOT / "notebooks" / "ablation_decoder_mask.ipynb", as_version=4)
-    checked = next(i for i, cell in enumerate(notebook.cells) if "NBVAL_CHECK_OUTPUT" in cell.source)
-    notebook.cells = notebook.cells[: checked + 1]
-    for name, old, new in (("true", "", ""), ("false", "128", "129")):
-        output = notebook.cells[-1].outputs[0]
-        output["text"] = output["text"].replace(old, new, 1) if old else output["text"]
-        nbformat.write(notebook, place / f"{name}.ipynb")
+    counts, pictures = checked = [cell for cell in notebook.cells if "NBVAL_CHECK_OUTPUT" in cell.source]
+    notebook.cells = notebook.cells[:3] + checked  # parameters and imports, and what is compared
+    nbformat.write(notebook, place / "true.ipynb")
+    digest = re.search(r"\b[0-9a-f]{12}\b", pictures.outputs[0].text)[0]
+    for cell, old, new in ((counts, "128", "129"), (pictures, digest, digest[::-1])):
+        cell.outputs[0].text = cell.outputs[0].text.replace(old, new, 1)
+    nbformat.write(notebook, place / "false.ipynb")
     said = {}
     for name in ("true", "false"):
         command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", place / f"{name}.ipynb"]
         said[name] = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
     assert said["true"].returncode == 0, said["true"].stdout[-2000:]
     assert said["false"].returncode == 1
+    assert "2 failed" in said["false"].stdout
     assert "129" in said["false"].stdout
+    assert digest[::-1] in said["false"].stdout

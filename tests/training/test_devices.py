@@ -14,7 +14,7 @@ from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainTask
-from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_tracker_gets_the_same_numbers(task, tmp_path, monkeypatch, name):
 
 
 def test_a_tracker_that_is_not_installed_is_named(task, tmp_path):
-    with pytest.raises(ValueError, match=r"compute\.trackers: trackio is not installed: `pip install trackio`"):
+    with pytest.raises(ImpossibleHere, match=r"compute\.trackers: trackio is not installed: `pip install trackio`"):
         train(task, tmp_path, Compute(tensorboard=False, trackers=("trackio",)), progress=False)
 
 

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
 from vmae_lab.training.pretrain import PretrainTask
-from vmae_lab.training.settings import Compute
+from vmae_lab.training.settings import Compute, ImpossibleHere
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recipe, clips,
 
 
 def test_a_batch_that_does_not_divide_is_refused(recipe, clips, tmp_path):
-    with pytest.raises(ValueError, match="batch_size 4 does not divide over 1 processes x 3 micro-batches"):
+    with pytest.raises(ImpossibleHere, match="batch_size 4 does not divide over 1 processes x 3 micro-batches"):
         train(task(recipe, clips, accumulation=3), tmp_path, compute(), progress=False)
 
 
@@ -163,6 +165,47 @@ def test_tensorboard_gets_the_same_numbers(recipe, clips, tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert events.Scalars("loss")[0].value == pytest.approx(read_metrics(tmp_path)[0]["loss"])
+
+
+def test_a_schedule_by_hand():
+    """Five steps up to the peak, the fifth at it, then half a cosine over ten that would reach the end after the last."""
+    rates = [cosine_schedule(step, 15, 5, 0.0, 1.0, 0.2) for step in range(15)]
+    assert rates[:6] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+    assert (rates[10], rates[14]) == pytest.approx((0.6, 0.6 - 0.4 * np.cos(0.1 * np.pi)))
+    assert all(later < earlier for earlier, later in pairwise(rates[5:]))
+
+
+def test_what_decays_and_how_fast_layers_learn_by_hand():
+    """Matrices decay; biases, LayerNorms, the mask token and a learned query do not. Two blocks are layers 1 and 2 of 4."""
+    from vmae_lab.models.classifier import VideoClassifier
+    from vmae_lab.models.sizes import ClipShape, Size
+    from vmae_lab.models.videomae import VideoMAE
+
+    size, clip = Size(32, 2, 2, 64, 24, 1, 2, 48, patch=4), ClipShape(frames=4, side=16, patch=4)
+    model = VideoMAE(size, clip)
+    decays = {id(p): group["weight_decay"] for group in parameter_groups(model, 0.05) for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.05 if name.endswith("weight") and ".norm" not in f".{name}" else 0), name
+    model = VideoClassifier(size, clip, 3, readout="attentive")
+    found = {id(p): group for group in parameter_groups(model, 0.05, 0.5) for p in group["params"]}
+    groups = {name: found[id(parameter)] for name, parameter in model.named_parameters()}
+    above = {"encoder.embed.weight": 3, "encoder.trunk.blocks.0.attn.qkv.weight": 2, "encoder.trunk.blocks.1.mlp.fc1.bias": 1}
+    assert {name: groups[name]["lr_scale"] for name in above} == {name: 0.5**layers for name, layers in above.items()}
+    assert {groups[name]["lr_scale"] for name in groups if name.startswith("head.")} == {1.0}
+    assert groups["head.pool.latent"]["weight_decay"] == groups["encoder.embed.bias"]["weight_decay"] == 0
+    assert groups["head.head.weight"]["weight_decay"] == groups["encoder.embed.weight"]["weight_decay"] == 0.05
+
+
+def test_the_gradient_is_cut_to_its_largest_norm(recipe, clips, tmp_path):
+    """AdamW's first step forgets the gradient's size, its second moment keeps it: (1 - beta2) times its square."""
+    norms, beta2 = {}, recipe.pretrain.betas[1]
+    for largest in (None, 0.01):
+        folder = tmp_path / str(largest)
+        train(task(recipe, clips, steps=1, warmup_steps=0, clip_grad=largest), folder, compute(), progress=False)
+        moments = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"].values()
+        norms[largest] = (sum(one["exp_avg_sq"].sum() for one in moments) / (1 - beta2)).sqrt().item()
+    assert norms[None] > 0.1
+    assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_schedules_equal_the_official_ones(parity):

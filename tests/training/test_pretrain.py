@@ -54,3 +54,49 @@ def test_a_whole_round_holds_the_shares_of_its_mixture():
     task = PretrainTask(MODEL, MaskSettings(), settings, data, Watched(), seed=0)
     shares = dict(zip(SIZES, round_counts(list(SIZES.values()), 0.5), strict=True))
     assert task.samples_by_source() == {source: 3 * count for source, count in shares.items()}
+
+
+class Noise(Watched):
+    """Clips of 40 frames of noise, larger than their crops, that keep which frames were asked for."""
+
+    def video(self, index: int, choose, short_side: int | None = None) -> torch.Tensor:
+        self.asked.append(tuple(choose(40)))
+        return torch.randint(256, (3, 4, 24, 24), generator=torch.Generator().manual_seed(index)).to(torch.uint8)
+
+
+def noise(repeats: int = 1, scales: tuple[float, ...] = (1.0, 0.7)) -> tuple[PretrainTask, Noise]:
+    data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16, stride=3, crop_scales=scales)
+    settings, clips = PretrainSettings(steps=50, batch_size=4, lr=1e-3, repeats=repeats), Noise()
+    masks = MaskSettings(encoder="random", encoder_ratio=0.75, decoder="random")
+    return PretrainTask(MODEL, masks, settings, data, clips, seed=0), clips
+
+
+def test_processes_get_parts_of_one_batch():
+    """Clips, masks and what is counted: the rows of two processes side by side are those of one."""
+    task, _ = noise()
+    whole, first, last = (task.batches(rows)[5] for rows in (range(4), range(2), range(2, 4)))
+    assert whole.keys() == {"video", "encoder_mask", "decoder_mask", "counted"}
+    for name in whole:
+        assert torch.equal(whole[name], torch.cat([first[name], last[name]])), name
+
+
+def test_every_step_draws_masks_and_windows_anew():
+    task, clips = noise()
+    batches = [task.batches(range(4))[step] for step in range(9)]
+    for name in ("encoder_mask", "decoder_mask"):
+        assert len({mask.numpy().tobytes() for batch in batches for mask in batch[name]}) == 36, name
+    assert {tuple(np.diff(frames)) for frames in clips.asked} == {(3, 3, 3)}
+    starts = [frames[0] for frames in clips.asked]
+    assert min(starts) < 6 < 24 < max(starts), "of 31 places, all over the video"
+    assert len(set(starts)) > 15
+
+
+def test_repeats_are_cropped_each_in_its_own_way():
+    """The same frames of the same clip, of which one pair in seven draws the same of the few crops there are."""
+    task, clips = noise(repeats=2)
+    pairs = [task.batches(range(4))[step]["video"].unflatten(0, (2, 2)) for step in range(50)]
+    assert len(clips.asked) == 100
+    differ = [not torch.equal(one, other) for pair in pairs for one, other in pair]
+    assert 0.7 < np.mean(differ) < 1
+    uncropped, _ = noise(repeats=2, scales=(1.0,))
+    assert all(torch.equal(*pair) for pair in uncropped.batches(range(4))[0]["video"].unflatten(0, (2, 2)))

@@ -334,7 +334,9 @@ def test_on_a_full_disk_it_stops_with_a_message_and_goes_on_where_there_is_room(
     assert losses(kept) == losses(unbroken(1)[1])
 
 
-def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("where", "name"), [(torch, "save"), (os, "fsync")])
+def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch, where, name):
+    """Some file systems say only when a file is flushed that they are full."""
     kept = Checkpoints(tmp_path)
     kept.save({"step": 4})
     kept.save({"step": 8})
@@ -342,9 +344,22 @@ def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch):
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(where, name, full)
     with pytest.raises(OSError, match="the disk is full"):
         kept.save({"step": 12})
     monkeypatch.undo()
     assert kept.load()["step"] == 8
     assert torch.load(kept.before, weights_only=True)["step"] == 4
+
+
+def test_a_broken_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    Checkpoints(tmp_path).save({"step": 4})
+    Checkpoints(tmp_path).save({"step": 8})
+    again = Checkpoints(tmp_path)
+    again.newest.write_bytes(b"cut")
+    with pytest.warns(UserWarning, match="going on from the one before, step 4"):
+        again.load()
+    for step, before in ((12, 4), (16, 12)):
+        again.save({"step": step})
+        assert torch.load(again.newest, weights_only=True)["step"] == step
+        assert torch.load(again.before, weights_only=True)["step"] == before

@@ -19,6 +19,7 @@ from vmae_lab.files import StorageError
 from vmae_lab.lab.recipe import RecipeError
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.divergence import TrainingDiverged
+from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.training.survival import FolderInUse, Stopped, UnreadableCheckpoint
 
 app = typer.Typer(
@@ -42,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped:  # saved where it stands; who asked for it waits for its own status
         raise
     except SystemExit as ended:  # how typer tells a status
-        return ended.code or 0
+        return int(ended.code or 0)
     except (TrainingDiverged, MissingVideos) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 1
     except (
         RecipeError, ListError, VideoError, FeatureError, CheckpointError, UnreadableCheckpoint, FolderInUse,
-        DecoderUnavailable, StorageError, FileNotFoundError,
+        DecoderUnavailable, StorageError, ImpossibleHere, FileNotFoundError,
     ) as error:  # fmt: skip
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vmae_lab.lab.places import project_root
+from vmae_lab.lab.places import how_to_find_it, project_root
 
 commands = typer.Typer()
 
@@ -24,11 +24,13 @@ def bench(
     """List the benchmarks, or run one; the exit status is its own."""
     folder = project_root() / "benchmarks"
     scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    if not scripts:
+        raise FileNotFoundError(f"there are no benchmarks in {folder}{how_to_find_it()}")
     if name is None:
         print("\n".join(f"{one:<{max(map(len, scripts))}}  {_first_line(path)}" for one, path in scripts.items()))
         return
     if name not in scripts:
-        raise FileNotFoundError(f"there is no benchmark {name} in {folder}; there are {', '.join(scripts) or 'none'}")
+        raise FileNotFoundError(f"there is no benchmark {name} in {folder}; there are {', '.join(scripts)}")
     status = subprocess.run([sys.executable, scripts[name], *(words or ())], check=False).returncode
     raise typer.Exit(status if status >= 0 else 128 - status)  # of a signal, as shells tell it
 

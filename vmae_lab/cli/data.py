@@ -3,13 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from vmae_lab.cli.parameters import NOTHING
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
-from vmae_lab.data.kinetics import merge_kinetics, write_hybrid
+from vmae_lab.data.kinetics import FIELDS, PATH_PATTERN, merge_kinetics, write_hybrid
 from vmae_lab.data.lists import read_list
 from vmae_lab.data.shards import pack as pack_shards
 from vmae_lab.data.video import VideoSettings
@@ -34,7 +35,7 @@ LIMITS = VideoSettings.model_fields
 class TakesLists(TyperCommand):
     """A command whose options of annotations take several files each. typer takes one, so the option is repeated."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _repeated(args))
 
 
@@ -63,12 +64,12 @@ def check(
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results: by default <list>.check here.")] = None,
-    processes: int = os.cpu_count() or 1,
+    processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     frame_pattern: FramePattern = FRAMES,
     keep_damaged: Annotated[bool, typer.Option("--keep-damaged", help="List damaged videos with the sound ones.")] = False,
-    max_pixels: Annotated[int, typer.Option(help=LIMITS["max_pixels"].description)] = LIMITS["max_pixels"].default,
-    memory_mib: Annotated[int, typer.Option(help=LIMITS["memory_mib"].description)] = LIMITS["memory_mib"].default,
-    timeout_s: Annotated[float, typer.Option(help=LIMITS["timeout_s"].description)] = LIMITS["timeout_s"].default,
+    max_pixels: Annotated[int, typer.Option(min=1, help=LIMITS["max_pixels"].description)] = LIMITS["max_pixels"].default,
+    memory_mib: Annotated[int, typer.Option(min=256, help=LIMITS["memory_mib"].description)] = LIMITS["memory_mib"].default,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help=LIMITS["timeout_s"].description)] = LIMITS["timeout_s"].default,
 ) -> None:
     """Decode every video of a list once; write a report and a list of the sound ones.
 
@@ -91,7 +92,7 @@ def pack(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    shard_mib: int = 512,
+    shard_mib: Annotated[int, typer.Option(min=1)] = 512,
 ) -> None:
     """Write the videos of a list into tar shards (WebDataset), with an index that is read like any list."""
     index = pack_shards(read_list(listed, root, labelled), out, shard_mib, follow_links=follow_links)
@@ -105,17 +106,22 @@ def pack(
 )
 def kinetics710(
     out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, classes and conversions.")],
-    k400: Annotations = (),
-    k600: Annotations = (),
-    k700: Annotations = (),
+    k400: Annotations = NOTHING,
+    k600: Annotations = NOTHING,
+    k700: Annotations = NOTHING,
     classes: Annotated[
         Path | None, typer.Option(help="The 710 names in label order, one a line; sorted where left out.")
     ] = None,
+    path_pattern: Annotated[
+        str, typer.Option(help=f"How a video's file is called, after {', '.join(FIELDS)} of its annotation.")
+    ] = PATH_PATTERN,
 ) -> None:
     """Merge Kinetics-400, -600 and -700 annotations into the labelled hybrid of 710 classes."""
     annotations = {name: files for name, files in (("k400", k400), ("k600", k600), ("k700", k700)) if files}
+    if not annotations:
+        raise typer.BadParameter(f"one of {', '.join(ANNOTATIONS)} is needed, with its annotation CSVs")
     names = classes.read_text(encoding="utf-8").splitlines() if classes else None
     hybrid = merge_kinetics(annotations, names)
     print("\n".join(f"{what}: {count:,}" for what, count in hybrid.summary.items()))
-    write_hybrid(hybrid, out)
+    write_hybrid(hybrid, out, path_pattern)
     print(f"lists, classes and conversions: {out}")

@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from vmae_lab.cli.parameters import Overrides, TakesPairs
+from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs
 from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, carry_out, opened_encoder, read_recipe
 from vmae_lab.data.boxes import write_person_boxes
 from vmae_lab.data.scenes import open_scenes
 from vmae_lab.detection.people import TorchvisionDetector, detect_people
 from vmae_lab.detection.spatial import DetectSettings
+from vmae_lab.files import make_folder
 from vmae_lab.lab.loading import check_scenes, check_untrimmed
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
@@ -25,7 +26,7 @@ BY = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true bo
     epilog="\b\nExamples:\n  vmae-lab detect smoke\n  vmae-lab detect demo --encoder scratch --seed 0\n"
     "  vmae-lab detect paper/ava --encoder MCG-NJU/videomae-base",
 )
-def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
+def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Train a detector of actions on a recipe's scenes. Prints each seed's frame mAP, and the folder with all it said."""
     recipe = read_recipe(parameters, override, seed)
     settings = _settings(recipe)
@@ -47,7 +48,7 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
     epilog="\b\nExamples:\n  vmae-lab localise smoke\n  vmae-lab localise demo --encoder scratch --seed 0\n"
     "  vmae-lab localise paper/thumos14 --encoder path/to/vit_g_hybrid_pt_1200e_k710_ft.pth",
 )
-def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = (), seed: Seeds = ()) -> None:
+def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Train a detector of actions in time on features of a recipe's untrimmed videos, which are extracted first; where the
     recipe names features that are there already, no encoder is needed. Prints each seed's mAP, and the folder with all it said.
     """
@@ -84,11 +85,12 @@ def persons(
     ] = None,
     least_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are not written.")] = 0.05,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
-    override: Overrides = (),
+    override: Overrides = NOTHING,
 ) -> None:
     """Find the people in the key frames of a recipe's scenes, with torchvision's Faster R-CNN. Prints the file last."""
     recipe = read_recipe(parameters, override, ())
     scenes = open_scenes(_settings(recipe).scenes.without_persons(), split)
+    make_folder(out.parent)  # told now where it cannot be, not after hours
     found = detect_people(TorchvisionDetector(weights, device), scenes, least_score)
     write_person_boxes(out, found)
     print(f"{len(found)} boxes in {len(scenes)} key frames\n{out}")

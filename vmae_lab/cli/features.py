@@ -26,8 +26,8 @@ def features(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip, where not the model's own.")] = None,
-    side: Annotated[int | None, typer.Option(help="Side of a clip, where not the model's own.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip, where not the model's own.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip, where not the model's own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results: by default <list>.features here.")] = None,
     stride: Annotated[int, typer.Option(min=1, help=FIELDS["stride"].description)] = FIELDS["stride"].default,
     form: Annotated[Format, typer.Option("--format")] = FIELDS["format"].default,
@@ -46,7 +46,7 @@ def features(
     Goes on where it was interrupted; exit status 1 where a video could not be read.
     """
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
-    encoder, norm = open_encoder(model, {"frames": frames, "side": side}, device)
+    encoder, norm = open_encoder(model, frames, side, device)
     videos = read_list(listed, root, labelled)
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")

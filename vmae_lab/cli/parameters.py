@@ -8,9 +8,11 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
+from vmae_lab.lab.places import how_to_find_it
 from vmae_lab.lab.recipe import RecipeError
 
 PAIR = ("-p", "--override")
+NOTHING: list[Any] = []  # the default of options that may be repeated: typer takes them for lists by their type
 Overrides = Annotated[
     list[str],
     typer.Option(*PAIR, metavar="NAME VALUE", help="One dotted setting, e.g. -p pretrain.steps 200; VALUE is read as YAML."),
@@ -20,7 +22,7 @@ Overrides = Annotated[
 class TakesPairs(TyperCommand):
     """A command whose `-p` takes two values. typer repeats options of one value only, so they are joined: NAME=VALUE."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _joined(args))
 
 
@@ -56,7 +58,7 @@ def _read_scale(scale: str, folder: Path) -> dict[str, Any]:
     if not file.is_file():
         there = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
         known = ", ".join(path.relative_to(folder).with_suffix("").as_posix() for path in there) or "none"
-        raise RecipeError(f"there is no parameter file {file}; scales in {folder}: {known}")
+        raise RecipeError(f"there is no parameter file {file}; scales in {folder}: {known}{how_to_find_it()}")
     try:
         parameters = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vmae_lab.cli.parameters import Overrides, TakesPairs, scale_parameters
+from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
 from vmae_lab.lab.ablation import plan_ablation
 from vmae_lab.lab.arms import BLUE, Arm
 from vmae_lab.lab.cost import plan_summary, work_of
@@ -25,7 +25,7 @@ from vmae_lab.models.checkpoints import open_checkpoint
 
 commands = typer.Typer()
 PRETRAIN, SCRATCH, FINETUNE = "pretrain", "scratch", "finetune"
-AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "o")}
+AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "D")}
 Parameters = Annotated[str, typer.Argument(metavar="PARAMS", help="A file of params/ (smoke, paper/k400), or a YAML's path.")]
 Encoder = Annotated[
     str,
@@ -42,7 +42,7 @@ Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, in place of
     cls=TakesPairs,
     epilog="\b\nExamples:\n  vmae-lab pretrain smoke\n  vmae-lab pretrain demo -p pretrain.steps 300 --seed 0 --seed 1",
 )
-def pretrain(parameters: Parameters, override: Overrides = (), seed: Seeds = ()) -> None:
+def pretrain(parameters: Parameters, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Pre-train the model of a recipe. Prints the folder of each seed's model last."""
     recipe = read_recipe(parameters, override, seed)
     for _, folder, _ in carry_out("pretrain", recipe, lambda one: pretrain_stage(recipe, one)):
@@ -57,8 +57,8 @@ def pretrain(parameters: Parameters, override: Overrides = (), seed: Seeds = ())
 def finetune(
     parameters: Parameters,
     encoder: Encoder = PRETRAIN,
-    override: Overrides = (),
-    seed: Seeds = (),
+    override: Overrides = NOTHING,
+    seed: Seeds = NOTHING,
 ) -> None:
     """Fine-tune a recipe's model on its labels. Prints each seed's accuracy on held-out clips, and the model's folder."""
     recipe = labelled(read_recipe(parameters, override, seed))
@@ -87,8 +87,8 @@ def evaluate(
             "classifier, judged once, whatever the seeds.",
         ),
     ] = FINETUNE,
-    override: Overrides = (),
-    seed: Seeds = (),
+    override: Overrides = NOTHING,
+    seed: Seeds = NOTHING,
 ) -> None:
     """Judge a classifier on several views of each held-out video. Prints top-1 and top-5, and the folder of its answers."""
     recipe = labelled(read_recipe(parameters, override, seed))

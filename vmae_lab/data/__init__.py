@@ -1,1 +1,1 @@
-"""Data: the embedded data set, decoding, sampling, crops, and the order of clips."""
+"""Data: the embedded data set, lists, scenes and untrimmed videos; decoding, sampling, crops, and the order of clips."""

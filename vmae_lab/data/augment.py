@@ -19,7 +19,7 @@ SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
 class FinetuneAugment(BaseModel):
-    """What a clip goes through in fine-tuning (METHOD 4; mixup and cutmix are of a batch, not of a clip)."""
+    """What a clip goes through in fine-tuning (VideoMAE V2's recipe; mixup and cutmix are of a batch, not of a clip)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +69,7 @@ def _erase(video: Tensor, probability: float, seed: int) -> Tensor:
 
 
 def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales: Sequence[float] = SCALES) -> Tensor:
-    """One multi-scale corner or centre crop, resized: uint8 `(..., H, W)` -> `(..., side, side)` (METHOD: augmentation).
+    """One multi-scale corner or centre crop, resized: uint8 `(..., H, W)` -> `(..., side, side)`, as the official code crops.
 
     Height and width are drawn from `scales` of the short side, at most one step apart in the list; the place is one of
     the four corners and the centre.
@@ -92,7 +92,7 @@ def centre_crop(video: Tensor, side: int) -> Tensor:
 def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
     """`count` squares of the short side, spread evenly along the long one, resized: uint8 `(..., side, side)` each.
 
-    The first and the last touch the edges (METHOD: test crops); one is the middle. Of a square picture all are the same.
+    The first and the last touch the edges, as in the official test; one is the middle. Of a square picture all are the same.
     """
     if count == 1:
         return [centre_crop(video, side)]

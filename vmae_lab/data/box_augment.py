@@ -1,4 +1,4 @@
-"""Scale, crop, mirror image and colours of a clip whose boxes move along (METHOD: spatial detection)."""
+"""Scale, crop, mirror image and colours of a clip whose boxes move along (VideoMAE's recipe for AVA)."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field

@@ -96,18 +96,19 @@ def read_label_map(file: Path) -> dict[int, str]:
     text = _text(file)
     if file.suffix == ".pbtxt":
         items = re.findall(r"(?:item|label)\s*\{([^}]*)\}", text)
-        found = [(re.search(r"\b(?:label_)?id:\s*(\d+)", item), re.search(r'\bname:\s*"([^"]*)"', item)) for item in items]
-        for place, (number, name) in enumerate(found, 1):
+        pairs = []
+        for place, item in enumerate(items, 1):
+            number, name = re.search(r"\b(?:label_)?id:\s*(\d+)", item), re.search(r'\bname:\s*"([^"]*)"', item)
             if not (number and name):
                 raise ListError(f"{file}: item {place} has no id or no name")
-        pairs = [(int(number[1]), name[1]) for number, name in found]
+            pairs.append((int(number[1]), name[1]))
     else:
         lines = [line.split(",", 1) for line in text.split("\n") if line.strip()]
         lines = lines[1:] if lines and not lines[0][0].strip().isdigit() else lines  # a header
         for place, line in enumerate(lines, 1):
             if len(line) < 2 or not line[0].strip().isdigit():
                 raise ListError(f"{file}: entry {place} {','.join(line)!r} is not a number and a name")
-        pairs = [(int(number), name.strip()) for number, name in lines]
+        pairs = [(int(line[0]), line[1].strip()) for line in lines]
     if not pairs:
         raise ListError(f"{file} names no action")
     if len(dict(pairs)) < len(pairs):
@@ -131,7 +132,11 @@ def _numbers(file: Path, names: list[str], optional: str = "", unread: str = "")
             values = pd.to_numeric(column, errors="coerce").to_numpy(float)
             good = np.isfinite(values)
         kind = "whole number" if name in WHOLE else "number"
-        faults.add(~(good | left_out), lambda row, name=name, kind=kind: f"{name} {cells[name][row]!r} is no {kind}")
+
+        def tell(row: int, name: str = name, kind: str = kind) -> str:
+            return f"{name} {cells[name][row]!r} is no {kind}"
+
+        faults.add(~(good | left_out), tell)
         table[name] = np.where(good, values, np.where(left_out, -1, 0)).astype(values.dtype)
     return keyed(pd.DataFrame(table)), faults
 

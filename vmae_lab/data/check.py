@@ -14,7 +14,7 @@ from vmae_lab.data.lists import VideoList
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import FRAMES
-from vmae_lab.files import make_folder, storing_in, write_text
+from vmae_lab.files import fingerprint, make_folder, storing_in, write_text
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names
@@ -40,16 +40,16 @@ def check_list(
     frame_pattern: str = FRAMES,
     keep_damaged: bool = False,
     progress: bool = True,
-    journal: Path | None = None,
+    journals: Path | None = None,
 ) -> Checked:
     """Inspect every video, in several processes; what an interrupted check has seen is not decoded again.
 
-    Writes a journal (check.jsonl in `folder`, or a file that several lists share), and to `folder` a report (README.md),
-    failures.csv, and checked.csv: a list that `read_list` takes, with the frames and the decoder of each video. Raises
-    StorageError.
+    Writes a journal of these settings and this pattern (in `folder`, or in `journals`, which several lists may share), and to
+    `folder` a report (README.md), failures.csv, and checked.csv: a list that `read_list` takes, with the frames and the decoder
+    of each video. Raises StorageError.
     """
     make_folder(folder)
-    journal = journal or folder / JOURNAL
+    journal = (journals or folder) / f"{fingerprint([settings.model_dump(mode='json'), frame_pattern])}-{JOURNAL}"
     clips = clips_of({"checked": (videos, frame_pattern)}, settings, processes)
     files = [clips.file(index) for index in range(len(clips))]
     keys = [content_key(file) for file in files]

@@ -55,28 +55,34 @@ class DataSettings(BaseModel):
             raise ValueError(f"resident_side {self.resident_side} is larger than the files' side {self.motionworld.side}")
 
     @property
+    def given(self) -> MotionworldSettings | ListSettings:
+        """The one of the two that is given."""
+        return next(one for one in (self.motionworld, self.lists) if one)
+
+    @property
     def fingerprint(self) -> str:
         """Names the data's content: equal fingerprints mean the same pixels."""
-        return (self.motionworld or self.lists).fingerprint
+        return self.given.fingerprint
 
     @property
     def labelled(self) -> bool:
         """Whether there are labels to judge an encoder by."""
-        return self.motionworld is not None or self.lists.train is not None
+        return self.lists is None or self.lists.train is not None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
-        return tuple(ACTIONS) if self.motionworld else self.lists.class_names
+        return self.lists.class_names if self.lists else tuple(ACTIONS)
 
     @property
     def classes(self) -> int:
-        return len(ACTIONS) if self.motionworld else self.lists.class_count
+        return self.lists.class_count if self.lists else len(ACTIONS)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names that `pretrain_sources` can pick from, and of the embedded data set an evaluation too."""
-        return self.motionworld.sources if self.motionworld else tuple(self.lists.pretrain_sources)
+        given = self.given
+        return tuple(given.pretrain_sources) if isinstance(given, ListSettings) else given.sources
 
     def stride_of(self, source: str) -> int:
         """Frames between two frames of a clip of one source to pre-train on."""
@@ -107,10 +113,11 @@ class DataSettings(BaseModel):
 class Clips(Protocol):
     """Videos to draw clips from, in a fixed order; `labels` is int64 `(n,)`, `sources` a name a video."""
 
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray: ...
 
     @property
-    def sources(self) -> Sequence[str]: ...
+    def sources(self) -> Sequence[str] | np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -139,9 +146,10 @@ def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = ()
 
     motionworld is written and decoded where that was not done; it pre-trains on its training split.
     """
-    if settings.lists:
-        return listed_clips(settings.lists, split, sources if split == "pretrain" else (), processes)
-    folder, records = open_motionworld(settings.motionworld, processes)
+    given = settings.given
+    if isinstance(given, ListSettings):
+        return listed_clips(given, split, sources if split == "pretrain" else (), processes)
+    folder, records = open_motionworld(given, processes)
     everything = resident_frames(folder, records, settings.resident_side, processes)
     limits = settings.pretrain_limits if split == "pretrain" else {}
     split, wanted = "train" if split == "pretrain" else split, sources or settings.sources

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class MissingVideos(RuntimeError):
         shown = "\n  ".join(told[:20]) + (f"\n  and {len(told) - 20} more" if len(told) > 20 else "")
         super().__init__(f"{len(failed)} of {total} {what} cannot be read, so nothing was averaged:\n  {shown}\n{remedy}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return MissingVideos, (self.failed, self.total, self.remedy, self.what)
 
 
@@ -52,7 +53,7 @@ def evaluated_clips(
         read = list(clips.videos(some, choose or Dense(frames, stride, 0.5), side))
         failed |= {row: video for row, video in zip(some, read, strict=True) if isinstance(video, VideoError)}
         if not failed:
-            yield torch.stack([centre_crop(video, side) for video in read])
+            yield torch.stack([centre_crop(video, side) for video in read if not isinstance(video, VideoError)])
     if failed:
         raise MissingVideos(failed, len(rows))
 

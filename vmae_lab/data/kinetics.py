@@ -1,4 +1,4 @@
-"""Kinetics-710: the training and validation videos of Kinetics-400, 600 and 700 as one labelled set (METHOD: the two hybrids).
+"""Kinetics-710: the training and validation videos of Kinetics-400, 600 and 700 as one labelled set (VideoMAE V2, section 3).
 
 A classifier of its classes becomes one of a single data set by picking rows of its head (`models.checkpoints.convert_head`).
 """
@@ -36,6 +36,7 @@ RENAMINGS = {
 SPLITS = {"train": "train", "validate": "validation", "validation": "validation", "val": "validation", "test": "test"}
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")  # and label, which lists of test videos may lack
 FIELDS = ["youtube_id", "time_start", "time_end", "source", "label", "split"]
+PATH_PATTERN = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,20 @@ def merge_kinetics(
     return LabeledHybrid(table[FIELDS], classes, conversions, summary | merged)
 
 
-def write_hybrid(
-    hybrid: LabeledHybrid, folder: Path, path_pattern: str = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
-) -> None:
+def write_hybrid(hybrid: LabeledHybrid, folder: Path, path_pattern: str = PATH_PATTERN) -> None:
     """Write train.csv and validation.csv for `read_list`, classes.txt, summary.json and a label_710to400.json for every source.
 
-    `path_pattern` may hold columns of the hybrid's table. Raises ValueError where it holds others or names two videos alike.
+    `path_pattern` may hold columns of the hybrid's table. Raises ListError where it holds others or names two videos alike.
     """
     columns = [hybrid.table[name] for name in FIELDS]
     try:
         paths = [path_pattern.format(**dict(zip(FIELDS, row, strict=True))) for row in zip(*columns, strict=True)]
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"path_pattern {path_pattern!r} cannot be filled with {', '.join(FIELDS)}: {error!r}") from error
+        raise ListError(f"path_pattern {path_pattern!r} cannot be filled with {', '.join(FIELDS)}: {error!r}") from error
     named = pd.DataFrame({"path": paths, "label": hybrid.table["label"]})
     if named["path"].duplicated().any():
         twice = named["path"][named["path"].duplicated()].iloc[0]
-        raise ValueError(f"path_pattern {path_pattern!r} names several videos {twice!r}")
+        raise ListError(f"path_pattern {path_pattern!r} names several videos {twice!r}")
     make_folder(folder)
     for split in ("train", "validation"):
         write_text(folder / f"{split}.csv", named[hybrid.table["split"] == split].to_csv(index=False, lineterminator="\n"))
@@ -153,7 +152,11 @@ def _read_file(file: Path) -> pd.DataFrame:
     times = {}
     for name in ("time_start", "time_end"):
         times[name], good = whole_numbers(table[name])
-        faults.add(used & ~good, lambda row, name=name: f"{name} {table[name][row]!r} is no whole number of seconds")
+
+        def tell(row: int, name: str = name) -> str:
+            return f"{name} {table[name][row]!r} is no whole number of seconds"
+
+        faults.add(used & ~good, tell)
     early = (times["time_start"] < 0) | (times["time_end"] <= times["time_start"])
     faults.add(used & early, lambda row: f"from {table['time_start'][row]} to {table['time_end'][row]} seconds is no time")
     faults.check(str(file))
@@ -191,7 +194,7 @@ def _rows_of(names: Sequence[str], classes: tuple[str, ...], source: str) -> lis
         close = {name: get_close_matches(name, classes, 1) for name in unknown[:10]}
         told = ", ".join(name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items())
         raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)}: {told}")
-    return found
+    return [row for row in found if row is not None]
 
 
 def _labels(rows: pd.DataFrame, own: Mapping[str, Sequence[str]], conversions: Mapping[str, list[int]]) -> np.ndarray:

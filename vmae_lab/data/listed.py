@@ -53,8 +53,8 @@ class ListedClips:
         )
 
     def subset(self, rows: Sequence[int]) -> "ListedClips":
-        rows = np.asarray(rows, dtype=np.int64)
-        columns = {name: getattr(self, name)[rows] for name in ("paths", "places", "decoders_seen", "labels", "codes")}
+        chosen = np.asarray(rows, dtype=np.int64)
+        columns = {name: getattr(self, name)[chosen] for name in ("paths", "places", "decoders_seen", "labels", "codes")}
         return replace(self, **columns)
 
     def name(self, index: int) -> str:

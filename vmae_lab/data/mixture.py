@@ -55,18 +55,17 @@ class MixtureOrder:
 
     def __init__(
         self,
-        sources: Sequence[str],
+        sources: Sequence[str] | np.ndarray,
         exponent: float,
         seed: int,
         weights: Mapping[str, float] | None = None,
-        purpose: str = "order",
     ):
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
         sizes = [len(rows) for rows in self.members]
         explicit = [weights[name] for name in names] if weights else None
-        self.counts, self.seed, self.purpose = round_counts(sizes, exponent, explicit), seed, purpose
-        self.inside = [EpochOrder(n, seed, f"{purpose} in {name}") for name, n in zip(names, sizes, strict=True)]
+        self.counts, self.seed = round_counts(sizes, exponent, explicit), seed
+        self.inside = [EpochOrder(n, seed, f"order in {name}") for name, n in zip(names, sizes, strict=True)]
         self._round, self._sources, self._ranks = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
@@ -87,7 +86,7 @@ class MixtureOrder:
 
     def _shuffle(self, number: int) -> None:
         """The source at each place of a round, and how many samples of it came before in the round."""
-        rng = numpy_generator(self.seed, f"{self.purpose} of sources", number)
+        rng = numpy_generator(self.seed, "order of sources", number)
         self._sources = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
         self._ranks = np.empty_like(self._sources)
         for source, count in enumerate(self.counts):
@@ -108,7 +107,9 @@ def round_counts(sizes: Sequence[int], exponent: float, weights: Sequence[float]
     return counts.tolist()
 
 
-def sample_order(sources: Sequence[str], exponent: float, seed: int, weights: Mapping[str, float] | None = None) -> Order:
+def sample_order(
+    sources: Sequence[str] | np.ndarray, exponent: float, seed: int, weights: Mapping[str, float] | None = None
+) -> Order:
     """The stream for a pool whose samples come from `sources` (a name a sample), in shares as `round_counts` says.
 
     By size it is one shuffled pool.

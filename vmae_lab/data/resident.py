@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,12 @@ from vmae_lab.processes import worker_pool
 class ResidentClips:
     """Decoded clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and each one's record."""
 
-    frames: np.ndarray
+    frames: np.memmap
     rows: np.ndarray
     records: list[ClipRecord]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _mapped_again, (self.frames.filename, self.rows, self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,7 +66,12 @@ class ResidentClips:
         return (self.video(index, choose) for index in rows)
 
 
-def resident_frames(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.ndarray:
+def _mapped_again(path: Path, rows: np.ndarray, records: list[ClipRecord]) -> ResidentClips:
+    """As a loader process that is spawned gets them: by the file's name, not by its pixels."""
+    return ResidentClips(np.load(path, mmap_mode="r"), rows, records)
+
+
+def resident_frames(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.memmap:
     """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, mapped from one file."""
     path = folder / f"decoded-{side}.npy"
     with FileLock(folder / f".{path.name}.lock"):
@@ -105,6 +114,6 @@ def _decode(paths: list[Path], side: int) -> np.ndarray:
     lengths = {len(clip) for clip in clips}
     if len(lengths) > 1:
         raise VideoError(
-            f"the files beside {paths[0]} have different lengths {sorted(lengths)}: delete that folder to write it anew"
+            paths[0], f"files beside it have different lengths {sorted(lengths)}: delete that folder to write it anew"
         )
     return np.stack(clips)

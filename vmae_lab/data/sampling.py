@@ -6,7 +6,7 @@ from math import floor
 
 
 def dense_window(frames: int, clip_frames: int, stride: int, place: float) -> Sequence[int]:
-    """A window of `clip_frames` frames, `stride` apart, at `place` in [0, 1) of the room there is (METHOD: dense sampling).
+    """A window of `clip_frames` frames, `stride` apart, at `place` in [0, 1) of the room there is.
 
     A video that is too short gives what it has at that stride, and then the last of these frames again and again, as in
     the official code. Raises ValueError where there are no frames.
@@ -73,7 +73,7 @@ class SparseViews:
 
 @dataclass(frozen=True)
 class Sparse:
-    """One frame from each of equal segments of the whole video, `places[i]` in [0, 1) of the way into segment i (METHOD: 4).
+    """One frame from each of equal segments of the whole video, `places[i]` in [0, 1) of the way into segment i.
 
     A video with fewer frames than segments shows some of them more than once.
     """
@@ -95,7 +95,7 @@ def nearest(place: float) -> int:
 class Around:
     """Frames `step` apart (a fraction where rates differ), of which number `clip_frames // 2` is the key frame `centre`.
 
-    Where the video ends or has not begun its last or first frame stands in, as in the official code (METHOD: detection).
+    Where the video ends or has not begun its last or first frame stands in, as in the official code.
     """
 
     centre: float

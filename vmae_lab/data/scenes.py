@@ -87,9 +87,14 @@ class SceneSettings(BaseModel):
         return SceneSettings(lists=self.lists.model_copy(update=bare))
 
     @property
+    def given(self) -> SceneWorldSettings | SceneLists:
+        """The one of the two that is given."""
+        return next(one for one in (self.motionworld, self.lists) if one)
+
+    @property
     def fingerprint(self) -> str:
         """Names the data's content."""
-        return (self.motionworld or self.lists).fingerprint
+        return self.given.fingerprint
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,8 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
     A video's frames are taken to be shown at a constant rate; where they are not, its lines are refused. The embedded scenes
     are written where they are not there. Raises ListError with file, line and cause; StorageError.
     """
-    lists = settings.lists or _as_lists(open_scene_world(settings.motionworld, processes))
+    given = settings.given
+    lists = given if isinstance(given, SceneLists) else _as_lists(open_scene_world(given, processes))
     files = getattr(lists, split)
     if files is None:
         raise ListError(f"scenes.lists: there is no {split} split; give its files, or evaluate on validation")
@@ -197,7 +203,7 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
     for rows, name in ((truth, files.boxes), (persons, files.persons)):
         if rows is not None:
             _check_against_videos(rows, place_of(name, root), videos, lists, place_of(lists.videos, root))
-    truth, persons = (rows if rows is None else _without(rows, excluded) for rows in (truth, persons))
+    truth, persons = _without(truth, excluded), None if persons is None else _without(persons, excluded)
     if truth.empty:
         raise ListError(f"{place_of(files.excluded, root)} excludes all key frames of {place_of(files.boxes, root)}")
     keys = pd.concat([truth[KEY], *([] if persons is None else [persons[KEY]])]).drop_duplicates(ignore_index=True)
@@ -254,7 +260,7 @@ def _file(name: str, entry: os.DirEntry, lists: SceneLists, root: Path) -> Video
     pattern = lists.frame_pattern.replace("{video}", name.replace("{", "{{").replace("}", "}}"))
     suffix = Path(lists.frame_pattern).suffix
     return VideoFile(
-        entry.path, str(root), lists.first_frame, sum(one.name.endswith(suffix) for one in os.scandir(entry)), pattern
+        entry.path, str(root), lists.first_frame, sum(one.name.endswith(suffix) for one in os.scandir(entry.path)), pattern
     )
 
 
@@ -262,7 +268,7 @@ def _opened(file: VideoFile, seen: Decoded | Timing | VideoError, lists: SceneLi
     """A video that could be looked at, or what is wrong with it: a time means a frame only at a rate that is constant."""
     if isinstance(seen, VideoError):
         return f"the video cannot be read: {seen}"
-    if file.total >= 0:
+    if isinstance(seen, Decoded):  # a folder of pictures
         return Video(file, lists.folder_rate, file.total)
     if seen.rate and seen.steady:
         return Video(replace(file, frames=seen.info.frames), seen.rate, seen.info.frames)

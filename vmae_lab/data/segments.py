@@ -153,7 +153,8 @@ class _Numbering:
         return None
 
     def classes(self) -> tuple[str, ...]:
-        return tuple(sorted(self.numbers, key=self.numbers.get if self.complete else None))
+        order = {name: number for name, number in self.numbers.items() if self.complete and number is not None}
+        return tuple(sorted(self.numbers, key=lambda name: (order.get(name, 0), name)))
 
 
 def _wrong_video(entry: Any) -> str | None:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -48,15 +48,15 @@ def pack(
             if not path.exists():
                 with whole_file(path) as temporary:
                     _write_shard(temporary, part, clips, videos)
-            rows += _rows_of(path, part, clips, videos)
+            rows += _rows_of(path, part, clips, videos, sizes)
             bar.update(len(part))
     write_text(folder / INDEX, pd.DataFrame(rows).to_csv(index=False))
     return folder / INDEX
 
 
-def _shards(order: Sequence[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
+def _shards(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
     """Rows of each shard: filled in order until the next would exceed the limit, one at least."""
-    part, total = [], 0
+    part, total = list[int](), 0
     for index in map(int, order):
         if part and total + sizes[index] > limit:
             yield part
@@ -70,14 +70,11 @@ def _shards(order: Sequence[int], sizes: np.ndarray, limit: int) -> Iterator[lis
 def _write_shard(path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index in part:
-            source, label = clips.file(index).path, int(clips.labels[index])
-            about = {"source": str(videos.table["path"].iloc[index]), "label": label}
-            if label >= 0:
-                about["class"] = videos.classes[label]
+            source = clips.file(index).path
             member = _member(f"{_stem(index)}{PurePath(source).suffix.lower()[:8]}", os.path.getsize(source))
             with open(source, "rb") as file:
                 tar.addfile(member, file)
-            text = json.dumps(about, ensure_ascii=True).encode()
+            text = json.dumps(_about(index, clips, videos), ensure_ascii=True).encode()
             tar.addfile(_member(f"{_stem(index)}.json", len(text)), io.BytesIO(text))
 
 
@@ -88,18 +85,34 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _rows_of(path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList) -> list[dict[str, object]]:
+def _about(index: int, clips: ListedClips, videos: VideoList) -> dict[str, object]:
+    """What a shard says of a video beside its bytes."""
+    label = int(clips.labels[index])
+    named = {"class": videos.classes[label]} if label >= 0 else {}
+    return {"source": str(videos.table["path"].iloc[index]), "label": label, **named}
+
+
+def _rows_of(
+    path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList, sizes: np.ndarray
+) -> list[dict[str, object]]:  # fmt: skip
     """Lines of the index, from the shard as it stands. Raises VideoError where it is not what this list would give."""
     with tarfile.open(path) as tar:
-        members = {PurePath(member.name).stem: member for member in tar if not member.name.endswith(".json")}
-    if set(members) != {_stem(index) for index in part}:
-        raise VideoError(path, "it was packed from another list: choose another folder, or delete it")
+        members = {member.name: member for member in tar}
+        stored = {PurePath(name).stem: member for name, member in members.items() if not name.endswith(".json")}
+        written = {stem: tar.extractfile(f"{stem}.json") for stem in stored if f"{stem}.json" in members}
+        said = {stem: json.load(file) for stem, file in written.items() if file}
+    wanted = {_stem(index): (_about(index, clips, videos), int(sizes[index])) for index in part}
+    if {stem: (said.get(stem), member.size) for stem, member in stored.items()} != wanted:
+        raise VideoError(
+            path.parent,
+            f"{path.name} was packed from another list, or videos have changed since: choose another folder, or delete this",
+        )
     rows = []
     for index in part:
-        member, label = members[_stem(index)], int(clips.labels[index])
+        member, about = stored[_stem(index)], said[_stem(index)]
         row = {"path": path.name, "offset": member.offset_data, "size": member.size}
-        row |= {"label": videos.classes[label]} if label >= 0 else {}
-        rows.append(row | {"source": str(videos.table["path"].iloc[index])})
+        row |= {"label": about["class"]} if "class" in about else {}
+        rows.append(row | {"source": about["source"]})
     return rows
 
 

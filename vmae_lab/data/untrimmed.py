@@ -57,15 +57,20 @@ class SegmentLists(BaseModel):
         seen = self.features and self.features.content(root)
         return fingerprint([content_of(self.annotations, root), seen, self.train, self.validation, self.test])
 
+    @property
+    def folder(self) -> Path:
+        """Where the videos are. Raises ListError where there are features in their place."""
+        if self.videos is None:
+            raise ListError("videos.lists.videos: no folder of videos is given, but features of them")
+        return place_of(self.videos, absolute(self.root))
+
     def films(self, split: Split) -> str:
         """Names the videos of a split and their sizes, whatever is annotated in them; a place while they are not there."""
-        root = absolute(self.root)
-        place = place_of(self.annotations, root)
+        place = place_of(self.annotations, absolute(self.root))
         if not place.is_file():
             return fingerprint([str(place), self.videos])
         names = read_annotations(place, "keep").subset(*getattr(self, split)).videos.video
-        folder = place_of(self.videos, root)
-        there = named_videos(folder) if folder.is_dir() else {}
+        there = named_videos(self.folder) if self.folder.is_dir() else {}
         return fingerprint([(name, [one.stat().st_size for one in there.get(name, [])]) for name in sorted(names)])
 
 
@@ -84,13 +89,19 @@ class UntrimmedSettings(BaseModel):
             )
 
     @property
+    def given(self) -> UntrimmedWorldSettings | SegmentLists:
+        """The one of the two that is given."""
+        return next(one for one in (self.motionworld, self.lists) if one)
+
+    @property
     def fingerprint(self) -> str:
         """Names the data's content."""
-        return (self.motionworld or self.lists).fingerprint
+        return self.given.fingerprint
 
     def films(self, split: Split) -> str:
         """Names the videos of a split, and no more than decides the features of their windows."""
-        return self.motionworld.fingerprint if self.motionworld else self.lists.films(split)
+        given = self.given
+        return given.films(split) if isinstance(given, SegmentLists) else given.fingerprint
 
     @property
     def extracted(self) -> bool:
@@ -112,8 +123,7 @@ class Untrimmed:
 
     def clips(self, processes: int = 1) -> ListedClips:
         """The videos' files, in order, to be read. Raises ListError naming those that are not there."""
-        root = absolute(self.lists.root)
-        folder = place_of(self.lists.videos, root)
+        folder = self.lists.folder
         if not folder.is_dir():
             raise ListError(f"videos.lists.videos: there is no folder {folder}")
         places = named_videos(folder)
@@ -131,6 +141,8 @@ class Untrimmed:
     def features(self) -> VideoFeatures:
         """The videos' features that were there already. Raises ListError."""
         where = self.lists.features
+        if where is None:
+            raise ListError("videos.lists.features: none are given, but a folder of videos")
         folder = place_of(where.folder, absolute(self.lists.root))
         if not folder.is_dir():
             raise ListError(f"videos.lists.features: there is no folder {folder}")
@@ -186,7 +198,8 @@ def open_untrimmed(settings: UntrimmedSettings, split: Split, processes: int = 1
 
     Raises ListError, StorageError.
     """
-    lists = settings.lists or _as_lists(open_untrimmed_world(settings.motionworld, processes))
+    given = settings.given
+    lists = given if isinstance(given, SegmentLists) else _as_lists(open_untrimmed_world(given, processes))
     subsets = getattr(lists, split)
     if not subsets:
         raise ListError(f"videos.lists: there is no {split} split; name the annotations' subsets of it")

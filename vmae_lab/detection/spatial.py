@@ -1,4 +1,4 @@
-"""Spatial action detection: who does what, where, in a key frame (METHOD: detection; VideoMAE, section 4.2, on AVA)."""
+"""Spatial action detection: who does what, where, in a key frame (VideoMAE, section 4.2, on AVA)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
@@ -145,7 +145,8 @@ def detect(
     """
     people = {one: people_of(scenes, one, settings.person_score) for one in whose}
     grow = {one: settings.enlarge if one == "persons" else (0.0, 0.0) for one in whose}
-    device, found = next(model.parameters()).device, {one: [] for one in whose}
+    device = next(model.parameters()).device
+    found: dict[Whose, list[pd.DataFrame]] = {one: [] for one in whose}
     model.eval()
     for clips in _test_clips(scenes, settings, shape, people, batch):
         padded = torch.stack([_to_patches(video, shape.clip.patch) for _, video, _ in clips])

@@ -1,9 +1,10 @@
-"""Temporal action detection: when which action happens in a long video, from its features (METHOD: detection; ActionFormer).
+"""Temporal action detection: when which action happens in a long video, from its features (ActionFormer, used by VideoMAE V2).
 
 Trained on stretches of videos, tested on whole ones, through `models.localiser`.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 import torch
@@ -127,6 +128,9 @@ class LocaliseBatches(Dataset):
         self.task, self.rows = task, rows
         self.order = EpochOrder(len(task.names), task.seed, "localisation order")
         self._positives = lru_cache(maxsize=2 * HISTORY)(self._count)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocaliseBatches, (self.task, self.rows)  # as a loader process that is spawned gets it: the cache stays behind
 
     def __getitem__(self, step: int) -> Batch:
         task, shape = self.task, self.task.settings.shape

@@ -1,1 +1,1 @@
-"""Evaluation: frozen readouts, reconstruction error, and metrics with intervals."""
+"""Evaluation: frozen readouts, views of test videos, features of windows, reconstruction error, mAP, metrics with intervals."""

@@ -1,6 +1,7 @@
 """Where an encoder looks: attention rolled out from the last block to the first (Abnar and Zuidema 2020, arXiv 2005.00928)."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from timm.utils import AttentionExtract
@@ -17,7 +18,8 @@ def attention_rollout(encoder: VideoEncoder, video: Tensor) -> Tensor:
     what values and MLPs do with a token is not seen, so it says where information could have come from, not what was used.
     """
     opened = deepcopy(encoder)  # the fused kernel, which shows no weights, is given up in the copy alone
-    for block in opened.trunk.blocks:
+    blocks: Any = opened.trunk.blocks  # timm's, whose parts PyTorch's types do not know
+    for block in blocks:
         block.attn.fused_attn = False
     maps = AttentionExtract(opened, method="hook")(video)
     tokens = encoder.clip.tokens

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vmae_lab.evaluation.metrics import CONFIDENCE
 from vmae_lab.randomness import numpy_generator
 
 BINS = 15  # of the calibration error
@@ -17,14 +18,12 @@ def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return dict(zip(SCORES, _scores(*_per_video(probabilities, labels)), strict=True))
 
 
-def score_intervals(
-    probabilities: np.ndarray, labels: np.ndarray, seed: int, confidence: float = 0.95
-) -> dict[str, tuple[float, float]]:
+def score_intervals(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of `scores` over videos, in percent: what other videos might have given."""
     columns, rng = _per_video(probabilities, labels), numpy_generator(seed, "bootstrap over videos")
     draws = (rng.integers(len(labels), size=len(labels)) for _ in range(RESAMPLES))
     found = np.array([_scores(*(column[rows] for column in columns)) for rows in draws])
-    tail = 50 * (1 - confidence)
+    tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(found, [tail, 100 - tail], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(SCORES)}
 

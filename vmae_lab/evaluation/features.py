@@ -5,6 +5,7 @@ A file a video, and tables of what is where. Long videos are read in chunks; wha
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,8 @@ from vmae_lab.data.sampling import Stretch
 from vmae_lab.data.video import VideoError, VideoFile
 from vmae_lab.data.video_features import VideoFeatures, open_features
 from vmae_lab.files import fingerprint, make_folder, read_json, storing_in, whole_file, write_json, write_text
-from vmae_lab.models.checkpoints import open_checkpoint, weights_digest
-from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
+from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
@@ -76,7 +76,7 @@ class _Seen:
 
 
 def extract_features(
-    encoder: nn.Module,
+    encoder: VideoEncoder,
     clips: ListedClips,
     folder: Path,
     settings: FeatureSettings,
@@ -130,15 +130,30 @@ def _alone(folder: Path) -> FileLock:
     return FileLock(folder / LOCK)
 
 
-def open_encoder(where: str | Path, shape: dict[str, int | None], device: str) -> tuple[nn.Module, nn.Module | None]:
-    """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own.
+def open_encoder(
+    where: str | Path, frames: int | None, side: int | None, device: str
+) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
+    """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own. No head is needed.
 
-    `shape`: `frames` and `side` of its clips, its own where None. Raises CheckpointError.
+    `frames` and `side` of its clips, its own where None. A classifier without that norm gets one that only
+    standardises, with a warning. Raises CheckpointError.
     """
-    if open_checkpoint(where).config.model == "VideoMAE":
-        return VideoMAE.from_pretrained(where, **shape).encoder.to(device), None
-    model = VideoClassifier.from_pretrained(where, **shape).to(device)
-    return model.encoder, model.head.fc_norm
+    checkpoint = open_checkpoint(where)
+    size, classifies = checkpoint.config.size, checkpoint.config.model != "VideoMAE"
+    try:
+        clip = checkpoint.config.reshaped(frames, side)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    encoder = VideoEncoder(size, clip, norm=not classifies)
+    load_weights(encoder, part_of(checkpoint.state, "encoder."), str(where))
+    if not classifies:
+        return encoder.to(device), None
+    norm, weights = nn.LayerNorm(size.width, eps=NORM_EPS), part_of(checkpoint.state, "head.fc_norm.")
+    if weights:
+        load_weights(norm, weights, f"{where}: fc_norm")
+    else:
+        warnings.warn(f"{where} has no fc_norm: its mean tokens are standardised without learned weights", stacklevel=2)
+    return encoder.to(device), norm.to(device)
 
 
 def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
@@ -152,7 +167,7 @@ def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
 
 @torch.no_grad()
 def _features(
-    encoder: nn.Module, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
+    encoder: VideoEncoder, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
     batch: int, chunk: int,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
     """Float32 `(windows, D)` of one video, its frames and their rate. Raises VideoError."""

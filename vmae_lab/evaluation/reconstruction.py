@@ -9,10 +9,12 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE, cube_statistics, reconstruction_loss
 from vmae_lab.randomness import torch_generator
 
+BATCH = 32  # clips, whose masks are drawn together
+
 
 @torch.no_grad()
 def reconstruction_errors(
-    model: VideoMAE, clips: Clips, settings: ModelSettings, masks: MaskSettings, stride: int, batch: int = 32
+    model: VideoMAE, clips: Clips, settings: ModelSettings, masks: MaskSettings, stride: int
 ) -> dict[str, float]:
     """Loss on held-out clips under the arm's own masks, and that of saying just each cube's mean.
 
@@ -23,8 +25,8 @@ def reconstruction_errors(
     sums = {"reconstruction": 0.0, "cube_mean": 0.0}
     tokens = 0
     everything = range(len(clips))
-    batches = evaluated_clips(clips, everything, settings.frames, stride, settings.side, batch)
-    for rows, video in zip(batches_of(everything, batch), batches, strict=True):
+    batches = evaluated_clips(clips, everything, settings.frames, stride, settings.side, BATCH)
+    for rows, video in zip(batches_of(everything, BATCH), batches, strict=True):
         video = video.to(device)
         generators = (torch_generator(0, f"held-out {side} mask", rows[0]) for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(masks, settings.clip.grid, len(rows), *generators)

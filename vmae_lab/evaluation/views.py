@@ -1,4 +1,4 @@
-"""A video judged by several views: clips over time x crops over the picture, softmax averaged (METHOD 4: test)."""
+"""A video judged by several views: clips over time x crops over the picture, softmax averaged (VideoMAE V2's test protocol)."""
 
 from typing import Literal
 
@@ -54,7 +54,7 @@ def view_probabilities(
                 failed[row] = video
             elif not failed:
                 scores = model(cut_views(video, settings.frames, settings.side, views.crops).to(device))
-                found[row] = scores.double().softmax(1).mean(0).cpu().numpy()
+                found[row] = scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
     everything = dict(gather_object(list(found.items())))
     missing = dict(gather_object(list(failed.items())))
     if missing:

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vmae_lab.data.lists import read_split
+from vmae_lab.evaluation.metrics import CONFIDENCE
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import Stage, controls_stage, initial_stage, pretrain_stage
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plan_ablation(
 ) -> Plan:
     """Every arm at every seed. What an arm makes impossible is refused here, or with `skip_impossible` left out and told.
 
-    Raises RecipeError, also where leaving out would leave nothing that is pre-trained.
+    Raises RecipeError, also where leaving out would leave nothing that is pre-trained, and where a list has too few labels.
     """
     cells, impossible = [], {}
     for arm in recipe.arms:
@@ -114,7 +114,28 @@ def plan_ablation(
         raise RecipeError(f"{name}: no arm with pre-training is possible, so there is nothing to compare{reasons}")
     # The controls prove the embedded data; of list files there is nothing to prove.
     proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
-    return Plan(name, recipe, arms, cells, proved, impossible)
+    plan = Plan(name, recipe, arms, cells, proved, impossible)
+    _check_labels(plan)
+    return plan
+
+
+def _check_labels(plan: Plan) -> None:
+    """See that the train list has the labels that are drawn of it: told before pre-training, not after. Raises RecipeError."""
+    lists = plan.recipe.data.lists
+    drawn = {("evaluate.finetune_labels", stage.settings["labels"]) for stage in plan.stages if stage.kind == "finetune"}
+    drawn |= {("evaluate.probe.labels", stage.settings["probe"]["labels"]) for stage in plan.stages if stage.kind == "probe"}
+    counts = [(name, count) for name, count in sorted(drawn, key=str) if count is not None]
+    if not lists or not counts or not lists.train_is_there:
+        return
+    train = read_split(lists, "train")
+    there = train.table["label"].value_counts()
+    fewest, number = there.idxmin(), there.min()
+    for name, count in counts:
+        if count // len(there) > number:
+            raise RecipeError(
+                f"{name} {count} are {count // len(there)} videos a class, and class '{train.classes[fewest]}' of "
+                f"data.lists.train has {number}: set it to {number * len(there)} at most, or to null to use all there are"
+            )
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -152,7 +173,7 @@ def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
     return list(order.index[order.value > best])
 
 
-def linear_trend(design: pd.DataFrame, values: np.ndarray, confidence: float = CONFIDENCE) -> pd.DataFrame:
+def linear_trend(design: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """Least squares of values on the design's columns and a constant: per column the slope and its t interval.
 
     Every run counts as one independent observation. Raises ValueError where the columns cannot be told apart or no run is
@@ -167,16 +188,16 @@ def linear_trend(design: pd.DataFrame, values: np.ndarray, confidence: float = C
     slopes, *_ = np.linalg.lstsq(columns, values, rcond=None)
     residual = values - columns @ slopes
     errors = np.sqrt(residual @ residual / freedom * np.diag(np.linalg.inv(columns.T @ columns)))
-    half = stats.t.ppf((1 + confidence) / 2, freedom) * errors
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * errors
     table = {"slope": slopes, "low": slopes - half, "high": slopes + half}
     return pd.DataFrame(table, index=["constant", *design.columns]).drop(index="constant")
 
 
-def t_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def t_interval(values: np.ndarray) -> tuple[float, float]:
     """Student's interval of a mean; with one value there is none, and with few it is wide, as it should be."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
 
 

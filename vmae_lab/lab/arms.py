@@ -5,21 +5,27 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.lab.recipe import Recipe, RecipeError, needed
 from vmae_lab.models.sizes import SIZES
 from vmae_lab.training.finetune import FinetuneSettings
 
 Overrides = Mapping[str, Any]
-# Okabe and Ito's colours, told apart by colour-blind readers; markers differ too, for print.
+# Okabe and Ito's colours, told apart by colour-blind readers, without their yellow, which is faint on white, and with a grey.
 GREY, BLACK, ORANGE, RED, PINK, SKY, BLUE, GREEN = (
     "#777777", "#000000", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73",
 )  # fmt: skip
+# For print, where colours are greys: each colour's dashes of a line, and hatch of a bar.
+PRINTED: dict[str, tuple[Any, str]] = {
+    GREY: ("--", ""), BLACK: ("-", "++"), ORANGE: ((0, (6, 2)), ".."), RED: ("-.", "xx"), PINK: ((0, (1, 1)), "oo"),
+    SKY: ((0, (2, 1)), "--"), BLUE: ("-", "//"), GREEN: ((0, (6, 1, 1, 1, 1, 1)), "\\\\"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Arm:
     """One arm: dotted overrides of the recipe (or how to get them from it), its name, its colour and marker everywhere.
 
+    `fill`: how much of the marker is filled, as matplotlib names it; other arms of the same colour and marker differ by it.
     `pretrained` False: the arm starts from an untrained encoder. `post_pretrained`: supervised training on the labelled
     hybrid comes between that and the target. `taught`: a teacher's answers are learned from, in place of labels.
     """
@@ -31,6 +37,17 @@ class Arm:
     pretrained: bool = True
     post_pretrained: bool = False
     taught: bool = False
+    fill: str = "full"
+
+    @property
+    def dashes(self) -> Any:
+        """The style of its lines, as matplotlib takes it."""
+        return PRINTED[self.colour][0]
+
+    @property
+    def hatch(self) -> str:
+        """The hatch of its bars."""
+        return PRINTED[self.colour][1]
 
     def changes(self, recipe: Recipe) -> Overrides:
         """The dotted overrides for a recipe."""
@@ -121,7 +138,7 @@ def student_size(recipe: Recipe) -> str:
     return recipe.student or ladder[rung - 1]
 
 
-TEACHER = Arm("teacher", BLACK, "*")
+TEACHER = Arm("teacher", BLACK, "o")
 DISTILLATION: dict[str, Arm] = {
     "scratch": Arm("student from scratch, labels", GREY, "X", _trained_alike, pretrained=False),
     "scratch_taught": Arm("student from scratch, teacher", ORANGE, "s", _trained_alike, pretrained=False, taught=True),
@@ -137,15 +154,18 @@ def ratio_arm(encoder: float, decoder: float) -> str:
     return f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}"
 
 
+# Colour and marker are those of the decoder mask in DECODER_MASKS, where the encoder's ratio is 90 %.
 MASK_RATIOS: dict[str, Arm] = {"scratch": SCRATCH} | {
     ratio_arm(encoder, decoder): Arm(
         f"tube {encoder:.0%}, cell {decoder:.0%}".replace("%", " %"),
         colour,
         marker,
         {"mask.encoder_ratio": encoder, **_cell(decoder)},
+        fill=fill,
     )
-    for (encoder, colour), (decoder, marker) in product(
-        zip(ENCODER_RATIOS, (ORANGE, RED, BLUE, GREEN), strict=True), zip(DECODER_RATIOS, "oPD*", strict=True)
+    for (encoder, fill), (decoder, colour, marker) in product(
+        zip(ENCODER_RATIOS, ("none", "left", "full", "top"), strict=True),
+        zip(DECODER_RATIOS, (BLACK, SKY, BLUE, GREEN), "oPD*", strict=True),
     )
 }
 
@@ -162,7 +182,8 @@ POOLS: dict[str, Mapping[str, float]] = {
 
 def _limits(recipe: Recipe, parts: Mapping[str, float]) -> dict[str, int]:
     """Clips per source and action in parts of the sources: one at least."""
-    return {source: max(1, round(part * recipe.data.motionworld.train)) for source, part in parts.items()}
+    there = needed(recipe.data.motionworld, "data.motionworld").train
+    return {source: max(1, round(part * there)) for source, part in parts.items()}
 
 
 def pool_limits(recipe: Recipe, pool: str) -> dict[str, int]:
@@ -200,7 +221,7 @@ PROGRESSIVE: dict[str, Arm] = {
     "scratch": Arm("from scratch", GREY, "X", pretrained=False),
     "pretrained": Arm("pre-trained", BLUE, "D", _hybrid),
     "post_only": Arm("post-pre-trained only", ORANGE, "s", _hybrid, pretrained=False, post_pretrained=True),
-    "progressive": Arm("pre-trained, then post-pre-trained", RED, "^", _hybrid, post_pretrained=True),
+    "progressive": Arm("pre-trained, then post-pre-trained", GREEN, "*", _hybrid, post_pretrained=True),
 }
 
 PAPER_SIZES = ("small", "base", "large", "huge", "giant")
@@ -241,6 +262,7 @@ def scaled(place: int, data: float, steps: float) -> Callable[[Recipe], Override
     return overrides
 
 
+# A colour and marker for what is spent on training; sizes stand on the axis.
 SCALING: dict[str, Arm] = {
     f"{place}_{data}_{steps}": Arm(
         f"{place} model, {data} data, {steps} steps",
@@ -248,9 +270,7 @@ SCALING: dict[str, Arm] = {
         marker,
         scaled(SIZE_PLACES[place], DATA_PARTS[data], STEP_PARTS[steps]),
     )
-    for (place, colour), (data, steps), marker in (
-        (size, budget, marker)
-        for size in zip(SIZE_PLACES, (SKY, BLUE, RED), strict=True)
-        for budget, marker in zip(product(DATA_PARTS, STEP_PARTS), "osPD", strict=True)
+    for place, ((data, steps), colour, marker) in product(
+        SIZE_PLACES, zip(product(DATA_PARTS, STEP_PARTS), (SKY, ORANGE, RED, BLUE), "Ps^D", strict=True)
     )
 }

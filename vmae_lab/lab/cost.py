@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,8 +199,7 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
     """A plan's stages by kind, with their optimiser steps and multiply-accumulates: counted, nothing is run."""
     stages = plan.stages
     lines = [f"{plan.name} at scale '{plan.recipe.scale}': {len(plan.possible)} arms x {len(plan.recipe.seeds)} seeds"]
-    for kind in dict.fromkeys(stage.kind for stage in stages):
-        these = [stage for stage in stages if stage.kind == kind]
+    for kind, these in _by_kind(stages).items():
         done = sum(store.finished(stage) for stage in these)
         steps, macs = sum(stage.steps for stage in these), sum(map(stage_macs, these))
         lines.append(f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC")
@@ -223,14 +223,21 @@ def plan_cost(plan: Plan, store: RunStore, rate: float) -> PlanCost:
     return PlanCost(kinds, kinds - left, sum(map(stage_macs, todo)), disk, rate, jobs)
 
 
+def stage_table(plan: Plan) -> pd.DataFrame:
+    """A plan's stages by kind, finished or not: how many, and their optimiser steps. The same on every machine."""
+    return pd.DataFrame([
+        {"kind": kind, "stages": len(these), "steps": sum(stage.steps for stage in these)}
+        for kind, these in _by_kind(plan.stages).items()
+    ])  # fmt: skip
+
+
 def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFrame:
     """A finished plan's stages by kind: the time that the count gives at a rate, and the time they took when they ran.
 
     Times are a stage's own, added up: stages that ran side by side took less by the clock.
     """
     lines = []
-    for kind in dict.fromkeys(stage.kind for stage in plan.stages):
-        these = [stage for stage in plan.stages if stage.kind == kind]
+    for kind, these in _by_kind(plan.stages).items():
         counted = sum(map(stage_macs, these)) / rate
         taken = sum(store.result(stage)["seconds"] for stage in these)
         lines.append({"kind": kind, "stages": len(these), "predicted, s": counted, "taken, s": taken})
@@ -292,6 +299,14 @@ def token_table(plan: Plan) -> pd.DataFrame:
             "MMAC": round(cost.fvcore / 1e6, 2),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _by_kind(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+    """Stages by what they are, in the order in which the kinds come first."""
+    kinds: dict[str, list[Stage]] = {}
+    for stage in stages:
+        kinds.setdefault(stage.kind, []).append(stage)
+    return kinds
 
 
 def _listed(kinds: Counter[str]) -> str:

@@ -53,7 +53,7 @@ def run_features(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), FeatureSettings(**job.section("features"))
     videos = load_untrimmed(UntrimmedSettings.model_validate_json(job.stage.where), job.section("split"), job.compute)
     here, folder = process_state(), job.folder / FEATURES
-    encoder, norm = open_encoder(job.input_folders[0], {"frames": model.frames, "side": model.side}, str(here.device))
+    encoder, norm = open_encoder(job.input_folders[0], model.frames, model.side, str(here.device))
     clips = videos.clips(max(job.compute.jobs, job.compute.workers))
     if here.is_main_process:
         videos.check_rates(clips)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.data.resident import ResidentClips
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
 from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
@@ -74,13 +75,14 @@ def _run_initial(job: Job) -> dict[str, Any]:
 def _run_opened(job: Job) -> dict[str, Any]:
     """A checkpoint from outside, as a folder like that of a stage that trained it."""
     config, model, where = ModelConfig(**job.section("config")), ModelSettings(**job.section("model")), job.stage.where
-    shape = {"frames": model.frames, "side": model.side}
     if config.model == "VideoMAE":
-        opened: Pretrained = VideoMAE.from_pretrained(where, **shape)
+        opened: Pretrained = VideoMAE.from_pretrained(where, frames=model.frames, side=model.side)
     else:
         with warnings.catch_warnings():  # of a head that does not fit: then only the encoder is taken
             warnings.simplefilter("ignore")
-            opened = VideoClassifier.from_pretrained(where, classes=config.classes or 1, **shape)
+            opened = VideoClassifier.from_pretrained(
+                where, classes=config.classes or 1, frames=model.frames, side=model.side
+            )  # fmt: skip
     if process_state().is_main_process:
         opened.save_pretrained(job.folder, story=f"Stage `{job.stage.key}` of a run of vmae_lab: opened from {where}.")
     return {"metrics": {}, "opened": where}
@@ -198,6 +200,8 @@ def _run_controls(job: Job) -> dict[str, Any]:
     model = ModelSettings(**job.section("model"))
     data, clips = _load(job, "train", job.section("sources"))
     held_out, said = _held_out(job, job.section("sources"))
+    assert isinstance(clips, ResidentClips), "controls are of the embedded data set alone"
+    assert isinstance(held_out, ResidentClips)
     few = ProbeSettings(labels=job.section("labels"), draws=job.section("draws"))
     draws = labelled_draws(clips.labels, few, data.seed)
     raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]

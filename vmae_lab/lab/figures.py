@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,9 +48,15 @@ def mask_gallery(video: np.ndarray, masks: Mapping[str, tuple[np.ndarray, np.nda
     """
     frames = video[::tubelet]
     encoder_mask = next(iter(masks.values()))[0]
-    rows = {"clip": frames, "encoder sees": _paint(frames, encoder_mask, patch)}
-    rows |= {f"decodes: {label}": _paint(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
+    rows = {"clip": frames, "encoder sees": painted(frames, encoder_mask, patch)}
+    rows |= {f"decodes: {label}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
     return _strips(rows, f"time step of the token grid ({tubelet} frames each) →")
+
+
+def painted(frames: np.ndarray, mask: np.ndarray, patch: int) -> np.ndarray:
+    """Frames, one a time step, with the masked cubes covered: uint8 `(T', H, W, 3)`, bool `(T', H', W')` -> as the frames."""
+    covered = np.kron(mask, np.ones((1, patch, patch), dtype=bool))[..., None]
+    return np.where(covered, np.array(HIDDEN) * 255, frames).astype(np.uint8)
 
 
 def reconstruction_strips(rows: Mapping[str, np.ndarray]) -> Figure:
@@ -62,17 +69,20 @@ def loss_curves(
 ) -> Figure:  # fmt: skip
     """Training loss over steps, a line an arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss.
 
-    The vertical axis is cut to what comes after the first tenth of the steps.
+    The vertical axis is cut to what comes after the first tenth of the steps. Markers are staggered, so that lines that lie
+    on one another are still told apart, and ranges are the paler the more of them there are.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
-    for arm in curves.arm.unique():
+    names = list(curves.arm.unique())
+    for place, arm in enumerate(names):
         chosen = curves[curves.arm == arm].groupby("step").loss.agg(["mean", "min", "max"])
-        style = arms[arm]
+        style, apart = arms[arm], max(1, len(chosen) // 6)
         axes.plot(
-            chosen.index, chosen["mean"], color=style.colour, marker=style.marker, markevery=max(1, len(chosen) // 6),
-            markersize=5, label=style.label,
+            chosen.index, chosen["mean"], color=style.colour, linestyle=style.dashes, marker=style.marker,
+            markevery=(place * apart // len(names), apart), markersize=5, label=style.label,
         )  # fmt: skip
-        axes.fill_between(chosen.index, chosen["min"], chosen["max"], color=style.colour, alpha=0.15, linewidth=0)
+        alpha = 0.3 / max(2, len(names))
+        axes.fill_between(chosen.index, chosen["min"], chosen["max"], color=style.colour, alpha=alpha, linewidth=0)
     later = curves[curves.step > 0.1 * curves.step.max()].loss  # the fall of the first steps would flatten all that follows
     margin = 0.15 * (later.max() - later.min())
     axes.set_ylim(later.min() - margin, later.max() + margin)
@@ -98,15 +108,12 @@ def accuracy_against_cost(
     for arm, row in summary.iterrows():
         style = arms[arm]
         if arm == floor:
-            axes.axhline(row["mean"], color=style.colour, linewidth=1.2, linestyle="--", label=style.label)
+            axes.axhline(row["mean"], color=style.colour, linewidth=1.2, linestyle=style.dashes, label=style.label)
             if not np.isnan(row["low"]):
                 axes.axhspan(row["low"], row["high"], color=style.colour, alpha=0.15, linewidth=0)
             continue
         error = None if np.isnan(row["low"]) else [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-        axes.errorbar(
-            place[arm], row["mean"], yerr=error, color=style.colour, marker=style.marker, markersize=8, capsize=3,
-            linestyle="none", label=style.label,
-        )  # fmt: skip
+        axes.errorbar(place[arm], row["mean"], yerr=error, **_point(style, 8), capsize=3, linestyle="none", label=style.label)
     if len(front) > 1:
         axes.plot([place[arm] for arm in front], summary["mean"][list(front)], color="#999999", zorder=0, label="Pareto front")
     _chance_line(axes, chance)
@@ -147,7 +154,7 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
         for line, arm in enumerate(names):
             row, style = summary.loc[arm], arms[arm]
             error = None if np.isnan(row["low"]) else [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-            axes.errorbar(row["mean"], line, xerr=error, color=style.colour, marker=style.marker, markersize=8, capsize=3)
+            axes.errorbar(row["mean"], line, xerr=error, **_point(style, 8), capsize=3)
         axes.axvline(chance, color="#BBBBBB", linewidth=1, linestyle=":")
         axes.text(chance, -0.75, " chance", fontsize=8, color="#666666", va="center")
         axes.set(title=title, ylim=(len(names) - 0.5, -1))
@@ -170,15 +177,16 @@ def bars_by_class(
     figure, axes = plt.subplots(figsize=(width, 3.6), layout="constrained")
     crowded = width / (len(names) * len(summaries)) < 0.2  # inches a bar
     for place, (arm, summary) in enumerate(summaries.items()):
+        style = arms[arm]
         at = np.arange(len(names)) + (place - (len(summaries) - 1) / 2) * wide
         chosen = summary.reindex(names)
         axes.bar(
-            at, chosen["mean"], 0.92 * wide, yerr=chosen["std"], color=arms[arm].colour, edgecolor="white",
-            hatch=("", "//", "..", "xx")[place % 4], capsize=0 if crowded else 2, label=arms[arm].label,
+            at, chosen["mean"], 0.92 * wide, yerr=chosen["std"], color=style.colour, edgecolor="white",
+            hatch=style.hatch, capsize=0 if crowded else 2, label=style.label,
             linewidth=0 if crowded else 1, error_kw={"linewidth": 0.5 if crowded else 1},
         )  # fmt: skip
     for place, value in enumerate(guess.values()):
-        label = "guessing" if place == 0 else None
+        label = "guessing" if place == 0 else ""
         axes.hlines(value, place - 0.48, place + 0.48, color=GUESS, linestyle=":", linewidth=1.5, label=label)
     turned, size = (30 if len(names) > 8 else 0, None) if len(names) <= 24 else (90, 8)
     axes.set_xticks(
@@ -217,7 +225,7 @@ def lines_by_arm(
         style, beside = arms[arm], 1.03 ** (place - (len(curves) - 1) / 2)  # a little apart, so that no bar hides another
         error = None if curve.low.isna().any() else [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
         axes.errorbar(
-            curve.index * beside, curve["mean"], yerr=error, color=style.colour, marker=style.marker, markersize=7, capsize=3,
+            curve.index * beside, curve["mean"], yerr=error, **_point(style, 7), linestyle=style.dashes, capsize=3,
             label=style.label,
         )  # fmt: skip
     _chance_line(axes, chance)
@@ -273,6 +281,14 @@ def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
     return figure
 
 
+def _point(style: Arm, size: float) -> dict[str, Any]:
+    """How an arm's point is drawn. Stars and crosses look smaller than other markers of their size."""
+    return {
+        "color": style.colour, "marker": style.marker, "fillstyle": style.fill, "markerfacecoloralt": "white",
+        "markersize": size * (1.4 if style.marker in "*P" else 1),
+    }  # fmt: skip
+
+
 def _chance_line(axes: plt.Axes, chance: float) -> None:
     axes.axhline(chance, color="#BBBBBB", linewidth=1, linestyle=":", label="chance")
 
@@ -284,13 +300,7 @@ def _side_by_side(cost: pd.Series) -> pd.Series:
     return cost + gap * (rank - (count - 1) / 2)
 
 
-def _paint(frames: np.ndarray, mask: np.ndarray, patch: int) -> np.ndarray:
-    """Cover the masked cubes of frames, one frame a time step: uint8 `(T', H, W, 3)`, bool `(T', H', W')`."""
-    covered = np.kron(mask, np.ones((1, patch, patch), dtype=bool))[..., None]
-    return np.where(covered, np.array(HIDDEN) * 255, frames).astype(np.uint8)
-
-
-def _strips(rows: Mapping[str, Sequence[np.ndarray]], xlabel: str = "") -> Figure:
+def _strips(rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], xlabel: str = "") -> Figure:
     """Rows of small pictures under their names; the grid has the pictures' own proportions, so that no gaps open."""
     columns = len(next(iter(rows.values())))
     figure, axes = plt.subplots(

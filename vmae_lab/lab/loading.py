@@ -11,7 +11,7 @@ from vmae_lab.data.clips import Clips, DataSettings, load_clips
 from vmae_lab.data.evaluated import readable
 from vmae_lab.data.quarantine import Quarantine
 from vmae_lab.data.scenes import Scenes, SceneSettings, open_scenes
-from vmae_lab.data.untrimmed import Untrimmed, UntrimmedSettings, open_untrimmed
+from vmae_lab.data.untrimmed import Split, Untrimmed, UntrimmedSettings, open_untrimmed
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.settings import Compute
 
@@ -39,11 +39,11 @@ def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes
 
 
 @lru_cache(maxsize=4)
-def _untrimmed(settings: str, content: str, split: str, processes: int) -> Untrimmed:
+def _untrimmed(settings: str, content: str, split: Split, processes: int) -> Untrimmed:
     return open_untrimmed(UntrimmedSettings.model_validate_json(settings), split, processes)
 
 
-def load_untrimmed(settings: UntrimmedSettings, split: str, compute: Compute) -> Untrimmed:
+def load_untrimmed(settings: UntrimmedSettings, split: Split, compute: Compute) -> Untrimmed:
     """The annotated untrimmed videos of one split."""
     return _untrimmed(settings.model_dump_json(), settings.fingerprint, split, max(compute.jobs, compute.workers))
 
@@ -55,9 +55,10 @@ def check_scenes(settings: SceneSettings, split: str, compute: Compute) -> None:
         load_scenes(settings, one, compute)
 
 
-def check_untrimmed(settings: UntrimmedSettings, split: str, compute: Compute) -> None:
+def check_untrimmed(settings: UntrimmedSettings, split: Split, compute: Compute) -> None:
     """The same of untrimmed videos, and see that they, or their features, are there. Raises ListError, StorageError."""
-    for one in dict.fromkeys(("train", split)):
+    both: tuple[Split, Split] = ("train", split)
+    for one in dict.fromkeys(both):
         load_untrimmed(settings, one, compute).check()
 
 

@@ -28,12 +28,13 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
     others = ~np.isin(codes, listed)
     if others.any():
         label = f"{len(order) - len(listed)} others ({others.sum()})"
-        axes.scatter(*points[others].T, s=14, color="#CCCCCC", marker=".", label=label)
+        x, y = points[others].T
+        axes.scatter(x, y, s=14, color="#CCCCCC", marker=".", label=label)
     for place, kind in enumerate(listed):
         colour, marker = COLOURS[place % 8], MARKERS[(place + place // 8) % 8]
-        chosen = points[codes == kind]
+        x, y = points[codes == kind].T
         axes.scatter(
-            *chosen.T, s=38 if len(points) < 300 else 20, color=colour, marker=marker, alpha=0.85, linewidths=0,
+            x, y, s=38 if len(points) < 300 else 20, color=colour, marker=marker, alpha=0.85, linewidths=0,
             label=f"{short(names[kind], 36)} ({counts[kind]})",
         )  # fmt: skip
     axes.set(xticks=[], yticks=[])
@@ -56,7 +57,7 @@ def neighbour_pictures(
 ) -> Figure:  # fmt: skip
     """Query clips and their nearest ones, a row a query, in pictures `(n, H, W, 3)`; names say what each clip is.
 
-    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, else orange and `x`.
+    With labels, a neighbour's frame is blue and its name begins with `=` where its class is the query's, or vermilion and `x`.
     """
     near = neighbours[list(queries)]
     rows, columns = near.shape
@@ -96,10 +97,11 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     side = 0.5 * len(kept) + 1.0
     figure, axes = plt.subplots(figsize=(side + 1.0, side), layout="constrained")
     sns.heatmap(
-        percent, ax=axes, annot=np.array(words), fmt="", cmap="Blues", vmin=0, vmax=100, square=True, linewidths=0.5,
+        percent, ax=axes, annot=np.array(words), fmt="", cmap="Greys", vmin=0, vmax=100, square=True, linewidths=0.5,
         linecolor="#DDDDDD", annot_kws={"fontsize": 8}, cbar_kws={"shrink": 0.7},
     )  # fmt: skip
     bar = axes.collections[0].colorbar
+    assert bar is not None, "seaborn draws one beside a heatmap"
     bar.set_label("% of the class's answers", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     rows = [f"{name} ({n})" for name, n in zip(names, counts.sum(1)[kept], strict=True)]

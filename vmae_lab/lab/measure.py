@@ -19,6 +19,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 from vmae_lab.processes import worker_pool
 from vmae_lab.randomness import seeded, torch_generator
+from vmae_lab.training.devices import bf16_is_native
 from vmae_lab.training.optim import parameter_groups
 
 ROOM = 0.9  # of the device's memory; more is not tried, so that a machine is not brought to its knees
@@ -63,7 +64,7 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
 
     A step is forward, target, loss, backward and AdamW on random pixels; no data loading. bf16 on a GPU that has it.
     """
-    half = torch.cuda.is_available()
+    half = bf16_is_native()
     if predicted_bytes(model, masks, batch_size, half) > ROOM * device_memory():
         return {"fits": False}
     with worker_pool(1) as pool:
@@ -100,7 +101,7 @@ def _stepper(model: ModelSettings, masks: MaskSettings, batch_size: int, device:
         generators = (torch_generator(index, f"{side} mask") for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(masks, clip.grid, batch_size, *generators)
         counted = loss_positions(encoder_mask, visible_index(decoder_mask), masks.loss_on).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native()):
             prediction, decoded = network(video, encoder_mask, decoder_mask)
         reconstruction_loss(prediction, network.target(video, decoded), counted).backward()
         optimizer.step()

@@ -32,7 +32,8 @@ def example_clips(plan: Plan) -> Clips:
 
 def random_clips(plan: Plan, count: int) -> list[int]:
     """Rows of some example clips that can be read, drawn by the recipe's first seed. Raises MissingVideos where none can."""
-    clips, found, missing = example_clips(plan), [], None
+    clips, found = example_clips(plan), list[int]()
+    missing: MissingVideos | None = None
     order = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(clips)).tolist()
     for some in batches_of(order, count):
         there, failed = readable(clips, some, *window(plan.recipe))

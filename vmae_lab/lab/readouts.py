@@ -84,7 +84,7 @@ def attentive_answers(
         warmup_steps=settings.attentive_steps // 10, precision="fp32",
     )  # fmt: skip
     task = AttentiveProbeTask(tokens, torch.from_numpy(labels), model.dimensions.heads, classes, training, seed)
-    quiet = compute.model_copy(update={"tensorboard": False})
+    quiet = compute.model_copy(update={"tensorboard": False, "trackers": ()})
     head = train(task, folder, quiet, progress=False).model.eval()
     with torch.no_grad():
         parts = [head(part.to(process_state().device)).argmax(1).cpu() for part in test_tokens.split(256)]

@@ -2,8 +2,8 @@
 
 import copy
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -132,6 +132,16 @@ class Recipe(BaseModel):
         return build_recipe(tree)
 
 
+Section = TypeVar("Section")
+
+
+def needed(section: Section | None, name: str, why: str = "the plan needs it") -> Section:
+    """A part of a recipe that may be left out, for what cannot do without. Raises RecipeError."""
+    if section is None:
+        raise RecipeError(f"{name}: this parameter is missing, and {why}")
+    return section
+
+
 def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = None) -> Recipe:
     """Checked settings from plain parameters; `override` holds dotted one-offs (`{"pretrain.steps": 10}`).
 
@@ -145,7 +155,7 @@ def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = N
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_explain(error)) from None
+        raise RecipeError(_explain(error, tree)) from None
     if arms is not None:
         for arm in recipe.arms:
             if arm not in arms:
@@ -191,31 +201,51 @@ def _apply(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         place[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
     """pydantic's findings, a line each: the parameter's dotted name, what is wrong, what is accepted."""
-    lines = []
+    found: dict[str, list[str]] = {}
     for finding in error.errors():
-        path = [str(part) for part in finding["loc"]]
+        path = _written(finding["loc"], tree, finding["type"] == "missing")
         name = ".".join(path) or "parameters"
         if finding["type"] == "extra_forbidden":
             accepted = _fields_at(path[:-1])
-            lines.append(f"{name}: unknown parameter{_nearest(path[-1], accepted)}; accepted here: {', '.join(accepted)}")
+            words = f"unknown parameter{_nearest(path[-1], accepted)}; accepted here: {', '.join(accepted)}"
         elif finding["type"] == "missing":
-            lines.append(f"{name}: this parameter is missing")
+            words = "this parameter is missing"
         else:
             message = finding["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(finding["input"], dict) else f" (got {finding['input']!r})"
-            lines.append(f"{name}: {message}{given}")
-    return "\n".join(lines)
+            words = message if isinstance(finding["input"], dict) else f"{message} (got {finding['input']!r})"
+        found.setdefault(name, []).append(f"{name}: {words}")
+    # Of a value that may be of several types, what is wrong inside it says more than which other type it is not.
+    return "\n".join(line for name in found if not any(one.startswith(f"{name}.") for one in found) for line in found[name])
+
+
+def _written(location: tuple[int | str, ...], tree: Mapping[str, Any], missing: bool) -> list[str]:
+    """A finding's place in the names of the recipe: without pydantic's own for the types that a value may be of."""
+    path: list[str] = []
+    place: Any = tree
+    for part in location:
+        if isinstance(part, int) if isinstance(place, list | tuple) else isinstance(place, Mapping) and part in place:
+            path.append(str(part))
+            place = place[part]
+    return [*path, str(location[-1])] if missing else path
 
 
 def _fields_at(path: list[str]) -> list[str]:
-    """Names accepted in a section of the recipe."""
+    """Names accepted in a section of the recipe. A name that is no field of its section is a key in a dictionary of them."""
     section: type[BaseModel] = Recipe
     for name in path:
-        annotation = section.model_fields[name].annotation
-        section = next(part for part in (annotation, *get_args(annotation)) if hasattr(part, "model_fields"))
+        if name in section.model_fields:
+            section = next(_sections_in(section.model_fields[name].annotation), section)
     return list(section.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field may be or hold: `X`, `X | None`, `str | dict[str, X]`."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)
 
 
 def _nearest(name: str, accepted: Any) -> str:

@@ -64,6 +64,8 @@ class Report:
         return folder / "README.md"
 
     def _write(self, folder: Path, plan: Plan, store: RunStore) -> None:
+        for name in ("tables", "figures"):  # also of a notebook that has none of the one
+            make_folder(folder / name)
         made = provenance()
         head = (
             f"# {self.title}\n\n{self.question}\n\n"

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from vmae_lab.data.untrimmed import Split
 from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
-from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.lab.recipe import Recipe, needed
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import Checkpoint, CheckpointError, weights_digest
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
@@ -105,36 +106,34 @@ def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:
 
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
-    """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch (METHOD: 3)."""
+    """Supervised training on all labels of the sources that are pre-trained on, from an encoder or from scratch."""
     settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "post_pretrain": _plain(recipe.post_pretrain)}
     return Stage("post_pretrain", settings, () if encoder is None else (encoder,))
 
 
 def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
-    """Teach `recipe.model`, from an encoder or from scratch, to answer as a supervised stage's model does (METHOD: 3).
+    """Teach `recipe.model`, from an encoder or from scratch, to answer as a supervised stage's model does (VideoMAE V2).
 
     On the clips that are pre-trained on. Raises RecipeError.
     """
-    if recipe.distill is None:
-        raise RecipeError("distill: this parameter is missing, and the plan teaches a student")
-    settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "distill": _plain(recipe.distill)}
+    wanted = needed(recipe.distill, "distill", "the plan teaches a student")
+    settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "distill": _plain(wanted)}
     return Stage("distill", settings, (teacher,) if encoder is None else (teacher, encoder))
 
 
 def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Spatial detection, from an encoder or from scratch. Raises RecipeError."""
-    if recipe.detect is None:
-        raise RecipeError("detect: this parameter is missing, and the plan detects actions")
+    wanted = needed(recipe.detect, "detect", "the plan detects actions")
     settings = {
-        "model": _plain(recipe.model), "seed": seed, "split": recipe.evaluate.split, "detect": _plain(recipe.detect),
-        "scenes_fingerprint": recipe.detect.scenes.fingerprint,
+        "model": _plain(recipe.model), "seed": seed, "split": recipe.evaluate.split, "detect": _plain(wanted),
+        "scenes_fingerprint": wanted.scenes.fingerprint,
     }  # fmt: skip
     return Stage("detect", settings, () if encoder is None else (encoder,))
 
 
-def features_stage(recipe: Recipe, encoder: Stage, split: str) -> Stage:
-    """Features of windows along a split's untrimmed videos, whatever is annotated in them."""
-    wanted = recipe.localise
+def features_stage(recipe: Recipe, encoder: Stage, split: Split) -> Stage:
+    """Features of windows along a split's untrimmed videos, whatever is annotated in them. Raises RecipeError."""
+    wanted = needed(recipe.localise, "localise", "the plan extracts features")
     settings = {
         "model": _plain(recipe.model), "split": split, "features": _plain(wanted.features), "films": wanted.videos.films(split),
     }  # fmt: skip
@@ -146,13 +145,13 @@ def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
 
     Raises RecipeError.
     """
-    if recipe.localise is None:
-        raise RecipeError("localise: this parameter is missing, and the plan detects actions in time")
-    split, wanted = recipe.evaluate.split, recipe.localise
+    wanted, split = needed(recipe.localise, "localise", "the plan detects actions in time"), recipe.evaluate.split
     inputs = (
         (features_stage(recipe, encoder, "train"), features_stage(recipe, encoder, split)) if wanted.videos.extracted else ()
     )
-    settings = {"seed": seed, "split": split, "localise": _plain(wanted), "videos_fingerprint": wanted.videos.fingerprint}
+    settings: dict[str, Any] = {
+        "seed": seed, "split": split, "localise": _plain(wanted), "videos_fingerprint": wanted.videos.fingerprint,
+    }  # fmt: skip
     if not inputs:  # features that are there already say themselves how they were made
         settings["localise"].pop("features")
     return Stage("localise", settings, inputs)

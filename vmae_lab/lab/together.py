@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from vmae_lab.files import write_json
-from vmae_lab.lab.places import project_root
+from vmae_lab.lab.places import how_to_find_it, project_root
 from vmae_lab.lab.stages import Stage
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Stopped, stop_requests
@@ -26,7 +26,9 @@ def accelerate_config(name: str) -> Path:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml"))) or "none"
-        raise FileNotFoundError(f"compute.launch: there is no accelerate configuration {path}; those in {folder}: {known}")
+        raise FileNotFoundError(
+            f"compute.launch: there is no accelerate configuration {path}; those in {folder}: {known}{how_to_find_it()}"
+        )
     machines = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("num_machines", 1)
     if machines > 1:
         raise FileNotFoundError(f"compute.launch: {path} is of {machines} machines, which a cluster starts: see docs/slurm.sh")
@@ -39,7 +41,7 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     What they print, their progress bar too, goes where this process prints. Raises RuntimeError where one of them failed,
     Stopped where this process was asked to stop, after they have saved.
     """
-    folder, config = root / stage.key, accelerate_config(compute.launch)
+    folder, config = root / stage.key, accelerate_config(str(compute.launch))
     inside = compute.model_copy(update={"launch": None})
     plain = {"stage": stage.plain(), "compute": inside.model_dump(mode="json"), "progress": progress}
     write_json(folder / SPECIFICATION, plain)

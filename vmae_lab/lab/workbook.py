@@ -22,7 +22,7 @@ from vmae_lab.lab.arms import (
     Arm,
     student_size,
 )
-from vmae_lab.lab.recipe import Recipe, RecipeError
+from vmae_lab.lab.recipe import Recipe, RecipeError, needed
 from vmae_lab.lab.stages import (
     Stage,
     detect_stage,
@@ -124,7 +124,7 @@ def _step(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, S
 
 def labels_of(recipe: Recipe, fraction: float) -> int:
     """A part of the unseen source's labels, equally many a class, one a class at least."""
-    return recipe.data.classes * max(1, round(fraction * recipe.data.motionworld.train))
+    return recipe.data.classes * max(1, round(fraction * needed(recipe.data.motionworld, "data.motionworld").train))
 
 
 @dataclass(frozen=True)

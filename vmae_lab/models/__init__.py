@@ -1,1 +1,1 @@
-"""Models as pure functions of tensors: sizes, encoder trunk, VideoMAE, classifier, analytic cost."""
+"""Models as pure functions of tensors: sizes, encoder trunk, VideoMAE, classifier, detectors; checkpoints; analytic cost."""

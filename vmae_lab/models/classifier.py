@@ -1,4 +1,4 @@
-"""Heads that turn tokens into class scores, and the classifier that is fine-tuned (METHOD: fine-tuning)."""
+"""Heads that turn tokens into class scores, and the classifier that is fine-tuned (VideoMAE V2's recipe)."""
 
 import warnings
 from pathlib import Path

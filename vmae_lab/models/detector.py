@@ -1,4 +1,4 @@
-"""Who does what where: the encoder as a backbone, features of boxes by RoIAlign, independent scores (METHOD: detection)."""
+"""Who does what where: the encoder as a backbone, features of boxes by RoIAlign, independent scores (VideoMAE on AVA)."""
 
 from pathlib import Path
 from typing import Self
@@ -42,6 +42,8 @@ class ActionDetector(Pretrained):
         config = checkpoint.config
         if config.model != "ActionDetector":
             raise CheckpointError(f"{where} holds a {config.model}; an ActionDetector is trained from it: `vmae-lab detect`")
+        if config.classes is None:
+            raise CheckpointError(f"{where} does not say how many classes its detector has (classes in config.json)")
         model = cls(config.size, config.clip, config.classes)
         load_weights(model, checkpoint.state, str(where))
         return model.eval()

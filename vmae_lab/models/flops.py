@@ -13,6 +13,7 @@ from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import ClipShape, Size
 
 NORM_COST = 5
+DRAWS = 64  # of masks that are counted
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class TokenCounts:
     counted: float
 
     @classmethod
-    def of(cls, masks: MaskSettings, clip: ClipShape, draws: int = 64) -> "TokenCounts":
+    def of(cls, masks: MaskSettings, clip: ClipShape) -> "TokenCounts":
         """Counted on real draws rather than derived, so that no formula can drift from the masks."""
         encoder_mask, decoder_mask = draw_masks(
-            masks, clip.grid, draws, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+            masks, clip.grid, DRAWS, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
         )
         counted = ~decoder_mask if masks.loss_on == "all_decoded" else ~decoder_mask & encoder_mask
         return cls(

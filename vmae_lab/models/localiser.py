@@ -81,7 +81,9 @@ class ActionLocaliser(nn.Module):
         self.classify = Head(width, len(classes), shape.head_layers)
         self.regress = Head(width, 2, shape.head_layers)
         self.scales = nn.Parameter(torch.ones(shape.levels))
-        nn.init.constant_(self.classify.last.conv.bias, -math.log((1 - PRIOR) / PRIOR))
+        bias = self.classify.last.conv.bias
+        assert bias is not None, "the last layer has no norm, and so a bias"
+        nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
 
     def _block(self, stride: int, drop_path: float) -> "LocalBlock":
         return LocalBlock(self.shape.width, self.shape.heads, self.shape.window, stride, drop_path, self.shape.layer_scale)

@@ -25,6 +25,8 @@ class VideoMAE(Pretrained):
     synthetic cubes want more, since 1e-6 amplifies their rounding).
     """
 
+    positions: Tensor
+
     def __init__(self, size: Size, clip: ClipShape, normalise_target: bool = True, target_eps: float = TARGET_EPS):
         super().__init__()
         self.size, self.clip, self.normalise_target, self.target_eps = size, clip, normalise_target, target_eps

@@ -1,5 +1,6 @@
 """Cubes, positions and the encoder trunk: a plain ViT with joint space-time attention over the tokens it is given."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -58,6 +59,9 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
 class PixelScale(nn.Module):
     """ImageNet normalisation of cubes, and back. Raw pixels are uint8; floating pixels count as normalised already."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: ClipShape):
         super().__init__()
         per_colour = clip.cube_values // clip.channels
@@ -79,9 +83,9 @@ class Trunk(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True):
         super().__init__()
         # The half keeps int(width * ratio), which is what the block computes, from falling below mlp_hidden.
-        block = partial(
+        block: Callable[..., nn.Module] = partial(
             Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
+            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),  # type: ignore[arg-type]  # timm calls it, whatever its type says
         )  # fmt: skip
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
@@ -97,6 +101,8 @@ class VideoEncoder(nn.Module):
 
     `norm=False` leaves the final LayerNorm out, for heads that pool first and norm after (`fc_norm`).
     """
+
+    positions: Tensor
 
     def __init__(self, size: Size, clip: ClipShape, drop_path: float = 0.0, norm: bool = True):
         super().__init__()

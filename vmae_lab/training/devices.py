@@ -27,8 +27,7 @@ from vmae_lab.training.settings import Compute, TrainSettings
 def accelerator_for(settings: TrainSettings) -> Accelerator:
     """The devices that the launcher's configuration names, in the precision of the settings."""
     AcceleratorState._reset_state()  # a kernel trains many stages, each with its own precision
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and capable)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_native())
     process_state()
     # As without shards: autocast chooses each product's precision; gradients are added up and reduced in float32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
@@ -47,7 +46,8 @@ def prepared(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model and its AdamW on the devices, its blocks checkpointed, compiled and sharded as set."""
     blocks = [part for part in model.modules() if isinstance(part, Block)]
-    model._no_split_modules = [Block.__name__] if blocks else []  # what FSDP gathers at a time: accelerate reads it here
+    # What FSDP gathers at a time: accelerate reads it here.
+    model._no_split_modules = [Block.__name__] if blocks else []  # type: ignore[assignment]
     if compute.checkpoint_activations:
         apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))
     if compute.compile:
@@ -58,6 +58,11 @@ def prepared(
     fused = accelerator.device.type in ("cuda", "cpu")
     optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
     return accelerator.prepare(model, optimizer)
+
+
+def bf16_is_native() -> bool:
+    """Whether there is a GPU that computes in bf16 itself; older ones emulate it, slowly."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def device_name(device: torch.device) -> str:
@@ -76,7 +81,7 @@ def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     return {"model": weights, "optimizer": moments}
 
 
-def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
+def gathered_weights(model: nn.Module) -> dict[str, Any]:
     """The weights of a model that is sharded, whole in every process, on its device. All processes call it together."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
@@ -92,7 +97,7 @@ def load_whole_state(accelerator: Accelerator, model: nn.Module, optimizer: Any,
     set_optimizer_state_dict(model, optimizer.optimizer, moments, options=_from_the_first(accelerator))
 
 
-def load_whole_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_whole_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, Any]) -> None:
     """Weights alone, which only the first process need have."""
     set_model_state_dict(model, weights, options=_from_the_first(accelerator))
 

@@ -1,4 +1,4 @@
-"""Distillation: a student learns to answer as a frozen teacher does (METHOD: progressive training, step 4)."""
+"""Distillation: a student learns to answer as a frozen teacher does (VideoMAE V2, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ class DistillTask(FinetuneTask):
             raise ValueError(f"hard_weight {settings.hard_weight:g} learns from labels, and some clips have none; 0 needs none")
         self.teacher = _frozen(teacher, data.classes)
 
-    def build(self) -> Student:
+    def build(self) -> Student:  # type: ignore[override]  # what is trained wraps the classifier
         return Student(self.classifier(), self.teacher.encoder.width if self.settings.feature_weight else None)
 
     def batches(self, rows: range) -> "DistillBatches":
@@ -123,6 +123,8 @@ class DistillTask(FinetuneTask):
 
 class DistillBatches(FinetuneBatches):
     """Fine-tuning's batches; without `label` where no label is learned from."""
+
+    task: DistillTask
 
     def __getitem__(self, step: int) -> Batch:
         batch = super().__getitem__(step)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the whole encoder under a class head (METHOD: fine-tuning)."""
+"""Supervised fine-tuning of the whole encoder under a class head (VideoMAE V2's recipe)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ Sampling = Literal["dense", "sparse"]
 
 
 class MixSettings(BaseModel):
-    """Clips of a batch mixed in pairs, with their labels: mixup or cutmix, one of the two a batch (METHOD: fine-tuning).
+    """Clips of a batch mixed in pairs, with their labels: mixup or cutmix, one of the two a batch (VideoMAE V2's recipe).
 
     mixup (arXiv 1710.09412) adds two clips in shares drawn from Beta(mixup, mixup); cutmix (arXiv 1905.04899) puts a box of
     one, the same in all frames, into the other.
@@ -60,7 +60,7 @@ class FinetuneSettings(TrainSettings):
     head_init_scale: float = Field(0.001, gt=0)
     sampling: Sampling = Field("dense", description="a window, or one frame of each equal segment (SSv2)")
     repeats: int = Field(1, ge=1, description="repeated augmentation: samples drawn in a row from one decoded clip")
-    augment: FinetuneAugment | None = Field(None, description="METHOD 4's augmentation; pre-training's crops alone if null")
+    augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; pre-training's crops alone if null")
     mix: MixSettings | None = Field(None, description="mixup and cutmix; none if null")
 
     def model_post_init(self, context: object) -> None:
@@ -89,7 +89,7 @@ class FinetuneTask:
         # What is mixed has its smoothing in its targets.
         self.criterion = SoftTargetCrossEntropy() if settings.mix else LabelSmoothingCrossEntropy(settings.label_smoothing)
 
-    def build(self) -> nn.Module:
+    def build(self) -> VideoClassifier:
         return self.classifier()
 
     def classifier(self) -> VideoClassifier:
@@ -128,28 +128,30 @@ class FinetuneBatches(Dataset):
         settings = task.settings
         if settings.mix and len(rows) % 2:
             raise ValueError(f"{len(rows)} clips a process and step are odd: mixup and cutmix mix them in pairs")
-        self.mixing = settings.mix and FastCollateMixup(
-            mixup_alpha=settings.mix.mixup, cutmix_alpha=settings.mix.cutmix, prob=settings.mix.probability,
-            switch_prob=settings.mix.switch, label_smoothing=settings.label_smoothing, num_classes=task.data.classes,
-        )  # fmt: skip
+        mix, self.mixing = settings.mix, None
+        if mix:
+            self.mixing = FastCollateMixup(
+                mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.probability, switch_prob=mix.switch,
+                label_smoothing=settings.label_smoothing, num_classes=task.data.classes,
+            )  # fmt: skip
 
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.task.settings.batch_size + row for row in self.rows]
         rows, videos = zip(*self._clips(positions), strict=True)
         labels = self.labels(rows)
         if self.mixing:
-            return self._mixed(videos, labels, step)
+            return self._mixed(self.mixing, videos, labels, step)
         return {"video": torch.stack(videos), "label": labels}
 
     def labels(self, rows: Sequence[int]) -> Tensor:
         """int64 `(B,)` of some of the labelled clips."""
         return torch.from_numpy(self.task.clips.labels[[self.task.labelled[row] for row in rows]])
 
-    def _mixed(self, videos: Sequence[Tensor], labels: Tensor, step: int) -> Batch:
+    def _mixed(self, mixing: FastCollateMixup, videos: Sequence[Tensor], labels: Tensor, step: int) -> Batch:
         """timm's mixing of uint8 pixels, colours and frames as its channels, so that all frames share the box."""
         flat = [video.flatten(0, 1).numpy() for video in videos]
         with library_draws(derive(self.task.seed, "mixup and cutmix", step, self.rows.start)):
-            mixed, targets = self.mixing(list(zip(flat, labels.tolist(), strict=True)))
+            mixed, targets = mixing(list(zip(flat, labels.tolist(), strict=True)))
         return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
 
     def _clips(self, positions: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

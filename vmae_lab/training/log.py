@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from vmae_lab.files import storing_in, whole_file
+from vmae_lab.training.settings import ImpossibleHere
 
 PROJECT = "vmae_lab"  # under which trackers file the runs
 
@@ -47,10 +48,10 @@ class MetricsLog:
 def tracker(name: str, run: str) -> Any:
     """One of accelerate's trackers, `wandb` or `trackio`, started; a run that goes on is the same one there.
 
-    Raises ValueError where its package is not installed.
+    Raises ImpossibleHere where its package is not installed.
     """
     if importlib.util.find_spec(name) is None:
-        raise ValueError(f"compute.trackers: {name} is not installed: `pip install {name}`, or leave it out")
+        raise ImpossibleHere(f"compute.trackers: {name} is not installed: `pip install {name}`, or leave it out")
     same = {"id": run} if name == "wandb" else {}
     made = LOGGER_TYPE_TO_CLASS[name](PROJECT, name=run, resume="allow", **same)
     made.start()

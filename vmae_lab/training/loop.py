@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -34,17 +34,22 @@ from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.feeding import Batch, feed
 from vmae_lab.training.log import MetricsLog, note, read_metrics
 from vmae_lab.training.optim import parameter_groups
-from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
 from vmae_lab.training.survival import Checkpoints, Stopped, UnreadableCheckpoint, alone_in, stop_requests
 
+Model = TypeVar("Model", bound=nn.Module, covariant=True)  # what a task builds
 
-class Task(Protocol):
+
+class Task(Protocol[Model]):
     """What a stage learns. `batches(rows)` maps a step to this process's rows of that step's global batch, on the CPU."""
 
-    settings: TrainSettings
-    seed: int
+    @property
+    def settings(self) -> TrainSettings: ...
 
-    def build(self) -> nn.Module: ...
+    @property
+    def seed(self) -> int: ...
+
+    def build(self) -> Model: ...
 
     def batches(self, rows: range) -> Dataset: ...
 
@@ -56,10 +61,10 @@ class Task(Protocol):
 
 
 @dataclass
-class Trained:
+class Trained(Generic[Model]):
     """A trained model, unwrapped, and what it took."""
 
-    model: nn.Module
+    model: Model
     seconds_per_step: float
     steps_run: int
     device: str
@@ -69,12 +74,14 @@ class Trained:
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> Trained:
+def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = True) -> Trained[Model]:
     """Train a task in its folder, from its checkpoint where there is one; with `settings.ema` the average is the result.
 
-    The result depends on the task alone: not on loader workers or interruptions, bit for bit on one CPU process with a
-    fixed number of threads; to rounding on the number of processes, which may change where a run goes on.
-    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, and, after saving, Stopped where SIGTERM came.
+    The result depends on the task alone, not on loader workers or interruptions: bit for bit on one CPU process with a fixed
+    number of threads. The number of processes, which may change where a run goes on, moves it by rounding; and by drop path
+    and by which clips mixup and cutmix pair, since each process draws these for its own rows.
+    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, ImpossibleHere, and, after saving, Stopped where
+    SIGTERM came.
     """
     settings = task.settings
     with seeded(task.seed, "initial weights"), stop_requests() as asked_to_stop:
@@ -83,9 +90,9 @@ def train(task: Task, folder: Path, compute: Compute, progress: bool = True) -> 
             make_folder(folder)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        model = task.build()
-        groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
-        model, optimizer = prepared(accelerator, model, groups, settings, compute)
+        built = task.build()
+        groups = parameter_groups(built, settings.weight_decay, settings.layer_decay)
+        model, optimizer = prepared(accelerator, built, groups, settings, compute)
         with alone_in(folder) if accelerator.is_main_process else nullcontext():
             run = _Run(task, accelerator, model, optimizer, folder, compute)
             run.restore()
@@ -104,7 +111,7 @@ class _Place:
 
     step: int = 0  # optimiser steps done
     skipped: int = 0  # steps whose samples were left out, by going back
-    window: list[float] = field(default_factory=list)  # losses since the last line of the log
+    window: list[Any] = field(default_factory=list)  # losses since the last line of the log; on the device till looked at
     recent: list[float] = field(default_factory=list)  # losses that a spike is measured against
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
 
@@ -112,24 +119,26 @@ class _Place:
 _PLACE = [one.name for one in fields(_Place)]
 
 
-class _Run:
+class _Run(Generic[Model]):
     """The state of one training run between its steps."""
 
-    def __init__(self, task: Task, accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path, compute: Compute):
+    def __init__(
+        self, task: Task[Model], accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path, compute: Compute
+    ):
         self.task, self.settings, self.compute, self.folder = task, task.settings, compute, folder
         self.checkpoints, self.turning_points = Checkpoints(folder), Checkpoints(folder, "turning_point")
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         if self.settings.ema and isinstance(model, FSDPModule):
-            raise ValueError("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
+            raise ImpossibleHere("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
         self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
         self.place, self.checked = _Place(), 0  # checked: losses of the window that are known to be sound
         self.steps_run, self.seconds_per_step = 0, math.nan
         self.log: MetricsLog | None = None
         per_process, rest = divmod(self.settings.batch_size, accelerator.num_processes)
         if rest or per_process % self.settings.accumulation:
-            raise ValueError(
+            raise ImpossibleHere(
                 f"batch_size {self.settings.batch_size} does not divide over {accelerator.num_processes} processes x "
-                f"{self.settings.accumulation} micro-batches"
+                f"{self.settings.accumulation} micro-batches: change batch_size, accumulation or the number of processes"
             )
         first = accelerator.process_index * per_process
         self.rows = range(first, first + per_process)
@@ -313,10 +322,10 @@ class _Run:
         print(words, flush=True)
         raise Stopped
 
-    def whole_model(self) -> nn.Module:
+    def whole_model(self) -> Model:
         """The result, unwrapped and whole in every process: the weights' average where one is kept."""
         # Evaluated in float32, as the saved model is, whatever it was trained in.
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:
             model.load_state_dict(self.average.module.state_dict())
         if not isinstance(model, FSDPModule):

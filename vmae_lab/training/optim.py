@@ -1,6 +1,7 @@
 """Parameter groups and schedules of the paper's recipes."""
 
 import math
+from collections.abc import Collection
 
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
@@ -11,7 +12,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
     With `layer_decay` below 1 each group carries an `lr_scale` of `layer_decay ** (layers above it)`.
     """
-    spared = getattr(model, "no_weight_decay", set)()
+    spared: Collection[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay == 1.0:
         return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
     return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)

@@ -8,6 +8,10 @@ from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.optim import cosine_schedule
 
 
+class ImpossibleHere(ValueError):
+    """Settings that are sound, and cannot be carried out by these processes or in this installation: says what to change."""
+
+
 class TrainSettings(BaseModel):
     """How long, how fast and with which optimiser. All of it changes the result, so all of it names the stage."""
 
@@ -17,7 +21,7 @@ class TrainSettings(BaseModel):
     batch_size: int = Field(..., ge=1, description="clips a step, over all processes and accumulated micro-batches")
     lr: float = Field(..., gt=0)
     lr_reference_batch: int | None = Field(None, ge=1, description="lr is per so many clips; absolute where left out")
-    min_lr: float = Field(1e-5, ge=0)
+    min_lr: float = Field(1e-5, ge=0, description="where the cosine ends; absolute, also where lr_reference_batch scales lr")
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -50,8 +54,11 @@ class TrainSettings(BaseModel):
 
 
 class Compute(BaseModel):
-    """How the work is carried out: none of it names a stage. Threads and `compile` move results in the last bits; the
-    rest moves nothing."""
+    """How the work is carried out: none of it names a stage.
+
+    Threads, `compile` and the number of processes move results in the last bits. Each process draws drop path and the pairs of
+    mixup and cutmix for its own rows, so these change with how many there are. The rest moves nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

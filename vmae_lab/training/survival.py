@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from vmae_lab.files import whole_file
+from vmae_lab.files import flush_to_disk, whole_file
 
 STOPPED = 128 + signal.SIGTERM  # the exit status by which shells and Slurm know it
 
@@ -27,7 +27,7 @@ class Stopped(SystemExit):
     def __init__(self) -> None:
         super().__init__(STOPPED)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Stopped, ()
 
 
@@ -60,13 +60,16 @@ class Checkpoints:
 
     def __init__(self, folder: Path, name: str = "checkpoint"):
         self.newest, self.before = folder / f"{name}.pt", folder / f"{name}.before.pt"
+        self.newest_is_broken = False
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a state; at every moment one whole checkpoint stands. Raises StorageError, and both are as they were."""
         with whole_file(self.newest) as temporary:
             torch.save(state, temporary)
-            if self.newest.exists():
+            flush_to_disk(temporary)  # before the older one goes
+            if self.newest.exists() and not self.newest_is_broken:
                 os.replace(self.newest, self.before)
+        self.newest_is_broken = False
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that can be read, on the CPU, with a warning where that is not the newest; None where none stands.
@@ -83,6 +86,7 @@ class Checkpoints:
                 broken.append(f"{path} ({type(error).__name__})")
                 continue
             if broken:
+                self.newest_is_broken = True  # it is written over, and not put in the place of the one that was read
                 warnings.warn(f"cannot read {broken[0]}; going on from the one before, step {state['step']}", stacklevel=3)
             return state
         if broken:

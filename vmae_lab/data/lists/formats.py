@@ -209,7 +209,7 @@ def _table_cells(file: Path, lines: list[str], first: int, delimiter: str) -> tu
     reader = csv.reader((line + "\n" for line in islice(lines, first, None)), delimiter=delimiter, strict=True)
     names = _column_names(next(reader))
     columns = _columns(names, file)
-    numbers, rows, ragged = [], [], {}
+    numbers, rows, ragged = list[int](), list[list[str]](), dict[int, int]()
     ended = first + 1  # the last line of the row before
     try:
         for row in reader:

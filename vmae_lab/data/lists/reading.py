@@ -74,7 +74,7 @@ def _paths(cells: Cells) -> pd.Series:
     cells.faults.add(paths.str.contains("\0", regex=False).to_numpy(), lambda row: f"the path {paths[row]!r} has a NUL byte")
     if str(root) == root.anchor:  # the root of the system: every path is inside
         return paths.str.lstrip("/")
-    suspects = (paths.str.startswith("/") | paths.str.contains("..", regex=False)).to_numpy() | (os.name == "nt")
+    suspects = (paths.str.startswith("/") | paths.str.contains("..", regex=False)).to_numpy()
     outside = suspects.copy()
     outside[suspects] = [os.path.isabs(path) or normpath(path).split("/")[0] == ".." for path in paths[suspects]]
     cells.faults.add(outside, lambda row: f"{paths[row]!r} {_where(paths[row], root)}")
@@ -102,7 +102,11 @@ def _numbers(cells: Cells) -> dict[str, np.ndarray]:
     for name, least in (("frames", 1), ("bytes", 0), ("offset", 0), ("size", 1)):
         if name in table:
             values = _column(table, name, faults)
-            faults.add(values < least, lambda row, name=name, values=values: f"{name} {values[row]} is too small")
+
+            def tell(row: int, name: str = name, values: np.ndarray = values) -> str:
+                return f"{name} {values[row]} is too small"
+
+            faults.add(values < least, tell)
             columns[name] = values
     return columns
 
@@ -110,7 +114,7 @@ def _numbers(cells: Cells) -> dict[str, np.ndarray]:
 def _column(table: pd.DataFrame, name: str, faults: Faults, empty: int | np.ndarray | None = None) -> np.ndarray:
     """A column of whole numbers; `empty` where it is left out or a cell is empty, which is a fault if that is None."""
     if name not in table:
-        return np.broadcast_to(empty, len(table)).astype(np.int64)
+        return np.broadcast_to(np.asarray(empty), len(table)).astype(np.int64)
     values, good = whole_numbers(table[name])
     if empty is not None:
         left_out = (table[name] == "").to_numpy()
@@ -130,7 +134,8 @@ def _labels(cells: Cells, classes: Sequence[str] | int | None) -> tuple[np.ndarr
     if cells.named or _say_names(words[~faults.bad], good[~faults.bad], given):
         return _labels_by_name(words, given, classes, cells)
     faults.add(~good, lambda row: f"label {words[row]!r} is not a whole number" if words[row] else "the label is empty")
-    limit = len(given) if given else classes or MOST_CLASSES
+    said = classes if isinstance(classes, int) else 0
+    limit = len(given) if given else said or MOST_CLASSES
     faults.add((numbers < 0) | (numbers >= limit), lambda row: f"label {words[row]} is outside 0..{limit - 1}")
     count = int(numbers[~faults.bad].max(initial=-1)) + 1 if classes is None else limit
     return numbers, given or numbered(count)

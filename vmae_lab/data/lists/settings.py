@@ -81,11 +81,12 @@ class ListSettings(BaseModel):
     @property
     def pretrain_sources(self) -> dict[str, SourceSettings]:
         """The sources to pre-train on by name, with their root and frame pattern filled in; one list is called "lists"."""
-        alone = {"lists": SourceSettings(list=self.pretrain or self.train)} if not isinstance(self.pretrain, dict) else {}
+        alone = self.pretrain or self.train
+        sources = self.pretrain if isinstance(self.pretrain, dict) else {"lists": SourceSettings(list=alone)}
         common = {"frame_pattern": self.frame_pattern}
         return {
             name: SourceSettings(**(common | source.model_dump(exclude_unset=True) | {"root": source.root or self.root}))
-            for name, source in (alone or self.pretrain).items()
+            for name, source in sources.items()
         }
 
     @property
@@ -101,6 +102,11 @@ class ListSettings(BaseModel):
         return numbered(self.classes)
 
     @property
+    def train_is_there(self) -> bool:
+        """Whether the train list can be read yet: a plan can be costed without it."""
+        return self.train is not None and _stamp(self.train, absolute(self.root)) is not None
+
+    @property
     def class_count(self) -> int:
         """`classes`, or the number of classes in the train list, which is read for it. May raise ListError."""
         return self.classes or len(self.class_names)
@@ -112,7 +118,9 @@ class ListSettings(BaseModel):
         The content of a file is its bytes, of a folder or glob the paths and sizes of its videos.
         """
         labelled = {name: (self.root, getattr(self, name)) for name in SPLITS if getattr(self, name)}
-        sources = {f"pretrain.{name}": (source.root, source.list) for name, source in self.pretrain_sources.items()}
+        sources = {
+            f"pretrain.{name}": (source.root or self.root, source.list) for name, source in self.pretrain_sources.items()
+        }
         return fingerprint({name: content_of(place, absolute(root)) for name, (root, place) in (labelled | sources).items()})
 
 

@@ -42,7 +42,7 @@ def read_pretrain(settings: ListSettings) -> dict[str, VideoList]:
     lists = {}
     for name, source in settings.pretrain_sources.items():
         try:
-            lists[name] = read_list(source.list, source.root)
+            lists[name] = read_list(source.list, source.root or settings.root)
         except ListError as error:
             where = f"pretrain.{name}" if isinstance(settings.pretrain, dict) else "pretrain"
             raise _named(f"data.lists.{where}", error) from error
@@ -60,8 +60,10 @@ def read_all(settings: ListSettings) -> dict[str, tuple[VideoList, str]]:
     """Every list as it stands, nothing held out, by its setting, with the names of its frames; one that serves twice, once."""
     asked = {name: (settings.root, getattr(settings, name), settings.frame_pattern) for name in SPLITS}
     if settings.pretrain:
-        sources = settings.pretrain_sources.items()
-        asked |= {f"pretrain.{name}": (source.root, source.list, source.frame_pattern) for name, source in sources}
+        asked |= {
+            f"pretrain.{name}": (source.root or settings.root, source.list, source.frame_pattern)
+            for name, source in settings.pretrain_sources.items()
+        }
     lists, seen = {}, set()
     for name, (root, location, pattern) in asked.items():
         if location is None or (key := (place_of(location, absolute(root)), pattern)) in seen:

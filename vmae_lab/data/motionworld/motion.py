@@ -44,7 +44,7 @@ def draw_path(action: str, frames: int, rng: np.random.Generator) -> Path:
     """The path of one clip. The same draws are made for every action; the action only picks what moves, and which way."""
     centre, angle, size = rng.random(2), rng.random() * 2 * np.pi, rng.random()
     speed = rng.uniform(*SPEED_SPREAD)
-    return moved(Path(centre, angle, size), (action,), speed * np.arange(frames))
+    return moved(Path(centre, np.asarray(angle), np.asarray(size)), (action,), speed * np.arange(frames))
 
 
 def moved(start: Path, actions: Collection[str], step: np.ndarray) -> Path:

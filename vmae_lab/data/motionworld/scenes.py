@@ -15,7 +15,7 @@ from vmae_lab.data.motionworld import motion
 from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, Split, check_room, in_batches, write_mp4, written_once
 from vmae_lab.data.motionworld.dataset import RENDERER_VERSION as THINGS_VERSION
 from vmae_lab.data.motionworld.motion import ACTIONS
-from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES
+from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES, WHOLE_FRAME
 from vmae_lab.files import fingerprint, write_json, write_text
 from vmae_lab.randomness import numpy_generator
 
@@ -46,7 +46,7 @@ class SceneWorldSettings(BaseModel):
     seed: int = 0
 
     def model_post_init(self, _context: object) -> None:
-        things = [name for name in SOURCES if name not in ("camera", "kaleidoscope")]
+        things = [name for name in SOURCES if name not in WHOLE_FRAME]
         if not self.sources or set(self.sources) - set(things):
             raise ValueError(f"sources {list(self.sources)}: actors are of {', '.join(things)}")
         if self.seconds % 2:

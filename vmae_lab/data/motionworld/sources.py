@@ -124,11 +124,12 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return things[0], things[1], rng.uniform(0.0, 0.12, 3)
 
 
-def _islands(u: np.ndarray, rng: np.random.Generator, side: int = 64) -> np.ndarray:
+def _islands(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colours in [0, 1] at points u of a periodic landscape, bright islands in a dark sea: `(..., 2)` -> `(..., 3)`.
 
     A texture that fills the frame would fill the loss too: most of its hidden cubes cannot be guessed from the few seen.
     """
+    side = 64  # points of the landscape along each axis
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :]) * side
     spectrum = np.where((frequency > 0) & (frequency < 6), np.maximum(frequency, 1) ** -1.0, 0)
     height = np.fft.ifft2(np.fft.fft2(rng.standard_normal((side, side))) * spectrum).real

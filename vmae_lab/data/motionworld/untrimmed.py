@@ -21,7 +21,7 @@ from vmae_lab.data.motionworld.sources import SOURCES, WHOLE_FRAME
 from vmae_lab.files import fingerprint, write_json
 from vmae_lab.randomness import numpy_generator
 
-RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderer changes pixels
+RENDERER_VERSION = 1  # part of the folder's name: raise it when a change here, in sources.py or in motion.py changes pixels
 SPLITS = ("train", "validation", "test")
 Range = tuple[float, float]
 BACKGROUNDS = ("still", "tremble", "drift")

@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 from threading import Thread
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 LENGTH = struct.Struct("<Q")
 
@@ -51,19 +51,19 @@ def main() -> None:
             send(answers, ("error", VideoError(video.path, f"{type(error).__name__}: {error}")))
         else:
             send(answers, ("ok", decoded.frames.shape, decoded.indices, decoded.info))
-            answers.write(memoryview(decoded.frames).cast("B"))
+            answers.write(decoded.frames.data.cast("B"))
             answers.flush()
             del decoded
 
 
-def send(stream: BinaryIO, message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
     """One pickled message with its length before it."""
     data = pickle.dumps(message)
     stream.write(LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any | None:
+def receive(stream: IO[bytes]) -> Any:
     """The next message; None where the other side is gone."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import av
 import decord
@@ -92,14 +92,14 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
     """
     try:
         with open_pyav(source, container) as opened:
-            stream = opened.streams.best("video")
+            stream = best_stream(opened)
             if stream is None:
                 raise VideoError(path, "no video stream in it, only sound or data")
             if stream.codec_context is None:
                 raise VideoError(path, "its codec is not known")
             info = VideoInfo(
                 container, stream.codec_context.codec.canonical_name, stream.codec_context.width,
-                stream.codec_context.height, _frames(stream, container), float(stream.average_rate or 0), "pyav",
+                stream.codec_context.height, _frames(opened, stream, container), float(stream.average_rate or 0), "pyav",
             )  # fmt: skip
             trusted = _decord_may_be_exact(opened, stream, info) and (
                 checked.decoder == "decord" if checked else _seeks_are_exact(opened, stream, info.codec)
@@ -122,6 +122,11 @@ def open_pyav(source: Any, container: str) -> av.container.InputContainer:
     return av.open(source, format=container, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
 
 
+def best_stream(opened: av.container.InputContainer) -> av.VideoStream | None:
+    """A file's main stream of pictures; None where it has only sound or data."""
+    return cast("av.VideoStream | None", opened.streams.best("video"))  # PyAV's types say: a stream of some kind
+
+
 def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
     """What a decoder is given (a path, or the bytes of a part of a shard), and the container it announces."""
     try:
@@ -140,9 +145,9 @@ def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
         raise VideoError(video.path, str(error)) from None
 
 
-def _frames(stream: av.video.stream.VideoStream, container: str) -> int:
+def _frames(opened: av.container.InputContainer, stream: av.VideoStream, container: str) -> int:
     """Frames that the header announces; of MP4 those that are shown, where an edit list hides some. 0: it does not tell."""
-    if stream.frames > stream.container.size:  # bytes
+    if stream.frames > opened.size:  # bytes
         return 0
     entries = stream.index_entries if container == "mov" else None  # others index key frames alone
     if not entries or stream.frames not in (0, len(entries)):
@@ -150,7 +155,7 @@ def _frames(stream: av.video.stream.VideoStream, container: str) -> int:
     return sum(not entry.is_discard for entry in entries)
 
 
-def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, info: VideoInfo) -> bool:
+def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.VideoStream, info: VideoInfo) -> bool:
     codec = stream.codec_context
     if info.codec not in EXACT_IN_DECORD.get(info.container, ()) or codec.pix_fmt not in EXACT_PIXELS:
         return False
@@ -159,7 +164,7 @@ def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.video.s
     return "%" not in opened.name  # decord takes x_%d.png for the pattern of many pictures' names
 
 
-def _seeks_are_exact(opened: av.container.InputContainer, stream: av.video.stream.VideoStream, codec: str) -> bool:
+def _seeks_are_exact(opened: av.container.InputContainer, stream: av.VideoStream, codec: str) -> bool:
     """Whether decoding from a key frame on shows just the frames from it on, which decord counts on.
 
     It does not in an open group of pictures (frames after a key frame that are shown before it), behind an edit list,
@@ -241,7 +246,8 @@ def _walk(
 
 def shown_frames(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
     with open_pyav(source, info.container) as opened:
-        stream = opened.streams.best("video")
+        stream = best_stream(opened)
+        assert stream is not None, "there is one: `probe` looks first"
         stream.thread_type = "NONE"  # the loader's processes are the parallelism
         yield from opened.decode(stream)
 
@@ -266,7 +272,7 @@ def _pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
 
 def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
     """A decoded frame, uint8 `(H, W, 3)`, with its short side brought down to `short_side`."""
-    height, width = _size(*pixels.shape[:2], short_side)
+    height, width = _size(pixels.shape[0], pixels.shape[1], short_side)
     if (height, width) == pixels.shape[:2]:
         return pixels
     frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")

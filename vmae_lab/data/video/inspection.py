@@ -25,7 +25,6 @@ class Inspection:
     height: int = 0
     rotation: int = 0  # degrees, of what is stored
     fps: float = 0.0
-    header_frames: int = 0
     frames: int = 0
     seconds: float = 0.0
     decoder: str = ""
@@ -44,7 +43,9 @@ def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
 def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection:
     source, container = open_source(video, path)
     info = probe(video.path, source, container, settings)
-    count, first, last, cause = 0, None, None, ""
+    count, cause = 0, ""
+    first: av.VideoFrame | None = None
+    last: av.VideoFrame | None = None
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
@@ -56,7 +57,7 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
                 cause = f"decoding breaks off after {count} frames: {cause_of(error)}"
     finally:
         av.logging.set_level(level)
-    if not count:
+    if first is None or last is None:
         raise VideoError(video.path, "no frame of it can be decoded" + (f": {cause}" if cause else ""), info.codec)
     if not cause and logged:
         cause = f"the decoder complained {len(logged)} times, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
@@ -64,10 +65,12 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
         cause = f"{count} frames, where the header promises {info.frames}"
     rotation = round(first.rotation)
     size = (first.height, first.width) if rotation % 180 else (first.width, first.height)
-    length = float((last.pts - first.pts) * last.time_base) if first.pts is not None and last.pts is not None else 0.0
+    length = 0.0
+    if first.pts is not None and last.pts is not None and last.time_base is not None:
+        length = float((last.pts - first.pts) * last.time_base)
     seconds = max(0.0, length) + (1 / info.fps if info.fps else 0)
     return Inspection(
-        "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3), info.frames,
+        "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3),
         count, round(seconds, 3), info.decoder, video.size if video.size >= 0 else os.path.getsize(path),
     )  # fmt: skip
 
@@ -77,6 +80,6 @@ def _inspect_folder(video: VideoFile, path: str, settings: VideoSettings) -> Ins
     size = sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
     info = decoded.info
     return Inspection(
-        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, video.total, len(decoded.frames), 0.0,
+        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, len(decoded.frames), 0.0,
         info.decoder, size,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any, Literal, overload
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class DecoderProcess:
 
     def __init__(self, settings: VideoSettings):
         self.settings = settings
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
         """As `read_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
@@ -58,12 +58,13 @@ class DecoderProcess:
         """The process that decodes, once there is one."""
         return self._process.pid if self._process else None
 
-    def _ask(self, video: VideoFile, choose: Choose | str | None, short_side: int | None) -> "Seen":
+    def _ask(self, video: VideoFile, choose: Choose | str | None, short_side: int | None) -> Any:
+        """Decoded, Inspection or Timing, as was asked."""
         try:
             self._start()
             deadline = time.monotonic() + self.settings.timeout_s
             late = f"its decoder did not answer within {self.settings.timeout_s:g} s (timeout_s) and was ended"
-            send(self._process.stdin, (os.getcwd(), video, choose, short_side))
+            send(self._pipes[0], (os.getcwd(), video, choose, short_side))
             answer = self._message(deadline, late)
             if answer[0] == "error":
                 raise answer[1]
@@ -84,10 +85,19 @@ class DecoderProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout, self._words):
+            for stream in (*self._pipes, self._words):
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
             self._process = None
+
+    @property
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        """Where requests go, and where answers come from, while there is a process."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        return process.stdin, process.stdout
 
     def _start(self) -> None:
         """Have a process that is ready for requests. Raises DecoderUnavailable where none comes up."""
@@ -109,7 +119,7 @@ class DecoderProcess:
             [sys.executable, "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._words, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
         )  # fmt: skip
-        send(self._process.stdin, self.settings)
+        send(self._pipes[0], self.settings)
         self._message(time.monotonic() + START_SECONDS, f"its decoder did not start within {START_SECONDS:.0f} s")
 
     def _message(self, deadline: float, late: str) -> Any:
@@ -118,7 +128,7 @@ class DecoderProcess:
     def _bytes(self, count: int, deadline: float, late: str) -> bytearray:
         """So many bytes of the answer. Raises _Gone, saying `late`, where they do not come in time."""
         data, got = bytearray(count), 0
-        view, stream = memoryview(data), self._process.stdout.fileno()
+        view, stream = memoryview(data), self._pipes[1].fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
             while got < count:
@@ -133,6 +143,7 @@ class DecoderProcess:
 
     def _end(self, cause: str) -> str:
         """Why the process is gone, as far as can be told; its last word is kept."""
+        assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
         code = self._process.poll()
@@ -144,8 +155,9 @@ class DecoderProcess:
         return f"{cause}: {last[-1]}" if last and code is not None else cause
 
 
-Request = tuple[VideoFile, Choose | str | None, int | None]  # without a choice of frames: to be inspected; TIMING: to be timed
-Seen = Decoded | Inspection | Timing
+ToRead = tuple[VideoFile, Choose, int | None]
+ToTime = tuple[VideoFile, Literal["timing"], None]  # TIMING
+ToInspect = tuple[VideoFile, None, None]
 
 
 class Decoders:
@@ -160,7 +172,13 @@ class Decoders:
         with self._borrowed() as decoder:
             return decoder.read(video, choose, short_side)
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Seen | VideoError]:
+    @overload
+    def map(self, requests: Iterable[ToRead]) -> Iterator[Decoded | VideoError]: ...
+    @overload
+    def map(self, requests: Iterable[ToTime]) -> Iterator[Timing | VideoError]: ...
+    @overload
+    def map(self, requests: Iterable[ToInspect]) -> Iterator[Inspection | VideoError]: ...
+    def map(self, requests: Iterable[ToRead | ToTime | ToInspect]) -> Iterator[Any]:
         """What each request gives, in their order, `processes` at a time; a failure is handed over, not raised."""
         with ThreadPoolExecutor(self.processes) as threads:
             waiting: deque[Future] = deque()
@@ -183,7 +201,7 @@ class Decoders:
         return {"settings": self.settings, "processes": self.processes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        Decoders.__init__(self, **state)
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[DecoderProcess]:
@@ -198,12 +216,12 @@ class Decoders:
         finally:
             self._idle.append(decoder)
 
-    def _attempt(self, request: Request) -> Seen | VideoError:
+    def _attempt(self, request: ToRead | ToTime | ToInspect) -> Decoded | Timing | Inspection | VideoError:
         video, choose, short_side = request
         try:
             with self._borrowed() as decoder:
-                if choose == TIMING:
-                    return decoder.time(video)
-                return decoder.read(video, choose, short_side) if choose else decoder.inspect(video)
+                if choose is None:
+                    return decoder.inspect(video)
+                return decoder.time(video) if isinstance(choose, str) else decoder.read(video, choose, short_side)
         except VideoError as error:
             return error

@@ -4,6 +4,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +19,7 @@ class VideoError(ValueError):
         self.path, self.cause, self.codec = str(path), " ".join(cause.split()), codec
         super().__init__(f"{self.path}{f' ({codec})' if codec else ''}: {self.cause}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return VideoError, (self.path, self.cause, self.codec)
 
 
@@ -35,7 +36,7 @@ class VideoSettings(BaseModel):
         "auto", pattern="^(auto|decord|pyav|torchcodec)$", description="auto: decord, and PyAV where decord errs by codec"
     )
     max_pixels: int = Field(4096 * 2304, ge=1, description="of a frame: decoders take a hundred bytes a pixel")
-    memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take")
+    memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take; held on Linux alone")
     timeout_s: float = Field(60.0, gt=0, description="seconds a read may take before its decoder is ended")
     follow_links: bool = Field(False, description="whether symbolic links may lead out of the list's root")
 

@@ -1,15 +1,16 @@
 """When a video's frames are shown, told by its packets, without decoding: what a time in seconds means in frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import av
 import numpy as np
 
-from vmae_lab.data.video.decoders import VideoInfo, cause_of, is_as_checked, open_pyav, open_source, probe
+from vmae_lab.data.video.decoders import VideoInfo, best_stream, cause_of, is_as_checked, open_pyav, open_source, probe
 from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, screen
 
-TIMING = "timing"  # in place of a choice of frames, in a request to a decoder's process
+TIMING: Final = "timing"  # in place of a choice of frames, in a request to a decoder's process
 OFF = 0.1  # seconds by which a frame may be shown before or after its number says
 
 
@@ -54,7 +55,9 @@ def pace(times: Sequence[float], said: float) -> tuple[float, float]:
 
 def _times(opened: av.container.InputContainer, container: str) -> tuple[list[float], int]:
     """Seconds at which frames are shown, and how many there are. An mp4's table of samples tells without reading on."""
-    stream = opened.streams.best("video")
+    stream = best_stream(opened)
+    assert stream is not None, "there is one: `probe` looks first"
+    assert stream.time_base is not None
     entries = stream.index_entries if container == "mov" else None
     if entries and stream.frames == len(entries) and not any(entry.is_discard for entry in entries):
         return [float(entry.timestamp * stream.time_base) for entry in entries], len(entries)
@@ -65,7 +68,7 @@ def _times(opened: av.container.InputContainer, container: str) -> tuple[list[fl
     return [float(time * stream.time_base) for time in told if time is not None], len(packets)
 
 
-def _whole(opened: av.container.InputContainer, stream: av.video.stream.VideoStream):
+def _whole(opened: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     """Packets up to the first that cannot be read, as a decoder gets them."""
     try:
         yield from opened.demux(stream)

@@ -131,11 +131,13 @@ def with_neighbours(plan: Plan, rows: pd.DataFrame, encoded: Encoded) -> pd.Data
 def retrieval_table(plan: Plan, encoded: Encoded, rows: pd.DataFrame) -> pd.DataFrame:
     """One line an arm: share of clips whose nearest neighbour is of their class, beside what chance gives."""
     shares, differences = summarise(rows, SAME_CLASS), differences_to(plan, rows, SAME_CLASS, "untrained")
+    assert encoded.labels is not None, "without labels there are no classes to share"
+    chance = same_class_by_chance(encoded.labels, encoded.groups)
     return pd.DataFrame([
         {
             "encoder": plan.arms[arm].label, "nearest clip is of the same class, %": mean_and_spread(shares, arm),
             "difference to the untrained one [95 %]": difference_cell(differences, arm),
-            "by chance, %": f"{same_class_by_chance(encoded.labels, encoded.groups):.1f}", "clips": len(encoded),
+            "by chance, %": f"{chance:.1f}", "clips": len(encoded),
         }
         for arm in plan.possible
     ])  # fmt: skip
@@ -181,7 +183,7 @@ def map_caption(plan: Plan, encoded: Encoded) -> str:
 def neighbours_caption(plan: Plan, encoded: Encoded) -> str:
     """What the rows of neighbours show."""
     others = "" if encoded.groups is None else " of other groups (hold_out.group)"
-    marks = "" if encoded.labels is None else ": blue and `=` of the query's class, orange and `x` of another"
+    marks = "" if encoded.labels is None else ": blue and `=` of the query's class, vermilion and `x` of another"
     return (
         f"Some clips, drawn by the seed, and to the right the clips{others} most like each (cosine), the nearest first"
         f"{marks}. A picture is the middle frame. {features_caption(plan, encoded)}."

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vmae_lab.data.check import JOURNAL, check_list
+from vmae_lab.data.check import check_list
 from vmae_lab.data.lists import read_all
-from vmae_lab.files import fingerprint
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.pictures import window
 
@@ -24,8 +23,7 @@ def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
         return tables[0]
     folder, processes = check_folder(plan, runs), max(recipe.compute.jobs, recipe.compute.workers, 1)
     for name, (videos, pattern) in read_all(lists).items():
-        journal = runs / "checks" / f"{fingerprint([lists.decoding.model_dump(mode='json'), pattern])}-{JOURNAL}"
-        checked = check_list(videos, lists.decoding, folder / name, processes, pattern, journal=journal)
+        checked = check_list(videos, lists.decoding, folder / name, processes, pattern, journals=runs / "checks")
         tables.append(checked.table.assign(list=name)[columns])
     return pd.concat(tables[1:], ignore_index=True)
 

@@ -1,13 +1,17 @@
 """What every notebook shows: captions, controls, loss histories, cells of tables."""
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.figures import painted
+from vmae_lab.lab.pictures import masks_of_pictures
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.log import read_metrics
@@ -42,12 +46,29 @@ def how_run(plan: Plan, labels: str, sources: Sequence[str] = ()) -> str:
     )
 
 
+def mask_pictures(plan: Plan) -> pd.DataFrame:
+    """Each arm's masks as a picture, named by its hash: columns "encoder sees" and "decoder rebuilds". Index: arm.
+
+    The masks are those that pictures are drawn with, painted on a white clip, so that no decoder of videos has a part in it.
+    Twelve hexadecimal digits of the SHA-256 of the pixels, uint8 `(T', H, W, 3)`: a mask that is drawn otherwise has another.
+    """
+    table = {}
+    for arm in plan.pretrained:
+        recipe = plan.first(arm).recipe
+        clip, masks = recipe.model.clip, masks_of_pictures(recipe)
+        white = np.full((clip.grid[0], clip.side, clip.side, 3), 255, np.uint8)
+        pictures = (painted(white, mask[0].reshape(clip.grid).numpy(), clip.patch) for mask in masks)
+        table[arm] = [sha256(picture.tobytes()).hexdigest()[:12] for picture in pictures]
+    return pd.DataFrame.from_dict(table, orient="index", columns=["encoder sees", "decoder rebuilds"])
+
+
 def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
     """What needs no encoder, beside what chance stays below in 95 % of tries; empty for list files, which have no controls."""
     if plan.controls is None:
         return pd.DataFrame()
     values = rows[rows.arm == "controls"].set_index("metric").value
-    frames = len(store.result(plan.controls)["single_frames"])
+    controls = store.result(plan.controls)
+    clips, frames = controls["test_clips"], len(controls["single_frames"])
     names = {
         "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
         "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
@@ -56,7 +77,7 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
     lines = []
     for metric, (name, tries) in names.items():
         line = {"control": name, "top-1 %": f"{values[metric]:.1f}", "chance %": f"{100 / plan.recipe.data.classes:.1f}"}
-        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, store, tries):.1f}"})
+        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, clips, tries):.1f}"})
     return pd.DataFrame(lines)
 
 
@@ -82,16 +103,16 @@ def single_frame_verdict(plan: Plan, rows: pd.DataFrame, store: RunStore) -> lis
     if plan.controls is None:
         return []
     best = rows[(rows.arm == "controls") & (rows.metric == "single_frame_best")].value.item()
-    limit = _chance_limit(plan, store, len(store.result(plan.controls)["single_frames"]))
+    controls = store.result(plan.controls)
+    limit = _chance_limit(plan, controls["test_clips"], len(controls["single_frames"]))
     verdict = (
         "One frame alone beats chance: part of what is read is not motion" if best > limit else "No single frame beats chance"
     )
     return [f"{verdict} (best {best:.1f} %; the best of as many tries at chance stays below {limit:.1f} %)."]
 
 
-def _chance_limit(plan: Plan, store: RunStore, tries: int) -> float:
-    """What the best of some tries at chance stays below in 95 % of cases (Bonferroni), in percent."""
-    clips = store.result(plan.controls)["test_clips"]
+def _chance_limit(plan: Plan, clips: int, tries: int) -> float:
+    """What the best of some tries at chance on as many clips stays below in 95 % of cases (Bonferroni), in percent."""
     return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / plan.recipe.data.classes)) / clips
 
 
@@ -129,10 +150,11 @@ def difference_cell(differences: pd.DataFrame, arm: str) -> str:
     return interval(row.difference, row.low, row.high)
 
 
-def points_words(row: pd.Series) -> str:
-    """A paired difference in words: `+1.2 [-0.3, +2.7] points`, and where its interval holds zero that it may be none."""
+def difference_words(row: pd.Series, unit: str = "") -> str:
+    """A paired difference in words, `+1.2 [-0.3, +2.7]`, and that it may be none: where its interval holds zero, or one seed
+    gives none."""
     told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
-    return f"{interval(row.difference, row.low, row.high)} points{told}"
+    return f"{interval(row.difference, row.low, row.high)}{unit}{told}"
 
 
 def differences_to(plan: Plan, rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:

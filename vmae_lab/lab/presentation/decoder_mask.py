@@ -52,7 +52,7 @@ def results_caption(plan: Plan, citation: str) -> str:
 
 def details_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
     """The finite test set's interval, the other readouts, reconstruction errors and what a step took, one line an arm."""
-    names = {probe: f"{PROBE_NAMES[probe]}: top-1 %" for probe in plan.recipe.evaluate.probe.probes[1:]}
+    names: dict[str, str] = {probe: f"{PROBE_NAMES[probe]}: top-1 %" for probe in plan.recipe.evaluate.probe.probes[1:]}
     digits = dict.fromkeys(names, 1)
     others = {
         "reconstruction": "reconstruction error",
@@ -74,17 +74,19 @@ def details_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFra
 
 def masks_on_clip(plan: Plan, clip: int) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """A clip's frames uint8 `(T, H, W, 3)`, and each arm's masks on it, bool `(T', H', W')` each, by label."""
-    recipe, masks = plan.recipe, {}
+    recipe, masks = plan.recipe, dict[str, tuple[np.ndarray, np.ndarray]]()
     for arm in recipe.arms:
         if not plan.arms[arm].pretrained:
             continue
-        drawn = tuple(mask[0].reshape(recipe.model.clip.grid).numpy() for mask in masks_of_pictures(plan.first(arm).recipe))
+        encoder_mask, decoder_mask = (
+            mask[0].reshape(recipe.model.clip.grid).numpy() for mask in masks_of_pictures(plan.first(arm).recipe)
+        )
         label = plan.arms[arm].label
         for other, shown in list(masks.items()):  # arms may differ in the loss alone: one row, under the shorter name
-            if np.array_equal(shown[1], drawn[1]):
+            if np.array_equal(shown[1], decoder_mask):
                 label = min(label, other, key=len)
                 del masks[other]
-        masks[label] = drawn
+        masks[label] = encoder_mask, decoder_mask
     return picture_clip(plan, clip)[0].permute(1, 2, 3, 0).numpy(), masks
 
 

@@ -7,6 +7,7 @@ from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.arms import DISTILLATION, TEACHER, Arm
 from vmae_lab.lab.cost import classifier_parameters
 from vmae_lab.lab.presentation.common import clips_words, difference_cell, how_run, loss_history, mean_and_spread
+from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.tables import interval
@@ -56,7 +57,7 @@ def students_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
 def students_caption(plan: Plan) -> str:
     """How teacher and students were trained."""
     recipe = plan.first(plan.possible[0]).recipe
-    tuning = recipe.distill
+    tuning = needed(recipe.distill, "distill")
     return how_run(
         plan,
         f"the teacher and every student trained alike, {tuning.steps} steps of {tuning.batch_size} clips; one draw of "

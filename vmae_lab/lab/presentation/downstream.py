@@ -13,11 +13,11 @@ from vmae_lab.lab.arms import LONGER
 from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.maps import Strip, short
 from vmae_lab.lab.pictures import clip_frames, window
-from vmae_lab.lab.presentation.common import clips_words, difference_cell, how_run, mean_and_spread
+from vmae_lab.lab.presentation.common import clips_words, difference_cell, difference_words, how_run, mean_and_spread
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
-from vmae_lab.lab.tables import interval, plus_minus
+from vmae_lab.lab.tables import plus_minus
 from vmae_lab.processes import process_state
 from vmae_lab.randomness import numpy_generator
 
@@ -84,7 +84,7 @@ def views_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame
     for arm in plan.possible:
         low, high = store.result(plan.first(arm).measures["views"])["intervals"]["views_top1"]
         lines.append({
-            "classifier": _trained(plan, arm),
+            "classifier": _trained(arm),
             **{name: mean_and_spread(summarise(rows, metric), arm) for name, metric in (
                 ("one clip: top-1 %", "finetune"), ("views: top-1 %", "views_top1"), ("top-5 %", "views_top5"),
                 ("calibration error (ECE), %", "views_ece"),
@@ -106,7 +106,7 @@ def views_caption(plan: Plan) -> str:
 
 
 def predictions(plan: Plan, store: RunStore, arm: str) -> pd.DataFrame:
-    """What an arm's classifiers said of every evaluated video, all seeds: `evaluation.views.Predictions`, and `seed`."""
+    """What an arm's classifiers said of every evaluated video, all seeds: `prediction_table`'s columns, and `seed`."""
     parts = []
     for seed in plan.recipe.seeds:
         folder = store.folder(plan.cell(arm, seed).measures["views"])
@@ -176,7 +176,7 @@ def attention_strips(plan: Plan, store: RunStore, arm: str, said: pd.DataFrame, 
 def confusion_caption(plan: Plan) -> str:
     """Whose answers the matrix holds."""
     return (
-        f"Answers of the classifier '{_trained(plan, plan.pretrained[0])}' on views of the {plan.recipe.evaluate.split} split, "
+        f"Answers of the classifier '{_trained(plan.pretrained[0])}' on views of the {plan.recipe.evaluate.split} split, "
         f"in % of a class's videos, numbers of answers in brackets; added up over {len(plan.recipe.seeds)} seeds."
     )
 
@@ -192,7 +192,7 @@ def classes_caption(plan: Plan) -> str:
 def mistakes_caption(plan: Plan) -> str:
     """Which wrong answers are shown."""
     return (
-        f"The wrong answers of '{_trained(plan, plan.pretrained[0])}', seed {plan.recipe.seeds[0]}, that were given with the "
+        f"The wrong answers of '{_trained(plan.pretrained[0])}', seed {plan.recipe.seeds[0]}, that were given with the "
         "greatest probability. The middle clip of each video, one frame a time step; the answer is that of all views."
     )
 
@@ -200,7 +200,7 @@ def mistakes_caption(plan: Plan) -> str:
 def attention_caption(plan: Plan) -> str:
     """How the shares were found, and what they do not say."""
     return (
-        f"Attention rolled out over the blocks of '{_trained(plan, plan.pretrained[0])}', seed {plan.recipe.seeds[0]} (Abnar "
+        f"Attention rolled out over the blocks of '{_trained(plan.pretrained[0])}', seed {plan.recipe.seeds[0]} (Abnar "
         "and Zuidema 2020): how much of each token can reach the mean of the last ones, against 1 for all alike. Clips at "
         "random. It says where information could have come from, not what was used."
     )
@@ -220,10 +220,10 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     for name, other in PAIRS:
         if {name, other} <= set(accuracy.index):
             row = paired_differences(few, FEW, other).loc[name]
-            words.append(f"'{METHODS[name][0]}' against '{METHODS[other][0]}': {_change(row)} points.")
+            words.append(f"'{METHODS[name][0]}' against '{METHODS[other][0]}': {difference_words(row)} points.")
     for arm in plan.possible:
         row = _paired_metrics(rows, arm, "views_top1", "finetune")
-        words.append(f"Several views in place of one, {_trained(plan, arm)}: {_change(row)} points.")
+        words.append(f"Several views in place of one, {_trained(arm)}: {difference_words(row)} points.")
     return words
 
 
@@ -239,12 +239,7 @@ def _paired_metrics(rows: pd.DataFrame, arm: str, metric: str, baseline: str) ->
     return paired_differences(chosen.assign(arm=chosen.metric, metric=FEW), FEW, baseline).loc[metric]
 
 
-def _change(row: pd.Series) -> str:
-    said = interval(row.difference, row.low, row.high)
-    return f"{said} (not told apart from none)" if row.low <= 0 <= row.high else said
-
-
-def _trained(plan: Plan, arm: str) -> str:
+def _trained(arm: str) -> str:
     return next(words for words, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
 
 

@@ -4,22 +4,22 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.arms import BLACK, BLUE, ORANGE, PAPER_SIZES, SKY, Arm
+from vmae_lab.lab.arms import BLACK, BLUE, PAPER_SIZES, Arm
 from vmae_lab.lab.measure import GIB, largest_batch, parameter_count, predicted_bytes
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.paper import DecoderCost
+from vmae_lab.training.devices import bf16_is_native
 
 STYLES = {
     "none": Arm("no decoder mask", BLACK, "o"),
     "cell_50": Arm("cell 50 %", BLUE, "D"),
-    "none, counted": Arm("no decoder mask, counted", ORANGE, "x"),
-    "cell_50, counted": Arm("cell 50 %, counted", SKY, "+"),
+    "none, counted": Arm("no decoder mask, counted", BLACK, "x"),
+    "cell_50, counted": Arm("cell 50 %, counted", BLUE, "+"),
 }
 
 
@@ -43,7 +43,7 @@ def counted_table(plan: Plan) -> pd.DataFrame:
 
 def measured_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """One line a measured size, mask and batch: seconds, memory beside its prediction, multiply-accumulates a second."""
-    half, lines = torch.cuda.is_available(), []
+    half, lines = bf16_is_native(), []
     for arm in plan.possible:
         model, masks = _configuration(plan.first(arm).recipe)
         for name in plan.first(arm).measures:
@@ -65,7 +65,7 @@ def speed_up_table(plan: Plan, rows: pd.DataFrame, paper: Mapping[str, DecoderCo
     lines = []
     for size in _sizes(plan):
         counted = {mask: _counted(plan, f"{size}_{mask}") for mask in ("none", "cell_50")}
-        measured = {mask: _largest_measured(plan, rows, f"{size}_{mask}") for mask in ("none", "cell_50")}
+        measured = {mask: _measured_batches(plan, rows, f"{size}_{mask}") for mask in ("none", "cell_50")}
         both = sorted(set(measured["none"]) & set(measured["cell_50"]))
         ratios = {metric: _ratio(measured, both, index) for index, metric in enumerate(("seconds", "peak"))}
         reported = paper.get(size)
@@ -86,7 +86,7 @@ def batch_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     budgets, lines = plan.recipe.measure.budgets_gib, []
     for arm in plan.possible:
         model, masks = _configuration(plan.first(arm).recipe)
-        line = {"model, decoder mask": plan.arms[arm].label}
+        line: dict[str, str | int] = {"model, decoder mask": plan.arms[arm].label}
         for budget in budgets:
             line[f"{budget:g} GiB, counted, float32"] = largest_batch(model, masks, budget * GIB, half=False)
             line[f"{budget:g} GiB, counted, bf16"] = largest_batch(model, masks, budget * GIB, half=True)
@@ -97,18 +97,18 @@ def batch_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 def panels(plan: Plan, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Counted work, measured seconds and memory a clip over sizes, for the figure."""
-    work, time, memory = {}, {}, {}
+    work, time, memory = (dict[str, dict[str, float]]() for _ in range(3))
     for size in _sizes(plan):
         for mask in ("none", "cell_50"):
             arm = f"{size}_{mask}"
             model, masks = _configuration(plan.first(arm).recipe)
-            measured = _largest_measured(plan, rows, arm)
+            measured = _measured_batches(plan, rows, arm)
             batch = max(measured, default=1)
             seconds, peak = measured.get(batch, (np.nan, np.nan))
             work.setdefault(mask, {})[size] = _counted(plan, arm) / 1e9
             time.setdefault(mask, {})[size] = seconds / batch
             memory.setdefault(mask, {})[size] = peak
-            counted = predicted_bytes(model, masks, batch, torch.cuda.is_available()) / GIB
+            counted = predicted_bytes(model, masks, batch, bf16_is_native()) / GIB
             memory.setdefault(f"{mask}, counted", {})[size] = counted
     tables = {"G MAC a clip, forward and backward": work, "seconds a clip": time, "peak memory, GiB": memory}
     return {title: pd.DataFrame(table) for title, table in tables.items()}
@@ -162,7 +162,7 @@ def _value(rows: pd.DataFrame, arm: str, metric: str) -> float:
     return rows[(rows.arm == arm) & (rows.metric == metric)].value.mean()
 
 
-def _largest_measured(plan: Plan, rows: pd.DataFrame, arm: str) -> dict[int, tuple[float, float]]:
+def _measured_batches(plan: Plan, rows: pd.DataFrame, arm: str) -> dict[int, tuple[float, float]]:
     """Measured batches of an arm: clips a step -> seconds, GiB."""
     found = {}
     for batch in plan.recipe.measure.batch_sizes:
@@ -178,7 +178,7 @@ def _ratio(measured: Mapping[str, Mapping[int, tuple[float, float]]], both: list
 
 def _extrapolated(plan: Plan, rows: pd.DataFrame, arm: str, budget: float) -> str:
     """Clips that fit by the line through the smallest and the largest measured batch; empty with fewer than two."""
-    measured = _largest_measured(plan, rows, arm)
+    measured = _measured_batches(plan, rows, arm)
     if len(measured) < 2:
         return ""
     (low, (_, small)), (high, (_, large)) = min(measured.items()), max(measured.items())

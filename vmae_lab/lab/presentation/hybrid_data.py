@@ -11,6 +11,16 @@ NAMES = {"target": "target source", "unseen": "source in no pool"}
 PLACES = {place: f"{NAMES[place]} ({source})" for place, source in JUDGED_ON.items()}
 
 
+def planned_pools(plan: Plan) -> pd.DataFrame:
+    """What each arm is to be pre-trained on: clips of each source, and steps. Index: arm; the same on every machine."""
+    table = {}
+    for arm in plan.pretrained:
+        recipe = plan.first(arm).recipe
+        clips = {source: recipe.data.classes * limit for source, limit in recipe.data.pretrain_limits.items()}
+        table[arm] = {**dict.fromkeys(pool_limits(plan.recipe, "all"), 0), **clips, "steps": recipe.pretrain.steps}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
 def shares(plan: Plan, store: RunStore) -> pd.DataFrame:
     """What part of the samples each source gave, in percent: a row an arm (by label), a column a source."""
     table = {}

@@ -14,17 +14,20 @@ from vmae_lab.lab.presentation.common import (
     verdict,
 )
 from vmae_lab.lab.tables import interval
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.flops import TokenCounts
 
 
 def ratios_on_the_grid(plan: Plan) -> pd.DataFrame:
     """What each encoder ratio leaves of a frame of this grid: ratios that differ may leave the same, small grids few."""
-    _, height, width = plan.recipe.model.clip.grid
-    lines = []
+    (time, height, width), lines = plan.recipe.model.clip.grid, []
     for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _cells(plan)):
-        masked = int(ratio * height * width)
+        masks = MaskSettings(encoder_ratio=ratio, decoder="none", decoder_ratio=0.0)
+        seen = TokenCounts.of(masks, plan.recipe.model.clip).visible // time
+        masked = height * width - seen
         lines.append({
             "tube ratio asked for": f"{ratio:g}", "tubes masked": f"{masked} of {height * width}",
-            "ratio got": f"{masked / (height * width):.3f}", "tubes seen": height * width - masked,
+            "ratio got": f"{masked / (height * width):.3f}", "tubes seen": seen,
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -37,7 +40,7 @@ def impossible_table(plan: Plan) -> pd.DataFrame:
 
 def grid_of(plan: Plan, values: pd.Series) -> pd.DataFrame:
     """Values by arm as a table, encoder ratios down and decoder ratios across; missing where a cell is not possible."""
-    table = {}
+    table: dict[str, dict[str, float]] = {}
     for arm in _cells(plan):
         encoder, decoder = _ratios(plan, arm)
         table.setdefault(f"{100 * decoder:.0f} %", {})[f"{100 * encoder:.0f} %"] = values.get(arm)

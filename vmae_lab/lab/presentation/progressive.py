@@ -4,9 +4,8 @@ import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.arms import UNSEEN
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, how_run, mean_and_spread
+from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, how_run, mean_and_spread
 from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.tables import interval
 from vmae_lab.lab.workbook import labels_of
 
 
@@ -78,13 +77,8 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
     for arm, baseline, what in pairs:
         if {arm, baseline} <= set(plan.possible):
             parts = [
-                f"{_difference_words(paired_differences(rows, metric, baseline).loc[arm])} with {labels} labels"
+                f"{difference_words(paired_differences(rows, metric, baseline).loc[arm])} with {labels} labels"
                 for metric, labels in fractions(plan).items()
             ]
             words.append(f"{what}: {'; '.join(parts)}.")
     return words
-
-
-def _difference_words(row: pd.Series) -> str:
-    said = interval(row.difference, row.low, row.high)
-    return f"{said} (not told apart from none)" if row.low <= 0 <= row.high else said

@@ -1,10 +1,12 @@
 """Scaling: accuracy against the size of the model, the amount of data and the number of steps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from vmae_lab.lab.ablation import Plan, linear_trend, summarise
-from vmae_lab.lab.arms import BLUE, ORANGE, RED, SKY, Arm
+from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.measure import parameter_count
 from vmae_lab.lab.presentation.common import impossible_words, main_probe, mean_and_spread
 from vmae_lab.lab.tables import interval
@@ -48,14 +50,13 @@ def trend(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(plan: Plan, rows: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, Arm]]:
-    """Accuracy over parameters, a line for each amount of data and steps, and how each line is drawn."""
+    """Accuracy over parameters, a line for each amount of data and steps, and how each line is drawn: as its arms are."""
     spent, accuracy = budgets(plan), summarise(rows, main_probe(plan))
     lines, styles = {}, {}
-    marks = zip((SKY, BLUE, ORANGE, RED), "oPsD", strict=True)
     for (clips, steps), group in spent.groupby(["clips", "steps"]):
-        name, (colour, marker) = f"{clips} clips, {steps} steps", next(marks)
+        name = f"{clips} clips, {steps} steps"
         lines[name] = accuracy.loc[group.index].set_index(group.parameters / 1e6).sort_index()
-        styles[name] = Arm(name, colour, marker)
+        styles[name] = replace(plan.arms[group.index[0]], label=name)
     return lines, styles
 
 

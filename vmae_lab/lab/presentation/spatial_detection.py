@@ -9,13 +9,15 @@ import torch
 from torchvision.ops import box_iou
 
 from vmae_lab.data.boxes import CORNERS, KEY, read_detections
+from vmae_lab.data.motionworld.dataset import Split
 from vmae_lab.data.scenes import Scenes
 from vmae_lab.detection.spatial import DetectSettings, people_of
 from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.maps import Scene
-from vmae_lab.lab.presentation.common import difference_cell, mean_and_spread, over_seeds, points_words
+from vmae_lab.lab.presentation.common import difference_cell, difference_words, mean_and_spread, over_seeds
+from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import DETECTIONS
 from vmae_lab.lab.tables import plus_minus
@@ -33,7 +35,17 @@ def check_data(plan: Plan) -> None:
 
     Raises ListError, StorageError.
     """
-    check_scenes(plan.recipe.detect.scenes, plan.recipe.evaluate.split, plan.recipe.compute)
+    check_scenes(_settings(plan).scenes, plan.recipe.evaluate.split, plan.recipe.compute)
+
+
+def people_table(plan: Plan) -> pd.DataFrame:
+    """How many people do each action in the key frames that are trained on and judged. Index: action."""
+    recipe = plan.recipe
+    parts: tuple[Split, ...] = ("train", recipe.evaluate.split)
+    splits = {split: load_scenes(_settings(plan).scenes, split, recipe.compute) for split in parts}
+    counts = pd.DataFrame({split: scenes.truth.action_id.value_counts() for split, scenes in splits.items()})
+    actions = splits["train"].actions
+    return counts.reindex(sorted(actions)).rename(actions).rename_axis("action").fillna(0).astype(int)
 
 
 def main_metric(rows: pd.DataFrame) -> str:
@@ -49,7 +61,7 @@ def detection_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataF
     by_size = {arm: over_seeds(plan, store, arm, "detect", "by_size", SIZES) for arm in plan.possible}
     return pd.DataFrame([
         {
-            "start": plan.arms[arm].label, "steps": plan.first(arm).recipe.detect.steps,
+            "start": plan.arms[arm].label, "steps": _steps(plan, arm),
             "frame mAP, %": mean_and_spread(scores, arm), "by true boxes, %": mean_and_spread(true, arm),
             **{f"{size} boxes, %": plus_minus(row["mean"], row["std"]) for size, row in by_size[arm].iterrows()},
             "difference to no pre-training [95 %]": difference_cell(differences, arm),
@@ -60,7 +72,7 @@ def detection_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataF
 
 def detection_caption(plan: Plan, store: RunStore) -> str:
     """How the detectors were trained and judged."""
-    recipe, settings = plan.recipe, plan.recipe.detect
+    recipe, settings = plan.recipe, _settings(plan)
     result = store.result(plan.first(plan.possible[0]).measures["detect"])
     sizes = ", ".join(f"{name} {_range(*limits)}" for name, limits in SIZES.items())
     return (
@@ -100,7 +112,7 @@ def guessing(plan: Plan) -> dict[str, float]:
 
     Mean over draws; more than the share of people who do it, since average precision is of the precision's envelope.
     """
-    return _guessed(_held_out(plan), plan.recipe.detect.person_score, plan.recipe.seeds[0])
+    return _guessed(_held_out(plan), _settings(plan).person_score, plan.recipe.seeds[0])
 
 
 @lru_cache(maxsize=4)
@@ -130,7 +142,7 @@ def paper_table() -> pd.DataFrame:
 
 def example_scenes(plan: Plan, store: RunStore, arm: str, count: int) -> list[Scene]:
     """Some key frames at random, with who is there and what an arm's first detector says."""
-    scenes, settings, model = _held_out(plan), plan.recipe.detect, plan.recipe.model
+    scenes, settings, model = _held_out(plan), _settings(plan), plan.recipe.model
     said = read_detections(store.folder(plan.first(arm).measures["detect"]) / DETECTIONS)
     chosen = numpy_generator(plan.recipe.seeds[0], "scenes to look at").permutation(len(scenes))[:count]
     return [_scene(scenes, settings, said, int(index), model.frames, model.tubelet) for index in chosen]
@@ -155,7 +167,7 @@ def classes_caption(plan: Plan) -> str:
 
 def recall_of_persons(plan: Plan) -> float | None:
     """Percent of the people there whom the person detector's boxes cover (IoU .5): the most that can be found."""
-    scenes, settings = _held_out(plan), plan.recipe.detect
+    scenes, settings = _held_out(plan), _settings(plan)
     if scenes.persons is None:
         return None
     people = scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]).assign(action_id=1)
@@ -180,7 +192,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
     scores = summarise(rows, metric)
     words = [
         f"Frame mAP is {mean_and_spread(scores, arm)} % with '{plan.arms[arm].label}' "
-        f"({plan.first(arm).recipe.detect.steps} steps); guessing would give {np.mean(list(guessing(plan).values())):.1f} %."
+        f"({_steps(plan, arm)} steps); guessing would give {np.mean(list(guessing(plan).values())):.1f} %."
         for arm in plan.pretrained
     ]
     for arm, other in PAIRS:
@@ -188,7 +200,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
             row = paired_differences(rows, metric, other).loc[arm]
             words.append(
                 f"'{plan.arms[arm].label}' against '{plan.arms[other].label}', {mean_and_spread(scores, other)} %: "
-                f"{points_words(row)}."
+                f"{difference_words(row, ' points')}."
             )
     recall = recall_of_persons(plan)
     return words if recall is None else [*words, f"The boxes cover {recall:.0f} % of the people: no detector finds more."]
@@ -208,13 +220,21 @@ def judged_again(plan: Plan, store: RunStore) -> pd.DataFrame:
     ])  # fmt: skip
 
 
+def _settings(plan: Plan) -> DetectSettings:
+    return needed(plan.recipe.detect, "detect")
+
+
+def _steps(plan: Plan, arm: str) -> int:
+    return needed(plan.first(arm).recipe.detect, "detect").steps
+
+
 def _held_out(plan: Plan) -> Scenes:
     recipe = plan.recipe
-    return load_scenes(recipe.detect.scenes, recipe.evaluate.split, recipe.compute)
+    return load_scenes(_settings(plan).scenes, recipe.evaluate.split, recipe.compute)
 
 
 def _whose_boxes(plan: Plan) -> str:
-    if plan.recipe.detect.scenes.motionworld:
+    if _settings(plan).scenes.motionworld:
         return "a stand-in for a person detector"
     return "the ground truth" if _held_out(plan).persons is None else "the person detector"
 

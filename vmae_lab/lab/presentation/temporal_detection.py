@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.segments import read_predictions
-from vmae_lab.data.untrimmed import Untrimmed
+from vmae_lab.data.untrimmed import Split, Untrimmed
+from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
 from vmae_lab.evaluation.thumos import DURATIONS, by_score, matches
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, mean_and_spread, over_seeds, points_words
+from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, mean_and_spread, over_seeds
+from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import SEGMENTS
 from vmae_lab.lab.tables import plus_minus
@@ -27,13 +29,22 @@ PAIRS = (("pretrained", "untrained"), ("supervised", "untrained"), ("supervised"
 
 def check_data(plan: Plan) -> None:
     """See that the videos are there, and their annotations sound, before anything runs. Raises ListError, StorageError."""
-    check_untrimmed(plan.recipe.localise.videos, plan.recipe.evaluate.split, plan.recipe.compute)
+    check_untrimmed(_settings(plan).videos, plan.recipe.evaluate.split, plan.recipe.compute)
+
+
+def segments_table(plan: Plan) -> pd.DataFrame:
+    """How many segments of each class there are in the videos that are trained on and judged. Index: class."""
+    recipe = plan.recipe
+    splits: tuple[Split, ...] = ("train", recipe.evaluate.split)
+    annotations = {one: load_untrimmed(_settings(plan).videos, one, recipe.compute).annotations for one in splits}
+    counts = {one: told.segments.label.value_counts() for one, told in annotations.items()}
+    return pd.DataFrame(counts).reindex(class_names(plan)).rename_axis("action").fillna(0).astype(int)
 
 
 def localisation_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """One line an encoder: mAP at each overlap, their mean, and what the encoder's training changes of it."""
     differences = differences_to(plan, rows, MAP, FLOOR)
-    means = {threshold: summarise(rows, f"{MAP}_{100 * threshold:.0f}") for threshold in plan.recipe.localise.thresholds}
+    means = {threshold: summarise(rows, f"{MAP}_{100 * threshold:.0f}") for threshold in _settings(plan).thresholds}
     return pd.DataFrame([
         {
             "features of": plan.arms[arm].label,
@@ -47,7 +58,7 @@ def localisation_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 def localisation_caption(plan: Plan, store: RunStore) -> str:
     """What the detectors were trained and judged on."""
-    recipe, settings = plan.recipe, plan.recipe.localise
+    recipe, settings = plan.recipe, _settings(plan)
     result = store.result(plan.first(plan.possible[0]).measures["localise"])
     return (
         f"Scale `{recipe.scale}`: features of a {recipe.model.size} model, windows of {recipe.model.frames} frames every "
@@ -72,7 +83,7 @@ def class_names(plan: Plan) -> tuple[str, ...]:
 
 def classes_caption(plan: Plan) -> str:
     """What a bar is."""
-    overlaps = ", ".join(f"{one:g}" for one in plan.recipe.localise.thresholds)
+    overlaps = ", ".join(f"{one:g}" for one in _settings(plan).thresholds)
     return (
         f"Average precision by class, mean over temporal IoU of {overlaps}; mean and standard deviation over "
         f"{len(plan.recipe.seeds)} seeds."
@@ -81,7 +92,7 @@ def classes_caption(plan: Plan) -> str:
 
 def durations_table(plan: Plan, store: RunStore) -> pd.DataFrame:
     """One line an encoder: mAP, mean over overlaps, by the length of segments."""
-    limits = plan.recipe.localise.durations or DURATIONS
+    limits = _settings(plan).durations or DURATIONS
     lengths = _held_out(plan).annotations.segments.eval("end - start")
     names = {
         name: f"{name}, {low:g} to {high:g} s ({int(((lengths > low) & (lengths <= high)).sum())} segments): mAP, %"
@@ -161,7 +172,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
             words.append(
                 f"Features of '{plan.arms[arm].label}': mean mAP {mean_and_spread(scores, arm)} %, of "
                 f"'{plan.arms[other].label}' {mean_and_spread(scores, other)} %: "
-                f"{points_words(row)}."
+                f"{difference_words(row, ' points')}."
             )
     best = scores["mean"].idxmax()
     kinds = kinds_table(plan, store).set_index("features of").loc[plan.arms[best].label].drop(["right", "missed"])
@@ -179,15 +190,19 @@ def judged_again(plan: Plan, store: RunStore) -> pd.DataFrame:
     return pd.DataFrame([
         {
             "arm": cell.arm, "seed": cell.seed,
-            "value": 100 * judge(held_out, _said(plan, store, cell.arm, cell.seed), plan.recipe.localise).mean,
+            "value": 100 * judge(held_out, _said(plan, store, cell.arm, cell.seed), _settings(plan)).mean,
         }
         for cell in plan.cells
     ])  # fmt: skip
 
 
+def _settings(plan: Plan) -> LocaliseSettings:
+    return needed(plan.recipe.localise, "localise")
+
+
 def _held_out(plan: Plan) -> Untrimmed:
     recipe = plan.recipe
-    return load_untrimmed(recipe.localise.videos, recipe.evaluate.split, recipe.compute)
+    return load_untrimmed(_settings(plan).videos, recipe.evaluate.split, recipe.compute)
 
 
 def _said(plan: Plan, store: RunStore, arm: str, seed: int) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def to_official_classifier(state: State, clip: ClipShape) -> State:
 
 
 def _to_official(state: State, clip: ClipShape, names: dict[str, str]) -> State:
-    official = {}
+    official: State = {}
     for key, value in state.items():
         if key.endswith("attn.qkv.bias"):
             q, _, v = value.chunk(3)

@@ -37,6 +37,10 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
     Official files do not say everything: `size` is needed where their numbers are none of the paper's, and their clip is
     taken to be of 16 frames of 224 pixels. Raises CheckpointError, naming what is wrong and what to do.
     """
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise CheckpointError(f"there is no model size '{size}'; sizes are {', '.join(SIZES)}, or a Size of your own")
+        size = SIZES[size]
     place = _local(where, revision)
     state, config = _state_in(place), _config_in(place)
     if config.get("library") == "vmae_lab":
@@ -48,7 +52,7 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
         )
     if any(key.startswith(("videomae.", "embeddings.")) for key in state):
         return _from_transformers(state, config, str(where))
-    return _from_official(unwrapped(state), config, SIZES[size] if isinstance(size, str) else size, str(where))
+    return _from_official(unwrapped(state), config, size, str(where))
 
 
 def _from_transformers(state: State, config: dict[str, Any], where: str) -> Checkpoint:

@@ -28,7 +28,7 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
     if layout not in get_args(Layout):
         raise CheckpointError(f"there is no layout {layout!r}; layouts are {', '.join(get_args(Layout))}")
     state = dict(state)
-    official = None if layout == "vmae_lab" else _official(state, config, layout)
+    official: State = {} if layout == "vmae_lab" else _official(state, config, layout)
     make_folder(folder)
     if layout == "vmae_lab":
         write_weights(folder / WEIGHTS, state)

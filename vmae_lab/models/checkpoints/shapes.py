@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from vmae_lab.models.checkpoints.official import EMBEDDING, is_pretraining
 from vmae_lab.models.checkpoints.weights import CheckpointError, State
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
@@ -23,7 +25,8 @@ def size_in(state: State, where: str, heads: int | None = None) -> Size:
             f"{where} is of {depth} blocks, {width} wide, with {hidden} inside, which is none of the sizes "
             f"{', '.join(SIZES)}, and weights do not tell the number of attention heads; give size=Size(...)"
         )
-    size = replace(known or SIZES["base"], width=width, depth=depth, mlp_hidden=hidden, heads=heads or known.heads, patch=patch)
+    base = known or SIZES["base"]
+    size = replace(base, width=width, depth=depth, mlp_hidden=hidden, heads=heads or base.heads, patch=patch)
     if not before:
         return size
     decoder = _decoder_width(state, where)
@@ -44,7 +47,8 @@ def _kernel(state: State, where: str) -> tuple[int, int, int, int, int]:
     if key is None or state[key].ndim != 5:
         shown = ", ".join(list(state)[:10])
         raise CheckpointError(f"{where} holds no VideoMAE: it has no kernel {EMBEDDING} of five dimensions. It has: {shown}")
-    return tuple(state[key].shape)
+    width, channels, tubelet, rows, columns = state[key].shape
+    return width, channels, tubelet, rows, columns
 
 
 def _depth(state: State, prefix: str) -> int:
@@ -59,7 +63,7 @@ def _decoder_width(state: State, where: str) -> int:
     return len(_one(state, "encoder_to_decoder.weight", where))
 
 
-def _one(state: State, key: str, where: str):
+def _one(state: State, key: str, where: str) -> Tensor:
     if key not in state:
         raise CheckpointError(f"{where} has no {key}; it is not whole, or no VideoMAE")
     return state[key]

@@ -44,7 +44,7 @@ PROJECTIONS = ("query", "key", "value")
 def to_transformers(official: State) -> State:
     """An official state dictionary, of pre-training or of a classifier, in the names of transformers' files."""
     names = PRETRAINING if is_pretraining(official) else CLASSIFIER
-    theirs = {}
+    theirs: State = {}
     for key, value in official.items():
         name = _renamed(key, names, BLOCK)
         if name.endswith(QUERY):

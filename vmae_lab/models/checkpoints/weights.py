@@ -19,7 +19,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
-def check_fit(expected: Mapping[str, Tensor], found: State, where: str, remedy: str = "") -> None:
+def check_fit(expected: Mapping[str, Tensor], found: State, where: str) -> None:
     """Raise CheckpointError, listing what is missing, unexpected or of another shape, unless `found` is as `expected`."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
@@ -31,7 +31,7 @@ def check_fit(expected: Mapping[str, Tensor], found: State, where: str, remedy: 
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if any(problems.values()):
         lines = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in problems.items() if keys]
-        raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}{remedy and f'. {remedy}'}")
+        raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}")
 
 
 def _first(keys: list[str]) -> str:

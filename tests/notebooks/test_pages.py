@@ -1,0 +1,123 @@
+"""What a person reads in every notebook: one opening, one ending, links that lead somewhere, commands that are understood."""
+
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import pytest
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from vmae_lab.cli import app
+from vmae_lab.cli.notebooks import checked_parameters, move_links
+from vmae_lab.lab.recipe import RecipeError
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+HEAD = "| scale | what it is | command | time | needs |"
+UsageError = typer.BadParameter.__base__  # typer brings a click of its own
+SCALES = {"smoke", "demo", "gpu", "paper"}
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def texts(path: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `vmae-lab` command in a text, in code spans and in blocks of shell."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [*spans, *(line for block in blocks for line in block.splitlines())]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("vmae-lab ")]
+
+
+def understood(words: list[str]) -> typer.Context:
+    """A command line as the real one parses it, which is not carried out. Raises UsageError."""
+    command = get_command(app)
+    context = typer.Context(command)
+    while isinstance(command, TyperGroup):
+        _, command, words = command.resolve_command(context, words)
+        context = typer.Context(command, context)
+    return command.make_context(command.name, words) if words else context
+
+
+@each_notebook
+def test_opens_with_its_question_and_what_each_scale_takes(path):
+    opening = nbformat.read(path, as_version=4).cells[0].source
+    assert opening.startswith("# ")
+    assert "?" in opening.split(HEAD)[0], "it asks something"
+    lines = opening.split(HEAD)[1].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:] if line.startswith("|")]
+    assert {re.match(r"`(\w+)`", row[0])[1] for row in rows} >= SCALES
+    for row in rows:
+        assert len(row) == 5
+        assert all(row), "what, command, time and needs are told of each"
+    named = {words[-1] for row in rows for words in commands(row[2]) if "--scale" in words}
+    assert {"demo", "gpu"} <= named
+
+
+def test_times_of_the_demo_are_those_that_readme_tells():
+    told = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+ min) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    said = {}
+    for path in NOTEBOOKS:
+        row = next(line for line in texts(path)[0].splitlines() if line.startswith("| `demo`"))
+        said[path.stem] = re.search(r"\d+ min", row)[0]
+    assert said == {name: told[name] for name in said}
+
+
+@each_notebook
+def test_ends_with_a_computed_reading_its_report_and_where_to_go_next(path):
+    cells = nbformat.read(path, as_version=4).cells
+    place = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Reading"))
+    reading, report, ending = cells[place + 1 :]
+    assert "conclusions(" in reading.source, "computed, not written"
+    assert "page.reading(reading)" in report.source
+    assert ending.source.startswith("## Where to go next\n")
+    assert 2 <= len(re.findall(r"^- ", ending.source, re.MULTILINE)) <= 4
+    links = re.findall(r"\]\(([^)]+)\)", ending.source)
+    assert any(link.endswith(".ipynb") for link in links)
+    assert any(link.startswith("../vmae_lab/") for link in links)
+    assert any("-p" in words and words[0] == "run" for words in commands(ending.source)), "a parameter worth changing"
+
+
+@each_notebook
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)]+)\)", "\n".join(texts(path))):
+        if not link.startswith("https://"):
+            assert (path.parent / link).exists(), link
+
+
+def test_links_of_an_executed_notebook_lead_to_the_same_places(tmp_path):
+    notebook, executed = tmp_path / "notebooks" / "a.ipynb", tmp_path / "reports" / "smoke" / "a" / "a.ipynb"
+    text = "[b](b.ipynb) [masks](../vmae_lab/masking.py) [paper](https://arxiv.org/abs/2303.16727) [up](#top)"
+    executed.parent.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), executed)
+    move_links(executed, notebook)
+    [moved] = texts(executed)
+    assert "[b](../../../notebooks/b.ipynb) [masks](../../../vmae_lab/masking.py)" in moved
+    assert moved.endswith("[paper](https://arxiv.org/abs/2303.16727) [up](#top)")
+
+
+@each_notebook
+def test_commands_are_understood_and_their_parameters_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    written = commands("\n".join(texts(path)))
+    assert written
+    for words in written:
+        given = understood(words).params
+        for notebook in given.get("notebooks", ()):
+            checked_parameters(notebook, given["scale"], given["override"])
+
+
+def test_a_wrong_command_would_be_found(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [words] = commands("text `vmae-lab run notebooks/scaling.ipynb -p pretrain.stpes 3`, and `other`")
+    given = understood(words).params
+    with pytest.raises(RecipeError, match="did you mean 'steps'"):
+        checked_parameters(given["notebooks"][0], given["scale"], given["override"])
+    for wrong in ("vmae-lab rnu notebooks/scaling.ipynb", "vmae-lab run notebooks/scaling.ipynb --scael demo"):
+        with pytest.raises(UsageError):
+            understood(commands(f"`{wrong}`")[0])
