@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -218,7 +219,8 @@ def changed(tmp_path_factory) -> Path:
 
 
 def in_copy(project: Path, code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": str(project)}  # of kernels that it starts, too
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
