@@ -99,7 +99,9 @@ def test_one_arm_has_one_look_in_all_notebooks(plans):
         for arm in styles.values():
             looks[arm.label].add(look(arm))
     assert {key: different for key, different in looks.items() if len(different) > 1} == {}
-    supervised = {look(arm) for book in WORKBOOK.values() for arm in book.arms.values() if arm.pretrained and arm.post_pretrained}
+    supervised = {
+        look(arm) for book in WORKBOOK.values() for arm in book.arms.values() if arm.pretrained and arm.post_pretrained
+    }
     assert len(supervised) == 1, "pre-trained, then supervised: one way, whatever it is called"
 
 

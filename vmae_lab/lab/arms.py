@@ -76,6 +76,16 @@ DECODER_MASKS: dict[str, Arm] = {
     "running_cell_75": Arm("cell 75 %", GREEN, "*", _decoder("running_cell", 0.75)),
 }
 
+SHOWN_STEPS = 400  # the least that a model is trained for whose pictures are looked at; seconds for a tiny one
+
+
+def _shown(recipe: Recipe) -> Overrides:
+    # Of 6 x 6 tubes 90 % leaves four, from which little can be rebuilt.
+    return {"mask.encoder_ratio": 0.75, **_cell(0.5), "pretrain.steps": max(SHOWN_STEPS, recipe.pretrain.steps)}
+
+
+TOUR: dict[str, Arm] = {"tube_75_cell_50": Arm("tube 75 %, cell 50 %", BLUE, "D", _shown)}
+
 OWN_VIDEOS: dict[str, Arm] = {
     "untrained": Arm("untrained encoder", GREY, "X", pretrained=False),
     "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),
