@@ -102,10 +102,14 @@ def move_links(executed: Path, notebook: Path) -> None:
 
 
 def notebook_as_html(executed: Path) -> str:
-    """An executed notebook as one HTML page, with its outputs, that a browser opens without Jupyter."""
+    """An executed notebook as one HTML page, with its outputs, that a browser opens without Jupyter, and without a network:
+    widgets, whose code would come from one, are the pictures that stand beside them.
+    """
     from nbconvert import HTMLExporter
+    from nbconvert.utils.base import NbConvertBase
 
-    return HTMLExporter().from_filename(str(executed))[0]
+    kinds = [kind for kind in NbConvertBase().display_data_priority if "widget" not in kind]
+    return HTMLExporter(config={"NbConvertBase": {"display_data_priority": kinds}}).from_filename(str(executed))[0]
 
 
 def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict[str, Any]:

@@ -76,6 +76,16 @@ DECODER_MASKS: dict[str, Arm] = {
     "running_cell_75": Arm("cell 75 %", GREEN, "*", _decoder("running_cell", 0.75)),
 }
 
+
+def _shown(recipe: Recipe) -> Overrides:
+    """A model whose pictures are its own: plain pixels, so that nothing is taken from the truth, half of them seen."""
+    training = recipe.pretrain
+    pixels = {"normalise_target": False, "batch_size": 2 * training.batch_size, "lr": 2 * training.lr}
+    return {"mask.encoder_ratio": 0.5, **_cell(0.5), **{f"pretrain.{name}": value for name, value in pixels.items()}}
+
+
+TOUR: dict[str, Arm] = {"pixels": Arm("tube 50 %, cell 50 %, plain pixels", BLUE, "D", _shown)}
+
 OWN_VIDEOS: dict[str, Arm] = {
     "untrained": Arm("untrained encoder", GREY, "X", pretrained=False),
     "pretrained": Arm("pre-trained", BLUE, "D", _decoder("running_cell", 0.5)),

@@ -9,6 +9,7 @@ from einops import rearrange
 from vmae_lab.data.clips import Clips
 from vmae_lab.data.evaluated import MissingVideos, batches_of, middle_clips, readable
 from vmae_lab.lab.ablation import Plan
+from vmae_lab.lab.figures import HIDDEN
 from vmae_lab.lab.loading import load_split
 from vmae_lab.lab.recipe import Recipe
 from vmae_lab.lab.runs import RunStore
@@ -76,32 +77,59 @@ def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> 
     return list(video.permute(0, 2, 3, 4, 1).numpy())
 
 
-@torch.no_grad()
-def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
-    """Strips for one example clip: original, what the encoder sees, cube means, the reconstruction; one frame a time step.
-
-    With a normalised target the model says nothing of a cube's mean and deviation: they are taken from the true cube,
-    which flatters the picture, so the cube means stand beside it as what the truth alone gives. Every hidden cube is decoded.
-    """
+def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
+    """What an arm's pre-training left at the first seed, on this process's device, for evaluation. Raises CheckpointError."""
     cell = plan.first(arm)
     settings, pretrain = cell.recipe.model, cell.recipe.pretrain
     model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
     path = store.folder(cell.encoder) / WEIGHTS
     load_weights(model, read_weights(path), str(path))
-    model = model.to(process_state().device).eval()
-    video = picture_clip(plan, clip).to(process_state().device)
-    encoder_mask, _ = masks_of_pictures(cell.recipe)
-    prediction, decoded = model(video, encoder_mask)
+    return model.to(process_state().device).eval()
+
+
+def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
+    """Strips of `rebuilt` for one example clip under the masks of pictures, one frame a time step."""
+    encoder_mask, _ = masks_of_pictures(plan.first(arm).recipe)
+    frames = rebuilt(trained_model(plan, store, arm), picture_clip(plan, clip), encoder_mask)
+    return {name: strip[:: plan.recipe.model.tubelet] for name, strip in frames.items()}
+
+
+@torch.no_grad()
+def rebuilt(
+    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """A clip as the model sees and rebuilds it, uint8 `(T, H, W, 3)` each: original, what the encoder sees, with a decoder mask
+    what the decoder rebuilds under it, where the target is normalised cube means, and the reconstruction of every hidden cube.
+
+    video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked. With a normalised target the model says nothing of a
+    cube's mean and deviation: they are taken from the true cube, which flatters the picture, so the cube means stand beside
+    it as what the truth alone gives.
+    """
+    video = video.to(next(model.parameters()).device)
+    original = video[0].permute(1, 2, 3, 0).cpu().numpy()
+    hidden, filled, means = _said(model, video, encoder_mask, None)
+    frames = {"original": original, "encoder sees": _paste(original, np.broadcast_to(HIDDEN, filled.shape), hidden, model.clip)}
+    if decoder_mask is not None:
+        decoded, said, _ = _said(model, video, encoder_mask, decoder_mask)
+        blank = np.broadcast_to(np.round(255 * np.array(HIDDEN)), original.shape).astype(np.uint8)
+        frames["decoder rebuilds"] = _paste(blank, said, decoded, model.clip)
+    if model.normalise_target:
+        frames["cube means"] = _paste(original, means, hidden, model.clip)
+    frames["reconstruction"] = _paste(original, filled, hidden, model.clip)
+    return frames
+
+
+def _said(
+    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which cubes are decoded, int `(M,)`; the pixels that the model says of them, and their true means, `(M, t*p*p, 3)`."""
+    prediction, decoded = model(video, encoder_mask, decoder_mask)
     raw = model.pixels_at(video, decoded)
     mean, deviation = cube_statistics(raw)
     filled = prediction.reshape(raw.shape)
-    if pretrain.normalise_target:
-        filled = filled * (deviation + pretrain.target_eps) + mean
-    frames = {"original": video[0].permute(1, 2, 3, 0).cpu().numpy()}
-    grey = torch.full_like(raw, 0.55)
-    for name, values in (("encoder sees", grey), ("cube means", mean.expand_as(raw)), ("reconstruction", filled)):
-        frames[name] = _paste(frames["original"], values[0].cpu().numpy(), decoded[0].cpu().numpy(), settings.clip)
-    return {name: strip[:: settings.tubelet] for name, strip in frames.items()}
+    if model.normalise_target:
+        filled = filled * (deviation + model.target_eps) + mean
+    return tuple(tensor[0].cpu().numpy() for tensor in (decoded, filled, mean.expand_as(raw)))
 
 
 def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:

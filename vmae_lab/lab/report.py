@@ -10,7 +10,7 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from vmae_lab.files import make_folder, storing_in, write_json, write_text
+from vmae_lab.files import make_folder, storing_in, whole_file, write_json, write_text
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import save_figure
 from vmae_lab.lab.places import report_folder
@@ -29,6 +29,7 @@ class Report:
         self.parts: list[str] = []
         self.tables: dict[str, pd.DataFrame] = {}
         self.figures: dict[str, Figure] = {}
+        self.animations: dict[str, bytes] = {}
         self.rows = pd.DataFrame()
         self.conclusions: list[str] = []
 
@@ -44,6 +45,10 @@ class Report:
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         self.figures[name] = figure
         self.parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}*")
+
+    def animation(self, gif: bytes, name: str, caption: str) -> None:
+        self.animations[name] = gif
+        self.parts.append(f"![{caption}](figures/{name}.gif)\n\n*{caption}*")
 
     def results(self, rows: pd.DataFrame) -> None:
         """Keep the tidy rows beside the page: every number of the tables can be traced to its stage."""
@@ -78,6 +83,9 @@ class Report:
             page = page.replace(f"{{table {name}}}", save_table(frame, folder / "tables", name))
         for name, figure in self.figures.items():
             save_figure(figure, folder / "figures", name)
+        for name, gif in self.animations.items():
+            with whole_file(folder / "figures" / f"{name}.gif") as temporary:
+                temporary.write_bytes(gif)
         write_text(folder / "tables" / "results.csv", self.rows.to_csv(index=False))
         write_json(folder / "manifest.json", self._manifest(plan, store, made))
         write_text(folder / "README.md", page)

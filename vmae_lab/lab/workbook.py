@@ -18,6 +18,7 @@ from vmae_lab.lab.arms import (
     SCALING,
     SPATIAL_DETECTION,
     TEMPORAL_DETECTION,
+    TOUR,
     UNSEEN,
     Arm,
     student_size,
@@ -35,6 +36,11 @@ from vmae_lab.lab.stages import (
     probe_stage,
     views_stage,
 )
+
+
+def _pretrained(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Pre-training alone: its pictures are looked at."""
+    return {"pretrain": encoder}
 
 
 def _probe(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -129,7 +135,9 @@ def labels_of(recipe: Recipe, fraction: float) -> int:
 
 @dataclass(frozen=True)
 class Notebook:
-    """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it."""
+    """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it.
+    `one_seed`: it shows, and compares nothing, so that the first seed is enough.
+    """
 
     arms: Mapping[str, Arm]
     measures: Measures
@@ -137,10 +145,12 @@ class Notebook:
     skip_impossible: bool = False
     sources: tuple[str, ...] = ()
     alone: bool = False
+    one_seed: bool = False
 
 
 _ALL_SOURCES = (*POOLS["all"], UNSEEN)
 WORKBOOK: dict[str, Notebook] = {
+    "00_dual_masking_tour": Notebook(TOUR, _pretrained, one_seed=True),
     "ablation_decoder_mask": Notebook(DECODER_MASKS, _probe_and_finetune, controls=True),
     "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),
     "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
@@ -158,7 +168,7 @@ WORKBOOK: dict[str, Notebook] = {
 def plan_notebook(name: str, recipe: Recipe) -> Plan:
     """The plan of a notebook of this workbook. Raises RecipeError where the recipe cannot carry it."""
     book = WORKBOOK[name]
-    if not recipe.data.labelled and book.measures is not _probe_where_labelled:
+    if not recipe.data.labelled and book.measures not in (_pretrained, _probe_where_labelled):
         raise RecipeError(f"{name} judges encoders by labels; data.lists.train names no labelled list")
     if not any(book.arms[arm].pretrained for arm in recipe.arms):
         raise RecipeError(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
@@ -170,4 +180,6 @@ def plan_notebook(name: str, recipe: Recipe) -> Plan:
         )
     if book.alone:
         recipe = recipe.with_overrides({"compute.jobs": 1})
+    if book.one_seed:
+        recipe = recipe.with_overrides({"seeds": recipe.seeds[:1]})
     return plan_ablation(name, recipe, book.arms, book.measures, book.controls, book.skip_impossible)

@@ -58,13 +58,17 @@ def trunk_macs(tokens: int, width: int, depth: int, mlp_hidden: int) -> int:
     return depth * (tokens * (4 * width**2 + 2 * width * mlp_hidden) + 2 * tokens**2 * width)
 
 
+def encoder_macs(size: Size, clip: ClipShape, visible: int, embed_visible: bool = False) -> int:
+    """The encoder's part of one pre-training clip's forward pass: embedding of all cubes (or the visible) and blocks."""
+    embedded = visible if embed_visible else clip.tokens
+    return embedded * clip.cube_values * size.width + trunk_macs(visible, size.width, size.depth, size.mlp_hidden)
+
+
 def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed_visible: bool = False) -> Cost:
     """One pre-training clip: embedding, encoder on `visible` tokens, decoder on `visible + decoded`, head on `decoded`."""
     joint = visible + decoded
-    embedded = visible if embed_visible else clip.tokens
     macs = (
-        embedded * clip.cube_values * size.width
-        + trunk_macs(visible, size.width, size.depth, size.mlp_hidden)
+        encoder_macs(size, clip, visible, embed_visible)
         + visible * size.width * size.decoder_width
         + trunk_macs(joint, size.decoder_width, size.decoder_depth, size.decoder_mlp_hidden)
         + decoded * size.decoder_width * clip.cube_values
