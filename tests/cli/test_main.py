@@ -87,7 +87,8 @@ def test_inside_a_checkout_a_wrong_name_is_told_alone(monkeypatch, capsys):
 def test_without_papermill_a_run_tells_what_to_install(monkeypatch, capsys):
     """The extra `lab` brings it; importing and training do not need it."""
     monkeypatch.setattr(notebooks, "find_spec", lambda name: None)
-    assert main(["run", "notebooks/scaling.ipynb"]) == 2
+    notebook = Path(__file__).parents[2] / "notebooks" / "scaling.ipynb"
+    assert main(["run", str(notebook), "--scale", "smoke"]) == 2
     assert "pip install 'vmae-lab[lab]'" in capsys.readouterr().err
 
 

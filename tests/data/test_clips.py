@@ -6,7 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from made_videos import write_video
 
+from vmae_lab.data import resident
 from vmae_lab.data.augment import centre_crop, multi_scale_crop
 from vmae_lab.data.clips import DataSettings, load_clips
 from vmae_lab.data.lists import ListSettings
@@ -140,3 +142,10 @@ def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
         assert crop.shape == (3, 4, 24, 24)
         assert (crop == crop[:1, :1]).all()
     assert centre_crop(ramp[..., :20], 20).shape == (3, 4, 20, 20)
+
+
+def test_files_of_different_lengths_are_refused_by_name(tmp_path):
+    """A data set that was half written by another version is told, not stacked."""
+    paths = [write_video(tmp_path / f"{count}.mp4", count) for count in (8, 9)]
+    with pytest.raises(VideoError, match=r"8\.mp4: files beside it have different lengths \[8, 9\]: delete that folder"):
+        resident._decode(paths, 16)

@@ -117,8 +117,9 @@ def test_panels_follow_what_is_chosen_in_any_of_them(plan):
 def test_a_choice_that_cannot_be_is_told_and_the_picture_stays(plan):
     controls = panels.Controls(plan)
     panel = panels.mask_panel(plan, controls)
+    controls.encoder_ratio.value = 0.9
     before = panel._picture.value
-    controls.encoder.value = "running_cell"  # at 90 %
+    controls.encoder.value = "running_cell"
     assert "one of .25, .5, .75" in panel._words.value
     assert panel._picture.value == before
 

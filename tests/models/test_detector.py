@@ -160,3 +160,10 @@ def test_layer_decay_counts_from_the_head(detector):
     assert (scales["head.weight"], scales["encoder.trunk.norm.weight"]) == (1.0, 1.0)
     assert [scales[f"encoder.trunk.blocks.{block}.mlp.fc1.weight"] for block in range(3)] == [0.125, 0.25, 0.5]
     assert scales["encoder.embed.weight"] == 0.0625
+
+
+def test_a_config_without_classes_is_refused(detector, tmp_path):
+    config = detector.save_pretrained(tmp_path) / "config.json"
+    config.write_text(config.read_text().replace('"classes": 5', '"classes": null'))
+    with pytest.raises(CheckpointError, match="does not say how many classes"):
+        ActionDetector.from_pretrained(tmp_path)

@@ -29,9 +29,9 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
 )
 def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Run a notebook at a scale and write its report."""
+    checked = [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
     if not find_spec("papermill"):
         raise FileNotFoundError("notebooks are run by papermill, which is not installed: pip install 'vmae-lab[lab]'")
-    checked = [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
     for notebook, parameters in checked:
         if status := execute(notebook, parameters):
             raise typer.Exit(status)

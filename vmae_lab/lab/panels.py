@@ -27,10 +27,13 @@ CLIPS, DRAWS = 8, 8  # how many clips and random draws are to choose from
 
 
 class Controls:
-    """What can be chosen of both masks, and of some clips. Panels share it: a choice that is made in one is made in all."""
+    """What can be chosen of both masks, at first those of the plan's model, and of some clips.
+
+    Panels share it: a choice that is made in one is made in all.
+    """
 
     def __init__(self, plan: Plan):
-        masks = plan.recipe.mask
+        masks = plan.first(plan.pretrained[0]).recipe.mask
         self.rows = random_clips(plan, CLIPS)
         slider = partial(ipywidgets.SelectionSlider, continuous_update=False)
         whole = partial(ipywidgets.IntSlider, continuous_update=False, min=0)
@@ -40,7 +43,7 @@ class Controls:
         self.decoder = ipywidgets.Dropdown(options=["none", *MASKS], value=masks.decoder, description="decoder")
         self.decoder_ratio = slider(options=shares[:3], value=masks.decoder_ratio or 0.5, description="left out")
         self.phase = whole(max=CELL_PHASES - 1, description="cell's phase")
-        self.draw = whole(max=DRAWS - 1, description="random draw")
+        self.draw = whole(max=DRAWS - 1, description="draw")
         self.clip = whole(max=len(self.rows) - 1, description="clip")
         cells = [share for share in shares if share[1] in CELL_RATIOS]  # the ratios that every kind of mask can have
         self.masked = slider(options=cells, value=0.75, description="masked")
@@ -67,7 +70,7 @@ class Panel(ipywidgets.VBox):
 
     def __init__(self, controls: Controls, names: Sequence[str], draw: Callable[[Choice], Shown]):
         self._controls, self._draw = controls, draw
-        self._picture = ipywidgets.Image()
+        self._picture = ipywidgets.Image(layout={"align_self": "flex-start", "max_width": "100%"})
         self._words = ipywidgets.HTML()
         chosen = controls.widgets(names)
         rows = [ipywidgets.HBox(chosen[place : place + 3]) for place in range(0, len(chosen), 3)]

@@ -35,6 +35,7 @@ PARTS = {
     "both: a copy, the loss leaves it out": BLACK,
     "neither": "#DDDDDD",
 }
+COST_CAPTION = "Multiply-accumulates of one clip with and without a decoder mask, under the scale's own masks; counted."
 MASKS_CAPTION = "A clip, what the encoder sees, what the decoder is asked for, and who has which cube; a column a time step."
 LOOP_CAPTION = (
     "A held-out clip as the small model sees and rebuilds it, as a loop; plain pixels, nothing is taken from the truth."
