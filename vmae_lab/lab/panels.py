@@ -62,7 +62,7 @@ class Controls:
         return Choice(masks, self.phase.value, self.draw.value, self.rows[self.clip.value])
 
 
-class Panel(ipywidgets.VBox):
+class Panel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     """Some controls, a picture and words that follow them.
 
     Its output holds the picture as it is when shown, too: that is what a page or a viewer without widgets has.

@@ -129,7 +129,7 @@ def _said(
     filled = prediction.reshape(raw.shape)
     if model.normalise_target:
         filled = filled * (deviation + model.target_eps) + mean
-    return tuple(tensor[0].cpu().numpy() for tensor in (decoded, filled, mean.expand_as(raw)))
+    return decoded[0].cpu().numpy(), filled[0].cpu().numpy(), mean.expand_as(raw)[0].cpu().numpy()
 
 
 def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
