@@ -1,10 +1,11 @@
 # Every target makes what it needs from nothing: a .venv with the tested versions, and the project in it.
 PYTHON ?= python3
 SCALE ?= demo
+WORKERS ?= 2
 BIN = .venv/bin
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test ablations reports lab lint clean
+.PHONY: demo test coverage ablations reports lab lint clean
 .DELETE_ON_ERROR:
 
 # The stamp is newer than what decides the environment, so a second call is quick.
@@ -25,9 +26,14 @@ ablations: .venv/installed
 reports: .venv/installed
 	$(BIN)/vmae-lab report
 
+# A file of tests, or a notebook, stays with one worker: its tests share data and stages. One thread each, since two that
+# wait for one another on the same cores take many times as long.
 test: .venv/installed
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 -x notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 -x notebooks
+
+coverage: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
@@ -38,4 +44,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis reports/smoke
+	rm -rf .venv build dist .coverage* *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis reports/smoke
