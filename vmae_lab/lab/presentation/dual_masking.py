@@ -41,8 +41,8 @@ LOOP_CAPTION = (
     "A held-out clip as the small model sees and rebuilds it, as a loop; plain pixels, nothing is taken from the truth."
 )
 ERRORS_CAPTION = (
-    "Mean squared error of hidden pixels in [0, 1] on held-out clips, one model, one seed, every hidden cube rebuilt; beside it "
-    "what the true mean of each cube would give, which no model is told."
+    "Mean squared error of hidden pixels in [0, 1] on held-out clips, one model, one seed, every hidden cube rebuilt; beside "
+    "it what the true mean of each cube would give, which no model is told."
 )
 LEAKAGE_CAPTION = "What of a masked cube's surroundings is visible, 75 % masked, 8 x 14 x 14 tokens, mean over 64 draws."
 
