@@ -7,10 +7,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 TALL = 144  # pixels that a picture is at least high
+MILLISECONDS = 250  # that a frame is shown
 MARGIN, HEAD = 6, 20  # pixels around a picture, and above it for its name
 
 
-def looping_gif(strips: Mapping[str, np.ndarray], milliseconds: int = 250) -> bytes:
+def looping_gif(strips: Mapping[str, np.ndarray]) -> bytes:
     """Clips that play side by side under their names, for ever. strips: name -> uint8 `(T, H, W, 3)`, all of one shape."""
     frames, height, width, _ = next(iter(strips.values())).shape
     factor = -(-TALL // height)
@@ -23,5 +24,5 @@ def looping_gif(strips: Mapping[str, np.ndarray], milliseconds: int = 250) -> by
             page.paste(picture, (place * wide + MARGIN, HEAD))
             ImageDraw.Draw(page).text((place * wide + MARGIN, 3), name, fill="black", font=font)
     written = io.BytesIO()
-    pages[0].save(written, "GIF", save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
+    pages[0].save(written, "GIF", save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
     return written.getvalue()

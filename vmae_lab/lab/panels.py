@@ -38,14 +38,14 @@ class Controls:
         slider = partial(ipywidgets.SelectionSlider, continuous_update=False)
         whole = partial(ipywidgets.IntSlider, continuous_update=False, min=0)
         shares = [(f"{ratio:.0%}", ratio) for ratio in ENCODER_RATIOS]
+        cells = [share for share in shares if share[1] in CELL_RATIOS]  # the ratios that every kind of mask can have
         self.encoder = ipywidgets.Dropdown(options=list(MASKS), value=masks.encoder, description="encoder")
         self.encoder_ratio = slider(options=shares, value=masks.encoder_ratio, description="hidden")
         self.decoder = ipywidgets.Dropdown(options=["none", *MASKS], value=masks.decoder, description="decoder")
-        self.decoder_ratio = slider(options=shares[:3], value=masks.decoder_ratio or 0.5, description="left out")
+        self.decoder_ratio = slider(options=cells, value=masks.decoder_ratio or 0.5, description="left out")
         self.phase = whole(max=CELL_PHASES - 1, description="cell's phase")
         self.draw = whole(max=DRAWS - 1, description="draw")
         self.clip = whole(max=len(self.rows) - 1, description="clip")
-        cells = [share for share in shares if share[1] in CELL_RATIOS]  # the ratios that every kind of mask can have
         self.masked = slider(options=cells, value=0.75, description="masked")
 
     def widgets(self, names: Sequence[str]) -> list[ipywidgets.Widget]:
@@ -83,7 +83,7 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         """Draw what is chosen, or say why the grid cannot have it; the last picture then stays."""
         try:
             picture, words = self._draw(self._controls.choice)
-        except (ValueError, ValidationError) as error:
+        except ValueError as error:
             self._words.value = f"<b>{_plain(error)}</b>"
             return
         self._picture.format = "gif" if picture.startswith(b"GIF") else "png"

@@ -27,6 +27,7 @@ from vmae_lab.randomness import torch_generator
 
 PAPER_CLIP = ClipShape()  # 16 x 224 x 224 in cubes of 2 x 16 x 16: 8 x 14 x 14 tokens
 LEAKING = ("tube", "random", "running_cell")
+DRAWS = 64  # masks that leakage is counted on
 RINGS, STEPS = 2, 4  # how far around a masked cube is looked, in cubes and in time steps
 # Who has a cube: its colour, light enough to be told from the others in print.
 PARTS = {
@@ -168,13 +169,13 @@ def cost_models(plan: Plan) -> dict[str, ModelSettings]:
 
 
 @lru_cache(maxsize=8)
-def leakage(ratio: float, grid: Grid = PAPER_CLIP.grid, draws: int = 64) -> dict[str, tuple[pd.DataFrame, float]]:
+def leakage(ratio: float) -> dict[str, tuple[pd.DataFrame, float]]:
     """For each kind of mask at one ratio, in percent: the share of visible cubes around a masked one, by distance in space
     (rows) and time steps (columns), and the share of masked cubes whose place is visible at another time.
     """
-    found = {}
+    found, grid = {}, PAPER_CLIP.grid
     for kind in LEAKING:
-        mask = MASKS[kind](grid, ratio, draws, torch_generator(0, f"leakage {kind}"))
+        mask = MASKS[kind](grid, ratio, DRAWS, torch_generator(0, f"leakage {kind}"))
         table = pd.DataFrame(
             100 * visible_around(mask, grid, RINGS, STEPS).numpy(),
             ["same place", *(f"{ring} away" for ring in range(1, RINGS + 1))],
