@@ -110,6 +110,15 @@ def test_people_are_rows_and_their_actions_columns(root):
     assert scenes.name(0) == "a at 901 s"
 
 
+def test_columns_are_in_the_order_of_the_classes_numbers_however_their_map_is_sorted(root):
+    (root / "unsorted.csv").write_text("id,name\n9,walk\n3,sit\n7,stand\n")
+    (root / "boxes.csv").write_text(f"a,901,{BOX},7,1\na,901,{BOX},9,1\n")
+    own = {"boxes": "boxes.csv"}
+    lists = SceneLists(root=str(root), actions="unsorted.csv", train=own, validation=own, first_second=900)
+    scenes = open_scenes(SceneSettings(lists=lists), "train")
+    assert scenes.labelled_boxes(0)[1].tolist() == [[False, True, True]]  # sit, stand, walk
+
+
 def test_key_frames_are_those_of_both_lists_without_what_is_excluded(root):
     scenes = opened(
         root, f"a,901,{BOX},7,1\na,902,{BOX},7,1\n", persons=f"b,901,{BOX},,0.9\na,902,{BOX},,0.8\n", excluded="a,0902\n"

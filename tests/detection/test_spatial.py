@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_a_handful_of_scenes_is_learned_by_heart(scenes, tmp_path):
     assert frame_map(scenes.truth, read_detections(tmp_path / "said.csv"), scenes.evaluated).mean > 0.95
     wrong = scenes.truth.assign(action_id=scenes.truth.action_id % 8 + 1)
     assert frame_map(wrong, said, scenes.evaluated).mean < 0.5, "of other actions it says nothing"
+
+
+def test_scores_are_of_the_classes_by_number_however_their_map_is_sorted(scenes):
+    model = task_of(scenes).build()
+    turned = replace(scenes, actions=dict(reversed(scenes.actions.items())))
+    said, again = (detect(model, one, settings_of(), MODEL, ["true"])["true"] for one in (scenes, turned))
+    pd.testing.assert_frame_equal(again, said)
 
 
 def test_a_batch_is_a_function_of_the_step_and_not_of_who_asks(scenes):
