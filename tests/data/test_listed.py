@@ -185,6 +185,19 @@ def test_shards_of_another_list_are_not_taken_for_this_ones(tmp_path):
         packed()
 
 
+def test_shards_of_a_longer_list_do_not_stay_beside_this_ones(tmp_path):
+    """The index would leave them out, and who streams the folder would not."""
+    write_video(tmp_path / "a.mp4", 4)
+    (tmp_path / "list.csv").write_text("path\na.mp4\n")
+    out = tmp_path / "shards"
+    out.mkdir()
+    for number in range(2):
+        (out / f"shard-{number:06d}-of-000002.tar").touch()
+    with pytest.raises(VideoError, match=r"shard-000000-of-000002.tar, shard-000001-of-000002.tar: .*or delete them"):
+        pack(read_list("list.csv", tmp_path), out, progress=False)
+    assert len(list(out.iterdir())) == 2, "nothing was written"
+
+
 def test_the_template_for_own_videos_is_a_recipe(tmp_path):
     """Its folders are the classes; nothing is opened to build it."""
     for name in ("run", "walk"):

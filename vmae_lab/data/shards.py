@@ -32,7 +32,7 @@ def pack(
     """Write the videos, shuffled (a reader that streams shards then sees a mixture), into shards of about `shard_mib` MiB.
 
     Returns the index's path, which `read_list` takes with `folder` as root. A shard that stands is not written again.
-    Raises ListError for folders of frames, VideoError for a file that is not there, StorageError.
+    Raises ListError for folders of frames, VideoError for a file that is not there or a shard of another list, StorageError.
     """
     if (videos.table.total >= 0).any():
         raise ListError(f"{videos.root}: folders of frames are not packed: make video files of them, or list them as they are")
@@ -42,9 +42,10 @@ def pack(
     order = numpy_generator(seed, "shards").permutation(len(clips))
     rows = []
     parts = list(_shards(order, sizes, shard_mib << 20))
+    names = [f"shard-{number:06d}-of-{len(parts):06d}.tar" for number in range(len(parts))]
+    _check_alone(folder, names)
     with tqdm(total=len(clips), unit="video", desc="packing", disable=not progress) as bar:
-        for number, part in enumerate(parts):
-            path = folder / f"shard-{number:06d}-of-{len(parts):06d}.tar"
+        for path, part in zip(map(folder.joinpath, names), parts, strict=True):
             if not path.exists():
                 with whole_file(path) as temporary:
                     _write_shard(temporary, part, clips, videos)
@@ -52,6 +53,16 @@ def pack(
             bar.update(len(part))
     write_text(folder / INDEX, pd.DataFrame(rows).to_csv(index=False))
     return folder / INDEX
+
+
+def _check_alone(folder: Path, names: Sequence[str]) -> None:
+    """Readers that stream a folder take every shard in it. Raises VideoError where some are not of this packing."""
+    others = sorted({path.name for path in folder.glob("shard-*-of-*.tar")} - set(names))
+    if others:
+        raise VideoError(
+            folder,
+            f"{', '.join(others[:3])}: of another packing, of another list or size: choose another folder, or delete them",
+        )
 
 
 def _shards(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
