@@ -36,7 +36,7 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-def opened(root: Path, boxes: str, split: str = "train", **more) -> Scenes:
+def opened(root: Path, boxes: str, split: str = "train", actions: str = "actions.csv", **more) -> Scenes:
     (root / "boxes.csv").write_text(boxes)
     for name in ("excluded", "persons"):
         if name in more:
@@ -44,7 +44,7 @@ def opened(root: Path, boxes: str, split: str = "train", **more) -> Scenes:
             more[name] = f"{name}.csv"
     own = {"boxes": "boxes.csv", **{name: more.pop(name) for name in ("excluded", "persons") if name in more}}
     lists = SceneLists(
-        root=str(root), actions="actions.csv", train=own, validation=own, first_second=900, folder_rate=20,
+        root=str(root), actions=actions, train=own, validation=own, first_second=900, folder_rate=20,
         frame_pattern="{video}_{:06d}.jpg", **more,
     )  # fmt: skip
     return open_scenes(SceneSettings(lists=lists), split)
@@ -112,10 +112,7 @@ def test_people_are_rows_and_their_actions_columns(root):
 
 def test_columns_are_in_the_order_of_the_classes_numbers_however_their_map_is_sorted(root):
     (root / "unsorted.csv").write_text("id,name\n9,walk\n3,sit\n7,stand\n")
-    (root / "boxes.csv").write_text(f"a,901,{BOX},7,1\na,901,{BOX},9,1\n")
-    own = {"boxes": "boxes.csv"}
-    lists = SceneLists(root=str(root), actions="unsorted.csv", train=own, validation=own, first_second=900)
-    scenes = open_scenes(SceneSettings(lists=lists), "train")
+    scenes = opened(root, f"a,901,{BOX},7,1\na,901,{BOX},9,1\n", actions="unsorted.csv")
     assert scenes.labelled_boxes(0)[1].tolist() == [[False, True, True]]  # sit, stand, walk
 
 
