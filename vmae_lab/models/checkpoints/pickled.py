@@ -67,6 +67,8 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its repository")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(f"{path} is a web page, not weights; download the file itself, not the page that shows it")
+    if text.startswith(b"{"):
+        raise CheckpointError(f"{path} is JSON, not weights; give the file of weights or the folder")
     if start.startswith(b"\x1f\x8b"):
         raise CheckpointError(f"{path} is a gzip archive; unpack it and give the file in it")
     if start.startswith(ZIP) and zipfile.is_zipfile(path):
@@ -90,8 +92,9 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
 
 def _unpickled(path: Path, start: bytes) -> Any:
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # By its content: given a path, torch.load goes by how the name ends.
+        with torch.serialization.safe_globals(HARMLESS), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not start.startswith(PICKLED):
             raise CheckpointError(f"{path} is not a file of weights (safetensors or torch.save)") from error

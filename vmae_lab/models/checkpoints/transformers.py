@@ -144,7 +144,7 @@ def official_weights(state: State, config: dict[str, Any], where: str) -> tuple[
     """The weights of a transformers file in the official names, and whether the encoder ends in a LayerNorm.
 
     Follows `qkv_bias` (in version 5 `qv_bias`) and `use_mean_pooling`: with it the encoder has no final LayerNorm, also in
-    pre-training; one that is among the weights is used all the same. Raises CheckpointError if a setting and the weights differ.
+    pre-training; one that is among the weights is used all the same. Raises CheckpointError if settings and weights differ.
     """
     if any(key.startswith("embeddings.") for key in state):  # a bare VideoMAEModel
         state = {f"videomae.{key}": value for key, value in state.items()}
