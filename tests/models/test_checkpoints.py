@@ -174,7 +174,8 @@ def test_wrappers_of_single_blocks(classifier, tmp_path):
     ):
         state = {key.replace(f"blocks.{number}.", f"blocks.{number}.{wrapper}."): value for key, value in state.items()}
     assert "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.fc1.weight" in state
-    torch.save(prefixed(state, "_fsdp_wrapped_module."), tmp_path / "wrapped.pth")
+    state["patch_embed._orig_mod.proj.weight"] = state.pop("patch_embed.proj.weight")
+    torch.save({"checkpoint": {"last": prefixed(state, "_fsdp_wrapped_module.")}}, tmp_path / "wrapped.pth")
     assert equal(VideoClassifier.from_pretrained(tmp_path / "wrapped.pth", **ASKED).state_dict(), classifier.state_dict())
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,9 @@ def _from_official(
     told = f"{where}: {CONFIG}"
     if remote_code.SECTION in config:
         clip, heads = remote_code.clip_and_heads(config, told)
-        state, size = remote_code.official_weights(state, config, told), size_in(state, where, heads)
+        state, found = remote_code.official_weights(state, config, told), size_in(state, where, heads)
+        section = config[remote_code.SECTION]
+        size = replace(found, width=section.get("embed_dim", found.width), depth=section.get("depth", found.depth))
     elif config.get("library") == "vmae_lab":
         ours = _ours(config, where)
         size, clip = ours.size, ours.clip
@@ -150,7 +152,9 @@ def _local(where: str | Path, revision: str | None) -> Path:
     try:
         folder = Path(snapshot_download(where, revision=revision, allow_patterns=[CONFIG, "*.safetensors*"]))
         if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(where, revision=revision, allow_patterns=[CONFIG, "*.bin", "*.pth"]))
+            folder = Path(
+                snapshot_download(where, revision=revision, allow_patterns=[CONFIG, "*.bin*", "*.pth", "*.pt", "*.ckpt"])
+            )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(

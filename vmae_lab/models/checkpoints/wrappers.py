@@ -72,19 +72,22 @@ def without_prefixes(state: State, where: str) -> State:
 
 def _without_prefix(key: str) -> tuple[str, bool]:
     """A name without its wrappers, and whether one of those is a moving average."""
-    parts = [part for part in key.split(".") if part not in TRANSPARENT]
-    before = []
+    parts, before = _parts(key), []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
         before.append(parts.pop(0))
     name = ".".join(parts)
     return name if BEGINNING.match(name) else key, not AVERAGES.isdisjoint(before)
 
 
+def _parts(key: str) -> list[str]:
+    return [part for part in key.split(".") if part not in TRANSPARENT]
+
+
 def _states(content: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     """Every dictionary in the content that has an encoder's embedding, and its place."""
     if not isinstance(content, Mapping):
         return
-    if any(isinstance(key, str) and EMBEDDING.fullmatch(key) for key in content):
+    if any(isinstance(key, str) and EMBEDDING.fullmatch(".".join(_parts(key))) for key in content):
         yield place, content
         return
     for key, value in content.items():
