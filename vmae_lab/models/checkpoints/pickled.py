@@ -23,8 +23,8 @@ USUAL_NESTS = ("model", "module", "state_dict", "model_state_dict", "model_state
 # What training scripts keep next to the weights: their arguments, NumPy's numbers and arrays, paths. None of it runs code.
 HARMLESS: list[Any] = [
     argparse.Namespace, np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
-    *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")  # NumPy 2, NumPy 1
-      for name in ("scalar", "_reconstruct") for core in ("_core", "core")),
+    *((value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")  # NumPy 2, NumPy 1
+      for value, name in ((np.float64(0), "scalar"), (np.empty(0), "_reconstruct")) for core in ("_core", "core")),
     *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]  # fmt: skip
