@@ -93,7 +93,7 @@ def _from_official(
     state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str
 ) -> Checkpoint:  # fmt: skip
     """Weights in official names; size and clip are a config's next to them, or what weights and arguments tell."""
-    told = f"{where}: {CONFIG}"
+    told, normalised = f"{where}: {CONFIG}", True
     if remote_code.SECTION in config:
         clip, heads = remote_code.clip_and_heads(config, told)
         state, found = remote_code.official_weights(state, config, told), size_in(state, where, heads)
@@ -101,16 +101,16 @@ def _from_official(
         size = replace(found, width=section.get("embed_dim", found.width), depth=section.get("depth", found.depth))
     elif config.get("library") == "vmae_lab":
         ours = _ours(config, where)
-        size, clip = ours.size, ours.clip
+        size, clip, normalised = ours.size, ours.clip, ours.normalise_target is not False
     elif config.get("model_type") == TRANSFORMERS:
-        size, clip = transformers.shapes_of(config, told)
+        (size, clip), normalised = transformers.shapes_of(config, told), bool(config.get("norm_pix_loss", True))
     else:
         refuse_others(arguments, {"use_mean_pooling": True}, f"{where}: its arguments")
         normalised = arguments.get("normlize_target") is not False  # so it is called there
         size, clip = size or size_in(state, where), clip_in(state, arguments, where)
         return _in_our_names(state, size, clip, where, _Pretraining(normalised))
     check_fits_config(size, clip, encoder_in(state, where), told)
-    return _in_our_names(state, size, clip, where, _Pretraining())
+    return _in_our_names(state, size, clip, where, _Pretraining(normalised))
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ class _Pretraining:
 
 
 def _in_our_names(official: State, size: Size, clip: ClipShape, where: str, pretraining: _Pretraining) -> Checkpoint:
-    check_heads(size, where)
-    if is_pretraining(official):
+    pretrained = is_pretraining(official)
+    check_heads(size, pretrained, where)
+    if pretrained:
         config = ModelConfig(
             model="VideoMAE", size=size, clip=clip, normalise_target=pretraining.normalise_target,
             encoder_norm=pretraining.encoder_norm,

@@ -36,9 +36,10 @@ def warn_of_dropout(settings: Mapping[str, Any], names: Sequence[str], where: st
         warnings.warn(f"{where} has {', '.join(set_there)}; training here goes on without this dropout", stacklevel=5)
 
 
-def check_heads(size: Size, where: str) -> None:
-    """Raise CheckpointError if the heads do not divide the widths."""
-    for part, width, heads in (("encoder", size.width, size.heads), ("decoder", size.decoder_width, size.decoder_heads)):
+def check_heads(size: Size, decoder: bool, where: str) -> None:
+    """Raise CheckpointError if the heads do not divide the width of the encoder, or of the decoder if there is one."""
+    parts = [("encoder", size.width, size.heads), ("decoder", size.decoder_width, size.decoder_heads)]
+    for part, width, heads in parts if decoder else parts[:1]:
         if heads < 1 or width % heads:
             raise CheckpointError(f"{where}: {heads} attention heads do not divide the {part}'s width {width}")
 
