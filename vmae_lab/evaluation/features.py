@@ -135,18 +135,19 @@ def open_encoder(
 ) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
     """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own. No head is needed.
 
-    `frames` and `side` of its clips, its own where None. A classifier without that norm gets one that only
+    `frames` and `side` of its clips, its own where None. A model without either norm gets one that only
     standardises, with a warning. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
-    size, classifies = checkpoint.config.size, checkpoint.config.model != "VideoMAE"
+    size = checkpoint.config.size
+    normed = checkpoint.config.model == "VideoMAE" and checkpoint.config.encoder_norm
     try:
         clip = checkpoint.config.reshaped(frames, side)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    encoder = VideoEncoder(size, clip, norm=not classifies)
+    encoder = VideoEncoder(size, clip, norm=normed)
     load_weights(encoder, part_of(checkpoint.state, "encoder."), str(where))
-    if not classifies:
+    if normed:
         return encoder.to(device), None
     norm, weights = nn.LayerNorm(size.width, eps=NORM_EPS), part_of(checkpoint.state, "head.fc_norm.")
     if weights:
