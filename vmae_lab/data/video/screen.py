@@ -85,11 +85,13 @@ def container_of(head: bytes) -> str:
     Containers are let in by name, so nothing made of text passes: HLS, DASH and ffconcat playlists name other files and
     addresses, which decoders open.
     """
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+        raise ValueError("not a video but a picture (HEIF, AVIF)")
+    if head[4:8] in _FIRST_BOXES:
         return "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    if head[:1] == b"G" and head[188:189] == b"G" and head[376:377] in (b"G", b""):
+    if head[::188] in (b"GG", b"GGG") or head[4::192] in (b"GG", b"GGG"):
         return "mpegts"
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
@@ -103,6 +105,9 @@ def container_of(head: bytes) -> str:
     raise ValueError("not a video but text" if text else "not a video: its first bytes are of no container that is read here")
 
 
+# The types of box that MP4 and QuickTime files begin with. Segments of DASH and HLS do, too: `mp4` tells them apart.
+_FIRST_BOXES = set(b"ftyp moov mdat free skip wide pnot uuid junk styp sidx ssix moof emsg prft".split())
+_PICTURE_BRANDS = set(b"heic heix heim heis mif1 avif".split())
 _MAGIC = {
     b"\x1a\x45\xdf\xa3": "matroska",
     b"FLV": "flv",
@@ -126,6 +131,14 @@ _NOT_VIDEO = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
 }
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong, without the decoder's own places in its source."""
+    if isinstance(error, MemoryError):
+        return "it takes more memory than it may (memory_mib)"
+    text = str(error) or type(error).__name__
+    return text.split("Check failed: ")[-1][:300]
 
 
 def _system(error: OSError) -> str:
