@@ -8,6 +8,7 @@ first frame is no key frame; it mirrors no pictures.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -139,7 +140,9 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
     if settings.decoder == "auto":
         return replace(info, decoder="decord" if exact else "pyav")
     if not exact:
-        raise VideoError(path, f"{settings.decoder} does not read it exactly; set decoder to auto or pyav", info.codec)
+        raise VideoError(
+            path, f"{settings.decoder} does not give its frames exactly and upright; set decoder to auto or pyav", info.codec
+        )
     return replace(info, decoder=settings.decoder)
 
 
@@ -219,9 +222,12 @@ def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int |
 
 def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     """Decode from the start up to the last frame wanted: what each number means is then beyond doubt."""
-    if not info.frames and (read := _read_to_the_end(source, info, choose, short_side)):
-        return read
-    indices = _chosen(choose, info.frames or count_frames(source, info))
+    count = info.frames
+    if not count:
+        frames, indices, count = _read_to_the_end(source, info, choose, short_side)
+        if frames is not None:
+            return frames, indices
+    indices = _chosen(choose, count)
     found, count, error = _walk(source, info, set(indices), short_side)
     if error is None and count and set(indices) - set(found):  # the header promised more frames than there are
         indices = _chosen(choose, count)
@@ -235,16 +241,17 @@ def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | N
 
 def _read_to_the_end(
     source: Any, info: VideoInfo, choose: Choose, short_side: int | None
-) -> tuple[np.ndarray, Sequence[int]] | None:
-    """Decode once, for as many frames as there are packets, or return None if there turn out to be fewer or more."""
-    try:
+) -> tuple[np.ndarray | None, Sequence[int], int]:  # fmt: skip
+    """Decode once, for as many frames as there are packets; None if there are fewer or more. And how many there are."""
+    packets, indices = 0, []
+    with suppress(av.FFmpegError, IndexError, ValueError):
         with open_pyav(source, info.container) as opened:
             packets = sum(packet.size > 0 for packet in opened.demux(best_stream(opened)))
         indices = _chosen(choose, packets)
-    except (av.FFmpegError, IndexError, ValueError):
-        return None
     found, count, error = _walk(source, info, set(indices), short_side, to_end=True)
-    return (arranged(found, indices), indices) if count == packets and error is None else None
+    if error is not None:
+        return None, indices, count_frames(source, info)
+    return arranged(found, indices) if indices and count == packets else None, indices, count
 
 
 def _walk(
