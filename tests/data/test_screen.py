@@ -104,6 +104,13 @@ def test_pictures_in_the_containers_of_videos_are_refused(tmp_path, brand):
         read_frames(path)
 
 
+@pytest.mark.parametrize("name", ["video.nut", "video.ivf", "video.h264", "video.mxf", "video.y4m"])
+def test_containers_that_are_not_read_are_named(tmp_path, name):
+    codec = {"video.ivf": "libvpx-vp9", "video.mxf": "mpeg2video", "video.y4m": "wrapped_avframe"}.get(name, "h264")
+    with pytest.raises(VideoError, match="its container is not read here"):
+        read_frames(write_video(tmp_path / name, 3, codec=codec, size=(64, 64)))
+
+
 ODD_NAMES = [
     "-dash.mp4", "proto:colon.mp4", "x_%04d.mp4", "x_%04d.jpg", "new\nline.mp4", "emoji_😀.mp4", " space name .mp4",
     "quote'and\"dq.mp4", "back\\slash.mp4", "concat:a|b.mp4", "pipe:0", "a.m3u8", "a.sdp", "#hash?query=1.mp4",

@@ -4,6 +4,7 @@ import io
 from typing import Any, cast
 
 import av
+from av.stream import Disposition
 
 from vmae_lab.data.video.screen import HEAD, VideoError, VideoFile, container_of
 
@@ -16,8 +17,9 @@ def open_pyav(source: Any, container: str) -> av.container.InputContainer:
 
 
 def best_stream(opened: av.container.InputContainer) -> av.VideoStream | None:
-    """A file's main stream of pictures; None where it has only sound or data."""
-    return cast("av.VideoStream | None", opened.streams.best("video"))  # PyAV's types say: a stream of some kind
+    """Return a file's main stream of pictures, or None if it has only sound (with a cover, perhaps) or data."""
+    stream = cast("av.VideoStream | None", opened.streams.best("video"))  # PyAV's types say: a stream of some kind
+    return None if stream is None or stream.disposition & Disposition.attached_pic else stream
 
 
 def open_source(video: VideoFile, path: str) -> tuple[Any, str]:

@@ -99,6 +99,9 @@ def container_of(head: bytes) -> str:
     for magic, words in _NOT_VIDEO.items():
         if head.startswith(magic):
             raise ValueError(f"not a video but {words}")
+    for magic, name in _OTHER_CONTAINERS.items():
+        if head.startswith(magic):
+            raise ValueError(f"its container is not read here ({name}); convert it, as with 'ffmpeg -i IN OUT.mp4'")
     if not head:
         raise ValueError("the file is empty")
     text = not set(head) & set(range(9)) and b"\x7f" not in head
@@ -117,6 +120,14 @@ _MAGIC = {
     b"\x00\x00\x01\xb3": "mpegvideo",
     b"GIF8": "gif",
 }
+_OTHER_CONTAINERS = {
+    b"DKIF": "IVF",
+    b".RMF": "RealMedia",
+    b"\x06\x0e\x2b\x34": "MXF",
+    b"nut/multimedia container": "NUT",
+    b"YUV4MPEG2": "YUV4MPEG2",
+    b"\x00\x00\x00\x01": "none: a bare stream of H.264 or H.265",
+}
 _NOT_VIDEO = {
     b"#EXTM3U": "a playlist (HLS), which names other files",
     b"ffconcat": "a playlist (ffconcat), which names other files",
@@ -125,7 +136,7 @@ _NOT_VIDEO = {
     b"<!doctype": "a web page: its download failed",
     b"<html": "a web page: its download failed",
     b"<?xml": "an XML document",
-    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"\xff\xd8\xff": "a picture (JPEG), or several without a container",
     b"\x89PNG": "a picture (PNG)",
     b"ID3": "sound alone (MP3)",
     b"PK\x03\x04": "a zip archive",
