@@ -80,6 +80,18 @@ def write_late_start(path: Path, source: Path, skipped: int) -> Path:
     return path
 
 
+def write_edited(path: Path, source: Path, hidden: int) -> Path:
+    """The packets of a video, the first of them before time 0: an MP4 hides them by an edit list."""
+    with av.open(str(source)) as video, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as output:
+        stream = output.add_stream_from_template(video.streams.video[0])
+        for packet in video.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                packet.pts, packet.dts = packet.pts - hidden * packet.duration, packet.dts - hidden * packet.duration
+                output.mux(packet)
+    return path
+
+
 def write_filtered(path: Path, source: Path, filters: str) -> Path:
     """The packets of a video, changed by a bitstream filter."""
     with av.open(str(source)) as video, av.open(str(path), "w") as output:

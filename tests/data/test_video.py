@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_videos import boxes, drawn, shown, with_matrix, write_filtered, write_late_start, write_two_streams, write_video
+from made_videos import (
+    boxes,
+    drawn,
+    shown,
+    with_matrix,
+    write_edited,
+    write_filtered,
+    write_late_start,
+    write_two_streams,
+    write_video,
+)
 from PIL import Image
 
 from vmae_lab.data.sampling import Dense, Everything, Exactly, dense_window
@@ -15,6 +25,7 @@ from vmae_lab.data.video.inspection import inspect_video
 from vmae_lab.data.video.timing import time_video
 
 BOTH = pytest.mark.parametrize("decoder", ["decord", "pyav"])
+SETTINGS = [VideoSettings(), VideoSettings(decoder="pyav")]
 HEVC = "keyint=12:log-level=none"
 
 
@@ -116,6 +127,16 @@ def test_all_ways_to_read_a_video_agree_on_its_frames(tmp_path, name):
 SEGMENTED = pytest.mark.parametrize("movflags", ["dash", "frag_keyframe+empty_moov+default_base_moof"])
 
 
+def test_frames_that_an_edit_list_hides_are_no_frames(tmp_path):
+    path = write_edited(tmp_path / "edited.mp4", write_video(tmp_path / "whole.mp4", options={"bf": "0"}), 17)
+    video = VideoFile(str(path))
+    for settings in SETTINGS:
+        read = read_video(video, Everything(), settings)
+        assert (shown(read.frames), read.info.frames) == (list(range(17, 40)), 23)
+    seen = inspect_video(video, VideoSettings())
+    assert (seen.status, seen.frames, time_video(video, VideoSettings()).info.frames) == ("ok", 23, 23)
+
+
 @SEGMENTED
 def test_a_segment_without_its_other_half_is_refused(tmp_path, movflags):
     parts = boxes(write_video(tmp_path / "whole.mp4", options=x264("bframes=2"), mux={"movflags": movflags}))
@@ -198,7 +219,6 @@ def shown_at(pixels: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
 
 SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 ORIENTATIONS = [(a, 0, 0, d) for a, d in SIGNS] + [(0, b, c, 0) for b, c in SIGNS]
-SETTINGS = [VideoSettings(), VideoSettings(decoder="pyav")]
 
 
 @pytest.mark.parametrize("movflags", ["", "frag_keyframe"])

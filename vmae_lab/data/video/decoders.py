@@ -123,7 +123,8 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
             if checked and checked.frames > 0:
                 info = replace(info, frames=checked.frames)
             elif container == "mov" and not is_fragmented(boxes):
-                info = replace(info, frames=_listed_frames(stream, info))
+                listed = sum(not entry.is_discard for entry in stream.index_entries)  # an edit list hides the others
+                info = replace(info, frames=listed, announced=listed)
             torchcodec = settings.decoder == "torchcodec"
             exact = container not in INEXACT_IN_TORCHCODEC if torchcodec else _decord_may_be_exact(opened, stream, info)
         if settings.decoder == "pyav":
@@ -144,12 +145,6 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
             path, f"{settings.decoder} does not give its frames exactly and upright; set decoder to auto or pyav", info.codec
         )
     return replace(info, decoder=settings.decoder)
-
-
-def _listed_frames(stream: av.VideoStream, info: VideoInfo) -> int:
-    """Frames that an MP4's sample table lists and no edit list hides; 0 if it contradicts itself."""
-    entries = stream.index_entries
-    return sum(not entry.is_discard for entry in entries) if len(entries) == info.announced else 0
 
 
 def _turned_alike(source: Any, info: VideoInfo) -> bool:
