@@ -127,6 +127,24 @@ def test_all_ways_to_read_a_video_agree_on_its_frames(tmp_path, name):
 SEGMENTED = pytest.mark.parametrize("movflags", ["dash", "frag_keyframe+empty_moov+default_base_moof"])
 
 
+@pytest.mark.parametrize("name", ["plain.mp4", "dash.mp4", "first_fragment_in_table.mp4", "dash_open_gop.mp4", "b_frames.mkv"])
+def test_a_part_of_a_shard_is_looked_at_and_read_as_the_file_itself(tmp_path, name):
+    """It is larger than what is read of it at a time: whoever reads it twice at once would lose the place."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 120, 160, 3), np.uint8)
+    noise[:, 40:80] = [drawn(number, 160, 120)[40:80] for number in range(40)]
+    path = write_video(tmp_path / name, list(noise), **MADE[name][1])
+    data, shard = path.read_bytes(), tmp_path / "shard.tar"
+    assert len(data) > 200_000
+    shard.write_bytes(b"\0" * 512 + data + b"\0" * 512)
+    file, part = VideoFile(str(path)), VideoFile(str(shard), offset=512, size=len(data))
+    assert inspect_video(part, VideoSettings()) == inspect_video(file, VideoSettings())
+    assert time_video(part, VideoSettings()) == time_video(file, VideoSettings())
+    for settings in SETTINGS:
+        read = read_video(part, Everything(), settings)
+        assert shown(read.frames) == list(range(40))
+        assert np.array_equal(read.frames, read_frames(path, settings=settings))
+
+
 def test_frames_that_an_edit_list_hides_are_no_frames(tmp_path):
     path = write_edited(tmp_path / "edited.mp4", write_video(tmp_path / "whole.mp4", options={"bf": "0"}), 17)
     video = VideoFile(str(path))

@@ -33,7 +33,9 @@ class VideoSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     decoder: str = Field(
-        "auto", pattern="^(auto|decord|pyav|torchcodec)$", description="auto: decord, and PyAV where decord errs by codec"
+        "auto",
+        pattern="^(auto|decord|pyav|torchcodec)$",
+        description="auto: decord for files it reads exactly, PyAV for the rest; another refuses what it does not read exactly",
     )
     max_pixels: int = Field(4096 * 2304, ge=1, description="of a frame: decoders take a hundred bytes a pixel")
     memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take; held on Linux alone")

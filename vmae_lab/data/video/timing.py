@@ -37,9 +37,10 @@ def time_video(video: VideoFile, settings: VideoSettings) -> Timing:
     path = screen(video, settings.follow_links)
     source, container = open_source(video, path)
     info = probe(video.path, source, container, settings, video if is_as_checked(video, path) else None)
+    complete = container == "mov" and not is_fragmented(box_types(source))
     try:
         with open_pyav(source, container) as opened:
-            times, count = _times(opened, complete=container == "mov" and not is_fragmented(box_types(source)))
+            times, count = _times(opened, complete)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise VideoError(video.path, f"its packets cannot be read: {cause_of(error)}", info.codec) from None
     if not count:
