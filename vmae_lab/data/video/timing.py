@@ -18,8 +18,10 @@ OFF = 0.1  # seconds by which a frame may be shown before or after its number sa
 
 @dataclass(frozen=True)
 class Timing:
-    """What a file is (`info.frames` counted where its header does not tell), and the rate by which every frame is shown no
-    more than `off` seconds from where its number says; of all constant rates the best. `off` is 0 where packets have no times.
+    """What a file is, and the rate by which every frame is shown no more than `off` seconds from where its number says.
+
+    Of all constant rates it is the best. `off` is 0 if packets have no times. If only decoding tells `info.frames`, packets are
+    counted: packed MPEG-4 in AVI and damaged files have a few more of them than frames.
     """
 
     info: VideoInfo
