@@ -83,6 +83,19 @@ def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tm
         assert pd.read_csv(out / "windows.csv").first_frame.tolist() == done.windows.first_frame.tolist()
 
 
+@pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+def test_a_fragmented_video_has_all_its_windows(tmp_path, codec):
+    """Its sample table lists the first 12 of its 40 frames; decord reads one, PyAV the other."""
+    videos, model = tmp_path / "videos", classifier()
+    videos.mkdir()
+    write_video(videos / "fragments.mp4", codec=codec, options={"bf": "2"}, mux={"movflags": "frag_keyframe"})
+    for chunk in (8, 1024):
+        done = extract_features(
+            model.encoder, listed(videos), tmp_path / str(chunk), FeatureSettings(), chunk=chunk, progress=False
+        )
+        assert done.windows.first_frame.tolist() == list(range(0, 37, FeatureSettings().stride))
+
+
 def test_the_square_and_the_scale_are_choices(folder, tmp_path):
     clips, model = listed(folder), classifier()
     row = next(row for row in range(3) if "exact" in clips.name(row))

@@ -18,6 +18,7 @@ from vmae_lab.files import fingerprint, make_folder, storing_in, write_text
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names
+VERSION = 2  # of what decoding gives: to be raised when it changes, so that what earlier versions found is not reused
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ def check_list(
 
 
 def content_key(file: VideoFile) -> str:
-    """Names a file's content as far as it can be told without reading it."""
+    """Names a file's content as far as it can be told without reading it, and the version of the code that decodes it."""
     try:
         status = os.stat(file.path)
         there = (status.st_size, status.st_mtime_ns)
     except (OSError, ValueError):
         there = (-1, -1)
-    return json.dumps([file.path, file.start, file.total, file.offset, file.size, *there])
+    return json.dumps([VERSION, file.path, file.start, file.total, file.offset, file.size, *there])
 
 
 def read_journal(path: Path) -> dict[str, dict[str, Any]]:
