@@ -286,7 +286,7 @@ def _check_against_videos(
     rows: pd.DataFrame, file: Path, videos: Mapping[str, Video | str], lists: SceneLists, folder: Path
 ) -> None:
     """Refuse lines whose video is not there or cannot be read, or does not last until their timestamp."""
-    faults = Faults(np.arange(1, len(rows) + 1))
+    faults = Faults(np.array(rows.attrs["lines"], int))
     bad = rows.video.map(lambda name: isinstance(videos[name], str)).to_numpy(bool)
     faults.add(bad, lambda row: str(videos[rows.video[row]]))
     good = [video if isinstance(video, Video) else Video(VideoFile(""), 1.0, 0) for video in rows.video.map(videos)]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.video.screen import HEAD, container_of
-from vmae_lab.files import local_name, readable, utf8_name
+from vmae_lab.files import local_name, readable
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
 OTHER_COLUMNS = ("path_escaped", "label", "class_index", "start", "total", "frames", "bytes", "decoder", "offset", "size")
@@ -94,11 +94,12 @@ def _known(path: str | Path) -> str:
 
 def read_file(file: Path, root: Path, labelled: bool) -> Cells:
     """The cells of a list file, whose paths start at the absolute folder `root`. Raises ListError, OSError."""
-    data = file.read_bytes()
-    if data[:4] == b"PAR1" or file.suffix.lower() == ".parquet":
+    with open(file, "rb") as stream:
+        parquet = stream.read(4) == b"PAR1" or file.suffix.lower() == ".parquet"
+    if parquet:
         table = _with_names(_read_parquet(file))
         return Cells(str(file), root, table, Faults(table["line"].to_numpy()))
-    lines = _lines(data, file)
+    lines = read_lines(file)
     first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("# ")), None)
     if first is None:
         raise ListError(f"{file}: the list is empty")
@@ -107,16 +108,20 @@ def read_file(file: Path, root: Path, labelled: bool) -> Cells:
     return Cells(str(file), root, _with_names(table), faults)
 
 
-def _lines(data: bytes, file: Path) -> list[str]:
-    """The lines of a text file. Not `str.splitlines`: it also splits inside names, at U+2028."""
-    half = data[:HEAD]
-    if half[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(half) > 3 and not (any(half[1::2]) and any(half[::2]))):
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 text file. Raises ListError, OSError.
+
+    Not `str.splitlines`: it also splits inside names, at U+2028.
+    """
+    data = file.read_bytes()
+    head = data[:HEAD]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 3 and not (any(head[1::2]) and any(head[::2]))):
         raise ListError(f"{file} is UTF-16; save the list as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if set(half) & set(NOT_TEXT) or half[:2] == b"\x1f\x8b":
-            raise ListError(f"{file} is no list: {_not_text(half)}") from error
+        if set(head) & set(NOT_TEXT) or head[:2] == b"\x1f\x8b":
+            raise ListError(f"{file} is no list: {_not_text(head)}") from error
         line = data[: error.start].count(b"\n") + 1
         raise ListError(f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8") from error
     # The \r of Windows falls with the white space around a line's pieces; old Macs wrote it alone.
@@ -194,8 +199,8 @@ def _with_names(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def escaped(name: str) -> str:
-    """A file name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
-    return utf8_name(name).replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A UTF-8 name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
+    return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def unescaped(text: str) -> str:
@@ -262,11 +267,11 @@ def _official_cells(lines: list[str], first: int, labelled: bool) -> tuple[pd.Da
     faults = Faults(table["line"].to_numpy())
 
     def tell(row: int) -> str:
-        hint = (
-            "; quote a path that ends in a number, or use a table with a header (path,label)" if trailing[row] > count else ""
-        )
-        if trailing[row] == 0 and labelled:
-            hint = "; names as labels need a table with a header (path,label)"
+        hint = ""
+        if trailing[row] > count:
+            hint = "; a path that ends in a number needs a table with a header (path,label), or quotation marks"
+        elif labelled and not trailing[row]:
+            hint = "; labels that are names need a table with a header (path,label)"
         return f"'{words}' was expected, got {kept[row][:200]!r}{hint}"
 
     faults.add(trailing != count, tell)

@@ -92,8 +92,8 @@ def _by_number(found: _Found, given: tuple[str, ...], count: int) -> Labels:
     if limit == MOST_CLASSES and used.min(initial=limit) == 1 < used.max(initial=0):
         line = faults.lines[np.flatnonzero(numbers == 1)[0]]
         raise ListError(
-            f"{found.place}: labels count from 1 (line {line} has the first 1), not from 0. Subtract 1 from each; if class 0 has "
-            "no video in this list, set lists.classes"
+            f"{found.place}: labels count from 1 (line {line} has the first 1), not from 0. Subtract 1 from each; if class 0 "
+            "has no video in this list, set lists.classes"
         )
     return numbers, given or numbered(count or int(used.max(initial=-1)) + 1)
 

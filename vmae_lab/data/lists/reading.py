@@ -13,7 +13,7 @@ import pandas as pd
 
 from vmae_lab.data.lists.folders import Listing, cells_of_files, is_video, listed_files
 from vmae_lab.data.lists.formats import Cells, Faults, ListError, absolute, place_of, read_file, whole_numbers
-from vmae_lab.data.lists.labels import AS_NAMES, read_labels
+from vmae_lab.data.lists.labels import AS_NAMES, numbered, read_labels
 from vmae_lab.files import readable
 
 SHOWN = 10  # classes that a warning names
@@ -90,7 +90,7 @@ def _without_videos(labels: np.ndarray, names: tuple[str, ...]) -> list[str]:
     if not lacking:
         return []
     more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-    hint = f" ({AS_NAMES})" if 2 * len(lacking) > len(names) else ""
+    hint = f" ({AS_NAMES})" if 2 * len(lacking) > len(names) and names == numbered(len(names)) else ""
     return [f"{len(lacking)} of {len(names)} classes without a video: {', '.join(lacking[:SHOWN])}{more}{hint}"]
 
 
