@@ -14,6 +14,7 @@ import pandas as pd
 
 from vmae_lab.data.lists.formats import NOT_TEXT, Cells, Faults, ListError, place_of, texts
 from vmae_lab.data.video.screen import HEAD, container_of
+from vmae_lab.files import utf8_name
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".wmv", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".3gp", ".ogv", ".gif")
@@ -98,7 +99,7 @@ def cells_of_files(place: Path, root: Path, listing: Listing, labelled: bool) ->
         root, prefix = base, ""
     table = pd.DataFrame({"line": np.zeros(len(paths), np.int64), "path": texts(prefix + path for path in paths)})
     if labelled:
-        table["label"] = texts(path.split("/")[0] if folder else Path(base, path).parent.name for path in paths)
+        table["label"] = texts(utf8_name(path.split("/")[0] if folder else Path(base, path).parent.name) for path in paths)
     return Cells(str(place), root, table, Faults(table["line"].to_numpy()), named=True)
 
 

@@ -12,7 +12,7 @@ from vmae_lab.data.lists.formats import ListError, absolute, place_of
 from vmae_lab.data.lists.labels import numbered
 from vmae_lab.data.lists.reading import read_list
 from vmae_lab.data.video.screen import FRAMES, VideoSettings
-from vmae_lab.files import fingerprint
+from vmae_lab.files import fingerprint, utf8_name
 
 SPLITS = ("train", "validation", "test")
 
@@ -165,7 +165,7 @@ def content_of(location: str, root: Path, follow_links: bool = False) -> str:
     listed = listed_files(location, root, follow_links)
     if listed is None or not listed.paths:
         return str(place)
-    return fingerprint([[path, _size(listed.base / path)] for path in listed.paths])
+    return fingerprint([[utf8_name(path), _size(listed.base / path)] for path in listed.paths])
 
 
 def _size(path: Path) -> int:
