@@ -149,7 +149,8 @@ def _scan(base: Path, follow_links: bool, counts: Callable[[str], bool]) -> List
                 name = prefix + entry.name
                 if entry.name.startswith("."):
                     continue
-                folder, link = entry.is_dir(), entry.is_symlink()
+                link = entry.is_symlink()
+                folder = os.path.isdir(entry.path) if link else entry.is_dir()  # the latter raises for a link to itself
                 if folder and not prefix:
                     top.add(name)
                 if folder and not link:
