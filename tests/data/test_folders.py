@@ -10,7 +10,7 @@ from made_videos import write_video
 from vmae_lab.cli import main
 from vmae_lab.data.check import CHECKED
 from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.lists import ListError, ListSettings, folders, read_list, read_pretrain, read_split
+from vmae_lab.data.lists import ListError, ListSettings, read_list, read_pretrain, read_split
 from vmae_lab.data.lists.splits import read_all
 from vmae_lab.data.sampling import Everything
 
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
             raise PermissionError(errno.EACCES, "Permission denied", place)
         return scandir(place)
 
-    monkeypatch.setattr(folders.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     for pattern in ("v", "v/**/*.mp4"):
         with pytest.raises(ListError, match=r"cannot read .*v/secret: Permission denied"):
             read_list(pattern, tmp_path)
