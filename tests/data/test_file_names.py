@@ -105,7 +105,7 @@ def test_names_are_the_same_in_every_locale(root, tmp_path, locale):
     """A list is UTF-8 whatever the locale; what a file system call takes is the same bytes."""
     (tmp_path / "list.txt").write_text("y/日本.mp4\nx/e\u0301.mp4\n", encoding="utf-8")
     listed = {str(tmp_path / "list.txt"): 2, "y/日本.mp4": 1, ".": len(NAMES)}
-    code = "import sys; from vmae_lab.cli import main; sys.exit([main(words.split('|')) for words in sys.argv[1:]] != [0, 0, 0, 2])"
+    code = "import sys; from vmae_lab.cli import main; sys.exit([main(x.split('|')) for x in sys.argv[1:]] != [0, 0, 0, 2])"
     calls = [f"data|check|{place}|--root|{root}|--processes|1|--out|{tmp_path}/ö{count}" for place, count in listed.items()]
     done = subprocess.run(
         [sys.executable, "-c", code, *calls, "data|check|nö.txt"], env={**os.environ, **LOCALES[locale]},
