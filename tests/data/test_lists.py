@@ -149,6 +149,13 @@ def test_a_header_without_a_path_is_answered_by_its_columns(write, tmp_path, nam
         read_list(name, tmp_path, labelled=True)
 
 
+def test_a_word_above_a_list_of_paths_is_a_header(write):
+    with pytest.raises(ListError, match="its columns are filepath"):
+        read_list(write("filepath\na.mp4\nb.mp4\n"))
+    with pytest.raises(ListError, match="no column 'label'; its columns are path, class"):
+        read_list(write("path,class\na.mp4,walk\n"), labelled=True)
+
+
 @pytest.mark.parametrize("text", ["a.mp4 walk\nb.mp4 run\n", "a.mp4,walk\nb.mp4,run\n", "a.mp4\twalk\nb.mp4\trun\n"])
 def test_names_without_a_header_are_told_that_they_need_one(write, text):
     with pytest.raises(ListError, match=r"2 bad lines; line 1: .*names need a table with a header \(path,label\); line 2: "):

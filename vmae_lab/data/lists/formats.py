@@ -22,7 +22,6 @@ OTHER_COLUMNS = ("path_escaped", "label", "class_index", "start", "total", "fram
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # at most what int64 holds
 WHOLE_OR_POINT = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")  # also 2.0, as pandas writes whole numbers with gaps
 NOT_TEXT = bytes(range(9))  # control characters that no text has
-HEADERS = "a header with the column path (or " + ", ".join(PATH_COLUMNS[1:]) + ")"
 
 
 class ListError(ValueError):
@@ -103,7 +102,7 @@ def read_file(file: Path, root: Path, labelled: bool) -> Cells:
     first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("# ")), None)
     if first is None:
         raise ListError(f"{file}: the list is empty")
-    delimiter = _header_delimiter(lines[first], file)
+    delimiter = _header_delimiter(lines, first, file)
     table, faults = _table_cells(file, lines, first, delimiter) if delimiter else _official_cells(lines, first, labelled)
     return Cells(str(file), root, _with_names(table), faults)
 
@@ -135,18 +134,21 @@ def _not_text(head: bytes) -> str:
         return f"it is {error}".replace("it is not a video but ", "it is ")
 
 
-def _header_delimiter(line: str, file: Path) -> str | None:
+def _header_delimiter(lines: list[str], first: int, file: Path) -> str | None:
     """What separates the columns of a header, a line with a cell `path` (or another of PATH_COLUMNS); None: no header.
 
     Raises ListError if a line of names alone has no such cell.
     """
     for delimiter in ",;\t ":
-        names = _column_names(name.strip().strip("\"'") for name in line.split(delimiter))
+        names = _column_names(name.strip().strip("\"'") for name in lines[first].split(delimiter))
         plain = len(names) > 1 and all(re.fullmatch(r"[A-Za-z_][\w -]*", name) for name in names)
         if any(name in PATH_COLUMNS for name in names) and (delimiter != " " or plain):
             return delimiter
         if plain and delimiter != " ":
-            raise ListError(f"{file} has no column 'path'; its columns are {', '.join(names)}. {HEADERS} is expected")
+            _columns(names, file)
+    below = next((line.strip() for line in lines[first + 1 :] if line.strip()), "")
+    if re.fullmatch(r"[A-Za-z_]\w*", lines[first].strip()) and os.path.splitext(below)[1]:  # a word above names of files
+        _columns([lines[first].strip()], file)
     return None
 
 
@@ -158,7 +160,10 @@ def _columns(names: list[str], place: Path) -> dict[str, int]:
     """Where the columns that are read stand among all `names`."""
     path = next((name for name in PATH_COLUMNS if name in names), None)
     if path is None:
-        raise ListError(f"{place} has no column 'path'; its columns are {', '.join(names)}")
+        others = ", ".join(PATH_COLUMNS[1:])
+        raise ListError(
+            f"{place} has no column 'path'; its columns are {', '.join(names)}. Name one of them path (or {others})"
+        )
     return {"path": names.index(path)} | {name: names.index(name) for name in OTHER_COLUMNS if name in names}
 
 
@@ -182,6 +187,7 @@ def _table_cells(file: Path, lines: list[str], first: int, delimiter: str) -> tu
     except csv.Error as error:
         raise ListError(f"{file}, line {ended + 1}: {error} (is a quotation mark left open?)") from error
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    table.attrs["columns"] = names
     table["line"] = np.array(numbers, np.int64)
     faults = Faults(table["line"].to_numpy())
     bad = np.isin(np.arange(len(rows)), list(ragged))
@@ -219,6 +225,7 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise ListError(f"{file} cannot be read as a Parquet file: {error}") from error
     table = pd.DataFrame({"line": np.arange(1, len(read) + 1)})
+    table.attrs["columns"] = _column_names(read.columns)
     for name, place in _columns(_column_names(read.columns), file).items():
         column = read.iloc[:, place].convert_dtypes()  # whole numbers with gaps are stored as floats
         if pd.api.types.is_integer_dtype(column) and column.notna().all() and column.max() < 2**63:

@@ -30,7 +30,8 @@ def read_labels(cells: Cells, classes: Sequence[str] | int | None) -> Labels:
     Raises ListError for what is wrong with the list as a whole; bad lines are added to the faults of `cells`.
     """
     if "label" not in cells.table:
-        raise ListError(f"{cells.place} has no column 'label'")
+        columns = ", ".join(cells.table.attrs["columns"])
+        raise ListError(f"{cells.place} has no column 'label'; its columns are {columns}")
     found = _Found(cells)
     given = () if classes is None or isinstance(classes, int) else tuple(map(_composed, classes))
     count = classes if isinstance(classes, int) else 0
@@ -93,7 +94,7 @@ def _by_number(found: _Found, given: tuple[str, ...], count: int) -> Labels:
         line = faults.lines[np.flatnonzero(numbers == 1)[0]]
         raise ListError(
             f"{found.place}: labels count from 1 (line {line} has the first 1), not from 0. Subtract 1 from each; if class 0 "
-            "has no video in this list, set lists.classes"
+            f"has no video in this list, set lists.classes; {AS_NAMES}"
         )
     return numbers, given or numbered(count or int(used.max(initial=-1)) + 1)
 

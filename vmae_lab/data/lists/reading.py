@@ -13,7 +13,7 @@ import pandas as pd
 
 from vmae_lab.data.lists.folders import Listing, cells_of_files, is_video, listed_files
 from vmae_lab.data.lists.formats import Cells, Faults, ListError, absolute, place_of, read_file, whole_numbers
-from vmae_lab.data.lists.labels import AS_NAMES, numbered, read_labels
+from vmae_lab.data.lists.labels import AS_NAMES, read_labels
 from vmae_lab.files import readable
 
 SHOWN = 10  # classes that a warning names
@@ -78,19 +78,19 @@ def read_list(
     if table.empty:
         raise ListError(f"{cells.place}: the list is empty")
     notes = listing.skipped(follow_links, labelled) if listing else []
-    notes += _without_videos(table["label"].to_numpy(), names) if labelled else []
+    notes += _without_videos(table["label"].to_numpy(), names, classes is None) if labelled else []
     if notes:
         warnings.warn(readable(f"{cells.place}: {'; '.join(notes)}"), stacklevel=_callers())
     return VideoList(cells.root, table, names, listing.other_files if listing else "")
 
 
-def _without_videos(labels: np.ndarray, names: tuple[str, ...]) -> list[str]:
+def _without_videos(labels: np.ndarray, names: tuple[str, ...], counted: bool) -> list[str]:
     """A phrase that names the classes without a video, if there are any: their share of a metric would be missing."""
     lacking = [names[place] for place in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
     if not lacking:
         return []
     more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-    hint = f" ({AS_NAMES})" if 2 * len(lacking) > len(names) and names == numbered(len(names)) else ""
+    hint = f" ({AS_NAMES})" if counted and 2 * len(lacking) > len(names) else ""
     return [f"{len(lacking)} of {len(names)} classes without a video: {', '.join(lacking[:SHOWN])}{more}{hint}"]
 
 
