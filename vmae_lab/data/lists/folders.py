@@ -29,17 +29,18 @@ class Listing:
 
     base: Path
     paths: list[str]
+    followed: bool = False  # whether linked folders were listed
     links: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
 
-    def skipped(self, follow_links: bool, labelled: bool) -> list[str]:
+    def skipped(self, labelled: bool) -> list[str]:
         """What a reader should know of what was passed over: a phrase each."""
         found = []
         if self.links:
             why = (
                 "they lead nowhere, or to a folder that is listed already"
-                if follow_links
+                if self.followed
                 else "set decoding.follow_links (--follow-links) to list what is in linked folders"
             )
             found.append(f"{_count(self.links, 'link')} skipped: {_named(self.links)}; {why}")
@@ -86,7 +87,7 @@ def cells_of_files(place: Path, root: Path, listing: Listing, labelled: bool) ->
     folder, paths, base = place.is_dir(), listing.paths, listing.base
     if not paths:
         what = f"no video files ({' '.join(sorted(VIDEO_SUFFIXES))}) below" if folder else "no files match"
-        rest = [*listing.skipped(False, labelled), *([f"skipped: {listing.other_files}"] if listing.others else [])]
+        rest = [*listing.skipped(labelled), *([f"skipped: {listing.other_files}"] if listing.others else [])]
         raise ListError("; ".join([f"{what} {place}", *rest]))
     loose = [path for path in paths if "/" not in path]
     if labelled and folder and loose:
@@ -166,7 +167,7 @@ def _scan(base: Path, follow_links: bool, counts: Callable[[str], bool]) -> List
                 else:
                     others[os.path.splitext(name)[1].lower()] += 1
     empty = top - {path.split("/")[0] for path in paths} - set(links)
-    return Listing(base, sorted(paths), sorted(links), others, sorted(empty))
+    return Listing(base, sorted(paths), follow_links, sorted(links), others, sorted(empty))
 
 
 def _matches(names: list[str], pattern: tuple[str, ...]) -> bool:

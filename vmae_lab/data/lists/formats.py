@@ -122,7 +122,10 @@ def read_lines(file: Path) -> list[str]:
         if set(head) & set(NOT_TEXT) or head[:2] == b"\x1f\x8b":
             raise ListError(f"{file} is no list: {_not_text(head)}") from error
         line = data[: error.start].count(b"\n") + 1
-        raise ListError(f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8") from error
+        raise ListError(
+            f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8 (file names that are not "
+            "UTF-8 need the column path_escaped, see docs/data.md)"
+        ) from error
     # The \r of Windows falls with the white space around a line's pieces; old Macs wrote it alone.
     return text.split("\n" if "\n" in text else "\r")
 

@@ -77,7 +77,7 @@ def read_list(
     faults.check(cells.place)
     if table.empty:
         raise ListError(f"{cells.place}: the list is empty")
-    notes = listing.skipped(follow_links, labelled) if listing else []
+    notes = listing.skipped(labelled) if listing else []
     notes += _without_videos(table["label"].to_numpy(), names, classes is None) if labelled else []
     if notes:
         warnings.warn(readable(f"{cells.place}: {'; '.join(notes)}"), stacklevel=_callers())
