@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.lists.formats import NOT_TEXT, Cells, Faults, ListError, place_of, texts
+from vmae_lab.data.lists.formats import NOT_TEXT, Cells, Faults, ListError, known_path, place_of, texts
 from vmae_lab.data.video.screen import HEAD, container_of
 from vmae_lab.files import utf8_name
 
@@ -66,7 +66,7 @@ def listed_files(location: str | Path, root: Path, follow_links: bool = False) -
     place = place_of(location, root)
     if place.is_dir():
         return _scan(place, follow_links, lambda path: os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES)
-    parts = Path(location).expanduser().parts
+    parts = Path(known_path(location)).expanduser().parts
     first = next((i for i, part in enumerate(parts) if re.search(r"[*?[]", part)), None)
     if first is None:
         return None

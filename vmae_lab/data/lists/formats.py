@@ -74,15 +74,15 @@ class Cells:
 
 def absolute(root: str | Path) -> Path:
     """A root as it is used: `~` expanded, absolute, `..` resolved by name."""
-    return Path(os.path.abspath(Path(_known(root)).expanduser()))
+    return Path(os.path.abspath(Path(known_path(root)).expanduser()))
 
 
 def place_of(location: str | Path, root: Path) -> Path:
     """Where a list is: `location` below `root`, or by itself where it is absolute."""
-    return absolute(Path(root, Path(_known(location)).expanduser()))
+    return absolute(Path(root, Path(known_path(location)).expanduser()))
 
 
-def _known(path: str | Path) -> str:
+def known_path(path: str | Path) -> str:
     """A path of a recipe or of the command line, in the file system's encoding."""
     try:
         os.fsencode(path)
@@ -123,8 +123,8 @@ def read_lines(file: Path) -> list[str]:
             raise ListError(f"{file} is no list: {_not_text(head)}") from error
         line = data[: error.start].count(b"\n") + 1
         raise ListError(
-            f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8 (file names that are not "
-            "UTF-8 need the column path_escaped, see docs/data.md)"
+            f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8 (file names that are "
+            "not UTF-8 need the column path_escaped, see docs/data.md)"
         ) from error
     # The \r of Windows falls with the white space around a line's pieces; old Macs wrote it alone.
     return text.split("\n" if "\n" in text else "\r")
