@@ -78,11 +78,21 @@ def test_a_class_that_loses_its_videos_in_a_check_is_named_and_moves_no_other(fo
     check_list(read_list(".", root, labelled=True), VideoSettings(), tmp_path / "check", progress=False)
     assert "2 of 4 classes" in capsys.readouterr().out
     assert "b, d" in (tmp_path / "check" / "README.md").read_text()
-    with pytest.warns(UserWarning, match="without a video: class 1"):
+    with pytest.warns(UserWarning, match="2 of 4 classes without a video: b, d"):
         checked = read_list(tmp_path / "check" / CHECKED, root, labelled=True)
+    assert checked.classes == ("a", "b", "c", "d")
     assert list(checked.table["label"]) == [0, 2]
-    with pytest.warns(UserWarning, match="2 of 4 classes without a video: class 1, class 3"):
-        assert len(read_list(tmp_path / "check" / CHECKED, root, True, classes=4).classes) == 4
+
+
+def test_a_gap_in_a_list_that_was_edited_is_a_class_too(write):
+    text = "path,label,class_index\na,x,0\nb,y,2\n"
+    with pytest.warns(UserWarning, match="1 of 3 classes without a video: class 1"):
+        assert read_list(write(text), labelled=True).classes == ("x", "class 1", "y")
+    with pytest.warns(UserWarning, match="class 1, class 3"):
+        assert len(read_list(write(text), labelled=True, classes=4).classes) == 4
+    for cell in ("z", "[1]", '"{""x"": ""z""}"'):
+        with pytest.raises(ListError, match="lost_classes"):
+            read_list(write(f"path,label,class_index,lost_classes\na,x,0,{cell}\nb,y,2,\n"), labelled=True)
 
 
 @pytest.mark.parametrize("kind", ["float32", "Int64", "Float64", "category", "object", "bool", "uint8"])
@@ -133,6 +143,7 @@ def test_floats_without_a_header(write, text):
         ("path,label,class_index\na,x,0\nb,y,1\nc,y,2\n", 4, "y"),
         ("path,label,class_index\na,x,0\nb,y,1\nc,z,1\n", 4, "z"),
         ("path,label,class_index\na,x,0\nb,y,-1\n", 3, "-1"),
+        ("path,label,class_index\na,x,0\nb,y,1000000\n", 3, "1000000"),
     ],
 )
 def test_labels_that_are_neither_are_named_with_their_line(write, text, line, label):

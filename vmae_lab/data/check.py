@@ -115,8 +115,8 @@ def _lost_classes(checked: Checked, kept: pd.DataFrame, videos: VideoList) -> st
     if not lost:
         return ""
     return readable(
-        f"{len(lost)} of {len(videos.classes)} classes have no video in {CHECKED}: {', '.join(lost)}. The other classes keep "
-        f"their numbers; set lists.classes to {len(videos.classes)} to train with as many classes."
+        f"{len(lost)} of {len(videos.classes)} classes have no video in {CHECKED}: {', '.join(lost)}. They stay classes of "
+        "that list, without a video."
     )
 
 

@@ -18,7 +18,19 @@ from vmae_lab.data.video.screen import HEAD, container_of
 from vmae_lab.files import local_name, readable
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
-OTHER_COLUMNS = ("path_escaped", "label", "class_index", "start", "total", "frames", "bytes", "decoder", "offset", "size")
+OTHER_COLUMNS = (
+    "path_escaped",
+    "label",
+    "class_index",
+    "lost_classes",
+    "start",
+    "total",
+    "frames",
+    "bytes",
+    "decoder",
+    "offset",
+    "size",
+)
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # at most what int64 holds
 WHOLE_OR_POINT = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")  # also 2.0, as pandas writes whole numbers with gaps
 NOT_TEXT = bytes(range(9))  # control characters that no text has

@@ -8,6 +8,7 @@ The rule, as docs/data.md states it:
 3. Validation and test lists have the classes of the train list: names are looked up among its names, numbers count them.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,7 @@ def read_labels(cells: Cells, classes: Sequence[str] | int | None) -> Labels:
     given = () if classes is None or isinstance(classes, int) else tuple(map(_composed, classes))
     count = classes if isinstance(classes, int) else 0
     if "class_index" in cells.table:
-        return _indexed(found, cells.table["class_index"], given, count)
+        return _indexed(found, cells.table["class_index"], _lost(cells), given, count)
     if cells.named or _are_names(found, given):
         return _by_name(found, given, count)
     return _by_number(found, given, count)
@@ -118,7 +119,7 @@ def _by_name(found: _Found, given: tuple[str, ...], count: int) -> Labels:
     return labels, names
 
 
-def _indexed(found: _Found, column: pd.Series, given: tuple[str, ...], count: int) -> Labels:
+def _indexed(found: _Found, column: pd.Series, lost: dict[int, str], given: tuple[str, ...], count: int) -> Labels:
     """Names with their numbers; given classes are looked up by name, unless the names only repeat the numbers."""
     faults, codes = found.faults, found.codes
     index, whole = whole_numbers(column, points=True)
@@ -136,12 +137,22 @@ def _indexed(found: _Found, column: pd.Series, given: tuple[str, ...], count: in
         lambda row: f"class_index {index[row]} is {found.of(row)!r} here and {found.words[name_of[row]]!r} in other lines",
     )
     pairs = pairs[~faults.bad].drop_duplicates()
-    names = {number: found.words[code] for code, number in pairs.itertuples(index=False)}
+    names = lost | {number: found.words[code] for code, number in pairs.itertuples(index=False)}
     plain = all(name == str(number) for number, name in names.items())
     if given:
         return _by_number(found, given, 0) if plain and not _are_names(found, given) else _by_name(found, given, 0)
-    lost = "{}" if plain else "class {}"  # a class that has lost its videos has left its number alone
-    return index, tuple(names.get(i, lost.format(i)) for i in range(count or max(names, default=-1) + 1))
+    unnamed = "{}" if plain else "class {}"  # of a number that no line of an edited list has
+    return index, tuple(names.get(i, unnamed.format(i)) for i in range(count or max(names, default=-1) + 1))
+
+
+def _lost(cells: Cells) -> dict[int, str]:
+    """The classes, by number, that a written list names though none of its videos has them. Raises ListError."""
+    cells_with = [cell for cell in cells.table.get("lost_classes", ()) if cell]
+    try:
+        lost = {int(number): str(name) for number, name in json.loads(cells_with[0]).items()} if cells_with else {}
+    except (ValueError, AttributeError) as error:
+        raise ListError(f"{cells.place}: the column lost_classes has no JSON object of numbers and names: {error}") from error
+    return {number: name for number, name in lost.items() if 0 <= number < MOST_CLASSES}
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -55,8 +55,8 @@ def read_list(
     - lines split by white space, or by commas: `path start_index total_frames` or `path` alone without labels, `path label`
       or `path total_frames label` with them;
     - a table with the column `path` (or `video_path`, `video`, `filename`), split by commas, semicolons or tabs, or Parquet;
-      `label` (number or name), `class_index`, `start`, `total`, `frames`, `bytes`, `decoder`, `offset` with `size`,
-      `path_escaped`; others are ignored;
+      `label` (number or name), `class_index`, `lost_classes`, `start`, `total`, `frames`, `bytes`, `decoder`, `offset` with
+      `size`, `path_escaped`; others are ignored;
     - a folder: its videos, each one's class the first folder below it; a glob: the class is the folder that a video is in;
     - a single video, without labels.
 
