@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -127,3 +128,17 @@ def utf8_name(name: str) -> str:
     if name.isascii() or sys.getfilesystemencoding() == "utf-8":
         return name
     return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def escaped_name(name: str) -> str:
+    """A UTF-8 name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
+    return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def unescaped_name(text: str) -> str:
+    """The file name that `escaped_name` was given."""
+    return re.sub(
+        rb"\\(\\|x[0-9a-fA-F]{2})",
+        lambda match: b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)]),
+        text.encode("utf-8", "surrogateescape"),
+    ).decode("utf-8", "surrogateescape")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.video.screen import HEAD, container_of
-from vmae_lab.files import local_name, readable
+from vmae_lab.files import local_name, readable, unescaped_name
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
 OTHER_COLUMNS = (
@@ -215,22 +215,8 @@ def _with_names(table: pd.DataFrame) -> pd.DataFrame:
     paths = [str(path) for path in table["path"]]
     if "path_escaped" in table:
         escaped = whole_numbers(table.pop("path_escaped"), points=True)[0] == 1
-        paths = [unescaped(path) if one else path for path, one in zip(paths, escaped, strict=True)]
+        paths = [unescaped_name(path) if one else path for path, one in zip(paths, escaped, strict=True)]
     return table.assign(path=texts(map(local_name, paths)))
-
-
-def escaped(name: str) -> str:
-    """A UTF-8 name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
-    return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def unescaped(text: str) -> str:
-    """The file name that `escaped` was given."""
-    return re.sub(
-        rb"\\(\\|x[0-9a-fA-F]{2})",
-        lambda match: b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)]),
-        text.encode("utf-8", "surrogateescape"),
-    ).decode("utf-8", "surrogateescape")
 
 
 def _read_parquet(file: Path) -> pd.DataFrame:

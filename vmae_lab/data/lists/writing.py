@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.lists.formats import escaped
-from vmae_lab.files import readable, utf8_name, write_text
+from vmae_lab.files import escaped_name, readable, utf8_name, write_text
 
 
 def write_list(file: Path, table: pd.DataFrame, classes: Sequence[str] = ()) -> None:
@@ -21,7 +20,7 @@ def write_list(file: Path, table: pd.DataFrame, classes: Sequence[str] = ()) -> 
     """
     paths = [utf8_name(path) for path in table["path"]]
     odd = [readable(path) != path for path in paths]
-    names = [escaped(path) if one else path for path, one in zip(paths, odd, strict=True)]
+    names = [escaped_name(path) if one else path for path, one in zip(paths, odd, strict=True)]
     written = table.assign(path=names, **({"path_escaped": np.array(odd, int)} if any(odd) else {}))
     if "label" in table:
         written = written.assign(label=[classes[label] for label in table["label"]], class_index=table["label"])
