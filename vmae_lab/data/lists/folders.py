@@ -4,10 +4,10 @@ import heapq
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,17 +22,16 @@ VIDEO_SUFFIXES = frozenset(
 SHOWN = 10  # names that a message lists
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The sorted `paths` of files below `base`, and what was passed over: linked folders and links that lead nowhere
     (`links`), other files by suffix (`others`), and folders directly in `base` without a file that counts (`empty`)."""
 
     base: Path
     paths: list[str]
     followed: bool = False  # whether linked folders were listed
-    links: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    empty: list[str] = field(default_factory=list)
+    links: Sequence[str] = ()
+    others: Counter[str] = Counter()
+    empty: Sequence[str] = ()
 
     def skipped(self, labelled: bool) -> list[str]:
         """What a reader should know of what was passed over: a phrase each."""
@@ -179,9 +178,9 @@ def _matches(names: list[str], pattern: tuple[str, ...]) -> bool:
     return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
-def _count(names: list[str], what: str) -> str:
+def _count(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}{'s' * (len(names) > 1)}"
 
 
-def _named(names: list[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
