@@ -28,9 +28,9 @@ class Listing(NamedTuple):
 
     base: Path
     paths: list[str]
+    others: Counter[str]
     followed: bool = False  # whether linked folders were listed
     links: Sequence[str] = ()
-    others: Counter[str] = Counter()
     empty: Sequence[str] = ()
 
     def skipped(self, labelled: bool) -> list[str]:
@@ -78,7 +78,7 @@ def listed_files(location: str | Path, root: Path, follow_links: bool = False) -
         found = [path.relative_to(base).as_posix() for path in base.glob("/".join(pattern)) if path.is_file()]
     except ValueError as error:
         raise ListError(f"{place} is no pattern of paths: {error}") from error
-    return Listing(base, sorted(path for path in found if not re.search(r"(^|/)\.", path)))
+    return Listing(base, sorted(path for path in found if not re.search(r"(^|/)\.", path)), Counter())
 
 
 def cells_of_files(place: Path, root: Path, listing: Listing, labelled: bool) -> Cells:
@@ -166,7 +166,7 @@ def _scan(base: Path, follow_links: bool, counts: Callable[[str], bool]) -> List
                 else:
                     others[os.path.splitext(name)[1].lower()] += 1
     empty = top - {path.split("/")[0] for path in paths} - set(links)
-    return Listing(base, sorted(paths), follow_links, sorted(links), others, sorted(empty))
+    return Listing(base, sorted(paths), others, follow_links, sorted(links), sorted(empty))
 
 
 def _matches(names: list[str], pattern: tuple[str, ...]) -> bool:

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def _cells(location: str | Path, root: Path, labelled: bool, follow_links: bool)
         if not place.is_file():
             listing = listed_files(location, root, follow_links)
         elif is_video(place):
-            listing = Listing(place.parent, [place.name])
+            listing = Listing(place.parent, [place.name], Counter())
         else:
             return read_file(place, root, labelled), None
     except OSError as error:
