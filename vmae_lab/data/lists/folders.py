@@ -71,9 +71,9 @@ def listed_files(location: str | Path, root: Path, follow_links: bool = False) -
         return None
     base, pattern = place_of(Path(*parts[:first]), root), parts[first:]
     if "**" in pattern:
-        return (
-            _scan(base, follow_links, lambda path: _matches(path.split("/"), pattern)) if base.is_dir() else Listing(base, [])
-        )
+        if not base.is_dir():
+            return Listing(base, [], Counter())
+        return _scan(base, follow_links, lambda path: _matches(path.split("/"), pattern))
     try:
         found = [path.relative_to(base).as_posix() for path in base.glob("/".join(pattern)) if path.is_file()]
     except ValueError as error:
