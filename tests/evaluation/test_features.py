@@ -237,6 +237,22 @@ def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch
     assert main([*arguments[:4], "--model", "nowhere"]) == 2
 
 
+@pytest.mark.parametrize("name", ["one.mp4", "日本", "caf\udce9.mp4"])
+def test_the_command_line_takes_a_single_video(folder, tmp_path, monkeypatch, capsys, name):
+    """By its suffix or its content, wherever it is; the list of the same video gives the same features."""
+    monkeypatch.chdir(tmp_path)
+    (folder / "run" / "long.mp4").rename(folder / name)
+    where = str(classifier().save_pretrained(tmp_path / "model"))
+    words = ["--model", where, "--device", "cpu", "--stride", "3", "--out"]
+    assert main(["features", str(folder / name), *words, "one"]) == 0
+    assert main(["features", name, "--root", str(folder), *words, "other"]) == 0
+    assert "1 of 1 videos, 8 windows" in capsys.readouterr().out
+    (file,), (other,) = (set(pd.read_csv(tmp_path / out / "windows.csv").file) for out in ("one", "other"))
+    assert np.array_equal(np.load(tmp_path / "one" / file), np.load(tmp_path / "other" / other))
+    assert main(["features", name, "--root", str(folder), "--labelled", *words, "third"]) == 2
+    assert "has no label" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     """As OpenGVLab/VideoMAEv2-Base is: the layout with code of its own, encoder and fc_norm, no head."""

@@ -1,7 +1,8 @@
 """Own or real videos by lists: which videos there are, what they show, and how they are split.
 
-`formats.py` reads the forms that a list may have, `reading.py` checks its lines, `settings.py` says which lists there are,
-`splits.py` reads them all with the same classes. Nothing here opens a video.
+`formats.py` reads list files, `folders.py` folders and globs; `reading.py` checks what they say, `labels.py` which classes
+their labels stand for; `writing.py` writes lists. `settings.py` says which lists there are, `splits.py` reads them all with the
+same classes. Nothing here opens a video.
 """
 
 from vmae_lab.data.lists.formats import ListError

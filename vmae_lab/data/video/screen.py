@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vmae_lab.files import readable
+
 FRAMES = "img_{:05d}.jpg"  # the official code's names in a folder of frames
 HEAD = 400  # bytes that tell a container; two packets of an MPEG transport stream
 
@@ -16,8 +18,8 @@ class VideoError(ValueError):
     """A video that cannot be read: `path`, `codec` (empty where it is not known) and `cause`, all in the message."""
 
     def __init__(self, path: str | Path, cause: str, codec: str = ""):
-        self.path, self.cause, self.codec = str(path), " ".join(cause.split()), codec
-        super().__init__(f"{self.path}{f' ({codec})' if codec else ''}: {self.cause}")
+        self.path, self.cause, self.codec = str(path), readable(" ".join(cause.split())), codec
+        super().__init__(readable(f"{self.path}{f' ({codec})' if codec else ''}: {self.cause}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VideoError, (self.path, self.cause, self.codec)
@@ -69,6 +71,8 @@ def screen(video: VideoFile, follow_links: bool = False) -> str:
         real, status = os.path.realpath(path, strict=True), os.stat(path)
     except OSError as error:
         raise VideoError(path, _system(error)) from None
+    except UnicodeEncodeError as error:  # a path of a program, not of a list: lists are read in any locale
+        raise VideoError(path, f"the name cannot be written in this locale's {error.encoding}; set PYTHONUTF8=1") from None
     if video.root is not None and not follow_links:
         root = os.path.realpath(video.root)
         if os.path.commonpath([root, real]) != root:

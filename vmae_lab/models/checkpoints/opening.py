@@ -211,7 +211,7 @@ def _ours(config: dict[str, Any], where: str) -> ModelConfig:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     if not isinstance(content, dict):
