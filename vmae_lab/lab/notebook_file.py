@@ -1,0 +1,110 @@
+"""The file of the notebook that runs, its code, and whether that is the committed one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vmae_lab.files import fingerprint
+from vmae_lab.lab.places import project_root
+from vmae_lab.lab.provenance import git
+
+VARIABLE = "VMAE_LAB_NOTEBOOK"  # set by `vmae-lab run`, and by whoever starts kernels in a way that is not known here
+RUNNERS = {"papermill", "jupyter-execute", "jupyter-nbconvert"}
+SETTINGS = {"parameters", "injected-parameters"}  # tags of cells whose values are in the recipe
+
+
+def notebook_file() -> Path | None:
+    """The notebook that this kernel runs: of papermill its input. None if nothing tells it."""
+    paths = (Path(os.path.abspath(path)) for path in _candidates() if path)
+    return next((path for path in paths if path.suffix == ".ipynb" and path.is_file()), None)
+
+
+def _candidates() -> Iterator[str | Path]:
+    """Paths by what started the kernel. The nearest is first: a kernel's processes inherit the variables of its server."""
+    yield os.environ.get(VARIABLE, "")
+    parents = _parents()
+    for process in parents:
+        yield from _on_the_command_line(process)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    variables = shell.user_ns if shell else {}
+    yield variables.get("__vsc_ipynb_file__", "")
+    session = os.environ.get("JPY_SESSION_NAME", "")  # Jupyter's servers
+    if session and not any(_environment(process).get("JPY_SESSION_NAME") == session for process in parents):
+        yield session
+        yield Path(session).name  # a path that starts at the server's folder; a kernel runs in its notebook's
+    yield variables.get("PAPERMILL_INPUT_PATH", "")  # papermill --inject-input-path
+    yield Path(os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[0]).name  # nbval
+
+
+def _parents() -> list[Any]:
+    """The process that started this one, and its own: a virtual environment may start its Python by another one."""
+    try:
+        import psutil  # comes with ipykernel
+    except ImportError:
+        return []
+    return psutil.Process().parents()[:2]
+
+
+def _on_the_command_line(process: Any) -> Iterator[Path]:
+    """The notebook that a program which runs notebooks was given."""
+    words = _told(process.cmdline, [])
+    named = [word for word in words if word.endswith(".ipynb")]
+    if not {Path(word).stem for word in words[:4]} & RUNNERS:
+        return
+    for folder in (_told(process.cwd, ""), _environment(process).get("PWD", "")):  # `papermill --cwd` changes the first
+        yield from (Path(folder) / word for word in named[:1])
+
+
+def _environment(process: Any) -> Mapping[str, str]:
+    return _told(process.environ, {})
+
+
+def _told(ask: Any, unknown: Any) -> Any:
+    """What the system says of a process; `unknown` if it has ended or is another user's."""
+    import psutil
+
+    try:
+        return ask()
+    except (psutil.Error, OSError):
+        return unknown
+
+
+def written_path(file: Path) -> str:
+    """A notebook's path as reports write it: from the project's folder if it is in it."""
+    place, root = file.parent.resolve() / file.name, project_root().resolve()
+    return (place.relative_to(root) if place.is_relative_to(root) else place).as_posix()
+
+
+def read_cells(file: Path) -> list[dict[str, Any]]:
+    """A notebook's cells of code, without those of parameters. Raises ValueError if the file holds no notebook."""
+    return _code_cells(file.read_text(encoding="utf-8"))
+
+
+def code_digest(cells: list[dict[str, Any]]) -> str:
+    """Names the code of a notebook: outputs, text and parameters do not count."""
+    return fingerprint(["".join(cell["source"]) for cell in cells])
+
+
+def code_state(file: Path) -> str:
+    """Whether a notebook's code is the committed one; empty outside of a git checkout."""
+    try:
+        git(file.parent, "rev-parse", "--git-dir")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    try:
+        committed = git(file.parent, "show", f"HEAD:./{file.name}")
+    except subprocess.CalledProcessError:
+        return "not committed"
+    same = code_digest(_code_cells(committed)) == code_digest(read_cells(file))
+    return "as committed" if same else "changed since the last commit"
+
+
+def _code_cells(text: str) -> list[dict[str, Any]]:
+    cells = json.loads(text).get("cells", [])
+    return [
+        cell for cell in cells if cell["cell_type"] == "code" and not SETTINGS & set(cell.get("metadata", {}).get("tags", []))
+    ]
