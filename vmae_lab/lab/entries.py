@@ -175,6 +175,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
     seeds, seconds = part("recipe").get("seeds"), manifest.get("compute_seconds")
     facts = {name: _words(part("provenance").get(name)) for name in ("date", "code", "device")}
     facts["seeds"] = ", ".join(map(str, seeds)) if isinstance(seeds, list) else ""
+    facts["notebook"] = _words(manifest.get("notebook_file"))
     changed = "; ".join(f"{name} {json.dumps(value)}" for name, value in part("changed").items())
     facts["changed settings"] = changed
     facts["compute, all stages"] = duration(seconds / 60) if isinstance(seconds, int | float) else ""

@@ -26,7 +26,7 @@ def notebook_file() -> Path | None:
 def _candidates() -> Iterator[str | Path]:
     """Paths by what started the kernel. The nearest is first: a kernel's processes inherit the variables of its server."""
     yield os.environ.get(VARIABLE, "")
-    parents = _parents()
+    mine, *parents = _processes()
     for process in parents:
         yield from _on_the_command_line(process)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -38,15 +38,16 @@ def _candidates() -> Iterator[str | Path]:
         yield Path(session).name  # a path that starts at the server's folder; a kernel runs in its notebook's
     yield variables.get("PAPERMILL_INPUT_PATH", "")  # papermill --inject-input-path
     yield Path(os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[0]).name  # nbval
+    yield from _inputs_of_papermill(mine)
 
 
-def _parents() -> list[Any]:
-    """The process that started this one, and its own: a virtual environment may start its Python by another one."""
+def _processes() -> list[Any]:
+    """This process, the one that started it, and that one's: a virtual environment may start its Python by another one."""
     try:
         import psutil  # comes with ipykernel
     except ImportError:
-        return []
-    return psutil.Process().parents()[:2]
+        return [None]
+    return [psutil.Process(), *psutil.Process().parents()[:2]]
 
 
 def _on_the_command_line(process: Any) -> Iterator[Path]:
@@ -57,6 +58,21 @@ def _on_the_command_line(process: Any) -> Iterator[Path]:
         return
     for folder in (_told(process.cwd, ""), _environment(process).get("PWD", "")):  # `papermill --cwd` changes the first
         yield from (Path(folder) / word for word in named[:1])
+
+
+def _inputs_of_papermill(kernel: Any) -> Iterator[Path]:
+    """What papermill runs when it is called from Python: before each cell it writes the path into its output."""
+    if kernel is None:
+        return
+    folders = {Path.cwd(), project_root(), project_root() / "notebooks"}
+    since, started_in = kernel.create_time(), _told(lambda: kernel.parent().cwd(), "")
+    for output in (file for folder in folders for file in folder.glob("*.ipynb") if file.stat().st_mtime > since):
+        try:
+            ran = json.loads(output.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        except (ValueError, KeyError, OSError):
+            continue
+        if ran.get("input_path") and ran.get("end_time") is None:
+            yield Path(started_in) / ran["input_path"]
 
 
 def _environment(process: Any) -> Mapping[str, str]:

@@ -84,8 +84,8 @@ class Report:
         seeds = ", ".join(map(str, plan.recipe.seeds))
         head = (
             f"# {self.title}\n\n{self.question}\n\n"
-            f"Scale `{self.scale}`{_changed_words(place.changed)}, seeds {seeds}; written {made['date']} by code {made['code']} on "
-            f"{made['device']}. Made by {_made_by(code, plan.name)}; settings, versions and stages in "
+            f"Scale `{self.scale}`{_changed_words(place.changed)}, seeds {seeds}; written {made['date']} by code "
+            f"{made['code']} on {made['device']}. Made by {_made_by(code, plan.name)}; settings, versions and stages in "
             "[manifest.json](manifest.json), every single result in [tables/results.csv](tables/results.csv)."
         )
         page = "\n\n".join([head, *_left_out_words(plan, store), *self.parts]) + "\n"

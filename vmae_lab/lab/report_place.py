@@ -19,20 +19,23 @@ NOT_RESULTS = {"compute", "scale"}  # parts of a recipe that change no result
 
 @dataclass(frozen=True)
 class ReportPlace:
-    """A report's folder. `changed`: settings that differ from the scale's; `replaced`: the manifest of the report there."""
+    """A report's folder. `changed`: settings that differ from the scale's; `replaced`: the manifest of the report there;
+    `kept`: why reports in nearer folders stay.
+    """
 
     folder: Path
     changed: Mapping[str, Any]
     replaced: Mapping[str, Any] | None
+    kept: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         """What writing there does to the reports that there are."""
-        name = self.folder.relative_to(project_root()).as_posix()
+        kept = "".join(f"; {reason}, and stays" for reason in self.kept)
         if self.replaced is None:
-            return f"new report: {name}"
+            return f"new report: {_short(self.folder)}{kept}"
         date = (self.replaced.get("provenance") or {}).get("date", "unknown date")
-        return f"replaced {name} of {date}, made with the same settings"
+        return f"replaced {_short(self.folder)} of {date}, made with the same settings{kept}"
 
 
 def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
@@ -51,17 +54,21 @@ def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
     names = [notebook, f"{notebook}-{_digits(path)}"]
     if path not in (None, f"notebooks/{notebook}.ipynb") and (project_root() / f"notebooks/{notebook}.ipynb").is_file():
         del names[0]
+    kept: list[str] = []
     for one_scale in scales:
         for name in names:
             folder = report_folder(one_scale, name)
             made = _manifest(folder)
             if made is None:
-                return ReportPlace(folder, changed, None)
-            if made.get("notebook_file", f"notebooks/{name}.ipynb") != path:
+                return ReportPlace(folder, changed, None, tuple(kept))
+            maker = made.get("notebook_file", f"notebooks/{name}.ipynb")
+            if maker != path:
+                kept.append(f"{_short(folder)} was made by {maker or 'another notebook'}")
                 continue
             if decisive(made.get("experiment", name), made.get("recipe")) == mine:
-                return ReportPlace(folder, changed, made)
-            break  # the same notebook with other settings: its next folder
+                return ReportPlace(folder, changed, made, tuple(kept))
+            kept.append(f"{_short(folder)} was made with other settings")
+            break
     raise FileExistsError(f"{folder} holds a report of other settings: move it away")
 
 
@@ -116,6 +123,10 @@ def _manifest(folder: Path) -> Mapping[str, Any] | None:
     except (ValueError, OSError):
         return None
     return made if isinstance(made, dict) else None
+
+
+def _short(folder: Path) -> str:
+    return folder.relative_to(project_root()).as_posix()
 
 
 def _digits(value: Any) -> str:
