@@ -26,28 +26,29 @@ def notebook_file() -> Path | None:
 def _candidates() -> Iterator[str | Path]:
     """Paths by what started the kernel. The nearest is first: a kernel's processes inherit the variables of its server."""
     yield os.environ.get(VARIABLE, "")
-    mine, *parents = _processes()
-    for process in parents:
-        yield from _on_the_command_line(process)
+    kernel, parent = _processes()
+    if parent:
+        yield from _on_the_command_line(parent)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     variables = shell.user_ns if shell else {}
     yield variables.get("__vsc_ipynb_file__", "")
     session = os.environ.get("JPY_SESSION_NAME", "")  # Jupyter's servers
-    if session and not any(_environment(process).get("JPY_SESSION_NAME") == session for process in parents):
+    if not (parent and _environment(parent).get("JPY_SESSION_NAME") == session):
         yield session
         yield Path(session).name  # a path that starts at the server's folder; a kernel runs in its notebook's
     yield variables.get("PAPERMILL_INPUT_PATH", "")  # papermill --inject-input-path
     yield Path(os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[0]).name  # nbval
-    yield from _inputs_of_papermill(mine)
+    if kernel and parent:
+        yield from _input_of_papermill(kernel, parent)
 
 
-def _processes() -> list[Any]:
-    """This process, the one that started it, and that one's: a virtual environment may start its Python by another one."""
+def _processes() -> tuple[Any, Any]:
+    """This process and the one that started it, None if there is none that may be looked at."""
     try:
         import psutil  # comes with ipykernel
     except ImportError:
-        return [None]
-    return [psutil.Process(), *psutil.Process().parents()[:2]]
+        return None, None
+    return psutil.Process(), psutil.Process().parent()
 
 
 def _on_the_command_line(process: Any) -> Iterator[Path]:
@@ -60,19 +61,19 @@ def _on_the_command_line(process: Any) -> Iterator[Path]:
         yield from (Path(folder) / word for word in named[:1])
 
 
-def _inputs_of_papermill(kernel: Any) -> Iterator[Path]:
+def _input_of_papermill(kernel: Any, parent: Any) -> set[Path]:
     """What papermill runs when it is called from Python: before each cell it writes the path into its output."""
-    if kernel is None:
-        return
     folders = {Path.cwd(), project_root(), project_root() / "notebooks"}
-    since, started_in = kernel.create_time(), _told(lambda: kernel.parent().cwd(), "")
-    for output in (file for folder in folders for file in folder.glob("*.ipynb") if file.stat().st_mtime > since):
+    inputs = set()
+    for output in (file for folder in folders for file in folder.glob("*.ipynb")):
         try:
             ran = json.loads(output.read_text(encoding="utf-8"))["metadata"]["papermill"]
+            new = output.stat().st_mtime > kernel.create_time()
         except (ValueError, KeyError, OSError):
             continue
-        if ran.get("input_path") and ran.get("end_time") is None:
-            yield Path(started_in) / ran["input_path"]
+        if new and ran.get("input_path") and ran.get("end_time") is None:
+            inputs.add(Path(_told(parent.cwd, "")) / ran["input_path"])
+    return inputs if len(inputs) == 1 else set()
 
 
 def _environment(process: Any) -> Mapping[str, str]:

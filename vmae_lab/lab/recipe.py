@@ -234,6 +234,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
             words = f"unknown parameter{_nearest(path[-1], accepted)}; accepted here: {', '.join(accepted)}"
         elif finding["type"] == "missing":
             words = "this parameter is missing"
+        elif finding["type"] == "tuple_type":
+            words = f"a list is expected, e.g. [1, 2] (got {finding['input']!r})"
         else:
             message = finding["msg"].removeprefix("Value error, ")
             words = message if isinstance(finding["input"], dict) else f"{message} (got {finding['input']!r})"
