@@ -59,9 +59,9 @@ def test_papermill_writes_its_input_into_its_output(notebook):
     nbformat.write(other, notebook.parent / "old.ipynb")
     os.utime(notebook.parent / "old.ipynb", (0, 0))
     for name, end_time in (("ended", "2026-01-01"), ("out", None)):
-        metadata = {"papermill": {"input_path": notebook.name, "end_time": end_time}}
+        metadata = {"papermill": {"input_path": str(notebook), "end_time": end_time}}
         nbformat.write(nbformat.v4.new_notebook(metadata=metadata), notebook.parent / f"{name}.ipynb")
-    assert notebook_file() == Path.cwd() / notebook.name
+    assert notebook_file() == notebook
 
 
 def test_paths_are_written_from_the_project(project, tmp_path_factory):

@@ -42,10 +42,13 @@ def read_scale(scale: str, folders: Sequence[Path]) -> dict[str, Any]:
     """The values of a scale, scalars as they are written. Its own name is the file's if it gives none. Raises RecipeError."""
     file = find_scale(scale, folders)
     if file is None:
-        known = {folder: names for folder in folders if (names := names_in(folder))}
-        missing = scale if scale.endswith(YAML) else next(iter(known), folders[0]) / f"{scale}.yaml"
-        scales = "; ".join(f"scales in {folder}: {', '.join(names)}" for folder, names in known.items()) or "scales: none"
-        raise RecipeError(f"there is no parameter file {missing}; {scales}{how_to_find_it() if not known else ''}")
+        known = {folder: names_in(folder) for folder in folders}
+        nearest = next((folder for folder in folders if known[folder]), folders[0] if folders else Path())
+        missing = scale if scale.endswith(YAML) else nearest / f"{scale}.yaml"
+        scales = "; ".join(f"scales in {folder}: {', '.join(names) or 'none'}" for folder, names in known.items())
+        raise RecipeError(
+            f"there is no parameter file {missing}; {scales}{how_to_find_it() if not any(known.values()) else ''}"
+        )
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
