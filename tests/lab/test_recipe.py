@@ -8,7 +8,7 @@ import yaml
 
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.cost import plan_summary
-from vmae_lab.lab.recipe import RecipeError, as_yaml, build_recipe, read_parameters
+from vmae_lab.lab.recipe import RecipeError, build_recipe, read_parameters
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
@@ -191,11 +191,16 @@ def test_what_a_person_sets_is_told_from_what_the_scale_has(scales, monkeypatch)
     monkeypatch.setattr("vmae_lab.lab.recipe.fit_to_lists", lambda tree, given: seen.update(given=given) or tree)
     lists = {"train": "a", "validation": "a", "test": "a", "classes": 8}
     read_parameters(
-        cell(data={"stride": 2, "lists": lists}, pretrain={"steps": 9}, override={"evaluate.finetune_labels": "8"}),
+        cell(
+            data={"stride": 2, "lists": lists},
+            pretrain={"steps": 9},
+            override={"evaluate.finetune_labels": "8", "evaluate.views": "{clips: 2}"},
+        ),
         DECODER_MASKS,
     )
     assert seen["given"] == {
         "data.lists", *(f"data.lists.{name}" for name in lists), "pretrain.steps", "evaluate.finetune_labels",
+        "evaluate.views", "evaluate.views.clips",
     }  # fmt: skip
 
 
@@ -209,7 +214,7 @@ def test_lists_may_be_texts_or_one_value(text, scales):
 
 def test_every_value_can_be_printed(scales):
     recipe = read_parameters(cell(), DECODER_MASKS)
-    assert build_recipe(yaml.safe_load(as_yaml(recipe))) == recipe
+    assert build_recipe(yaml.safe_load(recipe.as_yaml())) == recipe
 
 
 def test_an_arm_that_the_grid_cannot_have_is_refused_before_anything_runs(parameters):

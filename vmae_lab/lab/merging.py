@@ -29,8 +29,9 @@ def split_override(parameters: Mapping[str, Any], model: Model) -> tuple[dict[st
     return typed_sections, dict(overrides or {})
 
 
-def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: Model) -> None:
-    """Put dotted one-offs into a tree of values; each replaces what stands there. Raises RecipeError."""
+def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: Model) -> set[str]:
+    """Put dotted one-offs into a tree of values; each replaces what is there. Returns their names. Raises RecipeError."""
+    given = set()
     for dotted, value in overrides.items():
         *path, last = dotted.split(".")
         place = tree
@@ -41,6 +42,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: M
             if not isinstance(place, dict):
                 raise RecipeError(f"override '{dotted}': '{name}' is a single value, not a section")
         place[last] = typed(value, kind_of([*path, last], model), dotted)
+        given |= {dotted, *names_in(place[last], dotted)}
+    return given
 
 
 def merge_sections(tree: dict[str, Any], sections: Mapping[str, Any], model: Model) -> set[str]:

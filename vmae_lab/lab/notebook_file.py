@@ -54,11 +54,12 @@ def _processes() -> tuple[Any, Any]:
 def _on_the_command_line(process: Any) -> Iterator[Path]:
     """The notebook that a program which runs notebooks was given."""
     words = _told(process.cmdline, [])
+    runner = next((name for word in words if (name := Path(word).stem) in RUNNERS), None)
     named = [word for word in words if word.endswith(".ipynb")]
-    if not {Path(word).stem for word in words[:4]} & RUNNERS:
+    if not runner or not named or (runner != "papermill" and len(named) > 1):  # which of several runs now is not told
         return
     for folder in (_told(process.cwd, ""), _environment(process).get("PWD", "")):  # `papermill --cwd` changes the first
-        yield from (Path(folder) / word for word in named[:1])
+        yield Path(folder) / named[0]
 
 
 def _input_of_papermill(kernel: Any, parent: Any) -> set[Path]:

@@ -12,7 +12,7 @@ from vmae_lab.detection.spatial import DetectSettings
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
-from vmae_lab.lab.merging import apply_overrides, merge_sections, names_in, split_override
+from vmae_lab.lab.merging import apply_overrides, merge_sections, split_override
 from vmae_lab.lab.notebook_file import notebook_file
 from vmae_lab.lab.scales import find_scale, params_folders, read_scale
 from vmae_lab.lab.typed import RecipeError, kind_of
@@ -131,6 +131,10 @@ class Recipe(BaseModel):
         apply_overrides(tree, overrides, Recipe)
         return _checked(tree)
 
+    def as_yaml(self) -> str:
+        """Every value, to be read: `print(recipe.as_yaml())`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=128, default_flow_style=None)
+
 
 Section = TypeVar("Section")
 
@@ -157,8 +161,7 @@ def build_recipe(
         tree, of_the_scale = split_override(base, Recipe)
         apply_overrides(tree, of_the_scale, Recipe)
         given = merge_sections(tree, sections, Recipe)
-    apply_overrides(tree, overrides, Recipe)
-    given |= {name for dotted, value in overrides.items() for name in (dotted, *names_in(value, dotted))}
+    given |= apply_overrides(tree, overrides, Recipe)
     tree = fit_to_lists(tree, given)
     recipe = _checked(tree)
     if arms is not None:
@@ -198,11 +201,6 @@ def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
     recipe = build_recipe(parameters, arms, _scale_values(parameters, arms))
     namespace[CHECKED] = True
     return recipe
-
-
-def as_yaml(recipe: Recipe) -> str:
-    """Every value of a recipe, to be read: `print(as_yaml(recipe))`."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=128, default_flow_style=None)
 
 
 def _scale_values(parameters: dict[str, Any], arms: Collection[str]) -> dict[str, Any] | None:
