@@ -62,11 +62,11 @@ class Report:
         """Write the report, and print whether it is new or replaces one. Returns the page's path. Raises StorageError."""
         file = notebook_file()
         place = report_place(plan, file.stem if file else self.notebook, file)
-        folder = make_folder(place.folder)
+        folder, code = make_folder(place.folder), _code_of(file)
         fresh = folder / ".fresh.tmp"
         with FileLock(folder / ".lock"), storing_in(folder):
             shutil.rmtree(fresh, ignore_errors=True)
-            self._write(make_folder(fresh), plan, store, place, _code_of(file))
+            self._write(make_folder(fresh), plan, store, place, code)
             for name in OWN:
                 if (folder / name).is_dir():
                     shutil.rmtree(folder / name)
@@ -74,7 +74,8 @@ class Report:
             fresh.rmdir()
         if file is None:
             print(f"the notebook's file is not known: the report is named '{self.notebook}' ({VARIABLE} can tell the file)")
-        print(place.words)
+        before = ((place.replaced or {}).get("notebook_code") or {}).get("digest", code["digest"])
+        print(place.words + ("" if before == code["digest"] else "; the code of the notebook was another one"))
         return folder / "README.md"
 
     def _write(self, folder: Path, plan: Plan, store: RunStore, place: ReportPlace, code: Mapping[str, Any]) -> None:

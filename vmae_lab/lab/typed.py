@@ -101,7 +101,9 @@ def _read(text: str, kinds: list[Any], name: str) -> Any:
         if is_text:
             return text
         where = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"{name}: {text!r} is not valid YAML: {where}; put text with special characters in quotes") from None
+        raise RecipeError(
+            f"{name}: -p {name} {text!r} is not valid YAML: {where}; put text with special characters in quotes"
+        ) from None
     return value if isinstance(value, dict | list) or not is_text else _without_quotes(text)
 
 
