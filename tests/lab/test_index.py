@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -95,7 +96,7 @@ def written(reports: Path, **options) -> tuple[str, str]:
 
 
 def test_scales_and_notebooks_stand_in_their_order(reports):
-    for scale in ("smoke", "other", "demo-variant", "gpu", "another", "demo", "paper", "other-variant"):
+    for scale in ("smoke", "other", "demo-variant-0a1b2c", "demo-variant", "gpu", "another", "demo", "paper", "other-variant"):
         write_report(reports, scale)
     for notebook in ("unknown", "scaling", "beyond"):
         write_report(reports, "demo", notebook)
@@ -107,6 +108,7 @@ def test_scales_and_notebooks_stand_in_their_order(reports):
         ("demo", "beyond"),
         ("demo", "unknown"),
         ("demo-variant", ORDER[0]),
+        ("demo-variant-0a1b2c", ORDER[0]),
         ("smoke", ORDER[0]),
         ("another", ORDER[0]),
         ("other", ORDER[0]),
@@ -226,8 +228,19 @@ def test_an_executed_notebook_that_is_not_there_is_a_command(reports):
         assert "vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo -p NAME VALUE" in page
 
 
+def test_the_file_and_the_settings_of_a_report_are_in_its_command(reports):
+    changed = {"pretrain.steps": 7, "data.lists.train": "a b"}
+    write_report(reports, "demo-variant-0a1b2c", "copy", notebook_file="mine/copy.ipynb", changed=changed)
+    command = """vmae-lab run mine/copy.ipynb --scale demo -p pretrain.steps 7 -p data.lists.train '"a b"'"""
+    markdown, html = written(reports)
+    assert command in markdown
+    assert escape(command) in html
+    assert "changed settings: pretrain.steps 7" in markdown
+    assert "Runs with changed settings" in markdown
+
+
 def test_an_index_for_git_leaves_out_what_git_ignores(reports):
-    for scale in ("demo", "smoke", "demo-variant"):
+    for scale in ("demo", "smoke", "demo-variant", "demo-variant-0a1b2c", "own-variant-0a1b2c"):
         folder = write_report(reports, scale)
         (folder / f"{ORDER[0]}.ipynb").write_text("{}")
     (reports / "gpu" / "scaling").mkdir(parents=True)

@@ -112,6 +112,111 @@ def test_a_notebook_refuses_what_papermill_only_warns_about(parameters):
     assert read_parameters(namespace, DECODER_MASKS) == recipe
 
 
+@pytest.fixture
+def scales(project) -> Path:
+    """A project with scales of its own: `smoke`, a `demo` of three steps, and a file `mine.yaml` elsewhere."""
+    (project / "params").mkdir()
+    text = (PARAMS / "smoke.yaml").read_text()
+    (project / "params" / "smoke.yaml").write_text(text)
+    (project / "params" / "demo.yaml").write_text(text.replace("scale: smoke", "scale: demo").replace("steps: 6", "steps: 3"))
+    (project / "mine.yaml").write_text(text.replace("scale: smoke", "scale: mine").replace("steps: 6", "steps: 5"))
+    return project
+
+
+def cell(**parameters) -> dict:
+    """The names of a notebook after its parameters cell, and after papermill's."""
+    return {"scale": "smoke", "seeds": None, "arms": None, "override": {}, **parameters}
+
+
+def keys(recipe) -> set[str]:
+    return {stage.key for stage in plan_notebook("ablation_decoder_mask", recipe).stages}
+
+
+@pytest.mark.parametrize(("scale", "steps", "name"), [("smoke", 6, "smoke"), ("demo", 3, "demo"), ("{}/mine.yaml", 5, "mine")])
+def test_scale_selects_the_values_of_its_file(scale, steps, name, scales):
+    recipe = read_parameters(cell(scale=scale.format(scales)), DECODER_MASKS)
+    assert (recipe.scale, recipe.pretrain.steps, recipe.arms) == (name, steps, tuple(DECODER_MASKS))
+
+
+def test_an_unknown_scale_names_those_that_there_are(scales):
+    with pytest.raises(RecipeError, match=r"demmo\.yaml; scales in .*/params: demo, smoke(;|$)"):
+        read_parameters(cell(scale="demmo"), DECODER_MASKS)
+
+
+def test_outside_of_the_project_the_way_to_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("VMAE_LAB_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="VMAE_LAB_PROJECT"):
+        read_parameters(cell(), DECODER_MASKS)
+
+
+def test_a_chosen_project_without_params_takes_those_of_the_package(project):
+    assert read_parameters(cell(), DECODER_MASKS).scale == "smoke"
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "mine"])
+def test_a_whole_file_that_is_injected_makes_the_same_stages(scale, scales):
+    """papermill -f params/demo.yaml, as before notebooks read the file themselves; `mine` is no scale of the project."""
+    folder = scales if scale == "mine" else scales / "params"
+    values = yaml.safe_load((folder / f"{scale}.yaml").read_text())
+    recipe = read_parameters(cell(**values), DECODER_MASKS)
+    assert recipe.scale == scale
+    assert keys(recipe) == keys(build_recipe({**values, "arms": list(DECODER_MASKS)}))
+
+
+def test_sections_are_merged_key_by_key_and_dictionaries_replaced(scales):
+    recipe = read_parameters(
+        cell(scale="demo", pretrain={"lr": 0.5}, evaluate={"probe": {"draws": 2}}, localise={"durations": {"all": [0, 9]}}),
+        DECODER_MASKS,
+    )
+    assert (recipe.pretrain.lr, recipe.pretrain.steps, recipe.pretrain.batch_size) == (0.5, 3, 4)
+    assert (recipe.evaluate.probe.draws, recipe.evaluate.probe.labels) == (2, 16)
+    assert recipe.localise.durations == {"all": (0, 9)}
+    assert recipe.localise.steps == 4
+
+
+def test_another_source_of_data_replaces_the_one_of_the_scale(scales):
+    """With what names parts of it."""
+    lists = {"pretrain": "a", "train": "a", "validation": "a", "test": "a", "classes": 8}
+    recipe = read_parameters(cell(data={"lists": lists}), DECODER_MASKS)
+    assert recipe.data.motionworld is None
+    assert recipe.data.pretrain_sources == recipe.evaluate.sources == ()
+    assert recipe.data.stride == 2, "the rest stays"
+    scenes = read_parameters(cell(detect={"scenes": {"motionworld": {"side": 40}}}), DECODER_MASKS).detect.scenes
+    assert (scenes.motionworld.side, scenes.motionworld.train) == (40, 6), "of the same source single values may change"
+
+
+def test_what_a_person_sets_is_told_from_what_the_scale_has(scales, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("vmae_lab.lab.recipe.fit_to_lists", lambda tree, given: seen.update(given=given) or tree)
+    lists = {"train": "a", "validation": "a", "test": "a", "classes": 8}
+    read_parameters(
+        cell(
+            data={"stride": 2, "lists": lists},
+            pretrain={"steps": 9},
+            override={"evaluate.finetune_labels": "8", "evaluate.views": "{clips: 2}"},
+        ),
+        DECODER_MASKS,
+    )
+    assert seen["given"] == {
+        "data.lists", *(f"data.lists.{name}" for name in lists), "pretrain.steps", "evaluate.finetune_labels",
+        "evaluate.views", "evaluate.views.clips",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", [{"seeds": "[3]", "arms": "[none]"}, {"seeds": 3, "arms": "none"}, {"seeds": "3", "arms": ["none"]}]
+)
+def test_lists_may_be_texts_or_one_value(text, scales):
+    recipe = read_parameters(cell(**text), DECODER_MASKS)
+    assert (recipe.seeds, recipe.arms) == ((3,), ("none",))
+
+
+def test_every_value_can_be_printed(scales):
+    recipe = read_parameters(cell(), DECODER_MASKS)
+    assert build_recipe(yaml.safe_load(recipe.as_yaml())) == recipe
+
+
 def test_an_arm_that_the_grid_cannot_have_is_refused_before_anything_runs(parameters):
     odd = {"model.side": 20, "model.frames": 6, "data.stride": 1, "mask.decoder": "none", "mask.decoder_ratio": 0}
     recipe = build_recipe({**parameters, "override": odd}, DECODER_MASKS)

@@ -9,14 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
+from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, one_offs
 from vmae_lab.files import make_folder, write_text
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.index import write_index
-from vmae_lab.lab.places import how_to_find_it, project_root, report_folder, runs_folder
+from vmae_lab.lab.notebook_file import VARIABLE, read_cells
+from vmae_lab.lab.places import how_to_find_it, project_root, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.report_place import report_place
+from vmae_lab.lab.scales import params_folders, read_scale
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
+PLANNED = re.compile(r"""plan_notebook\(\s*["'](\w+)["']""")
 commands = typer.Typer()
 Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Of notebooks/, one after the other.")]
 Scale = Annotated[str, typer.Option(help="A file of params/, or the path of another YAML.")]
@@ -29,11 +34,11 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
 )
 def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Run a notebook at a scale and write its report."""
-    checked = [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
+    checked = [(notebook, *checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
     if not find_spec("papermill"):
         raise FileNotFoundError("notebooks are run by papermill, which is not installed: pip install 'vmae-lab[lab]'")
-    for notebook, parameters in checked:
-        if status := execute(notebook, parameters):
+    for notebook, parameters, plan in checked:
+        if status := execute(notebook, parameters, plan):
             raise typer.Exit(status)
 
 
@@ -43,9 +48,8 @@ def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTH
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore
 
-    for notebook, parameters in [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]:
-        recipe = build_recipe(parameters, WORKBOOK[notebook.stem].arms)
-        print(plan_summary(plan_notebook(notebook.stem, recipe), RunStore(runs_folder())))
+    for _, planned in [checked_parameters(notebook, scale, override) for notebook in notebooks]:
+        print(plan_summary(planned, RunStore(runs_folder())))
 
 
 @commands.command(epilog="\b\nExamples:\n  vmae-lab report\n  vmae-lab report --for-git")
@@ -60,15 +64,17 @@ def report(
     print(f"index of results: {page}")
 
 
-def execute(notebook: Path, parameters: dict[str, Any]) -> int:
+def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     """Execute a notebook with parameters into its report folder; prints the report's path last. Returns the exit status."""
     import papermill
     from traitlets.config import Config
 
-    name = notebook.stem
-    folder = make_folder(report_folder(parameters["scale"], name))
+    folder = make_folder(report_place(plan, notebook.stem, notebook.absolute()).folder)
+    name = folder.name
     executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
     page.unlink(missing_ok=True)  # else a run that stops would leave its notebook beside another run's page
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(notebook.absolute())  # the kernel inherits it
     try:
         # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
         papermill.execute_notebook(
@@ -78,6 +84,10 @@ def execute(notebook: Path, parameters: dict[str, Any]) -> int:
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
         return 1
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
     move_links(executed, notebook)
     write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}")
@@ -112,14 +122,25 @@ def notebook_as_html(executed: Path) -> str:
     return HTMLExporter(config={"NbConvertBase": {"display_data_priority": kinds}}).from_filename(str(executed))[0]
 
 
-def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict[str, Any]:
-    """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts."""
+def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> tuple[dict[str, Any], Plan]:
+    """What is put into a notebook, and the plan that it makes there: refused if anything is unknown or impossible."""
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
-    if notebook.stem not in WORKBOOK:
-        raise RecipeError(f"{notebook} is not a notebook of this workbook; those are {', '.join(WORKBOOK)}")
-    arms = WORKBOOK[notebook.stem].arms
-    beside = notebook.resolve().parent.parent / "params"
-    parameters = {"arms": list(arms), **scale_parameters(scale, beside, overrides)}
-    plan_notebook(notebook.stem, build_recipe(parameters, arms))
-    return parameters
+    name = experiment_of(notebook)
+    arms, changes = WORKBOOK[name].arms, {"override": one_offs(overrides)}
+    recipe = build_recipe(changes, arms, {"arms": list(arms), **read_scale(scale, params_folders(notebook))})
+    file = str(Path(scale).absolute()) if Path(scale).is_file() else scale
+    return {"scale": file, **changes}, plan_notebook(name, recipe)
+
+
+def experiment_of(notebook: Path) -> str:
+    """What a notebook compares: the name that its code gives to `plan_notebook`. Raises RecipeError."""
+    try:
+        code = "\n".join("".join(cell["source"]) for cell in read_cells(notebook))
+    except (ValueError, KeyError, AttributeError):
+        raise RecipeError(f"{notebook} is not a notebook (JSON with cells)") from None
+    found = PLANNED.search(code)
+    if found and found[1] in WORKBOOK:
+        return found[1]
+    what = f"plan_notebook is given '{found[1]}'" if found else 'no cell calls plan_notebook("NAME", recipe)'
+    raise RecipeError(f"{notebook} is no notebook of this workbook: {what}; names are {', '.join(WORKBOOK)}")

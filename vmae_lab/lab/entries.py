@@ -1,6 +1,8 @@
 """What stands in reports/: every report as one entry, whole or broken, read from its manifest, page, table and figure."""
 
+import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +14,9 @@ import pandas as pd
 
 from vmae_lab.files import read_json
 from vmae_lab.lab.cost import duration
+from vmae_lab.lab.report_place import VARIANT
 
 SCALES = ("paper", "gpu", "demo", "own", "smoke")
-VARIANT = "-variant"
 NOTEBOOK, PAGE = "executed notebook", "executed notebook as a page"  # links to files that git ignores
 Read = TypeVar("Read")
 
@@ -30,10 +32,15 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What the index says of a report. `problem`: why it cannot be shown; `links`: words -> path of a file in its folder."""
+    """What the index says of a report. `problem`: why it cannot be shown; `links`: words -> path of a file in its folder.
+
+    `file`: the notebook's path, if the manifest tells it; `changed`: settings that differ from the scale's.
+    """
 
     scale: str
     notebook: str
+    file: str = ""
+    changed: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
     title: str = ""
     question: str = ""
@@ -50,10 +57,12 @@ class Entry:
 
     @property
     def command(self) -> str:
-        """The command that makes this report, as far as its name tells."""
-        scale = self.scale.removesuffix(VARIANT)
-        settings = " -p NAME VALUE" if scale != self.scale else ""
-        return f"vmae-lab run notebooks/{self.notebook}.ipynb --scale {scale}{settings}"
+        """The command that makes this report, as far as its name and its manifest tell."""
+        scale, variant = split_variant(self.scale)
+        pairs = [f" -p {name} {shlex.quote(json.dumps(value))}" for name, value in self.changed.items()]
+        settings = "".join(pairs) or " -p NAME VALUE" * variant
+        file = self.file or f"notebooks/{self.notebook}.ipynb"
+        return f"vmae-lab run {shlex.quote(file)} --scale {scale}{settings}"
 
     @property
     def absent(self) -> str:
@@ -77,8 +86,9 @@ def find_reports(folder: Path, order: Sequence[str]) -> list[Entry]:
     ]
 
     def rank(entry: Entry) -> tuple:
-        scale = entry.scale.removesuffix(VARIANT)
-        return (_place(scale, SCALES), scale, entry.scale != scale, _place(entry.notebook, order), entry.notebook)
+        scale, variant = split_variant(entry.scale)
+        name = entry.scale if variant else ""
+        return (_place(scale, SCALES), scale, name, _place(entry.notebook, order), entry.notebook)
 
     return sorted(found, key=rank)
 
@@ -107,6 +117,12 @@ def kept_by_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
     ]
 
 
+def split_variant(scale: str) -> tuple[str, bool]:
+    """A scale without what marks a folder of changed settings, and whether it has that."""
+    name, mark, _ = scale.partition(VARIANT)
+    return name, bool(mark)
+
+
 def _place(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
@@ -133,9 +149,12 @@ def _whole_entry(folder: Path, scale: str, notebook: str) -> Entry:
         "page": "README.md", "manifest": "manifest.json", "results.csv": "tables/results.csv",
         NOTEBOOK: f"{notebook}.ipynb", PAGE: f"{notebook}.html",
     }  # fmt: skip
+    changed = manifest.get("changed")
     return Entry(
         scale,
         notebook,
+        file=_words(manifest.get("notebook_file")),
+        changed=changed if isinstance(changed, dict) else {},
         title=_words(manifest.get("title")) or (heading[1].strip() if heading else notebook),
         question=_words(manifest.get("question")),
         conclusions=tuple(filter(None, map(_words, conclusions))) if isinstance(conclusions, list) else (),
@@ -156,6 +175,9 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
     seeds, seconds = part("recipe").get("seeds"), manifest.get("compute_seconds")
     facts = {name: _words(part("provenance").get(name)) for name in ("date", "code", "device")}
     facts["seeds"] = ", ".join(map(str, seeds)) if isinstance(seeds, list) else ""
+    facts["notebook"] = _words(manifest.get("notebook_file"))
+    changed = "; ".join(f"{name} {json.dumps(value)}" for name, value in part("changed").items())
+    facts["changed settings"] = changed
     facts["compute, all stages"] = duration(seconds / 60) if isinstance(seconds, int | float) else ""
     return {name: value for name, value in facts.items() if value}
 

@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from vmae_lab.files import write_text
-from vmae_lab.lab.entries import VARIANT, Entry, find_reports, kept_by_git
+from vmae_lab.lab.entries import Entry, find_reports, kept_by_git, split_variant
 
 LEAD = (
     "Every notebook that was run, at every scale: what it asks and finds, its main table and figure, what made them, and "
@@ -19,7 +19,7 @@ LEAD = (
 LOG = "What was tried, and what failed, is told in"
 NOTHING = "There is no report yet: `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo` writes one."
 SMOKE = "This scale takes seconds and only shows that everything runs: its numbers mean nothing."
-TRIALS = "Try-outs: runs with single settings changed; each manifest holds all settings of its run."
+TRIALS = "Runs with changed settings; each manifest holds all settings of its run."
 STYLE = """
 :root { --text: #1d2329; --soft: #57606a; --back: #ffffff; --line: #d5dbe1; --link: #0b5cad; --head: #f3f5f7; --warn: #9a3412; }
 @media (prefers-color-scheme: dark) {
@@ -202,8 +202,8 @@ def _by_scale(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _note(scale: str) -> str:
-    notes = [SMOKE] if scale.removesuffix(VARIANT) == "smoke" else []
-    return " ".join(notes + [TRIALS] * scale.endswith(VARIANT))
+    name, variant = split_variant(scale)
+    return " ".join([SMOKE] * (name == "smoke") + [TRIALS] * variant)
 
 
 def _slug(name: str) -> str:

@@ -10,17 +10,18 @@ def project_root() -> Path:
     if chosen:
         return Path(chosen).resolve()
     here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if _holds_the_project(folder)), here)
+    return next((folder for folder in (here, *here.parents) if holds_the_project(folder)), here)
 
 
 def how_to_find_it() -> str:
     """The end of a message about a file of the project that is not there: outside of the project, the way to it."""
-    if _holds_the_project(project_root()):
+    if holds_the_project(project_root()):
         return ""
     return ". This is no checkout of vmae_lab: change to one, or set VMAE_LAB_PROJECT to its folder"
 
 
-def _holds_the_project(folder: Path) -> bool:
+def holds_the_project(folder: Path) -> bool:
+    """Whether a folder is a checkout of this project."""
     return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
 
 

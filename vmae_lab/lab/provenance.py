@@ -40,15 +40,16 @@ def _code_version() -> str:
     """The commit that runs, marked where files were changed since; the package's version outside a checkout."""
     here = Path(__file__).parent
     try:
-        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # else the checkout around is another project's
-        commit = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--", ":/vmae_lab")
+        git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # else the checkout around is another project's
+        commit = git(here, "rev-parse", "--short=12", "HEAD")
+        changed = git(here, "status", "--porcelain", "--", ":/vmae_lab")
     except (OSError, subprocess.CalledProcessError):
         return f"vmae-lab {version('vmae-lab')}"
     return commit + (" with local changes" if changed else "")
 
 
-def _git(folder: Path, *words: str) -> str:
+def git(folder: Path, *words: str) -> str:
+    """What git prints in a folder. Raises CalledProcessError, or OSError without git."""
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 

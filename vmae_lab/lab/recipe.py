@@ -1,10 +1,10 @@
-"""A notebook's parameters, as papermill injects them, into settings that are checked before anything runs."""
+"""A scale's values, and what a notebook or a command changes in them, into settings that are checked before anything runs."""
 
-import copy
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmae_lab.data.clips import DataSettings
@@ -12,6 +12,10 @@ from vmae_lab.detection.spatial import DetectSettings
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
+from vmae_lab.lab.merging import apply_overrides, merge_sections, split_override
+from vmae_lab.lab.notebook_file import notebook_file
+from vmae_lab.lab.scales import find_scale, params_folders, read_scale
+from vmae_lab.lab.typed import RecipeError, kind_of
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import SIZES, ModelSettings
 from vmae_lab.randomness import torch_generator
@@ -21,10 +25,6 @@ from vmae_lab.training.pretrain import PretrainSettings
 from vmae_lab.training.settings import Compute
 
 CHECKED = "_vmae_lab_parameters_checked"
-
-
-class RecipeError(ValueError):
-    """A parameter that is unknown, misspelt, of the wrong type, or impossible: names it and what is accepted."""
 
 
 class EvaluateSettings(BaseModel):
@@ -128,8 +128,12 @@ class Recipe(BaseModel):
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
         """A copy with dotted one-offs applied, checked again. Raises RecipeError."""
         tree = self.model_dump(mode="json")
-        _apply(tree, overrides)
-        return build_recipe(tree)
+        apply_overrides(tree, overrides, Recipe)
+        return _checked(tree)
+
+    def as_yaml(self) -> str:
+        """Every value, to be read: `print(recipe.as_yaml())`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=128, default_flow_style=None)
 
 
 Section = TypeVar("Section")
@@ -142,20 +146,24 @@ def needed(section: Section | None, name: str, why: str = "the plan needs it") -
     return section
 
 
-def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = None) -> Recipe:
+def build_recipe(
+    parameters: Mapping[str, Any], arms: Collection[str] | None = None, base: Mapping[str, Any] | None = None
+) -> Recipe:
     """Checked settings from plain parameters; `override` holds dotted one-offs (`{"pretrain.steps": 10}`).
 
-    `arms`, where given, are the names that a notebook knows. Raises RecipeError.
+    `base` are the values of a scale, into which the sections of `parameters` are merged key by key. Texts are read as their
+    settings take them. `arms`, if given, are the names that a notebook knows. Raises RecipeError.
     """
-    tree = copy.deepcopy(dict(parameters))
-    overrides = tree.pop("override", None) or {}
-    if not isinstance(overrides, Mapping):
-        raise RecipeError(f"override is a dictionary of dotted names and values; got {overrides!r}")
-    _apply(tree, overrides)
-    try:
-        recipe = Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(_explain(error, tree)) from None
+    sections, overrides = split_override(parameters, Recipe)
+    if base is None:
+        tree, given = sections, set[str]()
+    else:
+        tree, of_the_scale = split_override(base, Recipe)
+        apply_overrides(tree, of_the_scale, Recipe)
+        given = merge_sections(tree, sections, Recipe)
+    given |= apply_overrides(tree, overrides, Recipe)
+    tree = fit_to_lists(tree, given)
+    recipe = _checked(tree)
     if arms is not None:
         for arm in recipe.arms:
             if arm not in arms:
@@ -163,9 +171,15 @@ def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = N
     return recipe
 
 
+def fit_to_lists(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """Placeholder of `vmae_lab.lab.own_data.fit_to_lists`. `given`: dotted names of what is not the scale's own value."""
+    return tree
+
+
 def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
     """The recipe of a notebook from its own globals: `recipe = read_parameters(globals(), ARMS)` after the parameters cell.
 
+    `scale` names the values that everything else is merged into; None stands for the scale's own value, of `arms` for all.
     papermill injects an unknown parameter with no more than a warning, so every plain value found here that is not a
     parameter is refused, the first time; later calls come from a person who may have made variables of their own.
     Raises RecipeError.
@@ -183,22 +197,28 @@ def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
                 raise RecipeError(
                     f"unknown parameter '{name}'{_nearest(name, known)}; parameters are {', '.join(sorted(known))}"
                 )
-    recipe = build_recipe({name: value for name, value in plain.items() if name in known}, arms)
+    parameters = {name: value for name, value in plain.items() if name in known}
+    recipe = build_recipe(parameters, arms, _scale_values(parameters, arms))
     namespace[CHECKED] = True
     return recipe
 
 
-def _apply(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    for dotted, value in overrides.items():
-        *path, last = dotted.split(".")
-        place = tree
-        for name in path:
-            if place.get(name) is None:  # not there, or a section that is left out
-                place[name] = {}
-            place = place[name]
-            if not isinstance(place, dict):
-                raise RecipeError(f"override '{dotted}': '{name}' is a single value, not a section")
-        place[last] = value
+def _scale_values(parameters: dict[str, Any], arms: Collection[str]) -> dict[str, Any] | None:
+    """Take `scale` out of a notebook's parameters for the values that it names. None if it names none, and all are given."""
+    folders, scale = params_folders(notebook_file()), parameters.get("scale", "smoke")
+    required = {name for name, field in Recipe.model_fields.items() if field.is_required()} - {"arms"}
+    if isinstance(scale, str) and not find_scale(scale, folders) and required <= parameters.keys():
+        parameters.setdefault("arms", list(arms))
+        return None
+    parameters.pop("scale", None)
+    return {"arms": list(arms), **read_scale(str(scale), folders)}
+
+
+def _checked(tree: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, tree)) from None
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
@@ -212,12 +232,24 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
             words = f"unknown parameter{_nearest(path[-1], accepted)}; accepted here: {', '.join(accepted)}"
         elif finding["type"] == "missing":
             words = "this parameter is missing"
+        elif finding["type"] == "tuple_type":
+            words = f"a list is expected, e.g. [1, 2] (got {finding['input']!r})"
         else:
             message = finding["msg"].removeprefix("Value error, ")
             words = message if isinstance(finding["input"], dict) else f"{message} (got {finding['input']!r})"
         found.setdefault(name, []).append(f"{name}: {words}")
     # Of a value that may be of several types, what is wrong inside it says more than which other type it is not.
     return "\n".join(line for name in found if not any(one.startswith(f"{name}.") for one in found) for line in found[name])
+
+
+def unknown_name(dotted: str) -> str:
+    """What is wrong with a setting's dotted name; empty if there is such a setting."""
+    path = dotted.split(".")
+    for place, name in enumerate(path):
+        if kind_of(path[: place + 1], Recipe) is Any:
+            accepted = _fields_at(path[:place])
+            return f"unknown parameter{_nearest(name, accepted)}; accepted here: {', '.join(accepted)}"
+    return ""
 
 
 def _written(location: tuple[int | str, ...], tree: Mapping[str, Any], missing: bool) -> list[str]:

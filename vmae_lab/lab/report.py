@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from vmae_lab.files import make_folder, storing_in, whole_file, write_json, write_text
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import save_figure
-from vmae_lab.lab.places import report_folder
+from vmae_lab.lab.notebook_file import VARIABLE, code_digest, code_state, notebook_file, read_cells, written_path
 from vmae_lab.lab.provenance import provenance
+from vmae_lab.lab.report_place import ReportPlace, report_place
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import save_table
 
@@ -22,7 +23,10 @@ OWN = ("README.md", "manifest.json", "tables", "figures")  # what a report repla
 
 
 class Report:
-    """Collects a notebook's tables, figures and words; `close` writes them as one page that stands on its own."""
+    """Collects a notebook's tables, figures and words; `close` writes them as one page that stands on its own.
+
+    The report is named after the notebook's file, and `notebook` names it if the file is not known.
+    """
 
     def __init__(self, notebook: str, scale: str, title: str, question: str):
         self.notebook, self.scale, self.title, self.question = notebook, scale, title, question
@@ -55,27 +59,34 @@ class Report:
         self.rows = rows
 
     def close(self, plan: Plan, store: RunStore) -> Path:
-        """Write everything beside the old report, then put it in its place; returns the page's path. Raises StorageError."""
-        folder = make_folder(report_folder(self.scale, self.notebook))
+        """Write the report, and print whether it is new or replaces one. Returns the page's path. Raises StorageError."""
+        file = notebook_file()
+        place = report_place(plan, file.stem if file else self.notebook, file)
+        folder, code = make_folder(place.folder), _code_of(file)
         fresh = folder / ".fresh.tmp"
         with FileLock(folder / ".lock"), storing_in(folder):
             shutil.rmtree(fresh, ignore_errors=True)
-            self._write(make_folder(fresh), plan, store)
+            self._write(make_folder(fresh), plan, store, place, code)
             for name in OWN:
                 if (folder / name).is_dir():
                     shutil.rmtree(folder / name)
                 os.replace(fresh / name, folder / name)
             fresh.rmdir()
+        if file is None:
+            print(f"the notebook's file is not known: the report is named '{self.notebook}' ({VARIABLE} can tell the file)")
+        before = ((place.replaced or {}).get("notebook_code") or {}).get("digest", code["digest"])
+        print(place.words + ("" if before == code["digest"] else "; the code of the notebook was another one"))
         return folder / "README.md"
 
-    def _write(self, folder: Path, plan: Plan, store: RunStore) -> None:
+    def _write(self, folder: Path, plan: Plan, store: RunStore, place: ReportPlace, code: Mapping[str, Any]) -> None:
         for name in ("tables", "figures"):  # also of a notebook that has none of the one
             make_folder(folder / name)
         made = provenance()
+        seeds = ", ".join(map(str, plan.recipe.seeds))
         head = (
             f"# {self.title}\n\n{self.question}\n\n"
-            f"Scale `{self.scale}`, seeds {', '.join(map(str, plan.recipe.seeds))}; written {made['date']} by code "
-            f"{made['code']} on {made['device']}. Made by `notebooks/{self.notebook}.ipynb`; settings, versions and stages in "
+            f"Scale `{self.scale}`{_changed_words(place.changed)}, seeds {seeds}; written {made['date']} by code "
+            f"{made['code']} on {made['device']}. Made by {_made_by(code, plan.name)}; settings, versions and stages in "
             "[manifest.json](manifest.json), every single result in [tables/results.csv](tables/results.csv)."
         )
         page = "\n\n".join([head, *_left_out_words(plan, store), *self.parts]) + "\n"
@@ -87,18 +98,24 @@ class Report:
             with whole_file(folder / "figures" / f"{name}.gif") as temporary:
                 temporary.write_bytes(gif)
         write_text(folder / "tables" / "results.csv", self.rows.to_csv(index=False))
-        write_json(folder / "manifest.json", self._manifest(plan, store, made))
+        write_json(folder / "manifest.json", self._manifest(plan, store, made, place, code))
         write_text(folder / "README.md", page)
 
-    def _manifest(self, plan: Plan, store: RunStore, made: Mapping[str, Any]) -> dict[str, Any]:
+    def _manifest(
+        self, plan: Plan, store: RunStore, made: Mapping[str, Any], place: ReportPlace, code: Mapping[str, Any]
+    ) -> dict[str, Any]:
         stages = {}
         for stage in plan.stages:
             result = store.result(stage)
             seconds, by = round(result["seconds"], 1), result["provenance"]
             stages[stage.key] = {"kind": stage.kind, "seed": stage.settings.get("seed"), "seconds": seconds, "made": by}
         return {
-            "notebook": self.notebook,
+            "notebook": place.folder.name,
+            "notebook_file": code["file"],
+            "notebook_code": {name: code[name] for name in ("state", "digest")},
+            "experiment": plan.name,
             "scale": self.scale,
+            "changed": dict(place.changed),
             "title": self.title,
             "question": self.question,
             "conclusions": self.conclusions,
@@ -111,6 +128,28 @@ class Report:
             "stages": stages,
             "compute_seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
         }
+
+
+def _code_of(file: Path | None) -> dict[str, str | None]:
+    """A notebook's path, the digest of its code, and whether that is the committed code."""
+    if file is None:
+        return {"file": None, "state": None, "digest": None}
+    return {"file": written_path(file), "state": code_state(file), "digest": code_digest(read_cells(file))}
+
+
+def _made_by(code: Mapping[str, Any], experiment: str) -> str:
+    if code["file"] is None:
+        return f"a notebook of `{experiment}` whose file is not known"
+    words = f"`{code['file']}`"
+    if Path(code["file"]).stem != experiment:
+        words += f" (a notebook of `{experiment}`)"
+    return words if code["state"] in ("", "as committed") else f"{words}, whose code is {code['state']}"
+
+
+def _changed_words(changed: Mapping[str, Any]) -> str:
+    """The settings that differ from the scale's."""
+    shown = [f"`{name}` {value}" for name, value in list(changed.items())[:6]]
+    return f" with changed settings ({', '.join(shown)}{', and others' * (len(changed) > 6)})" if changed else ""
 
 
 def _left_out_words(plan: Plan, store: RunStore) -> list[str]:

@@ -1,0 +1,124 @@
+"""Folders of reports: one for each notebook file and settings; none is written over one of another run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.report_place import report_place
+from vmae_lab.lab.scales import read_scale
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+
+ROOT = Path(__file__).parents[2]
+PARAMS = ROOT / "params"
+NAME = "ablation_decoder_mask"
+
+
+@pytest.fixture
+def root(project) -> Path:
+    shutil.copytree(PARAMS, project / "params")
+    (project / "notebooks").mkdir()
+    for place in (project / "notebooks" / f"{NAME}.ipynb", project / "notebooks" / "copy.ipynb", project / f"{NAME}.ipynb"):
+        place.write_text("{}")
+    return project
+
+
+def place(root: Path, scale: str = "demo", file: str | None = f"notebooks/{NAME}.ipynb", name: str = NAME, **override):
+    """Where a run's report would be written, and by `written` is."""
+    book = WORKBOOK[name]
+    recipe = build_recipe({"override": override}, book.arms, {"arms": list(book.arms), **read_scale(scale, [root / "params"])})
+    path = root / file if file else None
+    found = report_place(plan_notebook(name, recipe), path.stem if path else name, path)
+    return found, {"notebook_file": file, "experiment": name, "recipe": recipe.model_dump(mode="json")}
+
+
+def written(root: Path, *words, **override) -> str:
+    found, manifest = place(root, *words, **override)
+    found.folder.mkdir(parents=True, exist_ok=True)
+    (found.folder / "manifest.json").write_text(json.dumps({**manifest, "provenance": {"date": "2026-01-02"}}))
+    return found.folder.relative_to(root / "reports").as_posix()
+
+
+def test_a_scale_as_it_is_has_its_own_folder_and_replaces_its_own_report(root):
+    assert written(root) == f"demo/{NAME}"
+    found, _ = place(root)
+    assert found.replaced
+    assert (found.folder.parent.name, found.changed) == ("demo", {})
+    assert found.words == f"replaced reports/demo/{NAME} of 2026-01-02, made with the same settings"
+
+
+def test_settings_that_change_no_result_have_no_folder_of_their_own(root):
+    changes = {"compute.jobs": 1, "detect.steps": 160, "evaluate.views.clips": 9}  # this notebook detects nothing
+    assert written(root, **changes) == f"demo/{NAME}"
+
+
+def test_other_settings_have_a_folder_each(root):
+    written(root)
+    folders = {written(root, **{"pretrain.steps": steps}) for steps in (1000, 1001)}
+    folders |= {written(root, seeds=[0]), written(root, arms=["none"]), written(root, **{"measure.steps": 9})}
+    assert len(folders) == 5
+    assert all(folder.startswith("demo-variant-") and folder.endswith(f"/{NAME}") for folder in folders)
+    found, _ = place(root, **{"pretrain.steps": "1000"})
+    assert found.replaced, "the same settings, given in another way"
+    assert found.changed == {"pretrain.steps": 1000}
+
+
+def test_after_a_change_of_the_scale_the_old_report_stays(root):
+    written(root)
+    file = root / "params" / "demo.yaml"
+    file.write_text(file.read_text().replace("steps: 1800", "steps: 1801"))
+    found, _ = place(root)
+    assert found.folder.parent.name.startswith("demo-variant-")
+    assert f"reports/demo/{NAME} was made with other settings" in found.words
+
+
+def test_another_file_of_the_same_scales_name_replaces_nothing(root):
+    """`cp params/demo.yaml mine.yaml`, with its scale left as it is."""
+    mine = root / "mine.yaml"
+    mine.write_text((root / "params" / "demo.yaml").read_text().replace("steps: 1800", "steps: 500"))
+    assert written(root, str(mine)).startswith("demo-variant-")
+    mine.write_text(mine.read_text().replace("scale: demo", "scale: mine"))
+    assert written(root, str(mine)) == f"mine/{NAME}"
+    assert written(root, str(mine), seeds=[0]).startswith("mine-variant-")
+
+
+def test_a_copy_has_a_report_of_its_own(root):
+    assert written(root) == f"demo/{NAME}"
+    assert written(root, "demo", "notebooks/copy.ipynb") == "demo/copy"
+    elsewhere = written(root, "demo", f"{NAME}.ipynb")
+    assert elsewhere.startswith(f"demo/{NAME}-")
+    unknown = written(root, "demo", None)
+    assert unknown.startswith(f"demo/{NAME}-")
+    assert unknown != elsewhere
+    for words in ((), ("demo", "notebooks/copy.ipynb"), ("demo", f"{NAME}.ipynb"), ("demo", None)):
+        assert place(root, *words)[0].replaced, "each finds its own again"
+
+
+def test_a_copy_that_ran_first_does_not_take_the_originals_folder(root):
+    assert written(root, "demo", f"{NAME}.ipynb") != f"demo/{NAME}"
+    assert written(root) == f"demo/{NAME}"
+
+
+def test_what_another_notebook_compares_under_the_same_name_is_another_report(root):
+    assert written(root) == f"demo/{NAME}"
+    assert written(root, "demo", f"notebooks/{NAME}.ipynb", "ablation_mask_ratios").startswith("demo-variant-")
+
+
+def test_a_report_without_a_manifest_or_with_a_broken_one_is_replaced(root):
+    folder = root / "reports" / "demo" / NAME
+    folder.mkdir(parents=True)
+    for text in ("", "[]", "{"):
+        (folder / "manifest.json").write_text(text)
+        assert place(root)[0].folder == folder
+
+
+def test_committed_reports_are_found_again(monkeypatch):
+    """So that a run of the demo replaces them, in place of standing beside them."""
+    monkeypatch.setenv("VMAE_LAB_PROJECT", str(ROOT))
+    committed = {path.parent.name: path.parent for path in (ROOT / "reports" / "demo").glob("*/manifest.json")}
+    assert set(committed) == set(WORKBOOK)
+    for name, folder in committed.items():
+        found, _ = place(ROOT, "demo", f"notebooks/{name}.ipynb", name)
+        assert (found.folder, bool(found.replaced)) == (folder, True), found.words

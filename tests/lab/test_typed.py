@@ -1,0 +1,123 @@
+"""Texts as settings take them: from the command line, from papermill, in `override`, in files of parameters."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.scales import read_scale
+
+PARAMS = Path(__file__).parents[2] / "params"
+
+
+def value(recipe: Recipe, dotted: str):
+    place = recipe
+    for name in dotted.split("."):
+        place = place[name] if isinstance(place, dict) else getattr(place, name)
+    return place
+
+
+def built(**override) -> Recipe:
+    return build_recipe({**read_scale("own", [PARAMS]), "arms": ["one"], "override": override})
+
+
+DICTIONARIES = ["a: b", "- y"]  # as YAML reads them
+TEXTS = ["clips #2", "0123", "*/*.avi", "[ab]*.mp4", "no", "1e-3", "{x", "&z", "~", "it's", '"half', " x ", "2024-01-01"]
+
+
+@pytest.mark.parametrize("text", TEXTS + DICTIONARIES)
+def test_a_text_setting_takes_a_text_as_it_is(text):
+    assert built(**{"data.lists.train": text}).data.lists.train == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_so_does_a_text_that_may_be_a_dictionary_instead(text):
+    assert built(**{"data.lists.pretrain": text}).data.lists.pretrain == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("data.lists.root", "'*/in quotes'", "*/in quotes"),
+        ("data.lists.pretrain", "null", None),
+        ("data.lists.pretrain", "{web: {list: 0123, weight: 1e-3}}", {"list": "0123", "weight": 0.001}),
+        ("data.lists.hold_out", "{validation: .15, test: 0.25, group: 'a #1'}", {"validation": 0.15, "group": "a #1"}),
+        ("seeds", "[0, 7]", (0, 7)),
+        ("seeds", "3", (3,)),
+        ("seeds", "010", (10,)),
+        ("arms", "[one]", ("one",)),
+        ("arms", "one", ("one",)),
+        ("pretrain.steps", "70", 70),
+        ("pretrain.lr", "1e-3", 0.001),
+        ("pretrain.clip_grad", "null", None),
+        ("pretrain.betas", "[.9, 95e-2]", (0.9, 0.95)),
+        ("evaluate.finetune_labels", "null", None),
+        ("compute.tensorboard", "no", False),
+        ("compute.tensorboard", "off", False),
+        ("compute.tensorboard", "yes", True),
+        ("evaluate.missing", "skip", "skip"),
+        ("evaluate.probe.probes", "[knn, ridge]", ("knn", "ridge")),
+    ],
+)
+def test_elsewhere_a_text_is_read_as_yaml(name, text, expected):
+    found = value(built(**{name: text}), name)
+    if isinstance(expected, dict):
+        found = found["web"] if isinstance(found, dict) else found
+        assert {key: getattr(found, key) for key in expected} == expected
+    else:
+        assert found == expected
+        assert type(found) is type(expected)
+
+
+def test_a_key_of_a_dictionary_is_typed_by_it(smoke):
+    recipe = build_recipe({**smoke, "arms": ["one"], "override": {"localise.durations.long": "[2, 1e1]"}})
+    assert recipe.localise.durations == {"short": (0, 2), "long": (2, 10)}
+
+
+def test_whole_sections_may_be_texts(smoke):
+    """As papermill's -p gives them."""
+    texts = {
+        name: yaml.safe_dump(section, default_flow_style=True).strip() for name, section in smoke.items() if name != "scale"
+    }
+    assert build_recipe({"scale": "smoke", "arms": "[one]", **texts}) == build_recipe({**smoke, "arms": ["one"]})
+
+
+def test_an_override_may_be_a_text():
+    own = {**read_scale("own", [PARAMS]), "arms": ["one"]}
+    recipe = build_recipe({**own, "override": "{pretrain.steps: 70, data.lists.root: 0123}"})
+    assert (recipe.pretrain.steps, recipe.data.lists.root) == (70, "0123")
+    with pytest.raises(RecipeError, match=r"override.*not valid YAML"):
+        build_recipe({**own, "override": "{pretrain.steps: "})
+    with pytest.raises(RecipeError, match=r"override.*pretrain\.steps: 10.*got '3'"):
+        build_recipe({**own, "override": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("seeds", "[0"), ("seeds", "many"), ("pretrain.betas", "0.9"), ("pretrain", "3"), ("pretrain.steps", "0x10")],
+)
+def test_what_does_not_fit_is_named(name, text):
+    with pytest.raises(RecipeError, match=rf"^{name}"):
+        built(**{name: text})
+
+
+def test_a_file_keeps_texts_too(tmp_path):
+    own = (PARAMS / "own.yaml").read_text()
+    assert "    train: .  " in own
+    file = tmp_path / "my.yaml"
+    file.write_text(own.replace("    train: .  ", "    train: 0123  ").replace("lr: 0.002", "lr: 2e-3"))
+    recipe = build_recipe({**read_scale(str(file), []), "arms": ["one"]})
+    assert (recipe.data.lists.train, recipe.pretrain.lr) == ("0123", 0.002)
+    file.write_text(own.replace("    train: .  ", "    train: */*.avi  "))
+    with pytest.raises(RecipeError, match=r"my\.yaml(.|\n)*quotes"):
+        read_scale(str(file), [])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PARAMS.glob("*.yaml")) + sorted((PARAMS / "paper").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_scale_reads_as_yaml_reads_it(path):
+    """Its stages keep their names."""
+    plain = yaml.safe_load(path.read_text())
+    assert build_recipe({"arms": ["one"], **read_scale(str(path), [])}) == build_recipe({"arms": ["one"], **plain})

@@ -1,0 +1,133 @@
+"""Where a report is written: a folder for each notebook file and settings, so that none replaces one of another run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmae_lab.files import fingerprint, read_json
+from vmae_lab.lab.ablation import Plan
+from vmae_lab.lab.notebook_file import written_path
+from vmae_lab.lab.places import project_root, report_folder
+from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.scales import file_that_names, params_folders, read_scale
+from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+
+VARIANT = "-variant"
+NOT_RESULTS = {"compute", "scale"}  # parts of a recipe that change no result
+
+
+@dataclass(frozen=True)
+class ReportPlace:
+    """A report's folder. `changed`: settings that differ from the scale's; `replaced`: the manifest of the report there;
+    `kept`: why reports in nearer folders stay.
+    """
+
+    folder: Path
+    changed: Mapping[str, Any]
+    replaced: Mapping[str, Any] | None
+    kept: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What writing there does to the reports that there are."""
+        kept = "".join(f"; {reason}, and stays" for reason in self.kept)
+        if self.replaced is None:
+            return f"new report: {_short(self.folder)}{kept}"
+        date = (self.replaced.get("provenance") or {}).get("date", "unknown date")
+        return f"replaced {_short(self.folder)} of {date}, made with the same settings{kept}"
+
+
+def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
+    """The folder of a plan's report: `reports/<scale>/<notebook>/` if the settings are the scale's.
+
+    Other settings have `reports/<scale>-variant-<digits>/`. So has a run whose folder holds a report of other settings, since
+    `params/<scale>.yaml` was changed. A notebook of the same name in another folder gets digits behind its name.
+    """
+    scale, path = plan.recipe.scale, written_path(file) if file else None
+    mine, standard = decisive(plan.name, plan.recipe), _standard(plan, file)
+    same_as_scale = standard is None or decisive(plan.name, standard) == mine
+    changed = {} if standard is None or same_as_scale else _differences(_results(plan.recipe), _results(standard))
+    scales = [f"{scale}{VARIANT}-{_digits(one)}" for one in (changed, _results(plan.recipe))]
+    if same_as_scale:
+        scales[0] = scale
+    names = [notebook, f"{notebook}-{_digits(path)}"]
+    if path not in (None, f"notebooks/{notebook}.ipynb") and (project_root() / f"notebooks/{notebook}.ipynb").is_file():
+        del names[0]
+    kept: list[str] = []
+    for one_scale in scales:
+        for name in names:
+            folder = report_folder(one_scale, name)
+            made = _manifest(folder)
+            if made is None:
+                return ReportPlace(folder, changed, None, tuple(kept))
+            maker = made.get("notebook_file", f"notebooks/{name}.ipynb")
+            if maker != path:
+                kept.append(f"{_short(folder)} was made by {maker or 'another notebook'}")
+                continue
+            if decisive(made.get("experiment", name), made.get("recipe")) == mine:
+                return ReportPlace(folder, changed, made, tuple(kept))
+            kept.append(f"{_short(folder)} was made with other settings")
+            break
+    raise FileExistsError(f"{folder} holds a report of other settings: move it away")
+
+
+def decisive(name: str, recipe: Recipe | Any) -> Any:
+    """What decides the results of a notebook: arms, seeds and the keys of its stages, as this code and machine name them."""
+    try:
+        recipe = Recipe.model_validate(recipe)
+        if name not in WORKBOOK:
+            return name, _results(recipe)
+        plan = plan_notebook(name, recipe)
+        keys = sorted(stage.key for stage in plan.stages)
+    except (ValueError, OSError):  # a recipe of another version, or lists that are gone
+        return None
+    return name, plan.recipe.arms, plan.recipe.seeds, plan.recipe.measure, keys
+
+
+def _standard(plan: Plan, file: Path | None) -> Recipe | None:
+    """The recipe of the scale as it is, with all arms of the notebook; None if no file of params/ has a valid one."""
+    folders = params_folders(file)
+    scale = file_that_names(plan.recipe.scale, folders)
+    if plan.name not in WORKBOOK or not scale:
+        return None
+    book = WORKBOOK[plan.name]
+    try:
+        recipe = build_recipe({}, book.arms, {"arms": list(book.arms), **read_scale(str(scale), folders)})
+    except RecipeError:
+        return None
+    return recipe.with_overrides({"seeds": recipe.seeds[:1]}) if book.one_seed else recipe
+
+
+def _results(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude=NOT_RESULTS)
+
+
+def _differences(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a tree that another one has not, by dotted name."""
+    ours, theirs = dict(_leaves(tree)), dict(_leaves(other))
+    return {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value}
+
+
+def _leaves(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
+
+
+def _manifest(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        made = read_json(folder / "manifest.json")
+    except (ValueError, OSError):
+        return None
+    return made if isinstance(made, dict) else None
+
+
+def _short(folder: Path) -> str:
+    return folder.relative_to(project_root()).as_posix()
+
+
+def _digits(value: Any) -> str:
+    return fingerprint(value)[:6]
