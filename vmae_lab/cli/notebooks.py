@@ -15,6 +15,7 @@ from vmae_lab.lab.index import write_index
 from vmae_lab.lab.places import how_to_find_it, project_root, report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.progress import VARIABLE
 
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
 commands = typer.Typer()
@@ -69,15 +70,21 @@ def execute(notebook: Path, parameters: dict[str, Any]) -> int:
     folder = make_folder(report_folder(parameters["scale"], name))
     executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
     page.unlink(missing_ok=True)  # else a run that stops would leave its notebook beside another run's page
+    # The kernel's output is printed here, so its progress has the form that fits this process's output.
+    shown = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = shown or ("terminal" if sys.stdout.isatty() else "lines")
     try:
-        # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
         papermill.execute_notebook(
             notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+            coalesce_streams=True,  # the saved notebook holds the last state of a line that updates, not all of them
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else the kernel begins with a warning
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
         return 1
+    finally:
+        if shown is None:
+            del os.environ[VARIABLE]
     move_links(executed, notebook)
     write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}")
