@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
@@ -44,6 +45,7 @@ class Report:
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         self.figures[name] = figure
+        plt.close(figure)  # kept here alone: the notebook does not show it again
         self.parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}*")
 
     def animation(self, gif: bytes, name: str, caption: str) -> None:
