@@ -43,6 +43,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "ablation",
         "workbook",
         "cost",
+        "labels",
         "tables",
         "figures",
         "pictures",
