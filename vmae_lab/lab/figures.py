@@ -1,6 +1,8 @@
 """Figures: one look for all of them, saved as png and svg that do not change when nothing did."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def mask_gallery(video: np.ndarray, masks: Mapping[str, tuple[np.ndarray, np.nda
     frames = video[::tubelet]
     encoder_mask = next(iter(masks.values()))[0]
     rows = {"clip": frames, "encoder sees": painted(frames, encoder_mask, patch)}
-    rows |= {f"decodes: {label}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
+    rows |= {f"decodes: {short(label)}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
     return _strips(rows, f"time step of the token grid ({tubelet} frames each) →")
 
 
@@ -136,7 +138,7 @@ def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> F
     figure, places = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), squeeze=False, layout="constrained")
     for axes, (title, table) in zip(places[0], tables.items(), strict=True):
         axes.set_facecolor("#EEEEEE")
-        named = table.rename(index=short, columns=short)
+        named = table.rename(index=partial(short, most=24), columns=partial(short, most=24))
         sns.heatmap(
             named, ax=axes, annot=True, fmt=".1f", cmap="cividis", linewidths=1, cbar_kws={"shrink": 0.8},
             annot_kws={"fontsize": 9},
@@ -194,7 +196,7 @@ def bars_by_class(
         axes.hlines(value, place - 0.48, place + 0.48, color=GUESS, linestyle=":", linewidth=1.5, label=label)
     turned, size = (30 if len(names) > 8 else 0, None) if len(names) <= 24 else (90, 8)
     axes.set_xticks(
-        range(len(names)), [short(name, 36) for name in names], rotation=turned, fontsize=size,
+        range(len(names)), [short(name, 30) for name in names], rotation=turned, fontsize=size,
         ha="right" if turned == 30 else "center",
     )  # fmt: skip
     axes.set(ylabel=ylabel, ylim=(0, None), xlim=(-0.6, len(names) - 0.4))
@@ -206,16 +208,17 @@ def bars_by_class(
 
 def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
     """Parts of a whole, a bar a row, a colour a column with its own hatch; rows add up to 100."""
-    figure, axes = plt.subplots(figsize=(6.4, 0.42 * len(shares) + 1.2), layout="constrained")
+    rows, columns = ([short(name) for name in axis] for axis in (shares.index, shares.columns))
+    width = max(6.4, 3.2 + 0.09 * (max(map(len, rows)) + max(map(len, columns))))  # names stand on both sides of the bars
+    figure, axes = plt.subplots(figsize=(width, 0.42 * len(shares) + 1.2), layout="constrained")
     left = np.zeros(len(shares))
-    styles = zip(
-        shares.columns, sns.color_palette("cividis", len(shares.columns)), ("", "//", "..", "xx", "\\\\", "oo"), strict=False
-    )
+    hatches = cycle(("", "//", "..", "xx", "\\\\", "oo"))
+    styles = zip(shares.columns, sns.color_palette("cividis", len(shares.columns)), hatches, strict=False)
     for source, colour, hatch in styles:
         part = shares[source].to_numpy()
         axes.barh(range(len(shares)), part, left=left, color=colour, hatch=hatch, edgecolor="white", label=short(source))
         left += part
-    axes.set_yticks(range(len(shares)), [short(name) for name in shares.index])
+    axes.set_yticks(range(len(shares)), rows)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, xlim=(0, 100))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

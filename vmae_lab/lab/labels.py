@@ -7,7 +7,7 @@ from textwrap import fill
 import matplotlib as mpl
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-LONGEST = 60  # characters of a name in a figure
+LONGEST = 48  # characters of a name in a figure
 # Fonts that are used for characters that the figure's own font lacks, if they are installed. Colour fonts cannot be drawn.
 FALLBACK_FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Micro Hei",
@@ -47,7 +47,7 @@ def wrapped(name: object, most: int, width: int) -> str:
 def markdown(name: object) -> str:
     """A name as text of a Markdown page, on one line, also in a table's cell."""
     text = " ".join(str(name).split()).encode("utf-8", "backslashreplace").decode("utf-8")  # surrogates as their codes
-    return re.sub(r"([\\`*|<$~]|(?<!\w)_|_(?!\w)|(?<=\])\(|&(?=#?\w+;))", r"\\\1", text)
+    return re.sub(r"([\\`*|$~]|(?<!\w)_|_(?!\w)|(?<=\])\(|&(?=#?\w+;))", r"\\\1", text).replace("<", "&lt;")
 
 
 @lru_cache

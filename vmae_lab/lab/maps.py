@@ -88,7 +88,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Answers by class, whole numbers `(classes, classes)`, rows the truth, in percent of a row; the commonest if many."""
     kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:SHOWN])
     kept = kept[counts.sum(1)[kept] > 0]
-    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 36) for i in kept]
+    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 24) for i in kept]
     percent = 100 * cells / counts.sum(1)[kept, None]
     words = [[f"{share:.0f}" if share else "" for share in row] for row in percent]
     if len(kept) <= WITH_COUNTS:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from vmae_lab.files import make_folder, storing_in, whole_file, write_json, write_text
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import save_figure
+from vmae_lab.lab.labels import markdown
 from vmae_lab.lab.places import report_folder
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.runs import RunStore
@@ -123,6 +124,6 @@ def _left_out_words(plan: Plan, store: RunStore) -> list[str]:
         names |= {*result.get("left_out", ()), *result.get("left_out_of_training", ())}
     if not names:
         return []
-    shown = ", ".join(f"`{name}`" for name in sorted(names)[:5]) + (" and others" if len(names) > 5 else "")
+    shown = ", ".join(markdown(name) for name in sorted(names)[:5]) + (" and others" if len(names) > 5 else "")
     words = f"**{len(names)} video(s) could not be read and are left out of every average here** (`evaluate.missing: skip`)"
     return [f"{words}: {shown}."]
