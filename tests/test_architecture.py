@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vmae_lab"
 # From the ground up; a floor imports only from floors below it, and rooms of one floor only where they are listed.
 FLOORS = [
-    ("files", "processes", "randomness", "masking", "paper"),
+    ("files", "processes", "progress", "randomness", "masking", "paper"),
     ("models", "data"),
     ("training",),
     ("evaluation",),
@@ -48,6 +48,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "ablation",
         "workbook",
         "cost",
+        "labels",
         "tables",
         "figures",
         "pictures",

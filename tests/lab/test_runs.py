@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,6 +37,8 @@ from vmae_lab.lab.stages import (
 )
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.checkpoints import CheckpointError
+from vmae_lab.progress import VARIABLE
+from vmae_lab.training.log import latest_step
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Checkpoints
 
@@ -259,6 +263,35 @@ def test_a_folder_below_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write to .*file/runs: a part of the path is a file"):
         make_folder(tmp_path / "file" / "runs")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        pytest.param({"compute.jobs": 2}, marks=pytest.mark.slow),
+        pytest.param({"compute.launch": "two_processes"}, marks=pytest.mark.slow),
+    ],
+    ids=["one by one", "side by side", "launched"],
+)
+def test_stages_share_one_line_of_progress(recipe, home, tmp_path, capfd, monkeypatch, how):
+    """Also the data that a stage writes and the processes that it starts."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    stages = [pretrain_stage(recipe, seed) for seed in recipe.seeds]
+    changed = recipe.with_overrides({"pretrain.batch_size": 4, **how})
+    RunStore(tmp_path).complete_all(stages, changed.compute, {stage.key: 1.0 for stage in stages})
+    shown = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if "%" in line]
+    assert 1 <= len(shown) <= 3
+    assert "2/2 stages 100%" in shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "step"), [("", 0), ('{"step": 7}\n', 7), ('{"step": 7}\n{"step": 8, "lo', 7), ('{"step": 1}\n' * 999, 1)]
+)
+def test_the_latest_step_of_a_log_that_was_cut_short(tmp_path, text, step):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert latest_step(tmp_path) == step
 
 
 STOPPED_JOB = """

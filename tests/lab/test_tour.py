@@ -1,6 +1,7 @@
 """The tour: what is counted of both masks, panels that follow a choice, and their pictures where nobody can click."""
 
 import io
+import time
 from base64 import b64decode
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from vmae_lab.lab import panels
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.animations import looping_gif
+from vmae_lab.lab.animations import looping_gif, looping_png
 from vmae_lab.lab.pictures import rebuilt
 from vmae_lab.lab.presentation import dual_masking
 from vmae_lab.lab.presentation.dual_masking import PAPER_CLIP, Choice
@@ -93,40 +94,135 @@ def test_what_is_taken_from_the_truth_stands_beside_a_normalised_reconstruction(
     assert "cube means" not in rebuilt(VideoMAE(size, CLIP, normalise_target=False).eval(), video, encoder_mask)
 
 
-def test_a_loop_has_every_frame_and_starts_again():
+@pytest.mark.parametrize("looping", [looping_gif, looping_png])
+def test_a_loop_has_every_frame_and_starts_again(looping):
     strips = {name: np.full((5, 24, 24, 3), np.arange(0, 250, 50)[:, None, None, None], np.uint8) for name in "ab"}
-    written = looping_gif(strips)
-    assert written == looping_gif(strips)
+    written = looping(strips)
+    assert written == looping(strips)
     loop = Image.open(io.BytesIO(written))
     assert (loop.n_frames, loop.info["loop"]) == (5, 0)
     loop.seek(3)
     assert loop.convert("RGB").getpixel((60, 90)) == (150, 150, 150)
 
 
-def test_panels_follow_what_is_chosen_in_any_of_them(plan):
+class Displayed:
+    """What a notebook's output holds: the last bundle that was displayed or updated."""
+
+    def __init__(self):
+        self.bundles = []
+
+    def display(self, data, **given):
+        self.bundles.append(data)
+
+    update = display
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list:
+    """The widget's bundles, in order, of what is displayed in a cell; the pictures are outputs of their own."""
+    widgets = []
+    monkeypatch.setattr(panels, "DisplayHandle", Displayed)
+    monkeypatch.setattr(panels, "display", lambda data, **given: widgets.append(data))
+    return widgets
+
+
+def all_panels(plan, controls) -> dict[str, panels.Panel]:
+    model = VideoMAE(plan.recipe.model.dimensions, plan.recipe.model.clip, normalise_target=False).eval()
+    made = {
+        "masks": panels.mask_panel(plan, controls),
+        "leakage": panels.leakage_panel(controls),
+        "cost": panels.cost_panel(plan, controls),
+        "reconstruction": panels.reconstruction_panel(plan, model, controls),
+    }
+    for panel in made.values():
+        panel._ipython_display_()
+    return made
+
+
+def pixels(bundle) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(b64decode(bundle["image/png"]))).convert("RGB"), dtype=float)
+
+
+def test_a_move_redraws_its_own_panel_alone(plan, shown):
+    made = all_panels(plan, panels.Controls(plan))
+    moves = {
+        "masks": ("phase", 2), "leakage": ("masked", 0.5), "cost": ("decoder_ratio", 0.75), "reconstruction": ("draw", 3),
+    }  # fmt: skip
+    for name, (control, value) in moves.items():
+        before = {other: list(panel._handle.bundles) for other, panel in made.items()}
+        made[name].chosen[control].value = value
+        counts = {other: len(panel._handle.bundles) - len(before[other]) for other, panel in made.items()}
+        assert counts == {other: int(other == name) for other in made}
+        assert before[name][-1] != made[name]._handle.bundles[-1], "another picture"
+
+
+def test_a_saved_notebook_holds_the_last_picture(plan, shown):
+    """As an output of its own, which needs no widget; without a widget's code nothing is said of the controls."""
+    for panel in all_panels(plan, panels.Controls(plan)).values():
+        last = panel._handle.bundles[-1]
+        assert b64decode(last["image/png"]) == panel.picture
+        assert panel.picture.startswith(b"\x89PNG")
+        assert not any("widget" in kind for kind in last)
+    assert [bundle["text/plain"] for bundle in shown] == [""] * 4
+    assert all(panels.WIDGET in bundle for bundle in shown)
+
+
+def test_the_reconstruction_plays_in_the_saved_notebook(plan, shown):
+    panel = all_panels(plan, panels.Controls(plan))["reconstruction"]
+    assert Image.open(io.BytesIO(panel.picture)).n_frames == plan.recipe.model.frames
+
+
+def test_an_impossible_choice_is_reported_and_the_old_picture_is_marked(plan, shown):
+    panel = all_panels(plan, panels.Controls(plan))["masks"]
+    panel.chosen["encoder_ratio"].value = 0.9
+    before = pixels(panel._handle.bundles[-1])
+    panel.chosen["encoder"].value = "running_cell"
+    assert "ratio" in panel.words.value
+    _, words = panel.widget.children
+    assert words is panel.words, "right below the controls, above the picture"
+    after = pixels(panel._handle.bundles[-1])
+    assert after.shape == before.shape
+    assert (255 - after).mean() < 0.5 * (255 - before).mean(), "paler"
+    panel.chosen["encoder"].value = "random"
+    assert "ratio" not in panel.words.value
+    assert (255 - pixels(panel._handle.bundles[-1])).mean() > 0.8 * (255 - before).mean()
+
+
+def test_the_cost_panel_begins_where_the_saving_is_visible(plan, shown):
     controls = panels.Controls(plan)
-    masks, costs = panels.mask_panel(plan, controls), panels.cost_panel(plan, controls)
-    before = masks._picture.value, costs._picture.value, masks._words.value
-    controls.decoder_ratio.value = 0.75
-    after = masks._picture.value, costs._picture.value, masks._words.value
-    assert all(one != other for one, other in zip(before, after, strict=True))
-    controls.phase.value = 2
-    assert (masks._picture.value != after[0], costs._picture.value == after[1]) == (True, True)
+    panel = panels.cost_panel(plan, controls)
+    choice = controls.choice({name: widget.value for name, widget in panel.chosen.items()})
+    costs = dual_masking.cost_table(choice, dual_masking.cost_models(plan)).sum(axis=1)
+    for model in dual_masking.cost_models(plan):
+        assert costs[model, "these masks"] < 0.9 * costs[model, "no decoder mask"]
 
 
-def test_a_choice_that_cannot_be_is_told_and_the_picture_stays(plan):
+def test_controls_wrap_and_keep_their_width(plan, shown):
+    """At 900 px of a browser half of them would not fit into rows of three."""
+    for panel in all_panels(plan, panels.Controls(plan)).values():
+        box = panel.widget.children[0]
+        assert "wrap" in box.layout.flex_flow
+        assert {control.layout.width for control in box.children} == {panels.WIDTH}
+
+
+def test_a_ratio_of_the_recipe_that_is_no_usual_one_can_be_chosen(plan):
     controls = panels.Controls(plan)
-    panel = panels.mask_panel(plan, controls)
-    controls.encoder_ratio.value = 0.9
-    before = panel._picture.value
-    controls.encoder.value = "running_cell"
-    assert "one of .25, .5, .75" in panel._words.value
-    assert panel._picture.value == before
+    controls.start["encoder_ratio"] = 0.8
+    assert panels.mask_panel(plan, controls).chosen["encoder_ratio"].value == 0.8
 
 
-def test_where_nobody_can_click_a_panel_is_a_picture(plan):
-    model = VideoMAE(plan.recipe.model.dimensions, plan.recipe.model.clip).eval()
-    for panel in (panels.leakage_panel(panels.Controls(plan)), panels.reconstruction_panel(plan, model, panels.Controls(plan))):
-        bundle = panel._repr_mimebundle_()
-        assert b64decode(bundle["image/png"]).startswith(b"\x89PNG")
-        assert "application/vnd.jupyter.widget-view+json" in bundle
+@pytest.mark.parametrize("panel", ["masks", "leakage", "cost", "reconstruction"])
+def test_a_move_takes_little_time(plan, shown, panel):
+    """0.4 CPU seconds of a quiet core; a process's own time is measured, the best of four moves."""
+    made = all_panels(plan, panels.Controls(plan))[panel]
+    control, values = {
+        "masks": ("phase", (1, 2, 3, 0)), "leakage": ("masked", (0.25, 0.5, 0.75, 0.25)),
+        "cost": ("decoder_ratio", (0.25, 0.75, 0.5, 0.25)), "reconstruction": ("draw", (1, 2, 3, 4)),
+    }[panel]  # fmt: skip
+    spent = []
+    for value in values:
+        dual_masking.leakage.cache_clear()
+        started = time.process_time()
+        made.chosen[control].value = value
+        spent.append(time.process_time() - started)
+    assert min(spent) < 0.4

@@ -3,6 +3,8 @@
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +15,14 @@ from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, one_offs
 from vmae_lab.files import make_folder, write_text
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.index import write_index
-from vmae_lab.lab.notebook_file import VARIABLE, read_cells
+from vmae_lab.lab.notebook_file import VARIABLE as FILE
+from vmae_lab.lab.notebook_file import read_cells
 from vmae_lab.lab.places import how_to_find_it, project_root, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.report_place import report_place
 from vmae_lab.lab.scales import params_folders, read_scale
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.progress import VARIABLE as PROGRESS
 
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
 PLANNED = re.compile(r"""plan_notebook\(\s*["'](\w+)["']""")
@@ -73,27 +77,39 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     name = folder.name
     executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
     page.unlink(missing_ok=True)  # else a run that stops would leave its notebook beside another run's page
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = str(notebook.absolute())  # the kernel inherits it
+    # The kernel's output is printed here, so its progress has the form that fits this process's output.
+    shown = os.environ.get(PROGRESS) or ("terminal" if sys.stdout.isatty() else "lines")
     try:
-        # The notebook's own words and progress bars, with their time to go, say more than a count of cells.
-        papermill.execute_notebook(
-            notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else the kernel begins with a warning
-        )  # fmt: skip
+        with _environment({FILE: str(notebook.absolute()), PROGRESS: shown}):
+            papermill.execute_notebook(
+                notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                coalesce_streams=True,  # the saved notebook holds the last state of a line that updates, not all of them
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else the kernel begins with a warning
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
         return 1
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
     move_links(executed, notebook)
     write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}")
     print(f"as a page: {page}")
     print(f"report: {folder / 'README.md'}")
     return 0
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which a kernel inherits, while the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def move_links(executed: Path, notebook: Path) -> None:

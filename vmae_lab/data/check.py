@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from vmae_lab.data.listed import clips_of
 from vmae_lab.data.lists import VideoList
@@ -16,6 +15,7 @@ from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import FRAMES
 from vmae_lab.files import fingerprint, make_folder, readable, storing_in, write_text
+from vmae_lab.progress import Progress
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names
@@ -58,14 +58,16 @@ def check_list(
     seen = read_journal(journal)
     todo = [index for index, key in enumerate(keys) if key not in seen]
     print(f"{len(files)} videos, {len(files) - len(todo)} of them seen by an earlier check; {processes} processes")
-    with storing_in(folder), open(journal, "a", encoding="utf-8") as lines:
+    bar = Progress(total=len(todo), desc="checking", unit="videos", disable=not progress)
+    with storing_in(folder), open(journal, "a", encoding="utf-8") as lines, bar:
         lines.write("\n" if todo and seen else "")  # a killed check may have left half a line
         found = clips.decoders.map((files[index], None, None) for index in todo)
-        for index, result in zip(todo, tqdm(found, total=len(todo), unit="video", disable=not progress), strict=True):
+        for index, result in zip(todo, found, strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
             seen[keys[index]] = asdict(inspection)
             lines.write(json.dumps({"key": keys[index], **asdict(inspection)}) + "\n")
             lines.flush()
+            bar.update()
     clips.decoders.close()
     results = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
     listed = videos.table.drop(columns=[name for name in results if name in videos.table])

@@ -12,7 +12,6 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
 from vmae_lab.data.augment import channels_first
 from vmae_lab.data.motionworld import ClipRecord
@@ -20,6 +19,7 @@ from vmae_lab.data.video import VideoError, read_frames
 from vmae_lab.data.video.decoders import Choose
 from vmae_lab.files import whole_file
 from vmae_lab.processes import worker_pool
+from vmae_lab.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: i
     jobs = [[folder / record.path for record in records[start : start + 50]] for start in starts]
     with (
         worker_pool(processes) as pool,
-        tqdm(total=len(records), desc="decoding clips", unit="clip") as bar,
+        Progress(total=len(records), desc="decoding clips", unit="clips") as bar,
     ):
         for start, decoded in zip(starts, pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
             array[start : start + len(decoded)] = decoded

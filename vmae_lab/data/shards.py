@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from vmae_lab.data.listed import ListedClips, clips_of
 from vmae_lab.data.lists import ListError, VideoList
@@ -22,6 +21,7 @@ from vmae_lab.data.lists.writing import write_list
 from vmae_lab.data.video import VideoError, VideoSettings
 from vmae_lab.data.video.screen import screen
 from vmae_lab.files import make_folder, readable, whole_file
+from vmae_lab.progress import Progress
 from vmae_lab.randomness import numpy_generator
 
 INDEX = "videos.csv"
@@ -45,7 +45,7 @@ def pack(
     parts = list(_shards(order, sizes, shard_mib << 20))
     names = [f"shard-{number:06d}-of-{len(parts):06d}.tar" for number in range(len(parts))]
     _check_alone(folder, names)
-    with tqdm(total=len(clips), unit="video", desc="packing", disable=not progress) as bar:
+    with Progress(total=len(clips), unit="videos", desc="packing", disable=not progress) as bar:
         for path, part in zip(map(folder.joinpath, names), parts, strict=True):
             if not path.exists():
                 with whole_file(path) as temporary:

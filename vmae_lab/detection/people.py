@@ -1,5 +1,6 @@
 """Boxes of people in key frames, for lists that have none: torchvision's detector, or any other, behind a small interface."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
-from tqdm import tqdm
 
 from vmae_lab.data.boxes import CORNERS, KEY
 from vmae_lab.data.evaluated import MissingVideos
@@ -17,6 +17,7 @@ from vmae_lab.data.scenes import Scenes
 from vmae_lab.data.video import VideoError
 from vmae_lab.detection.spatial import MEND
 from vmae_lab.models.checkpoints import CheckpointError, load_weights
+from vmae_lab.progress import Progress
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
 PERSON = PUBLISHED.meta["categories"].index("person")
@@ -53,15 +54,16 @@ def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float =
     """
     found: list[pd.DataFrame] = []
     failed: dict[int, VideoError] = {}
-    for start in tqdm(range(0, len(scenes), batch), desc="finding people", unit="batch"):
-        there: list[tuple[int, Tensor]] = []
-        for index in range(start, min(start + batch, len(scenes))):
-            try:
-                there.append((index, scenes.clip(index, 1, 1, SHORT_SIDE)[:, 0]))
-            except VideoError as error:
-                failed[index] = error
-        seen = detector([frame for _, frame in there]) if there else []
-        found += [_rows(scenes, index, frame, *one) for (index, frame), one in zip(there, seen, strict=True)]
+    with Progress(range(0, len(scenes), batch), desc="finding people", unit="batches") as starts:
+        for start in starts:
+            there: list[tuple[int, Tensor]] = []
+            for index in range(start, min(start + batch, len(scenes))):
+                try:
+                    there.append((index, scenes.clip(index, 1, 1, SHORT_SIDE)[:, 0]))
+                except VideoError as error:
+                    failed[index] = error
+            seen = detector([frame for _, frame in there]) if there else []
+            found += [_rows(scenes, index, frame, *one) for (index, frame), one in zip(there, seen, strict=True)]
     if failed:
         raise MissingVideos(failed, len(scenes), MEND, "key frames")
     table = pd.concat([pd.DataFrame(columns=[*KEY, *CORNERS, "score"]), *found])
@@ -83,7 +85,7 @@ def _rows(scenes: Scenes, index: int, frame: Tensor, boxes: Tensor, scores: Tens
 def _state(weights: str | Path | None) -> dict[str, Tensor]:
     if weights is None:
         try:
-            return PUBLISHED.get_state_dict(progress=True, check_hash=True)
+            return PUBLISHED.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
         except OSError as error:  # no network, or no room
             raise CheckpointError(
                 f"cannot fetch the person detector's weights from {PUBLISHED.url}: {error}. Fetch that file where there is a "

@@ -17,7 +17,6 @@ import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vmae_lab.data.augment import centre_crop, squash
 from vmae_lab.data.check import content_key, read_journal
@@ -30,6 +29,7 @@ from vmae_lab.data.video_features import VideoFeatures, open_features
 from vmae_lab.files import fingerprint, make_folder, read_json, readable, storing_in, whole_file, write_json
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
+from vmae_lab.progress import Progress
 
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
@@ -105,9 +105,10 @@ def extract_features(
     seen = {key: _Seen(**line) for key, line in journal.items() if (folder / line["file"]).is_file()}
     failed: dict[int, VideoError] = {}
     encoder.eval()
-    with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as lines:
+    bar = Progress(range(len(files)), unit="videos", desc="features", disable=not progress)
+    with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as lines, bar:
         lines.write("\n" if journal else "")  # a killed call may have left half a line
-        for row in tqdm(range(len(files)), unit="video", desc="features", disable=not progress):
+        for row in bar:
             if keys[row] in seen:
                 continue
             try:

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.fft import irfftn, rfftn
 
 from vmae_lab.masking import Grid
 
@@ -24,15 +24,17 @@ def visible_around(mask: Tensor, grid: Grid, rings: int, steps: int) -> Tensor:
     """
     time, height, width = grid
     masked = rearrange(mask, "b (t h w) -> b t h w", t=time, h=height, w=width)
-    # What is beyond the grid is neither visible nor there.
-    visible, inside = (pad(flags, (rings, rings, rings, rings, steps, steps)) for flags in (~masked, torch.ones_like(masked)))
+    # Pairs of cubes at every offset at once, as correlations. The padding keeps offsets from wrapping around.
+    size = (time + steps, height + rings, width + rings)
+    spectrum = rfftn(masked.double(), size)
+    inside = rfftn(torch.ones(grid, dtype=torch.float64), size)
+    pairs = irfftn(torch.stack([spectrum.sum(0).conj() * inside, spectrum.abs().square().sum(0)]), size).round()
     seen, there = torch.zeros(2, rings + 1, 2 * steps + 1, dtype=torch.float64)
-    offsets = product(range(2 * steps + 1), range(2 * rings + 1), range(2 * rings + 1))
-    for later, down, right in offsets:
-        away = (..., slice(later, later + time), slice(down, down + height), slice(right, right + width))
-        place = max(abs(down - rings), abs(right - rings)), later
-        seen[place] += (masked & visible[away]).sum()
-        there[place] += (masked & inside[away]).sum()
+    for later, down, right in product(range(-steps, steps + 1), range(-rings, rings + 1), range(-rings, rings + 1)):
+        in_grid, both_masked = pairs[:, later, down, right]
+        place = max(abs(down), abs(right)), later + steps
+        there[place] += in_grid
+        seen[place] += in_grid - both_masked
     return (seen / there).float()
 
 

@@ -1,4 +1,4 @@
-"""Looping animations: rows of frames side by side as one GIF, the same bytes wherever they are made from the same frames."""
+"""Looping animations: clips next to one another in one picture. The same frames give the same bytes on every machine."""
 
 import io
 from collections.abc import Mapping
@@ -12,7 +12,19 @@ MARGIN, HEAD = 6, 20  # pixels around a picture, and above it for its name
 
 
 def looping_gif(strips: Mapping[str, np.ndarray]) -> bytes:
-    """Clips that play side by side under their names, for ever. strips: name -> uint8 `(T, H, W, 3)`, all of one shape."""
+    """A GIF of clips that play next to one another under their names, without end.
+
+    strips: name -> uint8 `(T, H, W, 3)`, all of one shape.
+    """
+    return _written(_pages(strips), "GIF")
+
+
+def looping_png(strips: Mapping[str, np.ndarray]) -> bytes:
+    """The same as an animated PNG: a viewer that cannot play it shows its first frame, as of any PNG."""
+    return _written(_pages(strips), "PNG")
+
+
+def _pages(strips: Mapping[str, np.ndarray]) -> list[Image.Image]:
     frames, height, width, _ = next(iter(strips.values())).shape
     factor = -(-TALL // height)
     wide, tall = factor * width + MARGIN, factor * height + HEAD + MARGIN
@@ -23,6 +35,10 @@ def looping_gif(strips: Mapping[str, np.ndarray]) -> bytes:
             picture = Image.fromarray(frame).resize((factor * width, factor * height), Image.Resampling.NEAREST)
             page.paste(picture, (place * wide + MARGIN, HEAD))
             ImageDraw.Draw(page).text((place * wide + MARGIN, 3), name, fill="black", font=font)
+    return pages
+
+
+def _written(pages: list[Image.Image], form: str) -> bytes:
     written = io.BytesIO()
-    pages[0].save(written, "GIF", save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
+    pages[0].save(written, form, save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
     return written.getvalue()

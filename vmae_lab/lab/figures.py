@@ -1,6 +1,8 @@
 """Figures: one look for all of them, saved as png and svg that do not change when nothing did."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from vmae_lab.files import make_folder, whole_file
 from vmae_lab.lab.arms import BLUE, Arm
+from vmae_lab.lab.labels import fallback_fonts, short
 
 STYLE = {
     "figure.dpi": 110,
@@ -29,7 +32,7 @@ HIDDEN = (0.55, 0.55, 0.58)  # what a masked cube is painted with
 
 def use_style() -> None:
     """The look of every figure of the workbook."""
-    sns.set_theme(context="notebook", style="ticks", rc=STYLE)
+    sns.set_theme(context="notebook", style="ticks", rc={**STYLE, "font.family": ["sans-serif", *fallback_fonts()]})
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
@@ -49,7 +52,7 @@ def mask_gallery(video: np.ndarray, masks: Mapping[str, tuple[np.ndarray, np.nda
     frames = video[::tubelet]
     encoder_mask = next(iter(masks.values()))[0]
     rows = {"clip": frames, "encoder sees": painted(frames, encoder_mask, patch)}
-    rows |= {f"decodes: {label}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
+    rows |= {f"decodes: {short(label)}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
     return _strips(rows, f"time step of the token grid ({tubelet} frames each) →")
 
 
@@ -79,7 +82,7 @@ def loss_curves(
         style, apart = arms[arm], max(1, len(chosen) // 6)
         axes.plot(
             chosen.index, chosen["mean"], color=style.colour, linestyle=style.dashes, marker=style.marker,
-            markevery=(place * apart // len(names), apart), markersize=5, label=style.label,
+            markevery=(place * apart // len(names), apart), markersize=5, label=short(style.label),
         )  # fmt: skip
         alpha = 0.3 / max(2, len(names))
         axes.fill_between(chosen.index, chosen["min"], chosen["max"], color=style.colour, alpha=alpha, linewidth=0)
@@ -108,12 +111,14 @@ def accuracy_against_cost(
     for arm, row in summary.iterrows():
         style = arms[arm]
         if arm == floor:
-            axes.axhline(row["mean"], color=style.colour, linewidth=1.2, linestyle=style.dashes, label=style.label)
+            axes.axhline(row["mean"], color=style.colour, linewidth=1.2, linestyle=style.dashes, label=short(style.label))
             if not np.isnan(row["low"]):
                 axes.axhspan(row["low"], row["high"], color=style.colour, alpha=0.15, linewidth=0)
             continue
         error = None if np.isnan(row["low"]) else [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-        axes.errorbar(place[arm], row["mean"], yerr=error, **_point(style, 8), capsize=3, linestyle="none", label=style.label)
+        axes.errorbar(
+            place[arm], row["mean"], yerr=error, **_point(style, 8), capsize=3, linestyle="none", label=short(style.label)
+        )
     if len(front) > 1:
         axes.plot([place[arm] for arm in front], summary["mean"][list(front)], color="#999999", zorder=0, label="Pareto front")
     _chance_line(axes, chance)
@@ -133,13 +138,14 @@ def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> F
     figure, places = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), squeeze=False, layout="constrained")
     for axes, (title, table) in zip(places[0], tables.items(), strict=True):
         axes.set_facecolor("#EEEEEE")
+        named = table.rename(index=partial(short, most=24), columns=partial(short, most=24))
         sns.heatmap(
-            table, ax=axes, annot=True, fmt=".1f", cmap="cividis", linewidths=1, cbar_kws={"shrink": 0.8},
+            named, ax=axes, annot=True, fmt=".1f", cmap="cividis", linewidths=1, cbar_kws={"shrink": 0.8},
             annot_kws={"fontsize": 9},
         )  # fmt: skip
         for row, column in np.argwhere(table.isna().to_numpy()):
             axes.text(column + 0.5, row + 0.5, "not run", ha="center", va="center", fontsize=8, color="#444444")
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.set(title=short(title), xlabel=xlabel, ylabel=ylabel)
         axes.tick_params(length=0)
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
     return figure
@@ -157,9 +163,9 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
             axes.errorbar(row["mean"], line, xerr=error, **_point(style, 8), capsize=3)
         axes.axvline(chance, color="#BBBBBB", linewidth=1, linestyle=":")
         axes.text(chance, -0.75, " chance", fontsize=8, color="#666666", va="center")
-        axes.set(title=title, ylim=(len(names) - 0.5, -1))
+        axes.set(title=short(title), ylim=(len(names) - 0.5, -1))
         axes.set_xlim(max(0, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
-        axes.set_yticks(range(len(names)), [arms[arm].label for arm in names])
+        axes.set_yticks(range(len(names)), [short(arms[arm].label) for arm in names])
     figure.supxlabel(xlabel, fontsize="medium")
     sns.despine(figure)
     return figure
@@ -182,7 +188,7 @@ def bars_by_class(
         chosen = summary.reindex(names)
         axes.bar(
             at, chosen["mean"], 0.92 * wide, yerr=chosen["std"], color=style.colour, edgecolor="white",
-            hatch=style.hatch, capsize=0 if crowded else 2, label=style.label,
+            hatch=style.hatch, capsize=0 if crowded else 2, label=short(style.label),
             linewidth=0 if crowded else 1, error_kw={"linewidth": 0.5 if crowded else 1},
         )  # fmt: skip
     for place, value in enumerate(guess.values()):
@@ -190,7 +196,8 @@ def bars_by_class(
         axes.hlines(value, place - 0.48, place + 0.48, color=GUESS, linestyle=":", linewidth=1.5, label=label)
     turned, size = (30 if len(names) > 8 else 0, None) if len(names) <= 24 else (90, 8)
     axes.set_xticks(
-        range(len(names)), names, rotation=turned, fontsize=size, ha="right" if turned == 30 else "center"
+        range(len(names)), [short(name, 30) for name in names], rotation=turned, fontsize=size,
+        ha="right" if turned == 30 else "center",
     )  # fmt: skip
     axes.set(ylabel=ylabel, ylim=(0, None), xlim=(-0.6, len(names) - 0.4))
     axes.set_ylim(0, min(100, axes.get_ylim()[1]))
@@ -201,14 +208,17 @@ def bars_by_class(
 
 def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
     """Parts of a whole, a bar a row, a colour a column with its own hatch; rows add up to 100."""
-    figure, axes = plt.subplots(figsize=(6.4, 0.42 * len(shares) + 1.2), layout="constrained")
+    rows, columns = ([short(name) for name in axis] for axis in (shares.index, shares.columns))
+    width = max(6.4, 3.2 + 0.09 * (max(map(len, rows)) + max(map(len, columns))))  # names stand on both sides of the bars
+    figure, axes = plt.subplots(figsize=(width, 0.42 * len(shares) + 1.2), layout="constrained")
     left = np.zeros(len(shares))
-    styles = zip(
-        shares.columns, sns.color_palette("cividis", len(shares.columns)), ("", "//", "..", "xx", "\\\\", "oo"), strict=False
-    )
+    hatches = cycle(("", "//", "..", "xx", "\\\\", "oo"))
+    styles = zip(shares.columns, sns.color_palette("cividis", len(shares.columns)), hatches, strict=False)
     for source, colour, hatch in styles:
-        axes.barh(shares.index, shares[source], left=left, color=colour, hatch=hatch, edgecolor="white", label=source)
-        left += shares[source].to_numpy()
+        part = shares[source].to_numpy()
+        axes.barh(range(len(shares)), part, left=left, color=colour, hatch=hatch, edgecolor="white", label=short(source))
+        left += part
+    axes.set_yticks(range(len(shares)), rows)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel, xlim=(0, 100))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -226,7 +236,7 @@ def lines_by_arm(
         error = None if curve.low.isna().any() else [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
         axes.errorbar(
             curve.index * beside, curve["mean"], yerr=error, **_point(style, 7), linestyle=style.dashes, capsize=3,
-            label=style.label,
+            label=short(style.label),
         )  # fmt: skip
     _chance_line(axes, chance)
     axes.set_xscale("log")
@@ -251,10 +261,15 @@ def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, A
             style = styles[column]
             dashed = "--" if "counted" in style.label else "-"
             axes.plot(
-                range(len(table)), table[column], color=style.colour, marker=style.marker, linestyle=dashed, label=style.label
+                range(len(table)),
+                table[column],
+                color=style.colour,
+                marker=style.marker,
+                linestyle=dashed,
+                label=short(style.label),
             )
-        axes.set_xticks(range(len(table)), table.index)
-        axes.set(title=label, yscale="log", xlim=(-0.4, len(table) - 0.6))
+        axes.set_xticks(range(len(table)), [short(name) for name in table.index])
+        axes.set(title=short(label), yscale="log", xlim=(-0.4, len(table) - 0.6))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
@@ -275,7 +290,7 @@ def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
     error = [trend.slope - trend.low, trend.high - trend.slope]
     axes.errorbar(trend.slope, range(len(trend)), xerr=error, color=BLUE, marker="D", linestyle="none", capsize=3)
     axes.axvline(0, color="#777777", linewidth=1)
-    axes.set_yticks(range(len(trend)), trend.index)
+    axes.set_yticks(range(len(trend)), [short(name) for name in trend.index])
     axes.set(xlabel=xlabel, ylim=(len(trend) - 0.5, -0.5))
     sns.despine(figure)
     return figure
@@ -316,6 +331,7 @@ def _strips(rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], xlabel: str =
             place.set_xticks([])
             place.set_yticks([])
             sns.despine(ax=place, left=True, bottom=True)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        shown = "\n".join(short(part) for part in name.splitlines() or [""])
+        line[0].set_ylabel(shown, rotation=0, ha="right", va="center", fontsize=9)
     figure.text(0.5, -0.02, xlabel, ha="center", va="top", fontsize=9)
     return figure

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,12 +9,14 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from vmae_lab.lab.arms import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
+from vmae_lab.lab.labels import short, wrapped
 
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, GREY), "osD^vP*X"
 LISTED = 24  # kinds in a legend; what is beyond them is drawn alike
 SHOWN = 25  # classes of a matrix
 WITH_COUNTS = 12  # classes up to which its cells also hold counts
 QUERIES = 6
+WORDS = 120  # characters of what is said of a person
 Strip = tuple[np.ndarray, np.ndarray]  # frames of a clip, and what belongs to each
 
 
@@ -46,7 +47,7 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
         handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
     if len(order) > 1:
         axes.legend(
-            handles, labels, title=title, title_fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5),
+            handles, labels, title=short(title), title_fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5),
             ncols=1 + (len(listed) > 12), fontsize=9,
         )  # fmt: skip
     return figure
@@ -61,7 +62,7 @@ def neighbour_pictures(
     """
     near = neighbours[list(queries)]
     rows, columns = near.shape
-    titles = [fill(short(name, 40), 15, max_lines=3, placeholder=" …") for name in names]
+    titles = [wrapped(name, 40, 15) for name in names]
     lines = max(title.count("\n") for title in titles)
     widths = [1.0, 0.18, *[1.0] * columns]
     figure, grid = plt.subplots(
@@ -87,7 +88,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Answers by class, whole numbers `(classes, classes)`, rows the truth, in percent of a row; the commonest if many."""
     kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:SHOWN])
     kept = kept[counts.sum(1)[kept] > 0]
-    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 36) for i in kept]
+    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 24) for i in kept]
     percent = 100 * cells / counts.sum(1)[kept, None]
     words = [[f"{share:.0f}" if share else "" for share in row] for row in percent]
     if len(kept) <= WITH_COUNTS:
@@ -128,7 +129,7 @@ def attention_strips(strips: Mapping[str, Strip]) -> Figure:
         for frame, share, above, below in zip(frames, shares, upper, lower, strict=True):
             above.imshow(frame, interpolation="nearest")
             drawn = below.imshow(share, cmap="cividis", vmin=0, vmax=most)
-        for axes, label in ((upper[0], name), (lower[0], "attention")):
+        for axes, label in ((upper[0], short(name)), (lower[0], "attention")):
             axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     bar = figure.colorbar(drawn, ax=grid, shrink=0.6)
     bar.set_label("share of attention (1: all tokens equal)", fontsize=9)
@@ -166,8 +167,8 @@ def scene_strips(scenes: Sequence[Scene]) -> Figure:
         _boxes(line[-2], scene.true, SKY, "-", number_of, ("left", "top"))
         _boxes(line[-2], scene.seen, ORANGE, "--", letter_of, ("right", "bottom"))
         line[-1].axis("off")
-        truth = [f"{number_of(place)}  {words}" for place, words in enumerate(scene.said_of_true)]
-        seen = [f"{letter_of(place)}  {words}" for place, words in enumerate(scene.said_of_seen)]
+        truth = [f"{number_of(place)}  {short(words, WORDS)}" for place, words in enumerate(scene.said_of_true)]
+        seen = [f"{letter_of(place)}  {short(words, WORDS)}" for place, words in enumerate(scene.said_of_seen)]
         words = ["there (solid):", *truth, "said (dashed):", *(seen or ["nobody seen"])]
         line[-1].text(0.02, 1.0, "\n".join(words), va="top", ha="left", fontsize=9, transform=line[-1].transAxes)
     return figure
@@ -198,14 +199,6 @@ def _boxes(
             ha=corner[0], va=corner[1],
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
-
-
-def short(name: str, most: int) -> str:
-    """A name of at most so many characters, its middle left out where it is longer."""
-    if len(name) <= most:
-        return name
-    head = (most - 1) // 2
-    return f"{name[:head]}…{name[head + 1 - most :]}"
 
 
 def _picture(axes: plt.Axes, frame: np.ndarray, title: str, colour: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from vmae_lab.files import make_folder, storing_in, whole_file, write_json, write_text
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import save_figure
+from vmae_lab.lab.labels import markdown
 from vmae_lab.lab.notebook_file import VARIABLE, code_digest, code_state, notebook_file, read_cells, written_path
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.report_place import ReportPlace, report_place
@@ -48,6 +50,7 @@ class Report:
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         self.figures[name] = figure
+        plt.close(figure)  # kept here alone: the notebook does not show it again
         self.parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}*")
 
     def animation(self, gif: bytes, name: str, caption: str) -> None:
@@ -160,6 +163,6 @@ def _left_out_words(plan: Plan, store: RunStore) -> list[str]:
         names |= {*result.get("left_out", ()), *result.get("left_out_of_training", ())}
     if not names:
         return []
-    shown = ", ".join(f"`{name}`" for name in sorted(names)[:5]) + (" and others" if len(names) > 5 else "")
+    shown = ", ".join(markdown(name) for name in sorted(names)[:5]) + (" and others" if len(names) > 5 else "")
     words = f"**{len(names)} video(s) could not be read and are left out of every average here** (`evaluate.missing: skip`)"
     return [f"{words}: {shown}."]

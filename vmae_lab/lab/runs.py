@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from vmae_lab.files import make_folder, read_json, write_json, write_text
 from vmae_lab.lab.execution import execute
@@ -21,7 +20,8 @@ from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.together import launch
 from vmae_lab.processes import launched, process_state, worker_pool
-from vmae_lab.training.log import read_metrics
+from vmae_lab.progress import Progress
+from vmae_lab.training.log import latest_step
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import Checkpoints, FolderInUse, Stopped, stop_requests
 
@@ -47,8 +47,7 @@ class RunStore:
         """Part of a stage that is done, 0 to 1, from its log."""
         if self.finished(stage):
             return 1.0
-        rows = read_metrics(self.folder(stage)) if stage.steps else []
-        return rows[-1]["step"] / stage.steps if rows else 0.0
+        return latest_step(self.folder(stage)) / stage.steps if stage.steps else 0.0
 
     def complete(self, stage: Stage, compute: Compute, progress: bool = True) -> dict[str, Any]:
         """The stage's result: at once where it is finished, else after running it. Its inputs must be finished.
@@ -104,17 +103,16 @@ class RunStore:
         order = in_order(stages)
         todo = [stage for stage in order if not self.finished(stage)]
         make_folder(self.root)
-        bar = _Bar(self, todo, work)
-        if compute.jobs == 1 or launched():
-            # A launcher's processes go through all together: by their own look at the disk they might not agree on the rest.
-            for stage in order if launched() else todo:
-                self.complete(stage, compute, progress=bool(stage.steps))
-                bar.refresh()
-        elif todo:
-            self._in_processes(todo, compute, bar)
-        bar.close()
+        with _StageBar(self, todo, work) as bar:
+            if compute.jobs == 1 or launched():
+                # Launched processes complete all stages together: their own looks at the disk might not agree on the rest.
+                for stage in order if launched() else todo:
+                    with Progress(desc=stage.key, disable=bool(bar.disable)):
+                        self.complete(stage, compute)
+            elif todo:
+                self._in_processes(todo, compute, bar)
 
-    def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_Bar") -> None:
+    def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
         with stop_requests() as asked_to_stop, worker_pool(compute.jobs) as pool:
             try:
@@ -128,7 +126,7 @@ class RunStore:
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     for future in done:
                         _raise_with_name(future, running.pop(future))
-                    bar.refresh()
+                    bar.set_postfix_str(", ".join(stage.key for stage in running.values()))
             except BaseException:
                 workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -188,28 +186,22 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(part)
 
 
-class _Bar:
-    """One progress bar over many stages, in parts of their predicted work."""
+class _StageBar(Progress):
+    """Progress over many stages, in parts of their predicted work."""
 
     def __init__(self, store: RunStore, todo: list[Stage], work: Mapping[str, float]):
         total = sum(work[stage.key] for stage in todo)
         if not total:  # nothing that is counted: all weigh the same
             work, total = {stage.key: 1.0 for stage in todo}, len(todo)
         self.store, self.todo, self.work = store, todo, work
-        self.bar = tqdm(
+        super().__init__(
             total=total,
             smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
-            disable=not todo or not process_state().is_main_process,
-            desc=f"0/{len(todo)} stages",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go",
+            disable=not process_state().is_main_process,
+            bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} so far, {remaining} to go{postfix}",
         )
 
-    def refresh(self) -> None:
+    def measure(self) -> None:
         parts = [self.store.progress(stage) for stage in self.todo]
-        self.bar.set_description_str(f"{sum(part == 1.0 for part in parts)}/{len(parts)} stages", refresh=False)
-        done = sum(part * self.work[stage.key] for part, stage in zip(parts, self.todo, strict=True))
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        self.refresh()
-        self.bar.close()
+        self.desc = f"{sum(part == 1.0 for part in parts)}/{len(parts)} stages"
+        self.n = sum(part * self.work[stage.key] for part, stage in zip(parts, self.todo, strict=True))

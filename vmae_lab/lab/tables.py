@@ -1,25 +1,31 @@
 """Tables in three forms from one frame: csv for machines, markdown for pages, tex for papers."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 from tabulate import tabulate
 
 from vmae_lab.files import make_folder, write_text
+from vmae_lab.lab.labels import markdown
 
 
 def save_table(frame: pd.DataFrame, folder: Path, name: str) -> str:
     """Write `<name>.csv`, `.md` and `.tex` below `folder`; returns the markdown."""
     make_folder(folder)
     write_text(folder / f"{name}.csv", frame.to_csv(index=False))
-    cells = frame.fillna("").astype(str).to_numpy().tolist()
-    markdown = tabulate(cells, headers=list(frame.columns), tablefmt="github", disable_numparse=True)
-    write_text(folder / f"{name}.md", markdown + "\n")
-    write_text(
-        folder / f"{name}.tex",
-        tabulate(cells, headers=list(frame.columns), tablefmt="latex_booktabs", disable_numparse=True) + "\n",
-    )
-    return markdown
+    rows = [list(frame.columns), *frame.fillna("").astype(str).to_numpy().tolist()]
+    page = _table([[markdown(cell) for cell in row] for row in rows], "github")
+    paper = _table([[" ".join(str(cell).split()) for cell in row] for row in rows], "latex_booktabs")
+    # After the `\\\\` of the line above, LaTeX reads a `[` as a length and a `*` as its own.
+    paper = re.sub(r"(?m)^(\s*)([\[*])", r"\1{\2}", paper)
+    write_text(folder / f"{name}.md", page + "\n")
+    write_text(folder / f"{name}.tex", paper + "\n")
+    return page
+
+
+def _table(rows: list[list[str]], form: str) -> str:
+    return tabulate(rows[1:], headers=rows[0], tablefmt=form, disable_numparse=True)
 
 
 def plus_minus(mean: float, spread: float, digits: int = 1) -> str:

@@ -9,7 +9,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from vmae_lab.lab.maps import COLOURS, short
+from vmae_lab.lab.labels import short
+from vmae_lab.lab.maps import COLOURS
 
 UNSURE = 0.35  # how strongly a wrong segment is painted
 
@@ -40,7 +41,7 @@ def timelines(videos: Sequence[Timeline], classes: Sequence[str]) -> Figure:
         for lane, name in enumerate(lanes):
             _lane(axes, one.lanes[name], lane, classes, one.duration)
         axes.set(xlim=(0, one.duration), ylim=(len(lanes) - 0.4, -0.6))
-        axes.set_yticks(range(len(lanes)), lanes, fontsize=9)
+        axes.set_yticks(range(len(lanes)), [short(name) for name in lanes], fontsize=9)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=9)
         axes.set_title(short(one.video, 60), fontsize=9, loc="left", pad=3)

@@ -13,6 +13,8 @@ import yaml
 from vmae_lab.files import write_json
 from vmae_lab.lab.places import how_to_find_it, project_root
 from vmae_lab.lab.stages import Stage
+from vmae_lab.progress import VARIABLE, Progress
+from vmae_lab.training.log import latest_step
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import STOPPED, Stopped, stop_requests
 
@@ -38,8 +40,8 @@ def accelerate_config(name: str) -> Path:
 def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     """Carry out a stage of the store at `root` in the processes of `compute.launch`, and wait for them.
 
-    What they print, their progress bar too, goes where this process prints. Raises RuntimeError where one of them failed,
-    Stopped where this process was asked to stop, after they have saved.
+    What they print goes where this process prints; their progress is read from the run's log. Raises RuntimeError where one of
+    them failed, Stopped where this process was asked to stop, after they have saved.
     """
     folder, config = root / stage.key, accelerate_config(str(compute.launch))
     inside = compute.model_copy(update={"launch": None})
@@ -47,10 +49,12 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     write_json(folder / SPECIFICATION, plain)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["-m", LAUNCHED, str(folder / SPECIFICATION)]
-    with stop_requests() as asked_to_stop, _running(command) as process:
+    bar = Progress(total=stage.steps, desc=stage.key, unit="steps", disable=not progress)
+    with stop_requests() as asked_to_stop, bar, _running(command) as process:
         while process.poll() is None and not asked_to_stop():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
+            bar.update(latest_step(folder) - bar.n)
         if asked_to_stop() or process.returncode == STOPPED:
             raise Stopped
     if process.returncode:
@@ -63,7 +67,7 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
 @contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen]:
     """A started command, which does not outlive the block: it is asked to stop, once, and waited for."""
-    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ}
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ, VARIABLE: "off"}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         yield process

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,20 @@ def note(folder: Path, words: str) -> None:
     """A dated line in the run's `run.log`: every start of it, on what, and what happened to it."""
     with storing_in(folder), open(folder / "run.log", "a", encoding="utf-8") as file:
         file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}  {words}\n")
+
+
+def latest_step(folder: Path) -> int:
+    """The step of the last whole line of a run's log, or 0. It reads the end of the file only."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(-min(path.stat().st_size, 4096), os.SEEK_END)
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        with suppress(ValueError):
+            return int(json.loads(line)["step"])
+    return 0
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

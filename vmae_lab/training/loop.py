@@ -16,9 +16,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from vmae_lab.files import make_folder
+from vmae_lab.progress import Progress
 from vmae_lab.randomness import derive, seeded
 from vmae_lab.training.devices import (
     accelerator_for,
@@ -93,10 +93,12 @@ def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = Tr
         built = task.build()
         groups = parameter_groups(built, settings.weight_decay, settings.layer_decay)
         model, optimizer = prepared(accelerator, built, groups, settings, compute)
-        with alone_in(folder) if accelerator.is_main_process else nullcontext():
+        shown = progress and accelerator.is_main_process
+        bar = Progress(total=settings.steps, desc=folder.name, unit="steps", disable=not shown)
+        with alone_in(folder) if accelerator.is_main_process else nullcontext(), bar:
             run = _Run(task, accelerator, model, optimizer, folder, compute)
             run.restore()
-            run.to_the_end(progress, asked_to_stop)
+            run.to_the_end(bar, progress, asked_to_stop)
             peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
             trained = run.whole_model()
     return Trained(
@@ -195,15 +197,12 @@ class _Run(Generic[Model]):
             if progress and accelerator.num_processes > 1:
                 print(f"{self.folder.name}: {words}", flush=True)
 
-    def to_the_end(self, progress: bool, asked_to_stop: Callable[[], bool]) -> None:
+    def to_the_end(self, bar: Progress, progress: bool, asked_to_stop: Callable[[], bool]) -> None:
         settings, compute = self.settings, self.compute
         self._note_start(progress)
         log_every = min(compute.log_every, settings.steps // 20 or compute.log_every)  # a short training is a curve as well
         back_to = settings.divergence.roll_back or settings.steps
-        bar = tqdm(
-            total=settings.steps, initial=self.place.step, desc=self.folder.name, unit="step",
-            disable=not (progress and self.accelerator.is_main_process),
-        )  # fmt: skip
+        bar.initial = bar.n = self.place.step
         self.model.train()
         started = time.perf_counter()
         for batch in self._batches():
@@ -228,7 +227,6 @@ class _Run(Generic[Model]):
             bar.update(self.place.step - bar.n)
             if stop:
                 self._stop()
-        bar.close()
         if self.log:
             self.log.close()
 
@@ -306,10 +304,10 @@ class _Run(Generic[Model]):
             note(self.folder, words)
             warnings.warn(f"{self.folder}: {words}", stacklevel=2)
 
-    def _write_log(self, bar: tqdm) -> None:
+    def _write_log(self, bar: Progress) -> None:
         place = self.place
         mean = sum(place.window) / len(place.window)
-        bar.set_postfix(loss=f"{mean:.4f}")
+        bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
         if self.log:
             self.log.write(place.step, {"loss": mean, "lr": self.settings.lr_at(place.step - 1)}, self.seconds_per_step)
         place.window, self.checked = [], 0

@@ -14,13 +14,13 @@ import av
 import numpy as np
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from vmae_lab.data.motionworld import sources
 from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.files import StorageError, fingerprint, make_folder, storing_in, whole_file, write_json, write_text
 from vmae_lab.processes import worker_pool
+from vmae_lab.progress import Progress
 from vmae_lab.randomness import numpy_generator
 
 RENDERER_VERSION = 2  # part of the folder's name: raise it when a change to the renderers changes pixels
@@ -131,7 +131,7 @@ def in_batches(write: Callable[..., T], jobs: list[tuple], folder: Path, process
     """What `write(*job)` gives for each job, in order, `size` at a time in processes of their own, under a progress bar."""
     parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     done: list[T] = []
-    with worker_pool(processes) as pool, tqdm(total=len(jobs), desc=f"writing to {folder.parent}", unit="clip") as bar:
+    with worker_pool(processes) as pool, Progress(total=len(jobs), desc=f"writing to {folder.parent}", unit="clips") as bar:
         for written in pool.map(_write_batch, [write] * len(parts), parts):
             done += written
             bar.update(len(written))

@@ -11,6 +11,7 @@ from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.figures import painted
+from vmae_lab.lab.labels import markdown
 from vmae_lab.lab.pictures import masks_of_pictures
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.tables import interval, plus_minus
@@ -42,7 +43,7 @@ def how_run(plan: Plan, labels: str, sources: Sequence[str] = ()) -> str:
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
         f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips where the arm says no "
         f"other, {len(recipe.seeds)} seeds; mean ± standard deviation over seeds, {recipe.evaluate.split} split, {labels}; "
-        f"sources {', '.join(evaluated)}."
+        f"sources {', '.join(map(markdown, evaluated))}."
     )
 
 

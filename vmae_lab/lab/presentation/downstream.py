@@ -10,8 +10,9 @@ from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.ablation import Plan, paired_differences, summarise
 from vmae_lab.lab.arms import LONGER
+from vmae_lab.lab.labels import short
 from vmae_lab.lab.loading import held_out_clips
-from vmae_lab.lab.maps import Strip, short
+from vmae_lab.lab.maps import Strip
 from vmae_lab.lab.pictures import clip_frames, window
 from vmae_lab.lab.presentation.common import clips_words, difference_cell, difference_words, how_run, mean_and_spread
 from vmae_lab.lab.readouts import load_classifier

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from einops import rearrange
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -85,6 +86,15 @@ def counts_table(choices: Mapping[str, Choice], clip: ClipShape) -> pd.DataFrame
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
+def counts_sentence(choice: Choice, clip: ClipShape) -> str:
+    """The line of `counts_table` for one choice, in words."""
+    counts = counts_table({"": choice}, clip).iloc[0]
+    return (
+        f"Of {counts.tokens} tokens the encoder sees {counts.seen} and the decoder is asked for {counts.decoded}. "
+        f"{counts['both']} are in both, the loss reads {counts['loss reads']}, and {counts.neither} are in neither."
+    )
+
+
 def mask_figure(video: np.ndarray, choice: Choice, clip: ClipShape) -> Figure:
     """A clip, what the encoder sees of it, what the decoder is asked for, and who has which cube; a column a time step.
 
@@ -93,28 +103,32 @@ def mask_figure(video: np.ndarray, choice: Choice, clip: ClipShape) -> Figure:
     frames = video[:: clip.tubelet]
     masks = choice.drawn(clip.grid)
     encoder_mask, decoder_mask = (mask.view(clip.grid).numpy() for mask in masks)
-    owners = np.zeros((*clip.grid, 3))
+    owners = np.zeros((*clip.grid, 3), np.uint8)
     for colour, part in zip(PARTS.values(), parts_of(*masks).values(), strict=True):
-        owners[part.view(clip.grid).numpy()] = to_rgb(colour)
+        owners[part.view(clip.grid).numpy()] = [round(255 * value) for value in to_rgb(colour)]
     rows = {
         "clip": frames,
         "encoder sees": painted(frames, encoder_mask, clip.patch),
         "decoder is asked for": painted(frames, decoder_mask, clip.patch),
-        "who has it": owners,
+        "who has it": np.kron(owners, np.ones((1, clip.patch, clip.patch, 1), np.uint8)),
     }
-    figure, places = plt.subplots(
-        len(rows), len(frames), figsize=(1.15 * len(frames) + 1.8, 5.6), squeeze=False, layout="constrained"
-    )
-    for line, (name, pictures) in zip(places, rows.items(), strict=True):
-        for axes, picture in zip(line, pictures, strict=True):
-            axes.imshow(picture, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            sns.despine(ax=axes, left=True, bottom=True)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    for step, axes in enumerate(places[0]):
-        axes.set_title(f"time step {step + 1}", fontsize=8)
+    # One picture of all frames is drawn many times as fast as axes for each.
+    height, width = frames.shape[1:3]
+    gap = max(1, height // 24)
+    tiles = np.pad(np.stack(list(rows.values())), [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
+    picture = rearrange(tiles, "row step h w c -> (row h) (step w) c")
+    tile, left, below, above = 1.15, 1.55, 0.55, 0.3  # inches
+    wide, high = left + tile * len(frames), below + tile * len(rows) + above
+    figure = plt.figure(figsize=(wide, high))
+    axes = figure.add_axes((left / wide, below / high, 1 - left / wide, tile * len(rows) / high))
+    axes.imshow(picture, interpolation="nearest", aspect="auto")
+    steps, lines = np.arange(len(frames)), np.arange(len(rows))
+    axes.set_xticks((width - 1) / 2 + (width + gap) * steps, [f"time step {step + 1}" for step in steps], fontsize=8)
+    axes.set_yticks((height - 1) / 2 + (height + gap) * lines, list(rows), fontsize=9)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    sns.despine(ax=axes, left=True, bottom=True)
     patches = [Patch(color=colour, label=label) for label, colour in PARTS.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(handles=patches, loc="lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -140,7 +154,11 @@ def cost_table(choice: Choice, models: Mapping[str, ModelSettings]) -> pd.DataFr
 def cost_figure(costs: pd.DataFrame) -> Figure:
     """The cost of one clip, a panel a model: the encoder's and the decoder's part, with and without a decoder mask."""
     models = costs.index.get_level_values(0).unique()
-    figure, places = plt.subplots(1, len(models), figsize=(4.4 * len(models), 1.9), squeeze=False, layout="constrained")
+    wide, high = 1.3 + 3.6 * len(models) + 1.1, 1.9
+    figure, places = plt.subplots(
+        1, len(models), figsize=(wide, high), sharey=True, squeeze=False,
+        gridspec_kw={"left": 1.3 / wide, "right": 1 - 1.1 / wide, "bottom": 0.3, "top": 0.86, "wspace": 0.08},
+    )  # fmt: skip
     for axes, model in zip(places[0], models, strict=True):
         whole = costs.loc[model].sum(axis=1)
         unit, name = (1e9, "G") if whole.max() >= 1e9 else (1e6, "M")
@@ -152,10 +170,10 @@ def cost_figure(costs: pd.DataFrame) -> Figure:
             saved = f" ({total / whole.iloc[0] - 1:+.0%})" if line else ""
             axes.text(total / unit, line, f" {total / unit:.1f}{saved}", va="center", fontsize=8)
         axes.set_title(model, fontsize=9)
-        axes.set_xlabel(f"{name} multiply-accumulates a clip, forward", fontsize=9)
+        axes.set_xlabel(f"{name} multiply-accumulates per clip, forward", fontsize=9)
         axes.set_xlim(0, 1.4 * whole.max() / unit)
         axes.tick_params(labelsize=9)
-        axes.invert_yaxis()
+    places[0][0].invert_yaxis()
     places[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     sns.despine(figure)
     return figure
@@ -198,16 +216,24 @@ def leakage_figure(ratio: float) -> Figure:
     """What of a masked cube's surroundings is visible, a panel a kind of mask, on the paper's grid; one scale for all."""
     found = leakage(ratio)
     most = max(table.to_numpy().max() for table, _ in found.values())
-    figure, places = plt.subplots(len(found), 1, figsize=(6.2, 1.6 * len(found) + 0.3), sharex=True, layout="constrained")
+    wide, high = 6.2, 1.6 * len(found) + 0.3
+    figure, places = plt.subplots(
+        len(found), 1, figsize=(wide, high), sharex=True,
+        gridspec_kw={"left": 0.9 / wide, "right": 0.99, "bottom": 0.55 / high, "top": 1 - 0.3 / high, "hspace": 0.3},
+    )  # fmt: skip
     for axes, (kind, (table, copied)) in zip(places, found.items(), strict=True):
-        sns.heatmap(
-            table, ax=axes, annot=True, fmt=".0f", cmap="cividis", vmin=0, vmax=most, linewidths=1, cbar=False,
-            annot_kws={"fontsize": 8},
-        )  # fmt: skip
+        cells = table.to_numpy()
+        axes.pcolormesh(cells, cmap="cividis", vmin=0, vmax=most, edgecolors="white", linewidth=1)
+        for (row, column), share in np.ndenumerate(cells):
+            colour = "white" if share < most / 2 else "black"
+            axes.text(column + 0.5, row + 0.5, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(np.arange(cells.shape[1]) + 0.5, table.columns)
+        axes.set_yticks(np.arange(len(cells)) + 0.5, table.index)
+        axes.invert_yaxis()
         axes.set_title(f"{kind.replace('_', ' ')}: {copied:.0f} % of masked places are visible at another time", fontsize=9)
         axes.tick_params(length=0, labelsize=9)
-        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
-    places[-1].set_xlabel("time steps from a masked cube; in each field the % of cubes there that are visible", fontsize=9)
+        sns.despine(ax=axes, left=True, bottom=True)
+    places[-1].set_xlabel("time steps from a masked cube; numbers: visible cubes there, %", fontsize=9)
     return figure
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 from vmae_lab.evaluation.neighbours import FEWEST
 from vmae_lab.evaluation.probes import PROBE_NAMES, classical_answers
 from vmae_lab.lab.ablation import Plan, summarise
-from vmae_lab.lab.maps import SHOWN, short
+from vmae_lab.lab.labels import short
+from vmae_lab.lab.maps import SHOWN
 from vmae_lab.lab.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
 from vmae_lab.lab.presentation.common import (
     clips_words,
