@@ -28,6 +28,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
     "lab": [
         "places",
         "provenance",
+        "own_data",
         "recipe",
         "arms",
         "measure",

@@ -11,6 +11,7 @@ import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
 from vmae_lab.files import make_folder, write_text
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.index import write_index
 from vmae_lab.lab.places import how_to_find_it, project_root, report_folder, runs_folder
 from vmae_lab.lab.recipe import RecipeError, build_recipe
@@ -43,9 +44,8 @@ def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTH
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore
 
-    for notebook, parameters in [(notebook, checked_parameters(notebook, scale, override)) for notebook in notebooks]:
-        recipe = build_recipe(parameters, WORKBOOK[notebook.stem].arms)
-        print(plan_summary(plan_notebook(notebook.stem, recipe), RunStore(runs_folder())))
+    for planned in [checked_plan(notebook, scale, override)[1] for notebook in notebooks]:
+        print(plan_summary(planned, RunStore(runs_folder())))
 
 
 @commands.command(epilog="\b\nExamples:\n  vmae-lab report\n  vmae-lab report --for-git")
@@ -113,7 +113,12 @@ def notebook_as_html(executed: Path) -> str:
 
 
 def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict[str, Any]:
-    """A scale's parameters with the overrides, refused where anything is unknown or impossible, before a kernel starts."""
+    """A scale's parameters with the overrides. Raises RecipeError as `checked_plan` does."""
+    return checked_plan(notebook, scale, overrides)[0]
+
+
+def checked_plan(notebook: Path, scale: str, overrides: list[str]) -> tuple[dict[str, Any], Plan]:
+    """A scale's parameters with the overrides, and the plan. Raises RecipeError if anything is unknown or impossible."""
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
     if notebook.stem not in WORKBOOK:
@@ -121,5 +126,4 @@ def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict
     arms = WORKBOOK[notebook.stem].arms
     beside = notebook.resolve().parent.parent / "params"
     parameters = {"arms": list(arms), **scale_parameters(scale, beside, overrides)}
-    plan_notebook(notebook.stem, build_recipe(parameters, arms))
-    return parameters
+    return parameters, plan_notebook(notebook.stem, build_recipe(parameters, arms))
