@@ -67,10 +67,19 @@ class Plan:
         """An arm's cell at the first seed."""
         return self.cell(arm, self.recipe.seeds[0])
 
-    def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
-        """Complete every stage and collect the rows. Raises RecipeError if the lists cannot be used as the stages need it."""
-        if problems := _list_problems(self, ahead=False):
+    def check_lists(self, costed: bool = False) -> None:
+        """Raise RecipeError with all that is wrong with the recipe's lists, also that they are not there, one line each.
+
+        `costed`: lists that are not there yet will do if their classes need not be counted.
+        """
+        data = self.recipe.data
+        ahead = costed and bool((data.lists and data.lists.classes) or not data.labelled)
+        if problems := _list_problems(self, ahead):
             raise RecipeError("\n".join(problems))
+
+    def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
+        """Complete every stage and collect the rows. Raises RecipeError as `check_lists` does."""
+        self.check_lists()
         store.complete_all(self.stages, self.recipe.compute, work)
         return self.rows(store)
 
@@ -117,7 +126,7 @@ def plan_ablation(
     # The controls prove the embedded data; of list files there is nothing to prove.
     proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
     plan = Plan(name, recipe, arms, cells, proved, impossible)
-    if problems := [*problems, *_list_problems(plan)]:
+    if problems := [*problems, *_list_problems(plan, ahead=True)]:
         raise RecipeError("\n".join(problems))
     for note in _list_notes(plan):
         print(note)
@@ -144,7 +153,7 @@ def _splits_read(plan: Plan) -> list[str]:
     return list(dict.fromkeys(recipe.evaluate.split if split == "held out" else split for split in read))
 
 
-def _list_problems(plan: Plan, ahead: bool = True) -> list[str]:
+def _list_problems(plan: Plan, ahead: bool) -> list[str]:
     """What the stages need of the recipe's lists and cannot have: reported before pre-training, not after."""
     lists = plan.recipe.data.lists
     if lists is None:

@@ -49,12 +49,11 @@ def list_problems(
 ) -> list[str]:  # fmt: skip
     """What makes lists impossible for the splits `used` (`pretrain`, `train`, `validation`, `test`), one line each.
 
-    `labels`: settings and the labelled clips that they draw from the train split. `ahead`: lists of which none is there yet are
-    no problem if their classes need not be counted.
+    `labels`: settings and the labelled clips that they draw from the train split. `ahead`: if none of the lists is there yet,
+    nothing is reported.
     """
     used = list(dict.fromkeys(used))
-    missing = [bool(lists.missing(split)) for split in used]
-    if ahead and all(missing) and (lists.classes or set(used) <= {"pretrain"}):
+    if ahead and all(lists.missing(split) for split in used):
         return []
     root, problems = absolute(lists.root), list[str]()
     for split in used:

@@ -113,13 +113,13 @@ def _conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
         values = sections.get(name, ())
         if len(set(values)) < len(values):
             yield f"{name} {list(values)} repeat: a repeated one adds no information"
-    world = data and data.motionworld
+    world = data.motionworld if data else None
     if data and evaluate and (unknown := sorted(set(evaluate.sources) - set(world.sources if world else ()))):
         if world:
             yield f"evaluate.sources {unknown} are not among the embedded data's sources {list(world.sources)}"
         else:
             yield f"evaluate.sources {unknown}: list files are evaluated as a whole; leave evaluate.sources out"
-    if world and model and (span := (model.frames - 1) * data.stride + 1) > world.frames:
+    if data and world and model and (span := (model.frames - 1) * data.stride + 1) > world.frames:
         yield (
             f"model.frames {model.frames} with data.stride {data.stride} spans {span} frames; the files have "
             f"{world.frames} (data.motionworld.frames)"
@@ -251,7 +251,8 @@ def _more_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     sections = {}
     for name, field in Recipe.model_fields.items():
         with suppress(ValidationError):
-            sections[name] = TypeAdapter(field.annotation).validate_python(tree.get(name, field.default))
+            kind: Any = field.annotation
+            sections[name] = TypeAdapter(kind).validate_python(tree.get(name, field.default))
     if "data" not in sections:
         with suppress(ValidationError, KeyError, TypeError):
             sections["data"] = DataSettings(lists=tree["data"]["lists"])
