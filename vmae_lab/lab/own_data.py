@@ -28,9 +28,7 @@ def fit_to_lists(tree: Mapping[str, Any], given: Collection[str]) -> dict[str, A
     lists = data.get("lists") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(lists, dict) or not isinstance(evaluate, dict):
         return fitted
-    if data.get("motionworld") and _is_given("data.motionworld", given):
-        return fitted
-    embedded = bool(data.pop("motionworld", None)) | _drop("sources", evaluate, "evaluate", given)
+    embedded = _drop("motionworld", data, "data", given) | _drop("sources", evaluate, "evaluate", given)
     _drop("pretrain_limits", data, "data", given)
     if not _sources(lists).issuperset(data.get("pretrain_sources") or ()):
         _drop("pretrain_sources", data, "data", given)
@@ -50,12 +48,12 @@ def list_problems(
     """What makes lists impossible for the splits `used` (`pretrain`, `train`, `validation`, `test`), one line each.
 
     `labels`: settings and the labelled clips that they draw from the train split. `ahead`: if none of the lists is there yet,
-    nothing is reported.
+    nothing is reported, unless there is a root and classes have to be counted.
     """
-    used = list(dict.fromkeys(used))
-    if ahead and all(lists.missing(split) for split in used):
+    used, root, problems = list(dict.fromkeys(used)), absolute(lists.root), list[str]()
+    uncounted = lists.classes or set(used) <= {"pretrain"} or not root.is_dir()
+    if ahead and uncounted and all(lists.missing(split) for split in used):
         return []
-    root, problems = absolute(lists.root), list[str]()
     for split in used:
         try:
             videos, *others = read_pretrain(lists).values() if split == "pretrain" else [read_split(lists, split, warn=False)]
@@ -64,6 +62,7 @@ def list_problems(
             continue
         if any(one.root == root for one in (videos, *others)) and not root.is_dir():
             problems.append(_no_root(lists, root))
+            continue
         if split != "pretrain" and len(videos.classes) < 2:
             problems.append(
                 f"data.lists.train: all videos are of one class, {', '.join(videos.classes)}, so there is nothing to classify; "
