@@ -70,9 +70,9 @@ def test_so_it_is_in_the_parameters_cell(folder, smoke, capsys):
     [line] = capsys.readouterr().out.splitlines()
     for name in ("data.lists.train", "data.lists.hold_out", "evaluate.probe.labels", "evaluate.finetune_labels"):
         assert name in line, "what was set is printed"
-    again = plan.recipe.with_overrides({"pretrain.lr": 0.1})
-    assert again.data == plan.recipe.data
-    assert not capsys.readouterr().out, "a fitted recipe fits"
+    again = plan.recipe.with_overrides({"evaluate.probe.labels": 3})
+    assert (again.data, again.evaluate.probe.labels) == (plan.recipe.data, 3)
+    assert not capsys.readouterr().out, "a recipe is fitted once"
 
 
 @pytest.mark.parametrize("book", [name for name, book in WORKBOOK.items() if not book.sources])
@@ -120,14 +120,11 @@ def test_what_the_user_gave_stays_and_is_reported_if_it_is_impossible(folder, sm
     assert unchanged == before
 
 
-def test_values_written_next_to_lists_are_the_users(folder, smoke):
-    """Nothing in these parameters is of the embedded data set, so that no value is taken for a scale's."""
-    evaluate = {**smoke["evaluate"], "sources": [], "probe": {"labels": 16}}
-    [line] = refused({**smoke, "data": {"lists": {"root": folder(THREE)}}, "evaluate": evaluate | {"finetune_labels": None}})
-    assert line.startswith("evaluate.probe.labels 16 is not a multiple of the 3 classes")
-    del evaluate["probe"], evaluate["finetune_labels"]
-    recipe = planned({**smoke, "data": {"lists": {"root": folder(THREE)}}, "evaluate": evaluate}).recipe
-    assert (recipe.evaluate.probe.labels, recipe.evaluate.finetune_labels) == (None, None), "defaults are nobody's choice"
+def test_defaults_and_values_of_a_file_are_fitted_and_it_is_printed(folder, smoke, capsys):
+    for probe in ({"labels": 16}, {}):
+        data, evaluate = {"lists": {"root": folder(THREE)}}, {**smoke["evaluate"], "sources": [], "probe": probe}
+        assert planned({**smoke, "data": data, "evaluate": evaluate}).recipe.evaluate.probe.labels is None
+        assert f"evaluate.probe.labels null, all labels in place of {probe.get('labels', 160)}" in capsys.readouterr().out
 
 
 def warm_ups() -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
 )
 def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Run a notebook at a scale and write its report."""
-    checked = [(notebook, *checked_plan(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
+    checked = [(notebook, *checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
     for _, _, planned in checked:
         planned.check_lists()
     if not find_spec("papermill"):
@@ -46,7 +46,7 @@ def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTH
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore
 
-    for planned in [checked_plan(notebook, scale, override)[1] for notebook in notebooks]:
+    for planned in [checked_parameters(notebook, scale, override)[1] for notebook in notebooks]:
         planned.check_lists(costed=True)
         print(plan_summary(planned, RunStore(runs_folder())))
 
@@ -115,12 +115,7 @@ def notebook_as_html(executed: Path) -> str:
     return HTMLExporter(config={"NbConvertBase": {"display_data_priority": kinds}}).from_filename(str(executed))[0]
 
 
-def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> dict[str, Any]:
-    """A scale's parameters with the overrides. Raises RecipeError as `checked_plan` does."""
-    return checked_plan(notebook, scale, overrides)[0]
-
-
-def checked_plan(notebook: Path, scale: str, overrides: list[str]) -> tuple[dict[str, Any], Plan]:
+def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> tuple[dict[str, Any], Plan]:
     """A scale's parameters with the overrides, and the plan. Raises RecipeError if anything is unknown or impossible."""
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")

@@ -21,24 +21,41 @@ def fit_to_lists(tree: Mapping[str, Any], given: Collection[str]) -> dict[str, A
     """A recipe's parameters with what `data.lists` leaves open filled in, and printed in one line; the same without lists.
 
     A scale of the embedded data set loses what belongs to that alone. `given` are the dotted names that the user set: these
-    values stay, as do all that are possible. Lists that cannot be read change nothing here: `list_problems` reports them.
+    values stay, as do all that are possible. What cannot be read changes nothing here: `list_problems` reports it.
     """
     fitted = copy.deepcopy(dict(tree))
     data, evaluate = fitted.get("data"), fitted.get("evaluate")
     lists = data.get("lists") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(lists, dict) or not isinstance(evaluate, dict):
         return fitted
-    embedded = _drop("motionworld", data, "data", given) | _drop("sources", evaluate, "evaluate", given)
+    _drop("motionworld", data, "data", given)
     _drop("pretrain_limits", data, "data", given)
+    _drop("sources", evaluate, "evaluate", given)
     if not _sources(lists).issuperset(data.get("pretrain_sources") or ()):
         _drop("pretrain_sources", data, "data", given)
     changes = [
         *_choose_lists(lists, given),
         *_choose_split(lists, evaluate, given),
-        *_fit_labels(lists, evaluate, given, embedded),
+        *_fit_labels(lists, evaluate, given),
     ]
     if changes:
         print(f"set from data.lists: {'; '.join(changes)}")
+    return fitted
+
+
+def fit_warm_ups(tree: Mapping[str, Any], before: Mapping[str, Any], given: Collection[str], place: str = "") -> dict[str, Any]:
+    """A recipe's parameters with the warm-ups of trainings shortened that the user gave no more steps than the warm-up has.
+
+    It is in proportion to the steps that they had `before`. A warm-up that was `given` stays.
+    """
+    fitted = dict(tree)
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and isinstance(before.get(name), Mapping):
+            fitted[name] = fit_warm_ups(value, before[name], given, f"{place}{name}.")
+    steps, warm_up, had = tree.get("steps"), tree.get("warmup_steps"), before.get("steps")
+    numbers = all(isinstance(number, int) for number in (steps, warm_up, had))
+    if numbers and 0 < steps <= warm_up < had and not _is_given(f"{place}warmup_steps", given):
+        fitted["warmup_steps"] = warm_up * steps // had
     return fitted
 
 
@@ -108,9 +125,10 @@ def _is_given(name: str, given: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}.") for other in given)
 
 
-def _drop(name: str, section: dict[str, Any], place: str, given: Collection[str]) -> bool:
-    """Remove a setting of the embedded data set unless it was set by the user; whether there was one."""
-    return not _is_given(f"{place}.{name}", given) and bool(section.pop(name, None))
+def _drop(name: str, section: dict[str, Any], place: str, given: Collection[str]) -> None:
+    """Remove a setting of the embedded data set, unless the user set it."""
+    if not _is_given(f"{place}.{name}", given):
+        section.pop(name, None)
 
 
 def _sources(lists: Mapping[str, Any]) -> set[str]:
@@ -161,17 +179,11 @@ def _choose_split(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Col
         yield f"evaluate.split {there[0]}"
 
 
-def _fit_labels(
-    lists: Mapping[str, Any], evaluate: dict[str, Any], given: Collection[str], embedded: bool
-) -> Iterable[str]:  # fmt: skip
-    """Numbers of labelled clips that were chosen for the embedded data set, or by default, and that these lists cannot give."""
+def _fit_labels(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Collection[str]) -> Iterable[str]:
+    """Numbers of labelled clips that the user did not set and that these lists cannot give."""
     probe = evaluate.setdefault("probe", {})
     places = [("evaluate.probe.labels", probe, "labels"), ("evaluate.finetune_labels", evaluate, "finetune_labels")]
-    open_ones = [
-        (name, section, key)
-        for name, section, key in places
-        if isinstance(section, dict) and (embedded or key not in section) and not _is_given(name, given)
-    ]
+    open_ones = [place for place in places if isinstance(place[1], dict) and not _is_given(place[0], given)]
     if not lists.get("train") or not open_ones:
         return
     try:

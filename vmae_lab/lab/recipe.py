@@ -14,7 +14,7 @@ from vmae_lab.detection.spatial import DetectSettings
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
-from vmae_lab.lab.own_data import LABELS, fit_to_lists, list_problems
+from vmae_lab.lab.own_data import LABELS, fit_to_lists, fit_warm_ups, list_problems
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import SIZES, ModelSettings
 from vmae_lab.randomness import torch_generator
@@ -99,7 +99,7 @@ class Recipe(BaseModel):
         """A copy with dotted one-offs applied, checked again. Raises RecipeError."""
         tree = self.model_dump(mode="json")
         _apply(tree, overrides)
-        return build_recipe(tree)
+        return _checked(tree)
 
 
 def _conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
@@ -179,12 +179,9 @@ def build_recipe(parameters: Mapping[str, Any], arms: Collection[str] | None = N
     overrides = tree.pop("override", None) or {}
     if not isinstance(overrides, Mapping):
         raise RecipeError(f"override is a dictionary of dotted names and values; got {overrides!r}")
-    _apply(tree, {**_warm_ups(tree, overrides), **overrides})
-    tree = fit_to_lists(tree, overrides)
-    try:
-        recipe = Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError("\n".join(dict.fromkeys([*_explain(error, tree).split("\n"), *_more_problems(tree)]))) from None
+    before = copy.deepcopy(tree)
+    _apply(tree, overrides)
+    recipe = _checked(fit_to_lists(fit_warm_ups(tree, before, overrides), overrides))
     if arms is not None:
         for arm in recipe.arms:
             if arm not in arms:
@@ -230,20 +227,11 @@ def _apply(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         place[last] = value
 
 
-def _warm_ups(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, int]:
-    """A warm-up in proportion for each training that is given no more steps than its warm-up has, and no other warm-up."""
-    found = {}
-    for dotted, steps in overrides.items():
-        *path, last = dotted.split(".")
-        section: Any = tree
-        for name in path:
-            section = section.get(name) if isinstance(section, Mapping) else None
-        if last != "steps" or not isinstance(section, Mapping) or not isinstance(steps, int):
-            continue
-        before, warm_up, name = section.get("steps"), section.get("warmup_steps"), ".".join([*path, "warmup_steps"])
-        if isinstance(before, int) and isinstance(warm_up, int) and steps <= warm_up < before and name not in overrides:
-            found[name] = max(0, warm_up * steps // before)
-    return found
+def _checked(tree: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("\n".join(dict.fromkeys([*_explain(error, tree).split("\n"), *_more_problems(tree)]))) from None
 
 
 def _more_problems(tree: Mapping[str, Any]) -> Iterator[str]:
