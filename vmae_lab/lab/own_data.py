@@ -52,10 +52,10 @@ def fit_warm_ups(tree: Mapping[str, Any], before: Mapping[str, Any], given: Coll
     for name, value in tree.items():
         if isinstance(value, Mapping) and isinstance(before.get(name), Mapping):
             fitted[name] = fit_warm_ups(value, before[name], given, f"{place}{name}.")
-    steps, warm_up, had = tree.get("steps"), tree.get("warmup_steps"), before.get("steps")
-    numbers = all(isinstance(number, int) for number in (steps, warm_up, had))
-    if numbers and 0 < steps <= warm_up < had and not _is_given(f"{place}warmup_steps", given):
-        fitted["warmup_steps"] = warm_up * steps // had
+    match tree, before:
+        case {"steps": int(steps), "warmup_steps": int(warm_up)}, {"steps": int(had)}:
+            if 0 < steps <= warm_up < had and not _is_given(f"{place}warmup_steps", given):
+                fitted["warmup_steps"] = warm_up * steps // had
     return fitted
 
 
