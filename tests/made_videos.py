@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
 VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "videos"  # real files, which only the project's developers have
 NO_VIDEOS = "no real videos: ../shared/videos is not part of a clone"
@@ -51,13 +53,16 @@ def scheduled_as_before() -> Iterator[None]:
 def write_video(
     path: Path, frames: int | Sequence[np.ndarray] = 40, codec: str = "h264", pix_fmt: str = "yuv420p", gop: int = 12,
     size: tuple[int, int] = (64, 48), options: dict[str, str] | None = None, mux: dict[str, str] | None = None,
+    display: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Encode numbered frames, or those given; the container goes by the file's name."""
+    """Encode numbered frames, or those given; the container goes by the file's name. `display` is for set_display_rotation."""
     pictures = [drawn(number, *size) for number in range(frames)] if isinstance(frames, int) else frames
     with scheduled_as_before(), av.open(str(path), "w", options=mux or {}) as output:
         stream = output.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt, stream.gop_size = pix_fmt, gop
+        if display:
+            stream.set_display_rotation(**display)
         for picture in pictures:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(stream.encode())
@@ -72,6 +77,30 @@ def write_late_start(path: Path, source: Path, skipped: int) -> Path:
             if number >= skipped:
                 packet.stream = stream
                 output.mux(packet)
+    return path
+
+
+def write_edited(path: Path, source: Path, hidden: int) -> Path:
+    """The packets of a video, the first of them before time 0: an MP4 hides them by an edit list."""
+    with av.open(str(source)) as video, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as output:
+        stream = output.add_stream_from_template(video.streams.video[0])
+        for packet in video.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                packet.pts, packet.dts = packet.pts - hidden * packet.duration, packet.dts - hidden * packet.duration
+                output.mux(packet)
+    return path
+
+
+def write_filtered(path: Path, source: Path, filters: str) -> Path:
+    """The packets of a video, changed by a bitstream filter."""
+    with av.open(str(source)) as video, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(video.streams.video[0])
+        changed = BitStreamFilterContext(filters, video.streams.video[0])
+        for packet in video.demux(video=0):
+            for found in changed.filter(packet if packet.size else None):
+                found.stream = stream
+                output.mux(found)
     return path
 
 
@@ -90,15 +119,24 @@ def write_two_streams(path: Path) -> Path:
     return path
 
 
-def turned(path: Path, quarters: int) -> Path:
-    """Have players turn an MP4 clockwise by so many quarters, as a telephone held upright does."""
-    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]
-    matrix = np.array([cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30], ">i4")
+def with_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Give an MP4 a display matrix: players show pixel (x, y) at (ax + cy, bx + dy), moved into the picture."""
+    fixed = [round(value * (1 << 16)) for value in (a, b, 0, c, d, 0, 0, 0)]
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 44
-    data[start : start + 36] = matrix.tobytes()
+    data[start : start + 36] = np.array([*fixed, 1 << 30], ">i4").tobytes()
     path.write_bytes(data)
     return path
+
+
+def boxes(path: Path) -> list[tuple[str, bytes]]:
+    """The boxes at the top level of an MP4, each with its type."""
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        found.append((data[4:8].decode(), data[:size]))
+        data = data[size:]
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +86,7 @@ def flush_to_disk(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(readable(text), encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,10 +94,51 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_bytes())  # bytes: json detects UTF-8 with or without a byte-order mark, and UTF-16
 
 
 def fingerprint(value: Any) -> str:
     """Twelve hexadecimal digits that name a value made of plain settings, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def readable(text: str) -> str:
+    """Text that can be encoded, for messages and tables: `\\xe9` for a byte of a file name that is not UTF-8."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no file name gives
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def local_name(name: str) -> str:
+    """A file name from a UTF-8 text, as this process's file system functions take it: the same bytes in every locale."""
+    if name.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return name
+    try:
+        return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return name
+
+
+def utf8_name(name: str) -> str:
+    """A file name of this process as UTF-8 text, the inverse of `local_name`; bytes that are not UTF-8 stay surrogates."""
+    if name.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return name
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def escaped_name(name: str) -> str:
+    """A UTF-8 name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
+    return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def unescaped_name(text: str) -> str:
+    """The file name that `escaped_name` was given."""
+    return re.sub(
+        rb"\\(\\|x[0-9a-fA-F]{2})",
+        lambda match: b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)]),
+        text.encode("utf-8", "surrogateescape"),
+    ).decode("utf-8", "surrogateescape")

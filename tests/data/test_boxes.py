@@ -135,6 +135,56 @@ def test_label_maps(written):
             read_label_map(written(text, name))
 
 
+SAID = r'"say \"{hi}\" # loud"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'item {{ name: "sit" id: 1 }} item {{ id: 2 name: {SAID} }}',
+        f"# item {{ id: 5 }}\nitem {{\n  name: 'sit'  # {{ id: 3 }}\n  id: 1\n}}\nitem: <id: 2, name: {SAID}>\n",
+        '\ufefflabel_map: {\r\n label {\r\n name: "sit"; label_id: 1\r\n label_type: PERSON_MOVEMENT }\r\n'
+        f'label {{ label_id:2 name:{SAID} keypoints {{ id: 7 name: "k" }} }} }}',
+        f'item {{ name: "sit" id: 1 display_name: "Sit" }} item {{ id: 2 display_name: {SAID} }}',
+    ],
+)
+def test_label_maps_in_every_form_of_pbtxt(written, text):
+    assert read_label_map(written(text, "map.pbtxt")) == {1: "sit", 2: 'say "{hi}" # loud'}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "causes"),
+    [
+        (
+            'item {\n id: 1 name: "a"\n}\nitem {\n name: "b" }\nitem { id: 3 }',
+            "map.pbtxt",
+            ["2 faults", "line 4: item 2", "line 6: item 3"],
+        ),
+        (
+            'item { id: 1 name: "a" }\nitem { id: 2\n name: "b" }\nitem { id: 1 name: "c" }',
+            "map.pbtxt",
+            ["number to several", "lines 1, 4"],
+        ),
+        ('item {\n id: 1 name: "a"\n', "map.pbtxt", ["line 1: item is not closed"]),
+        ('item { id: 1 name: "a }\n', "map.pbtxt", ['line 1: " has no other']),
+        ('item { id: 1 name: "a" }\n}\n', "map.pbtxt", ["line 2: } has no other"]),
+        ("# id,name\n\n1,a\n# 1,b\n2\nx,c\n", "map.csv", ["2 faults", "line 5: ", "line 6: "]),
+    ],
+)
+def test_label_maps_with_faults_name_their_lines(written, text, name, causes):
+    with pytest.raises(ListError) as caught:
+        read_label_map(written(text, name))
+    assert all(cause in str(caught.value) for cause in causes), caught.value
+
+
+def test_comments_are_no_rows_and_lines_are_still_counted(written):
+    assert read_excluded(written("# ignored\nvid,0903\n#vid,0904\n")).values.tolist() == [["vid", 903.0]]
+    table = read_ground_truth(written(f"# video,timestamp\n{GOOD}\n"))
+    assert len(table) == 1
+    with pytest.raises(ListError, match=r"1 bad line; line 3: .*action_id 'x'"):
+        read_ground_truth(written(f"# video,timestamp\n{GOOD}\nvid,0902,0.1,0.2,0.5,0.9,x,3\n"))
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ListError, match=r"cannot read .*none\.csv: No such file"):
         read_ground_truth(tmp_path / "none.csv")

@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import av
+import made_videos
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 from vmae_lab.cli import main
+from vmae_lab.data import check
 from vmae_lab.data.check import CHECKED, FAILURES, JOURNAL, REPORT, check_list
 from vmae_lab.data.clips import DataSettings, load_clips
 from vmae_lab.data.listed import clips_of
@@ -107,6 +109,39 @@ def test_a_check_sorts_broken_from_sound_and_is_not_done_twice(videos, tmp_path,
     assert set(mended.table.status) == {"ok"}
     monkeypatch.setattr(isolated, "CHILD", "no.such.module")
     assert len(check_list(listed, VideoSettings(), out, progress=False).broken) == 0, "all of it was seen"
+
+
+def test_every_frame_of_a_fragmented_video_is_read_from_a_checked_list_and_from_shards(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    made_videos.write_video(root / "decord.mp4", mux={"movflags": "frag_keyframe"})
+    made_videos.write_video(root / "pyav.mp4", codec="mpeg4", options={"bf": "2"}, mux={"movflags": "frag_keyframe"})
+    made_videos.write_video(root / "ten_bit.mp4", pix_fmt="yuv420p10le", mux={"movflags": "dash"})
+    listed = read_list(".", root)
+    checked = check_list(listed, VideoSettings(), tmp_path / "check", progress=False)
+    assert checked.table.set_index("path").decoder.to_dict() == {
+        "decord.mp4": "decord",
+        "pyav.mp4": "pyav",
+        "ten_bit.mp4": "pyav",
+    }
+    shards = tmp_path / "shards"
+    for videos in (
+        listed,
+        read_list(tmp_path / "check" / CHECKED, root),
+        read_list(pack(listed, shards, progress=False), shards),
+    ):
+        clips = clips_of({"all": (videos, "")}, VideoSettings())
+        for row in range(3):
+            frames = clips.video(row, Everything()).permute(1, 2, 3, 0).numpy()
+            assert made_videos.shown(frames) == list(range(40)), clips.name(row)
+
+
+def test_what_an_earlier_version_of_the_decoding_saw_is_looked_at_again(videos, tmp_path, monkeypatch, capsys):
+    listed, out = read_list(".", videos, labelled=True), tmp_path / "check"
+    for version, seen in ((check.VERSION - 1, 0), (check.VERSION, 0), (check.VERSION, 6)):
+        monkeypatch.setattr(check, "VERSION", version)
+        check_list(listed, VideoSettings(), out, progress=False)
+        assert f"{seen} of them seen by an earlier check" in capsys.readouterr().out
 
 
 def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, monkeypatch, capsys):

@@ -108,6 +108,71 @@ def test_optional_columns_of_a_table(write):
     assert shards.table["offset"].dtype == np.int64
 
 
+@pytest.mark.parametrize(
+    ("labelled", "text", "expected"),
+    [
+        (
+            True,
+            "\"my clip.mp4\" 1\n'other clip.mp4' 0\nplain.mp4 2\n",
+            [("my clip.mp4", 1), ("other clip.mp4", 0), ("plain.mp4", 2)],
+        ),
+        (True, "\"frames 12\" 30 1\n'f' 20 0\n", [("frames 12", 1), ("f", 0)]),
+        (True, '"clip 12" 1\nclip.mp4 0\n', [("clip 12", 1), ("clip.mp4", 0)]),
+        (True, "'a,b.mp4',1\n'c.mp4',0\n", [("a,b.mp4", 1), ("c.mp4", 0)]),
+        (True, '"say ""hi"".mp4" 1\n\'it\'\'s.mp4\' 0\n', [('say "hi".mp4', 1), ("it's.mp4", 0)]),
+        (True, "'tis.mp4 1\n5\" disk.mp4 0\n", [("'tis.mp4", 1), ('5" disk.mp4', 0)]),
+        (False, "\"my clip.mp4\" 0 -1\n'f 1' 3 9\n", [("my clip.mp4", -1), ("f 1", -1)]),
+        (False, "\"my clip 1.mp4\"\n'b 2'\n", [("my clip 1.mp4", -1), ("b 2", -1)]),
+    ],
+)
+def test_quotation_marks_around_a_path_are_not_its_own(write, labelled, text, expected):
+    assert rows(read_list(write(text), labelled=labelled), "path", "label") == expected
+
+
+def test_the_backslashes_of_windows_are_named(write, tmp_path):
+    touch(tmp_path, "run/a.mp4", "odd\\name.mp4")
+    text = "path,label\nodd\\name.mp4,0\nrun\\a.mp4,1\nC:\\videos\\b.mp4,1\n"
+    with pytest.raises(ListError) as caught:
+        read_list(write(text), tmp_path, labelled=True)
+    message = str(caught.value)
+    assert "2 bad lines; line 3: " in message
+    assert "write / between folders" in message
+    assert "line 4: " in message
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
+@pytest.mark.parametrize("header", [["file", "class"], ["clip_id", "category", "split"], ["video name", "label"]])
+def test_a_header_without_a_path_is_answered_by_its_columns(write, tmp_path, name, header):
+    table = pd.DataFrame([["a.mp4", 1, "x"], ["b.mp4", 0, "y"]]).iloc[:, : len(header)].set_axis(header, axis=1)
+    table.to_csv(tmp_path / name, index=False) if name.endswith("csv") else table.to_parquet(tmp_path / name)
+    with pytest.raises(ListError, match=rf"{name} has no column 'path'; its columns are {', '.join(header)}"):
+        read_list(name, tmp_path, labelled=True)
+
+
+def test_a_word_above_a_list_of_paths_is_a_header(write):
+    with pytest.raises(ListError, match="its columns are filepath"):
+        read_list(write("filepath\na.mp4\nb.mp4\n"))
+    with pytest.raises(ListError, match="no column 'label'; its columns are path, class"):
+        read_list(write("path,class\na.mp4,walk\n"), labelled=True)
+
+
+@pytest.mark.parametrize("text", ["a.mp4 walk\nb.mp4 run\n", "a.mp4,walk\nb.mp4,run\n", "a.mp4\twalk\nb.mp4\trun\n"])
+def test_names_without_a_header_are_told_that_they_need_one(write, text):
+    with pytest.raises(ListError, match=r"2 bad lines; line 1: .*names need a table with a header \(path,label\); line 2: "):
+        read_list(write(text), labelled=True)
+
+
+def test_a_table_may_be_separated_by_spaces(write):
+    text = 'path label\n"my clip.mp4" walk\nb.mp4 run\n'
+    assert rows(read_list(write(text), labelled=True), "path", "label") == [("my clip.mp4", 1), ("b.mp4", 0)]
+    assert rows(read_list(write("my video 1.mp4\nb.mp4\n")), "path") == [("my video 1.mp4",), ("b.mp4",)], "no header"
+
+
+@pytest.mark.parametrize("text", ["path,label\ra.mp4,1\rb.mp4,0\r", "a.mp4 1\rb.mp4 0"])
+def test_lines_that_end_as_on_old_macs(write, text):
+    assert rows(read_list(write(text), labelled=True), "path", "label") == [("a.mp4", 1), ("b.mp4", 0)]
+
+
 def test_encodings(write):
     plain = rows(read_list(write("ä/日本.mp4 0 -1\nb\u2028c.mp4 0 -1\n")), "path", "line")
     assert plain == [("ä/日本.mp4", 1), ("b\u2028c.mp4", 2)]

@@ -15,7 +15,9 @@ from PIL import Image
 
 from vmae_lab.data.sampling import Dense, Exactly
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, read_frames, read_video
+from vmae_lab.data.video.inspection import inspect_video
 from vmae_lab.data.video.isolated import DecoderProcess
+from vmae_lab.data.video.timing import time_video
 
 
 def real_files() -> list[dict[str, str]]:
@@ -66,6 +68,10 @@ def test_real_videos_are_read_frame_exact(row):
         assert np.abs(frame - expected[index]).mean() < 2, f"frame {index}"
     with pytest.raises(VideoError, match=f"there are {count} frames"):
         read_frames(path, [count])
+    seen, timed = inspect_video(VideoFile(str(path)), VideoSettings()), time_video(VideoFile(str(path)), VideoSettings())
+    assert (seen.frames, seen.decoder) == (count, expected_decoder(row))
+    packed = (row["container"], row["codec"]) == ("avi", "mpeg4")  # may have packets that stand for no frame
+    assert timed.info.frames - count in (range(4) if packed else (0,))
 
 
 BAD = sorted(path for path in (VIDEOS / "bad").rglob("*") if path.is_file() and path.suffix != ".csv")

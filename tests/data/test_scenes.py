@@ -32,6 +32,8 @@ def root(tmp_path_factory) -> Path:
     encode_mp4(np.stack([drawn(n, 96, 128) for n in range(100)]), root / "videos" / "b.mp4", rate=25)  # 4 s
     for number in range(60):
         Image.fromarray(drawn(number, 80, 60)).save(root / "videos" / "c" / f"c_{number + 1:06d}.jpg", quality=95)  # 3 s at 20
+    for hidden in ("c/._c_000061.jpg", "._a.mp4", "c/.DS_Store"):  # what macOS leaves on other file systems
+        (root / "videos" / hidden).write_bytes(b"\0\5\x16\7")
     (root / "actions.csv").write_text("id,name\n3,sit\n7,stand\n9,walk\n")
     return root
 

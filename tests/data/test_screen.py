@@ -87,6 +87,30 @@ def test_texts_that_name_other_files_are_refused_by_content(tmp_path, decoder):
             server.accept()
 
 
+@pytest.mark.parametrize("brand", ["isom", "qt  ", "3gp4", "M4V ", "mp41", "f4v ", "dash", "iso6", "cmfc", "msdh", "avis"])
+def test_an_mp4_is_read_whatever_brand_it_names(tmp_path, brand):
+    path = write_video(tmp_path / "video.mp4", 3, mux={"movflags": "frag_keyframe+empty_moov+default_base_moof"})
+    data = path.read_bytes()
+    for start in (b"", b"\0\0\0\x08free", b"\0\0\0\x18styp" + b"msdh" * 4, b"\0\0\0\x18uuid" + b"\0" * 16):
+        path.write_bytes(start + data[:8] + brand.encode() + data[12:])
+        assert shown(read_frames(path)) == [0, 1, 2], start
+
+
+@pytest.mark.parametrize("brand", ["heic", "heix", "mif1", "avif"])
+def test_pictures_in_the_containers_of_videos_are_refused(tmp_path, brand):
+    path = tmp_path / "picture.mp4"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1miaf" + b"\0" * 100)
+    with pytest.raises(VideoError, match=r"picture\.mp4.*a picture"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize("name", ["video.nut", "video.ivf", "video.h264", "video.mxf", "video.y4m"])
+def test_containers_that_are_not_read_are_named(tmp_path, name):
+    codec = {"video.ivf": "libvpx-vp9", "video.mxf": "mpeg2video", "video.y4m": "wrapped_avframe"}.get(name, "h264")
+    with pytest.raises(VideoError, match="its container is not read here"):
+        read_frames(write_video(tmp_path / name, 3, codec=codec, size=(64, 64)))
+
+
 ODD_NAMES = [
     "-dash.mp4", "proto:colon.mp4", "x_%04d.mp4", "x_%04d.jpg", "new\nline.mp4", "emoji_😀.mp4", " space name .mp4",
     "quote'and\"dq.mp4", "back\\slash.mp4", "concat:a|b.mp4", "pipe:0", "a.m3u8", "a.sdp", "#hash?query=1.mp4",

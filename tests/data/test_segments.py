@@ -163,6 +163,16 @@ def test_a_number_names_one_class_and_a_class_has_one_number(database, label, nu
         read_annotations(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_marks_of_editors_are_no_fault(tmp_path, encoding):
+    database = {"v": {"subset": "test", "duration": 3.0, "annotations": [{"segment": [1, 2], "label": "é"}]}}
+    (tmp_path / "a.json").write_bytes(json.dumps({"database": database}, ensure_ascii=False).encode(encoding))
+    assert read_annotations(tmp_path / "a.json").classes == ("é",)
+    predictions = {"v": [{"segment": [1, 2], "label": "é", "score": 0.5}]}
+    (tmp_path / "p.json").write_bytes(json.dumps({"results": predictions}, ensure_ascii=False).encode(encoding))
+    assert read_predictions(tmp_path / "p.json").label.tolist() == ["é"]
+
+
 def test_many_faults_are_told_up_to_ten(database):
     path = database(a=video(*[annotation(3, 2)] * 7, annotation()), b=video(*[annotation(label=None)] * 6), c=video(duration=0))
     with pytest.raises(ListError) as refused:

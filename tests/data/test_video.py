@@ -6,13 +6,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_videos import drawn, shown, turned, write_late_start, write_two_streams, write_video
+from made_videos import (
+    boxes,
+    drawn,
+    shown,
+    with_matrix,
+    write_edited,
+    write_filtered,
+    write_late_start,
+    write_two_streams,
+    write_video,
+)
 from PIL import Image
 
 from vmae_lab.data.sampling import Dense, Everything, Exactly, dense_window
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, decoders, read_frames, read_video
+from vmae_lab.data.video.inspection import inspect_video
+from vmae_lab.data.video.timing import time_video
 
 BOTH = pytest.mark.parametrize("decoder", ["decord", "pyav"])
+SETTINGS = [VideoSettings(), VideoSettings(decoder="pyav")]
 HEVC = "keyint=12:log-level=none"
 
 
@@ -25,7 +38,25 @@ MADE = {
     "b_frames.mov": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
     "b_frames.mkv": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
     "b_frames.flv": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
+    # The sample table of these holds no frames, the first fragment's, or what an index at the end of the file tells.
     "fragments.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+empty_moov"}}),
+    "first_fragment_in_table.mp4": ("decord", {"mux": {"movflags": "frag_keyframe"}}),
+    "fragment_per_frame.mov": ("decord", {"mux": {"movflags": "frag_every_frame"}, "options": x264("bframes=3:b-adapt=0")}),
+    "dash.mp4": ("decord", {"mux": {"movflags": "dash"}}),
+    "cmaf.mp4": ("decord", {"mux": {"movflags": "cmaf"}}),
+    "fragments_by_size.mp4": ("decord", {"mux": {"frag_size": "3000"}}),
+    "fragments_without_end.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+skip_trailer"}}),
+    "fragments_joined.mp4": ("decord", {"mux": {"movflags": "hybrid_fragmented"}}),
+    "smooth_streaming.ismv": ("decord", {}),
+    "fragments_vp9.mp4": ("decord", {"codec": "libvpx-vp9", "mux": {"movflags": "frag_keyframe"}}),
+    "dash_av1.mp4": ("pyav", {"codec": "libsvtav1", "size": (64, 64), "mux": {"movflags": "dash"}}),
+    "dash_ten_bit.mp4": ("pyav", {"pix_fmt": "yuv420p10le", "mux": {"movflags": "dash+global_sidx"}}),
+    "dash_open_gop.mp4": ("pyav", {"options": x264("bframes=3:b-adapt=0:open-gop=1"), "mux": {"movflags": "dash"}}),
+    "fragments_hevc.mp4": (
+        "pyav",
+        {"codec": "libx265", "options": {"x265-params": HEVC}, "mux": {"movflags": "frag_keyframe"}},
+    ),
+    "fragments_mpeg4.mov": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}, "mux": {"movflags": "frag_every_frame"}}),
     "hevc_closed.mp4": ("decord", {"codec": "libx265", "options": {"x265-params": f"{HEVC}:open-gop=0"}}),
     "mpeg4.mp4": ("decord", {"codec": "mpeg4"}),
     "odd.webm": ("decord", {"codec": "libvpx-vp9", "size": (65, 49)}),
@@ -39,6 +70,8 @@ MADE = {
     # Of a kind that decord does not read exactly, or not at all.
     "mpeg4.avi": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "h264.ts": ("pyav", {}),
+    "camcorder.m2ts": ("pyav", {"mux": {"mpegts_m2ts_mode": "1"}}),
+    "key_frame_index.flv": ("pyav", {"options": x264("bframes=3:b-adapt=0"), "mux": {"flvflags": "add_keyframe_index"}}),
     "mpeg2.mpg": ("pyav", {"codec": "mpeg2video"}),
     "wmv2.wmv": ("pyav", {"codec": "wmv2"}),
     "av1.mp4": ("pyav", {"codec": "libsvtav1", "size": (64, 64)}),
@@ -70,6 +103,102 @@ def test_made_videos_are_read_frame_exact(tmp_path, name):
     assert np.array_equal(part.frames, whole.frames[[31, 7]])
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_all_ways_to_read_a_video_agree_on_its_frames(tmp_path, name):
+    """Also with a decoder that was chosen, which gives these frames or refuses; also after a check, and by its times."""
+    decoder, how = MADE[name]
+    path = write_video(tmp_path / name, **how)
+    seen, timed = inspect_video(VideoFile(str(path)), VideoSettings()), time_video(VideoFile(str(path)), VideoSettings())
+    assert (seen.status, seen.frames, seen.decoder) == ("ok", 40, decoder)
+    assert (timed.info.frames, round(timed.rate, 3)) == (40, 25)
+    checked = VideoFile(str(path), decoder=seen.decoder, frames=seen.frames, bytes=seen.bytes)
+    by_pyav = read_video(VideoFile(str(path)), Everything(), VideoSettings(decoder="pyav"))
+    assert shown(by_pyav.frames) == list(range(40))
+    assert np.array_equal(read_video(checked, Everything(), VideoSettings(decoder="pyav")).frames, by_pyav.frames)
+    assert shown(read_video(checked, Exactly((39, 0, 17)), VideoSettings()).frames) == [39, 0, 17]
+    if decoder == "decord":
+        assert shown(read_frames(path, [39, 0, 17], VideoSettings(decoder="decord"))) == [39, 0, 17]
+        return
+    with pytest.raises(VideoError, match=re.escape(name)):
+        read_frames(path, [0], VideoSettings(decoder="decord"))
+    assert inspect_video(VideoFile(str(path)), VideoSettings(decoder="decord")).status == "failed"
+
+
+SEGMENTED = pytest.mark.parametrize("movflags", ["dash", "frag_keyframe+empty_moov+default_base_moof"])
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "dash.mp4", "first_fragment_in_table.mp4", "dash_open_gop.mp4", "b_frames.mkv"])
+def test_a_part_of_a_shard_is_looked_at_and_read_as_the_file_itself(tmp_path, name):
+    """It is larger than what is read of it at a time: whoever reads it twice at once would lose the place."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 120, 160, 3), np.uint8)
+    noise[:, 40:80] = [drawn(number, 160, 120)[40:80] for number in range(40)]
+    path = write_video(tmp_path / name, list(noise), **MADE[name][1])
+    data, shard = path.read_bytes(), tmp_path / "shard.tar"
+    assert len(data) > 200_000
+    shard.write_bytes(b"\0" * 512 + data + b"\0" * 512)
+    file, part = VideoFile(str(path)), VideoFile(str(shard), offset=512, size=len(data))
+    assert inspect_video(part, VideoSettings()) == inspect_video(file, VideoSettings())
+    assert time_video(part, VideoSettings()) == time_video(file, VideoSettings())
+    for settings in SETTINGS:
+        read = read_video(part, Everything(), settings)
+        assert shown(read.frames) == list(range(40))
+        assert np.array_equal(read.frames, read_frames(path, settings=settings))
+
+
+def test_frames_that_an_edit_list_hides_are_no_frames(tmp_path):
+    path = write_edited(tmp_path / "edited.mp4", write_video(tmp_path / "whole.mp4", options={"bf": "0"}), 17)
+    video = VideoFile(str(path))
+    for settings in SETTINGS:
+        read = read_video(video, Everything(), settings)
+        assert (shown(read.frames), read.info.frames) == (list(range(17, 40)), 23)
+    seen = inspect_video(video, VideoSettings())
+    assert (seen.status, seen.frames, time_video(video, VideoSettings()).info.frames) == ("ok", 23, 23)
+
+
+@SEGMENTED
+def test_a_segment_without_its_other_half_is_refused(tmp_path, movflags):
+    parts = boxes(write_video(tmp_path / "whole.mp4", options=x264("bframes=2"), mux={"movflags": movflags}))
+    moov = next(number for number, (kind, _) in enumerate(parts) if kind == "moov")
+    moofs = [number for number, (kind, _) in enumerate(parts) if kind == "moof"]
+    start = b"".join(data for _, data in parts[: moov + 1])
+    first, second = (b"".join(data for _, data in parts[number : number + 2]) for number in moofs[:2])
+    styp, emsg = b"\0\0\0\x18stypmsdh\0\0\0\0msdhmsix", b"\0\0\0\x10emsg" + b"\0" * 8
+    for data in (start, first, styp + first, emsg + styp + first, b"".join(data for _, data in parts[moov + 1 :])):
+        path = tmp_path / "segment.m4s"
+        path.write_bytes(data)
+        video = VideoFile(str(path))
+        for decoder in ("auto", "decord", "pyav"):
+            with pytest.raises(VideoError, match=r"segment\.m4s.*initialization segment"):
+                read_video(video, Everything(), VideoSettings(decoder=decoder))
+        with pytest.raises(VideoError, match=r"segment\.m4s.*initialization segment"):
+            time_video(video, VideoSettings())
+        assert "initialization segment" in inspect_video(video, VideoSettings()).cause
+    joined = tmp_path / "joined.mp4"
+    joined.write_bytes(start + styp + first + start + styp + second)  # the second initialization is passed over
+    assert shown(read_frames(joined)) == list(range(24))
+    joined.write_bytes(start + second)
+    assert shown(read_frames(joined)) == list(range(12, 24))
+
+
+@SEGMENTED
+@pytest.mark.parametrize("codec", ["h264", "libsvtav1"])
+def test_of_a_cut_recording_check_and_read_give_the_same_frames(tmp_path, movflags, codec):
+    path = write_video(tmp_path / "cut.mp4", codec=codec, size=(64, 64), mux={"movflags": movflags})
+    parts = boxes(path)
+    fragment = [number for number, (kind, _) in enumerate(parts) if kind == "moof"][2]
+    whole, media = (b"".join(data for _, data in parts[:end]) for end in (fragment, fragment + 2))
+    for data, status in ((whole, "ok"), (media[: len(whole) + len(media) >> 1], "damaged")):
+        path.write_bytes(data)
+        video = VideoFile(str(path))
+        seen = inspect_video(video, VideoSettings())
+        assert (seen.status, seen.frames >= 20) == (status, True)
+        checked = replace(video, decoder=seen.decoder, frames=seen.frames, bytes=seen.bytes)
+        for file in (video, checked):
+            for decoder in ("auto", "pyav"):
+                frames = read_video(file, Everything(), VideoSettings(decoder=decoder)).frames
+                assert shown(frames) == list(range(seen.frames))
+
+
 @pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.flv"])
 def test_a_video_that_starts_between_key_frames_is_read_from_the_start(tmp_path, name):
     """What its first packets give is the decoder's affair; decord miscounts after them."""
@@ -96,15 +225,89 @@ def test_short_videos_are_padded_with_their_last_frame(tmp_path, decoder, frames
         assert shown(read.frames) == list(read.indices) == list(dense_window(frames, 16, stride, 0.5))
 
 
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
-@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_turned_videos_are_upright(tmp_path, decoder, quarters):
-    path = turned(write_video(tmp_path / "turned.mp4", 5, size=(128, 64)), quarters)
-    read = read_video(VideoFile(str(path)), Exactly((3,)), VideoSettings(decoder=decoder))
-    assert np.abs(read.frames[0] - np.rot90(drawn(3, 128, 64), -quarters).astype(int)).mean() < 8
-    assert read.frames.flags.c_contiguous  # as they are sent from another process
-    small = read_video(VideoFile(str(path)), Exactly((3,)), VideoSettings(decoder=decoder), short_side=32).frames
-    assert small.shape[1:3] == ((64, 32) if quarters % 2 else (32, 64))
+def shown_at(pixels: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
+    """Each pixel (x, y) moved to (ax + cy, bx + dy), and all of them into the picture."""
+    y, x = np.indices(pixels.shape[:2])
+    column, row = a * x + c * y, b * x + d * y
+    column, row = column - column.min(), row - row.min()
+    moved = np.empty((row.max() + 1, column.max() + 1, 3), pixels.dtype)
+    moved[row, column] = pixels
+    return moved
+
+
+SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+ORIENTATIONS = [(a, 0, 0, d) for a, d in SIGNS] + [(0, b, c, 0) for b, c in SIGNS]
+
+
+@pytest.mark.parametrize("movflags", ["", "frag_keyframe"])
+@pytest.mark.parametrize("matrix", ORIENTATIONS, ids=str)
+def test_all_eight_orientations_are_shown_upright(tmp_path, matrix, movflags):
+    mux = {"movflags": movflags} if movflags else {}
+    path = with_matrix(write_video(tmp_path / "oriented.mp4", 20, size=(128, 64), mux=mux), *matrix)
+    video, expected = VideoFile(str(path)), shown_at(drawn(13, 128, 64), *matrix)
+    a, b, c, d = matrix
+    mirrored = a * d - b * c < 0
+    for settings in SETTINGS:
+        read = read_video(video, Exactly((13, 2)), settings)
+        assert read.frames.shape[1:] == expected.shape
+        assert np.abs(read.frames[0] - expected.astype(int)).mean() < 8
+        assert read.frames.flags.c_contiguous  # as they are sent from another process
+        small = read_video(video, Exactly((13,)), settings, short_side=32).frames[0]
+        assert small.shape == (expected.shape[0] // 2, expected.shape[1] // 2, 3)
+        assert np.abs(small - expected[::2, ::2].astype(int)).mean() < 12
+    if mirrored:  # decord would turn them
+        with pytest.raises(VideoError, match=r"oriented\.mp4"):
+            read_video(video, Exactly((13,)), VideoSettings(decoder="decord"))
+    else:
+        assert read_video(video, Exactly((13,)), VideoSettings()).info.decoder == "decord"
+    seen = inspect_video(video, VideoSettings())
+    assert (seen.height, seen.width, seen.mirrored) == (*expected.shape[:2], mirrored)
+    stored = drawn(13, 128, 64)
+    assert np.array_equal(np.rot90(stored[:, ::-1] if seen.mirrored else stored, seen.rotation // 90), expected)
+    checked = replace(video, decoder="decord", frames=20, bytes=seen.bytes)  # as a check by an earlier version had it
+    assert np.abs(read_video(checked, Exactly((13,)), VideoSettings()).frames[0] - expected.astype(int)).mean() < 8
+
+
+def test_other_display_matrices_mean_the_nearest_of_the_eight(tmp_path):
+    """Pixels are taken as square: neither angles between quarter turns nor scales are applied, nor a matrix of zeros."""
+    path = write_video(tmp_path / "matrix.mp4", 5, size=(128, 64))
+    for matrix, nearest in {
+        (0, 0, 0, 0): (1, 0, 0, 1),
+        (2, 0, 0, 1): (1, 0, 0, 1),
+        (0, 0.5, -2, 0): (0, 1, -1, 0),
+        (1, 0.5, 0, 1): (1, 0, 0, 1),
+        (0.77, 0.64, -0.64, 0.77): (1, 0, 0, 1),  # 40 degrees
+        (0.64, 0.77, -0.77, 0.64): (0, 1, -1, 0),  # 50 degrees
+        (-0.77, 0.64, 0.64, 0.77): (-1, 0, 0, 1),
+    }.items():
+        with_matrix(path, *matrix)
+        for settings in SETTINGS:
+            frame = read_frames(path, [3], settings)[0].astype(int)
+            assert frame.shape == shown_at(drawn(3, 128, 64), *nearest).shape, matrix
+            assert np.abs(frame - shown_at(drawn(3, 128, 64), *nearest)).mean() < 8, matrix
+
+
+@pytest.mark.parametrize("where", ["matroska", "pictures"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_turns_that_no_mp4_header_tells_are_applied(tmp_path, where, mirrored):
+    """decord passes over what Matroska's header says, and the pictures' own data, which only key frames have."""
+    if where == "matroska":
+        display = {"degrees": 180, "hflip": True} if mirrored else {"degrees": 90}
+        path = write_video(tmp_path / "turned.mkv", 20, size=(128, 64), display=display)
+        expected = drawn(13, 128, 64)[::-1] if mirrored else np.rot90(drawn(13, 128, 64))
+    else:
+        change = "flip=horizontal" if mirrored else "rotate=90"
+        path = write_video(tmp_path / "plain.mp4", 20, size=(128, 64))
+        path = write_filtered(tmp_path / "turned.mp4", path, f"h264_metadata=display_orientation=insert:{change}")
+        expected = drawn(13, 128, 64)[:, ::-1] if mirrored else np.rot90(drawn(13, 128, 64))
+    for settings in SETTINGS:
+        frames = read_frames(path, [13, 2], settings).astype(int)
+        assert frames.shape[1:] == expected.shape
+        assert np.abs(frames[0] - expected).mean() < 8
+    with pytest.raises(VideoError, match="turned"):
+        read_frames(path, [13], VideoSettings(decoder="decord"))
+    seen = inspect_video(VideoFile(str(path)), VideoSettings())
+    assert (seen.decoder, seen.mirrored, seen.height, seen.width) == ("pyav", mirrored, *expected.shape[:2])
 
 
 @BOTH
@@ -163,16 +366,19 @@ def test_folders_of_frames(tmp_path, suffix, start):
             read_video(video, Exactly(indices), VideoSettings())
 
 
-def test_a_header_that_promises_too_much_is_not_believed(tmp_path):
-    """A hundred million frames are a list of four gigabytes before the first one is decoded."""
+@pytest.mark.parametrize("announced", [10**8, 42, 12])
+def test_a_wrong_number_of_frames_in_a_header_is_not_believed(tmp_path, announced):
+    """A hundred million frames are a list of four gigabytes before the first one is decoded; too few would hide the end."""
     path = write_video(tmp_path / "video.avi", codec="mpeg4")
     data = bytearray(path.read_bytes())
     start = data.index(b"vids") + 32  # of the stream's header, which follows this word
     assert int.from_bytes(data[start : start + 4], "little") == 40
-    data[start : start + 4] = (10**8).to_bytes(4, "little")
+    data[start : start + 4] = announced.to_bytes(4, "little")
     path.write_bytes(data)
     assert shown(read_frames(path)) == list(range(40))
     assert read_video(VideoFile(str(path)), Exactly((39,)), VideoSettings()).info.frames == 0
+    assert time_video(VideoFile(str(path)), VideoSettings()).info.frames == 40
+    assert inspect_video(VideoFile(str(path)), VideoSettings()).frames == 40
 
 
 def test_what_a_check_saw_is_not_looked_for_again_unless_the_file_has_changed(tmp_path, monkeypatch):

@@ -83,6 +83,19 @@ def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tm
         assert pd.read_csv(out / "windows.csv").first_frame.tolist() == done.windows.first_frame.tolist()
 
 
+@pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+def test_a_fragmented_video_has_all_its_windows(tmp_path, codec):
+    """Its sample table lists the first 12 of its 40 frames; decord reads one, PyAV the other."""
+    videos, model = tmp_path / "videos", classifier()
+    videos.mkdir()
+    write_video(videos / "fragments.mp4", codec=codec, options={"bf": "2"}, mux={"movflags": "frag_keyframe"})
+    for chunk in (8, 1024):
+        done = extract_features(
+            model.encoder, listed(videos), tmp_path / str(chunk), FeatureSettings(), chunk=chunk, progress=False
+        )
+        assert done.windows.first_frame.tolist() == list(range(0, 37, FeatureSettings().stride))
+
+
 def test_the_square_and_the_scale_are_choices(folder, tmp_path):
     clips, model = listed(folder), classifier()
     row = next(row for row in range(3) if "exact" in clips.name(row))
@@ -222,6 +235,22 @@ def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch
     first = Path(listed(folder).name(0)).relative_to(folder)
     np.testing.assert_allclose(np.load(tmp_path / "videos.features" / f"{first}.npy")[0], expected, atol=1e-5)
     assert main([*arguments[:4], "--model", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("name", ["one.mp4", "日本", "caf\udce9.mp4"])
+def test_the_command_line_takes_a_single_video(folder, tmp_path, monkeypatch, capsys, name):
+    """By its suffix or its content, wherever it is; the list of the same video gives the same features."""
+    monkeypatch.chdir(tmp_path)
+    (folder / "run" / "long.mp4").rename(folder / name)
+    where = str(classifier().save_pretrained(tmp_path / "model"))
+    words = ["--model", where, "--device", "cpu", "--stride", "3", "--out"]
+    assert main(["features", str(folder / name), *words, "one"]) == 0
+    assert main(["features", name, "--root", str(folder), *words, "other"]) == 0
+    assert "1 of 1 videos, 8 windows" in capsys.readouterr().out
+    (file,), (other,) = (set(pd.read_csv(tmp_path / out / "windows.csv").file) for out in ("one", "other"))
+    assert np.array_equal(np.load(tmp_path / "one" / file), np.load(tmp_path / "other" / other))
+    assert main(["features", name, "--root", str(folder), "--labelled", *words, "third"]) == 2
+    assert "has no label" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("error")

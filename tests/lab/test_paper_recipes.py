@@ -1,5 +1,7 @@
 """The recipes of params/paper: valid, plannable, and in the numbers of the sources that they name."""
 
+import csv
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,33 @@ BOOK = "ablation_decoder_mask"
 CLASSES = {"ssv2": 174, "k400": 400, "k600": 600, "k710": 710, "ucf101": 101, "hmdb51": 51}
 
 
+HYBRIDS = ("base", "large", "huge", "giant")
+VIDEOS = {
+    "k400": 240_000,
+    "k600": 366_000,
+    "k710": 658_000,
+    "ssv2": 168_913,
+    "ucf101": 9_537,
+    "hmdb51": 3_570,
+    "hybrid": 1_348_000,
+}
+SCRIPTS = PAPER.parents[2] / "shared" / "official_recipes.csv"
+# What a script leaves to its program.
+DEFAULTS = {
+    "num_sample": 2, "min_lr": 1e-6, "warmup_epochs": 5, "clip_grad": None, "drop_path": 0.1, "head_drop_rate": 0.0,
+    "layer_decay": 0.75, "weight_decay": 0.05,
+}  # fmt: skip
+OF_PRETRAINING = {"num_sample": 4, "min_lr": 1e-5, "clip_grad": None}
+
+
 def with_sizes(name: str) -> dict[str, str]:
-    """The text of a file as it stands (base), and with each of its lines for other sizes put in."""
+    """The text of a file as it stands (base), and with each of its overrides put in, by the label in the line before."""
     lines = (PAPER / f"{name}.yaml").read_text().splitlines()
     texts = {"base": "\n".join(lines)}
     for start in (i for i, line in enumerate(lines) if line.startswith("# override:")):
         end = next(i for i in range(start, len(lines)) if lines[i].endswith("}")) + 1
         put_in = [line.removeprefix("# ") for line in lines[start:end]]
-        text = "\n".join([*lines[:start], *put_in, *lines[end:]])
-        texts[yaml.safe_load(text)["override"]["model.size"]] = text
+        texts[lines[start - 1].removeprefix("# ").split(":")[0]] = "\n".join([*lines[:start], *put_in, *lines[end:]])
     return texts
 
 
@@ -33,8 +53,9 @@ def recipe_of(text: str, root: Path | None = None) -> Recipe:
 
 
 def test_there_is_a_recipe_for_every_data_set():
-    assert {path.stem for path in PAPER.glob("*.yaml")} == {*CLASSES, "ava", "thumos14", "fineaction"}
-    assert set(with_sizes("k400")) == {"base", "small", "large", "huge", "giant"}
+    hybrids = {f"hybrid_{size}" for size in HYBRIDS}
+    assert {path.stem for path in PAPER.glob("*.yaml")} == {*CLASSES, *hybrids, "ava", "thumos14", "fineaction"}
+    assert set(with_sizes("k400")) == {"base", "small", "large", "huge", "giant", "giant, after Kinetics-710"}
 
 
 @pytest.mark.parametrize("name", list(CLASSES))
@@ -42,9 +63,9 @@ def test_every_size_of_a_recipe_is_valid_and_can_be_planned(name, tmp_path):
     for split in ("pretrain", "train", "val"):
         row = "a.mp4 0 -1\n" if split == "pretrain" else "a.mp4 0\n"
         (tmp_path / f"{split}.csv").write_text(row)
-    for size, text in with_sizes(name).items():
+    for label, text in with_sizes(name).items():
         recipe = recipe_of(text, tmp_path)
-        assert (recipe.scale, recipe.model.size, recipe.data.classes) == (name, size, CLASSES[name])
+        assert (recipe.scale, recipe.model.size, recipe.data.classes) == (name, label.split(",")[0], CLASSES[name])
         assert plan_notebook(BOOK, recipe).stages
 
 
@@ -57,7 +78,8 @@ def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
         assert (tuned.betas, tuned.head_init_scale, tuned.readout) == ((0.9, 0.999), 0.001, "mean")
         assert (tuned.augment.rand_augment, tuned.augment.erase) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
         assert (tuned.sampling, tuned.augment.flip) == (("sparse", 0.0) if name == "ssv2" else ("dense", 0.5))
-        assert 0.1 <= tuned.drop_path <= 0.3
+        assert 0.1 <= tuned.drop_path <= 0.35
+        assert tuned.ema is None
         assert 0.65 <= tuned.layer_decay <= 0.9
 
 
@@ -67,8 +89,8 @@ def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
         ("ssv2", "base", 256, 168_913, 25, 2e-3),  # lr 2e-3 per 256 decoded clips
         ("ssv2", "small", 384, 168_913, 40, 1.5e-3),  # 1e-3
         ("k400", "base", 512, 240_000, 90, 1.4e-3),  # 7e-4
-        ("k400", "large", 128, 240_000, 35, 1e-3),  # 2e-3
-        ("k400", "giant", 96, 240_000, 3, 3.75e-6),  # 1e-5
+        ("k400", "large", 192, 240_000, 35, 1.5e-3),  # 2e-3
+        ("k400", "giant, after Kinetics-710", 96, 240_000, 3, 3.75e-6),  # 1e-5
         ("k710", "giant", 96, 658_000, 35, 3.75e-4),  # 1e-3
         ("ucf101", "base", 128, 9_537, 100, 2.5e-4),  # 5e-4
     ],
@@ -79,6 +101,136 @@ def test_repeats_change_neither_the_rate_nor_the_epochs(name, size, decoded, vid
     assert tuned.batch_size == 2 * decoded
     assert tuned.peak_lr == pytest.approx(peak)
     assert tuned.steps * decoded == pytest.approx(epochs * videos, rel=0.015)
+
+
+# script -> file and label
+FINETUNING = {
+    "vit_b_k400_ft": ("k400", "base"),
+    "vit_l_k400_ft": ("k400", "large"),
+    "vit_h_k400_ft": ("k400", "huge"),
+    "vit_g_k400_ft": ("k400", "giant"),
+    "vit_g_k710_it_k400_ft": ("k400", "giant, after Kinetics-710"),
+    "vit_h_k600_ft": ("k600", "huge"),
+    "vit_g_k710_it_k600_ft": ("k600", "giant, after Kinetics-710"),
+    "vit_b_k710_ft": ("k710", "base"),
+    "vit_h_k710_ft": ("k710", "huge"),
+    "vit_g_k710_ft": ("k710", "giant"),
+    "vit_b_ssv2_ft": ("ssv2", "base"),
+    "vit_l_ssv2_ft": ("ssv2", "large"),
+    "vit_h_ssv2_ft": ("ssv2", "huge"),
+    "vit_g_ssv2_ft": ("ssv2", "giant"),
+    "vit_g_k710_it_ucf101_ft": ("ucf101", "giant, after Kinetics-710"),
+    "vit_g_k710_it_hmdb51_ft": ("hmdb51", "giant, after Kinetics-710"),
+}
+
+
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, dict[str, float | None]]:
+    """The official scripts' values, by name; None is the program's default."""
+    if not SCRIPTS.exists():
+        pytest.skip(f"{SCRIPTS} is not part of a clone: the official scripts' values are not at hand")
+    with SCRIPTS.open() as file:
+        rows = list(csv.DictReader(file))
+    values = {row.pop("script"): {name: float(text) if text else None for name, text in row.items()} for row in rows}
+    return {name.split("/")[-1]: row for name, row in values.items()}
+
+
+def filled(row: dict[str, float | None], defaults: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: defaults.get(name) if value is None else value for name, value in row.items()}
+
+
+def check_rates(settings, row, videos):
+    """Batch, steps and rates are the script's, which counts decoded clips: epochs of whole batches, warm-up from 0, both rates
+    scaled by the batch.
+    """
+    decoded = row["gpus"] * row["batch_size"]
+    assert decoded == row["decoded_clips_a_step"]
+    assert (settings.repeats, settings.batch_size) == (row["num_sample"], row["num_sample"] * decoded)
+    assert (settings.lr, settings.lr_reference_batch) == (row["lr"], 256 * row["num_sample"])
+    assert settings.peak_lr == pytest.approx(row["peak_lr"], rel=0.005)  # rounded there
+    assert settings.lr_at(settings.warmup_steps) == pytest.approx(settings.peak_lr)
+    assert settings.lr_at(settings.steps) == pytest.approx(row["min_lr"] * decoded / 256)
+    epoch = videos // decoded
+    assert (settings.steps, settings.warmup_steps) == (row["epochs"] * epoch, row["warmup_epochs"] * epoch)
+    assert settings.clip_grad == row["clip_grad"]
+    assert settings.ema is None
+
+
+def test_every_script_has_a_recipe(scripts):
+    assert set(scripts) == {*FINETUNING, *(f"vit_{size[0]}_hybrid_pt" for size in HYBRIDS)}
+
+
+@pytest.mark.parametrize("script", FINETUNING)
+def test_fine_tuning_is_as_in_the_official_script(scripts, script):
+    name, label = FINETUNING[script]
+    recipe, row = recipe_of(with_sizes(name)[label]), filled(scripts[script], DEFAULTS)
+    tuned = recipe.evaluate.finetune
+    check_rates(tuned, row, VIDEOS[name])
+    assert (tuned.drop_path, tuned.dropout) == (row["drop_path"], row["head_drop_rate"])
+    assert (tuned.layer_decay, tuned.weight_decay) == (row["layer_decay"], row["weight_decay"])
+    assert tuned.head_init_scale == 0.001
+    if tuned.sampling == "dense":
+        assert recipe.data.stride == row["sampling_rate"]
+    assert script in with_sizes(name)["base"], "the file names its source"
+
+
+@pytest.mark.parametrize("size", HYBRIDS)
+def test_pre_training_on_the_hybrid_is_as_in_the_official_script(scripts, tmp_path, size):
+    script = f"vit_{size[0]}_hybrid_pt"
+    text = (PAPER / f"hybrid_{size}.yaml").read_text()
+    parameters = yaml.safe_load(text)
+    for source in ("k710", "ssv2", "ava", "webvid"):
+        (tmp_path / source).mkdir()
+        (tmp_path / source / "pretrain.csv").write_text("a.mp4 0 -1\n")
+        parameters["data"]["lists"]["pretrain"][source]["root"] = str(tmp_path / source)
+    for split in ("train", "val"):
+        (tmp_path / "k710" / f"{split}.csv").write_text("a.mp4 0\n")
+    parameters["data"]["lists"]["root"] = str(tmp_path / "k710")
+    recipe = build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters}, WORKBOOK[BOOK].arms)
+    check_rates(recipe.pretrain, filled(scripts[script], OF_PRETRAINING), VIDEOS["hybrid"])
+    assert (recipe.scale, recipe.model.size, recipe.data.classes) == (f"hybrid_{size}", size, 710)
+    assert {source: recipe.data.stride_of(source) for source in recipe.data.sources} == {
+        "k710": 4,
+        "ssv2": 2,
+        "ava": 4,
+        "webvid": 4,
+    }
+    assert (recipe.mask.encoder_ratio, recipe.mask.decoder, recipe.mask.decoder_ratio) == (0.9, "running_cell", 0.5)
+    assert plan_notebook(BOOK, recipe).stages
+    assert script in text
+    if size != "large":  # which no script trains on Kinetics-710
+        assert recipe.evaluate.finetune == recipe_of(with_sizes("k710")[size]).evaluate.finetune
+
+
+@pytest.mark.parametrize("name", ["thumos14", "fineaction"])
+def test_features_are_of_the_giant_that_was_pre_trained_on_the_hybrid(scripts, name):
+    recipe = recipe_of((PAPER / f"{name}.yaml").read_text())
+    check_rates(recipe.pretrain, filled(scripts["vit_g_hybrid_pt"], OF_PRETRAINING), VIDEOS["hybrid"])
+    assert recipe.pretrain.peak_lr == pytest.approx(4.8e-3)
+    assert recipe.pretrain == recipe_of((PAPER / "hybrid_giant.yaml").read_text()).pretrain
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "decoded", "epochs", "lowest"),
+    [("k400", 1.5e-4, 2048, 1600, 8e-5), ("ava", 1.5e-4, 2048, 1600, 8e-5), ("ucf101", 3e-4, 192, 3200, 7.5e-6)],
+)
+def test_pre_training_of_videomae_v1_has_no_decoder_mask_and_a_scaled_lowest_rate(name, lr, decoded, epochs, lowest):
+    recipe = recipe_of((PAPER / f"{name}.yaml").read_text())
+    settings = recipe.pretrain
+    assert (recipe.mask.decoder, recipe.mask.decoder_ratio) == ("none", 0)
+    assert (settings.lr, settings.lr_reference_batch, settings.batch_size, settings.repeats) == (lr, 256, decoded, 1)
+    assert settings.lr_at(settings.steps) == pytest.approx(lowest)
+    assert settings.warmup_steps * epochs == 40 * settings.steps
+
+
+@pytest.mark.parametrize("name", list(CLASSES))
+def test_the_command_in_a_file_writes_the_recipe_of_a_size(name):
+    text = (PAPER / f"{name}.yaml").read_text()
+    (command,) = (line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   sed "))
+    written, file = command.split(" > ")
+    made = subprocess.run(written, shell=True, check=True, capture_output=True, text=True, cwd=PAPER.parents[1]).stdout
+    label = next(label for label in with_sizes(name) if label.split(",")[0] == file.removesuffix(".yaml").split("_")[-1])
+    assert yaml.safe_load(made) == yaml.safe_load(with_sizes(name)[label])
 
 
 @pytest.mark.parametrize(

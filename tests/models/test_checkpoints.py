@@ -1,6 +1,5 @@
 """Checkpoints of every layout: what is written is read back bit for bit, and what is wrong is named."""
 
-import argparse
 import json
 import os
 import pickle
@@ -135,15 +134,106 @@ def test_the_wrong_kind_is_told(classifier, pretrained, tmp_path):
         VideoMAE.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("nest", ["model", "module", None])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "backbone.", "encoder."])
-def test_official_files_however_they_are_nested(classifier, tmp_path, nest, prefix):
-    official = torch.load(classifier.save_pretrained(tmp_path, "official") / "model.pth", weights_only=True)["model"]
-    state = {prefix + key: value for key, value in official.items()}
-    arguments = argparse.Namespace(lr=1e-3, data_set="Kinetics-710")
-    torch.save({nest: state, "epoch": 3, "args": arguments} if nest else state, tmp_path / "nested.pth")
-    back = VideoClassifier.from_pretrained(tmp_path / "nested.pth", **ASKED)
-    assert equal(back.state_dict(), classifier.state_dict())
+PREFIXES = [
+    "", "_orig_mod.", "module.", "backbone.", "encoder.", "module._orig_mod.", "_orig_mod.module.", "module.module.",
+    "model.module.", "encoder.model.", "model.encoder.", "student.backbone.", "ema.module.", "_forward_module.model.",
+    "_fsdp_wrapped_module._orig_mod.", "model.backbone._orig_mod.encoder.module.", "net.", "model_ema.module.",
+]  # fmt: skip
+
+
+def official(model, folder):
+    return read_pickled(model.save_pretrained(folder, "official") / "model.pth")
+
+
+def prefixed(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_in_any_order_and_depth(classifier, pretrained, tmp_path, prefix):
+    for model, asked in ((classifier, ASKED), (pretrained, {**ASKED, "size": "tiny"})):
+        torch.save({"model": prefixed(official(model, tmp_path), prefix)}, tmp_path / "prefixed.pth")
+        back = type(model).from_pretrained(tmp_path / "prefixed.pth", **asked)
+        assert equal(back.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("layout", ["vmae_lab", "transformers", "remote_code"])
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "model.", "_forward_module.student."])
+def test_prefixes_in_every_layout(classifier, pretrained, tmp_path, layout, prefix):
+    for model in (classifier, *([pretrained] if layout != "remote_code" else [])):
+        file = model.save_pretrained(tmp_path / type(model).__name__, layout) / "model.safetensors"
+        save_file(prefixed(load_file(file), prefix), file)
+        assert equal(type(model).from_pretrained(file.parent).state_dict(), model.state_dict())
+
+
+def test_wrappers_of_single_blocks(classifier, tmp_path):
+    """FSDP and checkpointed activations name every block, compiling one too."""
+    state = official(classifier, tmp_path)
+    for number, wrapper in enumerate(
+        ("_checkpoint_wrapped_module", "_fsdp_wrapped_module._checkpoint_wrapped_module", "_orig_mod")
+    ):
+        state = {key.replace(f"blocks.{number}.", f"blocks.{number}.{wrapper}."): value for key, value in state.items()}
+    assert "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.mlp.fc1.weight" in state
+    state["patch_embed._orig_mod.proj.weight"] = state.pop("patch_embed.proj.weight")
+    torch.save({"checkpoint": {"last": prefixed(state, "_fsdp_wrapped_module.")}}, tmp_path / "wrapped.pth")
+    assert equal(VideoClassifier.from_pretrained(tmp_path / "wrapped.pth", **ASKED).state_dict(), classifier.state_dict())
+
+
+@pytest.mark.parametrize(
+    "nests",
+    [
+        (), ("model",), ("module",), ("state_dict",), ("model_ema",), ("model_state",), ("model_state_dict",),
+        ("ema_state_dict",), ("state_dict", "model"), ("checkpoint", "model_state", "module"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_official_files_however_they_are_nested(classifier, tmp_path, nests):
+    content = official(classifier, tmp_path)
+    for nest in reversed(nests):
+        content = {nest: content, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+    torch.save(content, tmp_path / "nested.pth")
+    assert equal(VideoClassifier.from_pretrained(tmp_path / "nested.pth", **ASKED).state_dict(), classifier.state_dict())
+
+
+def test_the_model_is_taken_before_its_average(classifier, tmp_path):
+    state = official(classifier, tmp_path)
+    average = {key: value + 1 for key, value in state.items()}
+    count = {"ema.n_averaged": torch.tensor(3)}
+    for content in (
+        {"model_ema": average, "model": state},
+        {"state_dict": {**prefixed(average, "ema.module."), **prefixed(state, "model."), **count}},
+    ):
+        torch.save(content, tmp_path / "both.pth")
+        with pytest.warns(UserWarning, match=r"both\.pth.*average.*ema"):
+            back = VideoClassifier.from_pretrained(tmp_path / "both.pth", **ASKED)
+        assert equal(back.state_dict(), classifier.state_dict())
+    torch.save({**prefixed(state, "module."), "n_averaged": torch.tensor(3)}, tmp_path / "average.pth")
+    assert equal(VideoClassifier.from_pretrained(tmp_path / "average.pth", **ASKED).state_dict(), classifier.state_dict())
+
+
+def test_unknown_names_are_refused_with_the_names(classifier, pretrained, tmp_path):
+    state, file = official(classifier, tmp_path), tmp_path / "unknown.pth"
+    for content, named in (
+        ({**state, "criterion.weight": torch.ones(2)}, "criterion.weight"),
+        ({**state, "model.criterion.weight": torch.ones(2)}, "model.criterion.weight"),
+        (prefixed(state, "visual."), "visual.patch_embed.proj.weight"),
+        ({**prefixed(state, "student."), **prefixed(state, "teacher.")}, "teacher"),
+        ({**prefixed(state, "student."), **prefixed(state, "model.")}, "model.patch_embed.proj.weight"),
+        ({"student": state, "teacher": state}, "student, teacher"),
+        ({**state, "epoch": 3}, "epoch"),
+        ({**official(pretrained, tmp_path), "blocks.0.norm1.weight": torch.ones(96)}, "blocks.0.norm1.weight"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(CheckpointError, match=rf"unknown\.pth(.|\n)*{named}"):
+            VideoClassifier.from_pretrained(file, classes=5, size="tiny", **ASKED)
+
+
+def test_whole_numbers_are_no_weights(classifier, tmp_path):
+    state = official(classifier, tmp_path)
+    state["head.weight"] = state["head.weight"].to(torch.int8)
+    torch.save({"model": state}, tmp_path / "quantised.pth")
+    with pytest.raises(CheckpointError, match=r"head\.head\.weight"):
+        VideoClassifier.from_pretrained(tmp_path / "quantised.pth", **ASKED)
 
 
 def test_a_classifier_that_reads_its_first_token_is_told(classifier, tmp_path):

@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+from vmae_lab.evaluation.features import open_encoder
+from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE
@@ -60,12 +62,15 @@ def test_their_processor_prepares_clips_as_ours_are(tmp_path):
     torch.testing.assert_close(model(prepared.transpose(1, 2).float()), model(frames[None].transpose(1, 2)), atol=1e-4, rtol=0)
 
 
+OWN = {
+    "image_size": 32, "patch_size": 8, "num_frames": 8, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 192, "decoder_hidden_size": 24, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 96, "layer_norm_eps": 1e-6,
+}  # fmt: skip
+
+
 def config(**changes):
-    return transformers.VideoMAEConfig(
-        image_size=32, patch_size=8, num_frames=8, hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=192, decoder_hidden_size=24, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
-        decoder_intermediate_size=96, layer_norm_eps=1e-6, **changes,
-    )  # fmt: skip
+    return transformers.VideoMAEConfig(**{**OWN, **changes})
 
 
 def test_we_open_their_classifier(tmp_path):
@@ -93,3 +98,98 @@ def test_we_open_their_bare_encoder(tmp_path):
     with torch.no_grad():
         tokens = model(VIDEO.transpose(1, 2)).last_hidden_state
     torch.testing.assert_close(ours.encoder(VIDEO).mean(1), tokens.mean(1), **CLOSE)
+
+
+def test_a_pretraining_folder_of_the_default_config_has_an_encoder_without_its_last_norm(tmp_path):
+    """use_mean_pooling is true by default, and then VideoMAEForPreTraining has no final LayerNorm in its encoder."""
+    default = transformers.VideoMAEConfig(**{name: value for name, value in OWN.items() if name != "layer_norm_eps"})
+    assert default.use_mean_pooling
+    model = shaken(transformers.VideoMAEForPreTraining(default))
+    model.save_pretrained(tmp_path / "theirs")
+    ours = VideoMAE.from_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(ours(VIDEO, MASK)[0], theirs(model, MASK), **CLOSE)
+    for layout in ("vmae_lab", "transformers"):
+        back = VideoMAE.from_pretrained(ours.save_pretrained(tmp_path / layout, layout))
+        assert back.state_dict().keys() == ours.state_dict().keys()
+        assert torch.equal(back(VIDEO, MASK)[0], ours(VIDEO, MASK)[0])
+    again = opened_whole(transformers.VideoMAEForPreTraining, tmp_path / "transformers")
+    torch.testing.assert_close(theirs(again, MASK), theirs(model, MASK), **CLOSE)
+    with pytest.raises(CheckpointError, match="official"):
+        ours.save_pretrained(tmp_path / "official", "official")
+    with pytest.warns(UserWarning, match="initialised anew"):
+        VideoClassifier.from_pretrained(tmp_path / "theirs", classes=3)
+    with pytest.warns(UserWarning, match="has no fc_norm"):
+        encoder, norm = open_encoder(tmp_path / "theirs", None, None, "cpu")
+    assert norm is not None
+    torch.testing.assert_close(encoder(VIDEO), ours.encoder(VIDEO))
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_model_without_q_and_v_biases_is_the_same_function(tmp_path, pooled):
+    model = shaken(transformers.VideoMAEForPreTraining(config(use_mean_pooling=pooled, qv_bias=False)))
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(VideoMAE.from_pretrained(tmp_path)(VIDEO, MASK)[0], theirs(model, MASK), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_pix_loss": False},
+        {"tubelet_size": 4},
+        {"num_frames": 4},
+        {"image_size": 16},
+        {"image_size": [32, 32], "patch_size": 8},
+        {"num_attention_heads": 2, "decoder_num_attention_heads": 3},
+        {"intermediate_size": 100, "decoder_intermediate_size": 50},
+        {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 48},
+        {"layer_norm_eps": 1e-12},
+        {"layer_norm_eps": 1e-5},
+        {"initializer_range": 0.1},
+    ],
+    ids=str,
+)
+def test_every_setting_of_theirs_that_we_have_is_followed(tmp_path, changes):
+    """Outputs, and the loss, which says what the target is."""
+    model = shaken(transformers.VideoMAEForPreTraining(config(use_mean_pooling=False, **changes)))
+    model.save_pretrained(tmp_path)
+    ours = VideoMAE.from_pretrained(tmp_path)
+    clip = ours.clip
+    video = torch.randn(2, 3, clip.frames, clip.side, clip.side, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(clip.tokens).expand(2, -1) % 4 > 0
+    with torch.no_grad():
+        expected = model.eval()(video.transpose(1, 2), mask)
+        prediction, decoded = ours(video, mask)
+        loss = (prediction - ours.target(video, decoded)).square().mean()
+    torch.testing.assert_close(prediction, expected.logits, **CLOSE)
+    torch.testing.assert_close(loss, expected.loss, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"hidden_act": "gelu_new"}, "hidden_act"),
+        ({"layer_norm_eps": 1e-2}, "layer_norm_eps"),
+        ({"num_channels": 1}, "num_channels"),
+        ({"image_size": 30}, "image_size"),
+    ],
+)
+def test_a_setting_of_theirs_that_we_do_not_have_is_refused_by_its_name(tmp_path, changes, named):
+    transformers.VideoMAEForPreTraining(config(**changes)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=named):
+        VideoMAE.from_pretrained(tmp_path)
+
+
+def test_a_classifier_of_theirs_that_reads_its_first_token_is_refused_by_the_setting(tmp_path):
+    transformers.VideoMAEForVideoClassification(config(use_mean_pooling=False, num_labels=6)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="use_mean_pooling"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_changes_no_output_and_is_warned_of(tmp_path, name):
+    model = shaken(transformers.VideoMAEForVideoClassification(config(num_labels=6, **{name: 0.1})))
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=name):
+        ours = VideoClassifier.from_pretrained(tmp_path)
+    torch.testing.assert_close(ours(VIDEO), theirs(model), **CLOSE)

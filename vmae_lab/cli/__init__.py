@@ -35,6 +35,9 @@ app.add_typer(data.commands, name="data")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `vmae-lab`. Returns the exit status; errors that a person can mend are one message, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped, not an error
+            stream.reconfigure(errors="backslashreplace")
     first = os.environ.get("RANK", "0") == "0"  # of a launcher's processes one speaks
     silent = nullcontext() if first else redirect_stdout(io.StringIO())
     try:

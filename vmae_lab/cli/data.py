@@ -11,7 +11,8 @@ from typer.core import TyperCommand
 from vmae_lab.cli.parameters import NOTHING
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
 from vmae_lab.data.kinetics import FIELDS, PATH_PATTERN, merge_kinetics, write_hybrid
-from vmae_lab.data.lists import read_list
+from vmae_lab.data.lists import VideoList, read_list
+from vmae_lab.data.lists.formats import read_lines
 from vmae_lab.data.shards import pack as pack_shards
 from vmae_lab.data.video import VideoSettings
 from vmae_lab.data.video.screen import FRAMES
@@ -20,11 +21,11 @@ commands = typer.Typer(no_args_is_help=True, help="Check, pack and merge lists o
 
 # What says which list is meant, also of other commands that read one.
 Listed = Annotated[
-    str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder of videos, or a glob.")
+    str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder, a glob, or one video.")
 ]
 Root = Annotated[str, typer.Option(help="Where the list's paths start: by default the current folder.")]
 Labelled = Annotated[bool, typer.Option("--labelled", help="The list has labels (of a folder or glob: its folders).")]
-FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Let symbolic links lead out of the root.")]
+FollowLinks = Annotated[bool, typer.Option("--follow-links", help="List linked folders, and let links lead out of the root.")]
 FramePattern = Annotated[str, typer.Option(help="Names in folders of frames.")]
 
 ANNOTATIONS = ("--k400", "--k600", "--k700")
@@ -57,6 +58,14 @@ def named_after_list(listed: str, root: str, ending: str) -> Path:
     return Path(f"{(place if place.exists() else Path(root)).resolve().name}.{ending}")
 
 
+def open_list(listed: str, root: str, labelled: bool, follow_links: bool) -> VideoList:
+    """The videos of a list; prints which files of a folder are no videos by their suffix. Raises ListError."""
+    videos = read_list(listed, root, labelled, follow_links=follow_links)
+    if videos.skipped:
+        print(f"skipped: {videos.skipped}")
+    return videos
+
+
 @commands.command(epilog="\b\nExample:\n  vmae-lab data check . --root path/to/videos --labelled")
 def check(
     listed: Listed,
@@ -77,7 +86,8 @@ def check(
     """
     limits = VideoSettings(max_pixels=max_pixels, memory_mib=memory_mib, timeout_s=timeout_s, follow_links=follow_links)
     folder = out or named_after_list(listed, root, "check")
-    checked = check_list(read_list(listed, root, labelled), limits, folder, processes, frame_pattern, keep_damaged)
+    videos = open_list(listed, root, labelled, follow_links)
+    checked = check_list(videos, limits, folder, processes, frame_pattern, keep_damaged)
     counts = checked.table.status.value_counts()
     print(", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "damaged", "failed")))
     print(f"the sound ones: {folder / CHECKED}\nthe broken ones: {folder / FAILURES}\nreport: {folder / REPORT}")
@@ -95,7 +105,8 @@ def pack(
     shard_mib: Annotated[int, typer.Option(min=1)] = 512,
 ) -> None:
     """Write the videos of a list into tar shards (WebDataset), with an index that is read like any list."""
-    index = pack_shards(read_list(listed, root, labelled), out, shard_mib, follow_links=follow_links)
+    videos = open_list(listed, root, labelled, follow_links)
+    index = pack_shards(videos, out, shard_mib, follow_links=follow_links)
     print(f"a list of the videos in the shards, with {out} as its root: {index}")
 
 
@@ -120,7 +131,7 @@ def kinetics710(
     annotations = {name: files for name, files in (("k400", k400), ("k600", k600), ("k700", k700)) if files}
     if not annotations:
         raise typer.BadParameter(f"one of {', '.join(ANNOTATIONS)} is needed, with its annotation CSVs")
-    names = classes.read_text(encoding="utf-8").splitlines() if classes else None
+    names = [line.strip() for line in read_lines(classes) if line.strip()] if classes else None
     hybrid = merge_kinetics(annotations, names)
     print("\n".join(f"{what}: {count:,}" for what, count in hybrid.summary.items()))
     write_hybrid(hybrid, out, path_pattern)

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from vmae_lab.cli.data import FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list
+from vmae_lab.cli.data import FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
 from vmae_lab.data.listed import clips_of
-from vmae_lab.data.lists import read_list
 from vmae_lab.data.video import VideoSettings
 from vmae_lab.data.video.screen import FRAMES
 from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, Format, extract_features, open_encoder
@@ -46,8 +45,8 @@ def features(
     Goes on where it was interrupted; exit status 1 where a video could not be read.
     """
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
+    videos = open_list(listed, root, labelled, follow_links)
     encoder, norm = open_encoder(model, frames, side, device)
-    videos = read_list(listed, root, labelled)
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")
     done = extract_features(encoder, clips, folder, settings, norm, batch, chunk)

@@ -6,7 +6,7 @@ A key frame's time counts to the microsecond, as in ActivityNet's script, so tha
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ COLUMNS = ["video", "timestamp", *CORNERS, "action_id"]
 KEY = ["video", "timestamp"]
 WHOLE = ("action_id", "person_id")
 DIGITS = 6  # after the point of a second
+# Of a pbtxt: a comment, a string in double or single quotation marks, a word or number, or a sign.
+TOKEN = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[^\s{}<>:;,\[\]"'#]+|\S""")
 OVERSHOOT = 1e-3  # by which a detector's rounding may leave [0, 1]
 
 
@@ -89,31 +91,65 @@ def read_excluded(file: Path) -> pd.DataFrame:
 
 def read_label_map(file: Path) -> dict[int, str]:
     """Names of actions by their number, from a label map: `item { name: "…" id: 1 }` or, as AVA's list of all 80,
-    `label { name: "…" label_id: 1 … }` (pbtxt), or a csv of numbers and names.
+    `label { name: "…" label_id: 1 … }` (pbtxt, blocks at any depth), or a csv of numbers and names.
 
-    Raises ListError.
+    Raises ListError with the lines that are malformed.
     """
-    text = _text(file)
-    if file.suffix == ".pbtxt":
-        items = re.findall(r"(?:item|label)\s*\{([^}]*)\}", text)
-        pairs = []
-        for place, item in enumerate(items, 1):
-            number, name = re.search(r"\b(?:label_)?id:\s*(\d+)", item), re.search(r'\bname:\s*"([^"]*)"', item)
-            if not (number and name):
-                raise ListError(f"{file}: item {place} has no id or no name")
-            pairs.append((int(number[1]), name[1]))
-    else:
-        lines = [line.split(",", 1) for line in text.split("\n") if line.strip()]
-        lines = lines[1:] if lines and not lines[0][0].strip().isdigit() else lines  # a header
-        for place, line in enumerate(lines, 1):
-            if len(line) < 2 or not line[0].strip().isdigit():
-                raise ListError(f"{file}: entry {place} {','.join(line)!r} is not a number and a name")
-        pairs = [(int(line[0]), line[1].strip()) for line in lines]
-    if not pairs:
+    text, faults = _text(file), list[str]()
+    entries = list(_items(text, faults) if file.suffix == ".pbtxt" else _named_numbers(text, faults))
+    lines = dict[int, list[int]]()
+    for line, number, _ in entries:
+        lines.setdefault(number, []).append(line)
+    faults += [
+        f"it gives one number to several actions: {number}, in lines {', '.join(map(str, several))}"
+        for number, several in lines.items()
+        if len(several) > 1
+    ]
+    if faults:
+        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; " + "; ".join(faults[:10]))
+    if not entries:
         raise ListError(f"{file} names no action")
-    if len(dict(pairs)) < len(pairs):
-        raise ListError(f"{file} gives one number to several actions")
-    return dict(pairs)
+    return {number: name for _, number, name in entries}
+
+
+def _named_numbers(text: str, faults: list[str]) -> Iterator[tuple[int, int, str]]:
+    """Line, number and name of each row of a csv, whose first row may be a header."""
+    rows = [(number, line.split(",", 1)) for number, line in enumerate(text.split("\n"), 1) if line.strip() and line[0] != "#"]
+    for place, (line, cells) in enumerate(rows):
+        if len(cells) == 2 and cells[0].strip().isdecimal():
+            yield line, int(cells[0]), cells[1].strip().strip('"')
+        elif place or cells[0].strip().isdecimal():
+            faults.append(f"line {line}: entry {place + 1} {','.join(cells).strip()!r} is not a number and a name")
+
+
+def _items(text: str, faults: list[str]) -> Iterator[tuple[int, int, str]]:
+    """Line, number and name of each block `item` or `label` of a pbtxt."""
+    blocks = list[tuple[str, int, dict[str, str]]]()  # those that are open: name, line, fields
+    before, line, seen, count = ("", ""), 1, 0, 0
+    for found in TOKEN.finditer(text):
+        token = found[0]
+        line, seen = line + text.count("\n", seen, found.start()), found.start()
+        if token.startswith("#"):
+            continue
+        if token in "{<":
+            blocks.append((before[1] if before[1] != ":" else before[0], line, {}))
+        elif token in "}>" and blocks:
+            name, start, fields = blocks.pop()
+            if name in ("item", "label"):
+                count += 1
+                number = fields.get("id") or fields.get("label_id", "")
+                action = fields.get("name") or fields.get("display_name", "")
+                if number.isdecimal() and action:
+                    yield start, int(number), action
+                else:
+                    faults.append(f"line {start}: {name} {count} has no id or no name")
+        elif token in ("}", ">", '"', "'"):
+            faults.append(f"line {line}: {token} has no other")
+        elif before[1] == ":" and blocks:
+            value = re.sub(r"\\(.)", r"\1", token[1:-1]) if token[0] in "\"'" else token
+            blocks[-1][2].setdefault(before[0], value)
+        before = (before[1], token)
+    faults += [f"line {start}: {name or 'a block'} is not closed" for name, start, _ in blocks]
 
 
 def _numbers(file: Path, names: list[str], optional: str = "", unread: str = "") -> tuple[pd.DataFrame, Faults]:
@@ -138,15 +174,19 @@ def _numbers(file: Path, names: list[str], optional: str = "", unread: str = "")
 
         faults.add(~(good | left_out), tell)
         table[name] = np.where(good, values, np.where(left_out, -1, 0)).astype(values.dtype)
-    return keyed(pd.DataFrame(table)), faults
+    rows = keyed(pd.DataFrame(table))
+    rows.attrs["lines"] = faults.lines.tolist()  # by which later checks name a row
+    return rows, faults
 
 
 def _cells(file: Path, names: list[str], optional: str = "") -> tuple[pd.DataFrame, Faults]:
-    """A csv's cells as text, blank where a line is short, and lines of too few or too many. Blanks at the end are no lines."""
+    """A csv's cells as text, blank if a line is short, and lines of too few or too many. Blank lines at the end and lines that
+    start with `#` are no rows."""
     text = _text(file).rstrip()
-    rows = [[cell.strip() for cell in line.split(",")] for line in (text.split("\n") if text else [])]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if text and not line.startswith("#")]
+    rows = [[cell.strip() for cell in line.split(",")] for _, line in lines]
     counts = np.array([len(row) for row in rows], int)
-    faults = Faults(np.arange(1, len(rows) + 1))
+    faults = Faults(np.array([number for number, _ in lines], int))
     right = (counts == len(names)) | (counts == len(names) - 1) & bool(optional)
     faults.add(~right, lambda row: f"{counts[row]} columns; {len(names)} are expected: {', '.join(names)}")
     return pd.DataFrame([(row + [""] * len(names))[: len(names)] for row in rows], columns=names, dtype=str), faults

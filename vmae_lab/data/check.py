@@ -11,13 +11,15 @@ from tqdm import tqdm
 
 from vmae_lab.data.listed import clips_of
 from vmae_lab.data.lists import VideoList
+from vmae_lab.data.lists.writing import write_list
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import FRAMES
-from vmae_lab.files import fingerprint, make_folder, storing_in, write_text
+from vmae_lab.files import fingerprint, make_folder, readable, storing_in, write_text
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names
+VERSION = 2  # of what decoding gives: to be raised when it changes, so that what earlier versions found is not reused
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def check_list(
 
 
 def content_key(file: VideoFile) -> str:
-    """Names a file's content as far as it can be told without reading it."""
+    """Names a file's content as far as it can be told without reading it, and the version of the code that decodes it."""
     try:
         status = os.stat(file.path)
         there = (status.st_size, status.st_mtime_ns)
     except (OSError, ValueError):
         there = (-1, -1)
-    return json.dumps([file.path, file.start, file.total, file.offset, file.size, *there])
+    return json.dumps([VERSION, file.path, file.start, file.total, file.offset, file.size, *there])
 
 
 def read_journal(path: Path) -> dict[str, dict[str, Any]]:
@@ -98,16 +100,28 @@ def _write(checked: Checked, videos: VideoList, keep_damaged: bool) -> None:
     table, folder = checked.table, checked.folder
     kept = table[table.status.isin(["ok", "damaged"] if keep_damaged else ["ok"])]
     columns = ["path", "start", "total", *(name for name in ("offset", "size") if name in table)]
-    if (table.label >= 0).all():
-        kept = kept.assign(label=[videos.classes[label] for label in kept.label])
-        columns.append("label")
+    columns += ["label"] if videos.classes else []
     seen = ["frames", "decoder", "container", "codec", "width", "height", "rotation", "fps", "seconds", "bytes"]
-    write_text(folder / CHECKED, kept[columns + seen].to_csv(index=False))
-    write_text(folder / FAILURES, checked.broken[["path", "line", "status", "codec", "cause"]].to_csv(index=False))
-    write_text(folder / REPORT, _report(checked, len(kept)))
+    write_list(folder / CHECKED, kept[columns + seen], videos.classes)
+    write_list(folder / FAILURES, checked.broken[["path", "line", "status", "codec", "cause"]])
+    lost = _lost_classes(checked, kept, videos)
+    if lost:
+        print(f"warning: {lost}")
+    write_text(folder / REPORT, _report(checked, len(kept), lost))
 
 
-def _report(checked: Checked, kept: int) -> str:
+def _lost_classes(checked: Checked, kept: pd.DataFrame, videos: VideoList) -> str:
+    """A sentence that names the classes of which no video is kept; empty if there are none."""
+    lost = [videos.classes[label] for label in sorted(set(checked.table.label) - set(kept.label)) if videos.classes]
+    if not lost:
+        return ""
+    return readable(
+        f"{len(lost)} of {len(videos.classes)} classes have no video in {CHECKED}: {', '.join(lost)}. They stay classes of "
+        "that list, without a video."
+    )
+
+
+def _report(checked: Checked, kept: int, lost: str) -> str:
     """The page of a check: how many, how long, what kinds, and what is broken."""
     table = checked.table
     read = table[table.status != "failed"]
@@ -118,6 +132,7 @@ def _report(checked: Checked, kept: int) -> str:
         f"{counts.ok} are sound, {counts.damaged} are damaged, {counts.failed} cannot be read; {hours:.2f} hours, "
         f"{read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists the {kept} that are kept, `{FAILURES}` the others and why. "
         "Each was decoded once, whole; damage that leaves no error in the decoder (a flipped bit, often) is not seen.",
+        *([lost] if lost else []),
     ]
     if len(read):
         ranges = read[["frames", "seconds", "fps", "width", "height"]].describe(percentiles=[0.05, 0.5, 0.95])
@@ -126,7 +141,7 @@ def _report(checked: Checked, kept: int) -> str:
         parts += [kinds.sort_values("videos", ascending=False).to_markdown(index=False)]
     if len(checked.broken):
         shown = checked.broken[["path", "status", "cause"]].head(SHOWN)
-        shown = shown.map(lambda text: "".join(c if c.isprintable() and c != "|" else "?" for c in text))
+        shown = shown.map(readable).map(lambda text: "".join(c if c.isprintable() and c != "|" else "?" for c in text))
         more = len(checked.broken) - len(shown)
         parts += ["## Broken ones", shown.to_markdown(index=False) + (f"\n\nand {more} more" if more > 0 else "")]
     return "\n\n".join(parts) + "\n"

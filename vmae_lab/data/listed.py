@@ -1,5 +1,6 @@
 """Videos of list files, decoded when they are asked for, in processes that may die without harm."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from vmae_lab.data.lists import ListSettings, VideoList, read_pretrain, read_spl
 from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.video.decoders import Choose, Decoded
 from vmae_lab.data.video.isolated import Decoders
+from vmae_lab.files import readable
 
 ONE_SOURCE = "lists"
 PLACE = ("start", "total", "offset", "size", "frames", "bytes")  # of a VideoFile
@@ -45,7 +47,7 @@ class ListedClips:
         """Where a video is."""
         code, place = self.codes[index], dict(zip(PLACE, self.places[index].tolist(), strict=True))
         return VideoFile(
-            str(self.paths[index]),
+            _unpacked(self.paths[index]),
             self.roots[code],
             pattern=self.patterns[code],
             decoder=str(self.decoders_seen[index]),
@@ -58,7 +60,8 @@ class ListedClips:
         return replace(self, **columns)
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        """The file, for messages and tables."""
+        return readable(_unpacked(self.paths[index]))
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
         """The frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError naming the file."""
@@ -99,7 +102,21 @@ def _clip(decoded: Decoded) -> Tensor:
 
 
 def _absolute(videos: VideoList) -> np.ndarray:
-    return np.array([f"{videos.root}/{path}" if path[:1] != "/" else path for path in videos.table["path"]], dtype=_TEXT)
+    paths = [f"{videos.root}/{path}" if path[:1] != "/" else path for path in videos.table["path"]]
+    return np.array([path if path.isascii() else _packed(path) for path in paths], dtype=_TEXT)
+
+
+def _packed(path: str) -> str:
+    """A path as numpy's text can hold it: a byte that is not UTF-8, which Python has as half a character, as NUL and a letter.
+
+    No path has a NUL of its own.
+    """
+    return re.sub(r"[\udc80-\udcff]", lambda half: f"\0{chr(ord(half[0]) - 0xDC00)}", path)
+
+
+def _unpacked(path: str) -> str:
+    """The path that `_packed` was given."""
+    return re.sub("\0(.)", lambda pair: chr(ord(pair[1]) + 0xDC00), path) if "\0" in path else str(path)
 
 
 def _places(table: pd.DataFrame) -> np.ndarray:

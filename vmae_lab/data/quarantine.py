@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from vmae_lab.data.mixture import Order
 from vmae_lab.data.video import VideoError
+from vmae_lab.files import readable
 
 T = TypeVar("T")
 ATTEMPTS = 100  # draws for one place of the stream, before the data itself is in doubt
@@ -49,7 +50,7 @@ class Quarantine:
                 rows.writerow(COLUMNS)
             rows.writerow([index, error.path, error.codec, error.cause])
             with open(self.file, "ab") as file:
-                file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+                file.write(readable(text.getvalue()).encode())
 
     def _reload(self) -> None:
         """Learn of what other processes have set aside: the file only grows."""

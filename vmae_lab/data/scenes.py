@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vmae_lab.data.augment import channels_first
 from vmae_lab.data.boxes import CORNERS, KEY, read_excluded, read_ground_truth, read_label_map, read_person_boxes
-from vmae_lab.data.lists.formats import Faults, ListError, absolute, named_videos, place_of
+from vmae_lab.data.lists.folders import named_videos
+from vmae_lab.data.lists.formats import Faults, ListError, absolute, place_of
 from vmae_lab.data.lists.settings import check_pattern, content_of
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
 from vmae_lab.data.sampling import Around, Exactly
@@ -260,8 +261,13 @@ def _file(name: str, entry: os.DirEntry, lists: SceneLists, root: Path) -> Video
     pattern = lists.frame_pattern.replace("{video}", name.replace("{", "{{").replace("}", "}}"))
     suffix = Path(lists.frame_pattern).suffix
     return VideoFile(
-        entry.path, str(root), lists.first_frame, sum(one.name.endswith(suffix) for one in os.scandir(entry.path)), pattern
+        entry.path, str(root), lists.first_frame, sum(_is_picture(one.name, suffix) for one in os.scandir(entry.path)), pattern
     )
+
+
+def _is_picture(name: str, suffix: str) -> bool:
+    """Whether a file is one of a folder's frames; macOS puts hidden files (`._name`) next to them on other file systems."""
+    return name.endswith(suffix) and not name.startswith(".")
 
 
 def _opened(file: VideoFile, seen: Decoded | Timing | VideoError, lists: SceneLists) -> Video | str:
@@ -280,7 +286,7 @@ def _check_against_videos(
     rows: pd.DataFrame, file: Path, videos: Mapping[str, Video | str], lists: SceneLists, folder: Path
 ) -> None:
     """Refuse lines whose video is not there or cannot be read, or does not last until their timestamp."""
-    faults = Faults(np.arange(1, len(rows) + 1))
+    faults = Faults(np.array(rows.attrs["lines"], int))
     bad = rows.video.map(lambda name: isinstance(videos[name], str)).to_numpy(bool)
     faults.add(bad, lambda row: str(videos[rows.video[row]]))
     good = [video if isinstance(video, Video) else Video(VideoFile(""), 1.0, 0) for video in rows.video.map(videos)]

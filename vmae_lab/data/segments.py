@@ -223,7 +223,7 @@ def _number(value: Any) -> bool:
 def _entries(file: Path, key: str) -> dict[str, Any]:
     """What a file has by video."""
     try:
-        read = json.loads(Path(file).read_text(encoding="utf-8"))
+        read = json.loads(Path(file).read_bytes())  # bytes: a byte-order mark and UTF-16 are understood
     except (OSError, UnicodeDecodeError) as error:
         raise ListError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
     except ValueError as error:

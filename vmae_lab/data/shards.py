@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from vmae_lab.data.listed import ListedClips, clips_of
 from vmae_lab.data.lists import ListError, VideoList
+from vmae_lab.data.lists.writing import write_list
 from vmae_lab.data.video import VideoError, VideoSettings
 from vmae_lab.data.video.screen import screen
-from vmae_lab.files import make_folder, whole_file, write_text
+from vmae_lab.files import make_folder, readable, whole_file
 from vmae_lab.randomness import numpy_generator
 
 INDEX = "videos.csv"
@@ -51,7 +52,7 @@ def pack(
                     _write_shard(temporary, part, clips, videos)
             rows += _rows_of(path, part, clips, videos, sizes)
             bar.update(len(part))
-    write_text(folder / INDEX, pd.DataFrame(rows).to_csv(index=False))
+    write_list(folder / INDEX, pd.DataFrame(rows), videos.classes)
     return folder / INDEX
 
 
@@ -122,8 +123,8 @@ def _rows_of(
     for index in part:
         member, about = stored[_stem(index)], said[_stem(index)]
         row = {"path": path.name, "offset": member.offset_data, "size": member.size}
-        row |= {"label": about["class"]} if "class" in about else {}
-        rows.append(row | {"source": about["source"]})
+        row |= {"label": about["label"]} if "class" in about else {}
+        rows.append(row | {"source": readable(str(about["source"]))})
     return rows
 
 

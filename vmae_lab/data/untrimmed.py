@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.listed import ListedClips, clips_of
 from vmae_lab.data.lists import VideoList
-from vmae_lab.data.lists.formats import ListError, absolute, named_videos, place_of
+from vmae_lab.data.lists.folders import named_videos
+from vmae_lab.data.lists.formats import ListError, absolute, place_of
 from vmae_lab.data.lists.settings import content_of
 from vmae_lab.data.motionworld.untrimmed import UntrimmedWorldSettings, open_untrimmed_world
 from vmae_lab.data.segments import Annotations, read_annotations

@@ -23,10 +23,11 @@ from vmae_lab.data.augment import centre_crop, squash
 from vmae_lab.data.check import content_key, read_journal
 from vmae_lab.data.evaluated import MissingVideos
 from vmae_lab.data.listed import ListedClips
+from vmae_lab.data.lists.writing import write_list
 from vmae_lab.data.sampling import Stretch
 from vmae_lab.data.video import VideoError, VideoFile
 from vmae_lab.data.video_features import VideoFeatures, open_features
-from vmae_lab.files import fingerprint, make_folder, read_json, storing_in, whole_file, write_json, write_text
+from vmae_lab.files import fingerprint, make_folder, read_json, readable, storing_in, whole_file, write_json
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 
@@ -135,18 +136,19 @@ def open_encoder(
 ) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
     """A model's encoder, and the norm of its mean token, where not (after pre-training) the tokens' own. No head is needed.
 
-    `frames` and `side` of its clips, its own where None. A classifier without that norm gets one that only
+    `frames` and `side` of its clips, its own where None. A model without either norm gets one that only
     standardises, with a warning. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
-    size, classifies = checkpoint.config.size, checkpoint.config.model != "VideoMAE"
+    size = checkpoint.config.size
+    normed = checkpoint.config.model == "VideoMAE" and checkpoint.config.encoder_norm
     try:
         clip = checkpoint.config.reshaped(frames, side)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    encoder = VideoEncoder(size, clip, norm=not classifies)
+    encoder = VideoEncoder(size, clip, norm=normed)
     load_weights(encoder, part_of(checkpoint.state, "encoder."), str(where))
-    if not classifies:
+    if normed:
         return encoder.to(device), None
     norm, weights = nn.LayerNorm(size.width, eps=NORM_EPS), part_of(checkpoint.state, "head.fc_norm.")
     if weights:
@@ -245,9 +247,9 @@ def _index(
     ]
     columns = ["path", "file", "window", "first_frame", "start_s", "end_s"]
     windows = pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-    causes = pd.DataFrame([(error.path, error.cause) for error in failed.values()], columns=["path", "cause"])
-    write_text(folder / WINDOWS, windows.to_csv(index=False))
-    write_text(folder / FAILURES, causes.to_csv(index=False))
+    causes = pd.DataFrame([(readable(error.path), error.cause) for error in failed.values()], columns=["path", "cause"])
+    write_list(folder / WINDOWS, windows)
+    write_list(folder / FAILURES, causes)
     return windows
 
 
@@ -256,9 +258,9 @@ def _place(file: VideoFile, form: Format) -> str:
     no two videos share a place. A name that leaves no room for what is added to it is shortened, and told apart by a hash."""
     folder, name = os.path.split(os.path.relpath(file.path, file.root))
     part = f"@{file.offset}" if file.offset >= 0 else f"@{file.start}-{file.total}" if file.total >= 0 else ""
-    if len(os.fsencode(name)) > LONGEST:
-        name = f"{name[: LONGEST // 4]}~{fingerprint(name)}"
-    return os.path.join(folder, f"{name}{part}.{form}")
+    if len(os.fsencode(name)) > LONGEST or readable(name) != name:  # tables hold no name that is not UTF-8
+        name = f"{readable(name)[: LONGEST // 4]}~{fingerprint(name)}"
+    return os.path.join(readable(folder), f"{name}{part}.{form}")
 
 
 def _claim(folder: Path, encoder: nn.Module, norm: nn.Module | None, settings: FeatureSettings) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmae_lab.data.lists import ListError, ListSettings, lacking_classes, read_pretrain, read_split
-from vmae_lab.data.lists.formats import absolute, listed_files
+from vmae_lab.data.lists.folders import listed_files
+from vmae_lab.data.lists.formats import absolute
 
 HOLD_OUT = {"validation": 0.15, "test": 0.25}  # if there is no list of either
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -153,10 +154,10 @@ def _choose_folder(lists: dict[str, Any]) -> str:
     """The lists of a folder by what is in it: a folder per class, a folder per split, or videos alone."""
     root = absolute(lists["root"])
     try:
-        listed = listed_files(".", root)
+        listed = listed_files(".", root, follow_links=bool((lists.get("decoding") or {}).get("follow_links")))
     except OSError:  # it is reported where the list is read
         listed = None
-    paths = listed[1] if listed else []
+    paths = listed.paths if listed else []
     folders = {path.split("/")[0] for path in paths if "/" in path}
     loose = sum("/" not in path for path in paths)
     splits = {SPLIT_FOLDERS[name.lower()]: name for name in folders if name.lower() in SPLIT_FOLDERS}

@@ -216,7 +216,7 @@ def _in_words(size: Size, clip: ClipShape) -> str:
 # What sections got after stages had been run, and the value that means it is not used.
 _ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
-    TrainSettings: {"ema": None, "divergence": Divergence().model_dump()},
+    TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
     FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
 }
 

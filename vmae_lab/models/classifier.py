@@ -132,7 +132,8 @@ def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
     After pre-training the decoder and the encoder's final LayerNorm are left out: the head norms (as in the reference).
     """
     if "mask_token" in state:
-        state = {key: value for key, value in state.items() if key.startswith("encoder.") and ".trunk.norm." not in key}
+        of_decoder = ("bridge.", "mask_token", "decoder.", "norm.", "head.")
+        state = {key: value for key, value in state.items() if not key.startswith((*of_decoder, "encoder.trunk.norm."))}
     own = {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
     fitting = {
         key: value

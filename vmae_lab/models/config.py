@@ -1,8 +1,8 @@
 """What a model is, as data: enough to build it anew before its weights are read."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from vmae_lab.models.sizes import ClipShape, Size
 
@@ -25,6 +25,15 @@ class ModelConfig(BaseModel):
     readout: Readout | None = None
     normalise_target: bool | None = None
     target_eps: float | None = Field(None, ge=0)
+    encoder_norm: bool = Field(
+        True, description="false: a VideoMAE whose encoder has no final LayerNorm (transformers' default)"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`encoder_norm` was added later: without it, files and the stages named by them stay as they were."""
+        values: dict[str, Any] = handler(self)
+        return values if not self.encoder_norm else {name: value for name, value in values.items() if name != "encoder_norm"}
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
         """Its clip with other numbers of frames or pixels; None keeps its own. Raises ValueError where cubes do not fit."""

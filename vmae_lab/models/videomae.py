@@ -22,15 +22,24 @@ class VideoMAE(Pretrained):
 
     The masks come from the caller; with the decoder mask equal to the complement of the encoder mask, or left out, it is
     VideoMAE V1. `target_eps` is added to a cube's standard deviation before dividing (the reference's 1e-6; flat
-    synthetic cubes want more, since 1e-6 amplifies their rounding).
+    synthetic cubes want more, since 1e-6 amplifies their rounding). `encoder_norm=False` leaves the encoder's final LayerNorm
+    out, as Hugging Face transformers does by default.
     """
 
     positions: Tensor
 
-    def __init__(self, size: Size, clip: ClipShape, normalise_target: bool = True, target_eps: float = TARGET_EPS):
+    def __init__(
+        self,
+        size: Size,
+        clip: ClipShape,
+        normalise_target: bool = True,
+        target_eps: float = TARGET_EPS,
+        encoder_norm: bool = True,
+    ):
         super().__init__()
         self.size, self.clip, self.normalise_target, self.target_eps = size, clip, normalise_target, target_eps
-        self.encoder = VideoEncoder(size, clip)
+        self.encoder_norm = encoder_norm
+        self.encoder = VideoEncoder(size, clip, norm=encoder_norm)
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
         self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
@@ -61,15 +70,17 @@ class VideoMAE(Pretrained):
         if config.model != "VideoMAE":
             raise CheckpointError(f"{where} holds no decoder; VideoClassifier.from_pretrained opens what it holds")
         eps = TARGET_EPS if config.target_eps is None else config.target_eps
-        model = cls(config.size, config.reshaped(frames, side), config.normalise_target is not False, eps)
+        normalise = config.normalise_target is not False
+        model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)
         load_weights(model, checkpoint.state, str(where))
         return model.eval()
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(
-            model="VideoMAE", size=self.size, clip=self.clip, normalise_target=self.normalise_target, target_eps=self.target_eps
-        )
+            model="VideoMAE", size=self.size, clip=self.clip, normalise_target=self.normalise_target,
+            target_eps=self.target_eps, encoder_norm=self.encoder_norm,
+        )  # fmt: skip
 
     def forward(self, video: Tensor, encoder_mask: Tensor, decoder_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rebuild the decoder-visible cubes from the encoder-visible ones.

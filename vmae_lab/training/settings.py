@@ -21,7 +21,8 @@ class TrainSettings(BaseModel):
     batch_size: int = Field(..., ge=1, description="clips a step, over all processes and accumulated micro-batches")
     lr: float = Field(..., gt=0)
     lr_reference_batch: int | None = Field(None, ge=1, description="lr is per so many clips; absolute where left out")
-    min_lr: float = Field(1e-5, ge=0, description="where the cosine ends; absolute, also where lr_reference_batch scales lr")
+    min_lr: float = Field(1e-5, ge=0, description="where the cosine ends; absolute unless scale_min_lr")
+    scale_min_lr: bool = Field(False, description="scale min_lr as lr, by lr_reference_batch; the official scripts do")
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -35,11 +36,21 @@ class TrainSettings(BaseModel):
     def model_post_init(self, _context: object) -> None:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of the {self.steps} steps")
+        if self.scale_min_lr and not self.lr_reference_batch:
+            raise ValueError("scale_min_lr scales min_lr by batch_size / lr_reference_batch: give lr_reference_batch")
 
     @property
     def peak_lr(self) -> float:
         """The linear scaling rule: `lr * batch / reference`."""
-        return self.lr * self.batch_size / self.lr_reference_batch if self.lr_reference_batch else self.lr
+        return self._scaled(self.lr)
+
+    @property
+    def lowest_lr(self) -> float:
+        """Where the cosine ends: `min_lr`, scaled as `lr` if `scale_min_lr`; at most the peak."""
+        return min(self._scaled(self.min_lr) if self.scale_min_lr else self.min_lr, self.peak_lr)
+
+    def _scaled(self, rate: float) -> float:
+        return rate * self.batch_size / self.lr_reference_batch if self.lr_reference_batch else rate
 
     @property
     def lr_words(self) -> str:
@@ -50,7 +61,7 @@ class TrainSettings(BaseModel):
         return f"peak learning rate {self.peak_lr:.3g} = {scaled} (linear scaling rule)"
 
     def lr_at(self, step: int) -> float:
-        return cosine_schedule(step, self.steps, self.warmup_steps, 0.0, self.peak_lr, min(self.min_lr, self.peak_lr))
+        return cosine_schedule(step, self.steps, self.warmup_steps, 0.0, self.peak_lr, self.lowest_lr)
 
 
 class Compute(BaseModel):

@@ -1,6 +1,7 @@
 """Own or real videos by lists: which videos there are, what they show, and how they are split.
 
-`formats.py` reads the forms that a list may have, `reading.py` checks its lines, `settings.py` says which lists there are,
+`formats.py` reads list files, `folders.py` folders and globs; `reading.py` checks what they say, `labels.py` which classes
+their labels stand for; `writing.py` writes lists. `settings.py` says which lists there are,
 `hold_out.py` divides one list into splits, `splits.py` reads all of them with the same classes. Nothing here opens a video.
 """
 

@@ -1,18 +1,23 @@
-"""A list's lines, checked: every bad one is told before anything is decoded."""
+"""A list's lines, checked: every bad one is reported before anything is decoded."""
 
 import os
+import sys
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from posixpath import normpath
 
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.lists.formats import Cells, Faults, ListError, absolute, read_cells, whole_numbers
+from vmae_lab.data.lists.folders import Listing, cells_of_files, is_video, listed_files
+from vmae_lab.data.lists.formats import Cells, Faults, ListError, absolute, place_of, read_file, whole_numbers
+from vmae_lab.data.lists.labels import AS_NAMES, read_labels
+from vmae_lab.files import readable
 
-MOST_CLASSES = 1_000_000  # a larger label is a slip, and would make a head that no memory holds
+SHOWN = 10  # classes that a warning names
 
 
 @dataclass(frozen=True)
@@ -26,35 +31,44 @@ class VideoList:
     - where the list has them `offset` and `size` (int64, bytes of a video inside `path`), and what a check saw: `frames`
       and `bytes` (int64), `decoder` (str).
 
-    `classes`: names in label order, `("0", "1", ...)` where labels are numbers, `()` where unlabelled.
+    `classes`: names in label order, `("0", "1", ...)` if labels are numbers, `()` if unlabelled. `skipped`: the files that a
+    folder has and that are no videos by their suffix, for a message; empty if there are none.
     """
 
     root: Path
     table: pd.DataFrame
     classes: tuple[str, ...]
+    skipped: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
 
 
 def read_list(
-    location: str | Path, root: str | Path = ".", labelled: bool = False, classes: Sequence[str] | int | None = None
+    location: str | Path,
+    root: str | Path = ".",
+    labelled: bool = False,
+    classes: Sequence[str] | int | None = None,
+    follow_links: bool = False,
 ) -> VideoList:
-    """The videos of one list, relative to `root`. The form is told by content:
+    """The videos of one list, relative to `root`. The form is detected by content:
 
     - lines split by white space, or by commas: `path start_index total_frames` or `path` alone without labels, `path label`
       or `path total_frames label` with them;
     - a table with the column `path` (or `video_path`, `video`, `filename`), split by commas, semicolons or tabs, or Parquet;
-      `label` (number or name), `start`, `total`, `frames`, `bytes`, `decoder`, `offset` with `size`; others are passed over;
-    - a folder: its videos, each one's class the first folder below it; a glob: the class is the folder that a video is in.
+      `label` (number or name), `class_index`, `lost_classes`, `start`, `total`, `frames`, `bytes`, `decoder`, `offset` with
+      `size`, `path_escaped`; others are ignored;
+    - a folder: its videos, each one's class the first folder below it; a glob: the class is the folder that a video is in;
+    - a single video, without labels.
 
-    Labels are numbers where most are; else names, sorted, or in the order of `classes`, which may also be a mere number.
-    Raises ListError naming bad lines (the first ten): bad numbers, unknown classes, repeated videos, paths out of the root.
+    `labels.py` states when labels are numbers or names. `classes`: names in label order, or their number. `follow_links`: list
+    what is in linked folders. Warns of links that were skipped, and of classes without a video. Raises ListError naming bad
+    lines (the first ten): bad numbers, unknown classes, repeated videos, paths out of the root.
     """
-    cells = read_cells(location, absolute(root), labelled)
+    cells, listing = _cells(location, absolute(root), labelled, follow_links)
     faults = cells.faults
     table = pd.DataFrame({"path": _paths(cells)})
-    table["label"], names = _labels(cells, classes) if labelled else (np.int64(-1), ())
+    table["label"], names = read_labels(cells, classes) if labelled else (np.int64(-1), ())
     for name, column in _numbers(cells).items():
         table[name] = column
     if "decoder" in cells.table:
@@ -64,14 +78,61 @@ def read_list(
     faults.check(cells.place)
     if table.empty:
         raise ListError(f"{cells.place}: the list is empty")
-    return VideoList(cells.root, table, names)
+    notes = listing.skipped(labelled) if listing else []
+    notes += _without_videos(table["label"].to_numpy(), names, classes is None) if labelled else []
+    if notes:
+        warnings.warn(readable(f"{cells.place}: {'; '.join(notes)}"), stacklevel=_callers())
+    return VideoList(cells.root, table, names, listing.other_files if listing else "")
+
+
+def _without_videos(labels: np.ndarray, names: tuple[str, ...], counted: bool) -> list[str]:
+    """A phrase that names the classes without a video, if there are any: their share of a metric would be missing."""
+    lacking = [names[place] for place in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
+    if not lacking:
+        return []
+    more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+    hint = f" ({AS_NAMES})" if counted and 2 * len(lacking) > len(names) else ""
+    return [f"{len(lacking)} of {len(names)} classes without a video: {', '.join(lacking[:SHOWN])}{more}{hint}"]
+
+
+def _callers() -> int:
+    """The stack level, for `warnings.warn`, of whoever called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals["__name__"].startswith("vmae_lab."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _cells(location: str | Path, root: Path, labelled: bool, follow_links: bool) -> tuple[Cells, Listing | None]:
+    """What the list at `location` says, and what a folder or glob has besides. Raises ListError."""
+    place = place_of(location, root)
+    try:
+        if not place.is_file():
+            listing = listed_files(location, root, follow_links)
+        elif is_video(place):
+            listing = Listing(place.parent, [place.name], Counter())
+        else:
+            return read_file(place, root, labelled), None
+    except OSError as error:
+        raise ListError(f"cannot read {error.filename or place}: {error.strerror or error}") from error
+    if listing is None:
+        raise ListError(f"there is no list file or folder {place}")
+    if labelled and place.is_file():
+        raise ListError(
+            f"{place} is a single video, which has no label: give a folder that has a folder per class, or a list with the "
+            "columns path and label"
+        )
+    return cells_of_files(place, root, listing, labelled), listing
 
 
 def _paths(cells: Cells) -> pd.Series:
     """The checked paths, relative to the root."""
-    paths, root = cells.table["path"].astype(str), cells.root
+    paths, root = cells.table["path"], cells.root
     cells.faults.add((paths == "").to_numpy(), lambda row: "the path is empty")
     cells.faults.add(paths.str.contains("\0", regex=False).to_numpy(), lambda row: f"the path {paths[row]!r} has a NUL byte")
+    windows = paths.str.contains("\\", regex=False).to_numpy(bool, copy=True)
+    windows[windows] = [not os.path.lexists(Path(root, path)) for path in paths[windows]]
+    cells.faults.add(windows, lambda row: f"there is no {paths[row]!r}; write / between folders, not a backslash")
     if str(root) == root.anchor:  # the root of the system: every path is inside
         return paths.str.lstrip("/")
     suspects = (paths.str.startswith("/") | paths.str.contains("..", regex=False)).to_numpy()
@@ -115,55 +176,12 @@ def _column(table: pd.DataFrame, name: str, faults: Faults, empty: int | np.ndar
     """A column of whole numbers; `empty` where it is left out or a cell is empty, which is a fault if that is None."""
     if name not in table:
         return np.broadcast_to(np.asarray(empty), len(table)).astype(np.int64)
-    values, good = whole_numbers(table[name])
+    values, good = whole_numbers(table[name], points=empty is not None)  # a column with gaps is one of floats to pandas
     if empty is not None:
         left_out = (table[name] == "").to_numpy()
         values, good = np.where(left_out, empty, values), good | left_out
     faults.add(~good, lambda row: f"{name} {table[name][row]!r} is not a whole number")
     return values
-
-
-def _labels(cells: Cells, classes: Sequence[str] | int | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Checked labels, int64 `(n,)`, and the names of all classes."""
-    if "label" not in cells.table:
-        raise ListError(f"{cells.place} has no column 'label'")
-    column, faults = cells.table["label"], cells.faults
-    given = None if classes is None or isinstance(classes, int) else tuple(classes)
-    numbers, good = whole_numbers(column)
-    words = column.astype(str).str.strip()
-    if cells.named or _say_names(words[~faults.bad], good[~faults.bad], given):
-        return _labels_by_name(words, given, classes, cells)
-    faults.add(~good, lambda row: f"label {words[row]!r} is not a whole number" if words[row] else "the label is empty")
-    said = classes if isinstance(classes, int) else 0
-    limit = len(given) if given else said or MOST_CLASSES
-    faults.add((numbers < 0) | (numbers >= limit), lambda row: f"label {words[row]} is outside 0..{limit - 1}")
-    count = int(numbers[~faults.bad].max(initial=-1)) + 1 if classes is None else limit
-    return numbers, given or numbered(count)
-
-
-def _say_names(words: pd.Series, whole: np.ndarray, given: tuple[str, ...] | None) -> bool:
-    """Whether labels are names: most are no numbers, or they are classes that are called by numbers of their own ("101")."""
-    if given and given != numbered(len(given)) and not set(words.unique()).isdisjoint(given):
-        return True
-    return whole.sum() < len(whole) / 2
-
-
-def _labels_by_name(
-    words: pd.Series, given: tuple[str, ...] | None, classes: Sequence[str] | int | None, cells: Cells
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    faults = cells.faults
-    faults.add((words == "").to_numpy(), lambda row: "the label is empty")
-    names = given or tuple(sorted(words[~faults.bad].unique()))
-    if isinstance(classes, int) and len(names) != classes:
-        raise ListError(f"{cells.place} names {len(names)} classes, where classes says {classes}")
-    labels = pd.Index(names).get_indexer(words).astype(np.int64)
-
-    def unknown(row: int) -> str:
-        close = get_close_matches(words[row], names, 1, cutoff=0.6)
-        return f"there is no class {words[row]!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
-
-    faults.add(labels < 0, unknown)
-    return labels, names
 
 
 def _check_repeats(table: pd.DataFrame, faults: Faults) -> None:
@@ -186,8 +204,3 @@ def _check_repeats(table: pd.DataFrame, faults: Faults) -> None:
         return f"{paths[row]!r} is in line {table['line'][other]} already{label}"
 
     faults.add(repeated, tell)
-
-
-def numbered(count: int) -> tuple[str, ...]:
-    """Names for classes that have none."""
-    return tuple(map(str, range(count)))

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmae_lab.data.lists.formats import ListError, absolute, listed_files, place_of
+from vmae_lab.data.lists.folders import listed_files
+from vmae_lab.data.lists.formats import ListError, absolute, place_of
 from vmae_lab.data.lists.hold_out import HoldOut, groups_in, split_by_groups
-from vmae_lab.data.lists.reading import VideoList, numbered, read_list
+from vmae_lab.data.lists.labels import numbered
+from vmae_lab.data.lists.reading import VideoList, read_list
 from vmae_lab.data.video.screen import FRAMES, VideoSettings
-from vmae_lab.files import fingerprint
+from vmae_lab.files import fingerprint, utf8_name
 
 SPLITS = ("train", "validation", "test")
 
@@ -79,9 +81,10 @@ class ListSettings(BaseModel):
     def class_names(self) -> tuple[str, ...]:
         """The train list's classes in label order; numbers where it names none or is not there yet. May raise ListError."""
         root = absolute(self.root)
-        stamp = _stamp(self.train, root) if self.train else None
+        links = self.decoding.follow_links
+        stamp = _stamp(self.train, root, links) if self.train else None
         if stamp is not None:
-            return _class_names(self.train, root, self.classes, stamp)
+            return _class_names(self.train, root, self.classes, links, stamp)
         if self.classes is None:
             missing = f"there is no {place_of(self.train, root)}" if self.train else "there is no train list"
             raise ListError(f"data.lists: {missing} to count the classes in; give lists.classes")
@@ -99,15 +102,16 @@ class ListSettings(BaseModel):
             name = "train" if split == "pretrain" or self.hold_out else split
             lists = {name: (self.root, getattr(self, name))}
         places = {name: (location, absolute(root or self.root)) for name, (root, location) in lists.items() if location}
-        return {name: place_of(location, root) for name, (location, root) in places.items() if not _is_there(location, root)}
+        links = self.decoding.follow_links
+        return {name: place_of(at, root) for name, (at, root) in places.items() if not _is_there(at, root, links)}
 
     @property
     def held_out(self) -> tuple[VideoList, np.ndarray, bool]:
         """The train list, the split of each of its videos, and whether classes were divided one by one. Raises ListError."""
         assert self.train, "hold_out comes with a train list"
         assert self.hold_out, "nothing is held out"
-        root = absolute(self.root)
-        return _held_out(self.train, root, self.classes, self.hold_out, content_of(self.train, root))
+        root, links = absolute(self.root), self.decoding.follow_links
+        return _held_out(self.train, root, self.classes, self.hold_out, links, content_of(self.train, root, links))
 
     @property
     def class_count(self) -> int:
@@ -125,7 +129,8 @@ class ListSettings(BaseModel):
         sources = {
             f"pretrain.{name}": (source.root or self.root, source.list) for name, source in self.pretrain_sources.items()
         }
-        contents = {name: content_of(place, absolute(root)) for name, (root, place) in (labelled | sources).items()}
+        links = self.decoding.follow_links
+        contents = {name: content_of(at, absolute(root), links) for name, (root, at) in (labelled | sources).items()}
         return fingerprint(contents | ({"hold_out": "per class"} if self._divides_classes else {}))
 
     @property
@@ -146,49 +151,48 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(f"frame_pattern {pattern!r} has no place for a frame's number, as {FRAMES} has")
 
 
-def _stamp(location: str, root: Path) -> tuple | None:
+def _stamp(location: str, root: Path, follow_links: bool) -> tuple | None:
     """Changes when a list does, as far as one look tells; None where nothing is there."""
     place = place_of(location, root)
     if place.exists():
         return place.stat().st_mtime_ns, place.stat().st_size
-    listed = listed_files(location, root)
-    return tuple(listed[1]) or None if listed else None
+    listed = listed_files(location, root, follow_links)
+    return tuple(listed.paths) or None if listed else None
 
 
 @lru_cache(maxsize=8)
-def _class_names(location: str, root: Path, classes: int | None, _stamp: tuple) -> tuple[str, ...]:
+def _class_names(location: str, root: Path, classes: int | None, follow_links: bool, _stamp: tuple) -> tuple[str, ...]:
     try:
-        return read_list(location, root, True, classes).classes
+        return read_list(location, root, True, classes, follow_links).classes
     except ListError as error:
         raise ListError(f"data.lists.train: {error}") from error
 
 
-def content_of(location: str, root: Path) -> str:
+def content_of(location: str, root: Path, follow_links: bool = False) -> str:
     """Names what a list says: a file by its bytes, a folder or glob by the paths and sizes of its videos; where nothing is yet,
     by its place."""
     place = place_of(location, root)
     if place.is_file():
         with open(place, "rb") as file:
             return file_digest(file, "blake2b").hexdigest()
-    listed = listed_files(location, root)
-    if listed is None or not listed[1]:
+    listed = listed_files(location, root, follow_links)
+    if listed is None or not listed.paths:
         return str(place)
-    base, paths = listed
-    return fingerprint([[path, _size(base / path)] for path in paths])
+    return fingerprint([[utf8_name(path), _size(listed.base / path)] for path in listed.paths])
 
 
-def _is_there(location: str, root: Path) -> bool:
+def _is_there(location: str, root: Path, follow_links: bool) -> bool:
     if place_of(location, root).is_file():
         return True
-    listed = listed_files(location, root)
-    return listed is not None and bool(listed[1])
+    listed = listed_files(location, root, follow_links)
+    return listed is not None and bool(listed.paths)
 
 
 @lru_cache(maxsize=8)
 def _held_out(
-    train: str, root: Path, classes: int | None, hold_out: HoldOut, _content: str
+    train: str, root: Path, classes: int | None, hold_out: HoldOut, follow_links: bool, _content: str
 ) -> tuple[VideoList, np.ndarray, bool]:
-    videos = read_list(train, root, True, classes)
+    videos = read_list(train, root, True, classes, follow_links)
     groups = groups_in(videos, hold_out.group, str(place_of(train, root)))
     names = np.array(videos.classes, object)[videos.table["label"].to_numpy()]
     return videos, *split_by_groups(hold_out, groups, names)

@@ -32,7 +32,8 @@ def read_split(settings: ListSettings, split: str, warn: bool = True) -> VideoLi
                 warnings.warn(told, stacklevel=2)
             return VideoList(videos.root, videos.table[parts == split].reset_index(drop=True), videos.classes)
         own = split == "train" or settings.train is None
-        return read_list(location, settings.root, True, settings.classes if own else settings.class_names)
+        classes = settings.classes if own else settings.class_names
+        return read_list(location, settings.root, True, classes, settings.decoding.follow_links)
     except ListError as error:
         raise _named(f"data.lists.{'train' if settings.hold_out else split}", error) from error
 
@@ -52,7 +53,7 @@ def read_pretrain(settings: ListSettings) -> dict[str, VideoList]:
     lists = {}
     for name, source in settings.pretrain_sources.items():
         try:
-            lists[name] = read_list(source.list, source.root or settings.root)
+            lists[name] = read_list(source.list, source.root or settings.root, follow_links=settings.decoding.follow_links)
         except ListError as error:
             where = f"pretrain.{name}" if isinstance(settings.pretrain, dict) else "pretrain"
             raise _named(f"data.lists.{where}", error) from error
@@ -81,7 +82,8 @@ def read_all(settings: ListSettings) -> dict[str, tuple[VideoList, str]]:
         seen.add(key)
         try:
             whole = name not in SPLITS or settings.hold_out
-            videos = read_list(location, root, name in SPLITS, settings.classes) if whole else read_split(settings, name)
+            links = settings.decoding.follow_links
+            videos = read_list(location, root, name in SPLITS, settings.classes, links) if whole else read_split(settings, name)
         except ListError as error:
             raise _named(f"data.lists.{name}", error) from error
         lists[name] = (videos, pattern)

@@ -1,22 +1,26 @@
-"""The decoders: decord where it is exact, PyAV (sequentially, exact by construction) where it is not, torchcodec if chosen.
+"""The decoders: decord for files it reads exactly, PyAV (from the start, exact by construction) for the rest, or torchcodec.
 
-Which one is decided a file, by container, codec and the container's index; what decord does with each kind of file was
-measured against sequential PyAV decoding (random access is silently wrong in AVI, ASF, MPEG streams, behind edit lists,
-in 4:4:4, in open groups of pictures, and where the first frame is no key frame).
+A video has the frames that decoding it from the start gives. Which decoder reads a file is decided by its container, codec,
+packets and display matrix. What decord does with each kind of file was measured against decoding from the start: its random
+access is silently wrong in AVI, ASF, MPEG streams, behind edit lists, in 4:4:4, in open groups of pictures, and if the
+first frame is no key frame; it mirrors no pictures.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import av
 import decord
 import numpy as np
-from av.video.reformatter import Interpolation
 
-from vmae_lab.data.video.screen import HEAD, VideoError, VideoFile, VideoSettings, container_of, screen
+from vmae_lab.data.video.mp4 import box_types, has_idr, is_fragmented
+from vmae_lab.data.video.opening import best_stream, open_pyav, open_source
+from vmae_lab.data.video.pictures import read_pictures
+from vmae_lab.data.video.pixels import AS_STORED, arranged, orientation_of, shrunk, shrunk_size, upright_pixels
+from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, cause_of, screen
 
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
@@ -29,14 +33,17 @@ EXACT_IN_DECORD = {
     "flv": {"h264"},
     "avi": {"mjpeg"},
 }
+INEXACT_IN_TORCHCODEC = ("avi", "flv")  # packed MPEG-4, and an index of key frames
 EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # after a seek into H.264 4:4:4 decord was seen to give broken frames
-SMOOTH = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND  # else colours keep half the width
 SMALLEST_SIDE = 16  # decord pads frames that are no larger
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file's header says; sizes are of stored frames, before rotation. `frames` is 0 where the header does not tell."""
+    """What a file is, without decoding it; sizes are of stored frames, before rotation.
+
+    `frames` is 0 if only decoding tells. `announced` is the number in the header, which may be wrong (0: there is none).
+    """
 
     container: str
     codec: str
@@ -45,6 +52,7 @@ class VideoInfo:
     frames: int
     fps: float
     decoder: str
+    announced: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,25 +67,26 @@ class Decoded:
 def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None = None) -> Decoded:
     """The frames that `choose` picks, numbered in the order they are shown, in this process. Raises VideoError.
 
-    `choose` is told how many frames there are by the header, and asked again if there turn out to be fewer. Frames whose
-    short side is above `short_side` pixels are shrunk to it right behind the decoder.
+    `choose` is called with the number of frames, and again if there turn out to be fewer or more. Frames whose short side
+    is above `short_side` pixels are shrunk to it right behind the decoder.
     """
     path = screen(video, settings.follow_links)
     if video.total >= 0:
         return _read_folder(video, path, choose, settings, short_side)
     source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings, video if is_as_checked(video, path) else None)
-    readers = [READERS[info.decoder]]
-    if settings.decoder == "auto" and info.decoder == "decord":
-        readers.append(_read_pyav)  # for what decord refuses or gives up on
-    for reader in readers:
+    checked = video if is_as_checked(video, path) else None
+    decoder: str | None = settings.decoder
+    while decoder:
+        info = probe(video.path, source, container, settings.model_copy(update={"decoder": decoder}), checked)
         try:
-            frames, indices = reader(source, info, choose, short_side)
+            frames, indices = READERS[info.decoder](source, info, choose, short_side)
             return Decoded(frames, tuple(indices), info)
         except IndexError as error:  # what was asked for, not how it was read
             raise VideoError(video.path, str(error), info.codec) from None
         except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
             cause = cause_of(error)
+        # PyAV reads what decord refuses or gives up on.
+        decoder = "pyav" if decoder == "auto" and info.decoder == "decord" else None
     raise VideoError(video.path, cause, info.codec)
 
 
@@ -88,8 +97,12 @@ def is_as_checked(video: VideoFile, path: str) -> bool:
 def probe(path: str, source: Any, container: str, settings: VideoSettings, checked: VideoFile | None = None) -> VideoInfo:
     """Read a file's header, refuse what is too large, and decide on a decoder. Raises VideoError.
 
-    The packets of a file that was `checked` are not walked through again, nor its frames counted: of a film that takes long.
+    If a file was `checked`, its frames are those that the check decoded, and its packets are not read: of a film that takes
+    long.
     """
+    boxes = box_types(source) if container == "mov" else set()
+    if b"moof" in boxes and b"moov" not in boxes:
+        raise VideoError(path, "a media segment (DASH, HLS) without its initialization segment; put that before it")
     try:
         with open_pyav(source, container) as opened:
             stream = best_stream(opened)
@@ -99,60 +112,61 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
                 raise VideoError(path, "its codec is not known")
             info = VideoInfo(
                 container, stream.codec_context.codec.canonical_name, stream.codec_context.width,
-                stream.codec_context.height, _frames(opened, stream, container), float(stream.average_rate or 0), "pyav",
+                stream.codec_context.height, 0, float(stream.average_rate or 0), "pyav",
+                stream.frames if stream.frames <= opened.size else 0,  # no frame takes less than a byte
             )  # fmt: skip
-            trusted = _decord_may_be_exact(opened, stream, info) and (
-                checked.decoder == "decord" if checked else _seeks_are_exact(opened, stream, info.codec)
-            )
+            if info.width * info.height > settings.max_pixels:
+                limit = f"the bound of {settings.max_pixels / 1e6:.1f} megapixels (max_pixels)"
+                raise VideoError(path, f"frames of {info.width} x {info.height} are larger than {limit}", info.codec)
+            if b"mvex" in boxes and b"moof" not in boxes and not info.announced:
+                raise VideoError(path, "only an initialization segment (DASH, HLS), without frames", info.codec)
+            if checked and checked.frames > 0:
+                info = replace(info, frames=checked.frames)
+            elif container == "mov" and not is_fragmented(boxes):
+                listed = sum(not entry.is_discard for entry in stream.index_entries)  # an edit list hides the others
+                info = replace(info, frames=listed, announced=listed)
+            torchcodec = settings.decoder == "torchcodec"
+            exact = container not in INEXACT_IN_TORCHCODEC if torchcodec else _decord_may_be_exact(opened, stream, info)
+        if settings.decoder == "pyav":
+            return info
+        exact = exact and _turned_alike(source, info)
+        if exact and not torchcodec:
+            packets = info.frames if checked else _seeks_are_exact(source, info)
+            exact = checked.decoder == "decord" if checked else packets > 0
+            info = replace(info, frames=packets or info.frames)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if isinstance(error, VideoError):
             raise
         raise VideoError(path, f"cannot be opened: {cause_of(error)}") from None
-    if info.width * info.height > settings.max_pixels:
-        limit = f"the bound of {settings.max_pixels / 1e6:.1f} megapixels (max_pixels)"
-        raise VideoError(path, f"frames of {info.width} x {info.height} are larger than {limit}", info.codec)
-    chosen = settings.decoder if settings.decoder != "auto" else "decord" if trusted else "pyav"
-    return replace(info, decoder=chosen, frames=info.frames or (max(0, checked.frames) if checked else 0))
+    if settings.decoder == "auto":
+        return replace(info, decoder="decord" if exact else "pyav")
+    if not exact:
+        raise VideoError(
+            path, f"{settings.decoder} does not give its frames exactly and upright; set decoder to auto or pyav", info.codec
+        )
+    return replace(info, decoder=settings.decoder)
 
 
-def open_pyav(source: Any, container: str) -> av.container.InputContainer:
-    """Open with the demuxer of one container and no protocol but files: nothing in it can name another file to open."""
-    if hasattr(source, "seek"):
-        source.seek(0)
-    return av.open(source, format=container, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+def _turned_alike(source: Any, info: VideoInfo) -> bool:
+    """Whether decord and torchcodec turn the pictures upright: they apply quarter turns that an MP4's header tells.
 
-
-def best_stream(opened: av.container.InputContainer) -> av.VideoStream | None:
-    """A file's main stream of pictures; None where it has only sound or data."""
-    return cast("av.VideoStream | None", opened.streams.best("video"))  # PyAV's types say: a stream of some kind
-
-
-def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
-    """What a decoder is given (a path, or the bytes of a part of a shard), and the container it announces."""
+    They ignore mirroring, and turns that other headers or the pictures' own data (SEI, EXIF) tell.
+    """
     try:
-        with open(path, "rb") as file:
-            if video.offset >= 0:
-                file.seek(video.offset)
-                source: Any = io.BytesIO(file.read(video.size))
-                head = source.getvalue()[:HEAD]
-            else:
-                source, head = path, file.read(HEAD)
-    except OSError as error:
-        raise VideoError(video.path, f"cannot be opened: {error.strerror}") from None
-    try:
-        return source, container_of(head)
-    except ValueError as error:
-        raise VideoError(video.path, str(error)) from None
-
-
-def _frames(opened: av.container.InputContainer, stream: av.VideoStream, container: str) -> int:
-    """Frames that the header announces; of MP4 those that are shown, where an edit list hides some. 0: it does not tell."""
-    if stream.frames > opened.size:  # bytes
-        return 0
-    entries = stream.index_entries if container == "mov" else None  # others index key frames alone
-    if not entries or stream.frames not in (0, len(entries)):
-        return stream.frames
-    return sum(not entry.is_discard for entry in entries)
+        first = next(shown_frames(source, info))
+    except (StopIteration, av.FFmpegError):
+        return False
+    orientation = orientation_of(first)
+    if orientation == AS_STORED:
+        return True
+    if info.container != "mov" or orientation.mirrored or 1 < first.rotation % 90 < 89:
+        return False
+    bare = cast(av.VideoCodecContext, av.CodecContext.create(info.codec, "r"))  # knows nothing of the header
+    with open_pyav(source, info.container) as opened:
+        stream = best_stream(opened)
+        assert stream is not None, "there is one: `probe` looks first"
+        bare.extradata = stream.codec_context.extradata
+        return orientation_of(next(frame for packet in opened.demux(stream) for frame in bare.decode(packet))) == AS_STORED
 
 
 def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.VideoStream, info: VideoInfo) -> bool:
@@ -161,56 +175,54 @@ def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.VideoSt
         return False
     if min(info.width, info.height) <= SMALLEST_SIDE or len(opened.streams.video) > 1:  # of several it takes another one
         return False
+    if opened.metadata.get("hasKeyframes") == "true":  # in FLV: decord seeks by that index, a few frames off with B-frames
+        return False
     return "%" not in opened.name  # decord takes x_%d.png for the pattern of many pictures' names
 
 
-def _seeks_are_exact(opened: av.container.InputContainer, stream: av.VideoStream, codec: str) -> bool:
-    """Whether decoding from a key frame on shows just the frames from it on, which decord counts on.
+def _seeks_are_exact(source: Any, info: VideoInfo) -> int:
+    """The number of frames if decoding from any key frame on shows just those from it on, which decord counts on; else 0.
 
     It does not in an open group of pictures (frames after a key frame that are shown before it), behind an edit list,
-    and where pictures are refreshed little by little: key frames of H.264 that hold no IDR picture.
+    and if pictures are refreshed little by little: key frames of H.264 that hold no IDR picture.
     """
     times, key = [], None
-    for packet in opened.demux(stream):
-        if not packet.size:  # the end
-            continue
-        time = packet.dts if packet.pts is None else packet.pts
-        if packet.is_keyframe:
-            key = time
-            if codec == "h264" and not _has_idr(bytes(packet)):
-                return False
-        if packet.is_discard or time is None or key is None or time < key:
-            return False
-        times.append(time)
-    return len(times) == len(set(times)) and stream.frames in (0, len(times))
-
-
-def _has_idr(data: bytes) -> bool:
-    """Whether units of H.264, each with its length in four bytes before it, include a picture to start anew from."""
-    at = 0
-    while at + 4 < len(data):
-        if data[at + 4] & 31 == 5:
-            return True
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    return False
+    with open_pyav(source, info.container) as opened:
+        for packet in opened.demux(best_stream(opened)):
+            if not packet.size:  # the end
+                continue
+            time = packet.dts if packet.pts is None else packet.pts
+            if packet.is_keyframe:
+                key = time
+                if info.codec == "h264" and not has_idr(bytes(packet)):
+                    return 0
+            if packet.is_discard or time is None or key is None or time < key:
+                return 0
+            times.append(time)
+    return len(times) if len(times) == len(set(times)) and info.frames in (0, len(times)) else 0
 
 
 def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     if hasattr(source, "seek"):
         source.seek(0)
     reader = decord.VideoReader(source, num_threads=1)
-    indices = _chosen(choose, len(reader))
+    indices = _chosen(choose, _agreed(len(reader), info))
     unique = sorted(set(indices))
     parts = []
     each = max(1, (8 << 20) // (3 * info.width * info.height))  # full-size frames held at a time
     for start in range(0, len(unique), each):
-        parts += [_shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
-    return _arranged(dict(zip(unique, parts, strict=True)), indices), indices
+        parts += [shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
+    return arranged(dict(zip(unique, parts, strict=True)), indices), indices
 
 
 def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     """Decode from the start up to the last frame wanted: what each number means is then beyond doubt."""
-    indices = _chosen(choose, info.frames or count_frames(source, info))
+    count = info.frames
+    if not count:
+        frames, indices, count = _read_to_the_end(source, info, choose, short_side)
+        if frames is not None:
+            return frames, indices
+    indices = _chosen(choose, count)
     found, count, error = _walk(source, info, set(indices), short_side)
     if error is None and count and set(indices) - set(found):  # the header promised more frames than there are
         indices = _chosen(choose, count)
@@ -219,25 +231,40 @@ def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | N
     if missing:
         cause = cause_of(error) if error else "there are no more"
         raise ValueError(f"{count} frames could be decoded; frame {missing[0]} could not: {cause}")
-    return _arranged(found, indices), indices
+    return arranged(found, indices), indices
+
+
+def _read_to_the_end(
+    source: Any, info: VideoInfo, choose: Choose, short_side: int | None
+) -> tuple[np.ndarray | None, Sequence[int], int]:  # fmt: skip
+    """Decode once, for as many frames as there are packets; None if there are fewer or more. And how many there are."""
+    packets, indices = 0, []
+    with suppress(av.FFmpegError, IndexError, ValueError):
+        with open_pyav(source, info.container) as opened:
+            packets = sum(packet.size > 0 for packet in opened.demux(best_stream(opened)))
+        indices = _chosen(choose, packets)
+    found, count, error = _walk(source, info, set(indices), short_side, to_end=True)
+    if error is not None:
+        return None, indices, count_frames(source, info)
+    return arranged(found, indices) if indices and count == packets else None, indices, count
 
 
 def _walk(
-    source: Any, info: VideoInfo, wanted: set[int], short_side: int | None
+    source: Any, info: VideoInfo, wanted: set[int], short_side: int | None, to_end: bool = False
 ) -> tuple[dict[int, np.ndarray], int, Exception | None]:
     """Wanted frames, how many were decoded, and what stopped the decoder before the last of them, if something did."""
     found: dict[int, np.ndarray] = {}
     count, last = 0, max(wanted, default=-1)
     try:
         for frame in shown_frames(source, info):
-            if count == 0:
-                size = _size(frame.height, frame.width, short_side)  # a stream's size may change midway: the first one holds
+            if count == 0:  # a stream's size and orientation may change midway: the first ones hold
+                size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
             if frame.is_corrupt:  # those after it are wrong as well, and which number each has is not known
                 return found, count, ValueError(f"frame {count} is damaged")
             if count in wanted:
-                found[count] = _pixels(frame, *size)
+                found[count] = upright_pixels(frame, *size, orientation)
             count += 1
-            if count > last:
+            if count > last and not to_end:
                 break
     except (av.FFmpegError, MemoryError, ValueError) as error:
         return found, count, error
@@ -263,35 +290,6 @@ def count_frames(source: Any, info: VideoInfo) -> int:
     return count
 
 
-def _pixels(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """A frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
-    resized = (height, width) != (frame.height, frame.width)
-    pixels = frame.reformat(width, height, "rgb24", interpolation=SMOOTH if resized else None).to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
-
-
-def _shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
-    """A decoded frame, uint8 `(H, W, 3)`, with its short side brought down to `short_side`."""
-    height, width = _size(pixels.shape[0], pixels.shape[1], short_side)
-    if (height, width) == pixels.shape[:2]:
-        return pixels
-    frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(width, height, interpolation=Interpolation.AREA).to_ndarray()
-
-
-def _size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """The size whose short side is `short_side` pixels and whose shape is the same; never larger than it was."""
-    short = min(height, width)
-    if short_side is None or short <= short_side:
-        return height, width
-    return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
-
-
-def _arranged(found: dict[int, np.ndarray], indices: Sequence[int]) -> np.ndarray:
-    """Frames in the order asked for, one as often as it was asked for."""
-    return np.stack([found[index] for index in indices])
-
-
 def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     try:
         from torchcodec.decoders import VideoDecoder
@@ -299,51 +297,36 @@ def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: i
         raise ValueError(f"decoder: torchcodec was chosen and does not load: {error}") from None
     data = source if isinstance(source, str) else source.getvalue()
     reader = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
-    indices = _chosen(choose, len(reader))
+    indices = _chosen(choose, _agreed(len(reader), info))
     unique = sorted(set(indices))
     frames = reader.get_frames_at(unique).data.numpy()
-    return _arranged({i: _shrunk(frame, short_side) for i, frame in zip(unique, frames, strict=True)}, indices), indices
+    return arranged({i: shrunk(frame, short_side) for i, frame in zip(unique, frames, strict=True)}, indices), indices
 
 
 def _read_folder(
     video: VideoFile, path: str, choose: Choose, settings: VideoSettings, short_side: int | None
 ) -> Decoded:  # fmt: skip
     """Numbered pictures in a folder, as the official lists name them."""
-    from PIL import Image
-
-    info = VideoInfo("folder", "pictures", 0, 0, video.total, 0.0, "pillow")
     try:
         indices = _chosen(choose, video.total)
     except (IndexError, ValueError) as error:
         raise VideoError(video.path, str(error)) from None
-    found: dict[int, np.ndarray] = {}
-    for index in sorted(set(indices)):
-        one = replace(video, path=f"{video.path}/{video.pattern.format(video.start + index)}", total=-1)
-        try:
-            with Image.open(screen(one, settings.follow_links), formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
-                if picture.width * picture.height > settings.max_pixels:
-                    raise VideoError(one.path, f"{picture.width} x {picture.height} is larger than max_pixels")
-                found[index] = _shrunk(np.asarray(picture.convert("RGB")), short_side)
-            if found[index].shape != found[min(found)].shape:
-                raise VideoError(one.path, f"its size differs from that of frame {min(found)}")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(one.path, cause_of(error), info.codec) from None
-    frames = _arranged(found, indices)
-    return Decoded(frames, tuple(indices), replace(info, width=frames.shape[2], height=frames.shape[1]))
+    frames = arranged(read_pictures(video, indices, settings, short_side), indices)
+    info = VideoInfo("folder", "pictures", frames.shape[2], frames.shape[1], video.total, 0.0, "pillow")
+    return Decoded(frames, tuple(indices), info)
+
+
+def _agreed(counted: int, info: VideoInfo) -> int:
+    """The number of frames that a decoder counts, if the file has as many."""
+    if info.frames not in (0, counted):
+        raise ValueError(f"{info.decoder} counts {counted} frames, but there are {info.frames}; set decoder to auto or pyav")
+    return counted
 
 
 def _chosen(choose: Choose, count: int) -> list[int]:
     if count < 1:
         raise ValueError("no frame of it can be decoded")
     return list(choose(count))
-
-
-def cause_of(error: Exception) -> str:
-    """What went wrong, without the decoder's own places in its source."""
-    if isinstance(error, MemoryError):
-        return "it takes more memory than it may (memory_mib)"
-    text = str(error) or type(error).__name__
-    return text.split("Check failed: ")[-1][:300]
 
 
 READERS = {"decord": _read_decord, "pyav": _read_pyav, "torchcodec": _read_torchcodec}

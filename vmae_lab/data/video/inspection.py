@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import av
 
 from vmae_lab.data.sampling import Everything
-from vmae_lab.data.video.decoders import cause_of, open_source, probe, read_video, shown_frames
-from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, screen
+from vmae_lab.data.video.decoders import probe, read_video, shown_frames
+from vmae_lab.data.video.opening import open_source
+from vmae_lab.data.video.pixels import orientation_of
+from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, cause_of, screen
 
 MISSING_FRAMES = 0.05  # of what the header promises; a few less are common in old AVI files, and harmless
 
@@ -23,12 +25,13 @@ class Inspection:
     codec: str = ""
     width: int = 0  # upright
     height: int = 0
-    rotation: int = 0  # degrees, of what is stored
+    rotation: int = 0  # degrees by which stored pictures are turned counterclockwise, after mirroring
     fps: float = 0.0
     frames: int = 0
     seconds: float = 0.0
     decoder: str = ""
     bytes: int = 0
+    mirrored: bool = False  # whether left and right of stored pictures are swapped
 
 
 def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
@@ -61,17 +64,18 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
         raise VideoError(video.path, "no frame of it can be decoded" + (f": {cause}" if cause else ""), info.codec)
     if not cause and logged:
         cause = f"the decoder complained {len(logged)} times, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
-    if not cause and count < (1 - MISSING_FRAMES) * info.frames - 3:
-        cause = f"{count} frames, where the header promises {info.frames}"
-    rotation = round(first.rotation)
-    size = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    if not cause and count < (1 - MISSING_FRAMES) * info.announced - 3:
+        cause = f"{count} frames, but the header announces {info.announced}"
+    turned = orientation_of(first)
+    size = (first.height, first.width) if turned.quarters % 2 else (first.width, first.height)
+    decoder = "pyav" if settings.decoder == "auto" and info.frames != count else info.decoder
     length = 0.0
     if first.pts is not None and last.pts is not None and last.time_base is not None:
         length = float((last.pts - first.pts) * last.time_base)
     seconds = max(0.0, length) + (1 / info.fps if info.fps else 0)
     return Inspection(
-        "damaged" if cause else "ok", cause, info.container, info.codec, *size, rotation, round(info.fps, 3),
-        count, round(seconds, 3), info.decoder, video.size if video.size >= 0 else os.path.getsize(path),
+        "damaged" if cause else "ok", cause, info.container, info.codec, *size, 90 * turned.quarters, round(info.fps, 3),
+        count, round(seconds, 3), decoder, video.size if video.size >= 0 else os.path.getsize(path), turned.mirrored,
     )  # fmt: skip
 
 

@@ -7,8 +7,10 @@ from typing import Final
 import av
 import numpy as np
 
-from vmae_lab.data.video.decoders import VideoInfo, best_stream, cause_of, is_as_checked, open_pyav, open_source, probe
-from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, screen
+from vmae_lab.data.video.decoders import VideoInfo, is_as_checked, probe
+from vmae_lab.data.video.mp4 import box_types, is_fragmented
+from vmae_lab.data.video.opening import best_stream, open_pyav, open_source
+from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings, cause_of, screen
 
 TIMING: Final = "timing"  # in place of a choice of frames, in a request to a decoder's process
 OFF = 0.1  # seconds by which a frame may be shown before or after its number says
@@ -16,8 +18,10 @@ OFF = 0.1  # seconds by which a frame may be shown before or after its number sa
 
 @dataclass(frozen=True)
 class Timing:
-    """What a file is (`info.frames` counted where its header does not tell), and the rate by which every frame is shown no
-    more than `off` seconds from where its number says; of all constant rates the best. `off` is 0 where packets have no times.
+    """What a file is, and the rate by which every frame is shown no more than `off` seconds from where its number says.
+
+    Of all constant rates it is the best. `off` is 0 if packets have no times. If only decoding tells `info.frames`, packets are
+    counted: packed MPEG-4 in AVI and damaged files have a few more of them than frames.
     """
 
     info: VideoInfo
@@ -35,11 +39,14 @@ def time_video(video: VideoFile, settings: VideoSettings) -> Timing:
     path = screen(video, settings.follow_links)
     source, container = open_source(video, path)
     info = probe(video.path, source, container, settings, video if is_as_checked(video, path) else None)
+    complete = container == "mov" and not is_fragmented(box_types(source))
     try:
         with open_pyav(source, container) as opened:
-            times, count = _times(opened, container)
+            times, count = _times(opened, complete)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise VideoError(video.path, f"its packets cannot be read: {cause_of(error)}", info.codec) from None
+    if not count:
+        raise VideoError(video.path, "no frame of it can be decoded", info.codec)
     return Timing(replace(info, frames=info.frames or count), *pace(times, info.fps))
 
 
@@ -53,12 +60,12 @@ def pace(times: Sequence[float], said: float) -> tuple[float, float]:
     return next(((rate, by) for rate, by in off.items() if by <= OFF), (measured, off[measured]))
 
 
-def _times(opened: av.container.InputContainer, container: str) -> tuple[list[float], int]:
-    """Seconds at which frames are shown, and how many there are. An mp4's table of samples tells without reading on."""
+def _times(opened: av.container.InputContainer, complete: bool) -> tuple[list[float], int]:
+    """Seconds at which frames are shown, and how many there are. A `complete` sample table tells at once."""
     stream = best_stream(opened)
     assert stream is not None, "there is one: `probe` looks first"
     assert stream.time_base is not None
-    entries = stream.index_entries if container == "mov" else None
+    entries = stream.index_entries if complete else None
     if entries and stream.frames == len(entries) and not any(entry.is_discard for entry in entries):
         return [float(entry.timestamp * stream.time_base) for entry in entries], len(entries)
     packets = [packet for packet in _whole(opened, stream) if packet.size and not packet.is_discard]

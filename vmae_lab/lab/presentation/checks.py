@@ -6,6 +6,7 @@ import pandas as pd
 
 from vmae_lab.data.check import check_list
 from vmae_lab.data.lists import read_all
+from vmae_lab.files import readable
 from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.pictures import window
 
@@ -26,7 +27,7 @@ def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
     folder, processes = check_folder(plan, runs), max(recipe.compute.jobs, recipe.compute.workers, 1)
     for name, (videos, pattern) in read_all(lists).items():
         checked = check_list(videos, lists.decoding, folder / name, processes, pattern, journals=runs / "checks")
-        tables.append(checked.table.assign(list=name)[columns])
+        tables.append(checked.table.assign(list=name, path=checked.table.path.map(readable))[columns])
     return pd.concat(tables[1:], ignore_index=True)
 
 

@@ -45,17 +45,14 @@ def is_pretraining(state: State) -> bool:
     return any(key == "mask_token" or key.startswith(("decoder.", "encoder_to_decoder.")) for key in state)
 
 
-def unwrapped(state: State) -> State:
-    """Official names without what `torch.compile`, DDP, detectors and the hub's remote code put before them.
+def without_encoder_prefix(state: State) -> State:
+    """Official names of an encoder or classifier without the `encoder.` that pre-training puts before them.
 
-    A bare encoder's final LayerNorm is left out: a class head norms after pooling.
+    A bare encoder's final LayerNorm is left out: a class head norms after pooling. Weights with a decoder stay as they are.
     """
-    for prefix in ("_orig_mod.", "module."):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
     if is_pretraining(state):
         return state
-    for prefix in ("model.", "backbone.", "encoder."):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = {key.removeprefix("encoder."): value for key, value in state.items()}
     headed = any(key.startswith("head.") for key in state)
     return {key: value for key, value in state.items() if headed or not key.startswith("norm.")}
 
@@ -78,6 +75,16 @@ def to_official_pretrain(state: State, clip: ClipShape) -> State:
 def to_official_classifier(state: State, clip: ClipShape) -> State:
     """The same of a VideoClassifier whose readout is the mean."""
     return _to_official(state, clip, turned(CLASSIFIER))
+
+
+def with_zero_biases(state: State) -> State:
+    """An official state of a model without q and v biases as one whose biases are zero, which is the same function."""
+    zeros: State = {}
+    for key, value in state.items():
+        if key.endswith(".attn.qkv.weight"):
+            stem = key.removesuffix("qkv.weight")
+            zeros |= {f"{stem}{name}": torch.zeros(len(value) // 3, dtype=value.dtype) for name in ("q_bias", "v_bias")}
+    return {**state, **zeros}
 
 
 def _to_official(state: State, clip: ClipShape, names: dict[str, str]) -> State:

@@ -52,6 +52,10 @@ def _official(state: State, config: ModelConfig, layout: Layout) -> State:
     if config.model == "VideoMAE":
         if layout == "remote_code":
             raise CheckpointError("the layout 'remote_code' is of encoders and classifiers; a model with a decoder has none")
+        if layout == "official" and not config.encoder_norm:
+            raise CheckpointError(
+                "the layout 'official' has no encoder without a final LayerNorm; save as 'transformers' or 'vmae_lab'"
+            )
         return to_official_pretrain(state, config.clip)
     if config.readout != "mean":
         raise CheckpointError(

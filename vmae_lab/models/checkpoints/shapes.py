@@ -1,10 +1,13 @@
 """What weights in the official names tell about the model they are of, where no config lies beside them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from vmae_lab.models.checkpoints.official import EMBEDDING, is_pretraining
+from vmae_lab.models.checkpoints.settings import COLOURS, refuse_others
 from vmae_lab.models.checkpoints.weights import CheckpointError, State
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 
@@ -36,10 +39,26 @@ def size_in(state: State, where: str, heads: int | None = None) -> Size:
     )  # fmt: skip
 
 
-def clip_in(state: State, where: str) -> ClipShape:
-    """The paper's clip of 16 frames of 224 pixels in cubes of the kernel's shape; what a clip is stands in no weight."""
+def clip_in(state: State, arguments: Mapping[str, Any], where: str) -> ClipShape:
+    """The clip of an official file: cubes of the kernel's shape, frames and pixels of the script's arguments.
+
+    Without arguments it is the paper's clip of 16 frames of 224 pixels. Raises CheckpointError.
+    """
     _, channels, tubelet, patch, _ = _kernel(state, where)
-    return ClipShape(tubelet=tubelet, patch=patch, channels=channels)
+    refuse_others({"channels": channels}, {"channels": COLOURS}, where)
+    try:
+        frames = int(arguments.get("num_frames") or 16) * int(arguments.get("num_segments") or 1)
+        return ClipShape(frames, int(arguments.get("input_size") or 224), tubelet, patch, channels)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}: its arguments num_frames, input_size do not describe a clip of its model: {error}"
+        ) from error
+
+
+def encoder_in(state: State, where: str) -> tuple[int, int, int, int, int]:
+    """Width, depth, channels, tubelet and patch of an official state's encoder. Raises CheckpointError."""
+    width, channels, tubelet, patch, _ = _kernel(state, where)
+    return width, _depth(state, "encoder.blocks." if is_pretraining(state) else "blocks."), channels, tubelet, patch
 
 
 def _kernel(state: State, where: str) -> tuple[int, int, int, int, int]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from vmae_lab.models.checkpoints.official import is_pretraining, renamed, turned
+from vmae_lab.models.checkpoints.official import is_pretraining, renamed, turned, with_zero_biases
+from vmae_lab.models.checkpoints.settings import COLOURS, check_eps, refuse_others, warn_of_dropout
 from vmae_lab.models.checkpoints.weights import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import ClipShape, Size
@@ -104,7 +105,7 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
         "hidden_act": "gelu",
         "layer_norm_eps": NORM_EPS,
         "qkv_bias": True,
-        "use_mean_pooling": classes is not None,  # without pooling the encoder ends in its own LayerNorm
+        "use_mean_pooling": classes is not None or not model.encoder_norm,  # then the encoder has no final LayerNorm
         "dtype": "float32",
     }
     if classes is None:
@@ -114,9 +115,14 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def shapes_of(config: dict[str, Any], where: str) -> tuple[Size, ClipShape]:
-    """Size and clip that a transformers config describes. Raises CheckpointError where it is another function than ours."""
+    """Size and clip that a transformers config describes. Raises CheckpointError if it is another function than ours."""
     if config.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(f"{where} has the activation {config['hidden_act']!r}; VideoMAE's, and ours, is 'gelu'")
+        raise CheckpointError(
+            f"{where} has the activation {config['hidden_act']!r} (hidden_act); VideoMAE's, and ours, is 'gelu'"
+        )
+    refuse_others(config, {"num_channels": COLOURS}, where)
+    check_eps(config, "layer_norm_eps", where)
+    warn_of_dropout(config, ("hidden_dropout_prob", "attention_probs_dropout_prob"), where)
     try:
         side, patch = _square(config["image_size"]), _square(config["patch_size"])
         size = Size(
@@ -124,11 +130,37 @@ def shapes_of(config: dict[str, Any], where: str) -> tuple[Size, ClipShape]:
             config["decoder_hidden_size"], config["decoder_num_hidden_layers"], config["decoder_num_attention_heads"],
             config["decoder_intermediate_size"], patch,
         )  # fmt: skip
-        return size, ClipShape(config["num_frames"], side, config["tubelet_size"], patch, config["num_channels"])
+        clip = ClipShape(config["num_frames"], side, config["tubelet_size"], patch, config["num_channels"])
     except KeyError as error:
         raise CheckpointError(f"{where} has no {error}; transformers writes it with every VideoMAE") from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where} does not describe a model of ours: {error}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{where} does not describe a model of this package (image_size, patch_size, num_frames, tubelet_size): {error}"
+        ) from error
+    return size, clip
+
+
+def official_weights(state: State, config: dict[str, Any], where: str) -> tuple[State, bool]:
+    """The weights of a transformers file in the official names, and whether the encoder ends in a LayerNorm.
+
+    Follows `qkv_bias` (in version 5 `qv_bias`) and `use_mean_pooling`: with it the encoder has no final LayerNorm, also in
+    pre-training; one that is among the weights is used all the same. Raises CheckpointError if settings and weights differ.
+    """
+    if any(key.startswith("embeddings.") for key in state):  # a bare VideoMAEModel
+        state = {f"videomae.{key}": value for key, value in state.items()}
+    official = from_transformers(as_in_files(state))
+    setting = "qkv_bias" if "qkv_bias" in config else "qv_bias"
+    if not config.get(setting, True):
+        if any(key.endswith((".q_bias", ".v_bias")) for key in official):
+            raise CheckpointError(f"{where} has {setting} {config[setting]!r}, but the weights next to it have such biases")
+        official = with_zero_biases(official)
+    pooled = config.get("use_mean_pooling", True)
+    if not pooled and any(key.startswith("classifier.") for key in state):
+        raise CheckpointError(
+            f"{where} has use_mean_pooling {pooled!r}: the model classifies by its first token. Classifiers of this package "
+            "read the mean token"
+        )
+    return official, not pooled or any(key.startswith("videomae.layernorm.") for key in state)
 
 
 def _square(sides: int | list[int]) -> int:

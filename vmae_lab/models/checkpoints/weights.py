@@ -28,7 +28,8 @@ def check_fit(expected: Mapping[str, Tensor], found: State, where: str) -> None:
         for key in expected
         if key in found and expected[key].shape != found[key].shape
     ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    whole = [key for key in expected if key in found and expected[key].is_floating_point() != found[key].is_floating_point()]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped, "of another kind of number": whole}
     if any(problems.values()):
         lines = [f"{len(keys)} {what}: {_first(keys)}" for what, keys in problems.items() if keys]
         raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}")
