@@ -32,6 +32,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "scales",
         "merging",
         "notebook_file",
+        "own_data",
         "recipe",
         "parameters",
         "arms",

@@ -16,7 +16,6 @@ from vmae_lab.data.lists import ListSettings, groups_of, read_all, read_split
 from vmae_lab.evaluation.neighbours import feature_map, nearest, same_class, same_class_by_chance, standardised
 from vmae_lab.lab import cost, maps
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.pictures import random_clips
 from vmae_lab.lab.presentation import alike, checks, own_videos
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
@@ -67,12 +66,17 @@ def test_standardising_takes_away_what_all_clips_share():
     assert np.isfinite(nearest(standardised(np.ones((5, 2))), 2)).all(), "clips that are all alike divide by nothing"
 
 
-@pytest.mark.parametrize("rows", [4, 40])
+@pytest.mark.parametrize("rows", [2, 3, 4, 40])
 def test_the_map_has_one_point_a_clip_and_is_the_same_again(rows):
     features = standardised(np.random.default_rng(1).normal(size=(rows, 16)))
     points = feature_map(features, 3)
     assert points.shape == (rows, 2)
     assert np.array_equal(points, feature_map(features, 3))
+
+
+def test_clips_that_are_all_alike_lie_on_one_point():
+    """t-SNE would divide by their deviation, and crash on what comes of it."""
+    assert not feature_map(standardised(np.ones((5, 16))), 0).any()
 
 
 def test_the_map_keeps_groups_together():
@@ -280,13 +284,30 @@ def test_a_folder_without_labels_is_looked_at_and_not_scored(run_own, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:hold_out leaves")
-def test_too_few_videos_are_told_before_anything_is_trained(smoke, videos):
-    lists = {"root": str(videos), "train": ".", "hold_out": {"validation": 0.0, "test": 0.1}}
-    plan = planned(of_lists(smoke, lists))
-    there = len(random_clips(plan, 99))
-    with pytest.raises(RecipeError, match=f"the test split has {there} videos that can be read; 4 at least"):
+def test_too_few_readable_videos_are_reported_before_anything_is_trained(smoke, videos, tmp_path):
+    """How many can be read is not known before they are decoded."""
+    (tmp_path / "test.csv").write_text(f"path,label\nleft/0.mp4,left\n{BROKEN},right\n")
+    plan = planned(of_lists(smoke, {"root": str(videos), "train": ".", "test": str(tmp_path / "test.csv")}))
+    with pytest.raises(RecipeError, match="the test split has 1 videos that can be read; 2 at least"):
         own_videos.shown_clips(plan, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"wave": 4, "jump": 4, "run": 4}, {"1": 2, "02": 2}], ids=["3x4", "2x2"])
+def test_the_documented_command_works_on_few_videos(sizes, tmp_path, project, capfd):
+    root = tmp_path / "my videos"
+    for label, (name, number) in enumerate(sizes.items()):
+        for i in range(number):
+            write_video(root / name / f"{i}.mp4", 11 * i + 5 * label, label + 1)
+    words = ["-p", "data.lists.root", str(root), "-p", "pretrain.steps", "4", "-p", "evaluate.probe.attentive_steps", "2"]
+    scale = str(NOTEBOOK.parents[1] / "params" / "own.yaml")
+    status = main(["run", str(NOTEBOOK), "--scale", scale, *words, "-p", "seeds", "[0]"])
+    assert status == 0, capfd.readouterr().err[-3000:]
+    folder = project / "reports" / "own-variant" / NAME
+    rows = pd.read_csv(folder / "tables" / "results.csv")
+    assert set(rows.metric) >= {"ridge", "attentive", "linear_mean", "knn", alike.SAME_CLASS}
+    results = [json.loads(path.read_text()) for path in (project / "runs").glob("probe-*/result.json")]
+    assert {result["test_clips"] for result in results} == {len(sizes)}, "one of each class"
 
 
 def test_the_embedded_set_needs_no_check(smoke, tmp_path):

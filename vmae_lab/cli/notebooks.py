@@ -39,10 +39,12 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
 def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Run a notebook at a scale and write its report."""
     checked = [(notebook, *checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
+    for _, _, planned in checked:
+        planned.check_lists()
     if not find_spec("papermill"):
         raise FileNotFoundError("notebooks are run by papermill, which is not installed: pip install 'vmae-lab[lab]'")
-    for notebook, parameters, plan in checked:
-        if status := execute(notebook, parameters, plan):
+    for notebook, parameters, planned in checked:
+        if status := execute(notebook, parameters, planned):
             raise typer.Exit(status)
 
 
@@ -52,7 +54,8 @@ def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTH
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore
 
-    for _, planned in [checked_parameters(notebook, scale, override) for notebook in notebooks]:
+    for planned in [checked_parameters(notebook, scale, override)[1] for notebook in notebooks]:
+        planned.check_lists(costed=True)
         print(plan_summary(planned, RunStore(runs_folder())))
 
 

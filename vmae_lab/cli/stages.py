@@ -127,6 +127,7 @@ def labelled(recipe: Recipe) -> Recipe:
 def carry_out(name: str, recipe: Recipe, stage: Callable[[int], Stage]) -> list[tuple[int, Path, dict[str, Any]]]:
     """Say what a stage costs, and complete it and what it needs for every seed: seeds, folders and results."""
     plan = plan_ablation(name, recipe, AS_IT_IS, lambda recipe, arm, encoder, seed: {name: stage(seed)})
+    plan.check_lists()
     store = RunStore(runs_folder())
     print(plan_summary(plan, store), flush=True)
     plan.run(store, work_of(plan))

@@ -36,23 +36,26 @@ class DataSettings(BaseModel):
     def model_post_init(self, _context: object) -> None:
         if (self.motionworld is None) == (self.lists is None):
             raise ValueError("give one of data.motionworld (the embedded data set) and data.lists (list files)")
+        if problems := list(self._wrong_sources()):
+            raise ValueError("\n".join(problems))
+
+    def _wrong_sources(self) -> Iterator[str]:
+        """What is wrong with the sources and the files' size, one line each."""
         if self.motionworld is None:
-            missing = set(self.pretrain_sources) - set(self.sources)
-            if missing or self.pretrain_limits:
-                raise ValueError(
-                    f"pretrain_sources {sorted(missing)} are not among data.lists.pretrain's sources, {', '.join(self.sources)}"
-                    if missing else "pretrain_limits are of the embedded data set: shorten the list files instead"
-                )  # fmt: skip
+            if missing := set(self.pretrain_sources) - set(self.sources):
+                names = ", ".join(self.sources)
+                yield f"pretrain_sources {sorted(missing)} are not among data.lists.pretrain's sources, {names}"
+            if self.pretrain_limits:
+                yield "pretrain_limits are of the embedded data set: leave them out, and shorten the list files instead"
             return
-        missing = {*self.pretrain_sources, *self.pretrain_limits} - set(self.motionworld.sources)
-        if missing:
+        if missing := {*self.pretrain_sources, *self.pretrain_limits} - set(self.motionworld.sources):
             written = ", ".join(self.motionworld.sources)
-            raise ValueError(f"sources to pre-train on, {sorted(missing)}, are not among the written ones, {written}")
+            yield f"sources to pre-train on, {sorted(missing)}, are not among the written ones, {written}"
         for source, limit in self.pretrain_limits.items():
             if not 1 <= limit <= self.motionworld.train:
-                raise ValueError(f"pretrain_limits: {source} has 1 to {self.motionworld.train} clips an action; got {limit}")
+                yield f"pretrain_limits: {source} has 1 to {self.motionworld.train} clips an action; got {limit}"
         if self.resident_side > self.motionworld.side:
-            raise ValueError(f"resident_side {self.resident_side} is larger than the files' side {self.motionworld.side}")
+            yield f"resident_side {self.resident_side} is larger than the files' side {self.motionworld.side}"
 
     @property
     def given(self) -> MotionworldSettings | ListSettings:

@@ -79,7 +79,7 @@ def listed_clips(settings: ListSettings, split: str, sources: Sequence[str] = ()
         videos = {name: one for name, one in read_pretrain(settings).items() if not sources or name in sources}
         lists = {name: (one, settings.pretrain_sources[name].frame_pattern) for name, one in videos.items()}
     else:
-        lists = {ONE_SOURCE: (read_split(settings, split), settings.frame_pattern)}
+        lists = {ONE_SOURCE: (read_split(settings, split, warn=False), settings.frame_pattern)}
     return clips_of(lists, settings.decoding, processes)
 
 

@@ -5,7 +5,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-FEWEST = 4  # clips of a map: fewer have no neighbourhoods to keep
+FEWEST = 2  # clips of a map: one alone has no neighbour
 PERPLEXITY = 30.0
 
 
@@ -52,7 +52,12 @@ def perplexity_of(rows: int) -> float:
 
 
 def feature_map(features: np.ndarray, seed: int) -> np.ndarray:
-    """A t-SNE map of features `(n, D)`, n >= 4, begun at their principal components: `(n, 2)`, the same for one seed."""
+    """A t-SNE map of features `(n, D)`, n >= 2, begun at their principal components: `(n, 2)`, the same for one seed.
+
+    Clips that are all alike lie on one point.
+    """
+    if not np.ptp(features, axis=0).any():  # scikit-learn divides by their deviation, and t-SNE of what is not finite crashes
+        return np.zeros((len(features), 2))
     with threadpool_limits(1):  # sums over threads would end in other last digits, which t-SNE magnifies
         drawn = TSNE(init="pca", perplexity=perplexity_of(len(features)), random_state=seed % 2**32)
         return drawn.fit_transform(features)

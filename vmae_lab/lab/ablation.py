@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from vmae_lab.data.lists import read_split
 from vmae_lab.evaluation.metrics import CONFIDENCE
 from vmae_lab.lab.arms import Arm
+from vmae_lab.lab.own_data import list_notes, list_problems
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import Stage, controls_stage, initial_stage, pretrain_stage
@@ -67,8 +67,19 @@ class Plan:
         """An arm's cell at the first seed."""
         return self.cell(arm, self.recipe.seeds[0])
 
+    def check_lists(self, costed: bool = False) -> None:
+        """Raise RecipeError with all that is wrong with the recipe's lists, also that they are not there, one line each.
+
+        `costed`: lists that are not there yet will do if their classes need not be counted.
+        """
+        data = self.recipe.data
+        ahead = costed and bool((data.lists and data.lists.classes) or not data.labelled)
+        if problems := _list_problems(self, ahead):
+            raise RecipeError("\n".join(problems))
+
     def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
-        """Complete every stage and collect the rows."""
+        """Complete every stage and collect the rows. Raises RecipeError as `check_lists` does."""
+        self.check_lists()
         store.complete_all(self.stages, self.recipe.compute, work)
         return self.rows(store)
 
@@ -93,49 +104,82 @@ def plan_ablation(
     controls: bool = False,
     skip_impossible: bool = False,
 ) -> Plan:
-    """Every arm at every seed. What an arm makes impossible is refused here, or with `skip_impossible` left out and told.
+    """Every arm at every seed. An arm that is impossible is refused here, or with `skip_impossible` left out and reported.
 
-    Raises RecipeError, also where leaving out would leave nothing that is pre-trained, and where a list has too few labels.
+    Raises RecipeError with all that is impossible, one line each: in the arms, and in the lists that the stages read.
     """
     cells, impossible = [], {}
     for arm in recipe.arms:
         try:
             varied = recipe.with_overrides(arms[arm].changes(recipe))
         except RecipeError as error:
-            if not skip_impossible:
-                raise RecipeError(f"arm '{arm}': {error}") from None
             impossible[arm] = str(error)
             continue
         for seed in recipe.seeds:
             encoder = pretrain_stage(varied, seed) if arms[arm].pretrained else initial_stage(varied, seed)
             cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
-    if impossible and not any(arms[cell.arm].pretrained for cell in cells):
-        reasons = "".join(f"\narm '{arm}': {reason}" for arm, reason in impossible.items())
-        raise RecipeError(f"{name}: no arm with pre-training is possible, so there is nothing to compare{reasons}")
+    problems, reasons = list[str](), [f"arm '{arm}': {reason}" for arm, reason in impossible.items()]
+    if impossible and not skip_impossible:
+        problems = reasons
+    elif impossible and not any(arms[cell.arm].pretrained for cell in cells):
+        problems = [f"{name}: no arm with pre-training is possible, so there is nothing to compare", *reasons]
     # The controls prove the embedded data; of list files there is nothing to prove.
     proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
     plan = Plan(name, recipe, arms, cells, proved, impossible)
-    _check_labels(plan)
+    if problems := [*problems, *_list_problems(plan, ahead=True)]:
+        raise RecipeError("\n".join(problems))
+    for note in _list_notes(plan):
+        print(note)
     return plan
 
 
-def _check_labels(plan: Plan) -> None:
-    """See that the train list has the labels that are drawn of it: told before pre-training, not after. Raises RecipeError."""
+# The splits that a stage reads, "held out" being `evaluate.split`. Others read no clips, or those of their inputs.
+READ = {
+    "pretrain": ("pretrain",),
+    "post_pretrain": ("pretrain", "held out"),
+    "distill": ("pretrain", "held out"),
+    "probe": ("train", "held out"),
+    "finetune": ("train", "held out"),
+    "views": ("held out",),
+}
+
+
+def _splits_read(plan: Plan) -> list[str]:
+    """The splits of the recipe's data that the stages read."""
+    recipe = plan.recipe
+    read = dict.fromkeys(split for stage in plan.stages for split in READ.get(stage.kind, ()))
+    if not recipe.data.labelled:
+        return [split for split in read if split == "pretrain"]
+    return list(dict.fromkeys(recipe.evaluate.split if split == "held out" else split for split in read))
+
+
+def _list_problems(plan: Plan, ahead: bool) -> list[str]:
+    """What the stages need of the recipe's lists and cannot have: reported before pre-training, not after."""
     lists = plan.recipe.data.lists
+    if lists is None:
+        return []
     drawn = {("evaluate.finetune_labels", stage.settings["labels"]) for stage in plan.stages if stage.kind == "finetune"}
     drawn |= {("evaluate.probe.labels", stage.settings["probe"]["labels"]) for stage in plan.stages if stage.kind == "probe"}
     counts = [(name, count) for name, count in sorted(drawn, key=str) if count is not None]
-    if not lists or not counts or not lists.train_is_there:
-        return
-    train = read_split(lists, "train")
-    there = train.table["label"].value_counts()
-    fewest, number = there.idxmin(), there.min()
-    for name, count in counts:
-        if count // len(there) > number:
-            raise RecipeError(
-                f"{name} {count} are {count // len(there)} videos a class, and class '{train.classes[fewest]}' of "
-                f"data.lists.train has {number}: set it to {number * len(there)} at most, or to null to use all there are"
-            )
+    problems = list_problems(lists, _splits_read(plan), counts, ahead)
+    if not lists.missing("pretrain") and any(map(_learns_labels_of_the_pool, plan.stages)):
+        arms = [cell.arm for cell in plan.cells if any(map(_learns_labels_of_the_pool, in_order(cell.measures.values())))]
+        problems.append(
+            f"arms {', '.join(dict.fromkeys(arms))}: they learn from labels of the videos to pre-train on, and data.lists has "
+            "none of these; leave these arms out"
+        )
+    return problems
+
+
+def _learns_labels_of_the_pool(stage: Stage) -> bool:
+    return stage.kind == "post_pretrain" or (stage.kind == "distill" and stage.settings["distill"]["hard_weight"] > 0)
+
+
+def _list_notes(plan: Plan) -> list[str]:
+    lists = plan.recipe.data.lists
+    if lists is None or not lists.hold_out or lists.missing("train"):
+        return []
+    return [note for split in _splits_read(plan) if split != "pretrain" for note in list_notes(lists, split)]
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

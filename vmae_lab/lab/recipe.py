@@ -1,19 +1,23 @@
 """A scale's values, and what a notebook or a command changes in them, into settings that are checked before anything runs."""
 
+import copy
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vmae_lab.data.clips import DataSettings
+from vmae_lab.data.lists import ListError
 from vmae_lab.detection.spatial import DetectSettings
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.probes import ProbeSettings
 from vmae_lab.evaluation.views import ViewSettings
 from vmae_lab.lab.merging import apply_overrides, merge_sections, split_override
 from vmae_lab.lab.notebook_file import notebook_file
+from vmae_lab.lab.own_data import LABELS, fit_to_lists, fit_warm_ups, list_problems
 from vmae_lab.lab.scales import find_scale, params_folders, read_scale
 from vmae_lab.lab.typed import RecipeError, kind_of
 from vmae_lab.masking import MaskSettings, draw_masks
@@ -40,7 +44,7 @@ class EvaluateSettings(BaseModel):
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings
     finetune_labels: int | None = Field(
-        160, ge=8, description="labelled clips for fine-tuning, equally many a class; all if null"
+        LABELS, ge=1, description="labelled clips for fine-tuning, equally many per class; all if null"
     )
     views: ViewSettings = ViewSettings()
     label_fractions: tuple[float, ...] = Field(
@@ -89,41 +93,8 @@ class Recipe(BaseModel):
     arms: tuple[str, ...] = Field(min_length=1)
 
     def model_post_init(self, _context: object) -> None:
-        if self.student and self.student not in SIZES:
-            raise ValueError(f"student '{self.student}' is no model size; sizes are {', '.join(SIZES)}")
-        if self.detect:
-            self.detect.check_model(self.model)
-        there = self.data.sources if self.data.motionworld else ()
-        unknown = set(self.evaluate.sources) - set(there)
-        if unknown:
-            raise ValueError(f"evaluate.sources {sorted(unknown)} are not among the embedded data's sources {list(there)}")
-        span = (self.model.frames - 1) * self.data.stride + 1
-        if self.data.motionworld and span > self.data.motionworld.frames:
-            raise ValueError(
-                f"model.frames {self.model.frames} with data.stride {self.data.stride} spans {span} frames; the files have "
-                f"{self.data.motionworld.frames} (data.motionworld.frames)"
-            )
-        for name, values in (("seeds", self.seeds), ("arms", self.arms)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} {list(values)} repeat: a repeated one adds no information")
-        if self.data.labelled:
-            self._check_labels("evaluate.probe.labels", self.evaluate.probe.labels)
-            self._check_labels("evaluate.finetune_labels", self.evaluate.finetune_labels)
-        # A mask that the grid cannot have is refused here, not in the first step.
-        draw_masks(self.mask, self.model.clip.grid, 1, torch_generator(0, "check"), torch_generator(0, "check"))
-
-    def _check_labels(self, name: str, count: int | None) -> None:
-        """Equally many a class, and no more than there are: told before hours of pre-training, not after."""
-        if count is None:
-            return
-        world, classes = self.data.motionworld, self.data.classes
-        if count % classes:
-            raise ValueError(
-                f"{name} {count} is not a multiple of the {classes} classes, which get equally many (null: all there are)"
-            )
-        there = world and len(self.evaluate.sources or world.sources) * world.train * classes
-        if there and count > there:
-            raise ValueError(f"{name} {count} is more than the {there} labelled clips of the training split")
+        if problems := list(_conflicts(dict(self))):
+            raise ValueError("\n".join(problems))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
         """A copy with dotted one-offs applied, checked again. Raises RecipeError."""
@@ -134,6 +105,64 @@ class Recipe(BaseModel):
     def as_yaml(self) -> str:
         """Every value, to be read: `print(recipe.as_yaml())`."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=128, default_flow_style=None)
+
+
+def _conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong between the sections of a recipe, one line each. Sections that are wrong themselves are left out."""
+    data, model, mask, evaluate, detect = (sections.get(name) for name in ("data", "model", "mask", "evaluate", "detect"))
+    if sections.get("student") not in (None, *SIZES):
+        yield f"student '{sections['student']}' is no model size; sizes are {', '.join(SIZES)}"
+    if detect and model:
+        yield from _refusals(lambda: detect.check_model(model))
+    for name in ("seeds", "arms"):
+        values = sections.get(name, ())
+        if len(set(values)) < len(values):
+            yield f"{name} {list(values)} repeat: a repeated one adds no information"
+    world = data.motionworld if data else None
+    if data and evaluate and (unknown := sorted(set(evaluate.sources) - set(world.sources if world else ()))):
+        if world:
+            yield f"evaluate.sources {unknown} are not among the embedded data's sources {list(world.sources)}"
+        else:
+            yield f"evaluate.sources {unknown}: list files are evaluated as a whole; leave evaluate.sources out"
+    if data and world and model and (span := (model.frames - 1) * data.stride + 1) > world.frames:
+        yield (
+            f"model.frames {model.frames} with data.stride {data.stride} spans {span} frames; the files have "
+            f"{world.frames} (data.motionworld.frames)"
+        )
+    if data and evaluate and data.labelled:
+        yield from _wrong_labels(data, evaluate)
+    if model and mask:  # a mask that the grid cannot have is refused here, not in the first step
+        generators = (torch_generator(0, "check"), torch_generator(0, "check"))
+        yield from _refusals(lambda: draw_masks(mask, model.clip.grid, 1, *generators))
+
+
+def _refusals(check: Callable[[], object]) -> Iterator[str]:
+    """The message of a check that fails."""
+    try:
+        check()
+    except ValueError as error:
+        yield str(error)
+
+
+def _wrong_labels(data: DataSettings, evaluate: EvaluateSettings) -> Iterator[str]:
+    """Numbers of labels that are not equally many per class, or more than there are."""
+    try:
+        classes = data.classes
+    except ListError:  # the plan reports it with all else that is wrong with the lists
+        return
+    world = data.motionworld
+    there = world and len(evaluate.sources or world.sources) * world.train * classes
+    for name, count in _labels(evaluate):
+        if count % classes:
+            yield f"{name} {count} is not a multiple of the {classes} classes, which get equally many (null: all there are)"
+        elif there and count > there:
+            yield f"{name} {count} is more than the {there} labelled clips of the training split"
+
+
+def _labels(evaluate: EvaluateSettings) -> list[tuple[str, int]]:
+    """The settings that draw labelled clips, and how many."""
+    counts = {"evaluate.probe.labels": evaluate.probe.labels, "evaluate.finetune_labels": evaluate.finetune_labels}
+    return [(name, count) for name, count in counts.items() if count is not None]
 
 
 Section = TypeVar("Section")
@@ -156,24 +185,19 @@ def build_recipe(
     """
     sections, overrides = split_override(parameters, Recipe)
     if base is None:
-        tree, given = sections, set[str]()
+        tree, given, before = sections, set[str](), copy.deepcopy(sections)
     else:
         tree, of_the_scale = split_override(base, Recipe)
         apply_overrides(tree, of_the_scale, Recipe)
+        before = copy.deepcopy(tree)
         given = merge_sections(tree, sections, Recipe)
     given |= apply_overrides(tree, overrides, Recipe)
-    tree = fit_to_lists(tree, given)
-    recipe = _checked(tree)
+    recipe = _checked(fit_to_lists(fit_warm_ups(tree, before, given), given))
     if arms is not None:
         for arm in recipe.arms:
             if arm not in arms:
                 raise RecipeError(f"arms: there is no arm '{arm}'{_nearest(arm, arms)}; arms are {', '.join(arms)}")
     return recipe
-
-
-def fit_to_lists(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """Placeholder of `vmae_lab.lab.own_data.fit_to_lists`. `given`: dotted names of what is not the scale's own value."""
-    return tree
 
 
 def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
@@ -214,11 +238,28 @@ def _scale_values(parameters: dict[str, Any], arms: Collection[str]) -> dict[str
     return {"arms": list(arms), **read_scale(str(scale), folders)}
 
 
-def _checked(tree: dict[str, Any]) -> Recipe:
+def _checked(tree: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_explain(error, tree)) from None
+        raise RecipeError("\n".join(dict.fromkeys([*_explain(error, tree).split("\n"), *_more_problems(tree)]))) from None
+
+
+def _more_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    """What else is wrong with parameters that were refused: between the sections that are right, and with the lists."""
+    sections = {}
+    for name, field in Recipe.model_fields.items():
+        with suppress(ValidationError):
+            kind: Any = field.annotation
+            sections[name] = TypeAdapter(kind).validate_python(tree.get(name, field.default))
+    if "data" not in sections:
+        with suppress(ValidationError, KeyError, TypeError):
+            sections["data"] = DataSettings(lists=tree["data"]["lists"])
+    yield from _conflicts(sections)
+    data, evaluate = sections.get("data"), sections.get("evaluate")
+    if data and data.lists:
+        used = ["pretrain", *(["train"] if data.labelled else []), *([evaluate.split] if data.labelled and evaluate else [])]
+        yield from list_problems(data.lists, used, _labels(evaluate) if evaluate else [])
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
@@ -237,7 +278,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
         else:
             message = finding["msg"].removeprefix("Value error, ")
             words = message if isinstance(finding["input"], dict) else f"{message} (got {finding['input']!r})"
-        found.setdefault(name, []).append(f"{name}: {words}")
+        lines = words.split("\n") if not path else [f"{name}: {line}" for line in words.split("\n")]
+        found.setdefault(name, []).extend(lines)
     # Of a value that may be of several types, what is wrong inside it says more than which other type it is not.
     return "\n".join(line for name in found if not any(one.startswith(f"{name}.") for one in found) for line in found[name])
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vmae_lab.data.lists import ListError
+from vmae_lab.evaluation.neighbours import FEWEST
 from vmae_lab.lab.ablation import Measures, Plan, plan_ablation
 from vmae_lab.lab.arms import (
     DECODER_MASKS,
@@ -23,6 +25,7 @@ from vmae_lab.lab.arms import (
     Arm,
     student_size,
 )
+from vmae_lab.lab.own_data import clip_count
 from vmae_lab.lab.recipe import Recipe, RecipeError, needed
 from vmae_lab.lab.stages import (
     Stage,
@@ -136,7 +139,7 @@ def labels_of(recipe: Recipe, fraction: float) -> int:
 @dataclass(frozen=True)
 class Notebook:
     """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it.
-    `one_seed`: it shows, and compares nothing, so that the first seed is enough.
+    `one_seed`: it shows, and compares nothing, so that the first seed is enough. `fewest`: clips that its pictures need.
     """
 
     arms: Mapping[str, Arm]
@@ -146,6 +149,7 @@ class Notebook:
     sources: tuple[str, ...] = ()
     alone: bool = False
     one_seed: bool = False
+    fewest: int = 1
 
 
 _ALL_SOURCES = (*POOLS["all"], UNSEEN)
@@ -156,7 +160,7 @@ WORKBOOK: dict[str, Notebook] = {
     "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
     "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
-    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled),
+    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled, fewest=FEWEST),
     "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
     "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect),
     "downstream_temporal_detection": Notebook(TEMPORAL_DETECTION, _localise),
@@ -166,20 +170,43 @@ WORKBOOK: dict[str, Notebook] = {
 
 
 def plan_notebook(name: str, recipe: Recipe) -> Plan:
-    """The plan of a notebook of this workbook. Raises RecipeError where the recipe cannot carry it."""
+    """The plan of a notebook of this workbook. Raises RecipeError with all that is impossible, one line each."""
     book = WORKBOOK[name]
-    if not recipe.data.labelled and book.measures not in (_pretrained, _probe_where_labelled):
-        raise RecipeError(f"{name} judges encoders by labels; data.lists.train names no labelled list")
-    if not any(book.arms[arm].pretrained for arm in recipe.arms):
-        raise RecipeError(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
     missing = [source for source in book.sources if source not in recipe.data.sources]
     if missing:
         raise RecipeError(
             f"{name} compares pools of the embedded data set's sources and needs {', '.join(missing)} in "
             "data.motionworld.sources; it does not run on list files"
         )
+    problems = []
+    if not recipe.data.labelled and book.measures not in (_pretrained, _probe_where_labelled):
+        problems.append(
+            f"{name} evaluates encoders with labels, and data.lists has none: set data.lists.train to a list with labels or a "
+            "folder that has one folder per class"
+        )
+    if not any(book.arms[arm].pretrained for arm in recipe.arms):
+        problems.append(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
     if book.alone:
         recipe = recipe.with_overrides({"compute.jobs": 1})
     if book.one_seed:
         recipe = recipe.with_overrides({"seeds": recipe.seeds[:1]})
-    return plan_ablation(name, recipe, book.arms, book.measures, book.controls, book.skip_impossible)
+    try:
+        plan = plan_ablation(name, recipe, book.arms, book.measures, book.controls, book.skip_impossible)
+    except RecipeError as error:
+        problems.append(str(error))
+    if problems := [*problems, *_too_few_clips(name, recipe, book.fewest)]:
+        raise RecipeError("\n".join(problems))
+    return plan
+
+
+def _too_few_clips(name: str, recipe: Recipe, fewest: int) -> list[str]:
+    """What is wrong if a notebook's pictures need more listed videos than there are, in one line."""
+    lists, split = recipe.data.lists, recipe.evaluate.split if recipe.data.labelled else "pretrain"
+    if lists is None or fewest < 2 or lists.missing(split):
+        return []
+    try:
+        there = clip_count(lists, split)
+    except ListError:  # the plan reports it
+        return []
+    told = f"{name} compares clips with each other, and the {split} split has {there}; list more videos"
+    return [told] if there < fewest else []

@@ -1,16 +1,17 @@
 """Which lists of videos there are: validated settings, whose classes are counted and whose content is named."""
 
-import re
 from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.lists.folders import listed_files
 from vmae_lab.data.lists.formats import ListError, absolute, place_of
+from vmae_lab.data.lists.hold_out import HoldOut, groups_in, split_by_groups
 from vmae_lab.data.lists.labels import numbered
-from vmae_lab.data.lists.reading import read_list
+from vmae_lab.data.lists.reading import VideoList, read_list
 from vmae_lab.data.video.screen import FRAMES, VideoSettings
 from vmae_lab.files import fingerprint, utf8_name
 
@@ -30,24 +31,6 @@ class SourceSettings(BaseModel):
 
     def model_post_init(self, _context: object) -> None:
         check_pattern(self.frame_pattern)
-
-
-class HoldOut(BaseModel):
-    """Validation and test videos taken from the train list: about these shares of its groups, by a hash of each one's name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    validation: float = Field(0.15, ge=0, lt=1)
-    test: float = Field(0.15, ge=0, lt=1)
-    group: str | None = Field(None, description="regular expression on the path; what its first group finds stays together")
-
-    def model_post_init(self, _context: object) -> None:
-        if self.validation + self.test >= 1:
-            raise ValueError(f"hold_out: validation {self.validation:g} and test {self.test:g} leave nothing to train on")
-        try:
-            re.compile(self.group or "")
-        except re.error as error:
-            raise ValueError(f"hold_out.group {self.group!r} is not a regular expression: {error}") from error
 
 
 class ListSettings(BaseModel):
@@ -71,14 +54,17 @@ class ListSettings(BaseModel):
 
     def model_post_init(self, _context: object) -> None:
         check_pattern(self.frame_pattern)
+        problems = []
         if not self.pretrain and not self.train:
-            raise ValueError("lists: give pretrain (videos without labels), train (labelled videos), or both")
-        if self.hold_out and (self.validation or self.test or not self.train):
-            raise ValueError("lists: hold_out splits the train list; give train, and no validation or test list beside it")
+            problems.append("lists: give pretrain (videos without labels), train (labelled videos), or both")
+        elif self.hold_out and (self.validation or self.test or not self.train):
+            problems.append("lists: hold_out splits the train list; give train, and no validation or test list beside it")
         if isinstance(self.pretrain, dict):
             bare = [name for name, source in self.pretrain.items() if source.weight is None]
             if 0 < len(bare) < len(self.pretrain):
-                raise ValueError(f"lists.pretrain: give all sources a weight or none; {', '.join(bare)} have none")
+                problems.append(f"lists.pretrain: give all sources a weight or none; {', '.join(bare)} have none")
+        if problems:
+            raise ValueError("\n".join(problems))
 
     @property
     def pretrain_sources(self) -> dict[str, SourceSettings]:
@@ -104,10 +90,28 @@ class ListSettings(BaseModel):
             raise ListError(f"data.lists: {missing} to count the classes in; give lists.classes")
         return numbered(self.classes)
 
+    def missing(self, split: str) -> dict[str, Path]:
+        """The lists that a split (`pretrain`, `train`, `validation`, `test`) is read from and that are not there, by setting.
+
+        A folder or glob without a video is not there: a plan can be costed before there are any.
+        """
+        if split == "pretrain" and self.pretrain:
+            place = "pretrain.{}" if isinstance(self.pretrain, dict) else "pretrain"
+            lists = {place.format(name): (source.root, source.list) for name, source in self.pretrain_sources.items()}
+        else:
+            name = "train" if split == "pretrain" or self.hold_out else split
+            lists = {name: (self.root, getattr(self, name))}
+        places = {name: (location, absolute(root or self.root)) for name, (root, location) in lists.items() if location}
+        links = self.decoding.follow_links
+        return {name: place_of(at, root) for name, (at, root) in places.items() if not _is_there(at, root, links)}
+
     @property
-    def train_is_there(self) -> bool:
-        """Whether the train list can be read yet: a plan can be costed without it."""
-        return self.train is not None and _stamp(self.train, absolute(self.root), self.decoding.follow_links) is not None
+    def held_out(self) -> tuple[VideoList, np.ndarray, bool]:
+        """The train list, the split of each of its videos, and whether classes were divided one by one. Raises ListError."""
+        assert self.train, "hold_out comes with a train list"
+        assert self.hold_out, "nothing is held out"
+        root, links = absolute(self.root), self.decoding.follow_links
+        return _held_out(self.train, root, self.classes, self.hold_out, links, content_of(self.train, root, links))
 
     @property
     def class_count(self) -> int:
@@ -118,14 +122,23 @@ class ListSettings(BaseModel):
     def fingerprint(self) -> str:
         """Names the lists' content, or their names while they are not there (a plan can be costed without them).
 
-        The content of a file is its bytes, of a folder or glob the paths and sizes of its videos.
+        The content of a file is its bytes, of a folder or glob the paths and sizes of its videos. How the train list is divided
+        is part of it only if its classes were divided one by one.
         """
         labelled = {name: (self.root, getattr(self, name)) for name in SPLITS if getattr(self, name)}
         sources = {
             f"pretrain.{name}": (source.root or self.root, source.list) for name, source in self.pretrain_sources.items()
         }
         links = self.decoding.follow_links
-        return fingerprint({name: content_of(at, absolute(root), links) for name, (root, at) in (labelled | sources).items()})
+        contents = {name: content_of(at, absolute(root), links) for name, (root, at) in (labelled | sources).items()}
+        return fingerprint(contents | ({"hold_out": "per class"} if self._divides_classes else {}))
+
+    @property
+    def _divides_classes(self) -> bool:
+        try:
+            return self.hold_out is not None and self.held_out[2]
+        except ListError:  # it is reported where the list is read
+            return False
 
 
 def check_pattern(pattern: str) -> None:
@@ -166,6 +179,23 @@ def content_of(location: str, root: Path, follow_links: bool = False) -> str:
     if listed is None or not listed.paths:
         return str(place)
     return fingerprint([[utf8_name(path), _size(listed.base / path)] for path in listed.paths])
+
+
+def _is_there(location: str, root: Path, follow_links: bool) -> bool:
+    if place_of(location, root).is_file():
+        return True
+    listed = listed_files(location, root, follow_links)
+    return listed is not None and bool(listed.paths)
+
+
+@lru_cache(maxsize=8)
+def _held_out(
+    train: str, root: Path, classes: int | None, hold_out: HoldOut, follow_links: bool, _content: str
+) -> tuple[VideoList, np.ndarray, bool]:
+    videos = read_list(train, root, True, classes, follow_links)
+    groups = groups_in(videos, hold_out.group, str(place_of(train, root)))
+    names = np.array(videos.classes, object)[videos.table["label"].to_numpy()]
+    return videos, *split_by_groups(hold_out, groups, names)
 
 
 def _size(path: Path) -> int:

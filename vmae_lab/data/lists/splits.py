@@ -1,44 +1,54 @@
 """The videos of every split and source, labelled by the same classes."""
 
-import os
-import re
 import warnings
-from hashlib import blake2b
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
-from vmae_lab.data.lists.formats import Faults, ListError, absolute, place_of
+from vmae_lab.data.lists.formats import ListError, absolute, place_of
+from vmae_lab.data.lists.hold_out import HoldOut, groups_in
 from vmae_lab.data.lists.reading import VideoList, read_list
-from vmae_lab.data.lists.settings import SPLITS, HoldOut, ListSettings
+from vmae_lab.data.lists.settings import SPLITS, ListSettings
+
+NAMED = 10  # classes that a message names
 
 
-def read_split(settings: ListSettings, split: str) -> VideoList:
-    """A labelled split (`train`, `validation`, `test`), held out of the train list where the settings say so.
+def read_split(settings: ListSettings, split: str, warn: bool = True) -> VideoList:
+    """A labelled split (`train`, `validation`, `test`), held out of the train list if the settings say so.
 
-    Labels are of the train list's classes in every split. Raises ListError, naming the setting. Warns of classes that have no
-    video in a split that is held out.
+    Labels are of the train list's classes in every split. Raises ListError, naming the setting. Unless told otherwise, it warns
+    of classes that have no video in a split that is held out.
     """
     location = settings.train if settings.hold_out else getattr(settings, split)
     if location is None:
         raise ListError(f"data.lists.{split} is not given" + "; give it, or hold_out" * (split != "train"))
     try:
         if settings.hold_out:
-            videos = read_list(location, settings.root, True, settings.classes, settings.decoding.follow_links)
-            parts = _parts(videos, settings.hold_out, str(place_of(location, absolute(settings.root))))
-            _check_parts(videos, parts, settings.hold_out, split)
+            videos, parts, _ = settings.held_out
+            _check_not_empty(videos, parts, settings.hold_out, split)
+            lacking = lacking_classes(settings, split) if warn else []
+            if lacking:
+                told = f"hold_out leaves {len(lacking)} classes without a video in {split}: {_some(lacking)}"
+                warnings.warn(told, stacklevel=2)
             return VideoList(videos.root, videos.table[parts == split].reset_index(drop=True), videos.classes)
         own = split == "train" or settings.train is None
         classes = settings.classes if own else settings.class_names
         return read_list(location, settings.root, True, classes, settings.decoding.follow_links)
     except ListError as error:
-        raise _named(f"data.lists.{split}", error) from error
+        raise _named(f"data.lists.{'train' if settings.hold_out else split}", error) from error
+
+
+def lacking_classes(settings: ListSettings, split: str) -> list[str]:
+    """The classes that have videos, but none in a split that is held out. Raises ListError."""
+    videos, parts, _ = settings.held_out
+    labels = videos.table["label"]
+    return [videos.classes[label] for label in sorted(set(labels) - set(labels[parts == split]))]
 
 
 def read_pretrain(settings: ListSettings) -> dict[str, VideoList]:
     """The videos to pre-train on by source, without labels; the train split, less what is held out, where none are given."""
     if settings.pretrain is None:
-        videos = read_split(settings, "train")
+        videos = read_split(settings, "train", warn=False)
         return {"lists": VideoList(videos.root, videos.table.assign(label=np.int64(-1)), ())}
     lists = {}
     for name, source in settings.pretrain_sources.items():
@@ -54,7 +64,7 @@ def groups_of(settings: ListSettings, split: str) -> np.ndarray | None:
     """The group of each video of a split, by which it was held out, in the order of `read_split`; None without groups."""
     if settings.hold_out is None or settings.hold_out.group is None:
         return None
-    return _groups(read_split(settings, split), settings.hold_out.group, f"data.lists.{split}")
+    return groups_in(read_split(settings, split, warn=False), settings.hold_out.group, f"data.lists.{split}")
 
 
 def read_all(settings: ListSettings) -> dict[str, tuple[VideoList, str]]:
@@ -84,33 +94,18 @@ def _named(setting: str, error: ListError) -> ListError:
     return error if str(error).startswith("data.lists.") else ListError(f"{setting}: {error}")
 
 
-def _parts(videos: VideoList, hold_out: HoldOut, place: str) -> np.ndarray:
-    """The split of each video, `(n,)`, by a hash of its group's name alone, so that new videos move no others."""
-    codes, groups = pd.factorize(_groups(videos, hold_out.group, place))
-    draws = [int.from_bytes(blake2b(os.fsencode(group), digest_size=6).digest(), "big") / 2**48 for group in groups]
-    ends = [hold_out.test, hold_out.test + hold_out.validation]
-    return np.array(["test", "validation", "train"])[np.searchsorted(ends, draws, side="right")][codes]
+def _check_not_empty(videos: VideoList, parts: np.ndarray, hold_out: HoldOut, split: str) -> None:
+    """Raise ListError if nothing is left of a split, or to train on."""
+    for part in ("train", split):
+        if (parts == part).any():
+            continue
+        if part == "train" or part in hold_out.held:
+            needed = 3 if part == "validation" and hold_out.test else 2
+            remedy = f"a class ({_some(videos.classes)}) needs at least {needed} {'groups' if hold_out.group else 'videos'}"
+        else:
+            remedy = f"set hold_out.{part} above 0"
+        raise ListError(f"hold_out leaves the {part} split empty; the list has {len(videos)} videos; {remedy}")
 
 
-def _groups(videos: VideoList, pattern: str | None, place: str) -> np.ndarray:
-    paths = videos.table["path"].to_numpy(object)
-    if pattern is None:
-        return paths
-    found = [re.search(pattern, path) for path in paths]
-    groups = np.array([match[min(match.re.groups, 1)] if match else None for match in found], object)
-    faults = Faults(videos.table["line"].to_numpy())
-    faults.add(pd.isna(groups), lambda row: f"{paths[row]!r} does not match hold_out.group {pattern!r}")
-    faults.check(place)
-    return groups
-
-
-def _check_parts(videos: VideoList, parts: np.ndarray, hold_out: HoldOut, split: str) -> None:
-    labels = {part: set(videos.table["label"][parts == part]) for part in SPLITS}
-    for part in SPLITS:
-        if not labels[part] and (part in ("train", split) or getattr(hold_out, part)):
-            raise ListError(f"hold_out leaves the {part} split empty; the list has {len(videos)} videos")
-    for part in dict.fromkeys(("train", split)):
-        lacking = sorted(set.union(*labels.values()) - labels[part])
-        if lacking:
-            names = ", ".join(videos.classes[label] for label in lacking[:10])
-            warnings.warn(f"hold_out leaves {len(lacking)} classes without a video in {part}: {names}", stacklevel=3)
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -16,8 +16,10 @@ NAMED = 20  # broken videos that a table names
 def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
     """Every listed video decoded once, whole: columns list, path, status, cause, frames, seconds, bytes; none if embedded.
 
-    What is seen is kept below `runs`/checks, so that only what is new or changed is decoded another time.
+    What is seen is kept below `runs`/checks, so that only what is new or changed is decoded another time. Raises RecipeError if
+    the lists cannot be used.
     """
+    plan.check_lists()
     recipe, columns = plan.recipe, ["list", "path", "status", "cause", "frames", "seconds", "bytes"]
     lists, tables = recipe.data.lists, [pd.DataFrame(columns=columns)]
     if lists is None:

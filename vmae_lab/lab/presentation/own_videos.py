@@ -32,13 +32,13 @@ NAMED = 10  # mixed-up pairs of classes that a table names
 
 
 def shown_clips(plan: Plan, count: int) -> list[int]:
-    """Rows of some clips to look at, drawn by the first seed. Raises RecipeError where there are too few for what follows."""
+    """Rows of some clips to look at, drawn by the first seed. Raises RecipeError if too few can be read."""
     rows = random_clips(plan, max(count, FEWEST))
     if len(rows) < FEWEST:
         split = plan.recipe.evaluate.split if plan.recipe.data.labelled else "pretrain"
         raise RecipeError(
-            f"the {split} split has {len(rows)} videos that can be read; {FEWEST} at least are needed for neighbours and a "
-            "map: hold out a larger part (data.lists.hold_out), or give a longer list"
+            f"the {split} split has {len(rows)} videos that can be read; {FEWEST} at least are needed to compare clips with "
+            "each other: list more videos, or hold out a larger part (data.lists.hold_out)"
         )
     return rows[:count]
 
