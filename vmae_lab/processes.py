@@ -1,4 +1,4 @@
-"""Other processes: those this one starts, which never outlive it, those a launcher started beside it; and its threads."""
+"""Processes that this one starts and those that a launcher started next to it; and this one's threads."""
 
 import os
 from collections.abc import Iterator
@@ -6,11 +6,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
-from threading import Thread
 
 import torch
 from accelerate import PartialState
 from threadpoolctl import threadpool_limits
+
+from vmae_lab.lifetime import end_when
 
 WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate alone while the others wait
 
@@ -29,21 +30,29 @@ def process_state() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=WAIT)
 
 
-def worker_pool(processes: int) -> ProcessPoolExecutor:
-    """A pool of spawned processes: a fork would carry over threads and open decoders, which then hang."""
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_end_with_parent)
+@contextmanager
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of spawned processes: forked ones would inherit threads and open decoders, and then hang.
+
+    If the block fails, the workers are asked to end (SIGTERM); one that trains saves first.
+    """
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
+            raise
 
 
-def _end_with_parent() -> None:
-    """End this worker when the process that started it is gone: a SIGKILL there would leave it behind, idle."""
-    parent = parent_process()
-    assert parent is not None, "this runs in workers alone"
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
+def end_with_parent() -> None:
+    """End this process, which multiprocessing started, about a second after its parent, also if that is killed (SIGKILL)."""
+    parent, started_by = parent_process(), os.getppid()
+    assert parent is not None, "only for processes that multiprocessing started"
+    # A later fork of the parent holds a copy of the pipe that `is_alive` looks at, so the parent's id is compared as well.
+    end_when(lambda: not parent.is_alive() or os.getppid() != started_by)
 
 
 @contextmanager

@@ -117,24 +117,17 @@ class RunStore:
     def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_Bar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
         with stop_requests() as asked_to_stop, worker_pool(compute.jobs) as pool:
-            try:
-                while waiting or running:
-                    if asked_to_stop():
-                        raise Stopped
-                    ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
-                    for stage in ready[: compute.jobs - len(running)]:
-                        running[pool.submit(_complete, self.root, stage, compute)] = stage
-                        waiting.remove(stage)
-                    done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        _raise_with_name(future, running.pop(future))
-                    bar.refresh()
-            except BaseException:
-                workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in workers:
-                    worker.terminate()  # one that trains saves first
-                raise
+            while waiting or running:
+                if asked_to_stop():
+                    raise Stopped
+                ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
+                for stage in ready[: compute.jobs - len(running)]:
+                    running[pool.submit(_complete, self.root, stage, compute)] = stage
+                    waiting.remove(stage)
+                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _raise_with_name(future, running.pop(future))
+                bar.refresh()
 
     @contextmanager
     def _lock(self, stage: Stage, what: str = "", wait: bool = True) -> Iterator[None]:
