@@ -1,17 +1,23 @@
-"""Processes that this one starts and those that a launcher started next to it; and this one's threads."""
+"""Processes that this one starts and those that a launcher started next to it; and this one's threads.
+
+Decoder processes import this module, so it imports PyTorch only in functions that use it.
+"""
 
 import os
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import PartialState
 from threadpoolctl import threadpool_limits
 
-from vmae_lab.lifetime import end_when
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate alone while the others wait
 
@@ -21,8 +27,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def process_state() -> PartialState:
+def process_state() -> "PartialState":
     """This process among those of its launcher, connected to them; on CPUs where not each has an accelerator."""
+    import torch
+    from accelerate import PartialState
+
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_cpu = launched() and torch.accelerator.device_count() < here
     if on_cpu:
@@ -55,12 +64,37 @@ def end_with_parent() -> None:
     end_when(lambda: not parent.is_alive() or os.getppid() != started_by)
 
 
+def end_when(gone: Callable[[], bool], grace_s: float = 0.0) -> None:
+    """End this process, whatever it is doing, when `gone`, which is called once a second, returns True.
+
+    With `grace_s` it gets SIGTERM first, by which a training saves, and that many seconds. Not by prctl's signal at the
+    parent's death: it also comes when the thread ends that started this process.
+    """
+
+    def watch() -> None:
+        while not gone():
+            time.sleep(1)
+        if grace_s:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(grace_s)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def ignore_stop_requests() -> None:
+    """Ignore SIGTERM, which Slurm sends to all processes of a job: the training needs its helpers until it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def fixed_threads(count: int | None) -> Iterator[None]:
     """A fixed number of CPU threads for PyTorch and the BLAS behind scikit-learn: results depend on it in the last bits."""
     if count is None:
         yield
         return
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vmae_lab.lifetime import ignore_stop_requests
-from vmae_lab.processes import end_with_parent
+from vmae_lab.processes import end_with_parent, ignore_stop_requests
 from vmae_lab.training.settings import ImpossibleHere
 
 Batch = dict[str, Tensor]
