@@ -4,10 +4,12 @@ Decoder processes import this module, so it imports PyTorch only in functions th
 """
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate alone while the others wait
+
+
+class ProcessLost(RuntimeError):
+    """A process that this one needs was killed or failed: says which, and what to do. The machine may be short of memory."""
 
 
 def launched() -> bool:
@@ -43,17 +49,29 @@ def process_state() -> "PartialState":
 def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of spawned processes: forked ones would inherit threads and open decoders, and then hang.
 
-    If the block fails, the workers are asked to end (SIGTERM); one that trains saves first.
+    If the block fails, the workers are asked to end (SIGTERM); one that trains saves first. Raises ProcessLost if a worker
+    was killed.
     """
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             yield pool
-        except BaseException:
+        except BaseException as error:
             workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:
                 worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ProcessLost("a worker process was killed, perhaps for lack of memory; use fewer at a time") from error
             raise
+
+
+def sendable(error: Exception) -> Exception:
+    """The error itself if it can be sent to another process, else a RuntimeError of its type and message."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a library's error raises when it is made again
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def end_with_parent() -> None:

@@ -20,7 +20,7 @@ from vmae_lab.lab.jobs import Job
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.together import launch
-from vmae_lab.processes import launched, process_state, worker_pool
+from vmae_lab.processes import ProcessLost, launched, process_state, sendable, worker_pool
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.survival import Checkpoints, FolderInUse, Stopped, stop_requests
@@ -156,7 +156,10 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def _complete(root: Path, stage: Stage, compute: Compute) -> None:
-    RunStore(root).complete(stage, compute, progress=False)
+    try:
+        RunStore(root).complete(stage, compute, progress=False)
+    except Exception as error:
+        raise sendable(error) from error.__cause__
 
 
 def _raise_with_name(future: Future, stage: Stage) -> None:
@@ -164,7 +167,7 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
     try:
         future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ProcessLost(
             f"the process working on {stage.key} was killed, perhaps for lack of memory; start again to go on where it "
             "stopped, with a smaller compute.jobs if memory is short"
         ) from error

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vmae_lab.processes import end_with_parent, ignore_stop_requests
+from vmae_lab.processes import ProcessLost, end_with_parent, ignore_stop_requests, sendable
 from vmae_lab.training.settings import ImpossibleHere
 
 Batch = dict[str, Tensor]
@@ -28,10 +27,6 @@ MOST_LOST = 3  # a machine that kills more workers is short of memory, and would
 WORKER_END_S = 1.0  # that workers may take to end by themselves before they are killed
 SOCKET_PATH = 103  # bytes that the path of a socket may have on macOS; Linux allows 107
 SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # multiprocessing's, in the temporary folder
-
-
-class LoaderLost(RuntimeError):
-    """Loader processes were lost again and again: the machine is at fault, not the data."""
 
 
 class _Guarded(Dataset):
@@ -46,23 +41,13 @@ class _Guarded(Dataset):
         try:
             return self.dataset[position]
         except Exception as error:
-            return _as_sent(error)
-
-
-def _as_sent(error: Exception) -> ExceptionWithTraceback:
-    """An error that arrives in another process as itself, with its traceback as its cause."""
-    sent = ExceptionWithTraceback(error, error.__traceback__)
-    try:
-        pickle.loads(pickle.dumps(sent))
-    except Exception:  # not every library's errors can be sent
-        return ExceptionWithTraceback(RuntimeError(f"{type(error).__name__}: {error}"), error.__traceback__)
-    return sent
+            return ExceptionWithTraceback(sendable(error), error.__traceback__)
 
 
 def feed(dataset: Dataset, positions: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
     """The batches at some positions of a dataset, in order. Lost workers are replaced, with a warning, three times at most.
 
-    Raises what the dataset raises, also in a worker; LoaderLost; and ImpossibleHere if workers cannot send batches here.
+    Raises what the dataset raises, also in a worker; ProcessLost; and ImpossibleHere if workers cannot send batches here.
     Close the generator to end the workers.
     """
     if not workers:
@@ -79,7 +64,7 @@ def feed(dataset: Dataset, positions: range, workers: int, pin_memory: bool) -> 
                     if not wait([process.sentinel for process in processes], timeout=WORKER_END_S):
                         raise
                     if lost == MOST_LOST:
-                        raise LoaderLost(
+                        raise ProcessLost(
                             f"loader processes were lost {lost + 1} times, the last ones at batch {positions.start}; if the "
                             "machine is short of memory, lower compute.workers or batch_size"
                         ) from error
