@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,10 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         except BaseException as error:
             workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:
-                worker.terminate()
+            while workers := [worker for worker in workers if worker.is_alive()]:
+                for worker in workers:
+                    worker.terminate()  # again, since a training that fails may have taken the first request for itself
+                wait([worker.sentinel for worker in workers], timeout=1)
             if isinstance(error, BrokenProcessPool):
                 raise ProcessLost("a worker process was killed, perhaps for lack of memory; use fewer at a time") from error
             raise

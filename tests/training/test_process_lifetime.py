@@ -126,8 +126,8 @@ class Job:
         return self.process.children(recursive=True)
 
     def end(self, event: str) -> tuple[int, list[str]]:
-        """Cause its end; its exit status, and those that are left of it and all that it had started when time is over."""
-        everyone = [self.process, *self.children()]
+        """Cause its end; its exit status, and which processes that it had started are left 10 s after it."""
+        started = self.children()
         name, _, group = event.partition(" ")
         if not name.startswith("SIG"):
             (self.folder / "flag.new").write_text(name)
@@ -136,8 +136,11 @@ class Job:
             os.killpg(self.process.pid, getattr(signal, name))
         else:
             self.process.send_signal(getattr(signal, name))
+        deadline = time.monotonic() + 60
+        while alive([self.process]) and time.monotonic() < deadline:
+            time.sleep(0.05)
         deadline = time.monotonic() + WITHIN
-        while (left := alive(everyone)) and time.monotonic() < deadline:
+        while (left := alive([self.process, *started])) and time.monotonic() < deadline:
             time.sleep(0.05)
         told = [" ".join(one.cmdline()) for one in left]
         for one in left:

@@ -11,7 +11,7 @@ from vmae_lab.lab.stages import Stage
 from vmae_lab.processes import end_when
 from vmae_lab.training.settings import Compute
 
-GRACE_S = 7.0  # that a step and a checkpoint may take when the process that asked for them, or the launcher, is killed
+GRACE_S = 5.0  # that a step and a checkpoint may take when the process that asked for them, or the launcher, is killed
 
 
 def main(specification: Path) -> None:
