@@ -80,7 +80,7 @@ def test_an_error_is_the_same_from_a_worker(error, workers, recwarn):
 def test_an_error_that_cannot_be_sent_keeps_its_words():
     with pytest.raises(RuntimeError, match="NotSendable: one and two") as caught:
         list(feed(Failing(0, NotSendable("one", "two")), range(3), 1, pin_memory=False))
-    assert "in __getitem__" in str(caught.value.__cause__), "with the place in the worker"
+    assert "in __getitem__" in caught.value.__notes__[0], "with the place in the worker"
 
 
 def test_lost_workers_are_replaced():

@@ -5,13 +5,14 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
 from multiprocessing.connection import Listener, wait
-from multiprocessing.pool import ExceptionWithTraceback
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -29,6 +30,14 @@ SOCKET_PATH = 103  # bytes that the path of a socket may have on macOS; Linux al
 SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # multiprocessing's, in the temporary folder
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a dataset in a worker, and its traceback there."""
+
+    error: Exception
+    traceback: str
+
+
 class _Guarded(Dataset):
     """A dataset as worker processes read it. It returns its errors, so that they arrive as what they are: PyTorch would raise
     another one, of the same type if that takes a message alone, else a RuntimeError, like those for lost workers.
@@ -41,7 +50,7 @@ class _Guarded(Dataset):
         try:
             return self.dataset[position]
         except Exception as error:
-            return ExceptionWithTraceback(sendable(error), error.__traceback__)
+            return _Failure(sendable(error), traceback.format_exc())
 
 
 def feed(dataset: Dataset, positions: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
@@ -75,8 +84,9 @@ def feed(dataset: Dataset, positions: range, workers: int, pin_memory: bool) -> 
                         stacklevel=2,
                     )
                     break
-                if isinstance(batch, BaseException):
-                    raise batch
+                if isinstance(batch, _Failure):
+                    batch.error.add_note(f"in a loader process: {batch.traceback}")
+                    raise batch.error
                 positions = positions[1:]
                 yield batch
 

@@ -144,7 +144,7 @@ class DecoderProcess:
         """The kind and the content of an answer, of the `kinds` expected. Raises VideoError if it is an error."""
         if (length := self._length()) > LARGEST:
             raise Malformed(f"it takes {length} bytes")
-        kind, content = parsed(self._bytes(length))
+        kind, content = parsed(bytes(self._bytes(length)))
         if kind == "error":
             raise error_of(content)
         if kind not in kinds:

@@ -62,10 +62,11 @@ def from_fields(kind: type[T], given: Any) -> T:
 def _checked(name: str, expected: type, value: Any) -> Any:
     if is_dataclass(expected):
         return from_fields(expected, value)
-    if expected is float and type(value) is int:
-        value = float(value) if abs(value) < 2**63 else value
-    least = -360 if name == "rotation" else 0
-    if type(value) is not expected or (expected in (int, float) and not least <= value < 2**63):
+    sound = type(value) in ((int, float) if expected is float else (expected,))
+    if expected in (int, float):
+        least = -360 if name == "rotation" else 0
+        sound = sound and least <= value < 2**63
+    if not sound:
         raise Malformed(f"{name} is {value!r:.50}")
     return value
 
