@@ -68,10 +68,10 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen]:
     If this process is killed, the end of the pipe that is their standard input tells the command's processes (`launched`).
     """
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
-            process.wait()
+    with subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
+                process.wait()

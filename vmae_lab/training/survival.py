@@ -125,17 +125,18 @@ class StopRequests:
 
     def until_asked(self, items: Iterator[T]) -> Iterator[T]:
         """The items of an iterator, up to a stop request. It also ends the wait for an item, which may take without end."""
-        while True:
-            try:
+        try:
+            while True:
                 self._waiting = True
-                if self():
-                    return
-                item = next(items)
-            except (_Asked, StopIteration):
-                return
-            finally:
+                item = None if self() else next(items, None)
                 self._waiting = False
-            yield item
+                if item is None:
+                    return
+                yield item
+        except _Asked:
+            return
+        finally:
+            self._waiting = False
 
 
 @contextmanager
