@@ -1,12 +1,8 @@
-"""Small videos whose frames show their own number, and ways for a decoder to fail. Imported by decoder processes too."""
+"""Small videos whose frames show their own number."""
 
-import ctypes
 import os
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,35 +133,6 @@ def boxes(path: Path) -> list[tuple[str, bytes]]:
         found.append((data[4:8].decode(), data[:size]))
         data = data[size:]
     return found
-
-
-@dataclass(frozen=True)
-class Fail:
-    """What a decoder may do to its process, done where it asks for the frames' numbers; "" reads the first frame."""
-
-    how: str
-
-    def __call__(self, frames: int) -> Sequence[int]:
-        if self.how == "hang":
-            time.sleep(600)
-        elif self.how == "nap":
-            time.sleep(1)
-        elif self.how == "loop":
-            while True:
-                pass
-        elif self.how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif self.how == "abort":
-            os.abort()
-        elif self.how == "crash":
-            ctypes.string_at(0)
-        elif self.how == "exit":
-            os._exit(3)
-        elif self.how == "swallow memory":
-            np.ones(4 << 30, np.uint8)
-        elif self.how == "print":
-            os.write(1, b"\0" * 100_000)
-        return [0]
 
 
 def status_of(pid: int, key: str) -> float:

@@ -101,3 +101,19 @@ def test_nothing_readable_is_an_error_not_an_endless_search():
         read_or_replace(EpochOrder(1000, seed=0), 0, never, Quarantine())
     with pytest.raises(VideoError, match="100 draws in a row"):
         read_or_replace(EpochOrder(2, seed=0), 0, never, Quarantine())
+
+
+def test_the_error_is_the_same_whoever_met_the_videos_first(tmp_path):
+    def never(index: int) -> int:
+        raise VideoError(f"{index}.mp4", "gone", "h264")
+
+    def error(position: int, quarantine: Quarantine) -> str:
+        with pytest.raises(VideoError) as caught:
+            read_or_replace(EpochOrder(3, seed=0), position, never, quarantine)
+        return str(caught.value)
+
+    alone = error(0, Quarantine(tmp_path / "alone.csv"))
+    assert f"{EpochOrder(3, seed=0)[0]}.mp4 (h264): gone" in alone
+    shared = Quarantine(tmp_path / "shared.csv")
+    error(1, Quarantine(tmp_path / "shared.csv"))
+    assert error(0, shared) == alone

@@ -18,6 +18,7 @@ from vmae_lab.evaluation.features import FeatureError
 from vmae_lab.files import StorageError
 from vmae_lab.lab.recipe import RecipeError
 from vmae_lab.models.checkpoints import CheckpointError
+from vmae_lab.processes import ProcessLost
 from vmae_lab.training.divergence import TrainingDiverged
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.training.survival import FolderInUse, Stopped, UnreadableCheckpoint
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (
         RecipeError, ListError, VideoError, FeatureError, CheckpointError, UnreadableCheckpoint, FolderInUse,
-        DecoderUnavailable, StorageError, ImpossibleHere, FileNotFoundError,
+        DecoderUnavailable, StorageError, ImpossibleHere, ProcessLost, FileNotFoundError,
     ) as error:  # fmt: skip
         print(f"vmae-lab: {error}", file=sys.stderr)
         return 2

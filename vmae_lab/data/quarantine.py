@@ -25,7 +25,7 @@ class Quarantine:
 
     def __init__(self, file: Path | None = None):
         self.file = file
-        self._known: set[int] = set()
+        self._known: dict[int, VideoError] = {}
         self._read = 0  # bytes of the file that are known
 
     def __contains__(self, index: int) -> bool:
@@ -39,7 +39,7 @@ class Quarantine:
     def add(self, index: int, error: VideoError) -> None:
         """Set a video aside; once, also where two processes meet it at the same time."""
         if self.file is None:
-            self._known.add(index)
+            self._known[index] = error
             return
         with FileLock(self.file.with_name(f".{self.file.name}.lock")):
             if index in self:
@@ -52,13 +52,19 @@ class Quarantine:
             with open(self.file, "ab") as file:
                 file.write(readable(text.getvalue()).encode())
 
+    def error(self, index: int) -> VideoError:
+        """Why a video was set aside."""
+        self._reload()
+        return self._known[index]
+
     def _reload(self) -> None:
         """Learn of what other processes have set aside: the file only grows."""
         if self.file is None or not self.file.exists() or self.file.stat().st_size == self._read:
             return
         data = self.file.read_bytes()
         whole = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace")  # a line that is being written is for later
-        self._known = {int(row["index"]) for row in csv.DictReader(io.StringIO(whole, newline=""))}
+        rows = csv.DictReader(io.StringIO(whole, newline=""))
+        self._known = {int(row["index"]): VideoError(row["path"], row["cause"], row["codec"]) for row in rows}
         self._read = len(data)
 
 
@@ -69,7 +75,6 @@ def read_or_replace(order: Order, position: int, read: Callable[[int], T], quara
     sample stands once an epoch. So the readable ones are seen equally often, and who stands in is a function of the seed and
     of which files are broken, not of the worker that met them. Raises VideoError where a hundred in a row cannot be read.
     """
-    last = None
     for attempt in range(ATTEMPTS):
         index = order.stand_in(position, attempt) if attempt else order[position]
         if index in quarantine:
@@ -78,9 +83,8 @@ def read_or_replace(order: Order, position: int, read: Callable[[int], T], quara
             return index, read(index)
         except VideoError as error:
             quarantine.add(index, error)
-            last = error
+    first = quarantine.error(order[position])  # whichever worker or earlier run met it
     raise VideoError(
-        last.path if last else str(quarantine.file),
-        f"{ATTEMPTS} draws in a row could not be read; check the list with 'vmae-lab data check'"
-        + (f" ({last})" if last else ""),
+        first.path,
+        f"{ATTEMPTS} draws in a row could not be read; check the list with 'vmae-lab data check' ({first})",
     )

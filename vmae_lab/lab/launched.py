@@ -1,16 +1,24 @@
-"""What `together` starts in several processes: one stage of a store, by the file that specifies it."""
+"""Entry point of the processes that `together.launch` starts: each completes the stage that a JSON file describes."""
 
+import os
+import select
 import sys
 from pathlib import Path
 
 from vmae_lab.files import read_json
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
+from vmae_lab.processes import end_when
 from vmae_lab.training.settings import Compute
+
+GRACE_S = 5.0  # that a step and a checkpoint may take when the process that asked for them, or the launcher, is killed
 
 
 def main(specification: Path) -> None:
-    """Complete the stage that a file in its folder says, as it says."""
+    """Complete the stage that a file in its folder describes, with the settings in that file."""
+    launcher = os.getppid()
+    # The standard input is a pipe from the process that asked for the stage. Nothing is written to it, so it only ends.
+    end_when(lambda: os.getppid() != launcher or bool(select.select([sys.stdin], [], [], 0)[0]), GRACE_S)
     given = read_json(specification)
     store = RunStore(specification.parent.parent)
     store.complete(Stage.from_plain(given["stage"]), Compute(**given["compute"]), given["progress"])

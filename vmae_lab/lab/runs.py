@@ -19,7 +19,7 @@ from vmae_lab.lab.jobs import Job
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.together import launch
-from vmae_lab.processes import launched, process_state, worker_pool
+from vmae_lab.processes import ProcessLost, launched, process_state, sendable, worker_pool
 from vmae_lab.progress import Progress
 from vmae_lab.training.log import latest_step
 from vmae_lab.training.settings import Compute
@@ -115,24 +115,17 @@ class RunStore:
     def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
         with stop_requests() as asked_to_stop, worker_pool(compute.jobs) as pool:
-            try:
-                while waiting or running:
-                    if asked_to_stop():
-                        raise Stopped
-                    ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
-                    for stage in ready[: compute.jobs - len(running)]:
-                        running[pool.submit(_complete, self.root, stage, compute)] = stage
-                        waiting.remove(stage)
-                    done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        _raise_with_name(future, running.pop(future))
-                    bar.set_postfix_str(", ".join(stage.key for stage in running.values()))
-            except BaseException:
-                workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in workers:
-                    worker.terminate()  # one that trains saves first
-                raise
+            while waiting or running:
+                if asked_to_stop():
+                    raise Stopped
+                ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
+                for stage in ready[: compute.jobs - len(running)]:
+                    running[pool.submit(_complete, self.root, stage, compute)] = stage
+                    waiting.remove(stage)
+                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _raise_with_name(future, running.pop(future))
+                bar.set_postfix_str(", ".join(stage.key for stage in running.values()))
 
     @contextmanager
     def _lock(self, stage: Stage, what: str = "", wait: bool = True) -> Iterator[None]:
@@ -161,7 +154,10 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def _complete(root: Path, stage: Stage, compute: Compute) -> None:
-    RunStore(root).complete(stage, compute, progress=False)
+    try:
+        RunStore(root).complete(stage, compute, progress=False)
+    except Exception as error:
+        raise sendable(error) from error.__cause__
 
 
 def _raise_with_name(future: Future, stage: Stage) -> None:
@@ -169,7 +165,7 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
     try:
         future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ProcessLost(
             f"the process working on {stage.key} was killed, perhaps for lack of memory; start again to go on where it "
             "stopped, with a smaller compute.jobs if memory is short"
         ) from error

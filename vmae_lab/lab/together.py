@@ -13,6 +13,7 @@ import yaml
 from vmae_lab.files import write_json
 from vmae_lab.lab.places import how_to_find_it, project_root
 from vmae_lab.lab.stages import Stage
+from vmae_lab.processes import ProcessLost
 from vmae_lab.progress import VARIABLE, Progress
 from vmae_lab.training.log import latest_step
 from vmae_lab.training.settings import Compute
@@ -40,8 +41,8 @@ def accelerate_config(name: str) -> Path:
 def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
     """Carry out a stage of the store at `root` in the processes of `compute.launch`, and wait for them.
 
-    What they print goes where this process prints; their progress is read from the run's log. Raises RuntimeError where one of
-    them failed, Stopped where this process was asked to stop, after they have saved.
+    What they print goes where this process prints; their progress is read from the run's log. Raises ProcessLost if one of them
+    failed, and Stopped if this process was asked to stop, after they have saved.
     """
     folder, config = root / stage.key, accelerate_config(str(compute.launch))
     inside = compute.model_copy(update={"launch": None})
@@ -58,20 +59,23 @@ def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
         if asked_to_stop() or process.returncode == STOPPED:
             raise Stopped
     if process.returncode:
-        raise RuntimeError(
-            f"{stage.key} failed in the processes that were started with {config}: their own words stand above. "
-            "Started again, it goes on from its last checkpoint"
+        raise ProcessLost(
+            f"{stage.key} failed in the processes that were started with {config}: their messages are above. "
+            "If it is started again, it goes on from its last checkpoint"
         )
 
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen]:
-    """A started command, which does not outlive the block: it is asked to stop, once, and waited for."""
+    """A started command, which ends with the block: it is asked to stop, once, and waited for.
+
+    If this process is killed, the end of the pipe that is their standard input tells the command's processes (`launched`).
+    """
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ, VARIABLE: "off"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
-            process.wait()
+    with subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
+                process.wait()

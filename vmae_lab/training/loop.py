@@ -3,8 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -35,7 +35,7 @@ from vmae_lab.training.feeding import Batch, feed
 from vmae_lab.training.log import MetricsLog, note, read_metrics
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
-from vmae_lab.training.survival import Checkpoints, Stopped, UnreadableCheckpoint, alone_in, stop_requests
+from vmae_lab.training.survival import Checkpoints, Stopped, StopRequests, UnreadableCheckpoint, alone_in, stop_requests
 
 Model = TypeVar("Model", bound=nn.Module, covariant=True)  # what a task builds
 
@@ -98,7 +98,8 @@ def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = Tr
         with alone_in(folder) if accelerator.is_main_process else nullcontext(), bar:
             run = _Run(task, accelerator, model, optimizer, folder, compute)
             run.restore()
-            run.to_the_end(bar, progress, asked_to_stop)
+            with closing(run.batches):  # also if a step fails: the traceback would keep its loader processes alive
+                run.to_the_end(bar, progress, asked_to_stop)
             peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
             trained = run.whole_model()
     return Trained(
@@ -136,6 +137,7 @@ class _Run(Generic[Model]):
         self.place, self.checked = _Place(), 0  # checked: losses of the window that are known to be sound
         self.steps_run, self.seconds_per_step = 0, math.nan
         self.log: MetricsLog | None = None
+        self.batches = self._batches()
         per_process, rest = divmod(self.settings.batch_size, accelerator.num_processes)
         if rest or per_process % self.settings.accumulation:
             raise ImpossibleHere(
@@ -197,7 +199,7 @@ class _Run(Generic[Model]):
             if progress and accelerator.num_processes > 1:
                 print(f"{self.folder.name}: {words}", flush=True)
 
-    def to_the_end(self, bar: Progress, progress: bool, asked_to_stop: Callable[[], bool]) -> None:
+    def to_the_end(self, bar: Progress, progress: bool, asked_to_stop: StopRequests) -> None:
         settings, compute = self.settings, self.compute
         self._note_start(progress)
         log_every = min(compute.log_every, settings.steps // 20 or compute.log_every)  # a short training is a curve as well
@@ -205,7 +207,8 @@ class _Run(Generic[Model]):
         bar.initial = bar.n = self.place.step
         self.model.train()
         started = time.perf_counter()
-        for batch in self._batches():
+        # Several processes agree on the step after which they stop, so none of them may stop while it waits for a batch.
+        for batch in asked_to_stop.until_asked(self.batches) if self.accelerator.num_processes == 1 else self.batches:
             loss, stop = self._optimise(batch, asked_to_stop())
             self.place.window.append(loss)
             self.place.step += 1
@@ -227,11 +230,15 @@ class _Run(Generic[Model]):
             bar.update(self.place.step - bar.n)
             if stop:
                 self._stop()
+        if self.place.step < settings.steps:  # asked to stop while it waited for a batch
+            bad = self._first_bad()
+            self._go_back(bad) if bad else self._save(self.checkpoints)
+            self._stop()
         if self.log:
             self.log.close()
 
-    def _batches(self) -> Iterator[Batch]:
-        """This process's rows, from where the run stands to the end; anew from there where it goes back."""
+    def _batches(self) -> Generator[Batch, None, None]:
+        """This process's rows, from where the run stands to the end; again from there if it goes back."""
         dataset, on_gpu = self.task.batches(self.rows), self.accelerator.device.type == "cuda"
         while self.place.step < self.settings.steps:
             first, place = self.place.step, self.place

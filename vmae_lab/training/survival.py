@@ -4,16 +4,18 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
 from vmae_lab.files import flush_to_disk, whole_file
 
+T = TypeVar("T")
 STOPPED = 128 + signal.SIGTERM  # the exit status by which shells and Slurm know it
 
 
@@ -99,29 +101,58 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While the block runs, SIGTERM (Slurm's, before it takes a node back) ends nothing: yields a function that says whether
-    one came, or whether the launcher of several processes is gone, which leaves them behind where it is killed. Only the main
-    thread can catch signals; in others none is seen.
+class _Asked(BaseException):
+    """A stop request that arrived while the next item was awaited. No `except Exception` of a dataset may catch it."""
+
+
+class StopRequests:
+    """Called, it returns whether a stop request has arrived: SIGTERM, or the end of the launcher of several processes, which
+    leaves them behind if it is killed.
     """
-    came, launcher = threading.Event(), os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
-    def asked() -> bool:
-        return came.is_set() or launcher not in (None, os.getppid())
+    def __init__(self) -> None:
+        self.arrived, self._waiting = False, False
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
+    def __call__(self) -> bool:
+        return self.arrived or self._launcher not in (None, os.getppid())
+
+    def handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.arrived = True
+        if self._waiting:
+            self._waiting = False
+            raise _Asked
+
+    def until_asked(self, items: Iterator[T]) -> Iterator[T]:
+        """The items of an iterator, up to a stop request. It also ends the wait for an item, which may take without end."""
+        try:
+            while True:
+                self._waiting = True
+                item = None if self() else next(items, None)
+                self._waiting = False
+                if item is None:
+                    return
+                yield item
+        except _Asked:
+            return
+        finally:
+            self._waiting = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """While the block runs, SIGTERM (which Slurm sends before it takes a node back) only is a stop request.
+
+    Only the main thread can catch signals; in others none is seen.
+    """
+    requests = StopRequests()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requests
         return
-    earlier = signal.signal(signal.SIGTERM, lambda _number, _frame: came.set())
+    earlier = signal.signal(signal.SIGTERM, requests.handle)
     try:
-        yield asked
+        yield requests
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    if came.is_set():  # too late for the block to end by it: for those around it, else the process's own end
+    if requests.arrived:  # too late for the block to end by it: for those around it, else the process's own end
         signal.raise_signal(signal.SIGTERM)
-
-
-def ignore_stop_requests(_worker: int = 0) -> None:
-    """For helpers of a training, which get the signal too where a whole group does: they end when the training has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

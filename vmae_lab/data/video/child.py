@@ -1,75 +1,76 @@
-"""The process that decodes for another: a file that hangs or kills its decoder takes this process down, and no run.
+"""A process that decodes for another: a file that hangs, crashes or takes over its decoder does so here.
 
-Started by `isolated.DecoderProcess`; answers pickled requests on its standard input until that is closed.
+Started by `isolated.DecoderProcess`; answers requests on its standard input until that is closed.
 """
 
 import os
-import pickle
 import resource
 import signal
-import struct
 import sys
-import time
-from threading import Thread
-from typing import IO, Any
+from dataclasses import asdict
 
-LENGTH = struct.Struct("<Q")
+from vmae_lab.processes import end_when, ignore_stop_requests
 
 
 def main() -> None:
-    """Take settings, say "ready", and answer requests `(folder, video, choose, short_side)`: paths are relative to the folder.
+    """Read settings, answer "ready", and answer requests `(what, folder, video, short_side)`; paths are relative to the folder.
 
-    An answer is `("ok", shape, indices, info)` and then the pixels, or `("error", VideoError)`. Where `choose` is None the
-    video is looked at, whole: `("seen", Inspection)`; where it is TIMING, its packets are: `("seen", Timing)`.
+    `what` and its answer: "read", `("pixels", {shape, info})` and then the pixels; "inspect", `("inspection", Inspection)`;
+    "time", `("timing", Timing)`; each also `("error", VideoError)`. To choose frames, the other process is asked with
+    `("frames", their number)`. All is sent as JSON (`wire.py`).
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
-    # Slurm asks a whole group to stop: who decodes for a training goes on until that has saved, and blames no video.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # A signal to a whole group is for the training, which needs its decoders until it has saved, and no video is to blame.
+    ignore_stop_requests()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = int(sys.argv[1])
+    end_when(lambda: os.getppid() != parent)  # also while a decoder hangs
     from vmae_lab.data.video.decoders import read_video
     from vmae_lab.data.video.inspection import inspect_video
-    from vmae_lab.data.video.screen import VideoError
-    from vmae_lab.data.video.timing import TIMING, time_video
+    from vmae_lab.data.video.screen import VideoError, VideoFile, VideoSettings
+    from vmae_lab.data.video.timing import time_video
+    from vmae_lab.data.video.wire import LENGTH, REFUSALS, receive, send
 
-    settings = receive(sys.stdin.buffer)
-    _limit_memory(settings.memory_mib << 20)
-    send(answers, "ready")
-    while (request := receive(sys.stdin.buffer)) is not None:
-        folder, video, choose, short_side = request
-        try:
-            os.chdir(folder)
-            if choose in (None, TIMING):
-                send(answers, ("seen", time_video(video, settings) if choose else inspect_video(video, settings)))
-                continue
-            decoded = read_video(video, choose, settings, short_side)
-        except VideoError as error:
-            send(answers, ("error", error))
-        except MemoryError:
-            send(answers, ("error", VideoError(video.path, "it takes more memory than it may (memory_mib)")))
-        except Exception as error:
-            send(answers, ("error", VideoError(video.path, f"{type(error).__name__}: {error}")))
+    requests = sys.stdin.buffer
+
+    def choose(frames: int) -> list[int]:
+        send(answers, ["frames", frames])
+        kind, content = receive(requests)
+        if kind in REFUSALS:
+            raise REFUSALS[kind](content)
+        return content
+
+    def fail(error: VideoError) -> None:
+        send(answers, ["error", {"path": error.path, "cause": error.cause, "codec": error.codec}])
+
+    def answer(what: str, video: VideoFile, short_side: int | None) -> None:
+        if what == "inspect":
+            send(answers, ["inspection", asdict(inspect_video(video, settings))])
+        elif what == "time":
+            send(answers, ["timing", asdict(time_video(video, settings))])
         else:
-            send(answers, ("ok", decoded.frames.shape, decoded.indices, decoded.info))
+            decoded = read_video(video, choose, settings, short_side)
+            send(answers, ["pixels", {"shape": decoded.frames.shape, "info": asdict(decoded.info)}])
+            answers.write(LENGTH.pack(decoded.frames.nbytes))
             answers.write(decoded.frames.data.cast("B"))
             answers.flush()
-            del decoded
 
-
-def send(stream: IO[bytes], message: Any) -> None:
-    """One pickled message with its length before it."""
-    data = pickle.dumps(message)
-    stream.write(LENGTH.pack(len(data)) + data)
-    stream.flush()
-
-
-def receive(stream: IO[bytes]) -> Any:
-    """The next message; None where the other side is gone."""
-    head = stream.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        return None
-    data = stream.read(LENGTH.unpack(head)[0])
-    return pickle.loads(data)
+    settings = VideoSettings(**receive(requests))
+    _limit_memory(settings.memory_mib << 20)
+    send(answers, ["ready", None])
+    while True:
+        what, folder, fields, short_side = receive(requests)
+        video = VideoFile(**fields)
+        try:
+            os.chdir(folder)
+            answer(what, video, short_side)
+        except VideoError as error:
+            fail(error)
+        except MemoryError:
+            fail(VideoError(video.path, "it takes more memory than it may (memory_mib)"))
+        except Exception as error:
+            fail(VideoError(video.path, f"{type(error).__name__}: {error}"))
 
 
 def _limit_memory(extra: int) -> None:
@@ -79,13 +80,6 @@ def _limit_memory(extra: int) -> None:
         with open("/proc/self/status", encoding="ascii") as status:
             now = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
         resource.setrlimit(resource.RLIMIT_DATA, (now + extra, now + extra))
-
-
-def _end_with_parent(parent: int) -> None:
-    """End also while a decoder hangs, when the process that asked is gone."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 if __name__ == "__main__":

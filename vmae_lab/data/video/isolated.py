@@ -1,8 +1,8 @@
-"""Decoding in another process, which is ended and started anew where a file makes it hang, crash or take too much memory."""
+"""Decoding in another process, which is ended and replaced if a file makes it hang, crash or take too much memory."""
 
 import contextlib
+import math
 import os
-import pickle
 import selectors
 import signal
 import subprocess
@@ -12,15 +12,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import IO, Any, Literal, overload
 
 import numpy as np
 
-from vmae_lab.data.video.child import LENGTH, send
 from vmae_lab.data.video.decoders import Choose, Decoded
 from vmae_lab.data.video.inspection import Inspection
 from vmae_lab.data.video.screen import DecoderUnavailable, VideoError, VideoFile, VideoSettings
-from vmae_lab.data.video.timing import TIMING, Timing
+from vmae_lab.data.video.timing import Timing
+from vmae_lab.data.video.wire import LARGEST, LENGTH, Malformed, chosen_frames, error_of, from_fields, packed, parsed, pixels_of
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 CHILD = "vmae_lab.data.video.child"  # what runs in a decoder's process
@@ -32,53 +33,49 @@ class _Gone(Exception):
 
 
 class DecoderProcess:
-    """One decoder in a process of its own. Not for two threads at once.
+    """One decoder in a process of its own. Not for two threads at once, except for `kill`.
 
-    Whatever is asked of it raises DecoderUnavailable where no process can be started.
+    Whatever is asked of it raises DecoderUnavailable if no process can be started. Its answers are checked: one that no sound
+    decoder gives is a VideoError of that file, and ends the process.
     """
 
     def __init__(self, settings: VideoSettings):
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._deadline, self._late = 0.0, ""  # of the answer, and what is said if it comes later
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
         """As `read_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
-        return self._ask(video, choose, short_side)
+        with self._asked("read", video, short_side):
+            indices: list[int] = []
+            while (answer := self._answer("frames", "pixels"))[0] == "frames":
+                indices, reply = chosen_frames(choose, answer[1], self.settings)
+                self._write(packed(reply))
+            shape, info = pixels_of(answer[1], len(indices), short_side, self.settings)
+            if self._length() != math.prod(shape):
+                raise Malformed(f"its pixels are not as many as {shape} needs")
+            frames = np.frombuffer(self._bytes(math.prod(shape)), np.uint8).reshape(shape)
+            return Decoded(frames, tuple(indices), info)
 
     def inspect(self, video: VideoFile) -> Inspection:
         """As `inspect_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
-        return self._ask(video, None, None)
+        with self._asked("inspect", video):
+            return from_fields(Inspection, self._answer("inspection")[1])
 
     def time(self, video: VideoFile) -> Timing:
         """As `time_video`, in the other process, for no longer than `timeout_s`. Raises VideoError."""
-        return self._ask(video, TIMING, None)
+        with self._asked("time", video):
+            return from_fields(Timing, self._answer("timing")[1])
 
     @property
     def pid(self) -> int | None:
         """The process that decodes, once there is one."""
         return self._process.pid if self._process else None
 
-    def _ask(self, video: VideoFile, choose: Choose | str | None, short_side: int | None) -> Any:
-        """Decoded, Inspection or Timing, as was asked."""
-        try:
-            self._start()
-            deadline = time.monotonic() + self.settings.timeout_s
-            late = f"its decoder did not answer within {self.settings.timeout_s:g} s (timeout_s) and was ended"
-            send(self._pipes[0], (os.getcwd(), video, choose, short_side))
-            answer = self._message(deadline, late)
-            if answer[0] == "error":
-                raise answer[1]
-            if answer[0] == "seen":
-                return answer[1]
-            _, shape, indices, info = answer
-            frames = np.frombuffer(self._bytes(int(np.prod(shape)), deadline, late), np.uint8).reshape(shape)
-            return Decoded(frames, indices, info)
-        except (_Gone, BrokenPipeError) as gone:
-            raise VideoError(video.path, self._end(str(gone) or "its decoder ended")) from None
-        except BaseException as error:
-            if not isinstance(error, VideoError):
-                self.close()  # the answer to this request must not be taken for that to the next
-            raise
+    def kill(self) -> None:
+        """End the process while another thread waits for its answer, which is then a VideoError."""
+        if process := self._process:
+            process.kill()
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -86,9 +83,27 @@ class DecoderProcess:
             self._process.kill()
             self._process.wait()
             for stream in (*self._pipes, self._words):
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+                stream.close()
             self._process = None
+
+    @contextlib.contextmanager
+    def _asked(self, what: str, video: VideoFile, short_side: int | None = None) -> Iterator[None]:
+        """Send a request; in the block its answer is read."""
+        try:
+            self._start()
+            self._deadline = time.monotonic() + self.settings.timeout_s
+            self._late = f"its decoder did not answer within {self.settings.timeout_s:g} s (timeout_s) and was ended"
+            self._write(packed([what, os.getcwd(), asdict(video), short_side]))
+            yield
+        except (_Gone, BrokenPipeError) as gone:
+            raise VideoError(video.path, self._end(str(gone) or "its decoder ended")) from None
+        except Malformed as error:
+            self.close()
+            raise VideoError(video.path, f"its decoder gave an answer that makes no sense ({error}) and was ended") from None
+        except BaseException as error:
+            if not isinstance(error, VideoError):
+                self.close()  # the answer to this request must not be taken for that to the next
+            raise
 
     @property
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
@@ -100,13 +115,13 @@ class DecoderProcess:
         return process.stdin, process.stdout
 
     def _start(self) -> None:
-        """Have a process that is ready for requests. Raises DecoderUnavailable where none comes up."""
-        if self._process is not None and self._process.poll() is None:
+        """Have a process that is ready for requests. Raises DecoderUnavailable if none can be started."""
+        if self._process is not None and self._process.poll() is None and not _ready(self._pipes[1], 0.0):
             return
-        self.close()
+        self.close()  # also one that says more than it was asked: the next file must not be blamed for that
         try:
             self._launch()
-        except (_Gone, OSError) as error:
+        except (_Gone, Malformed, OSError) as error:
             cause = self._end(str(error) or "it ended at once") if self._process else str(error)
             raise DecoderUnavailable(
                 f"no process to decode videos in could be started: {cause}. The fault is this machine's or this "
@@ -116,43 +131,68 @@ class DecoderProcess:
     def _launch(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", CHILD, str(os.getpid())], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._words, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
         )  # fmt: skip
-        send(self._pipes[0], self.settings)
-        self._message(time.monotonic() + START_SECONDS, f"its decoder did not start within {START_SECONDS:.0f} s")
+        os.set_blocking(self._pipes[0].fileno(), False)  # a decoder that reads nothing must not stop this process
+        self._deadline = time.monotonic() + START_SECONDS
+        self._late = f"its decoder did not start within {START_SECONDS:.0f} s"
+        self._write(packed(self.settings.model_dump(mode="json")))
+        self._answer("ready")
 
-    def _message(self, deadline: float, late: str) -> Any:
-        return pickle.loads(self._bytes(LENGTH.unpack(self._bytes(LENGTH.size, deadline, late))[0], deadline, late))
+    def _answer(self, *kinds: str) -> tuple[str, Any]:
+        """The kind and the content of an answer, of the `kinds` expected. Raises VideoError if it is an error."""
+        if (length := self._length()) > LARGEST:
+            raise Malformed(f"it takes {length} bytes")
+        kind, content = parsed(bytes(self._bytes(length)))
+        if kind == "error":
+            raise error_of(content)
+        if kind not in kinds:
+            raise Malformed(f"it is {kind!r:.50}")
+        return kind, content
 
-    def _bytes(self, count: int, deadline: float, late: str) -> bytearray:
-        """So many bytes of the answer. Raises _Gone, saying `late`, where they do not come in time."""
+    def _length(self) -> int:
+        return LENGTH.unpack(self._bytes(LENGTH.size))[0]
+
+    def _bytes(self, count: int) -> bytearray:
+        """So many bytes of the answer. Raises _Gone if they do not come in time."""
         data, got = bytearray(count), 0
-        view, stream = memoryview(data), self._pipes[1].fileno()
-        with selectors.DefaultSelector() as selector:
-            selector.register(stream, selectors.EVENT_READ)
-            while got < count:
-                left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    raise _Gone(late)
-                arrived = os.readv(stream, [view[got:]])
-                if not arrived:
-                    raise _Gone
-                got += arrived
+        view, stream = memoryview(data), self._pipes[1]
+        while got < count:
+            if not _ready(stream, self._deadline - time.monotonic()):
+                raise _Gone(self._late)
+            if not (arrived := os.readv(stream.fileno(), [view[got:]])):
+                raise _Gone
+            got += arrived
         return data
 
+    def _write(self, data: bytes) -> None:
+        """Send bytes. Raises _Gone if they are not read in time."""
+        view, stream = memoryview(data), self._pipes[0]
+        while view:
+            if not _ready(stream, self._deadline - time.monotonic(), selectors.EVENT_WRITE):
+                raise _Gone(self._late)
+            view = view[os.write(stream.fileno(), view) :]
+
     def _end(self, cause: str) -> str:
-        """Why the process is gone, as far as can be told; its last word is kept."""
+        """Why the process is gone, as far as can be told, with the last line that it printed."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
         code = self._process.poll()
-        self._words.seek(0)
-        last = self._words.read()[-400:].decode(errors="replace").strip().splitlines()
+        self._words.seek(max(0, self._words.seek(0, os.SEEK_END) - 400))
+        last = self._words.read().decode(errors="replace").strip().splitlines()
         self.close()
         if code is not None and code < 0:
             cause = f"its decoder was ended by {signal.Signals(-code).name}"
         return f"{cause}: {last[-1]}" if last and code is not None else cause
+
+
+def _ready(stream: IO[bytes], seconds: float, event: int = selectors.EVENT_READ) -> bool:
+    """Whether a pipe can be read (or written) within so many seconds; one that is closed can."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, event)
+        return bool(selector.select(max(0.0, seconds)))
 
 
 ToRead = tuple[VideoFile, Choose, int | None]
@@ -165,7 +205,7 @@ class Decoders:
 
     def __init__(self, settings: VideoSettings, processes: int = 1):
         self.settings, self.processes = settings, processes
-        self._owner, self._idle = os.getpid(), deque[DecoderProcess]()
+        self._owner, self._idle, self._busy = os.getpid(), deque[DecoderProcess](), set[DecoderProcess]()
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
         """As `read_video`, in a decoder's process that no other thread uses. Raises VideoError."""
@@ -182,12 +222,20 @@ class Decoders:
         """What each request gives, in their order, `processes` at a time; a failure is handed over, not raised."""
         with ThreadPoolExecutor(self.processes) as threads:
             waiting: deque[Future] = deque()
-            for request in requests:
-                waiting.append(threads.submit(self._attempt, request))
-                if len(waiting) > 2 * self.processes:  # what is read ahead is kept in memory
+            try:
+                for request in requests:
+                    waiting.append(threads.submit(self._attempt, request))
+                    if len(waiting) > 2 * self.processes:  # what is read ahead is kept in memory
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            except BaseException:  # nobody takes the rest, which the threads would wait for
+                threads.shutdown(wait=False, cancel_futures=True)
+                while not all(future.done() for future in waiting):
+                    for decoder in tuple(self._busy):
+                        decoder.kill()
+                    time.sleep(0.05)
+                raise
 
     def close(self) -> None:
         """End the processes. They also end with the process that started them."""
@@ -206,14 +254,16 @@ class Decoders:
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[DecoderProcess]:
         if self._owner != os.getpid():  # the processes that a fork inherited answer to another
-            self._owner, self._idle = os.getpid(), deque()
+            self._owner, self._idle, self._busy = os.getpid(), deque(), set()
         try:
             decoder = self._idle.popleft()
         except IndexError:
             decoder = DecoderProcess(self.settings)
+        self._busy.add(decoder)
         try:
             yield decoder
         finally:
+            self._busy.remove(decoder)
             self._idle.append(decoder)
 
     def _attempt(self, request: ToRead | ToTime | ToInspect) -> Decoded | Timing | Inspection | VideoError:
