@@ -12,8 +12,9 @@ from threading import Timer
 
 import numpy as np
 
-from vmae_lab.data.video import child, decoders
+from vmae_lab.data.video import child, decoders, inspection
 from vmae_lab.data.video.decoders import read_video
+from vmae_lab.data.video.inspection import inspect_video
 from vmae_lab.data.video.wire import LENGTH
 
 
@@ -107,7 +108,12 @@ def failing_read(video, choose, *rest):
     return read_video(video, choose, *rest)
 
 
+def failing_inspection(video, settings):
+    FAILURES.get(Path(video.path).stem, int)()
+    return inspect_video(video, settings)
+
+
 if __name__ == "__main__":
     ANSWERS_TO = os.dup(1)
-    decoders.read_video = failing_read
+    decoders.read_video, inspection.inspect_video = failing_read, failing_inspection
     child.main()
