@@ -1,13 +1,13 @@
 """The recipes of params/paper: valid, plannable, and in the numbers of the sources that they name."""
 
 import csv
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.scales import read_scale
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
 PAPER = Path(__file__).parents[2] / "params" / "paper"
@@ -34,28 +34,25 @@ DEFAULTS = {
 OF_PRETRAINING = {"num_sample": 4, "min_lr": 1e-5, "clip_grad": None}
 
 
-def with_sizes(name: str) -> dict[str, str]:
-    """The text of a file as it stands (base), and with each of its overrides put in, by the label in the line before."""
-    lines = (PAPER / f"{name}.yaml").read_text().splitlines()
-    texts = {"base": "\n".join(lines)}
-    for start in (i for i, line in enumerate(lines) if line.startswith("# override:")):
-        end = next(i for i in range(start, len(lines)) if lines[i].endswith("}")) + 1
-        put_in = [line.removeprefix("# ") for line in lines[start:end]]
-        texts[lines[start - 1].removeprefix("# ").split(":")[0]] = "\n".join([*lines[:start], *put_in, *lines[end:]])
-    return texts
+def sizes_of(name: str) -> list[str]:
+    """The recipes of a data set: `k400` is that of the base model, `k400_large` another one."""
+    return sorted(path.stem for path in PAPER.glob(f"{name}*.yaml"))
 
 
-def recipe_of(text: str, root: Path | None = None) -> Recipe:
-    parameters = yaml.safe_load(text)
+def recipe_of(stem: str, root: Path | None = None, book: str = BOOK) -> Recipe:
+    parameters = read_scale(str(PAPER / f"{stem}.yaml"), [])
     if root:
         parameters["data"]["lists"]["root"] = str(root)
-    return build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters}, WORKBOOK[BOOK].arms)
+    arms = list(WORKBOOK[book].arms)
+    return build_recipe({"arms": arms, **parameters}, arms)
 
 
 def test_there_is_a_recipe_for_every_data_set():
     hybrids = {f"hybrid_{size}" for size in HYBRIDS}
-    assert {path.stem for path in PAPER.glob("*.yaml")} == {*CLASSES, *hybrids, "ava", "thumos14", "fineaction"}
-    assert set(with_sizes("k400")) == {"base", "small", "large", "huge", "giant", "giant, after Kinetics-710"}
+    bases = {path.stem for path in PAPER.glob("*.yaml") if "base" not in yaml.safe_load(path.read_text())}
+    assert bases == {*CLASSES, *hybrids, "ava", "thumos14", "fineaction"}
+    sizes = ["k400", *(f"k400_{size}" for size in ("giant", "giant_after_k710", "huge", "large", "small"))]
+    assert sizes_of("k400") == sizes
 
 
 @pytest.mark.parametrize("name", list(CLASSES))
@@ -63,17 +60,17 @@ def test_every_size_of_a_recipe_is_valid_and_can_be_planned(name, tmp_path):
     for split in ("pretrain", "train", "val"):
         row = "a.mp4 0 -1\n" if split == "pretrain" else "a.mp4 0\n"
         (tmp_path / f"{split}.csv").write_text(row)
-    for label, text in with_sizes(name).items():
-        recipe = recipe_of(text, tmp_path)
-        assert (recipe.scale, recipe.model.size, recipe.data.classes) == (name, label.split(",")[0], CLASSES[name])
+    for stem in sizes_of(name):
+        recipe, size = recipe_of(stem, tmp_path), [*stem.split("_"), "base"][1]
+        assert (recipe.scale, recipe.model.size, recipe.data.classes) == (stem, size, CLASSES[name])
         assert plan_notebook(BOOK, recipe).stages
 
 
 @pytest.mark.parametrize("name", list(CLASSES))
 def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
     """VideoMAE V2's recipe, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
-    for text in with_sizes(name).values():
-        tuned = recipe_of(text).evaluate.finetune
+    for stem in sizes_of(name):
+        tuned = recipe_of(stem).evaluate.finetune
         assert (tuned.mix.mixup, tuned.mix.cutmix, tuned.label_smoothing, tuned.repeats) == (0.8, 1.0, 0.1, 2)
         assert (tuned.betas, tuned.head_init_scale, tuned.readout) == ((0.9, 0.999), 0.001, "mean")
         assert (tuned.augment.rand_augment, tuned.augment.erase) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
@@ -84,43 +81,43 @@ def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "decoded", "videos", "epochs", "peak"),
+    ("stem", "decoded", "videos", "epochs", "peak"),
     [
-        ("ssv2", "base", 256, 168_913, 25, 2e-3),  # lr 2e-3 per 256 decoded clips
-        ("ssv2", "small", 384, 168_913, 40, 1.5e-3),  # 1e-3
-        ("k400", "base", 512, 240_000, 90, 1.4e-3),  # 7e-4
-        ("k400", "large", 192, 240_000, 35, 1.5e-3),  # 2e-3
-        ("k400", "giant, after Kinetics-710", 96, 240_000, 3, 3.75e-6),  # 1e-5
-        ("k710", "giant", 96, 658_000, 35, 3.75e-4),  # 1e-3
-        ("ucf101", "base", 128, 9_537, 100, 2.5e-4),  # 5e-4
+        ("ssv2", 256, 168_913, 25, 2e-3),  # lr 2e-3 per 256 decoded clips
+        ("ssv2_small", 384, 168_913, 40, 1.5e-3),  # 1e-3
+        ("k400", 512, 240_000, 90, 1.4e-3),  # 7e-4
+        ("k400_large", 192, 240_000, 35, 1.5e-3),  # 2e-3
+        ("k400_giant_after_k710", 96, 240_000, 3, 3.75e-6),  # 1e-5
+        ("k710_giant", 96, 658_000, 35, 3.75e-4),  # 1e-3
+        ("ucf101", 128, 9_537, 100, 2.5e-4),  # 5e-4
     ],
 )
-def test_repeats_change_neither_the_rate_nor_the_epochs(name, size, decoded, videos, epochs, peak):
+def test_repeats_change_neither_the_rate_nor_the_epochs(stem, decoded, videos, epochs, peak):
     """Scripts count decoded clips and scale the rate by them; batch_size here counts samples, two of each clip."""
-    tuned = recipe_of(with_sizes(name)[size]).evaluate.finetune
+    tuned = recipe_of(stem).evaluate.finetune
     assert tuned.batch_size == 2 * decoded
     assert tuned.peak_lr == pytest.approx(peak)
     assert tuned.steps * decoded == pytest.approx(epochs * videos, rel=0.015)
 
 
-# script -> file and label
+# script -> file
 FINETUNING = {
-    "vit_b_k400_ft": ("k400", "base"),
-    "vit_l_k400_ft": ("k400", "large"),
-    "vit_h_k400_ft": ("k400", "huge"),
-    "vit_g_k400_ft": ("k400", "giant"),
-    "vit_g_k710_it_k400_ft": ("k400", "giant, after Kinetics-710"),
-    "vit_h_k600_ft": ("k600", "huge"),
-    "vit_g_k710_it_k600_ft": ("k600", "giant, after Kinetics-710"),
-    "vit_b_k710_ft": ("k710", "base"),
-    "vit_h_k710_ft": ("k710", "huge"),
-    "vit_g_k710_ft": ("k710", "giant"),
-    "vit_b_ssv2_ft": ("ssv2", "base"),
-    "vit_l_ssv2_ft": ("ssv2", "large"),
-    "vit_h_ssv2_ft": ("ssv2", "huge"),
-    "vit_g_ssv2_ft": ("ssv2", "giant"),
-    "vit_g_k710_it_ucf101_ft": ("ucf101", "giant, after Kinetics-710"),
-    "vit_g_k710_it_hmdb51_ft": ("hmdb51", "giant, after Kinetics-710"),
+    "vit_b_k400_ft": "k400",
+    "vit_l_k400_ft": "k400_large",
+    "vit_h_k400_ft": "k400_huge",
+    "vit_g_k400_ft": "k400_giant",
+    "vit_g_k710_it_k400_ft": "k400_giant_after_k710",
+    "vit_h_k600_ft": "k600_huge",
+    "vit_g_k710_it_k600_ft": "k600_giant_after_k710",
+    "vit_b_k710_ft": "k710",
+    "vit_h_k710_ft": "k710_huge",
+    "vit_g_k710_ft": "k710_giant",
+    "vit_b_ssv2_ft": "ssv2",
+    "vit_l_ssv2_ft": "ssv2_large",
+    "vit_h_ssv2_ft": "ssv2_huge",
+    "vit_g_ssv2_ft": "ssv2_giant",
+    "vit_g_k710_it_ucf101_ft": "ucf101_giant_after_k710",
+    "vit_g_k710_it_hmdb51_ft": "hmdb51_giant_after_k710",
 }
 
 
@@ -162,23 +159,23 @@ def test_every_script_has_a_recipe(scripts):
 
 @pytest.mark.parametrize("script", FINETUNING)
 def test_fine_tuning_is_as_in_the_official_script(scripts, script):
-    name, label = FINETUNING[script]
-    recipe, row = recipe_of(with_sizes(name)[label]), filled(scripts[script], DEFAULTS)
+    stem = FINETUNING[script]
+    recipe, row = recipe_of(stem), filled(scripts[script], DEFAULTS)
     tuned = recipe.evaluate.finetune
-    check_rates(tuned, row, VIDEOS[name])
+    check_rates(tuned, row, VIDEOS[stem.split("_")[0]])
     assert (tuned.drop_path, tuned.dropout) == (row["drop_path"], row["head_drop_rate"])
     assert (tuned.layer_decay, tuned.weight_decay) == (row["layer_decay"], row["weight_decay"])
     assert tuned.head_init_scale == 0.001
     if tuned.sampling == "dense":
         assert recipe.data.stride == row["sampling_rate"]
-    assert script in with_sizes(name)["base"], "the file names its source"
+    assert script in (PAPER / f"{stem}.yaml").read_text(), "the file names its source"
 
 
 @pytest.mark.parametrize("size", HYBRIDS)
 def test_pre_training_on_the_hybrid_is_as_in_the_official_script(scripts, tmp_path, size):
     script = f"vit_{size[0]}_hybrid_pt"
-    text = (PAPER / f"hybrid_{size}.yaml").read_text()
-    parameters = yaml.safe_load(text)
+    file = PAPER / f"hybrid_{size}.yaml"
+    parameters = read_scale(str(file), [])
     for source in ("k710", "ssv2", "ava", "webvid"):
         (tmp_path / source).mkdir()
         (tmp_path / source / "pretrain.csv").write_text("a.mp4 0 -1\n")
@@ -197,17 +194,17 @@ def test_pre_training_on_the_hybrid_is_as_in_the_official_script(scripts, tmp_pa
     }
     assert (recipe.mask.encoder_ratio, recipe.mask.decoder, recipe.mask.decoder_ratio) == (0.9, "running_cell", 0.5)
     assert plan_notebook(BOOK, recipe).stages
-    assert script in text
+    assert script in file.read_text()
     if size != "large":  # which no script trains on Kinetics-710
-        assert recipe.evaluate.finetune == recipe_of(with_sizes("k710")[size]).evaluate.finetune
+        assert recipe.evaluate.finetune == recipe_of("k710" if size == "base" else f"k710_{size}").evaluate.finetune
 
 
 @pytest.mark.parametrize("name", ["thumos14", "fineaction"])
 def test_features_are_of_the_giant_that_was_pre_trained_on_the_hybrid(scripts, name):
-    recipe = recipe_of((PAPER / f"{name}.yaml").read_text())
+    recipe = recipe_of(name)
     check_rates(recipe.pretrain, filled(scripts["vit_g_hybrid_pt"], OF_PRETRAINING), VIDEOS["hybrid"])
     assert recipe.pretrain.peak_lr == pytest.approx(4.8e-3)
-    assert recipe.pretrain == recipe_of((PAPER / "hybrid_giant.yaml").read_text()).pretrain
+    assert recipe.pretrain == recipe_of("hybrid_giant").pretrain
 
 
 @pytest.mark.parametrize(
@@ -215,7 +212,7 @@ def test_features_are_of_the_giant_that_was_pre_trained_on_the_hybrid(scripts, n
     [("k400", 1.5e-4, 2048, 1600, 8e-5), ("ava", 1.5e-4, 2048, 1600, 8e-5), ("ucf101", 3e-4, 192, 3200, 7.5e-6)],
 )
 def test_pre_training_of_videomae_v1_has_no_decoder_mask_and_a_scaled_lowest_rate(name, lr, decoded, epochs, lowest):
-    recipe = recipe_of((PAPER / f"{name}.yaml").read_text())
+    recipe = recipe_of(name)
     settings = recipe.pretrain
     assert (recipe.mask.decoder, recipe.mask.decoder_ratio) == ("none", 0)
     assert (settings.lr, settings.lr_reference_batch, settings.batch_size, settings.repeats) == (lr, 256, decoded, 1)
@@ -223,38 +220,24 @@ def test_pre_training_of_videomae_v1_has_no_decoder_mask_and_a_scaled_lowest_rat
     assert settings.warmup_steps * epochs == 40 * settings.steps
 
 
-@pytest.mark.parametrize("name", list(CLASSES))
-def test_the_command_in_a_file_writes_the_recipe_of_a_size(name):
-    text = (PAPER / f"{name}.yaml").read_text()
-    (command,) = (line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   sed "))
-    written, file = command.split(" > ")
-    made = subprocess.run(written, shell=True, check=True, capture_output=True, text=True, cwd=PAPER.parents[1]).stdout
-    label = next(label for label in with_sizes(name) if label.split(",")[0] == file.removesuffix(".yaml").split("_")[-1])
-    assert yaml.safe_load(made) == yaml.safe_load(with_sizes(name)[label])
-
-
 @pytest.mark.parametrize(
-    ("line", "size", "lr", "decay", "epochs"),
+    ("stem", "size", "lr", "decay", "epochs"),
     [
-        (0, "base", 2.5e-4, 0.75, 30),
-        (1, "base", 5e-4, 0.75, 30),
-        (2, "small", 1e-3, 0.6, 30),
-        (3, "small", 5e-4, 0.6, 30),
-        (4, "large", 2.5e-4, 0.75, 30),
-        (5, "large", 5e-4, 0.8, 20),
-        (6, "huge", 5e-4, 0.8, 20),
+        ("ava", "base", 2.5e-4, 0.75, 30),
+        ("ava_base_supervised", "base", 5e-4, 0.75, 30),
+        ("ava_small", "small", 1e-3, 0.6, 30),
+        ("ava_small_supervised", "small", 5e-4, 0.6, 30),
+        ("ava_large", "large", 2.5e-4, 0.75, 30),
+        ("ava_large_supervised", "large", 5e-4, 0.8, 20),
+        ("ava_huge", "huge", 5e-4, 0.8, 20),
     ],
 )
-def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay, epochs):
-    """VideoMAE's: per 256 clips, 128 a step; lines for a start from self-supervision alone, and one that was then supervised,
-    which is no stage of the notebook's: they say that they go with a checkpoint.
-    """
-    text = (PAPER / "ava.yaml").read_text()
-    lines = ["override: {}", *(one.removeprefix("# ") for one in text.splitlines() if one.startswith("# override:"))]
-    book = WORKBOOK["downstream_spatial_detection"]
-    recipe = build_recipe({"arms": ["pretrained"], **yaml.safe_load(f"{text}\n{lines[line]}")}, book.arms)
+def test_the_recipes_of_ava_have_the_settings_of_every_size(stem, size, lr, decay, epochs):
+    """VideoMAE's: per 256 clips, 128 per step; for a start from self-supervision alone, and one that was then supervised."""
+    recipe = recipe_of(stem, book="downstream_spatial_detection").with_overrides({"arms": ["pretrained"]})
     settings = recipe.detect
-    assert (recipe.model.size, settings.layer_decay, settings.batch_size) == (size, decay, 128)
+    assert (recipe.scale, recipe.model.size) == (stem, size)
+    assert (settings.layer_decay, settings.batch_size) == (decay, 128)
     assert settings.peak_lr == pytest.approx(lr / 2)
     assert settings.steps * 128 == epochs * 184_000
     assert settings.warmup_steps == pytest.approx(5 * 184_000 / 128, abs=1)
@@ -267,17 +250,20 @@ def test_the_recipe_of_ava_has_the_settings_of_every_size(line, size, lr, decay,
     assert (settings.stride, settings.side, settings.test_short_side, settings.augment.short_side) == (4, 224, 256, (256, 256))
     assert (settings.person_score, settings.enlarge, settings.most_boxes) == (0.8, (0.1, 0.05), 100)
     assert [stage.kind for stage in plan_notebook("downstream_spatial_detection", recipe).stages] == ["pretrain", "detect"]
-    assert lines[line].endswith("then supervised: --encoder") == (line in (1, 3, 5, 6))
+
+
+def test_every_file_of_ava_is_tested():
+    assert len(sizes_of("ava")) == 7
 
 
 @pytest.mark.parametrize(
-    ("name", "other", "size"), [("thumos14", "k710", "giant"), ("fineaction", "k710", "giant"), ("ava", "k400", "base")]
+    ("name", "other", "size"),
+    [("thumos14", "k710_giant", "giant"), ("fineaction", "k710_giant", "giant"), ("ava", "k400", "base")],
 )
 def test_supervised_training_before_detection_is_the_data_set_s_own_recipe(name, other, size):
-    parameters = yaml.safe_load((PAPER / f"{name}.yaml").read_text())
-    detection = build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters})
+    detection = recipe_of(name)
     assert detection.model.size == size
-    assert detection.post_pretrain == detection.evaluate.finetune == recipe_of(with_sizes(other)[size]).evaluate.finetune
+    assert detection.post_pretrain == detection.evaluate.finetune == recipe_of(other).evaluate.finetune
 
 
 @pytest.mark.parametrize(
@@ -302,3 +288,22 @@ def test_the_recipes_of_temporal_detection_have_the_paper_s_settings(name, strid
     assert settings.warmup_steps / epoch == pytest.approx(5, rel=0.001)
     plan = plan_notebook("downstream_temporal_detection", recipe)
     assert [stage.kind for stage in plan.stages] == ["pretrain", "post_pretrain", "features", "features", "localise"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("base: missing.yaml\n", "missing.yaml"),
+        ("base: k400.yaml\nmodel: {size: large}\n", "model"),
+        ("base: other.yaml\n", "other.yaml"),  # which has a base itself
+    ],
+)
+def test_a_base_that_cannot_be_used_is_named(tmp_path, text, named):
+    (tmp_path / "k400.yaml").write_text((PAPER / "k400.yaml").read_text())
+    (tmp_path / "other.yaml").write_text("base: k400.yaml\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_scale(str(file), [])
+    assert str(file) in str(caught.value)
+    assert named in str(caught.value)

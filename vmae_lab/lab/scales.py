@@ -49,14 +49,36 @@ def read_scale(scale: str, folders: Sequence[Path]) -> dict[str, Any]:
         raise RecipeError(
             f"there is no parameter file {missing}; {scales}{how_to_find_it() if not any(known.values()) else ''}"
         )
+    values = _values_in(file)
+    values = {"scale": file.stem, **values}
+    READ[values["scale"]] = file
+    return values
+
+
+def _values_in(file: Path) -> dict[str, Any]:
+    """The values of a file; with `base: FILE` those of that file, of which `override` changes some."""
+    values = _mapping_in(file)
+    if "base" not in values:
+        return values
+    base, override = file.parent / str(values.pop("base")), values.pop("override", None) or {}
+    if not base.is_file():
+        raise RecipeError(f"{file}: base {base} is not there; give its name relative to {file.parent}")
+    if strange := sorted({*values} - {"scale"}):
+        raise RecipeError(f"{file}: next to base, only scale and override are accepted; move to override: {', '.join(strange)}")
+    inherited = _mapping_in(base)
+    if "base" in inherited:
+        raise RecipeError(f"{file}: its base {base} has a base itself; name that one, with all values in override")
+    inherited.pop("scale", None)
+    return inherited | values | {"override": {**(inherited.get("override") or {}), **override}}
+
+
+def _mapping_in(file: Path) -> dict[str, Any]:
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{file} is not valid YAML: {error}. Text that begins with * or & needs quotes") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{file} holds no parameters: name: value lines were expected")
-    values = {"scale": file.stem, **values}
-    READ[values["scale"]] = file
     return values
 
 
