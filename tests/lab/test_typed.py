@@ -104,12 +104,13 @@ def test_what_does_not_fit_is_named(name, text):
 
 def test_a_file_keeps_texts_too(tmp_path):
     own = (PARAMS / "own.yaml").read_text()
-    assert "    train: .  " in own
+    root = "    root: videos\n"
+    assert root in own
     file = tmp_path / "my.yaml"
-    file.write_text(own.replace("    train: .  ", "    train: 0123  ").replace("lr: 0.002", "lr: 2e-3"))
+    file.write_text(own.replace(root, f"{root}    train: 0123\n").replace("lr: 0.002", "lr: 2e-3"))
     recipe = build_recipe({**read_scale(str(file), []), "arms": ["one"]})
     assert (recipe.data.lists.train, recipe.pretrain.lr) == ("0123", 0.002)
-    file.write_text(own.replace("    train: .  ", "    train: */*.avi  "))
+    file.write_text(own.replace(root, f"{root}    train: */*.avi\n"))
     with pytest.raises(RecipeError, match=r"my\.yaml(.|\n)*quotes"):
         read_scale(str(file), [])
 
@@ -120,4 +121,7 @@ def test_a_file_keeps_texts_too(tmp_path):
 def test_every_scale_reads_as_yaml_reads_it(path):
     """Its stages keep their names."""
     plain = yaml.safe_load(path.read_text())
+    if "base" in plain:
+        base = yaml.safe_load((path.parent / plain.pop("base")).read_text())
+        plain = {**base, "scale": path.stem, **plain}
     assert build_recipe({"arms": ["one"], **read_scale(str(path), [])}) == build_recipe({"arms": ["one"], **plain})
