@@ -263,7 +263,7 @@ def test_a_root_that_is_no_folder_is_named_by_itself(root, word, folder, tmp_pat
 
 
 def test_every_way_to_start_gives_the_same_list_at_once(folder, project, capsys):
-    """The command that failed after 38 seconds, and those beside it."""
+    """The command that failed after 38 seconds, and commands like it."""
     own = str(ROOT / "params" / "own.yaml")
     wrong = ["-p", "data.lists.root", folder({"left": 1, "right": 1}), "-p", "evaluate.finetune_labels", "7"]
     wrong += ["-p", "pretrain.steps", "0"]

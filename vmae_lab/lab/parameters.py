@@ -20,7 +20,7 @@ def refuse_dotted_names() -> None:
 
 
 class _RefuseDottedNames(ast.NodeTransformer):
-    """Puts an error in the place of an assignment to an attribute of a parameter, or of a name that there is not."""
+    """Replaces an assignment to an attribute of a parameter, or of an unknown name, by an error."""
 
     def __init__(self, namespace: dict[str, Any]):
         self.namespace = namespace

@@ -58,7 +58,7 @@ class ListSettings(BaseModel):
         if not self.pretrain and not self.train:
             problems.append("lists: give pretrain (videos without labels), train (labelled videos), or both")
         elif self.hold_out and (self.validation or self.test or not self.train):
-            problems.append("lists: hold_out splits the train list; give train, and no validation or test list beside it")
+            problems.append("lists: hold_out splits the train list; give train, and no validation or test list")
         if isinstance(self.pretrain, dict):
             bare = [name for name, source in self.pretrain.items() if source.weight is None]
             if 0 < len(bare) < len(self.pretrain):

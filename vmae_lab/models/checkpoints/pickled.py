@@ -1,4 +1,4 @@
-"""Files of weights: told apart by content, read without running what they hold, and written in the official layout."""
+"""Files of weights: identified by content, read without running code, and written in the official layout."""
 
 import argparse
 import pickle
