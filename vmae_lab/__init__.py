@@ -4,6 +4,7 @@ The names in `__all__` are public: what a script of yours may count on. They are
 `import vmae_lab` is quick. Everything else can be imported from its module, and may be renamed from one version to the next.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -58,3 +59,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if os.environ.get("VMAE_LAB_POOL_OF") == str(os.getppid()):
+    # A pool's worker: it ends with its parent already while it imports what it needs, which may take longer than 10 s.
+    from vmae_lab.processes import end_when
+
+    end_when(lambda: os.environ["VMAE_LAB_POOL_OF"] != str(os.getppid()))

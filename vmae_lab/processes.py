@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate alone while the others wait
 
 
+POOL_OF = "VMAE_LAB_POOL_OF"  # the process whose pools' workers inherit this variable; the package's __init__ reads it
+
+
 class ProcessLost(RuntimeError):
     """A process that this one needs was killed or failed: says which, and what to do. The machine may be short of memory."""
 
@@ -53,6 +56,7 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     If the block fails, the workers are asked to end (SIGTERM); one that trains saves first. Raises ProcessLost if a worker
     was killed.
     """
+    os.environ[POOL_OF] = str(os.getpid())
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             yield pool

@@ -33,21 +33,22 @@ def x264(more: str) -> dict[str, str]:
     return {"x264-params": f"keyint=12:scenecut=0:{more}"}
 
 
+IN_ORDER = x264("bframes=0")  # frames are stored in the order in which they are shown
 MADE = {
     "plain.mp4": ("decord", {}),
     "b_frames.mov": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
     "b_frames.mkv": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
-    "b_frames.flv": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
+    "in_order.flv": ("decord", {"options": IN_ORDER}),
     # The sample table of these holds no frames, the first fragment's, or what an index at the end of the file tells.
-    "fragments.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+empty_moov"}}),
-    "first_fragment_in_table.mp4": ("decord", {"mux": {"movflags": "frag_keyframe"}}),
-    "fragment_per_frame.mov": ("decord", {"mux": {"movflags": "frag_every_frame"}, "options": x264("bframes=3:b-adapt=0")}),
-    "dash.mp4": ("decord", {"mux": {"movflags": "dash"}}),
-    "cmaf.mp4": ("decord", {"mux": {"movflags": "cmaf"}}),
-    "fragments_by_size.mp4": ("decord", {"mux": {"frag_size": "3000"}}),
-    "fragments_without_end.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+skip_trailer"}}),
+    "fragments.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+empty_moov"}, "options": IN_ORDER}),
+    "first_fragment_in_table.mp4": ("decord", {"mux": {"movflags": "frag_keyframe"}, "options": IN_ORDER}),
+    "fragment_per_frame.mov": ("pyav", {"mux": {"movflags": "frag_every_frame"}, "options": x264("bframes=3:b-adapt=0")}),
+    "dash.mp4": ("decord", {"mux": {"movflags": "dash"}, "options": IN_ORDER}),
+    "cmaf.mp4": ("decord", {"mux": {"movflags": "cmaf"}, "options": IN_ORDER}),
+    "fragments_by_size.mp4": ("decord", {"mux": {"frag_size": "3000"}, "options": IN_ORDER}),
+    "fragments_without_end.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+skip_trailer"}, "options": IN_ORDER}),
     "fragments_joined.mp4": ("decord", {"mux": {"movflags": "hybrid_fragmented"}}),
-    "smooth_streaming.ismv": ("decord", {}),
+    "smooth_streaming.ismv": ("decord", {"options": IN_ORDER}),
     "fragments_vp9.mp4": ("decord", {"codec": "libvpx-vp9", "mux": {"movflags": "frag_keyframe"}}),
     "dash_av1.mp4": ("pyav", {"codec": "libsvtav1", "size": (64, 64), "mux": {"movflags": "dash"}}),
     "dash_ten_bit.mp4": ("pyav", {"pix_fmt": "yuv420p10le", "mux": {"movflags": "dash+global_sidx"}}),
@@ -67,6 +68,12 @@ MADE = {
     "hevc.mp4": ("pyav", {"codec": "libx265", "options": {"x265-params": HEVC}}),
     "mpeg4_b_frames.mp4": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "intra_refresh.mp4": ("pyav", {"options": {"x264-params": "keyint=12:bframes=0:intra-refresh=1"}}),
+    # B-frames in FLV and in fragments: of a few frames near a key frame decord gave a neighbour.
+    "b_frames.flv": ("pyav", {"options": x264("bframes=3:b-adapt=0")}),
+    "short_last_group.flv": ("pyav", {"options": {"x264-params": "keyint=13:scenecut=0:bframes=2"}}),
+    "fragments_b_frames.mp4": ("pyav", {"mux": {"movflags": "frag_keyframe+empty_moov"}}),
+    "short_fragments.mp4": ("pyav", {"mux": {"movflags": "frag_keyframe"}, "options": {"x264-params": "keyint=3:bframes=3"}}),
+    "smooth_streaming_b_frames.ismv": ("pyav", {}),
     # Of a kind that decord does not read exactly, or not at all.
     "mpeg4.avi": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "h264.ts": ("pyav", {}),
@@ -243,7 +250,7 @@ ORIENTATIONS = [(a, 0, 0, d) for a, d in SIGNS] + [(0, b, c, 0) for b, c in SIGN
 @pytest.mark.parametrize("matrix", ORIENTATIONS, ids=str)
 def test_all_eight_orientations_are_shown_upright(tmp_path, matrix, movflags):
     mux = {"movflags": movflags} if movflags else {}
-    path = with_matrix(write_video(tmp_path / "oriented.mp4", 20, size=(128, 64), mux=mux), *matrix)
+    path = with_matrix(write_video(tmp_path / "oriented.mp4", 20, size=(128, 64), mux=mux, options=IN_ORDER), *matrix)
     video, expected = VideoFile(str(path)), shown_at(drawn(13, 128, 64), *matrix)
     a, b, c, d = matrix
     mirrored = a * d - b * c < 0

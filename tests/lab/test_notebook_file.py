@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from vmae_lab.lab.notebook_file import code_state, notebook_file, written_path
+from vmae_lab.lab.notebook_file import _on_the_command_line, code_state, notebook_file, written_path
 
 ASK = "from vmae_lab.lab.notebook_file import notebook_file; print(notebook_file())"
 
@@ -51,6 +52,12 @@ def test_a_servers_word_is_not_inherited(notebook):
     for code, expected in ((ASK, str(notebook)), (start, "None")):
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected
+
+
+def test_the_output_of_nbconvert_is_not_its_input(notebook):
+    words = [sys.executable, "-m", "jupyter-nbconvert", "--execute", notebook.name, "--output", "out.ipynb", "--output=o.ipynb"]
+    process = SimpleNamespace(cmdline=lambda: words, cwd=lambda: str(notebook.parent), environ=dict)
+    assert set(_on_the_command_line(process)) == {notebook, Path(notebook.name)}
 
 
 def test_papermill_writes_its_input_into_its_output(notebook):

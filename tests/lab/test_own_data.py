@@ -157,6 +157,7 @@ def test_a_warm_up_shrinks_with_the_steps(name, section, folder):
         with pytest.raises(RecipeError, match=f"{section}: warmup_steps"):
             training(**{f"{section}.steps": few, f"{section}.warmup_steps": few})
     assert training(**{f"{section}.steps": 1}).warmup_steps == 0
+    assert training(**{f"{section}.steps": "1e0"}).warmup_steps == 0, "a number in another form"
     enough = training(**{f"{section}.steps": before["warmup_steps"] + 1})
     assert enough.warmup_steps == before["warmup_steps"], "what is possible stays, as do the stages that have it"
 
@@ -171,6 +172,33 @@ def test_a_folder_without_classes_is_pretrained_on_without_labels(sizes, folder,
         assert "without labels" in capsys.readouterr().out
     [line] = refused(scale("own"), "downstream_action_classification", **{"data.lists.root": root})
     assert "data.lists.train" in line
+
+
+def test_a_folder_around_the_classes_is_entered(folder):
+    lists = planned(scale("own"), **{"data.lists.root": folder({"data set/run": 4, "data set/walk": 4})}).recipe.data.lists
+    assert (lists.train, lists.class_names) == ("data set", ("run", "walk"))
+
+
+def test_splits_without_classes_are_no_classes(folder):
+    recipe = planned(scale("own"), **{"data.lists.root": folder({"training": 4, "val": 2})}).recipe
+    assert not recipe.data.labelled
+
+
+def test_a_list_whose_files_are_elsewhere_is_reported(folder):
+    """As with a root that is one folder too high."""
+    root = Path(folder(THREE))
+    (root / "l.csv").write_text("path,label\n" + "".join(f"{k}/v0{i}.mp4,{k}\n" for k in THREE for i in range(4)))
+    changes = {"data.lists.root": str(root.parent), "data.lists.train": f"{root.name}/l.csv"}
+    with pytest.raises(RecipeError, match=r"data\.lists\.train: none of the .* listed files.*data\.lists\.root"):
+        planned(scale("own"), **changes).check_lists()
+    planned(scale("own"), **{**changes, "data.lists.root": str(root), "data.lists.train": "l.csv"}).check_lists()
+
+
+def test_videos_that_are_trained_and_tested_on_are_named(folder, capsys):
+    root = Path(folder(THREE))
+    (root / "t.csv").write_text("path,label\n" + "".join(f"{k}/v00.mp4,{k}\nother/{k}.mp4,{k}\n" for k in THREE))
+    planned(scale("own"), **{"data.lists.root": str(root), "data.lists.test": "t.csv"})
+    assert "3 of 6 videos are in data.lists.train" in capsys.readouterr().out
 
 
 def test_folders_that_are_called_like_splits_are_the_splits(folder):

@@ -303,7 +303,7 @@ def test_the_documented_command_works_on_few_videos(sizes, tmp_path, project, ca
     scale = str(NOTEBOOK.parents[1] / "params" / "own.yaml")
     status = main(["run", str(NOTEBOOK), "--scale", scale, *words, "-p", "seeds", "[0]"])
     assert status == 0, capfd.readouterr().err[-3000:]
-    folder = project / "reports" / "own-variant" / NAME
+    [folder] = project.glob(f"reports/own-variant-*/{NAME}")
     rows = pd.read_csv(folder / "tables" / "results.csv")
     assert set(rows.metric) >= {"ridge", "attentive", "linear_mean", "knn", alike.SAME_CLASS}
     results = [json.loads(path.read_text()) for path in (project / "runs").glob("probe-*/result.json")]

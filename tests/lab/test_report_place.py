@@ -122,3 +122,29 @@ def test_committed_reports_are_found_again(monkeypatch):
     for name, folder in committed.items():
         found, _ = place(ROOT, "demo", f"notebooks/{name}.ipynb", name)
         assert (found.folder, bool(found.replaced)) == (folder, True), found.words
+
+
+def test_a_report_of_other_videos_stays(root, tmp_path):
+    """The settings are the same if the root is relative, or if videos were added to it."""
+    for number in (4, 5):
+        for label in ("run", "walk"):
+            (tmp_path / "v" / label).mkdir(parents=True, exist_ok=True)
+            for i in range(number):
+                (tmp_path / "v" / label / f"{i}.mp4").touch()
+        changes = {"data.lists.root": str(tmp_path / "v")}
+        found, manifest = place(root, "own", "notebooks/copy.ipynb", "bring_your_own_videos", **changes)
+        assert found.replaced is None
+        plan = plan_notebook("bring_your_own_videos", build_recipe({**manifest["recipe"]}))
+        found.folder.mkdir(parents=True)
+        stages = {stage.key: {} for stage in plan.stages}
+        (found.folder / "manifest.json").write_text(json.dumps({**manifest, "stages": stages}))
+        assert place(root, "own", "notebooks/copy.ipynb", "bring_your_own_videos", **changes)[0].replaced is not None
+
+
+def test_what_a_dictionary_no_longer_has_is_a_change_too(root):
+    book = "downstream_temporal_detection"
+    folders = {
+        place(root, "demo", f"notebooks/{book}.ipynb", book, **{"localise.durations": {name: [0, 2.5]}})[0].folder
+        for name in ("short", "medium")
+    }
+    assert len(folders) == 2

@@ -166,12 +166,21 @@ def run_lines(message):
     exec("\n".join(lines), {})
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "protocol 4", "whole module", "plain pickle"])
+@pytest.mark.parametrize(
+    "kind", ["zip", "legacy", "protocol 4", "whole module", "plain pickle", "nested", "list", "other name"]
+)
 def test_a_refused_file_can_be_saved_again_with_the_lines_of_the_message(model, tmp_path, kind):
     file = tmp_path / "refused.pth"
     state = read_pickled(model.save_pretrained(tmp_path, "official") / "model.pth")
     content = {"model": state, "recipe": Recipe()}
-    if kind in ("zip", "legacy"):
+    elsewhere = {
+        "nested": {"state": {"net": state}, "of": Recipe()},
+        "list": [state, Recipe()],
+        "other name": {"net": state, "of": Recipe()},
+    }
+    if kind in elsewhere:
+        torch.save(elsewhere[kind], file)
+    elif kind in ("zip", "legacy"):
         torch.save(content, file, _use_new_zipfile_serialization=kind == "zip")
     elif kind == "protocol 4":
         torch.save({"model": state}, file, pickle_protocol=4)

@@ -232,4 +232,4 @@ def test_a_report_says_what_was_left_out(smoke, project, tmp_path_factory, capfd
     assert main([*command, "-p", "evaluate.missing", "skip"]) == 0
     page = next((project / "reports").glob("smoke-variant-*/ablation_decoder_mask/README.md")).read_text()
     assert "1 video(s) could not be read and are left out of every average here" in page
-    assert "walk/gone.mp4`" in page
+    assert "walk/gone.mp4" in page

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version as version_of
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped, not an error
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_: f"vmae-lab: warning: {message}\n"  # without the line of code
     first = os.environ.get("RANK", "0") == "0"  # of a launcher's processes one speaks
     silent = nullcontext() if first else redirect_stdout(io.StringIO())
     try:

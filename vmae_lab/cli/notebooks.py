@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     # The kernel's output is printed here, so its progress has the form that fits this process's output.
     shown = os.environ.get(PROGRESS) or ("terminal" if sys.stdout.isatty() else "lines")
     try:
-        with _environment({FILE: str(notebook.absolute()), PROGRESS: shown}):
+        columns = str(shutil.get_terminal_size().columns)  # the kernel has no terminal to ask
+        with _environment({FILE: str(notebook.absolute()), PROGRESS: shown, "COLUMNS": columns}):
             papermill.execute_notebook(
                 notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
                 coalesce_streams=True,  # the saved notebook holds the last state of a line that updates, not all of them

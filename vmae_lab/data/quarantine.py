@@ -86,5 +86,6 @@ def read_or_replace(order: Order, position: int, read: Callable[[int], T], quara
     first = quarantine.error(order[position])  # whichever worker or earlier run met it
     raise VideoError(
         first.path,
-        f"{ATTEMPTS} draws in a row could not be read; check the list with 'vmae-lab data check' ({first})",
+        f"{first.cause}. {ATTEMPTS} draws in a row gave no readable video; check the list with 'vmae-lab data check'",
+        first.codec,
     )

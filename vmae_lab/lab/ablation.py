@@ -177,9 +177,10 @@ def _learns_labels_of_the_pool(stage: Stage) -> bool:
 
 def _list_notes(plan: Plan) -> list[str]:
     lists = plan.recipe.data.lists
-    if lists is None or not lists.hold_out or lists.missing("train"):
+    splits = _splits_read(plan)
+    if lists is None or any(map(lists.missing, ["train", *splits])):
         return []
-    return [note for split in _splits_read(plan) if split != "pretrain" for note in list_notes(lists, split)]
+    return [note for split in splits if split != "pretrain" for note in list_notes(lists, split)]
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -87,7 +87,7 @@ def loss_curves(
         alpha = 0.3 / max(2, len(names))
         axes.fill_between(chosen.index, chosen["min"], chosen["max"], color=style.colour, alpha=alpha, linewidth=0)
     later = curves[curves.step > 0.1 * curves.step.max()].loss  # the fall of the first steps would flatten all that follows
-    margin = 0.15 * (later.max() - later.min())
+    margin = 0.15 * (later.max() - later.min()) or 0.1  # a single point has no range
     axes.set_ylim(later.min() - margin, later.max() + margin)
     axes.set(xlabel="optimiser step", ylabel=f"{loss} (training)")
     axes.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _on_the_command_line(process: Any) -> Iterator[Path]:
     """The notebook that a program which runs notebooks was given."""
     words = _told(process.cmdline, [])
     runner = next((name for word in words if (name := Path(word).stem) in RUNNERS), None)
-    named = [word for word in words if word.endswith(".ipynb")]
+    named = [word for before, word in pairwise(words) if word.endswith(".ipynb") and before != "--output" and word[:1] != "-"]
     if not runner or not named or (runner != "papermill" and len(named) > 1):  # which of several runs now is not told
         return
     for folder in (_told(process.cwd, ""), _environment(process).get("PWD", "")):  # `papermill --cwd` changes the first

@@ -1,21 +1,27 @@
 """Own videos: the settings that follow from the lists, and what is impossible with them, before anything is decoded."""
 
 import copy
+import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from vmae_lab.data.lists import ListError, ListSettings, lacking_classes, read_pretrain, read_split
+from vmae_lab.data.lists import ListError, ListSettings, VideoList, lacking_classes, read_pretrain, read_split
 from vmae_lab.data.lists.folders import listed_files
 from vmae_lab.data.lists.formats import absolute
+from vmae_lab.files import local_name, readable
 
 HOLD_OUT = {"validation": 0.15, "test": 0.25}  # if there is no list of either
-SPLIT_FOLDERS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 LABELS = 160  # the default number of labelled clips
 FEWEST_LABELS = 8  # if no more can be drawn evenly from the classes, all videos are used
 NAMED = 10  # classes that a message names
+LOOKED_AT = 100  # files of a list
 
 
 def fit_to_lists(tree: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -54,9 +60,9 @@ def fit_warm_ups(tree: Mapping[str, Any], before: Mapping[str, Any], given: Coll
         if isinstance(value, Mapping) and isinstance(before.get(name), Mapping):
             fitted[name] = fit_warm_ups(value, before[name], given, f"{place}{name}.")
     match tree, before:
-        case {"steps": int(steps), "warmup_steps": int(warm_up)}, {"steps": int(had)}:
+        case {"steps": int() | float() as steps, "warmup_steps": int(warm_up)}, {"steps": int(had)}:
             if 0 < steps <= warm_up < had and not _is_given(f"{place}warmup_steps", given):
-                fitted["warmup_steps"] = warm_up * steps // had
+                fitted["warmup_steps"] = int(warm_up * steps // had)
     return fitted
 
 
@@ -66,7 +72,8 @@ def list_problems(
     """What makes lists impossible for the splits `used` (`pretrain`, `train`, `validation`, `test`), one line each.
 
     `labels`: settings and the labelled clips that they draw from the train split. `ahead`: if none of the lists is there yet,
-    nothing is reported, unless there is a root and classes have to be counted.
+    nothing is reported, unless there is a root and classes have to be counted; whether the listed files are there is not looked
+    at.
     """
     used, root, problems = list(dict.fromkeys(used)), absolute(lists.root), list[str]()
     uncounted = lists.classes or set(used) <= {"pretrain"} or not root.is_dir()
@@ -86,6 +93,7 @@ def list_problems(
                 f"data.lists.train: all videos are of one class, {', '.join(videos.classes)}, so there is nothing to classify; "
                 "list two classes or more, or give data.lists.pretrain alone to pre-train without labels"
             )
+        problems += [] if ahead else filter(None, (_no_files(lists, split, one) for one in (videos, *others)))
         if split == "train":
             there = videos.table["label"].value_counts()
             fewest, number = videos.classes[there.idxmin()], there.min()
@@ -103,11 +111,35 @@ def clip_count(lists: ListSettings, split: str) -> int:
 
 
 def list_notes(lists: ListSettings, split: str) -> list[str]:
-    """Which classes of a held-out list are left out of a split because they have too few videos. Raises ListError."""
+    """Which classes of a held-out list are left out of a split because they have too few videos, and which videos of a list of
+    its own are trained on as well. Raises ListError.
+    """
+    if split != "train" and not lists.hold_out:
+        train, own = (set(_files(read_split(lists, name, warn=False))) for name in ("train", split))
+        if twice := sorted(train & own):
+            return [
+                f"data.lists.{split}: {len(twice)} of {len(own)} videos are in data.lists.train, too, so their accuracy says "
+                f"little; first {readable(twice[0])}"
+            ]
     lacking = lacking_classes(lists, split) if lists.hold_out else []
     more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
     names = ", ".join(lacking[:NAMED]) + more
     return [f"data.lists.hold_out: classes with too few videos to be in {split}: {names}"] if lacking else []
+
+
+def _files(videos: VideoList) -> list[str]:
+    return [os.path.join(videos.root, path) for path in videos.table["path"]]
+
+
+def _no_files(lists: ListSettings, split: str, videos: VideoList) -> str:
+    """What is wrong if none of the files of a list is there, as with a wrong root; empty if some are. A few are looked at."""
+    files = _files(videos)
+    if any(os.path.lexists(local_name(file)) for file in files[:: max(1, len(files) // LOOKED_AT)]):
+        return ""
+    return (
+        f"data.lists.{split}: none of the {len(files)} listed files is there, first {readable(files[0])}; set data.lists.root "
+        "to the folder that the list's paths start from"
+    )
 
 
 def _no_root(lists: ListSettings, root: Path) -> str:
@@ -117,7 +149,7 @@ def _no_root(lists: ListSettings, root: Path) -> str:
         )
     if any(letter in lists.root for letter in "*?["):
         return f"data.lists.root: {root} is no folder; set data.lists.train to the glob, and root to a folder above the videos"
-    relative = "" if lists.root == str(root) else f" (data.lists.root {lists.root!r} starts from the current folder)"
+    relative = "" if Path(lists.root).expanduser().is_absolute() else " (a relative root starts from the current folder)"
     return f"data.lists.root: there is no folder {root}{relative}; set it to the folder of your videos"
 
 
@@ -164,11 +196,14 @@ def _choose_folder(lists: dict[str, Any]) -> str:
     if "train" in splits and len(splits) == len(folders) and all(path.count("/") > 1 for path in paths):
         lists.update(splits)
         return ", ".join(f"data.lists.{split} {name!r}" for split, name in sorted(splits.items()))
-    if len(paths) == loose > 0 or (len(folders) == 1 and not loose):
+    if len(folders) == 1 and not loose and all(path.count("/") > 1 for path in paths):  # as archives are unpacked
+        lists["train"] = next(iter(folders))
+    elif len(paths) == loose > 0 or (len(folders) == 1 and not loose) or (splits and len(splits) == len(folders)):
         lists["pretrain"] = "."
         return f"data.lists.pretrain '.', without labels, since {root} has no folder per class"
-    lists["train"] = "."
-    return "data.lists.train '.'" + (", a folder per class" if folders else "")
+    else:
+        lists["train"] = "."
+    return f"data.lists.train {lists['train']!r}" + (", a folder per class" if folders else "")
 
 
 def _choose_split(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Collection[str]) -> Iterable[str]:

@@ -151,7 +151,8 @@ def _made_by(code: Mapping[str, Any], experiment: str) -> str:
 
 def _changed_words(changed: Mapping[str, Any]) -> str:
     """The settings that differ from the scale's."""
-    shown = [f"`{name}` {value}" for name, value in list(changed.items())[:6]]
+    values_first = sorted(changed.items(), key=lambda item: item[1] is None)
+    shown = [f"`{name}` {value}" for name, value in values_first[:6]]
     return f" with changed settings ({', '.join(shown)}{', and others' * (len(changed) > 6)})" if changed else ""
 
 

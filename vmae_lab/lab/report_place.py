@@ -48,7 +48,8 @@ def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
     mine, standard = decisive(plan.name, plan.recipe), _standard(plan, file)
     same_as_scale = standard is None or decisive(plan.name, standard) == mine
     changed = {} if standard is None or same_as_scale else _differences(_results(plan.recipe), _results(standard))
-    scales = [f"{scale}{VARIANT}-{_digits(one)}" for one in (changed, _results(plan.recipe))]
+    whole = [_results(plan.recipe), sorted(stage.key for stage in plan.stages)]
+    scales = [f"{scale}{VARIANT}-{_digits(one)}" for one in (changed, whole)]
     if same_as_scale:
         scales[0] = scale
     names = [notebook, f"{notebook}-{_digits(path)}"]
@@ -65,11 +66,22 @@ def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
             if maker != path:
                 kept.append(f"{_short(folder)} was made by {maker or 'another notebook'}")
                 continue
-            if decisive(made.get("experiment", name), made.get("recipe")) == mine:
+            if _same_results(made, name, mine, plan):
                 return ReportPlace(folder, changed, made, tuple(kept))
             kept.append(f"{_short(folder)} was made with other settings")
             break
     raise FileExistsError(f"{folder} holds a report of other settings: move it away")
+
+
+def _same_results(made: Mapping[str, Any], name: str, mine: Any, plan: Plan) -> bool:
+    """Whether a report was made with the settings of a plan, and of the same videos.
+
+    The settings are compared as this code names their stages, so a report stays the same one after a change of the code. A list
+    may have other videos since, or a relative root may be another folder, so then the names in the manifest count.
+    """
+    if decisive(made.get("experiment", name), made.get("recipe")) != mine:
+        return False
+    return not plan.recipe.data.lists or set(made.get("stages", ())) == {stage.key for stage in plan.stages}
 
 
 def decisive(name: str, recipe: Recipe | Any) -> Any:
@@ -104,9 +116,10 @@ def _results(recipe: Recipe) -> dict[str, Any]:
 
 
 def _differences(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a tree that another one has not, by dotted name."""
+    """The values of a tree that another one has not, by dotted name; None for what only the other one has."""
     ours, theirs = dict(_leaves(tree)), dict(_leaves(other))
-    return {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value}
+    changed = {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value}
+    return changed | {name: None for name in theirs if name not in ours}
 
 
 def _leaves(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

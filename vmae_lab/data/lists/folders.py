@@ -17,8 +17,11 @@ from vmae_lab.data.video.screen import HEAD, container_of
 from vmae_lab.files import utf8_name
 
 VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".wmv", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".3gp", ".ogv", ".gif")
-)
+    (
+        ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".f4v", ".ismv", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv",
+        ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".ogv", ".ogg", ".gif",
+    )
+)  # fmt: skip
 SHOWN = 10  # names that a message lists
 
 
@@ -40,7 +43,7 @@ class Listing(NamedTuple):
             why = (
                 "they lead nowhere, or to a folder that is listed already"
                 if self.followed
-                else "set decoding.follow_links (--follow-links) to list what is in linked folders"
+                else "set data.lists.decoding.follow_links (--follow-links of the data commands) to list them"
             )
             found.append(f"{_count(self.links, 'link')} skipped: {_named(self.links)}; {why}")
         if labelled and self.empty:

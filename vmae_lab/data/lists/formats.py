@@ -65,9 +65,10 @@ class Faults:
         told = []
         for row in np.flatnonzero(self.bad)[:10]:
             words = next(words for rows, words in self._found if rows[row])
-            told.append(f"line {self.lines[row]}: {words(int(row))}")
+            told.append(f"line {self.lines[row]}: {words(int(row))}" if self.lines[row] else words(int(row)))
         count = int(self.bad.sum())
-        raise ListError(f"{place}: {count} bad line{'s' * (count > 1)}; " + "; ".join(told))
+        what = "line" if self.lines.any() else "video"  # a folder has no lines
+        raise ListError(f"{place}: {count} bad {what}{'s' * (count > 1)}; " + "; ".join(told))
 
 
 @dataclass(frozen=True)

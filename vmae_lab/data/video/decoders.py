@@ -131,7 +131,8 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
             return info
         exact = exact and _turned_alike(source, info)
         if exact and not torchcodec:
-            packets = info.frames if checked else _seeks_are_exact(source, info)
+            in_order = container == "flv" or is_fragmented(boxes)
+            packets = info.frames if checked else _seeks_are_exact(source, info, in_order)
             exact = checked.decoder == "decord" if checked else packets > 0
             info = replace(info, frames=packets or info.frames)
     except (av.FFmpegError, ValueError, MemoryError) as error:
@@ -175,18 +176,22 @@ def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.VideoSt
         return False
     if min(info.width, info.height) <= SMALLEST_SIDE or len(opened.streams.video) > 1:  # of several it takes another one
         return False
+    if info.container == "matroska" and opened.duration is None:  # live recordings, which decord refuses
+        return False
     if opened.metadata.get("hasKeyframes") == "true":  # in FLV: decord seeks by that index, a few frames off with B-frames
         return False
     return "%" not in opened.name  # decord takes x_%d.png for the pattern of many pictures' names
 
 
-def _seeks_are_exact(source: Any, info: VideoInfo) -> int:
+def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
     """The number of frames if decoding from any key frame on shows just those from it on, which decord counts on; else 0.
 
     It does not in an open group of pictures (frames after a key frame that are shown before it), behind an edit list,
-    and if pictures are refreshed little by little: key frames of H.264 that hold no IDR picture.
+    and if pictures are refreshed little by little: key frames of H.264 that hold no IDR picture. `in_order`: nor if frames are
+    stored in another order than they are shown (B-frames), since in FLV and in fragments decord then takes a neighbour of a
+    frame that is near a key frame.
     """
-    times, key = [], None
+    times, key, delays = [], None, set[int]()
     with open_pyav(source, info.container) as opened:
         for packet in opened.demux(best_stream(opened)):
             if not packet.size:  # the end
@@ -197,6 +202,9 @@ def _seeks_are_exact(source: Any, info: VideoInfo) -> int:
                 if info.codec == "h264" and not has_idr(bytes(packet)):
                     return 0
             if packet.is_discard or time is None or key is None or time < key:
+                return 0
+            delays.add(time - (time if packet.dts is None else packet.dts))
+            if in_order and len(delays) > 1:
                 return 0
             times.append(time)
     return len(times) if len(times) == len(set(times)) and info.frames in (0, len(times)) else 0

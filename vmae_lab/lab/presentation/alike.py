@@ -190,8 +190,10 @@ def neighbours_caption(plan: Plan, encoded: Encoded) -> str:
     )
 
 
-def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
+def conclusions(plan: Plan, rows: pd.DataFrame, encoded: Encoded) -> list[str]:
     """Whether pre-training makes neighbours of clips of one class, in a sentence; none without labels."""
-    if not plan.recipe.data.labelled:
+    if encoded.labels is None:
         return []
+    if not same_class_by_chance(encoded.labels, encoded.groups):
+        return ["Retrieval is not measured: no class has two clips that are compared."]
     return gain_words(plan, rows, SAME_CLASS, "The class of the nearest clip", "untrained")

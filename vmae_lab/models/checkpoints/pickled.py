@@ -19,7 +19,6 @@ from vmae_lab.models.checkpoints.wrappers import state_in
 ZIP = b"PK\x03\x04"
 PICKLED = (ZIP, b"\x80")  # how files of torch.save, and other pickles, begin
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save before PyTorch 1.6 begins
-USUAL_NESTS = ("model", "module", "state_dict", "model_state_dict", "model_state", "model_ema")
 # What training scripts keep next to the weights: their arguments, NumPy's numbers and arrays, paths. None of it runs code.
 HARMLESS: list[Any] = [
     argparse.Namespace, np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
@@ -117,12 +116,16 @@ def _refusal(path: Path, start: bytes, what: str) -> str:
         "installed, and open the new file:\n"
         "    import pickle, torch\n"
         f"    content = {load}  # runs the code in the file\n"
-        "    if isinstance(content, dict):\n"
-        f"        content = next((content[key] for key in {USUAL_NESTS} if key in content), content)\n"
-        "    if isinstance(content, torch.nn.Module):\n"
-        "        content = content.state_dict()\n"
-        "    weights = {key: torch.as_tensor(value) for key, value in content.items() if hasattr(value, 'shape')}\n"
-        f"    torch.save(weights, {_new_name(path)!r})"
+        "    def weights(of):\n"
+        "        if isinstance(of, torch.nn.Module):\n"
+        "            of = of.state_dict()\n"
+        "        if isinstance(of, (list, tuple)):\n"
+        "            of = dict(enumerate(of))\n"
+        "        if isinstance(of, dict):\n"
+        "            found = {str(key): weights(value) for key, value in of.items()}\n"
+        "            return {key: value for key, value in found.items() if value is not None} or None\n"
+        "        return torch.as_tensor(of) if hasattr(of, 'shape') else None\n"
+        f"    torch.save(weights(content), {_new_name(path)!r})"
     )
 
 
