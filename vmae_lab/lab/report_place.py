@@ -1,6 +1,8 @@
 """Where a report is written: a folder for each notebook file and settings, so that none replaces one of another run."""
 
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +107,8 @@ def _standard(plan: Plan, file: Path | None) -> Recipe | None:
         return None
     book = WORKBOOK[plan.name]
     try:
-        recipe = build_recipe({}, book.arms, {"arms": list(book.arms), **read_scale(str(scale), folders)})
+        with redirect_stdout(io.StringIO()):  # what is fitted to a template's own lists says nothing about this run
+            recipe = build_recipe({}, book.arms, {"arms": list(book.arms), **read_scale(str(scale), folders)})
     except RecipeError:
         return None
     return recipe.with_overrides({"seeds": recipe.seeds[:1]}) if book.one_seed else recipe
