@@ -61,8 +61,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if os.environ.get("VMAE_LAB_POOL_OF") == str(os.getppid()):
+if os.environ.get("VMAE_LAB_POOL_OF") == str(_parent := os.getppid()):
     # A pool's worker: it ends with its parent already while it imports what it needs, which may take longer than 10 s.
     from vmae_lab.processes import end_when
 
-    end_when(lambda: os.environ["VMAE_LAB_POOL_OF"] != str(os.getppid()))
+    end_when(lambda: os.getppid() != _parent)

@@ -56,8 +56,8 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     If the block fails, the workers are asked to end (SIGTERM); one that trains saves first. Raises ProcessLost if a worker
     was killed.
     """
-    os.environ[POOL_OF] = str(os.getpid())
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        os.environ[POOL_OF] = str(os.getpid())  # workers are started when work is given to them
         try:
             yield pool
         except BaseException as error:
@@ -70,6 +70,8 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             if isinstance(error, BrokenProcessPool):
                 raise ProcessLost("a worker process was killed, perhaps for lack of memory; use fewer at a time") from error
             raise
+        finally:
+            os.environ.pop(POOL_OF, None)
 
 
 def sendable(error: Exception) -> Exception:

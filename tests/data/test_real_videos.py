@@ -33,7 +33,15 @@ def real_files() -> list[dict[str, str]]:
 
 
 def expected_decoder(row: dict[str, str]) -> str:
-    """Which decoder FINDINGS lets read a file: decord, unless its random access was wrong or its kind is known to be."""
+    """Which decoder FINDINGS lets read a file: decord, unless its random access was wrong or its kind is known to be.
+
+    Of FLV and fragmented MP4 with B-frames, a few frames near a key frame are wrong, which a few random ones do not show.
+    """
+    path = VIDEOS / row["path"]
+    if row["container"] == "flv" or (row["container"] == "mov" and b"moof" in path.read_bytes()):
+        with av.open(str(path)) as video:
+            if len({packet.pts - packet.dts for packet in video.demux(video=0) if packet.size}) > 1:
+                return "pyav"
     kind = row["container"] in ("mpegts", "asf") or (row["container"] == "avi" and row["codec"] != "mjpeg")
     pixels = row["pix_fmt"] in ("yuv444p", "yuv420p10le")
     return "pyav" if kind or pixels or row["codec"] == "av1" or row["decord_random_access"] == "WRONG" else "decord"
@@ -62,7 +70,9 @@ def test_real_videos_are_read_frame_exact(row):
     assert decoded == count
     read = read_video(VideoFile(str(path)), Exactly(tuple(wanted)), VideoSettings())
     assert read.info.decoder == expected_decoder(row)
-    assert row["container"] != "mov" or read.info.frames == count  # those that an edit list hides are not counted
+    # Of fragments that PyAV reads, only decoding tells how many frames there are.
+    only_decoded = b"moof" in path.read_bytes() and read.info.decoder == "pyav"
+    assert row["container"] != "mov" or read.info.frames == (0 if only_decoded else count)
     for index, frame in zip(wanted, read.frames, strict=True):
         assert frame.shape == expected[index].shape
         assert np.abs(frame - expected[index]).mean() < 2, f"frame {index}"
