@@ -282,9 +282,7 @@ def test_stages_share_one_line_of_progress(recipe, home, tmp_path, capfd, monkey
     changed = recipe.with_overrides({"pretrain.batch_size": 4, **how})
     RunStore(tmp_path).complete_all(stages, changed.compute, {stage.key: 1.0 for stage in stages})
     shown = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if "%" in line]
-    assert 1 <= len(shown) <= 12, (
-        "a line per 10%, one after a minute, and the last one, on however slow a machine"
-    )
+    assert 1 <= len(shown) <= 12, "a line per 10%, one after a minute, and the last one, on however slow a machine"
     assert "2/2 stages 100%" in shown[-1]
 
 
