@@ -229,12 +229,3 @@ def test_arms_without_any_pretraining_are_refused(parameters):
     recipe = build_recipe({**parameters, "arms": ["scratch"]}, DECODER_MASKS)
     with pytest.raises(RecipeError, match=r"arms \['scratch'\]: at least one arm with pre-training is needed"):
         plan_notebook("ablation_decoder_mask", recipe)
-
-
-def test_a_section_is_merged_however_it_is_given(parameters):
-    """`-p pretrain "{steps: 20}"` is the same as `-p pretrain.steps 20`; a dictionary that is a setting is replaced."""
-    one = build_recipe({**parameters, "override": {"pretrain": "{steps: 20}"}})
-    assert one == build_recipe({**parameters, "override": {"pretrain.steps": 20}})
-    limits = build_recipe({**parameters, "override": {"data": {"pretrain_limits": {"digits": 2}}}})
-    changed = {"data": {"pretrain_limits": {"sticks": 1}}}
-    assert build_recipe({**limits.model_dump(mode="json"), "override": changed}).data.pretrain_limits == {"sticks": 1}

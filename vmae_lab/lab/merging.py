@@ -30,10 +30,7 @@ def split_override(parameters: Mapping[str, Any], model: Model) -> tuple[dict[st
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: Model) -> set[str]:
-    """Put dotted one-offs into a tree of values. A section is merged key by key, and everything else replaces what is there.
-
-    Returns their names. Raises RecipeError.
-    """
+    """Put dotted one-offs into a tree of values; each replaces what is there. Returns their names. Raises RecipeError."""
     given = set()
     for dotted, value in overrides.items():
         *path, last = dotted.split(".")
@@ -44,13 +41,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: M
             place = place[name]
             if not isinstance(place, dict):
                 raise RecipeError(f"override '{dotted}': '{name}' is a single value, not a section")
-        kind = kind_of([*path, last], model)
-        new, section = typed(value, kind, dotted), section_of(list(alternatives(kind)))
-        if section and isinstance(new, Mapping) and isinstance(place.get(last), dict):
-            _merge(place[last], new, section, f"{dotted}.")
-        else:
-            place[last] = new
-        given |= {dotted, *names_in(new, dotted)}
+        place[last] = typed(value, kind_of([*path, last], model), dotted)
+        given |= {dotted, *names_in(place[last], dotted)}
     return given
 
 
