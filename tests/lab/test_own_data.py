@@ -64,7 +64,7 @@ def test_a_root_alone_is_enough_at_every_scale(name, folder):
 
 
 def test_so_it_is_in_the_parameters_cell(folder, smoke, capsys):
-    """The cell holds the smoke scale's values; the user writes `data` anew."""
+    """The cell holds the smoke scale's values; the user sets `data`."""
     plan = planned({**smoke, "data": {"lists": {"root": folder(THREE)}}})
     assert plan.recipe.evaluate.probe.labels is None
     [line] = capsys.readouterr().out.splitlines()
