@@ -131,9 +131,10 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
     for kind, these in _by_kind(plan.stages).items():
         done = sum(store.finished(stage) for stage in these)
         steps, macs = sum(stage.steps for stage in these), sum(map(stage_macs, these))
+        bound = ", bound by loader processes" if machine.bound_by_loading(list(map(stage_work, these)), compute) else ""
         lines.append(
             f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC, "
-            f"{duration(cost.part_minutes.get(kind, 0.0))}"
+            f"{duration(cost.part_minutes.get(kind, 0.0))}{bound}"
         )
     lines.append(
         f"left to run: {cost.macs / 1e15:.4g} P multiply-accumulates and {cost.disk_bytes / 1e9:.3g} GB of disk; about "
@@ -157,10 +158,9 @@ def _plan_cost(plan: Plan, store: RunStore, machine: Machine, rate: float) -> tu
     data, sizes = data_work(plan.recipe, todo), [stage_bytes(stage) for stage in todo]
     disk = sum(sizes) + 3 * compute.jobs * max(sizes, default=0) + data.disk_bytes
     kinds, left = (Counter(stage.kind for stage in group) for group in (stages, todo))
-    minutes = {"data": data.cpu_s / compute.processes / 60} | {
-        kind: machine.wall_seconds([stage_work(stage) for stage in these], compute) / 60
-        for kind, these in _by_kind(todo).items()
-    }
+    minutes = {"data": data.cpu_s / compute.processes / 60}
+    for kind, these in _by_kind(todo).items():
+        minutes[kind] = machine.wall_seconds(list(map(stage_work, these)), compute) / 60
     macs = sum(map(stage_macs, todo))
     return PlanCost(kinds, kinds - left, macs, disk, rate, compute.jobs, minutes), data
 

@@ -77,6 +77,11 @@ class Machine:
         training_s = max(work.training / self.training, work.layer_steps * self.layer_step_s, work.loading_s / max(1, workers))
         return training_s + work.prediction / self.prediction + work.readout / self.readout + work.own_s
 
+    def bound_by_loading(self, works: Sequence[Work], compute: Compute) -> bool:
+        """Whether the loader processes of stages that run `compute.jobs` at a time need longer than the device."""
+        loading_s = sum(work.loading_s for work in works) / (compute.jobs * max(1, compute.workers))
+        return loading_s > sum(map(self.device_seconds, works))
+
     def wall_seconds(self, works: Sequence[Work], compute: Compute) -> float:
         """How long several stages take, `compute.jobs` at a time."""
         side_by_side = sum(self.seconds(work, compute.workers) for work in works) / compute.jobs
@@ -271,7 +276,7 @@ def _loading_seconds(stage: Stage, model: ModelSettings, data: DataSettings) -> 
     pixels = model.frames * model.side**2
     a_sample = CLIP_S + pixels * (RESIZE_PIXEL_S if resized else CROP_PIXEL_S)
     if data.motionworld is None:
-        a_sample += DECODE_S / recipe["repeats"]
+        a_sample += DECODE_S / recipe.get("repeats", 1)
     if recipe.get("augment"):
         a_sample += AUGMENT_PIXEL_S * pixels
     return recipe["steps"] * recipe["batch_size"] * a_sample

@@ -90,8 +90,8 @@ class Compute(BaseModel):
 
     @property
     def processes(self) -> int:
-        """Processes that a run keeps busy; data is written and decoded by as many."""
-        return self.jobs * max(1, self.workers)
+        """Processes that stages and their loaders make up; the embedded data is written and decoded by as many."""
+        return self.jobs * (1 + self.workers)
 
     def model_post_init(self, _context: object) -> None:
         if self.launch and self.jobs > 1:
