@@ -76,7 +76,7 @@ def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales:
     """
     height, width = video.shape[-2:]
     first = int(rng.integers(len(scales)))
-    second = int(np.clip(first + rng.integers(-1, 2), 0, len(scales) - 1))
+    second = min(max(first + int(rng.integers(-1, 2)), 0), len(scales) - 1)
     tall, wide = (max(1, round(min(height, width) * scales[i])) for i in (first, second))
     down, right = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))[rng.integers(5)]
     top, left = int((height - tall) * down), int((width - wide) * right)
