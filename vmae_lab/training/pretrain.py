@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -20,6 +19,7 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE, reconstruction_loss
 from vmae_lab.randomness import numpy_generator, torch_generator
+from vmae_lab.training.devices import unwrapped
 from vmae_lab.training.feeding import Batch
 from vmae_lab.training.settings import TrainSettings
 
@@ -67,7 +67,7 @@ class PretrainTask:
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         video = batch["video"].to(device, non_blocking=True)
         prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
-        target = extract_model_from_parallel(model).target(video, decoded)
+        target = unwrapped(model).target(video, decoded)
         return reconstruction_loss(prediction, target, batch["counted"].to(device, non_blocking=True))
 
 
