@@ -112,8 +112,8 @@ def _resize(video: Tensor, side: int) -> Tensor:
     if video.shape[-2:] == (side, side):
         return video
     if video.stride(-4) == 1:  # colours innermost, as decoded: PyTorch resizes that three times as fast
-        return functional.resize(video.transpose(-4, -3), [side, side], antialias=True).transpose(-4, -3)
-    return functional.resize(video.contiguous(), [side, side], antialias=True)
+        return functional.resize_image(video.transpose(-4, -3), [side, side]).transpose(-4, -3)
+    return functional.resize_image(video.contiguous(), [side, side])
 
 
 def channels_first(frames: np.ndarray) -> Tensor:

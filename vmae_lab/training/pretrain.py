@@ -98,16 +98,18 @@ class PretrainBatches(Dataset):
         """A crop for each position of the stream; neighbours that repeat one clip share its decoding."""
         task = self.task
         for place, repeated in groupby(positions, lambda position: position // task.settings.repeats):
-            video = self._video(place)
+            first = place * task.settings.repeats
+            rng = numpy_generator(task.seed, "crop", first)
+            video = self._video(place, rng.random())  # the first draw places the window for all repeats
             for position in repeated:
-                rng = numpy_generator(task.seed, "crop", position)
-                rng.random()  # the first draw places the window, of the first of the repeats
+                if position != first:
+                    rng = numpy_generator(task.seed, "crop", position)
+                    rng.random()  # places no window
                 yield multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
 
-    def _video(self, place: int) -> Tensor:
+    def _video(self, place: int, where: float) -> Tensor:
         """The window of frames at a place of the order of clips: uint8 `(C, T, H, W)`, no larger than its crops need."""
         task = self.task
-        where = numpy_generator(task.seed, "crop", place * task.settings.repeats).random()
         short_side = math.ceil(task.model.side / min(task.data.crop_scales))
 
         def read(index: int) -> Tensor:
