@@ -48,6 +48,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "launched",
         "ablation",
         "workbook",
+        "work",
         "cost",
         "labels",
         "tables",
