@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab import curves, execution
 from vmae_lab.lab.ablation import paired_differences
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.cost import stage_bytes, step_macs
-from vmae_lab.lab.presentation import compute_curve
+from vmae_lab.lab.presentation import common, compute_curve
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
@@ -205,6 +206,38 @@ def test_controls_are_of_the_first_pretrained_arm(smoke):
     keys = {stage.key for stage in plan.stages}
     assert {stage.key for cell in plan.control_cells for stage in (cell.encoder, *cell.measures.values())} <= keys
     assert not planned(smoke, **{"evaluate.controls": []}).control_cells
+
+
+def test_the_table_of_controls(smoke, tmp_path):
+    """The gain over the untrained encoder is paired by seed: 11 - 10 and 12 - 13."""
+    plan, store = planned(smoke), RunStore(tmp_path)
+    for stage in (plan.controls, *(stage for cell in plan.control_cells for stage in cell.measures.values())):
+        make_folder(store.folder(stage))
+        write_json(store.folder(stage) / "result.json", {"test_clips": 32, "single_frames": [10.0] * 16})
+    values = [
+        ("controls", "ridge@other_clip", (11.0, 12.0)),
+        ("controls", "ridge@shuffled_labels", (14.0, 16.0)),
+        ("scratch", "ridge", (10.0, 13.0)),
+        ("none", "ridge", (70.0, 80.0)),
+        ("controls", "raw_pixels", (15.0,)),
+        ("controls", "single_frame_mean", (12.0,)),
+        ("controls", "single_frame_best", (20.0,)),
+    ]
+    rows = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "metric": metric, "value": value}
+            for arm, metric, seeds in values
+            for seed, value in enumerate(seeds)
+        ]
+    )
+    table = common.controls_table(plan, rows, store)
+    assert table["top-1 %"].tolist() == ["15.0", "12.0", "20.0", "11.5 ± 0.7", "15.0 ± 1.4"]
+    assert set(table["chance %"]) == {"12.5"}
+    gain = table["gain over the untrained encoder [95%]"].tolist()
+    assert gain[3].startswith("+0.0 [-12.7")
+    assert gain[:3] + gain[4:] == [""] * 4
+    without = planned(smoke, **{"evaluate.controls": []})
+    assert len(common.controls_table(without, rows, store)) == 3
 
 
 @pytest.mark.parametrize("name", ["other", "shuffled_label"])
