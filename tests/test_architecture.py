@@ -53,6 +53,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "labels",
         "tables",
         "figures",
+        "curves",
         "pictures",
         "animations",
         "maps",

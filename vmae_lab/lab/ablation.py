@@ -1,7 +1,7 @@
 """Arms x seeds: the plan's stages, the tidy table of their results, and the statistics over seeds."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,14 @@ from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.own_data import list_notes, list_problems
 from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.runs import RunStore, in_order
-from vmae_lab.lab.stages import Stage, controls_stage, initial_stage, pretrain_stage
+from vmae_lab.lab.stages import (
+    Stage,
+    controls_stage,
+    initial_stage,
+    pretrain_stage,
+    probe_stage,
+    shuffled_probe_stage,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,10 @@ Measures = Callable[[Recipe, Arm, Stage, int], Mapping[str, Stage]]
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation before it runs. `impossible` are the arms that the recipe's grid cannot have, and why."""
+    """An ablation before it runs. `impossible` are the arms that the recipe's grid cannot have, and why.
+
+    `control_cells` have the arm "controls": one per control of the recipe and seed.
+    """
 
     name: str
     recipe: Recipe
@@ -43,13 +53,13 @@ class Plan:
     cells: list[Cell]
     controls: Stage | None
     impossible: Mapping[str, str]
+    control_cells: list[Cell] = field(default_factory=list)
 
     @property
     def stages(self) -> list[Stage]:
         """All stages, inputs first, shared ones once."""
-        return in_order(
-            [stage for cell in self.cells for stage in cell.measures.values()] + ([self.controls] if self.controls else [])
-        )
+        measures = [stage for cell in [*self.cells, *self.control_cells] for stage in cell.measures.values()]
+        return in_order(measures + ([self.controls] if self.controls else []))
 
     @property
     def possible(self) -> list[str]:
@@ -85,15 +95,23 @@ class Plan:
 
     def rows(self, store: RunStore) -> pd.DataFrame:
         """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
-        rows = []
+        rows, planned = [], self.stages
         for cell in self.cells:
-            for name, stage in cell.measures.items():
-                rows += _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
-            if cell.encoder in self.stages and cell.encoder not in cell.measures.values():
+            rows += self._measured(store, cell)
+            if cell.encoder in planned and cell.encoder not in cell.measures.values():
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
+        for cell in self.control_cells:
+            rows += self._measured(store, cell)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)
         return pd.DataFrame(rows)
+
+    def _measured(self, store: RunStore, cell: Cell) -> list[dict]:
+        return [
+            row
+            for name, stage in cell.measures.items()
+            for row in _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
+        ]
 
 
 def plan_ablation(
@@ -125,12 +143,31 @@ def plan_ablation(
         problems = [f"{name}: no arm with pre-training is possible, so there is nothing to compare", *reasons]
     # The controls prove the embedded data; of list files there is nothing to prove.
     proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
-    plan = Plan(name, recipe, arms, cells, proved, impossible)
+    plan = Plan(name, recipe, arms, cells, proved, impossible, _control_cells(recipe, arms, cells) if controls else [])
     if problems := [*problems, *_list_problems(plan, ahead=True)]:
         raise RecipeError("\n".join(problems))
     for note in _list_notes(plan):
         print(note)
     return plan
+
+
+def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -> list[Cell]:
+    """The recipe's controls, of the first arm that is pre-trained, at every seed."""
+    pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
+    controls = []
+    for cell in pretrained:
+        if cell.arm != pretrained[0].arm:
+            continue
+        for name in dict.fromkeys(recipe.evaluate.controls):
+            if name == "other_clip":
+                varied = cell.recipe.with_overrides({"pretrain.target_from": "other_clip", "pretrain.keep_at": []})
+                encoder = pretrain_stage(varied, cell.seed)
+                measure = probe_stage(varied, encoder, cell.seed)
+            else:
+                varied, encoder = cell.recipe, cell.encoder
+                measure = shuffled_probe_stage(varied, encoder, cell.seed)
+            controls.append(Cell("controls", cell.seed, varied, encoder, {f"probe@{name}": measure}))
+    return controls
 
 
 # The splits that a stage reads, "held out" being `evaluate.split`. Others read no clips, or those of their inputs.

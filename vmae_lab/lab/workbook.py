@@ -32,6 +32,7 @@ from vmae_lab.lab.stages import (
     detect_stage,
     distill_stage,
     finetune_stage,
+    kept_probe_stage,
     localise_stage,
     measure_stage,
     post_pretrain_stage,
@@ -63,6 +64,13 @@ def _probe_and_finetune(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> 
         "probe": probe_stage(recipe, encoder, seed),
         "finetune": finetune_stage(recipe, encoder if arm.pretrained else None, seed),
     }
+
+
+def _decoder_masks(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts, also of the weights that pre-training kept on its way, and fine-tuning."""
+    kept = recipe.pretrain.kept_steps if arm.pretrained else ()
+    along = {f"probe@step{step}": kept_probe_stage(recipe, encoder, seed, step) for step in kept}
+    return {**_probe_and_finetune(recipe, arm, encoder, seed), **along}
 
 
 def _downstream(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -155,7 +163,7 @@ class Notebook:
 _ALL_SOURCES = (*POOLS["all"], UNSEEN)
 WORKBOOK: dict[str, Notebook] = {
     "00_dual_masking_tour": Notebook(TOUR, _pretrained, one_seed=True),
-    "ablation_decoder_mask": Notebook(DECODER_MASKS, _probe_and_finetune, controls=True),
+    "ablation_decoder_mask": Notebook(DECODER_MASKS, _decoder_masks, controls=True),
     "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),
     "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
     "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),

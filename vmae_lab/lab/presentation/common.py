@@ -64,9 +64,17 @@ def mask_pictures(plan: Plan) -> pd.DataFrame:
 
 
 def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
-    """What needs no encoder, beside what chance stays below in 95 % of tries; empty for list files, which have no controls."""
+    """The controls next to what chance stays below in 95 % of tries, and of a trained one its gain over the untrained encoder.
+
+    Empty for list files without `evaluate.controls`.
+    """
+    return pd.DataFrame([*_pixel_controls(plan, rows, store), *_trained_controls(plan, rows, store)]).fillna("")
+
+
+def _pixel_controls(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[dict[str, str]]:
+    """What needs no encoder, one line each."""
     if plan.controls is None:
-        return pd.DataFrame()
+        return []
     values = rows[rows.arm == "controls"].set_index("metric").value
     controls = store.result(plan.controls)
     clips, frames = controls["test_clips"], len(controls["single_frames"])
@@ -75,11 +83,37 @@ def controls_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
         "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
         "single_frame_best": (f"ridge on one frame, all labels, best of {frames} frames", frames),
     }
-    lines = []
-    for metric, (name, tries) in names.items():
-        line = {"control": name, "top-1 %": f"{values[metric]:.1f}", "chance %": f"{100 / plan.recipe.data.classes:.1f}"}
-        lines.append({**line, "chance stays below, 95 %": f"{_chance_limit(plan, clips, tries):.1f}"})
-    return pd.DataFrame(lines)
+    return [
+        _control_line(plan, name, f"{values[metric]:.1f}", _chance_limit(plan, clips, tries))
+        for metric, (name, tries) in names.items()
+    ]
+
+
+def _trained_controls(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[dict[str, str]]:
+    """The recipe's controls that read an encoder, one line each: mean and deviation over seeds."""
+    probe, floor, lines = main_probe(plan), "scratch", []
+    names = {
+        "other_clip": f"pre-training with the target of another clip, {PROBE_NAMES[probe]}",
+        "shuffled_labels": f"pre-training, {PROBE_NAMES[probe]} fitted to shuffled labels",
+    }
+    for control, name in names.items():
+        cells = [cell for cell in plan.control_cells if f"probe@{control}" in cell.measures]
+        if not cells:
+            continue
+        clips = store.result(cells[0].measures[f"probe@{control}"])["test_clips"]
+        own = rows[(rows.arm == "controls") & (rows.metric == f"{probe}@{control}")].assign(metric=probe)
+        accuracy = mean_and_spread(summarise(own, probe), "controls")
+        line = _control_line(plan, name, accuracy, _chance_limit(plan, clips, 1))
+        if control == "other_clip" and floor in plan.possible:
+            both = pd.concat([own, rows[(rows.arm == floor) & (rows.metric == probe)]])
+            line["gain over the untrained encoder [95%]"] = difference_cell(paired_differences(both, probe, floor), "controls")
+        lines.append(line)
+    return lines
+
+
+def _control_line(plan: Plan, name: str, accuracy: str, limit: float) -> dict[str, str]:
+    chance = f"{100 / plan.recipe.data.classes:.1f}"
+    return {"control": name, "top-1 %": accuracy, "chance %": chance, "chance stays below, 95 %": f"{limit:.1f}"}
 
 
 def loss_history(plan: Plan, store: RunStore, measure: str | None = None) -> pd.DataFrame:
