@@ -46,6 +46,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "together",
         "runs",
         "launched",
+        "statistics",
         "ablation",
         "workbook",
         "cost",

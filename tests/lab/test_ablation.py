@@ -26,86 +26,6 @@ def rows(values: dict[str, list[float]], metric: str = "ridge") -> pd.DataFrame:
     )
 
 
-def test_paired_differences_equal_scipys_paired_test():
-    a, b = np.array([70.0, 72.0, 75.0, 71.0]), np.array([68.0, 71.5, 73.0, 71.2])
-    ours = paired_differences(rows({"a": a.tolist(), "b": b.tolist()}), "ridge", "b").loc["a"]
-    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high))
-    assert ours.difference == pytest.approx((a - b).mean())
-
-
-def test_the_interval_of_a_mean_equals_scipys():
-    values = np.array([1.0, 2.0, 4.0])
-    assert t_interval(values) == pytest.approx(stats.t.interval(0.95, 2, values.mean(), stats.sem(values)))
-    assert np.isnan(t_interval(values[:1])).all(), "one seed gives no interval"
-
-
-def test_a_summary_holds_scipys_interval_of_each_arm():
-    values = {"a": [70.0, 72.0, 75.0], "b": [50.0, 50.5, 52.0]}
-    table = summarise(rows(values), "ridge")
-    for arm, seen in values.items():
-        low, high = stats.t.interval(0.95, 2, np.mean(seen), stats.sem(seen))
-        assert (table.low[arm], table.high[arm]) == pytest.approx((low, high))
-        assert (table["mean"][arm], table["std"][arm], table.seeds[arm]) == pytest.approx((np.mean(seen), stats.tstd(seen), 3))
-
-
-def test_one_seed_has_a_mean_and_no_interval():
-    summary = summarise(rows({"a": [3.0]}), "ridge").loc["a"]
-    assert summary["mean"] == 3
-    assert summary[["std", "low", "high"]].isna().all()
-    paired = paired_differences(rows({"a": [3.0], "b": [1.0]}), "ridge", "b").loc["a"]
-    assert paired.difference == 2
-    assert paired[["low", "high"]].isna().all()
-
-
-def test_a_pair_needs_both_of_its_seeds():
-    """An arm that ran at more seeds than the baseline is compared at the seeds they share."""
-    table = rows({"a": [10.0, 20.0, 90.0], "b": [1.0, 2.0]})
-    paired = paired_differences(table, "ridge", "b").loc["a"]
-    assert (paired.difference, paired.seeds) == (13.5, 2)
-
-
-def test_a_seed_that_one_arm_lacks_shifts_no_pair():
-    """The baseline ran at all three seeds, the arm not at the second: 10 - 1 and 30 - 4."""
-    table = rows({"a": [10.0, 20.0, 30.0], "b": [1.0, 2.0, 4.0]})
-    paired = paired_differences(table[(table.arm != "a") | (table.seed != 1)], "ridge", "b").loc["a"]
-    assert (paired.difference, paired.seeds) == (17.5, 2)
-
-
-def test_a_trend_equals_scipys_regression():
-    """One column against linregress, two against a fit by curve_fit, whose covariance is scaled by the residuals."""
-    rng = np.random.default_rng(0)
-    design = pd.DataFrame({"size": np.tile([0.0, 1.0, 2.0], 4), "data": np.repeat([0.0, 2.0], 6)})
-    values = 3 + 2 * design["size"].to_numpy() - design.data.to_numpy() + rng.normal(size=12)
-    one = linear_trend(design[["size"]], values).loc["size"]
-    line = stats.linregress(design["size"], values)
-    half = stats.t.ppf(0.975, 10) * line.stderr
-    assert (one.slope, one.low, one.high) == pytest.approx((line.slope, line.slope - half, line.slope + half))
-    slopes, covariance = curve_fit(lambda x, c, a, b: c + a * x[0] + b * x[1], design.to_numpy().T, values)
-    half = stats.t.ppf(0.975, 9) * np.sqrt(np.diag(covariance))
-    both = linear_trend(design, values)
-    assert list(both.index) == ["size", "data"]
-    assert both.slope.to_numpy() == pytest.approx(slopes[1:], rel=1e-5)
-    assert both.low.to_numpy() == pytest.approx((slopes - half)[1:], rel=1e-5)
-    assert both.high.to_numpy() == pytest.approx((slopes + half)[1:], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "design", [{"x": [1.0, 1.0, 1.0, 1.0]}, {"x": [1.0, 2.0, 3.0, 4.0], "y": [2.0, 4.0, 6.0, 8.0]}, {"x": [1.0, 2.0]}]
-)
-def test_a_trend_that_the_runs_do_not_determine_is_refused(design):
-    """A constant column, two that say the same, no run to spare: least squares would give some number all the same."""
-    frame = pd.DataFrame(design)
-    with pytest.raises(ValueError, match="do not determine"):
-        linear_trend(frame, np.arange(len(frame), dtype=float))
-
-
-def test_the_front_holds_what_nothing_else_beats():
-    cost = pd.Series({"dear": 9.0, "cheap": 1.0, "beaten": 5.0, "fair": 4.0, "wasteful": 9.0, "no better": 6.0})
-    value = pd.Series({"dear": 80.0, "cheap": 50.0, "beaten": 60.0, "fair": 70.0, "wasteful": 75.0, "no better": 70.0})
-    assert pareto_front(cost, value) == ["cheap", "fair", "dear"]
-
-
 def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
     """Two probes of one arm must not end up under one name; a measure that an arm lacks gives no row."""
     recipe = build_recipe({**smoke, "arms": ["scratch", "one"], "seeds": [0]}, HYBRID_DATA)
@@ -128,17 +48,6 @@ def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
 
 
 ERRORS = {"reconstruction": 0.9, "cube_mean": 1.0}
-
-
-def test_seeds_are_paired_by_number_not_by_order():
-    table = rows({"a": [10.0, 20.0], "b": [1.0, 2.0]})
-    assert paired_differences(table.sample(frac=1, random_state=1), "ridge", "b").difference["a"] == 13.5
-
-
-def test_summary_keeps_the_order_of_arms():
-    table = summarise(rows({"z": [1.0, 3.0], "a": [5.0, 5.0]}), "ridge")
-    assert list(table.index) == ["z", "a"]
-    assert table["std"]["z"] == pytest.approx(np.sqrt(2))
 
 
 def test_accuracy_and_its_interval():

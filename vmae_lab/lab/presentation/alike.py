@@ -13,13 +13,14 @@ from vmae_lab.data.lists import groups_of
 from vmae_lab.evaluation.neighbours import nearest as nearest_rows
 from vmae_lab.evaluation.neighbours import perplexity_of, same_class, same_class_by_chance, standardised
 from vmae_lab.evaluation.probes import tokens_of
-from vmae_lab.lab.ablation import Plan, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.maps import QUERIES
 from vmae_lab.lab.pictures import example_clips, names_of, window
 from vmae_lab.lab.presentation.common import difference_cell, differences_to, gain_words, mean_and_spread
 from vmae_lab.lab.readouts import load_encoder
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.statistics import summarise
 from vmae_lab.processes import fixed_threads
 from vmae_lab.randomness import numpy_generator
 

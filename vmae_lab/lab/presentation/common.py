@@ -9,11 +9,12 @@ from scipy.stats import binom
 
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import painted
 from vmae_lab.lab.labels import markdown
 from vmae_lab.lab.pictures import masks_of_pictures
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.log import read_metrics
 

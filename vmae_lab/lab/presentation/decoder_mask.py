@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.cost import token_table
 from vmae_lab.lab.pictures import masks_of_pictures, picture_clip
 from vmae_lab.lab.presentation.common import (
@@ -21,6 +21,7 @@ from vmae_lab.lab.presentation.common import (
     verdict,
 )
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.paper import DecoderMaskRow
 
 

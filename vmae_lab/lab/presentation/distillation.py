@@ -3,13 +3,14 @@
 import pandas as pd
 
 from vmae_lab.data.clips import DataSettings
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import DISTILLATION, TEACHER, Arm
 from vmae_lab.lab.cost import classifier_parameters
 from vmae_lab.lab.presentation.common import clips_words, difference_cell, how_run, loss_history, mean_and_spread
 from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.lab.tables import interval
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings

@@ -8,7 +8,7 @@ from vmae_lab.data.clips import Clips
 from vmae_lab.data.evaluated import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import LONGER
 from vmae_lab.lab.labels import short
 from vmae_lab.lab.loading import held_out_clips
@@ -18,6 +18,7 @@ from vmae_lab.lab.presentation.common import clips_words, difference_cell, diffe
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.lab.tables import plus_minus
 from vmae_lab.processes import process_state
 from vmae_lab.randomness import numpy_generator

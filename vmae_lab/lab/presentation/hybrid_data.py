@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import JUDGED_ON, TARGET, pool_limits
 from vmae_lab.lab.presentation.common import difference_cell, differences_to, floor_words, main_probe, mean_and_spread, verdict
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import paired_differences, summarise
 
 NAMES = {"target": "target source", "unseen": "source in no pool"}
 PLACES = {place: f"{NAMES[place]} ({source})" for place, source in JUDGED_ON.items()}

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, pareto_front, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.cost import token_table
 from vmae_lab.lab.presentation.common import (
     difference_cell,
@@ -13,6 +13,7 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     verdict,
 )
+from vmae_lab.lab.statistics import paired_differences, pareto_front, summarise
 from vmae_lab.lab.tables import interval
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import UNSEEN
 from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, how_run, mean_and_spread
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.lab.workbook import labels_of
 
 

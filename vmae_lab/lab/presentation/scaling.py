@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, linear_trend, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.measure import parameter_count
 from vmae_lab.lab.presentation.common import impossible_words, main_probe, mean_and_spread
+from vmae_lab.lab.statistics import linear_trend, summarise
 from vmae_lab.lab.tables import interval
 
 AXES = {"parameters": "encoder and decoder parameters", "clips": "clips to pre-train on", "steps": "steps"}

@@ -13,13 +13,14 @@ from vmae_lab.data.motionworld.dataset import Split
 from vmae_lab.data.scenes import Scenes
 from vmae_lab.detection.spatial import DetectSettings, people_of
 from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.maps import Scene
 from vmae_lab.lab.presentation.common import difference_cell, difference_words, mean_and_spread, over_seeds
 from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import DETECTIONS
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.lab.tables import plus_minus
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.randomness import numpy_generator

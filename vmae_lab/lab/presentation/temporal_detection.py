@@ -10,13 +10,14 @@ from vmae_lab.data.untrimmed import Split, Untrimmed
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
 from vmae_lab.evaluation.thumos import DURATIONS, by_score, matches
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
 from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, mean_and_spread, over_seeds
 from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import SEGMENTS
+from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.lab.tables import plus_minus
 from vmae_lab.lab.timelines import Timeline
 from vmae_lab.paper import SEGMENT_MAP
