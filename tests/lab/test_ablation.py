@@ -5,12 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
-from scipy.optimize import curve_fit
 
 from vmae_lab.evaluation.metrics import top1, wilson_interval
 from vmae_lab.files import make_folder, write_json
-from vmae_lab.lab.ablation import linear_trend, paired_differences, pareto_front, plan_ablation, summarise, t_interval
+from vmae_lab.lab.ablation import plan_ablation
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
 from vmae_lab.lab.presentation.common import difference_words
 from vmae_lab.lab.presentation.decoder_mask import conclusions

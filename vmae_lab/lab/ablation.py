@@ -1,6 +1,6 @@
 """Arms x seeds: the plan's stages, and the tidy table of their results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -82,15 +82,25 @@ class Plan:
 
     def rows(self, store: RunStore) -> pd.DataFrame:
         """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
-        rows = []
+        rows = self._measured(store, self.cells)
         for cell in self.cells:
-            for name, stage in cell.measures.items():
-                rows += _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
             if cell.encoder in self.stages and cell.encoder not in cell.measures.values():
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)
         return pd.DataFrame(rows)
+
+    def rows_so_far(self, store: RunStore) -> pd.DataFrame:
+        """The rows of the cells whose measures are finished."""
+        return pd.DataFrame(self._measured(store, [c for c in self.cells if all(map(store.finished, c.measures.values()))]))
+
+    def _measured(self, store: RunStore, cells: Sequence[Cell]) -> list[dict]:
+        return [
+            row
+            for cell in cells
+            for name, stage in cell.measures.items()
+            for row in _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
+        ]
 
 
 def plan_ablation(
