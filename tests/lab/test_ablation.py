@@ -1,4 +1,4 @@
-"""The statistics against scipy, and what the words say when the numbers say nothing."""
+"""Rows of a plan, and comparisons in words and in tables."""
 
 import re
 
@@ -10,10 +10,11 @@ from vmae_lab.evaluation.metrics import top1, wilson_interval
 from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab.ablation import plan_ablation
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
-from vmae_lab.lab.presentation.common import difference_words
+from vmae_lab.lab.presentation.common import comparison_cells, comparison_words, how_compared
 from vmae_lab.lab.presentation.decoder_mask import conclusions
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import compare
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.lab.workbook import plan_notebook
 
@@ -45,6 +46,12 @@ def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
     assert set(table.stage) <= {stage.key for stage in plan.stages}
 
 
+@pytest.fixture
+def plan(smoke):
+    recipe = build_recipe({**smoke, "arms": ["scratch", "none", "running_cell_50"]}, DECODER_MASKS)
+    return plan_notebook("ablation_decoder_mask", recipe)
+
+
 ERRORS = {"reconstruction": 0.9, "cube_mean": 1.0}
 
 
@@ -57,9 +64,13 @@ def test_accuracy_and_its_interval():
 @pytest.mark.parametrize(
     ("none", "cell", "said"),
     [
-        ([70.0, 71.0, 69.0], [70.5, 70.0, 69.8], "No decoder mask can be told apart"),
-        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"1 of 1 .*masks differ"),
-        ([70.0], [60.0], r"With one seed .*nothing can be said"),
+        (
+            [70.0, 71.0, 69.0],
+            [70.5, 70.0, 69.8],
+            r"3 seeds, undecided: 'cell 50 %' \(\+0.1 \[.*, about \d+ more seeds",
+        ),
+        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50 %' \(-10.0 \["),
+        ([70.0], [60.0], r"With one seed or arm, nothing can be concluded"),
     ],
 )
 def test_words_follow_the_numbers(smoke, none, cell, said):
@@ -76,21 +87,35 @@ def test_words_follow_the_numbers(smoke, none, cell, said):
     assert "lie 10.0 to 10.0 % below" in words[-2]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [
-        (0.5, 2.5, "+1.5 [+0.5, +2.5] points"),
-        (-0.5, 3.5, "+1.5 [-0.5, +3.5] points (not told apart from none)"),
-        (float("nan"), float("nan"), "+1.5 [one seed] points (not told apart from none)"),
-    ],
-)
-def test_a_difference_is_told_from_none_by_its_interval_alone(low, high, said):
-    assert difference_words(pd.Series({"difference": 1.5, "low": low, "high": high}), " points") == said
+def test_a_comparison_in_words_and_in_cells():
+    table = compare(rows({"b": [70.0, 71.0, 69.0], "a": [60.1, 61.0, 59.0]}), "ridge", "b", arms=["a", "missing"])
+    assert comparison_words(table.loc["a"]) == "-10.0 [-10.1, -9.8] points, lower"
+    assert comparison_cells(table, "a", "b", "here: ") == {
+        "here: difference to b [95%]": "-10.0 [-10.1, -9.8]", "here: verdict": "lower"
+    }  # fmt: skip
+    assert comparison_cells(table, "missing", "b") == {"difference to b [95%]": "", "verdict": "not measured"}
+    assert comparison_cells(table, "b", "b") == {"difference to b [95%]": "", "verdict": ""}
+
+
+def test_a_caption_names_comparisons_error_and_what_can_be_detected(plan):
+    rng = np.random.default_rng(0)
+    few, many = (compare(rows({arm: list(rng.normal(70, 1, seeds)) for arm in "abcd"}), "ridge", "a") for seeds in (3, 12))
+    one = compare(rows({"a": [1.0], "b": [2.0]}), "ridge", "a")
+    assert many.pooled.all()
+    words = how_compared(plan, few)
+    assert "all 3 comparisons at once" in words
+    assert "paired differences (Bonferroni)" in words
+    assert f"3 seeds detect with 80% power is {few.detectable.min():.1f} to {few.detectable.max():.1f} points" in words
+    assert "less than 2 points" in words
+    assert "two-way" in how_compared(plan, many)
+    assert "3 comparisons of a column" in how_compared(plan, few, many)
+    assert "3 to 12 seeds" in how_compared(plan, few, many)
+    assert "No comparison has an interval" in how_compared(plan, one)
 
 
 def test_cells_of_tables():
     assert plus_minus(70.04, float("nan")) == "70.0"
-    assert interval(1.0, float("nan"), float("nan")) == "+1.0 [one seed]"
+    assert interval(1.0, float("nan"), float("nan")) == "+1.0 [no interval]"
     assert interval(1.0, -0.5, 2.5) == "+1.0 [-0.5, +2.5]"
 
 

@@ -25,10 +25,9 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
     arms = [arm for arm in among if arm != book.baseline]
     if not arms:
         return ""
-    head = f"seeds: {seeds} planned; a difference of {points(margin)} from '{plan.arms[book.baseline].label}'"
-    found = f"is found with 80% power ({len(arms)} comparison{'s' * (len(arms) > 1)} at once, 95%) by"
+    tests = f"80% power, {len(arms)} comparison{'s' * (len(arms) > 1)} with '{plan.arms[book.baseline].label}'"
     report = report_folder(plan.recipe.scale, plan.name) / "tables" / "results.csv"
-    sources = {"this plan's finished stages": plan.rows_so_far(store)}
+    sources = {"finished stages of this plan": plan.rows_so_far(store)}
     if report.is_file():
         sources[str(report.relative_to(project_root()))] = pd.read_csv(report)
     for source, rows in sources.items():
@@ -37,16 +36,17 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
         table = compare(rows, book.metric_of(plan.recipe), book.baseline, margin, arms)
         spreads = table["std"][table.seeds >= ENOUGH].dropna().astype(float)
         if len(spreads):
-            typical, largest = spreads.median(), spreads.max()
-            needed = [seeds_needed(spread, margin, len(arms)) for spread in (typical, largest)]
-            least = smallest_detectable(typical, seeds, len(arms))
-            now = f"; {seeds} seeds find {points(round(least, 1))}" if seeds > 1 else ""
+            middle, largest = spreads.median(), spreads.max()
+            needed = [seeds_needed(spread, margin, len(arms)) for spread in (middle, largest)]
+            least = smallest_detectable(middle, seeds, len(arms))
+            now = f" The {seeds} planned seeds find {least:.1f} points." if seeds > 1 else ""
             return (
-                f"{head} {found} {needed[0]} seeds in the median arm and {needed[1]} in the one that varies most{now}. Standard "
-                f"deviation of the paired differences: {typical:.1f} points in the median arm, {largest:.1f} at most ({source})"
+                f"seeds: {needed[0]} find a difference of {points(margin)} in the median arm, {needed[1]} in the arm that "
+                f"varies most ({tests}).{now} Standard deviation of paired differences: median {middle:.1f}, largest "
+                f"{largest:.1f} points ({source})"
             )
-    listed = "; ".join(f"{points(spread)}: {seeds_needed(spread, margin, len(arms))} seeds" for spread in SPREADS)
+    listed = ", ".join(f"{seeds_needed(spread, margin, len(arms))} if it is {points(spread)}" for spread in SPREADS)
     return (
-        f"{head} {found} the seeds below, for each standard deviation of the paired differences, which is not known yet (it "
-        f"takes {ENOUGH} finished seeds of two arms): {listed}"
+        f"seeds: how many find a difference of {points(margin)} ({tests}) depends on the standard deviation of the paired "
+        f"differences, which is unknown until {ENOUGH} seeds of two arms are finished: {listed}; {seeds} planned"
     )

@@ -171,8 +171,8 @@ def comparison_cells(comparisons: pd.DataFrame, arm: str, to: str, before: str =
 
 
 def comparison_words(row: pd.Series) -> str:
-    """`+1.2 [-0.3, +2.7] points (higher)`."""
-    return f"{interval(row.difference, row.low, row.high)} points ({row.verdict})"
+    """`+1.2 [+0.3, +2.1] points, higher`."""
+    return f"{interval(row.difference, row.low, row.high)} points, {row.verdict}"
 
 
 def how_compared(plan: Plan, *columns: pd.DataFrame) -> str:

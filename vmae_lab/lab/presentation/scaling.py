@@ -75,7 +75,9 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
     fitted, spent, words = trend(plan, rows), budgets(plan).rename(columns=AXES), []
     for name, row in fitted.iterrows():
         reach = f"{spent[name].min():,} to {spent[name].max():,}"
-        words.append(f"Twice the {name}: {interval(row.slope, row.low, row.high)} points ({row.verdict}; seen from {reach}).")
+        words.append(
+            f"Twice the {name}: {interval(row.slope, row.low, row.high)} points, {row.verdict} (measured from {reach})."
+        )
     words.append(
         "The trend is a straight line over the logarithms of what was spent, over all runs taken as independent; it says "
         "nothing beyond the ranges that were run."
