@@ -8,13 +8,13 @@ import pytest
 
 from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab import curves, execution
-from vmae_lab.lab.ablation import paired_differences
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.cost import stage_bytes, step_macs
 from vmae_lab.lab.presentation import common, compute_curve
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
+from vmae_lab.lab.statistics import compare
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.training.kept import kept_file
 
@@ -65,7 +65,7 @@ def test_rows_of_a_comparison_have_its_differences(curve):
     pairs = compute_curve.at_equal_compute(curve, "none")
     rows = compute_curve.comparison_rows(pairs, curve, "none")
     assert set(rows.metric) == {"step4", "step6"}
-    found = paired_differences(rows, "step6", "none").loc["half"]
+    found = compare(rows, "step6", "none").loc["half"]
     assert (found.difference, found.seeds) == (9.0, 2)
     assert rows[(rows.arm == "none") & (rows.metric == "step6")].value.tolist() == [24.0, 25.0], "the baseline's own"
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
-from vmae_lab.lab.cost import step_macs
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.presentation.common import main_probe
+from vmae_lab.lab.statistics import compare, summarise
 from vmae_lab.lab.tables import interval
+from vmae_lab.lab.work import step_macs
 
 NO_CURVE = (
     "No accuracy against compute: no weights were kept along the trainings. Set pretrain.keep_at, such as [0.25, 0.5, 0.75]."
@@ -75,7 +76,7 @@ def comparison_rows(pairs: pd.DataFrame, curve: pd.DataFrame, baseline: str) -> 
 
 
 def differences(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Paired differences to the baseline at each step of the other arms, with t intervals over seeds.
+    """Paired differences to the baseline at each step, with 95% intervals that hold for all arms at a step at once.
 
     Columns arm, step, equal ("steps" or "compute"), difference, low, high, seeds. Empty if the baseline was not run.
     """
@@ -83,7 +84,7 @@ def differences(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
     for equal, pairs in (("steps", at_equal_steps(curve, baseline)), ("compute", at_equal_compute(curve, baseline))):
         rows = comparison_rows(pairs, curve, baseline)
         for step in sorted(pairs.step.unique()):
-            found = paired_differences(rows, f"step{step}", baseline).rename_axis("arm").reset_index()
+            found = compare(rows, f"step{step}", baseline).rename_axis("arm").reset_index()
             parts.append(found.dropna(subset="difference").assign(step=step, equal=equal))
     columns = ["arm", "step", "equal", "difference", "low", "high", "seeds"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
@@ -130,7 +131,7 @@ def difference_caption(plan: Plan, baseline: str) -> str:
     name = plan.arms[baseline].label
     return (
         f"Paired difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
-        f"multiply-accumulates. Mean and 95% t interval over {_seeds(plan)}, not corrected for several comparisons. At equal "
+        f"multiply-accumulates. Mean over {_seeds(plan)}; the 95% intervals hold for all arms at a step at once. At equal "
         f"compute, the accuracy of '{name}' is interpolated linearly between its points; there is no value before its first "
         f"point. {SCHEDULE} At equal compute this favours the arm at its last step."
     )
