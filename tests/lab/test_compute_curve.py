@@ -177,7 +177,7 @@ def test_labels_are_shuffled_between_the_labelled_clips(pretrained, monkeypatch)
     recipe, store, stage = pretrained
     fitted = []
 
-    def seen(probe, features, labels, others):
+    def seen(probe, features, labels, others, grid):
         fitted.append((probe, features, labels))
         return np.zeros(len(others), dtype=np.int64)
 
