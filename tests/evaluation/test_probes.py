@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vmae_lab.data.clips import load_clips
 from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.probes import classical_answers, draw_labelled, extract_tokens, token_bytes, token_device
+from vmae_lab.evaluation.probes import arrange, classical_answers, draw_labelled, extract_tokens, token_bytes, token_device
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.readouts import ReadClips
 from vmae_lab.lab.recipe import build_recipe
@@ -15,9 +15,11 @@ from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.probe import AttentiveProbeTask
 from vmae_lab.training.settings import TrainSettings
 
+GRID = (1, 2, 2)
+
 
 def features(labels: np.ndarray, placed: bool) -> torch.Tensor:
-    """Tokens `(n, 4, 8)`: the class as a vector, in every token, or (placed) told only by which token holds one mark."""
+    """Tokens `(n, 4, 8)` of GRID: the class as a vector in every token or, if `placed`, as the token that holds a mark."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(scale=0.1, size=(len(labels), 4, 8))
     for i, label in enumerate(labels):
@@ -28,10 +30,10 @@ def features(labels: np.ndarray, placed: bool) -> torch.Tensor:
     return torch.from_numpy(tokens.astype(np.float32))
 
 
-@pytest.mark.parametrize("probe", ["ridge", "linear_mean", "knn"])
+@pytest.mark.parametrize("probe", ["ridge", "linear_2x2", "linear_mean", "knn"])
 def test_a_class_that_every_token_shows_is_read(probe):
     labels = np.arange(80) % 4
-    answers = classical_answers(probe, features(labels, placed=False), labels, features(labels[::-1], placed=False))
+    answers = classical_answers(probe, features(labels, placed=False), labels, features(labels[::-1], placed=False), GRID)
     assert top1(answers, labels[::-1]) == 100
 
 
@@ -39,11 +41,19 @@ def test_only_readouts_that_keep_places_read_a_place():
     """Why the demo's conclusions are drawn from flattened tokens."""
     labels = np.arange(160) % 4
     accuracy = {}
-    for probe in ("ridge", "linear_mean"):
-        answers = classical_answers(probe, features(labels, placed=True), labels, features(labels[::-1], placed=True))
+    for probe in ("ridge", "linear_2x2", "linear_mean"):
+        answers = classical_answers(probe, features(labels, placed=True), labels, features(labels[::-1], placed=True), GRID)
         accuracy[probe] = top1(answers, labels[::-1])
-    assert accuracy["ridge"] == 100
+    assert accuracy["ridge"] == accuracy["linear_2x2"] == 100
     assert accuracy["linear_mean"] < 60
+
+
+def test_quarters_of_the_frame_are_averaged():
+    """Tokens that hold their own number, on a grid of 2 x 4 x 4."""
+    tokens = torch.arange(32.0).reshape(1, 32, 1)
+    frame = np.arange(16.0).reshape(4, 4) + 8  # the mean over the two times
+    expected = [frame[rows, columns].mean() for rows in (slice(2), slice(2, 4)) for columns in (slice(2), slice(2, 4))]
+    assert arrange("linear_2x2", tokens, (2, 4, 4)).tolist() == [expected]
 
 
 def test_draws_of_labels_are_balanced_repeatable_and_different():

@@ -1,7 +1,8 @@
 """Frozen readouts: what an encoder's features hold, read with few labels and without changing the encoder.
 
 Motion direction is a difference between places and times, which a mean over tokens loses; so the readouts that count
-here keep each token's place (`ridge` on tokens side by side, `attentive`), and the pooled ones stand beside them.
+here keep each token's place: exactly (`ridge` on tokens side by side, `attentive`) or coarsely (`linear_2x2`, means of the
+four quarters of the frame, as one level of spatial pyramid pooling, He et al. 2015). `linear_mean` and `knn` do not.
 """
 
 from collections.abc import Sequence
@@ -9,22 +10,26 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from torch import nn
+from torch.nn import functional
 
 from vmae_lab.data.clips import Clips
 from vmae_lab.data.evaluated import evaluated_clips
 from vmae_lab.evaluation.ridge import ridge_answers
+from vmae_lab.masking import Grid
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.randomness import numpy_generator
 
-Probe = Literal["ridge", "attentive", "linear_mean", "knn"]
+Probe = Literal["ridge", "attentive", "linear_2x2", "linear_mean", "knn"]
 PROBE_NAMES: dict[str, str] = {
     "ridge": "ridge on flattened tokens",
     "attentive": "attentive probe",
+    "linear_2x2": "ridge on 2 x 2 mean tokens",
     "linear_mean": "ridge on mean token",
     "knn": "kNN on mean token",
 }
@@ -104,13 +109,13 @@ def pooled_only(probes: Sequence[Probe]) -> bool:
     return set(probes) <= {"linear_mean", "knn"}
 
 
-def classical_answers(probe: Probe, features: torch.Tensor, labels: np.ndarray, others: torch.Tensor) -> np.ndarray:
+def classical_answers(probe: Probe, features: torch.Tensor, labels: np.ndarray, others: torch.Tensor, grid: Grid) -> np.ndarray:
     """Fit a readout to labelled token features `(n, N, D)` and predict the classes of others `(m, N, D)`: `(m,)`.
 
-    Its regularisation strength is chosen within the labelled clips.
+    `grid`: of the N tokens, `(T', H', W')`. Its regularisation strength is chosen within the labelled clips.
     """
-    fitted, judged = arrange(probe, features), arrange(probe, others)
-    if probe in ("ridge", "linear_mean"):
+    fitted, judged = arrange(probe, features, grid), arrange(probe, others, grid)
+    if probe in ("ridge", "linear_2x2", "linear_mean"):
         return ridge_answers(fitted, labels, judged, np.logspace(0, 6, 13))
     if probe == "knn":
         readout = make_pipeline(Normalizer(), KNeighborsClassifier(n_neighbors=min(10, len(labels)), weights="distance"))
@@ -118,10 +123,13 @@ def classical_answers(probe: Probe, features: torch.Tensor, labels: np.ndarray, 
     raise ValueError(f"'{probe}' is not fitted in closed form")
 
 
-def arrange(probe: Probe, features: torch.Tensor) -> torch.Tensor:
-    """Tokens `(n, N, D)` as a readout's columns: side by side for ridge, their mean for the pooled ones."""
+def arrange(probe: Probe, features: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Tokens `(n, N, D)` as a readout's columns: side by side for ridge, means over the frame's quarters, or their mean."""
     if probe == "ridge":
         return features.flatten(1)
+    if probe == "linear_2x2":
+        over_time = rearrange(features, "n (t h w) d -> n t d h w", t=grid[0], h=grid[1]).mean(1)
+        return functional.adaptive_avg_pool2d(over_time, 2).flatten(1)
     if features.device.type == "cpu":  # NumPy adds in another order than PyTorch, and committed reports used NumPy
         return torch.from_numpy(features.numpy().mean(1))
     return features.mean(1)

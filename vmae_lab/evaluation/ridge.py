@@ -1,6 +1,6 @@
 """Ridge classification of features, also of many more columns than rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ BLOCK = 2**20  # values that are float64 at a time: 8 MiB, which a CPU's cache h
 EPS = torch.finfo(torch.float64).eps
 
 
-def ridge_answers(features: Tensor, labels: np.ndarray, others: Tensor, alphas: np.ndarray) -> np.ndarray:
+def ridge_answers(features: Tensor, labels: np.ndarray, others: Tensor, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
     """Fit a ridge classifier to standardised features `(n, d)` and predict the classes of others `(m, d)`: `(m,)`.
 
     The regularisation strength is chosen by leave-one-out validation on the n rows. If n < d, the classifier is fitted to at

@@ -39,7 +39,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.processes import fixed_threads
 from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.training.settings import Compute
 
 SPENT_CAPTION = "Time of the stages: predicted from their count at the rate measured now, and taken when they ran."
@@ -59,7 +59,9 @@ def stage_bytes(stage: Stage) -> int:
         return int(4 * windows * model.dimensions.width)
     if stage.kind == "detect":
         return 4 * detector_parameters(model)
-    return 4 * (parameter_count(model) if stage.kind in ("pretrain", "initial", "opened") else classifier_parameters(stage))
+    if stage.kind == "pretrain":
+        return 4 * parameter_count(model) * (1 + len(PretrainSettings(**stage.settings["pretrain"]).kept_steps))
+    return 4 * (parameter_count(model) if stage.kind in ("initial", "opened") else classifier_parameters(stage))
 
 
 def classifier_parameters(stage: Stage) -> int:

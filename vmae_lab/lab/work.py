@@ -231,14 +231,14 @@ def _probe_work(stage: Stage, model: ModelSettings, data: DataSettings, clips: i
     """Tokens of labelled and held-out clips, the readouts of every draw, and reconstruction after a pre-training."""
     probe, width, tokens = ProbeSettings(**stage.settings["probe"]), model.dimensions.width, model.clip.tokens
     labels = probe.labels or 0
-    columns = {"ridge": width * tokens, "linear_mean": width}
+    columns = {"ridge": width * tokens, "linear_2x2": 4 * width, "linear_mean": width}
     solved = sum(ridge_macs(labels, columns[name], clips, data.classes) for name in probe.probes if name in columns)
     read, trained_steps = labels * probe.draws + clips, 0
     if "attentive" in probe.probes:
         trained_steps = probe.draws * probe.attentive_steps
         pooling = 2 * tokens * width * (width + 1) + 10 * width**2  # keys and values of all tokens; one query, its MLP
         macs += pooling * (BACKWARD * trained_steps * min(32, labels) + probe.draws * clips)
-    if stage.inputs[0].kind == "pretrain":
+    if stage.inputs[0].kind == "pretrain" and not {"step", "labels_shuffled"} & stage.settings.keys():
         counts = _token_counts(MaskSettings(**stage.inputs[0].settings["mask"]), model.clip)
         macs += clips * pretrain_cost(model.dimensions, model.clip, counts.visible, counts.decoded, embed_visible=True).macs
         read += clips
