@@ -68,7 +68,7 @@ def prepared(
     return model, wrapped.optimizer  # the wrapper serves float16 and TPUs only
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> Any:
     """The model that was built. Of what `prepared` does, only DDP wraps it: FSDP2 changes it in place."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
