@@ -14,13 +14,13 @@ from vmae_lab.data.motionworld.scenes import open_scene_world
 from vmae_lab.evaluation.ava import frame_map
 from vmae_lab.lab import figures
 from vmae_lab.lab.arms import SPATIAL_DETECTION
-from vmae_lab.lab.cost import BACKWARD, stage_macs
 from vmae_lab.lab.loading import load_scenes
 from vmae_lab.lab.maps import letter_of, number_of
 from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage
+from vmae_lab.lab.work import BACKWARD, stage_macs
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.detector import ActionDetector
 from vmae_lab.models.flops import classify_cost
@@ -93,12 +93,14 @@ def test_the_reading_follows_the_numbers(recipe, home):
         table = [(arm, seed, value) for arm, pair in values.items() for seed, value in enumerate(pair)]
         rows = pd.DataFrame(table, columns=["arm", "seed", "value"]).assign(metric="frame_map")
         words[gain] = spatial_detection.conclusions(plan, rows)
-    gained, none = (next(one for one in said if "against 'no pre-training'," in one) for said in words.values())
-    assert "30.5 ± 0.7 %: +20.1 [" in gained
-    assert "not told apart" not in gained
+    gained, none = (next(one for one in said if "compared with 'no pre-training' (" in one) for said in words.values())
+    assert "(30.5 ± 0.7%): +20.1 [" in gained
+    assert gained.endswith("points, higher.")
     assert "+0.1 [" in none
-    assert "(not told apart from none)" in none
-    assert sum("against" in one for one in words[0.0]) == 3, "each start at both lengths, and a short one against a long one"
+    assert none.endswith("equivalent within 2 points.")
+    assert sum("compared with" in one for one in words[0.0]) == 3, (
+        "each start at both lengths, and a short one against a long one"
+    )
     assert "of the people" in words[0.0][-1]
 
 

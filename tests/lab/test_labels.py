@@ -12,7 +12,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from vmae_lab.lab import figures, maps, timelines
+from vmae_lab.lab import curves, figures, maps, timelines
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.labels import NO_NAME, markdown, short
 from vmae_lab.lab.tables import save_table
@@ -58,7 +58,14 @@ def segments(name) -> pd.DataFrame:
 
 
 CURVES = pd.DataFrame({"arm": ["a", "a", "b", "b"], "seed": 0, "step": [5, 10, 5, 10], "loss": [1.0, 0.5, 0.9, 0.6]})
+ALONG = pd.DataFrame({
+    "arm": ["a", "a", "b", "b"], "step": [5, 10, 5, 10], "macs": [5e6, 1e7, 4e6, 8e6],
+    "mean": [1.0, 2.0, 1.5, 2.5], "low": [0.5, 1.5, 1.0, 2.0], "high": [1.5, 2.5, 2.0, 3.0],
+})  # fmt: skip
+APART = ALONG.rename(columns={"mean": "difference"}).assign(equal=["steps", "compute"] * 2)
 DRAWN = {
+    "accuracy_curves": lambda name: curves.accuracy_curves(ALONG, arms(name), "top-1"),
+    "difference_curves": lambda name: curves.difference_curves(APART, arms(name), "a", "points"),
     "clip_map": lambda name: maps.clip_map(np.random.default_rng(0).random((4, 2)), [name, name, "b", "c"], name),
     "neighbour_pictures": lambda name: maps.neighbour_pictures(
         np.zeros((3, 8, 8, 3), np.uint8), [0], np.array([[1, 2], [0, 2], [0, 1]]), [name, "b", name], np.array([0, 1, 0])
@@ -126,7 +133,7 @@ def test_every_figure_function_is_tried():
     """Functions of the modules of figures that return a figure."""
     made = {
         name
-        for module in (figures, maps, timelines)
+        for module in (curves, figures, maps, timelines)
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
         if getattr(value, "__annotations__", {}).get("return") is plt.Figure

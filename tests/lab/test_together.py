@@ -18,6 +18,7 @@ from vmae_lab.lab.stages import (
     detect_stage,
     distill_stage,
     finetune_stage,
+    kept_probe_stage,
     localise_stage,
     post_pretrain_stage,
     pretrain_stage,
@@ -48,7 +49,7 @@ def every_kind(recipe: Recipe) -> list[Stage]:
     second = post_pretrain_stage(recipe, first, 0)
     tuned = finetune_stage(recipe, second, 0)
     taught = distill_stage(recipe, second, None, 0)
-    judged = [probe_stage(recipe, first, 0), views_stage(recipe, tuned, 0)]
+    judged = [probe_stage(recipe, first, 0), kept_probe_stage(recipe, first, 0, 2), views_stage(recipe, tuned, 0)]
     found = [detect_stage(recipe, first, 0), localise_stage(recipe, first, 0)]
     return in_order([first, second, tuned, taught, *judged, *found])
 

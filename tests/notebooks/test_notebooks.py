@@ -34,8 +34,15 @@ def together(home, tmp_path_factory) -> Path:
 SHOWN = {
     "00_dual_masking_tour": (("tokens", "errors"), ("masks", "leakage", "cost")),
     "ablation_decoder_mask": (
-        ("decoder_mask", "details", "controls"),
-        ("accuracy_against_cost", "masks", "loss", "reconstruction"),
+        ("decoder_mask", "equal_compute", "details", "controls"),
+        (
+            "accuracy_against_cost",
+            "accuracy_against_compute",
+            "difference_against_steps",
+            "masks",
+            "loss",
+            "reconstruction",
+        ),
     ),
     "ablation_mask_ratios": (("mask_ratios", "grid", "impossible"), ("maps", "pareto")),
     "ablation_hybrid_data": (("hybrid_data", "pools"), ("accuracy", "shares")),

@@ -101,3 +101,36 @@ def test_repeats_are_cropped_each_in_its_own_way():
     assert 0.7 < np.mean(differ) < 1
     uncropped, _ = noise(repeats=2, scales=(1.0,))
     assert all(torch.equal(*pair) for pair in uncropped.batches(range(4))[0]["video"].unflatten(0, (2, 2)))
+
+
+class Numbered(Watched):
+    """Clips whose pixels are 16 times their row."""
+
+    def video(self, index: int, choose, short_side: int | None = None) -> torch.Tensor:
+        return super().video(index, choose, short_side) + 16 * index
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_target_of_another_clip_is_the_next_clip_of_the_stream(repeats):
+    data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16)
+    settings = PretrainSettings(steps=5, batch_size=4, lr=1e-3, repeats=repeats, target_from="other_clip")
+    task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)
+    for step in range(5):
+        batch = task.batches(range(2, 4))[step]
+        for row in (2, 3):
+            place = (4 * step + row) // repeats
+            assert batch["video"][row - 2].unique().tolist() == [16 * task.order[place]]
+            assert batch["target"][row - 2].unique().tolist() == [16 * task.order[place + 1]]
+            assert batch["target"].shape == batch["video"].shape
+
+
+def test_the_loss_is_of_the_target_clip_and_the_encoder_sees_its_own():
+    data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16)
+    settings = PretrainSettings(steps=5, batch_size=2, lr=1e-3, target_from="other_clip", normalise_target=False)
+    task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)
+    batch, model = task.batches(range(2))[0], task.build()
+    prediction, decoded = model(batch["video"], batch["encoder_mask"], batch["decoder_mask"])
+    by_hand = (prediction - model.target(batch["target"], decoded)).square()[batch["counted"]].mean()
+    assert task.loss(model, batch, torch.device("cpu")).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    own = {name: value for name, value in batch.items() if name != "target"}
+    assert task.loss(model, own, torch.device("cpu")).item() != pytest.approx(by_hand.item(), rel=1e-3)

@@ -28,9 +28,10 @@ from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.processes import fixed_threads, process_state
-from vmae_lab.randomness import derive, seeded
+from vmae_lab.randomness import derive, numpy_generator, seeded
 from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
 from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, predict
+from vmae_lab.training.kept import kept_file
 from vmae_lab.training.loop import train
 from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
 
@@ -56,7 +57,7 @@ def _run_pretrain(job: Job) -> dict[str, Any]:
         ModelSettings(**job.section("model")), MaskSettings(**job.section("mask")),
         PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
     )  # fmt: skip
-    trained = train(task, job.folder, job.compute, job.progress)
+    trained = train(task, job.folder, job.compute, job.progress, task.settings.kept_steps)
     save_model(job, trained.model)
     return {
         "metrics": {}, "training": training_cost(trained), "samples_by_source": task.samples_by_source(),
@@ -90,10 +91,13 @@ def _run_opened(job: Job) -> dict[str, Any]:
 
 def _run_probe(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), ProbeSettings(**job.section("probe"))
-    data, weights = DataSettings(**job.section("data")), job.input_folders[0] / WEIGHTS
+    step = job.stage.settings.get("step")
+    data, weights = DataSettings(**job.section("data")), job.input_folders[0] / (kept_file(step) if step else WEIGHTS)
     read = read_with(load_encoder(model, weights), job.stage.settings, job.compute, pooled_only(settings.probes))
     accuracies: dict[str, list[float]] = {probe: [] for probe in settings.probes}
     for draw, (tokens, labels) in enumerate(read.draws()):
+        if job.stage.settings.get("labels_shuffled"):
+            labels = numpy_generator(job.section("seed"), "shuffled labels", draw).permutation(labels)
         for probe in settings.probes:
             if probe == "attentive":
                 predicted = attentive_answers(
@@ -101,11 +105,11 @@ def _run_probe(job: Job) -> dict[str, Any]:
                     derive(job.section("seed"), "attentive probe", draw), tokens, labels, read.test_tokens,
                 )  # fmt: skip
             else:
-                predicted = classical_answers(probe, tokens.numpy(), labels, read.test_tokens.numpy())
+                predicted = classical_answers(probe, tokens, labels, read.test_tokens, model.clip.grid)
             accuracies[probe].append(top1(predicted, read.held_out.labels))
     metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
     source = job.stage.inputs[0]
-    if source.kind == "pretrain":
+    if source.kind == "pretrain" and not {"step", "labels_shuffled"} & job.stage.settings.keys():
         metrics |= pretrained_errors(weights, source.settings, read.held_out, data.stride)
     return {"metrics": metrics, "draws": accuracies, **read.said}
 

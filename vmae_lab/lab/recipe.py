@@ -29,6 +29,8 @@ from vmae_lab.training.pretrain import PretrainSettings
 from vmae_lab.training.settings import Compute
 
 CHECKED = "_vmae_lab_parameters_checked"
+# A pre-training whose target is another clip; a readout that is fitted to shuffled labels.
+Control = Literal["other_clip", "shuffled_labels"]
 
 
 class EvaluateSettings(BaseModel):
@@ -47,9 +49,13 @@ class EvaluateSettings(BaseModel):
         LABELS, ge=1, description="labelled clips for fine-tuning, equally many per class; all if null"
     )
     views: ViewSettings = ViewSettings()
+    controls: tuple[Control, ...] = Field(
+        (), description="controls of the decoder-mask ablation, besides those of single frames"
+    )
     label_fractions: tuple[float, ...] = Field(
         (0.01, 0.1, 1.0), description="parts of a small target's labels to fine-tune with"
     )
+    margin: float = Field(2.0, gt=0, description="arms are equivalent if they differ by fewer points; changes no run")
 
 
 class MeasureSettings(BaseModel):

@@ -4,13 +4,14 @@ A stage is settings and input stages in, a folder out. Its key is a hash of just
 notebooks share work; how it is computed (`Compute`) is not part of it. `execution` carries them out.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel
 
 from vmae_lab.data.untrimmed import Split
+from vmae_lab.evaluation.probes import pooled_only
 from vmae_lab.files import fingerprint
 from vmae_lab.lab.provenance import provenance
 from vmae_lab.lab.recipe import Recipe, needed
@@ -19,6 +20,7 @@ from vmae_lab.models.checkpoints import Checkpoint, CheckpointError, weights_dig
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.finetune import FinetuneSettings
+from vmae_lab.training.pretrain import PretrainSettings
 from vmae_lab.training.settings import TrainSettings
 
 WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
@@ -89,6 +91,20 @@ def initial_stage(recipe: Recipe, seed: int) -> Stage:
 def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
     """Frozen readouts of an encoder, and its reconstruction error where it was pre-trained."""
     return Stage("probe", {**_base(recipe, seed), **_evaluated(recipe), "probe": _plain(recipe.evaluate.probe)}, (encoder,))
+
+
+def kept_probe_stage(recipe: Recipe, encoder: Stage, seed: int, step: int) -> Stage:
+    """Frozen readouts of the weights that a pre-training kept after a step: the main one, and those of mean tokens."""
+    probes = recipe.evaluate.probe.probes
+    cheap = [probe for probe in probes if probe == probes[0] or pooled_only([probe])]
+    stage = probe_stage(recipe.with_overrides({"evaluate.probe.probes": cheap}), encoder, seed)
+    return replace(stage, settings={**stage.settings, "step": step})
+
+
+def shuffled_probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
+    """A control: the main frozen readout of an encoder, fitted to labels that are shuffled between the labelled clips."""
+    stage = probe_stage(recipe.with_overrides({"evaluate.probe.probes": recipe.evaluate.probe.probes[:1]}), encoder, seed)
+    return replace(stage, settings={**stage.settings, "labels_shuffled": True})
 
 
 def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
@@ -217,6 +233,7 @@ def _in_words(size: Size, clip: ClipShape) -> str:
 _ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
+    PretrainSettings: {"keep_at": [], "target_from": "clip"},
     FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
 }
 
@@ -232,7 +249,9 @@ def _plain(section: Any) -> dict[str, Any]:
 
 def _default(section: type[BaseModel], name: str) -> Any:
     value = section.model_fields[name].get_default()
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _base(recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from vmae_lab.lab.stages import (
     detect_stage,
     distill_stage,
     finetune_stage,
+    kept_probe_stage,
     localise_stage,
     measure_stage,
     post_pretrain_stage,
@@ -63,6 +64,13 @@ def _probe_and_finetune(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> 
         "probe": probe_stage(recipe, encoder, seed),
         "finetune": finetune_stage(recipe, encoder if arm.pretrained else None, seed),
     }
+
+
+def _decoder_masks(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts, also of the weights that pre-training kept on its way, and fine-tuning."""
+    kept = recipe.pretrain.kept_steps if arm.pretrained else ()
+    along = {f"probe@step{step}": kept_probe_stage(recipe, encoder, seed, step) for step in kept}
+    return {**_probe_and_finetune(recipe, arm, encoder, seed), **along}
 
 
 def _downstream(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
@@ -140,6 +148,7 @@ def labels_of(recipe: Recipe, fraction: float) -> int:
 class Notebook:
     """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it.
     `one_seed`: it shows, and compares nothing, so that the first seed is enough. `fewest`: clips that its pictures need.
+    `baseline`: the arm that its main table compares the others with, by `metric`, `probe` being the recipe's main readout.
     """
 
     arms: Mapping[str, Arm]
@@ -150,20 +159,28 @@ class Notebook:
     alone: bool = False
     one_seed: bool = False
     fewest: int = 1
+    baseline: str | None = None
+    metric: str = "probe"
+
+    def metric_of(self, recipe: Recipe) -> str:
+        """What arms are compared by, as its rows name it."""
+        return self.metric.replace("probe", recipe.evaluate.probe.probes[0])
 
 
 _ALL_SOURCES = (*POOLS["all"], UNSEEN)
 WORKBOOK: dict[str, Notebook] = {
     "00_dual_masking_tour": Notebook(TOUR, _pretrained, one_seed=True),
-    "ablation_decoder_mask": Notebook(DECODER_MASKS, _probe_and_finetune, controls=True),
-    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),
-    "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
-    "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
+    "ablation_decoder_mask": Notebook(DECODER_MASKS, _decoder_masks, controls=True, baseline="none"),
+    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True, baseline="tube_90_cell_0"),
+    "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES, baseline="one", metric="probe@target"),
+    "ablation_progressive_training": Notebook(
+        PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES, baseline="pretrained", metric="finetune@1"
+    ),
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
-    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled, fewest=FEWEST),
-    "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
-    "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect),
-    "downstream_temporal_detection": Notebook(TEMPORAL_DETECTION, _localise),
+    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled, fewest=FEWEST, baseline="untrained"),
+    "downstream_action_classification": Notebook(DOWNSTREAM, _downstream, baseline="scratch", metric="finetune"),
+    "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect, baseline="scratch", metric="frame_map"),
+    "downstream_temporal_detection": Notebook(TEMPORAL_DETECTION, _localise, baseline="untrained", metric="segment_map"),
     "distillation": Notebook(DISTILLATION, _distilled),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }

@@ -99,11 +99,16 @@ def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
     All processes call it together. What it holds does not depend on how many there are or how they share the model.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     if not optimizer.state:  # PyTorch would take a step to make moments, and count it
-        return {"model": get_model_state_dict(model, options=options), "optimizer": {}}
+        return {"model": full_weights(model), "optimizer": {}}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, moments = get_state_dict(model, optimizer, options=options)
     return {"model": weights, "optimizer": moments}
+
+
+def full_weights(model: nn.Module) -> dict[str, Any]:
+    """The weights of all processes, by parameters' names, on the CPU: in the first process, else empty."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def gathered_weights(model: nn.Module) -> dict[str, Any]:

@@ -164,3 +164,11 @@ def _make_room_for_sockets() -> None:
         ) from None
     finally:
         tempfile.tempdir = chosen
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch as micro-batches of equally many rows."""
+    if parts == 1:
+        return [batch]
+    pieces = {name: value.chunk(parts) for name, value in batch.items()}
+    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]

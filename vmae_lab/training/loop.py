@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,7 +32,8 @@ from vmae_lab.training.devices import (
     whole_state,
 )  # fmt: skip
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
-from vmae_lab.training.feeding import Batch, feed
+from vmae_lab.training.feeding import Batch, feed, split_batch
+from vmae_lab.training.kept import KeptWeights
 from vmae_lab.training.log import MetricsLog, note, read_metrics
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
@@ -75,8 +76,10 @@ class Trained(Generic[Model]):
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = True) -> Trained[Model]:
+def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = True, keep: Sequence[int] = ()) -> Trained[Model]:
     """Train a task in its folder, from its checkpoint where there is one; with `settings.ema` the average is the result.
+
+    The weights after each of the steps `keep` are written to `kept_file(step)` in the folder.
 
     The result depends on the task alone, not on loader workers or interruptions: bit for bit on one CPU process with a fixed
     number of threads. The number of processes, which may change where a run goes on, moves it by rounding; and by drop path
@@ -97,7 +100,7 @@ def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = Tr
         shown = progress and accelerator.is_main_process
         bar = Progress(total=settings.steps, desc=folder.name, unit="steps", disable=not shown)
         with alone_in(folder) if accelerator.is_main_process else nullcontext(), bar:
-            run = _Run(task, accelerator, model, optimizer, folder, compute)
+            run = _Run(task, accelerator, model, optimizer, folder, compute, KeptWeights(folder, keep))
             run.restore()
             with closing(run.batches):  # also if a step fails: the traceback would keep its loader processes alive
                 run.to_the_end(bar, progress, asked_to_stop)
@@ -127,9 +130,10 @@ class _Run(Generic[Model]):
     """The state of one training run between its steps."""
 
     def __init__(
-        self, task: Task[Model], accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path, compute: Compute
-    ):
-        self.task, self.settings, self.compute, self.folder = task, task.settings, compute, folder
+        self, task: Task[Model], accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path, compute: Compute,
+        kept: KeptWeights,
+    ):  # fmt: skip
+        self.task, self.settings, self.compute, self.folder, self.kept = task, task.settings, compute, folder, kept
         self.checkpoints, self.turning_points = Checkpoints(folder), Checkpoints(folder, "turning_point")
         self.accelerator, self.model, self.weights, self.optimizer = accelerator, model, list(model.parameters()), optimizer
         if self.settings.ema and isinstance(model, FSDPModule):
@@ -182,6 +186,7 @@ class _Run(Generic[Model]):
         if self.accelerator.is_main_process:
             if self.log:
                 self.log.close()
+            self.kept.drop_after(self.place.step)
             self.log = MetricsLog(self.folder, self.place.step, self.compute.tensorboard, self.compute.trackers)
 
     def _note_start(self, progress: bool) -> None:
@@ -217,13 +222,15 @@ class _Run(Generic[Model]):
             step, last = self.place.step, self.place.step == settings.steps
             stop = stop and not last
             log, turn = last or step % log_every == 0, step % back_to == 0 and not last
-            save = last or stop or step % compute.checkpoint_every == 0
-            if (log or save or turn) and (bad := self._first_bad()):
+            save, keep = last or stop or step % compute.checkpoint_every == 0, step in self.kept.steps
+            if (log or save or turn or keep) and (bad := self._first_bad()):
                 self._go_back(bad)
             else:
                 if log:
                     self.seconds_per_step = (time.perf_counter() - started) / self.steps_run
                     self._write_log(bar)
+                if keep:  # before the checkpoint: a run that resumes from there has it
+                    self.kept.save(step, self.average.module if self.average else self.model)
                 if turn:
                     self._save(self.turning_points)
                 if save:
@@ -258,7 +265,7 @@ class _Run(Generic[Model]):
         reseed(accelerator.device, derive(self.task.seed, "drop path", step + self.place.skipped, accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr_at(step) * group.get("lr_scale", 1.0)
-        parts = _split(batch, settings.accumulation)
+        parts = split_batch(batch, settings.accumulation)
         weights = [self.task.weight(part) for part in parts]
         everywhere = sum(weights)
         if accelerator.num_processes > 1:
@@ -340,10 +347,3 @@ class _Run(Generic[Model]):
         model = self.task.build().to(self.accelerator.device)
         model.load_state_dict(weights)
         return model
-
-
-def _split(batch: Batch, parts: int) -> list[Batch]:
-    if parts == 1:
-        return [batch]
-    pieces = {name: value.chunk(parts) for name, value in batch.items()}
-    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]

@@ -3,7 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +31,24 @@ class PretrainSettings(TrainSettings):
     normalise_target: bool = True
     target_eps: float = Field(TARGET_EPS, gt=0, description="added to a cube's deviation; 1e-6 on real videos")
     repeats: int = Field(1, ge=1, description="repeated augmentation: crops and masks drawn in a row from one decoded clip")
+    keep_at: tuple[float, ...] = Field(
+        (),
+        description="parts of the steps after which the weights are kept too, such as [0.25, 0.5], for accuracy over compute",
+    )
+    target_from: Literal["clip", "other_clip"] = Field(
+        "clip", description="other_clip: predict the cubes of the next clip instead, as a control"
+    )
+
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if not all(low < high for low, high in pairwise((0.0, *self.keep_at, 1.0))):
+            raise ValueError(f"keep_at {list(self.keep_at)}: expected parts of the steps between 0 and 1, in ascending order")
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """The steps of `keep_at`, rounded, each once; those that round to no step or to the last are left out."""
+        steps = dict.fromkeys(round(part * self.steps) for part in self.keep_at)
+        return tuple(step for step in steps if 0 < step < self.steps)
 
 
 class PretrainTask:
@@ -67,12 +86,14 @@ class PretrainTask:
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         video = batch["video"].to(device, non_blocking=True)
         prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
-        target = unwrapped(model).target(video, decoded)
+        rebuilt = batch["target"].to(device, non_blocking=True) if "target" in batch else video
+        target = unwrapped(model).target(rebuilt, decoded)
         return reconstruction_loss(prediction, target, batch["counted"].to(device, non_blocking=True))
 
 
 class PretrainBatches(Dataset):
-    """Step -> a process's rows of that step's batch: uint8 `video (B, C, T, H, W)`, bool masks `(B, N)`, bool `counted (B, M)`.
+    """Step -> a process's rows of that step's batch: uint8 `video (B, C, T, H, W)`, bool masks `(B, N)`, bool `counted (B, M)`;
+    uint8 `target (B, C, T, H, W)` if the target is another clip.
 
     A pure function of (seed, step): masks are drawn for the global batch and cut, crops by position in the stream.
     """
@@ -82,7 +103,10 @@ class PretrainBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         task, batch_size = self.task, self.task.settings.batch_size
-        video = torch.stack(list(self._clips([step * batch_size + row for row in self.rows])))
+        positions = [step * batch_size + row for row in self.rows]
+        videos = {"video": torch.stack(list(self._clips(positions)))}
+        if task.settings.target_from == "other_clip":  # of the stream, since a process may hold one clip of the batch
+            videos["target"] = torch.stack(list(self._clips([place + task.settings.repeats for place in positions])))
         encoder_mask, decoder_mask = draw_masks(
             task.masks,
             task.model.clip.grid,
@@ -92,7 +116,7 @@ class PretrainBatches(Dataset):
         )
         counted = loss_positions(encoder_mask, visible_index(decoder_mask), task.masks.loss_on)
         masks = {"encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
-        return {"video": video, **{name: mask[self.rows.start : self.rows.stop] for name, mask in masks.items()}}
+        return {**videos, **{name: mask[self.rows.start : self.rows.stop] for name, mask in masks.items()}}
 
     def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """A crop for each position of the stream; neighbours that repeat one clip share its decoding."""

@@ -1,0 +1,256 @@
+"""Accuracy against compute: which stages make a curve, and the comparison at equal compute, worked out by hand."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vmae_lab.files import make_folder, write_json
+from vmae_lab.lab import curves, execution
+from vmae_lab.lab.arms import DECODER_MASKS
+from vmae_lab.lab.cost import stage_bytes, step_macs
+from vmae_lab.lab.presentation import common, compute_curve
+from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
+from vmae_lab.lab.statistics import compare
+from vmae_lab.lab.workbook import plan_notebook
+from vmae_lab.training.kept import kept_file
+
+NONE, ARM = [(2, 10.0), (4, 20.0), (6, 24.0)], [(2, 9.0), (4, 19.0), (6, 23.5)]  # step, value
+
+
+def curve_of(values: dict[str, dict[int, list[tuple[int, float]]]], macs: dict[str, float]) -> pd.DataFrame:
+    """Arm -> seed -> points."""
+    return pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "step": step, "macs": step * macs[arm], "value": value}
+            for arm, seeds in values.items()
+            for seed, points in seeds.items()
+            for step, value in points
+        ]
+    )
+
+
+@pytest.fixture
+def curve() -> pd.DataFrame:
+    """An arm at half of the baseline's cost per step; at the second seed all of it is 1 higher, the arm's end 2 higher."""
+    higher = [(step, value + 1) for step, value in NONE], [(2, 10.0), (4, 20.0), (6, 25.5)]
+    return curve_of({"none": {0: NONE, 1: higher[0]}, "half": {0: ARM, 1: higher[1]}}, {"none": 10.0, "half": 5.0})
+
+
+def test_at_equal_steps(curve):
+    pairs = compute_curve.at_equal_steps(curve, "none").set_index(["seed", "step"])
+    assert set(pairs.arm) == {"half"}
+    assert pairs.baseline.to_dict() == {(0, 2): 10, (0, 4): 20, (0, 6): 24, (1, 2): 11, (1, 4): 21, (1, 6): 25}
+
+
+def test_at_equal_compute(curve):
+    """30 MACs of the arm's step 6 are step 3 of the baseline, half way from 10 to 20; 10 MACs are before its first point."""
+    pairs = compute_curve.at_equal_compute(curve, "none").set_index(["seed", "step"])
+    assert pairs.baseline.to_dict() == {(0, 4): 10, (0, 6): 15, (1, 4): 11, (1, 6): 16}
+    assert (pairs.value - pairs.baseline).to_dict() == {(0, 4): 9, (0, 6): 8.5, (1, 4): 9, (1, 6): 9.5}
+
+
+def test_at_equal_compute_nothing_is_extrapolated():
+    curve = curve_of({"none": {0: NONE}, "dear": {0: ARM}}, {"none": 10.0, "dear": 20.0})
+    pairs = compute_curve.at_equal_compute(curve, "none")
+    assert pairs[["step", "baseline"]].to_numpy().tolist() == [[2, 20.0]]
+    assert compute_curve.at_equal_compute(curve, "absent").empty
+
+
+def test_rows_of_a_comparison_have_its_differences(curve):
+    """So that one function makes the verdicts of all tables."""
+    pairs = compute_curve.at_equal_compute(curve, "none")
+    rows = compute_curve.comparison_rows(pairs, curve, "none")
+    assert set(rows.metric) == {"step4", "step6"}
+    found = compare(rows, "step6", "none").loc["half"]
+    assert (found.difference, found.seeds) == (9.0, 2)
+    assert rows[(rows.arm == "none") & (rows.metric == "step6")].value.tolist() == [24.0, 25.0], "the baseline's own"
+
+
+def test_differences_hold_both_comparisons(curve):
+    table = compute_curve.differences(curve, "none").set_index(["equal", "step"])
+    assert table.difference.to_dict() == pytest.approx(
+        {("steps", 2): -1, ("steps", 4): -1, ("steps", 6): 0.0, ("compute", 4): 9, ("compute", 6): 9}
+    )
+    assert (table.low <= table.difference).all()
+    assert compute_curve.differences(curve, "absent").empty
+
+
+def test_a_seed_that_the_baseline_lacks_is_left_out(curve):
+    fewer = curve[(curve.arm != "none") | (curve.seed == 0)]
+    table = compute_curve.differences(fewer, "none")
+    assert set(table.seeds) == {1}
+    assert table.low.isna().all()
+
+
+def planned(smoke, arms=("scratch", "none", "running_cell_50"), **override):
+    return plan_notebook("ablation_decoder_mask", build_recipe({**smoke, "arms": list(arms), "override": override}))
+
+
+def test_a_plan_has_a_probe_per_kept_step(smoke):
+    plan = planned(smoke)
+    for cell in plan.cells:
+        along = {name for name in cell.measures if "@step" in name}
+        assert along == ({"probe@step2", "probe@step4"} if cell.arm != "scratch" else set())
+    assert not [name for cell in planned(smoke, **{"pretrain.keep_at": []}).cells for name in cell.measures if "@" in name]
+
+
+def test_rows_of_a_curve(smoke):
+    plan = planned(smoke)
+    rows = pd.DataFrame(
+        [
+            {"arm": cell.arm, "seed": cell.seed, "metric": metric, "value": value}
+            for cell in plan.cells
+            for metric, value in {"ridge@step2": 1.0, "ridge@step4": 2.0, "ridge": 3.0, "knn@step2": 9.0}.items()
+        ]
+    )
+    curve = compute_curve.curve_rows(plan, rows)
+    assert set(curve.arm) == {"none", "running_cell_50"}
+    assert curve[["step", "value"]].drop_duplicates().to_numpy().tolist() == [[2, 1.0], [4, 2.0], [6, 3.0]]
+    for arm in plan.pretrained:
+        recipe, part = plan.first(arm).recipe, curve[(curve.arm == arm) & (curve.seed == 0)]
+        each = step_macs(recipe.model, recipe.mask, 4)
+        assert part.macs.tolist() == [2 * each, 4 * each, 6 * each]
+    summary = compute_curve.curve_summary(curve)
+    assert summary[summary.arm == "none"]["mean"].tolist() == [1.0, 2.0, 3.0]
+    table = compute_curve.difference_table(plan, curve, "none")
+    assert table.iloc[:, 2].tolist() == ["steps", "compute"]
+    assert list(table.columns[3:]) == ["after 2 steps", "after 4 steps", "after 6 steps"]
+    assert table["after 2 steps"].tolist() == ["+0.0 [+0.0, +0.0]", ""]
+
+
+def test_without_kept_weights_there_is_no_curve(smoke):
+    plan = planned(smoke, **{"pretrain.keep_at": []})
+    rows = pd.DataFrame([{"arm": cell.arm, "seed": cell.seed, "metric": "ridge", "value": 3.0} for cell in plan.cells])
+    curve = compute_curve.curve_rows(plan, rows)
+    assert curve.empty
+    assert compute_curve.differences(curve, "none").empty
+    assert compute_curve.difference_table(plan, curve, "none").empty
+
+
+def test_settings_that_are_not_used_are_not_in_a_key(smoke):
+    plain = build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.keep_at": []}})
+    assert not {"keep_at", "target_from"} & pretrain_stage(plain, 0).settings["pretrain"].keys()
+    keys = {
+        pretrain_stage(plain.with_overrides(changes), 0).key
+        for changes in ({}, {"pretrain.keep_at": [0.5]}, {"pretrain.target_from": "other_clip"})
+    }
+    assert len(keys) == 3
+
+
+def test_a_wrong_part_names_the_setting(smoke):
+    with pytest.raises(RecipeError, match=r"pretrain: keep_at \[0\.5, 0\.25\]"):
+        build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.keep_at": [0.5, 0.25]}})
+
+
+def test_kept_weights_count_in_the_disk_space(smoke):
+    recipe = build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.keep_at": []}})
+    alone = stage_bytes(pretrain_stage(recipe, 0))
+    assert stage_bytes(pretrain_stage(recipe.with_overrides({"pretrain.keep_at": [0.3, 0.7]}), 0)) == 3 * alone
+
+
+@pytest.fixture(scope="module")
+def pretrained(home, smoke, tmp_path_factory):
+    recipe = build_recipe({**smoke, "arms": ["none"], "override": {"evaluate.probe.probes": ["linear_mean", "ridge", "knn"]}})
+    store, stage = RunStore(tmp_path_factory.mktemp("runs")), pretrain_stage(recipe, 0)
+    store.complete(stage, recipe.compute, progress=False)
+    return recipe, store, stage
+
+
+def test_a_probe_at_a_step_reads_the_weights_of_that_step(pretrained, tmp_path):
+    """As the probe of a pre-training whose result they were."""
+    recipe, store, stage = pretrained
+    other = RunStore(tmp_path)
+    shutil.copytree(store.folder(stage), other.folder(stage))
+    shutil.copy(store.folder(stage) / kept_file(2), other.folder(stage) / WEIGHTS)
+    expected = other.complete(probe_stage(recipe, stage, 0), recipe.compute, progress=False)["metrics"]
+    found = store.complete(kept_probe_stage(recipe, stage, 0, 2), recipe.compute, progress=False)["metrics"]
+    assert set(found) == {"linear_mean", "knn"}, "of tokens side by side only if it is the main readout"
+    assert found == {name: expected[name] for name in found}
+
+
+def test_labels_are_shuffled_between_the_labelled_clips(pretrained, monkeypatch):
+    """The main readout alone; the clips and the classes are those of the probe, which clip has which class is not."""
+    recipe, store, stage = pretrained
+    fitted = []
+
+    def seen(probe, features, labels, others, grid):
+        fitted.append((probe, features, labels))
+        return np.zeros(len(others), dtype=np.int64)
+
+    monkeypatch.setattr(execution, "classical_answers", seen)
+    for made in (probe_stage(recipe, stage, 7), shuffled_probe_stage(recipe, stage, 7)):
+        result = store.complete(made, recipe.compute, progress=False)
+    assert set(result["metrics"]) == {"linear_mean"}
+    (_, features, labels), *_, (probe, same_features, shuffled) = fitted
+    assert probe == "linear_mean"
+    assert sorted(shuffled) == sorted(labels)
+    assert shuffled.tolist() != labels.tolist()
+    assert np.allclose(same_features.mean(1), features.mean(1), atol=1e-5)
+
+
+def test_controls_are_of_the_first_pretrained_arm(smoke):
+    plan = planned(smoke, arms=("scratch", "running_cell_50", "none"))
+    assert [(cell.arm, cell.seed, list(cell.measures)) for cell in plan.control_cells] == [
+        ("controls", seed, [f"probe@{name}"]) for seed in (0, 1) for name in ("other_clip", "shuffled_labels")
+    ]
+    other, shuffled = plan.control_cells[:2]
+    assert shuffled.measures["probe@shuffled_labels"].inputs == (plan.cell("running_cell_50", 0).encoder,)
+    own, control = (dict(stage.settings) for stage in (plan.cell("running_cell_50", 0).encoder, other.encoder))
+    assert control["pretrain"].pop("target_from") == "other_clip"
+    assert own["pretrain"].pop("keep_at") == [0.3, 0.7]
+    assert control == own, "the same training but for its target"
+    keys = {stage.key for stage in plan.stages}
+    assert {stage.key for cell in plan.control_cells for stage in (cell.encoder, *cell.measures.values())} <= keys
+    assert not planned(smoke, **{"evaluate.controls": []}).control_cells
+
+
+def test_the_table_of_controls(smoke, tmp_path):
+    """The gain over the untrained encoder is paired by seed: 11 - 10 and 12 - 13."""
+    plan, store = planned(smoke), RunStore(tmp_path)
+    for stage in (plan.controls, *(stage for cell in plan.control_cells for stage in cell.measures.values())):
+        make_folder(store.folder(stage))
+        write_json(store.folder(stage) / "result.json", {"test_clips": 32, "single_frames": [10.0] * 16})
+    values = [
+        ("controls", "ridge@other_clip", (11.0, 12.0)),
+        ("controls", "ridge@shuffled_labels", (14.0, 16.0)),
+        ("scratch", "ridge", (10.0, 13.0)),
+        ("none", "ridge", (70.0, 80.0)),
+        ("controls", "raw_pixels", (15.0,)),
+        ("controls", "single_frame_mean", (12.0,)),
+        ("controls", "single_frame_best", (20.0,)),
+    ]
+    rows = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "metric": metric, "value": value}
+            for arm, metric, seeds in values
+            for seed, value in enumerate(seeds)
+        ]
+    )
+    table = common.controls_table(plan, rows, store)
+    assert table["top-1 %"].tolist() == ["15.0", "12.0", "20.0", "11.5 ± 0.7", "15.0 ± 1.4"]
+    assert set(table["chance %"]) == {"12.5"}
+    gain = table["gain over the untrained encoder [95%]"].tolist()
+    assert gain[3].startswith("+0.0 [-12.7")
+    assert gain[:3] + gain[4:] == [""] * 4
+    without = planned(smoke, **{"evaluate.controls": []})
+    assert len(common.controls_table(without, rows, store)) == 3
+
+
+@pytest.mark.parametrize("name", ["other", "shuffled_label"])
+def test_an_unknown_control_is_refused(smoke, name):
+    with pytest.raises(RecipeError, match=r"evaluate\.controls"):
+        planned(smoke, **{"evaluate.controls": [name]})
+
+
+def test_looks_of_the_arms_are_those_of_all_figures(curve):
+    renamed = curve.replace({"half": "running_cell_50"})
+    figure = curves.accuracy_curves(compute_curve.curve_summary(renamed), DECODER_MASKS, "top-1")
+    for axes in figure.axes:
+        assert [line.get_marker() for line in axes.get_lines()] == ["o", "D"]
+    steps, compute = (np.array(axes.get_lines()[1].get_xdata()) for axes in figure.axes)
+    assert steps.tolist() == [2, 4, 6]
+    assert compute.tolist() == [10, 20, 30]
