@@ -188,8 +188,8 @@ def how_compared(plan: Plan, *columns: pd.DataFrame) -> str:
     return (
         f"Differences are paired by seed. Their 95% intervals hold for all {count} comparisons{where} at once; the error is "
         f"{error}. The smallest difference that {_least_to_most(seeds)} seeds detect with 80% power is "
-        f"{_least_to_most(detectable)} points. Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to "
-        f"be less than {points(plan.recipe.evaluate.margin)}."
+        f"{_least_to_most(detectable)} points. Arms are equivalent if two one-sided tests at 5% (as from a 90% interval; "
+        f"Holm) find the difference to be less than {points(plan.recipe.evaluate.margin)}."
     )
 
 
