@@ -103,12 +103,12 @@ def test_a_caption_names_comparisons_error_and_what_can_be_detected(plan):
     one = compare(rows({"a": [1.0], "b": [2.0]}), "ridge", "a")
     assert many.pooled.all()
     words = how_compared(plan, few)
-    assert "all 3 comparisons at once" in words
+    assert "simultaneous over the 3 comparisons of the table" in words
     assert "paired differences (Bonferroni)" in words
     assert f"3 seeds detect with 80% power is {few.detectable.min():.1f} to {few.detectable.max():.1f} points" in words
     assert "less than 2 points" in words
     assert "two-way" in how_compared(plan, many)
-    assert "3 comparisons of a column" in how_compared(plan, few, many)
+    assert "3 comparisons of the column" in how_compared(plan, few, many)
     assert "3 to 12 seeds" in how_compared(plan, few, many)
     assert "No comparison has an interval" in how_compared(plan, one)
 
