@@ -127,7 +127,7 @@ def accuracy_caption(plan: Plan, rows: pd.DataFrame, floor: str) -> str:
 
 
 def difference_caption(plan: Plan, baseline: str) -> str:
-    """The caption of the figure of `difference_curves` and of the table of differences."""
+    """The caption of the figure of `difference_curves`."""
     name = plan.arms[baseline].label
     return (
         f"Paired difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
@@ -135,6 +135,11 @@ def difference_caption(plan: Plan, baseline: str) -> str:
         f"compute, the accuracy of '{name}' is interpolated linearly between its points; there is no value before its first "
         f"point. {SCHEDULE} At equal compute this favours the arm at its last step."
     )
+
+
+def table_caption(plan: Plan, baseline: str) -> str:
+    """The caption of the table of differences."""
+    return f"The differences of the figure above in numbers, to '{plan.arms[baseline].label}' [95%], over {_seeds(plan)}."
 
 
 def _seeds(plan: Plan) -> str:
