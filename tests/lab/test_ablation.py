@@ -1,21 +1,20 @@
-"""The statistics against scipy, and what the words say when the numbers say nothing."""
+"""Rows of a plan, and comparisons in words and in tables."""
 
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
-from scipy.optimize import curve_fit
 
 from vmae_lab.evaluation.metrics import top1, wilson_interval
 from vmae_lab.files import make_folder, write_json
-from vmae_lab.lab.ablation import linear_trend, paired_differences, pareto_front, plan_ablation, summarise, t_interval
+from vmae_lab.lab.ablation import plan_ablation
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
-from vmae_lab.lab.presentation.common import difference_words
+from vmae_lab.lab.presentation.common import comparison_cells, comparison_words, how_compared
 from vmae_lab.lab.presentation.decoder_mask import conclusions
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import compare
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.lab.workbook import plan_notebook
 
@@ -24,86 +23,6 @@ def rows(values: dict[str, list[float]], metric: str = "ridge") -> pd.DataFrame:
     return pd.DataFrame(
         [{"arm": arm, "seed": seed, "metric": metric, "value": v} for arm, vs in values.items() for seed, v in enumerate(vs)]
     )
-
-
-def test_paired_differences_equal_scipys_paired_test():
-    a, b = np.array([70.0, 72.0, 75.0, 71.0]), np.array([68.0, 71.5, 73.0, 71.2])
-    ours = paired_differences(rows({"a": a.tolist(), "b": b.tolist()}), "ridge", "b").loc["a"]
-    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high))
-    assert ours.difference == pytest.approx((a - b).mean())
-
-
-def test_the_interval_of_a_mean_equals_scipys():
-    values = np.array([1.0, 2.0, 4.0])
-    assert t_interval(values) == pytest.approx(stats.t.interval(0.95, 2, values.mean(), stats.sem(values)))
-    assert np.isnan(t_interval(values[:1])).all(), "one seed gives no interval"
-
-
-def test_a_summary_holds_scipys_interval_of_each_arm():
-    values = {"a": [70.0, 72.0, 75.0], "b": [50.0, 50.5, 52.0]}
-    table = summarise(rows(values), "ridge")
-    for arm, seen in values.items():
-        low, high = stats.t.interval(0.95, 2, np.mean(seen), stats.sem(seen))
-        assert (table.low[arm], table.high[arm]) == pytest.approx((low, high))
-        assert (table["mean"][arm], table["std"][arm], table.seeds[arm]) == pytest.approx((np.mean(seen), stats.tstd(seen), 3))
-
-
-def test_one_seed_has_a_mean_and_no_interval():
-    summary = summarise(rows({"a": [3.0]}), "ridge").loc["a"]
-    assert summary["mean"] == 3
-    assert summary[["std", "low", "high"]].isna().all()
-    paired = paired_differences(rows({"a": [3.0], "b": [1.0]}), "ridge", "b").loc["a"]
-    assert paired.difference == 2
-    assert paired[["low", "high"]].isna().all()
-
-
-def test_a_pair_needs_both_of_its_seeds():
-    """An arm that ran at more seeds than the baseline is compared at the seeds they share."""
-    table = rows({"a": [10.0, 20.0, 90.0], "b": [1.0, 2.0]})
-    paired = paired_differences(table, "ridge", "b").loc["a"]
-    assert (paired.difference, paired.seeds) == (13.5, 2)
-
-
-def test_a_seed_that_one_arm_lacks_shifts_no_pair():
-    """The baseline ran at all three seeds, the arm not at the second: 10 - 1 and 30 - 4."""
-    table = rows({"a": [10.0, 20.0, 30.0], "b": [1.0, 2.0, 4.0]})
-    paired = paired_differences(table[(table.arm != "a") | (table.seed != 1)], "ridge", "b").loc["a"]
-    assert (paired.difference, paired.seeds) == (17.5, 2)
-
-
-def test_a_trend_equals_scipys_regression():
-    """One column against linregress, two against a fit by curve_fit, whose covariance is scaled by the residuals."""
-    rng = np.random.default_rng(0)
-    design = pd.DataFrame({"size": np.tile([0.0, 1.0, 2.0], 4), "data": np.repeat([0.0, 2.0], 6)})
-    values = 3 + 2 * design["size"].to_numpy() - design.data.to_numpy() + rng.normal(size=12)
-    one = linear_trend(design[["size"]], values).loc["size"]
-    line = stats.linregress(design["size"], values)
-    half = stats.t.ppf(0.975, 10) * line.stderr
-    assert (one.slope, one.low, one.high) == pytest.approx((line.slope, line.slope - half, line.slope + half))
-    slopes, covariance = curve_fit(lambda x, c, a, b: c + a * x[0] + b * x[1], design.to_numpy().T, values)
-    half = stats.t.ppf(0.975, 9) * np.sqrt(np.diag(covariance))
-    both = linear_trend(design, values)
-    assert list(both.index) == ["size", "data"]
-    assert both.slope.to_numpy() == pytest.approx(slopes[1:], rel=1e-5)
-    assert both.low.to_numpy() == pytest.approx((slopes - half)[1:], rel=1e-5)
-    assert both.high.to_numpy() == pytest.approx((slopes + half)[1:], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "design", [{"x": [1.0, 1.0, 1.0, 1.0]}, {"x": [1.0, 2.0, 3.0, 4.0], "y": [2.0, 4.0, 6.0, 8.0]}, {"x": [1.0, 2.0]}]
-)
-def test_a_trend_that_the_runs_do_not_determine_is_refused(design):
-    """A constant column, two that say the same, no run to spare: least squares would give some number all the same."""
-    frame = pd.DataFrame(design)
-    with pytest.raises(ValueError, match="do not determine"):
-        linear_trend(frame, np.arange(len(frame), dtype=float))
-
-
-def test_the_front_holds_what_nothing_else_beats():
-    cost = pd.Series({"dear": 9.0, "cheap": 1.0, "beaten": 5.0, "fair": 4.0, "wasteful": 9.0, "no better": 6.0})
-    value = pd.Series({"dear": 80.0, "cheap": 50.0, "beaten": 60.0, "fair": 70.0, "wasteful": 75.0, "no better": 70.0})
-    assert pareto_front(cost, value) == ["cheap", "fair", "dear"]
 
 
 def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
@@ -127,18 +46,13 @@ def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
     assert set(table.stage) <= {stage.key for stage in plan.stages}
 
 
+@pytest.fixture
+def plan(smoke):
+    recipe = build_recipe({**smoke, "arms": ["scratch", "none", "running_cell_50"]}, DECODER_MASKS)
+    return plan_notebook("ablation_decoder_mask", recipe)
+
+
 ERRORS = {"reconstruction": 0.9, "cube_mean": 1.0}
-
-
-def test_seeds_are_paired_by_number_not_by_order():
-    table = rows({"a": [10.0, 20.0], "b": [1.0, 2.0]})
-    assert paired_differences(table.sample(frac=1, random_state=1), "ridge", "b").difference["a"] == 13.5
-
-
-def test_summary_keeps_the_order_of_arms():
-    table = summarise(rows({"z": [1.0, 3.0], "a": [5.0, 5.0]}), "ridge")
-    assert list(table.index) == ["z", "a"]
-    assert table["std"]["z"] == pytest.approx(np.sqrt(2))
 
 
 def test_accuracy_and_its_interval():
@@ -150,9 +64,13 @@ def test_accuracy_and_its_interval():
 @pytest.mark.parametrize(
     ("none", "cell", "said"),
     [
-        ([70.0, 71.0, 69.0], [70.5, 70.0, 69.8], "No decoder mask can be told apart"),
-        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"1 of 1 .*masks differ"),
-        ([70.0], [60.0], r"With one seed .*nothing can be said"),
+        (
+            [70.0, 71.0, 69.0],
+            [70.5, 70.0, 69.8],
+            r"3 seeds, undecided: 'cell 50 %' \(\+0.1 \[.*, about \d+ more seeds",
+        ),
+        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50 %' \(-10.0 \["),
+        ([70.0], [60.0], r"With one seed or arm, nothing can be concluded"),
     ],
 )
 def test_words_follow_the_numbers(smoke, none, cell, said):
@@ -169,21 +87,35 @@ def test_words_follow_the_numbers(smoke, none, cell, said):
     assert "lie 10.0 to 10.0 % below" in words[-2]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [
-        (0.5, 2.5, "+1.5 [+0.5, +2.5] points"),
-        (-0.5, 3.5, "+1.5 [-0.5, +3.5] points (not told apart from none)"),
-        (float("nan"), float("nan"), "+1.5 [one seed] points (not told apart from none)"),
-    ],
-)
-def test_a_difference_is_told_from_none_by_its_interval_alone(low, high, said):
-    assert difference_words(pd.Series({"difference": 1.5, "low": low, "high": high}), " points") == said
+def test_a_comparison_in_words_and_in_cells():
+    table = compare(rows({"b": [70.0, 71.0, 69.0], "a": [60.1, 61.0, 59.0]}), "ridge", "b", arms=["a", "missing"])
+    assert comparison_words(table.loc["a"]) == "-10.0 [-10.1, -9.8] points, lower"
+    assert comparison_cells(table, "a", "b", "here: ") == {
+        "here: difference to b [95%]": "-10.0 [-10.1, -9.8]", "here: verdict": "lower"
+    }  # fmt: skip
+    assert comparison_cells(table, "missing", "b") == {"difference to b [95%]": "", "verdict": "not measured"}
+    assert comparison_cells(table, "b", "b") == {"difference to b [95%]": "", "verdict": ""}
+
+
+def test_a_caption_names_comparisons_error_and_what_can_be_detected(plan):
+    rng = np.random.default_rng(0)
+    few, many = (compare(rows({arm: list(rng.normal(70, 1, seeds)) for arm in "abcd"}), "ridge", "a") for seeds in (3, 12))
+    one = compare(rows({"a": [1.0], "b": [2.0]}), "ridge", "a")
+    assert many.pooled.all()
+    words = how_compared(plan, few)
+    assert "all 3 comparisons at once" in words
+    assert "paired differences (Bonferroni)" in words
+    assert f"3 seeds detect with 80% power is {few.detectable.min():.1f} to {few.detectable.max():.1f} points" in words
+    assert "less than 2 points" in words
+    assert "two-way" in how_compared(plan, many)
+    assert "3 comparisons of a column" in how_compared(plan, few, many)
+    assert "3 to 12 seeds" in how_compared(plan, few, many)
+    assert "No comparison has an interval" in how_compared(plan, one)
 
 
 def test_cells_of_tables():
     assert plus_minus(70.04, float("nan")) == "70.0"
-    assert interval(1.0, float("nan"), float("nan")) == "+1.0 [one seed]"
+    assert interval(1.0, float("nan"), float("nan")) == "+1.0 [no interval]"
     assert interval(1.0, -0.5, 2.5) == "+1.0 [-0.5, +2.5]"
 
 

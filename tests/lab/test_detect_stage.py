@@ -93,12 +93,14 @@ def test_the_reading_follows_the_numbers(recipe, home):
         table = [(arm, seed, value) for arm, pair in values.items() for seed, value in enumerate(pair)]
         rows = pd.DataFrame(table, columns=["arm", "seed", "value"]).assign(metric="frame_map")
         words[gain] = spatial_detection.conclusions(plan, rows)
-    gained, none = (next(one for one in said if "against 'no pre-training'," in one) for said in words.values())
-    assert "30.5 ± 0.7 %: +20.1 [" in gained
-    assert "not told apart" not in gained
+    gained, none = (next(one for one in said if "compared with 'no pre-training' (" in one) for said in words.values())
+    assert "(30.5 ± 0.7%): +20.1 [" in gained
+    assert gained.endswith("points, higher.")
     assert "+0.1 [" in none
-    assert "(not told apart from none)" in none
-    assert sum("against" in one for one in words[0.0]) == 3, "each start at both lengths, and a short one against a long one"
+    assert none.endswith("equivalent within 2 points.")
+    assert sum("compared with" in one for one in words[0.0]) == 3, (
+        "each start at both lengths, and a short one against a long one"
+    )
     assert "of the people" in words[0.0][-1]
 
 

@@ -54,10 +54,14 @@ def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTH
     """Say what a run would cost; runs nothing."""
     from vmae_lab.lab.cost import plan_summary
     from vmae_lab.lab.runs import RunStore
+    from vmae_lab.lab.seeds import seeds_summary
 
     for planned in [checked_parameters(notebook, scale, override)[1] for notebook in notebooks]:
         planned.check_lists(costed=True)
-        print(plan_summary(planned, RunStore(runs_folder())))
+        store = RunStore(runs_folder())
+        print(plan_summary(planned, store))
+        if needed := seeds_summary(planned, store):
+            print(needed)
 
 
 @commands.command(epilog="\b\nExamples:\n  vmae-lab report\n  vmae-lab report --for-git")

@@ -1,13 +1,10 @@
-"""Arms x seeds: the plan's stages, the tidy table of their results, and the statistics over seeds."""
+"""Arms x seeds: the plan's stages, and the tidy table of their results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from vmae_lab.evaluation.metrics import CONFIDENCE
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.own_data import list_notes, list_problems
 from vmae_lab.lab.recipe import Recipe, RecipeError
@@ -95,20 +92,22 @@ class Plan:
 
     def rows(self, store: RunStore) -> pd.DataFrame:
         """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
-        rows, planned = [], self.stages
+        rows, planned = self._measured(store, [*self.cells, *self.control_cells]), self.stages
         for cell in self.cells:
-            rows += self._measured(store, cell)
             if cell.encoder in planned and cell.encoder not in cell.measures.values():
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
-        for cell in self.control_cells:
-            rows += self._measured(store, cell)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)
         return pd.DataFrame(rows)
 
-    def _measured(self, store: RunStore, cell: Cell) -> list[dict]:
+    def rows_so_far(self, store: RunStore) -> pd.DataFrame:
+        """The rows of the cells whose measures are finished."""
+        return pd.DataFrame(self._measured(store, [c for c in self.cells if all(map(store.finished, c.measures.values()))]))
+
+    def _measured(self, store: RunStore, cells: Sequence[Cell]) -> list[dict]:
         return [
             row
+            for cell in cells
             for name, stage in cell.measures.items()
             for row in _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
         ]
@@ -218,69 +217,6 @@ def _list_notes(plan: Plan) -> list[str]:
     if lists is None or any(map(lists.missing, ["train", *splits])):
         return []
     return [note for split in splits if split != "pretrain" for note in list_notes(lists, split)]
-
-
-def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Per arm: mean, standard deviation and t interval over seeds, and how many seeds. Index: arm, in the rows' order."""
-    chosen = rows[rows.metric == metric]
-    table = {}
-    for arm in chosen.arm.unique():
-        values = chosen[chosen.arm == arm].value.to_numpy()
-        low, high = t_interval(values)
-        spread = values.std(ddof=1) if len(values) > 1 else np.nan
-        table[arm] = {"mean": values.mean(), "std": spread, "low": low, "high": high, "seeds": len(values)}
-    return pd.DataFrame.from_dict(table, orient="index")
-
-
-def paired_differences(rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
-    """Per arm: the mean over seeds of (arm - baseline at the same seed), with a t interval. Index: arm.
-
-    Arms at one seed share initial weights, data order, encoder masks and labelled clips, so pairing takes that spread out.
-    """
-    values = rows[rows.metric == metric].pivot(index="seed", columns="arm", values="value")
-    table = {}
-    for arm in rows[rows.metric == metric].arm.unique():
-        if arm == baseline:
-            continue
-        differences = (values[arm] - values[baseline]).dropna().to_numpy()
-        low, high = t_interval(differences)
-        table[arm] = {"difference": differences.mean(), "low": low, "high": high, "seeds": len(differences)}
-    return pd.DataFrame.from_dict(table, orient="index", columns=["difference", "low", "high", "seeds"])
-
-
-def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
-    """Names of what nothing else beats: no other costs as little or less and is worth as much or more. Cheapest first."""
-    order = pd.DataFrame({"cost": cost, "value": value}).sort_values(["cost", "value"], ascending=[True, False])
-    best = order.value.cummax().shift(fill_value=-np.inf)
-    return list(order.index[order.value > best])
-
-
-def linear_trend(design: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-    """Least squares of values on the design's columns and a constant: per column the slope and its t interval.
-
-    Every run counts as one independent observation. Raises ValueError where the columns cannot be told apart or no run is
-    left over to judge the fit by.
-    """
-    columns = np.column_stack([np.ones(len(values)), design.to_numpy(dtype=float)])
-    freedom = len(values) - columns.shape[1]
-    if freedom < 1 or np.linalg.matrix_rank(columns) < columns.shape[1]:
-        raise ValueError(
-            f"{len(values)} runs do not determine {columns.shape[1]} numbers: {', '.join(design.columns)}, constant"
-        )
-    slopes, *_ = np.linalg.lstsq(columns, values, rcond=None)
-    residual = values - columns @ slopes
-    errors = np.sqrt(residual @ residual / freedom * np.diag(np.linalg.inv(columns.T @ columns)))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * errors
-    table = {"slope": slopes, "low": slopes - half, "high": slopes + half}
-    return pd.DataFrame(table, index=["constant", *design.columns]).drop(index="constant")
-
-
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of a mean; with one value there is none, and with few it is wide, as it should be."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean() - half, values.mean() + half
 
 
 def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int, name: str = "") -> list[dict]:

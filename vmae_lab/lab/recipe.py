@@ -55,6 +55,7 @@ class EvaluateSettings(BaseModel):
     label_fractions: tuple[float, ...] = Field(
         (0.01, 0.1, 1.0), description="parts of a small target's labels to fine-tune with"
     )
+    margin: float = Field(2.0, gt=0, description="arms are equivalent if they differ by fewer points; changes no run")
 
 
 class MeasureSettings(BaseModel):

@@ -87,7 +87,7 @@ def _same_results(made: Mapping[str, Any], name: str, mine: Any, plan: Plan) -> 
 
 
 def decisive(name: str, recipe: Recipe | Any) -> Any:
-    """What decides the results of a notebook: arms, seeds and the keys of its stages, as this code and machine name them."""
+    """What decides a notebook's results: arms, seeds, margin, and the keys of its stages as this code and machine name them."""
     try:
         recipe = Recipe.model_validate(recipe)
         if name not in WORKBOOK:
@@ -96,7 +96,7 @@ def decisive(name: str, recipe: Recipe | Any) -> Any:
         keys = sorted(stage.key for stage in plan.stages)
     except (ValueError, OSError):  # a recipe of another version, or lists that are gone
         return None
-    return name, plan.recipe.arms, plan.recipe.seeds, plan.recipe.measure, keys
+    return name, plan.recipe.arms, plan.recipe.seeds, plan.recipe.measure, plan.recipe.evaluate.margin, keys
 
 
 def _standard(plan: Plan, file: Path | None) -> Recipe | None:

@@ -29,12 +29,12 @@ def _table(rows: list[list[str]], form: str) -> str:
 
 
 def plus_minus(mean: float, spread: float, digits: int = 1) -> str:
-    """`70.1 ± 0.4`, or the mean alone where there is no spread (one seed)."""
+    """`70.1 ± 0.4`, or the mean alone if there is no spread (one seed)."""
     return f"{mean:.{digits}f}" if pd.isna(spread) else f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def interval(middle: float, low: float, high: float, digits: int = 1) -> str:
-    """`+1.2 [-0.3, +2.7]`; an interval that one seed cannot give is said to be missing."""
+    """`+1.2 [-0.3, +2.7]`, or `+1.2 [no interval]` if there is none, as with one seed."""
     if pd.isna(low):
-        return f"{middle:+.{digits}f} [one seed]"
+        return f"{middle:+.{digits}f} [no interval]"
     return f"{middle:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

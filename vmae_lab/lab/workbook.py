@@ -148,6 +148,7 @@ def labels_of(recipe: Recipe, fraction: float) -> int:
 class Notebook:
     """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it.
     `one_seed`: it shows, and compares nothing, so that the first seed is enough. `fewest`: clips that its pictures need.
+    `baseline`: the arm that its main table compares the others with, by `metric`, `probe` being the recipe's main readout.
     """
 
     arms: Mapping[str, Arm]
@@ -158,20 +159,28 @@ class Notebook:
     alone: bool = False
     one_seed: bool = False
     fewest: int = 1
+    baseline: str | None = None
+    metric: str = "probe"
+
+    def metric_of(self, recipe: Recipe) -> str:
+        """What arms are compared by, as its rows name it."""
+        return self.metric.replace("probe", recipe.evaluate.probe.probes[0])
 
 
 _ALL_SOURCES = (*POOLS["all"], UNSEEN)
 WORKBOOK: dict[str, Notebook] = {
     "00_dual_masking_tour": Notebook(TOUR, _pretrained, one_seed=True),
-    "ablation_decoder_mask": Notebook(DECODER_MASKS, _decoder_masks, controls=True),
-    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True),
-    "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES),
-    "ablation_progressive_training": Notebook(PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES),
+    "ablation_decoder_mask": Notebook(DECODER_MASKS, _decoder_masks, controls=True, baseline="none"),
+    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True, baseline="tube_90_cell_0"),
+    "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES, baseline="one", metric="probe@target"),
+    "ablation_progressive_training": Notebook(
+        PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES, baseline="pretrained", metric="finetune@1"
+    ),
     "cost_of_dual_masking": Notebook(DUAL_COST, _step, alone=True),
-    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled, fewest=FEWEST),
-    "downstream_action_classification": Notebook(DOWNSTREAM, _downstream),
-    "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect),
-    "downstream_temporal_detection": Notebook(TEMPORAL_DETECTION, _localise),
+    "bring_your_own_videos": Notebook(OWN_VIDEOS, _probe_where_labelled, fewest=FEWEST, baseline="untrained"),
+    "downstream_action_classification": Notebook(DOWNSTREAM, _downstream, baseline="scratch", metric="finetune"),
+    "downstream_spatial_detection": Notebook(SPATIAL_DETECTION, _detect, baseline="scratch", metric="frame_map"),
+    "downstream_temporal_detection": Notebook(TEMPORAL_DETECTION, _localise, baseline="untrained", metric="segment_map"),
     "distillation": Notebook(DISTILLATION, _distilled),
     "scaling": Notebook(SCALING, _probe, skip_impossible=True),
 }

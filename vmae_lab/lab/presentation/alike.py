@@ -13,13 +13,14 @@ from vmae_lab.data.lists import groups_of
 from vmae_lab.evaluation.neighbours import nearest as nearest_rows
 from vmae_lab.evaluation.neighbours import perplexity_of, same_class, same_class_by_chance, standardised
 from vmae_lab.evaluation.probes import tokens_of
-from vmae_lab.lab.ablation import Plan, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.maps import QUERIES
 from vmae_lab.lab.pictures import example_clips, names_of, window
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, gain_words, mean_and_spread
+from vmae_lab.lab.presentation.common import compared, comparison_cells, gain_words, how_compared, mean_and_spread
 from vmae_lab.lab.readouts import load_encoder
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.statistics import summarise
 from vmae_lab.processes import fixed_threads
 from vmae_lab.randomness import numpy_generator
 
@@ -130,20 +131,20 @@ def with_neighbours(plan: Plan, rows: pd.DataFrame, encoded: Encoded) -> pd.Data
 
 def retrieval_table(plan: Plan, encoded: Encoded, rows: pd.DataFrame) -> pd.DataFrame:
     """One line an arm: share of clips whose nearest neighbour is of their class, beside what chance gives."""
-    shares, differences = summarise(rows, SAME_CLASS), differences_to(plan, rows, SAME_CLASS, "untrained")
+    shares, differences = summarise(rows, SAME_CLASS), compared(plan, rows, SAME_CLASS, "untrained")
     assert encoded.labels is not None, "without labels there are no classes to share"
     chance = same_class_by_chance(encoded.labels, encoded.groups)
     return pd.DataFrame([
         {
             "encoder": plan.arms[arm].label, "nearest clip is of the same class, %": mean_and_spread(shares, arm),
-            "difference to the untrained one [95 %]": difference_cell(differences, arm),
+            **comparison_cells(differences, arm, "the untrained one"),
             "by chance, %": f"{chance:.1f}", "clips": len(encoded),
         }
         for arm in plan.possible
     ])  # fmt: skip
 
 
-def retrieval_caption(plan: Plan, encoded: Encoded) -> str:
+def retrieval_caption(plan: Plan, encoded: Encoded, rows: pd.DataFrame) -> str:
     """How the shares were counted."""
     scenes = (
         "Clips of one group (hold_out.group) are not compared."
@@ -153,7 +154,8 @@ def retrieval_caption(plan: Plan, encoded: Encoded) -> str:
     return (
         f"How often the nearest other clip, by the cosine of standardised mean tokens, shows the same class: {_some(encoded)} "
         f"clips of the {plan.recipe.evaluate.split} split against one another, mean ± standard deviation over "
-        f"{len(plan.recipe.seeds)} seeds. {scenes if plan.recipe.data.lists else ''}".rstrip()
+        f"{len(plan.recipe.seeds)} seeds. {scenes + ' ' if plan.recipe.data.lists else ''}"
+        f"{how_compared(plan, compared(plan, rows, SAME_CLASS, 'untrained'))}"
     )
 
 

@@ -9,13 +9,20 @@ from scipy.stats import binom
 
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.figures import painted
 from vmae_lab.lab.labels import markdown
 from vmae_lab.lab.pictures import masks_of_pictures
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import NOT_MEASURED, compare, points, summarise
 from vmae_lab.lab.tables import interval, plus_minus
 from vmae_lab.training.log import read_metrics
+
+# Where the error of a comparison comes from, if it is pooled and if not.
+ERRORS = {
+    True: "pooled over arms and seeds (two-way analysis of variance, Dunnett's critical value)",
+    False: "that of each comparison's own paired differences (Bonferroni)",
+}
 
 
 def main_probe(plan: Plan) -> str:
@@ -106,7 +113,7 @@ def _trained_controls(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[d
         line = _control_line(plan, name, accuracy, _chance_limit(plan, clips, 1))
         if control == "other_clip" and floor in plan.possible:
             both = pd.concat([own, rows[(rows.arm == floor) & (rows.metric == probe)]])
-            line["gain over the untrained encoder [95%]"] = difference_cell(paired_differences(both, probe, floor), "controls")
+            line |= comparison_cells(compared(plan, both, probe, floor, ["controls"]), "controls", "the untrained encoder")
         lines.append(line)
     return lines
 
@@ -178,71 +185,89 @@ def mean_and_spread(summary: pd.DataFrame, arm: str, digits: int = 1) -> str:
     return plus_minus(summary["mean"][arm], summary["std"][arm], digits) if arm in summary.index else ""
 
 
-def difference_cell(differences: pd.DataFrame, arm: str) -> str:
-    if arm not in differences.index:
+def compared(plan: Plan, rows: pd.DataFrame, metric: str, baseline: str, arms: Sequence[str] | None = None) -> pd.DataFrame:
+    """`compare` with the recipe's margin. `arms`: by default all others that the plan has."""
+    return compare(rows, metric, baseline, plan.recipe.evaluate.margin, plan.possible if arms is None else arms)
+
+
+def difference_cell(comparisons: pd.DataFrame, arm: str) -> str:
+    """`+1.2 [-0.3, +2.7]`; empty if the arm is not compared."""
+    if arm not in comparisons.index or comparisons.verdict[arm] == NOT_MEASURED:
         return ""
-    row = differences.loc[arm]
+    row = comparisons.loc[arm]
     return interval(row.difference, row.low, row.high)
 
 
-def difference_words(row: pd.Series, unit: str = "") -> str:
-    """A paired difference in words, `+1.2 [-0.3, +2.7]`, and that it may be none: where its interval holds zero, or one seed
-    gives none."""
-    told = "" if row.low > 0 or row.high < 0 else " (not told apart from none)"
-    return f"{interval(row.difference, row.low, row.high)}{unit}{told}"
+def comparison_cells(comparisons: pd.DataFrame, arm: str, to: str, before: str = "") -> dict[str, str]:
+    """The two columns of a comparison in a table: the difference with its interval, and the verdict."""
+    verdict = comparisons.verdict[arm] if arm in comparisons.index else ""
+    return {f"{before}difference to {to} [95%]": difference_cell(comparisons, arm), f"{before}verdict": verdict}
 
 
-def differences_to(plan: Plan, rows: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
-    """Paired differences to the baseline; empty where that arm was not run."""
-    return paired_differences(rows, metric, baseline) if baseline in plan.possible else pd.DataFrame()
+def comparison_words(row: pd.Series) -> str:
+    """`+1.2 [+0.3, +2.1] points, higher`."""
+    return f"{interval(row.difference, row.low, row.high)} points, {row.verdict}"
+
+
+def how_compared(plan: Plan, *columns: pd.DataFrame) -> str:
+    """How the comparisons of a table were made and what they can detect, in sentences. One `compare` frame per column."""
+    tables = [table for table in columns if len(table) and table["std"].notna().any()]
+    if not tables:
+        return "No comparison has an interval: that takes two seeds of both arms."
+    count = " or ".join(map(str, sorted({int(table.comparisons.max()) for table in tables})))
+    where = " of a column" if len(columns) > 1 else ""
+    error = " or ".join(sorted({ERRORS[bool(table.pooled.any())] for table in tables}))
+    detectable = pd.concat([table.detectable for table in tables]).dropna().sort_values().map("{:.1f}".format)
+    seeds = pd.concat([table.seeds[table["std"].notna()] for table in tables]).sort_values().astype(str)
+    return (
+        f"Differences are paired by seed. Their 95% intervals hold for all {count} comparisons{where} at once; the error is "
+        f"{error}. The smallest difference that {_least_to_most(seeds)} seeds detect with 80% power is "
+        f"{_least_to_most(detectable)} points. Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to "
+        f"be less than {points(plan.recipe.evaluate.margin)}."
+    )
+
+
+def _least_to_most(numbers: pd.Series) -> str:
+    """The first and the last number, or the one if they are the same."""
+    return " to ".join(dict.fromkeys(numbers.iloc[[0, -1]]))
 
 
 def floor_words(plan: Plan, rows: pd.DataFrame, metric: str, floor: str) -> list[str]:
-    """What pre-training gives above the untrained encoder, least and most over the arms; nothing where that was not run."""
+    """What pre-training gains over the untrained encoder, least and most over the arms; nothing if that was not run."""
     if floor not in plan.possible:
         return []
-    gains = paired_differences(rows, metric, floor).loc[plan.pretrained]
+    gains = compared(plan, rows, metric, floor, plan.pretrained)
     worst = gains.difference.idxmin()
-    gain = interval(gains.difference[worst], gains.low[worst], gains.high[worst])
     return [
-        f"Against the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[main_probe(plan)]}) by "
-        f"{difference_range(gains)} points; the least is that of '{plan.arms[worst].label}', {gain}."
+        f"Compared with the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[main_probe(plan)]}) by "
+        f"{difference_range(gains)} points. The smallest change is that of '{plan.arms[worst].label}': "
+        f"{comparison_words(gains.loc[worst])}."
     ]
 
 
 def gain_words(plan: Plan, rows: pd.DataFrame, metric: str, what: str, floor: str) -> list[str]:
-    """What pre-training changes, a sentence an arm: with its interval, and whether that can be told from nothing."""
-    shares, words = summarise(rows, metric), []
+    """What pre-training changes, with its interval and verdict: one sentence per arm."""
+    shares, gains, words = summarise(rows, metric), compared(plan, rows, metric, floor), []
     for arm in plan.pretrained:
-        told = f"{what} is right for {mean_and_spread(shares, arm)} % with '{plan.arms[arm].label}'"
-        if floor in plan.possible:
-            row = paired_differences(rows, metric, floor).loc[arm]
-            verdict = "" if row.low > 0 or row.high < 0 else ": not told apart from none"
-            change = interval(row.difference, row.low, row.high)
-            told += f" and {mean_and_spread(shares, floor)} % untrained, a change of {change} points{verdict}"
-        words.append(told + ".")
+        sentence = f"{what} is correct for {mean_and_spread(shares, arm)}% with '{plan.arms[arm].label}'"
+        if arm in gains.index:
+            sentence += f" and {mean_and_spread(shares, floor)}% untrained: a change of {comparison_words(gains.loc[arm])}"
+        words.append(sentence + ".")
     return words
 
 
-def verdict(plan: Plan, differences: pd.DataFrame, arms: Sequence[str], baseline: str, what: str) -> str:
-    """Which arms differ from the baseline by more than their interval, in a sentence. `what`: an arm, in a word or two."""
-    others = [arm for arm in arms if arm != baseline]
+def verdict_words(plan: Plan, comparisons: pd.DataFrame, baseline: str) -> str:
+    """The verdicts of all compared arms in one sentence, those of one kind together."""
     name = plan.arms[baseline].label
-    if not others or differences.low[others].isna().all():
-        return f"With one seed or arm nothing can be said about differences to '{name}'."
-    seeds = int(differences.seeds.min())
-    told = {arm: row for arm, row in differences.loc[others].iterrows() if row.low > 0 or row.high < 0}
-    if not told:
-        return (
-            f"No {what} can be told apart from '{name}' over {seeds} seeds: every 95 % interval of the paired difference holds "
-            "zero."
-        )
-    listed = "; ".join(f"'{plan.arms[arm].label}' {interval(row.difference, row.low, row.high)}" for arm, row in told.items())
-    rest = " The others cannot be told apart from it." if len(told) < len(others) else ""
-    return (
-        f"Over {seeds} seeds, {len(told)} of {len(others)} {what}s differ from '{name}' by more than their 95 % interval (not "
-        f"corrected for looking at {len(others)} of them): {listed}.{rest}"
-    )
+    if comparisons["std"].isna().all():
+        return f"With one seed or arm, nothing can be concluded about differences from '{name}'."
+    kinds: dict[str, list[str]] = {}
+    for arm, row in comparisons.iterrows():
+        kind, _, detail = str(row.verdict).partition(" (")
+        cell = difference_cell(comparisons, str(arm)) + (f", {detail[:-1]}" if detail else "")
+        kinds.setdefault(kind, []).append(f"'{plan.arms[str(arm)].label}' ({cell})")
+    listed = "; ".join(f"{kind}: {', '.join(arms)}" for kind, arms in sorted(kinds.items()))
+    return f"Compared with '{name}' over {int(comparisons.seeds.max())} seeds, {listed}."
 
 
 def impossible_words(plan: Plan) -> list[str]:

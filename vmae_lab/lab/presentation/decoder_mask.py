@@ -6,21 +6,23 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.cost import token_table
 from vmae_lab.lab.pictures import masks_of_pictures, picture_clip
 from vmae_lab.lab.presentation.common import (
-    difference_cell,
+    compared,
+    comparison_cells,
     difference_range,
-    differences_to,
     floor_words,
+    how_compared,
     how_made,
     main_probe,
     mean_and_spread,
     test_set_interval,
-    verdict,
+    verdict_words,
 )
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import summarise
 from vmae_lab.paper import DecoderMaskRow
 
 
@@ -28,14 +30,14 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[
     """One line an arm: accuracies (mean ± deviation over seeds), paired difference, cost, and what the paper reports."""
     probe, labels = main_probe(plan), plan.recipe.evaluate.probe.labels or "all"
     accuracy, tuned = summarise(rows, probe), summarise(rows, "finetune")
-    differences = differences_to(plan, rows, probe, baseline)
+    differences = compared(plan, rows, probe, baseline, plan.pretrained)
     cost = token_table(plan)
     lines = []
     for arm in plan.recipe.arms:
         line = {
             "decoder mask": plan.arms[arm].label,
             f"frozen, {PROBE_NAMES[probe]}, {labels} labels: top-1 %": mean_and_spread(accuracy, arm),
-            f"difference to {plan.arms[baseline].label} [95 %]": difference_cell(differences, arm),
+            **comparison_cells(differences, arm, plan.arms[baseline].label),
             f"fine-tuned, {plan.recipe.evaluate.finetune_labels or 'all'} labels: top-1 %": mean_and_spread(tuned, arm),
             "M MAC a clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
             "paper, reported: SSv2 top-1 %": f"{paper[arm].top1_percent:.2f}" if arm in paper else "",
@@ -45,9 +47,11 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str, paper: Mapping[
     return pd.DataFrame(lines)
 
 
-def results_caption(plan: Plan, citation: str) -> str:
+def results_caption(plan: Plan, rows: pd.DataFrame, baseline: str, citation: str) -> str:
     """How the main table was made, and where the paper's columns come from."""
-    return f"{how_made(plan)} Paper: {citation}, table 1, ViT-B, 800 epochs; not a result of this run."
+    differences = compared(plan, rows, main_probe(plan), baseline, plan.pretrained)
+    made = f"{how_made(plan)} {how_compared(plan, differences)}"
+    return f"{made} Paper: {citation}, table 1, ViT-B, 800 epochs; not a result of this run."
 
 
 def details_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
@@ -96,9 +100,9 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
     pretrained = plan.pretrained
     if floor in plan.recipe.arms and pretrained:
         words += floor_words(plan, rows, probe, floor)
-        tuned = paired_differences(rows, "finetune", floor).loc[pretrained]
+        tuned = compared(plan, rows, "finetune", floor, pretrained)
         others = [
-            f"{PROBE_NAMES[other]} {difference_range(paired_differences(rows, other, floor).loc[pretrained])}"
+            f"{PROBE_NAMES[other]} {difference_range(compared(plan, rows, other, floor, pretrained))}"
             for other in plan.recipe.evaluate.probe.probes[1:]
         ]
         if others:
@@ -109,7 +113,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
         )
     words.append(_reconstruction_words(rows))
     if baseline in pretrained and len(pretrained) > 1:
-        words.append(verdict(plan, paired_differences(rows, probe, baseline), pretrained, baseline, "decoder mask"))
+        words.append(verdict_words(plan, compared(plan, rows, probe, baseline, pretrained), baseline))
     return words
 
 

@@ -3,14 +3,22 @@
 import pandas as pd
 
 from vmae_lab.data.clips import DataSettings
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import DISTILLATION, TEACHER, Arm
 from vmae_lab.lab.cost import classifier_parameters
-from vmae_lab.lab.presentation.common import clips_words, difference_cell, how_run, loss_history, mean_and_spread
+from vmae_lab.lab.presentation.common import (
+    clips_words,
+    comparison_cells,
+    comparison_words,
+    how_compared,
+    how_run,
+    loss_history,
+    mean_and_spread,
+)
 from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import Stage
-from vmae_lab.lab.tables import interval
+from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings
 
@@ -33,6 +41,7 @@ def students_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
     """One line a model: where it starts, what it learns from, how often it is right, what its teacher changes."""
     told = accuracies(plan, rows)
     accuracy, agreement = summarise(told, ACCURACY), summarise(rows, "distill_agreement")
+    differences = _by_teacher(plan, rows)
     first = plan.first(plan.possible[0])
     clips = store.result(first.measures["finetune@teacher"])["labelled_clips"]
     lines = [{
@@ -43,27 +52,33 @@ def students_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFr
         stage = plan.first(arm).measures["student"]
         taught = plan.arms[arm].taught
         pool = _taught_on(stage, store) if taught else f"{clips} labelled clips"
-        differences = paired_differences(told, ACCURACY, PAIRS[arm]) if PAIRS.get(arm) in plan.possible else pd.DataFrame()
         lines.append({
             "model": f"student ({stage.settings['model']['size']})",
             "starts from": "pre-training" if plan.arms[arm].pretrained else "scratch", "learns from": pool,
             ACCURACY + " %": mean_and_spread(accuracy, arm),
-            "difference to it without a teacher [95 %]": difference_cell(differences, arm),
+            **comparison_cells(differences, arm, "it without a teacher"),
             "says what the teacher says, %": mean_and_spread(agreement, arm),
         })  # fmt: skip
     return pd.DataFrame(lines).fillna("")
 
 
-def students_caption(plan: Plan) -> str:
+def _by_teacher(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each taught student compared with the same one without a teacher. Index: the taught arm."""
+    pairs = compare_pairs(accuracies(plan, rows), ACCURACY, list(PAIRS.items()), plan.recipe.evaluate.margin)
+    return pairs.set_axis([arm for arm, _ in pairs.index])
+
+
+def students_caption(plan: Plan, rows: pd.DataFrame) -> str:
     """How teacher and students were trained."""
     recipe = plan.first(plan.possible[0]).recipe
     tuning = needed(recipe.distill, "distill")
-    return how_run(
+    made = how_run(
         plan,
         f"the teacher and every student trained alike, {tuning.steps} steps of {tuning.batch_size} clips; one draw of "
         f"{recipe.evaluate.finetune_labels or 'all'} labels a seed; softened by temperature {tuning.temperature:g}; the middle "
         "clip of a video",
     )
+    return f"{made} {how_compared(plan, _by_teacher(plan, rows))}"
 
 
 def sizes_table(plan: Plan) -> pd.DataFrame:
@@ -92,19 +107,17 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     """Whether a teacher helps the same student, and what is left to the teacher, in words computed from the numbers."""
     told = accuracies(plan, rows)
     accuracy, words = summarise(told, ACCURACY), []
-    for arm, alone in PAIRS.items():
-        if {arm, alone} <= set(plan.possible):
-            row = paired_differences(told, ACCURACY, alone).loc[arm]
-            start = "pre-trained student" if plan.arms[arm].pretrained else "student from scratch"
-            words.append(
-                f"The {start} {_verdict(row)}: {mean_and_spread(accuracy, arm)} % with its teacher, "
-                f"{mean_and_spread(accuracy, alone)} % without, {interval(row.difference, row.low, row.high)} points."
-            )
+    for arm, row in _by_teacher(plan, rows).iterrows():
+        start = "pre-trained student" if plan.arms[arm].pretrained else "student from scratch"
+        words.append(
+            f"The {start} has {mean_and_spread(accuracy, arm)}% top-1 with its teacher and "
+            f"{mean_and_spread(accuracy, PAIRS[arm])}% without: {comparison_words(row)}."
+        )
     best = accuracy["mean"].drop("teacher").idxmax()
-    row = paired_differences(told, ACCURACY, "teacher").loc[best]
+    row = compare(told, ACCURACY, "teacher", plan.recipe.evaluate.margin).loc[best]
     words.append(
-        f"The teacher itself is right for {mean_and_spread(accuracy, 'teacher')} %; the best student, "
-        f"'{plan.arms[best].label}', differs by {interval(row.difference, row.low, row.high)} points."
+        f"The teacher itself has {mean_and_spread(accuracy, 'teacher')}% top-1. The best student, "
+        f"'{plan.arms[best].label}', differs by {comparison_words(row)}."
     )
     clips = store.result(plan.first(best).measures["finetune@teacher"])["test_clips"]
     return [*words, clips_words(float(accuracy["mean"][best]), clips)]
@@ -114,12 +127,6 @@ def _taught_on(stage: Stage, store: RunStore) -> str:
     """What a taught student learns from: it reads labels only where the recipe weighs them."""
     labels = "and their labels" if stage.settings["distill"]["hard_weight"] else "no label"
     return f"the teacher's answers on {store.result(stage)['clips']} clips, {labels}"
-
-
-def _verdict(row: pd.Series) -> str:
-    if row.low > 0:
-        return "is better for being taught"
-    return "is worse for being taught" if row.high < 0 else "cannot be told apart with and without a teacher"
 
 
 def _clip_macs(stage: Stage) -> float:

@@ -8,16 +8,24 @@ from vmae_lab.data.clips import Clips
 from vmae_lab.data.evaluated import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import LONGER
 from vmae_lab.lab.labels import short
 from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.maps import Strip
 from vmae_lab.lab.pictures import clip_frames, window
-from vmae_lab.lab.presentation.common import clips_words, difference_cell, difference_words, how_run, mean_and_spread
+from vmae_lab.lab.presentation.common import (
+    clips_words,
+    comparison_cells,
+    comparison_words,
+    how_compared,
+    how_run,
+    mean_and_spread,
+)
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
+from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.lab.tables import plus_minus
 from vmae_lab.processes import process_state
 from vmae_lab.randomness import numpy_generator
@@ -52,17 +60,21 @@ def methods_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """One line a way to use the labels, with its paired difference to training from scratch."""
     few = by_method(plan, rows)
     accuracy = summarise(few, FEW)
-    differences = paired_differences(few, FEW, "scratch") if "scratch" in accuracy.index else pd.DataFrame()
+    differences = _to_scratch(plan, rows)
     return pd.DataFrame([
         {
             "what the labels are used for": METHODS[name][0], "top-1 %": mean_and_spread(accuracy, name),
-            "difference to training from scratch [95 %]": difference_cell(differences, name),
+            **comparison_cells(differences, name, "training from scratch"),
         }
         for name in accuracy.index
     ])  # fmt: skip
 
 
-def methods_caption(plan: Plan) -> str:
+def _to_scratch(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    return compare(by_method(plan, rows), FEW, "scratch", plan.recipe.evaluate.margin)
+
+
+def methods_caption(plan: Plan, rows: pd.DataFrame) -> str:
     """How many labels each way had, and how long it was trained."""
     evaluate = plan.recipe.evaluate
     draws = (
@@ -76,7 +88,7 @@ def methods_caption(plan: Plan) -> str:
         f"{evaluate.finetune.steps} steps of {evaluate.finetune.batch_size} clips where it says no more; the middle clip of a "
         "video"
     )
-    return how_run(plan, labels)
+    return f"{how_run(plan, labels)} {how_compared(plan, _to_scratch(plan, rows))}"
 
 
 def views_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
@@ -218,13 +230,10 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
         f"{mean_and_spread(accuracy, best)} %.",
         clips_words(float(accuracy["mean"][best]), clips),
     ]
-    for name, other in PAIRS:
-        if {name, other} <= set(accuracy.index):
-            row = paired_differences(few, FEW, other).loc[name]
-            words.append(f"'{METHODS[name][0]}' against '{METHODS[other][0]}': {difference_words(row)} points.")
-    for arm in plan.possible:
-        row = _paired_metrics(rows, arm, "views_top1", "finetune")
-        words.append(f"Several views in place of one, {_trained(arm)}: {difference_words(row)} points.")
+    for (name, other), row in compare_pairs(few, FEW, PAIRS, plan.recipe.evaluate.margin).iterrows():
+        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {comparison_words(row)}.")
+    for arm, row in _by_views(plan, rows).iterrows():
+        words.append(f"Several views instead of one, {_trained(str(arm))}: {comparison_words(row)}.")
     return words
 
 
@@ -234,10 +243,12 @@ def _judged_clips(plan: Plan) -> Clips:
     return held_out_clips(settings, settings["sources"], plan.recipe.compute)[0]
 
 
-def _paired_metrics(rows: pd.DataFrame, arm: str, metric: str, baseline: str) -> pd.Series:
-    """Two metrics of one arm against each other, paired by seed."""
-    chosen = rows[(rows.arm == arm) & rows.metric.isin([metric, baseline])]
-    return paired_differences(chosen.assign(arm=chosen.metric, metric=FEW), FEW, baseline).loc[metric]
+def _by_views(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each arm's classifier on several views of a video compared with one clip. Index: arm."""
+    chosen = rows[rows.arm.isin(plan.possible) & rows.metric.isin(["views_top1", "finetune"])]
+    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in plan.possible]
+    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
+    return compare_pairs(named, FEW, pairs, plan.recipe.evaluate.margin).set_axis(plan.possible)
 
 
 def _trained(arm: str) -> str:

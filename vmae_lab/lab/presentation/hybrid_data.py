@@ -2,10 +2,20 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import JUDGED_ON, TARGET, pool_limits
-from vmae_lab.lab.presentation.common import difference_cell, differences_to, floor_words, main_probe, mean_and_spread, verdict
+from vmae_lab.lab.presentation.common import (
+    compared,
+    comparison_cells,
+    floor_words,
+    how_compared,
+    how_made,
+    main_probe,
+    mean_and_spread,
+    verdict_words,
+)
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import summarise
 
 NAMES = {"target": "target source", "unseen": "source in no pool"}
 PLACES = {place: f"{NAMES[place]} ({source})" for place, source in JUDGED_ON.items()}
@@ -57,16 +67,23 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame
     """One line an arm: accuracy in each place, and the paired difference to the baseline."""
     lines = []
     tables = {
-        name: (summarise(rows, metric), differences_to(plan, rows, metric, baseline))
+        name: (summarise(rows, metric), compared(plan, rows, metric, baseline, plan.pretrained))
         for name, metric in ((name, f"{main_probe(plan)}@{place}") for place, name in PLACES.items())
     }
     for arm in plan.possible:
         line = {"pre-trained on": plan.arms[arm].label}
         for name, (accuracy, differences) in tables.items():
             line[f"{name}: top-1 %"] = mean_and_spread(accuracy, arm)
-            line[f"{name}: difference to {plan.arms[baseline].label} [95 %]"] = difference_cell(differences, arm)
+            line |= comparison_cells(differences, arm, plan.arms[baseline].label, f"{name}: ")
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def results_caption(plan: Plan, rows: pd.DataFrame, baseline: str) -> str:
+    """How the main table was made."""
+    metrics = [f"{main_probe(plan)}@{place}" for place in PLACES]
+    tables = [compared(plan, rows, metric, baseline, plan.pretrained) for metric in metrics]
+    return f"{how_made(plan, list(PLACES.values()))} {how_compared(plan, *tables)}"
 
 
 def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> list[str]:
@@ -76,6 +93,6 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
         metric = f"{main_probe(plan)}@{place}"
         told = floor_words(plan, rows, metric, floor)
         if baseline in plan.possible:
-            told.append(verdict(plan, paired_differences(rows, metric, baseline), plan.pretrained, baseline, "pool"))
+            told.append(verdict_words(plan, compared(plan, rows, metric, baseline, plan.pretrained), baseline))
         words += [f"{name.capitalize()}. {sentence}" for sentence in told]
     return words

@@ -2,17 +2,20 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, pareto_front, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.cost import token_table
 from vmae_lab.lab.presentation.common import (
-    difference_cell,
-    differences_to,
+    compared,
+    comparison_cells,
     floor_words,
+    how_compared,
+    how_made,
     impossible_words,
     main_probe,
     mean_and_spread,
-    verdict,
+    verdict_words,
 )
+from vmae_lab.lab.statistics import pareto_front, summarise
 from vmae_lab.lab.tables import interval
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts
@@ -56,7 +59,7 @@ def front(plan: Plan, rows: pd.DataFrame) -> list[str]:
 def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One line a cell: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
     probe = main_probe(plan)
-    accuracy, differences = summarise(rows, probe), differences_to(plan, rows, probe, baseline)
+    accuracy, differences = summarise(rows, probe), compared(plan, rows, probe, baseline, plan.pretrained)
     counts, best = token_table(plan), front(plan, rows)
     lines = []
     for arm in plan.possible:
@@ -66,10 +69,15 @@ def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame
             "seen / decoded tokens": "" if row is None else f"{row.seen:.0f} / {row.decoded:.0f}",
             "M MAC a clip": "" if row is None else f"{row.MMAC:.2f}",
             "top-1 %": mean_and_spread(accuracy, arm),
-            f"difference to {plan.arms[baseline].label} [95 %]": difference_cell(differences, arm),
+            **comparison_cells(differences, arm, plan.arms[baseline].label),
             "on the front": "yes" if arm in best else "",
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def results_caption(plan: Plan, rows: pd.DataFrame, baseline: str) -> str:
+    """How the main table was made."""
+    return f"{how_made(plan)} {how_compared(plan, compared(plan, rows, main_probe(plan), baseline, plan.pretrained))}"
 
 
 def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> list[str]:
@@ -85,7 +93,7 @@ def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> li
         f"at {costs[front(plan, rows)[0]]:.1f}. Cells whose intervals overlap are not ranked by this."
     )
     if baseline in plan.possible:
-        words.append(verdict(plan, paired_differences(rows, probe, baseline), plan.pretrained, baseline, "cell"))
+        words.append(verdict_words(plan, compared(plan, rows, probe, baseline, plan.pretrained), baseline))
     return words + impossible_words(plan)
 
 

@@ -8,15 +8,16 @@ import pandas as pd
 
 from vmae_lab.evaluation.neighbours import FEWEST
 from vmae_lab.evaluation.probes import PROBE_NAMES, classical_answers
-from vmae_lab.lab.ablation import Plan, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.labels import short
 from vmae_lab.lab.maps import SHOWN
 from vmae_lab.lab.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
 from vmae_lab.lab.presentation.common import (
     clips_words,
-    difference_cell,
-    differences_to,
+    compared,
+    comparison_cells,
     gain_words,
+    how_compared,
     how_made,
     main_probe,
     mean_and_spread,
@@ -26,6 +27,7 @@ from vmae_lab.lab.readouts import load_encoder, read_with
 from vmae_lab.lab.recipe import RecipeError
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.statistics import summarise
 from vmae_lab.processes import fixed_threads
 
 NAMED = 10  # mixed-up pairs of classes that a table names
@@ -67,25 +69,25 @@ def rebuilt_strips(plan: Plan, store: RunStore, rows: Sequence[int]) -> dict[str
 def results_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
     """One line an arm: the main readout with its paired difference and the test set's own interval, then the others."""
     probe, *others = plan.recipe.evaluate.probe.probes
-    accuracy, differences = summarise(rows, probe), differences_to(plan, rows, probe, "untrained")
+    accuracy, differences = summarise(rows, probe), compared(plan, rows, probe, "untrained")
     lines = []
     for arm in plan.possible:
         lines.append({
             "encoder": plan.arms[arm].label, f"{PROBE_NAMES[probe]}: top-1 %": mean_and_spread(accuracy, arm),
-            "difference to the untrained one [95 %]": difference_cell(differences, arm),
-            "95 % interval of the test set": test_set_interval(plan, rows, store, arm),
+            **comparison_cells(differences, arm, "the untrained one"),
+            "95% interval of the test set": test_set_interval(plan, rows, store, arm),
             **{f"{PROBE_NAMES[name]}: top-1 %": mean_and_spread(summarise(rows, name), arm) for name in others},
         })  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def results_caption(plan: Plan) -> str:
+def results_caption(plan: Plan, rows: pd.DataFrame) -> str:
     """How the readouts' table was made, and what is right without looking."""
     labels = example_clips(plan).labels
     commonest = 100 * np.bincount(labels).max() / len(labels)
     return (
         f"{how_made(plan)} By chance {100 / plan.recipe.data.classes:.1f} % are right, always naming the commonest class of "
-        f"the split {commonest:.1f} %."
+        f"the split {commonest:.1f} %. {how_compared(plan, compared(plan, rows, main_probe(plan), 'untrained'))}"
     )
 
 

@@ -2,10 +2,18 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import UNSEEN
-from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, how_run, mean_and_spread
+from vmae_lab.lab.presentation.common import (
+    compared,
+    comparison_cells,
+    comparison_words,
+    how_compared,
+    how_run,
+    mean_and_spread,
+)
 from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.lab.workbook import labels_of
 
 
@@ -45,12 +53,19 @@ def results_caption(plan: Plan) -> str:
 
 def differences_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Paired differences to the baseline at each number of labels, one line an arm."""
-    tables = {labels: differences_to(plan, rows, metric, baseline) for metric, labels in fractions(plan).items()}
-    return pd.DataFrame([
-        {"difference to " + plan.arms[baseline].label + " [95 %]": plan.arms[arm].label}
-        | {f"{labels} labels": difference_cell(table, arm) for labels, table in tables.items()}
-        for arm in plan.possible if arm != baseline
-    ])  # fmt: skip
+    lines, to = [], plan.arms[baseline].label
+    tables = {labels: compared(plan, rows, metric, baseline) for metric, labels in fractions(plan).items()}
+    for arm in plan.possible:
+        if arm != baseline:
+            lines.append({"before fine-tuning": plan.arms[arm].label})
+            for labels, table in tables.items():
+                lines[-1] |= comparison_cells(table, arm, to, f"{labels} labels: ")
+    return pd.DataFrame(lines)
+
+
+def differences_caption(plan: Plan, rows: pd.DataFrame, baseline: str) -> str:
+    """How the differences were made."""
+    return how_compared(plan, *(compared(plan, rows, metric, baseline) for metric in fractions(plan)))
 
 
 def supervised_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
@@ -73,12 +88,12 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
         ("progressive", "pretrained", "Supervised post-pre-training on top of it, against fine-tuning directly"),
         ("progressive", "post_only", "Self-supervised pre-training before post-pre-training, against post-pre-training alone"),
     )
-    words = []
-    for arm, baseline, what in pairs:
-        if {arm, baseline} <= set(plan.possible):
-            parts = [
-                f"{difference_words(paired_differences(rows, metric, baseline).loc[arm])} with {labels} labels"
-                for metric, labels in fractions(plan).items()
-            ]
-            words.append(f"{what}: {'; '.join(parts)}.")
+    words, margin = [], plan.recipe.evaluate.margin
+    tables = {
+        labels: compare_pairs(rows, metric, [(arm, baseline) for arm, baseline, _ in pairs], margin)
+        for metric, labels in fractions(plan).items()
+    }
+    for place, (_, _, what) in enumerate([pair for pair in pairs if set(pair[:2]) <= set(plan.possible)]):
+        parts = [f"{comparison_words(table.iloc[place])} with {labels} labels" for labels, table in tables.items()]
+        words.append(f"{what}: {'; '.join(parts)}.")
     return words

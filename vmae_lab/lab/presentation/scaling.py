@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan, linear_trend, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.measure import parameter_count
 from vmae_lab.lab.presentation.common import impossible_words, main_probe, mean_and_spread
+from vmae_lab.lab.statistics import linear_trend, points, summarise
 from vmae_lab.lab.tables import interval
 
 AXES = {"parameters": "encoder and decoder parameters", "clips": "clips to pre-train on", "steps": "steps"}
@@ -39,14 +40,23 @@ def results_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
-    """Points of accuracy for each doubling, over all runs at once: columns slope, low, high; index what is doubled.
+    """Points of accuracy per doubling, over all runs at once: columns slope, low, high, verdict; index what is doubled.
 
-    Raises ValueError where the arms that were run do not tell the three apart.
+    Raises ValueError if the arms that were run do not determine the slopes.
     """
     runs = rows[rows.metric == main_probe(plan)]
     spent = budgets(plan).loc[runs.arm].reset_index(drop=True).rename(columns=AXES)
     varied = [name for name in spent.columns if spent[name].nunique() > 1]
-    return linear_trend(np.log2(spent[varied]), runs.value.to_numpy())
+    return linear_trend(np.log2(spent[varied]), runs.value.to_numpy(), plan.recipe.evaluate.margin)
+
+
+def trend_caption(plan: Plan) -> str:
+    """How the slopes were fitted."""
+    return (
+        "Least squares over all runs, each taken as independent: points of accuracy per doubling. The 95% intervals hold for "
+        "all slopes at once (Bonferroni). A slope is equivalent to zero if two one-sided tests at 5% (Holm) find it to be "
+        f"within {points(plan.recipe.evaluate.margin)}."
+    )
 
 
 def curves(plan: Plan, rows: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, Arm]]:
@@ -64,9 +74,10 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
     """The fitted trend in words, with its uncertainty and its reach."""
     fitted, spent, words = trend(plan, rows), budgets(plan).rename(columns=AXES), []
     for name, row in fitted.iterrows():
-        told = "" if row.low > 0 or row.high < 0 else ", which cannot be told from none"
         reach = f"{spent[name].min():,} to {spent[name].max():,}"
-        words.append(f"Twice the {name}: {interval(row.slope, row.low, row.high)} points{told} (seen from {reach}).")
+        words.append(
+            f"Twice the {name}: {interval(row.slope, row.low, row.high)} points, {row.verdict} (measured from {reach})."
+        )
     words.append(
         "The trend is a straight line over the logarithms of what was spent, over all runs taken as independent; it says "
         "nothing beyond the ranges that were run."

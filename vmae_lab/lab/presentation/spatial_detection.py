@@ -13,13 +13,21 @@ from vmae_lab.data.motionworld.dataset import Split
 from vmae_lab.data.scenes import Scenes
 from vmae_lab.detection.spatial import DetectSettings, people_of
 from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.maps import Scene
-from vmae_lab.lab.presentation.common import difference_cell, difference_words, mean_and_spread, over_seeds
+from vmae_lab.lab.presentation.common import (
+    compared,
+    comparison_cells,
+    comparison_words,
+    how_compared,
+    mean_and_spread,
+    over_seeds,
+)
 from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import DETECTIONS
+from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.lab.tables import plus_minus
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.randomness import numpy_generator
@@ -56,21 +64,20 @@ def main_metric(rows: pd.DataFrame) -> str:
 def detection_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
     """One line an arm: frame mAP by both kinds of boxes and by their size, and what pre-training changes."""
     scores, true = summarise(rows, main_metric(rows)), summarise(rows, TRUE_BOXES)
-    scratch = "scratch" in plan.possible
-    differences = paired_differences(rows, main_metric(rows), "scratch") if scratch else pd.DataFrame()
+    differences = compared(plan, rows, main_metric(rows), "scratch")
     by_size = {arm: over_seeds(plan, store, arm, "detect", "by_size", SIZES) for arm in plan.possible}
     return pd.DataFrame([
         {
             "start": plan.arms[arm].label, "steps": _steps(plan, arm),
             "frame mAP, %": mean_and_spread(scores, arm), "by true boxes, %": mean_and_spread(true, arm),
             **{f"{size} boxes, %": plus_minus(row["mean"], row["std"]) for size, row in by_size[arm].iterrows()},
-            "difference to no pre-training [95 %]": difference_cell(differences, arm),
+            **comparison_cells(differences, arm, "no pre-training"),
         }
         for arm in plan.possible
     ])  # fmt: skip
 
 
-def detection_caption(plan: Plan, store: RunStore) -> str:
+def detection_caption(plan: Plan, rows: pd.DataFrame, store: RunStore) -> str:
     """How the detectors were trained and judged."""
     recipe, settings = plan.recipe, _settings(plan)
     result = store.result(plan.first(plan.possible[0]).measures["detect"])
@@ -81,8 +88,8 @@ def detection_caption(plan: Plan, store: RunStore) -> str:
         f"{result['training_key_frames']} key frames to train on, batches of {settings.batch_size} clips, "
         f"{len(recipe.seeds)} seeds; mean ± standard deviation over seeds; {result['key_frames']} key frames of the "
         f"{recipe.evaluate.split} split. Frame mAP at IoU {OVERLAP:g} over {len(result['per_class'])} classes by AVA's own "
-        f"protocol, of boxes of {_whose_boxes(plan)}. Sizes in parts of the frame's area: {sizes}. Differences are paired by "
-        "seed, with Student's interval."
+        f"protocol, of boxes of {_whose_boxes(plan)}. Sizes in parts of the frame's area: {sizes}. "
+        f"{how_compared(plan, compared(plan, rows, main_metric(rows), 'scratch'))}"
     )
 
 
@@ -195,13 +202,11 @@ def conclusions(plan: Plan, rows: pd.DataFrame) -> list[str]:
         f"({_steps(plan, arm)} steps); guessing would give {np.mean(list(guessing(plan).values())):.1f} %."
         for arm in plan.pretrained
     ]
-    for arm, other in PAIRS:
-        if {arm, other} <= set(plan.possible):
-            row = paired_differences(rows, metric, other).loc[arm]
-            words.append(
-                f"'{plan.arms[arm].label}' against '{plan.arms[other].label}', {mean_and_spread(scores, other)} %: "
-                f"{difference_words(row, ' points')}."
-            )
+    for (arm, other), row in compare_pairs(rows, metric, PAIRS, plan.recipe.evaluate.margin).iterrows():
+        words.append(
+            f"'{plan.arms[arm].label}' compared with '{plan.arms[other].label}' ({mean_and_spread(scores, other)}%): "
+            f"{comparison_words(row)}."
+        )
     recall = recall_of_persons(plan)
     return words if recall is None else [*words, f"The boxes cover {recall:.0f} % of the people: no detector finds more."]
 

@@ -10,13 +10,21 @@ from vmae_lab.data.untrimmed import Split, Untrimmed
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
 from vmae_lab.evaluation.thumos import DURATIONS, by_score, matches
-from vmae_lab.lab.ablation import Plan, paired_differences, summarise
+from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
-from vmae_lab.lab.presentation.common import difference_cell, difference_words, differences_to, mean_and_spread, over_seeds
+from vmae_lab.lab.presentation.common import (
+    compared,
+    comparison_cells,
+    comparison_words,
+    how_compared,
+    mean_and_spread,
+    over_seeds,
+)
 from vmae_lab.lab.recipe import needed
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import SEGMENTS
+from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.lab.tables import plus_minus
 from vmae_lab.lab.timelines import Timeline
 from vmae_lab.paper import SEGMENT_MAP
@@ -43,20 +51,20 @@ def segments_table(plan: Plan) -> pd.DataFrame:
 
 def localisation_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """One line an encoder: mAP at each overlap, their mean, and what the encoder's training changes of it."""
-    differences = differences_to(plan, rows, MAP, FLOOR)
+    differences = compared(plan, rows, MAP, FLOOR)
     means = {threshold: summarise(rows, f"{MAP}_{100 * threshold:.0f}") for threshold in _settings(plan).thresholds}
     return pd.DataFrame([
         {
             "features of": plan.arms[arm].label,
             **{f"mAP at {threshold:g}, %": mean_and_spread(summary, arm) for threshold, summary in means.items()},
             "mean, %": mean_and_spread(summarise(rows, MAP), arm),
-            "difference to untrained [95 %]": difference_cell(differences, arm),
+            **comparison_cells(differences, arm, "untrained"),
         }
         for arm in plan.possible
     ])  # fmt: skip
 
 
-def localisation_caption(plan: Plan, store: RunStore) -> str:
+def localisation_caption(plan: Plan, rows: pd.DataFrame, store: RunStore) -> str:
     """What the detectors were trained and judged on."""
     recipe, settings = plan.recipe, _settings(plan)
     result = store.result(plan.first(plan.possible[0]).measures["localise"])
@@ -66,8 +74,8 @@ def localisation_caption(plan: Plan, store: RunStore) -> str:
         f"detector trained on {result['training_videos']} videos ({result['training_segments']} segments) for {settings.steps} "
         f"steps of {settings.batch_size}; {len(recipe.seeds)} seeds; mean ± standard deviation over seeds; "
         f"{result['videos']} videos of the {recipe.evaluate.split} split ({result['segments']} segments). mAP over "
-        f"{len(result['per_class'])} classes, protocol of {settings.protocol}. Differences are paired by seed, with Student's "
-        "interval."
+        f"{len(result['per_class'])} classes, protocol of {settings.protocol}. "
+        f"{how_compared(plan, compared(plan, rows, MAP, FLOOR))}"
     )
 
 
@@ -166,14 +174,11 @@ def paper_table() -> pd.DataFrame:
 def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
     """What the training of the encoder changes, and what is left wrong, in words computed from the numbers."""
     scores, words = summarise(rows, MAP), []
-    for arm, other in PAIRS:
-        if {arm, other} <= set(plan.possible):
-            row = paired_differences(rows, MAP, other).loc[arm]
-            words.append(
-                f"Features of '{plan.arms[arm].label}': mean mAP {mean_and_spread(scores, arm)} %, of "
-                f"'{plan.arms[other].label}' {mean_and_spread(scores, other)} %: "
-                f"{difference_words(row, ' points')}."
-            )
+    for (arm, other), row in compare_pairs(rows, MAP, PAIRS, plan.recipe.evaluate.margin).iterrows():
+        words.append(
+            f"Features of '{plan.arms[arm].label}': mean mAP {mean_and_spread(scores, arm)}%, of "
+            f"'{plan.arms[other].label}' {mean_and_spread(scores, other)}%: {comparison_words(row)}."
+        )
     best = scores["mean"].idxmax()
     kinds = kinds_table(plan, store).set_index("features of").loc[plan.arms[best].label].drop(["right", "missed"])
     if kinds.sum() > 0:
