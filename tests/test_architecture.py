@@ -49,6 +49,7 @@ INSIDE = {  # rooms of the lab, each of which may know those before it
         "statistics",
         "ablation",
         "workbook",
+        "work",
         "seeds",
         "cost",
         "labels",

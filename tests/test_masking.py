@@ -15,6 +15,7 @@ from vmae_lab.masking import (
     draw_masks,
     loss_positions,
     pruned,
+    running_cell,
     running_cell_maps,
     visible_index,
 )
@@ -89,6 +90,15 @@ def test_every_position_is_decoded_equally_often(grid, ratio):
     assert (~maps).sum(1).eq(grid[0] * (1 - ratio)).all()
     for phase in range(3):
         assert torch.equal(maps[phase, 1:], maps[phase + 1, :-1]), "a phase later is a time step later"
+
+
+def test_masks_that_a_caller_changed_do_not_come_back():
+    maps, drawn = running_cell_maps((4, 6, 6), 0.5), running_cell((4, 6, 6), 0.5, 8, generator())
+    expected_maps, expected = maps.clone(), drawn.clone()
+    maps.fill_(True)
+    drawn.fill_(True)
+    assert torch.equal(running_cell_maps((4, 6, 6), 0.5), expected_maps)
+    assert torch.equal(running_cell((4, 6, 6), 0.5, 8, generator()), expected)
 
 
 def test_running_cells_by_hand():

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from vmae_lab.randomness import library_draws
+from vmae_lab.randomness import library_draws, reseed
 
 
 def test_libraries_draw_what_the_seed_says_and_generators_are_put_back():
@@ -25,3 +25,11 @@ def test_draws_on_the_cpu_leave_the_gpus_alone(monkeypatch):
     with library_draws(5):
         torch.rand(1)
     assert seeded == []
+
+
+def test_reseeding_for_the_cpu_is_manual_seed():
+    with torch.random.fork_rng([]):
+        reseed(torch.device("cpu"), 2**62 + 7)
+        found = torch.rand(5)
+        torch.manual_seed(2**62 + 7)
+        assert torch.equal(found, torch.rand(5))

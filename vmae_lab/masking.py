@@ -6,6 +6,7 @@ generator it is given and masks the same number of tokens in every clip of the b
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -44,8 +45,7 @@ def frame(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> T
 
 def running_cell(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Tensor:
     """Running cell masking, the start phase drawn uniformly a clip. Returns bool `(batch, N)`."""
-    maps = running_cell_maps(grid, ratio)
-    return maps[torch.randint(CELL_PHASES, (batch,), generator=generator)]
+    return _kept_maps(grid, ratio)[torch.randint(CELL_PHASES, (batch,), generator=generator)]
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> Tensor:
@@ -71,6 +71,9 @@ def running_cell_maps(grid: Grid, ratio: float) -> Tensor:
             "use an even height and width, or a number of time steps that is a multiple of 4"
         )
     return maps
+
+
+_kept_maps = cache(running_cell_maps)  # a training draws from the same four maps at every step
 
 
 MASKS: dict[str, Callable[[Grid, float, int, torch.Generator], Tensor]] = {
@@ -142,10 +145,11 @@ def visible_index(mask: Tensor) -> Tensor:
     to the device before `forward`, which then waits for it here: a matter of speed alone, not measured.
     Raises ValueError where the clips of the batch have unequal counts, or none at all.
     """
-    counts = (~mask).sum(1)
+    visible = ~mask
+    counts = visible.sum(1)
     if counts.numel() == 0 or counts.min() != counts.max() or counts[0] == 0:
         raise ValueError(f"every clip of a batch needs the same, positive number of unmasked tokens; got {counts.tolist()}")
-    return (~mask).nonzero(as_tuple=True)[1].view(len(mask), -1)
+    return visible.nonzero(as_tuple=True)[1].view(len(mask), -1)
 
 
 def loss_positions(encoder_mask: Tensor, decoded: Tensor, loss_on: str = "invisible") -> Tensor:

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from vmae_lab.data import augment
 from vmae_lab.data.augment import FinetuneAugment, centre_crop, finetune_augment, multi_scale_crop
@@ -102,3 +103,23 @@ def test_a_centre_crop_is_the_square_in_the_middle():
         crop = centre_crop(places(height, width), 20)
         assert crop[0, 0, :, 0].tolist() == list(range((height - 20) // 2, (height - 20) // 2 + 20))
         assert crop[1, 0, 0].tolist() == list(range((width - 20) // 2, (width - 20) // 2 + 20))
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(40, 40, 24), (64, 64, 40), (48, 70, 32), (33, 41, 48), (24, 24, 24)])
+def test_crops_of_any_memory_layout_are_plain_resized_frames(monkeypatch, height, width, side):
+    video = torch.randint(0, 256, (3, 4, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    innermost = video.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    resized, sizes = augment._resize, set()
+
+    def checked(crop: torch.Tensor, side: int) -> torch.Tensor:
+        found = resized(crop, side)
+        sizes.add(crop.shape[-2:])
+        frames = [functional.resize(frame.contiguous(), [side, side], antialias=True) for frame in crop.unbind(1)]
+        assert torch.equal(found, torch.stack(frames, 1))
+        return found
+
+    monkeypatch.setattr(augment, "_resize", checked)
+    for seed in range(60):
+        one, other = (multi_scale_crop(v, side, np.random.default_rng(seed), (1.0, 0.9, 0.8)) for v in (video, innermost))
+        assert torch.equal(one, other)
+    assert len(sizes) == 7

@@ -31,6 +31,17 @@ def test_resident_clips_equal_their_files(home):
             video = clips.video(index, Exactly((1, 3, 5)))
             assert video.dtype == torch.uint8
             assert torch.equal(video, torch.from_numpy(expected).permute(3, 0, 1, 2))
+            assert torch.equal(clips.video(index, Dense(3, 2, 0.5)), video)
+
+
+def test_resident_clips_are_copies_whose_colours_are_innermost(home):
+    clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
+    for choose in (Dense(3, 2, 0.5), Everything(), Exactly((1, 3, 5))):
+        video = clips.video(0, choose)
+        assert video.stride(0) == 1  # what _resize takes its faster way for
+        expected = video.clone()
+        video.zero_()  # a view of the read-only mapping would end the process here
+        assert torch.equal(clips.video(0, choose), expected)
 
 
 def test_a_spawned_process_gets_no_pixels_but_maps_their_file(home):

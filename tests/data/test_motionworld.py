@@ -2,14 +2,15 @@
 
 import multiprocessing
 import shutil
+from itertools import product
 
 import numpy as np
 import psutil
 import pytest
-from scipy.stats import binom, kstest
+from scipy.stats import binom, ks_2samp, kstest
 
 from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.motionworld import ACTIONS, SOURCES, MotionworldSettings, open_motionworld
+from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings, open_motionworld
 from vmae_lab.data.motionworld.dataset import render_clip
 from vmae_lab.data.motionworld.motion import draw_path
 from vmae_lab.data.video import read_frames
@@ -17,6 +18,7 @@ from vmae_lab.evaluation.controls import single_frame_accuracies
 from vmae_lab.files import StorageError
 from vmae_lab.randomness import numpy_generator
 
+PATTERNS = ("plaids", "dark_plaids", "coarse_plaids", "striped_plaids", "photographs")
 SMALL = MotionworldSettings(side=32, frames=6, train=2, validation=1, test=1)
 
 
@@ -27,7 +29,7 @@ def written(home):
 
 def test_every_clip_is_a_file_that_decord_reads(written):
     folder, records = written
-    assert len(records) == SMALL.clips() == len(SOURCES) * len(ACTIONS) * 4
+    assert len(records) == SMALL.clips() == 5 * len(ACTIONS) * 4
     assert len({record.path for record in records}) == len(records)
     for record in records[::7]:
         frames = read_frames(folder / record.path)
@@ -86,18 +88,54 @@ def test_position_angle_and_size_are_uniform_in_every_frame(action):
             assert kstest(values, "uniform").pvalue > 1e-4  # 96 tests: one in a hundred runs would pass this bound by chance
 
 
-def test_no_single_frame_beats_chance_under_a_linear_readout(home):
-    """On files as decoded; the bound is what chance stays below in 99.9 % of tries, for the best of all frames."""
+@pytest.mark.parametrize("sources", [("digits", "sticks", "sprites"), *((name,) for name in PATTERNS)], ids="+".join)
+def test_no_single_frame_beats_chance_under_a_linear_readout(sources, home):
+    """On files as decoded; the bound is what chance stays below in 99.9% of tries, for the best of all frames."""
+    each = 20 * (4 - len(sources))
     data = DataSettings(
-        motionworld=MotionworldSettings(
-            sources=("digits", "sticks", "sprites"), side=32, frames=8, train=20, test=14, validation=1
-        ),
+        motionworld=MotionworldSettings(sources=sources, side=32, frames=8, train=each, test=each // 2, validation=1),
         resident_side=24,
     )
     train, held_out = load_clips(data, "train"), load_clips(data, "test")
     accuracies = single_frame_accuracies(train, held_out, side=16)
     limit = 100 * binom.ppf(1 - 0.001 / len(accuracies), len(held_out), 1 / len(ACTIONS)) / len(held_out)
     assert max(accuracies) <= limit
+
+
+@pytest.mark.parametrize("source", PATTERNS)
+@pytest.mark.parametrize("action", ACTIONS)
+def test_first_and_last_frames_of_a_pattern_look_alike(source, action):
+    """Brightness, contrast and fineness of 150 clips have the same distribution in the first and last of 24 frames."""
+    settings = MotionworldSettings(sources=(source,), side=32, frames=24)
+    clips = np.stack([render_clip(source, action, settings, "train", index)[0][[0, -1]] for index in range(150)]) / 255.0
+    for feature in (
+        clips.mean((2, 3, 4)),
+        clips.std((2, 3)).mean(-1),
+        np.abs(np.diff(clips, axis=2)).mean((2, 3, 4)),
+        np.abs(np.diff(clips, axis=3)).mean((2, 3, 4)),
+    ):
+        assert ks_2samp(feature[:, 0], feature[:, 1]).pvalue > 1e-4  # 160 tests: chance passes this bound in 98 of 100 runs
+
+
+def test_plaids_move_as_their_action_says():
+    """A shift of the last frame by what the path moved gives back the first; zooming in makes the pattern coarser nearby."""
+    settings = MotionworldSettings(sources=("plaids",), side=40, frames=3)
+    for action, axis, sign in (("right", 1, 1), ("left", 1, -1), ("down", 0, 1), ("up", 0, -1)):
+        for index in range(5):
+            frames, _ = render_clip("plaids", action, settings, "train", index)
+            brightness = frames.mean(-1)
+            shifts = range(-5, 6)
+            errors = [np.abs(np.roll(brightness[2], -shift, axis=axis) - brightness[0])[5:-5, 5:-5].mean() for shift in shifts]
+            assert sign * shifts[int(np.argmin(errors))] in (1, 2, 3, 4)  # 2 frames x 40 pixels x 0.035 x (0.7 to 1.3)
+
+
+def test_a_pattern_has_no_jump():
+    """Between neighbouring frames no clip changes much more than the typical one, also where a path wraps."""
+    settings = MotionworldSettings(sources=PATTERNS, side=32, frames=48)
+    for source, action in product(PATTERNS, ACTIONS):
+        frames, _ = render_clip(source, action, settings, "train", 0)
+        change = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
+        assert change.max() < 4 * np.median(change), (source, action)
 
 
 def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):

@@ -3,17 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vmae_lab.data.clips import load_clips
 from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.probes import arrange, draw_labelled, extract_tokens, fit_classical
+from vmae_lab.evaluation.probes import arrange, classical_answers, draw_labelled, extract_tokens, token_bytes, token_device
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
+from vmae_lab.lab.readouts import ReadClips
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.training.probe import AttentiveProbeTask
+from vmae_lab.training.settings import TrainSettings
+
+GRID = (1, 2, 2)
 
 
-def features(labels: np.ndarray, placed: bool) -> np.ndarray:
-    """Tokens `(n, 4, 8)`: the class as a vector, in every token, or (placed) told only by which token holds one mark."""
+def features(labels: np.ndarray, placed: bool) -> torch.Tensor:
+    """Tokens `(n, 4, 8)` of GRID: the class as a vector in every token or, if `placed`, as the token that holds a mark."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(scale=0.1, size=(len(labels), 4, 8))
     for i, label in enumerate(labels):
@@ -21,25 +27,33 @@ def features(labels: np.ndarray, placed: bool) -> np.ndarray:
             tokens[i, label % 4, 0] += 3
         else:
             tokens[i, :, label] += 3
-    return tokens.astype(np.float32)
+    return torch.from_numpy(tokens.astype(np.float32))
 
 
-@pytest.mark.parametrize("probe", ["ridge", "linear_mean", "knn"])
+@pytest.mark.parametrize("probe", ["ridge", "linear_2x2", "linear_mean", "knn"])
 def test_a_class_that_every_token_shows_is_read(probe):
     labels = np.arange(80) % 4
-    readout = fit_classical(probe, features(labels, placed=False), labels)
-    assert top1(readout.predict(arrange(probe, features(labels[::-1], placed=False))), labels[::-1]) == 100
+    answers = classical_answers(probe, features(labels, placed=False), labels, features(labels[::-1], placed=False), GRID)
+    assert top1(answers, labels[::-1]) == 100
 
 
 def test_only_readouts_that_keep_places_read_a_place():
     """Why the demo's conclusions are drawn from flattened tokens."""
     labels = np.arange(160) % 4
     accuracy = {}
-    for probe in ("ridge", "linear_mean"):
-        readout = fit_classical(probe, features(labels, placed=True), labels)
-        accuracy[probe] = top1(readout.predict(arrange(probe, features(labels[::-1], placed=True))), labels[::-1])
-    assert accuracy["ridge"] == 100
+    for probe in ("ridge", "linear_2x2", "linear_mean"):
+        answers = classical_answers(probe, features(labels, placed=True), labels, features(labels[::-1], placed=True), GRID)
+        accuracy[probe] = top1(answers, labels[::-1])
+    assert accuracy["ridge"] == accuracy["linear_2x2"] == 100
     assert accuracy["linear_mean"] < 60
+
+
+def test_quarters_of_the_frame_are_averaged():
+    """Tokens that hold their own number, on a grid of 2 x 4 x 4."""
+    tokens = torch.arange(32.0).reshape(1, 32, 1)
+    frame = np.arange(16.0).reshape(4, 4) + 8  # the mean over the two times
+    expected = [frame[rows, columns].mean() for rows in (slice(2), slice(2, 4)) for columns in (slice(2), slice(2, 4))]
+    assert arrange("linear_2x2", tokens, (2, 4, 4)).tolist() == [expected]
 
 
 def test_draws_of_labels_are_balanced_repeatable_and_different():
@@ -79,3 +93,46 @@ def test_the_error_of_the_cube_mean_is_that_of_saying_zero(parts):
     model.normalise_target = False
     raw = reconstruction_errors(model, clips, recipe.model, recipe.mask, recipe.data.stride)
     assert raw["cube_mean"] < raw["reconstruction"], "of raw pixels a cube's mean says more than zero does"
+
+
+@pytest.mark.parametrize(("free", "kept"), [(4.0, "cuda"), (3.9, "cpu")])
+def test_tokens_stay_on_a_gpu_that_has_room_for_them(free, kept, monkeypatch):
+    """A quarter of what is free may be taken."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 2**40))
+    assert token_device(torch.device("cuda", 0), 2**30).type == kept
+
+
+def test_tokens_computed_on_the_cpu_stay_there():
+    assert token_device(torch.device("cpu"), 1) == torch.device("cpu")
+
+
+def test_tokens_take_the_bytes_that_are_counted_for_them(parts):
+    recipe, model, clips = parts
+    for pooled in (False, True):
+        tokens = extract_tokens(model.encoder, clips, [0, 1, 2], recipe.model, recipe.data.stride, pooled)
+        assert token_bytes(recipe.model, 3, pooled) == tokens.nbytes
+
+
+def test_tokens_on_a_gpu_are_indexed_there():
+    """Fake tensors refuse operations that mix devices. Batches hold rows alone, since a loader cannot pin what is on a GPU."""
+    settings = TrainSettings(steps=2, batch_size=2, lr=1e-3, warmup_steps=0, precision="fp32")
+    with FakeTensorMode():
+        tokens, device = torch.empty(4, 6, 8, device="cuda"), torch.device("cuda")
+        task = AttentiveProbeTask(tokens, torch.tensor([0, 1, 0, 1]), 2, 2, settings, seed=0)
+        batch = task.batches(range(2))[1]
+        assert {name: part.device.type for name, part in batch.items()} == {"row": "cpu", "label": "cpu"}
+        assert task.loss(lambda tokens: tokens.mean(1)[:, :2], batch, device).device.type == "cuda"
+        read = ReadClips([np.array([3, 7])], np.array([3, 5, 7]), tokens, np.arange(8), tokens, None, {})
+        [(drawn, labels)] = read.draws()
+        assert (drawn.device.type, drawn.shape, labels.tolist()) == ("cuda", (2, 6, 8), [3, 7])
+
+
+def test_an_attentive_probe_reads_the_rows_of_its_batch():
+    tokens, labels = torch.randn(5, 6, 8), torch.arange(5) % 2
+    settings = TrainSettings(steps=4, batch_size=3, lr=1e-3, warmup_steps=0, precision="fp32")
+    task = AttentiveProbeTask(tokens, labels, 2, 2, settings, seed=0)
+    model, batch = task.build(), task.batches(range(3))[1]
+    expected = torch.nn.functional.cross_entropy(model(tokens[batch["row"]]), labels[batch["row"]])
+    assert torch.equal(task.loss(model, batch, torch.device("cpu")), expected)
+    assert torch.equal(batch["label"], labels[batch["row"]])
+    assert sorted(row for step in range(5) for row in task.batches(range(3))[step]["row"].tolist()) == sorted([*range(5)] * 3)

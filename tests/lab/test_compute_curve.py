@@ -9,12 +9,13 @@ import pytest
 from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab import curves, execution
 from vmae_lab.lab.arms import DECODER_MASKS
-from vmae_lab.lab.cost import stage_bytes, step_macs
+from vmae_lab.lab.cost import stage_bytes
 from vmae_lab.lab.presentation import common, compute_curve
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.statistics import compare
+from vmae_lab.lab.work import step_macs
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.training.kept import kept_file
 
@@ -190,7 +191,7 @@ def test_labels_are_shuffled_between_the_labelled_clips(pretrained, monkeypatch)
     recipe, store, stage = pretrained
     fitted = []
 
-    def seen(probe, features, labels, others):
+    def seen(probe, features, labels, others, *grid):
         fitted.append((probe, features, labels))
         return np.zeros(len(others), dtype=np.int64)
 

@@ -1,11 +1,15 @@
 """What a plan is said to cost: counted stages, bytes that are really written, and predictions set beside what was taken."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
-from vmae_lab.lab.arms import PROGRESSIVE
-from vmae_lab.lab.cost import plan_cost, predicted_and_actual, stage_bytes, stage_macs
+from vmae_lab.lab import work
+from vmae_lab.lab.arms import DECODER_MASKS, PROGRESSIVE
+from vmae_lab.lab.cost import plan_cost, plan_summary, predicted_and_actual, stage_bytes, stage_macs
 from vmae_lab.lab.recipe import build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import (
@@ -18,6 +22,7 @@ from vmae_lab.lab.stages import (
     probe_stage,
     views_stage,
 )
+from vmae_lab.lab.work import H200, Machine, Work, data_work, ridge_macs, stage_work, this_machine
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.training.settings import Compute
@@ -67,13 +72,108 @@ def test_the_work_of_a_stage_by_hand(plan):
     assert stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 9}), 0)) == 9 * step
 
 
-def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path):
+@pytest.fixture
+def unwritten(tmp_path, monkeypatch):
+    """No embedded data, of which a pixel takes a microsecond."""
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(work, "pixel_seconds", lambda world: 1e-6)
+    return tmp_path / "home"
+
+
+def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path, unwritten):
     """Two side by side take half as long, and keep a checkpoint of the largest weights and their two moments each."""
     two = plan_notebook("ablation_progressive_training", plan.recipe.with_overrides({"compute.jobs": 2}))
-    cost, rate = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9
-    assert cost.minutes == pytest.approx(sum(map(stage_macs, two.stages)) / rate / 60 / 2)
+    cost, rate, world = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9, plan.recipe.data.motionworld
+    seconds = sum(this_machine(rate).seconds(stage_work(made), workers=0) for made in two.stages)
+    pixels = world.clips() * world.frames * world.side**2
+    assert cost.part_minutes["data"] == pytest.approx(pixels * 1e-6 / 2 / 60)
+    assert cost.minutes == pytest.approx((seconds + pixels * 1e-6) / 60 / 2)
+    assert set(cost.part_minutes) == {"data", "pretrain", "post_pretrain", "finetune"}
     sizes = [stage_bytes(made) for made in two.stages]
-    assert cost.disk_bytes == sum(sizes) + 3 * 2 * max(sizes)
+    assert cost.disk_bytes == sum(sizes) + 3 * 2 * max(sizes) + data_work(two.recipe, two.stages).disk_bytes
+
+
+def test_data_that_is_written_costs_nothing(plan, unwritten):
+    world, side = plan.recipe.data.motionworld, plan.recipe.data.resident_side
+    assert data_work(plan.recipe, plan.stages).clips == world.clips()
+    folder = unwritten / f"motionworld-{world.fingerprint}"
+    folder.mkdir(parents=True)
+    assert data_work(plan.recipe, plan.stages).clips == world.clips(), "not decoded yet"
+    (folder / f"decoded-{side}.npy").touch()
+    assert data_work(plan.recipe, plan.stages) == work.DataWork()
+
+
+def test_scenes_and_untrimmed_videos_are_data_too(smoke, unwritten):
+    recipe = build_recipe({**smoke, "arms": ["pretrained"], "seeds": [0]})
+    scenes, videos = recipe.detect.scenes.motionworld, recipe.localise.videos.motionworld
+    clips = recipe.data.motionworld.clips()
+    for name, given in (("downstream_spatial_detection", scenes), ("downstream_temporal_detection", videos)):
+        stages = plan_notebook(name, recipe).stages
+        assert data_work(recipe, stages).clips == clips + given.train + given.validation + given.test
+
+
+def test_a_training_takes_what_its_slowest_part_takes():
+    machine = Machine("one", training=10.0, prediction=5.0, readout=2.0, layer_step_s=0.5)
+    assert machine.seconds(Work(training=100, layer_steps=4, loading_s=6), workers=2) == 10
+    assert machine.seconds(Work(training=100, layer_steps=30, loading_s=6), workers=2) == 15
+    assert machine.seconds(Work(training=100, layer_steps=4, loading_s=60), workers=2) == 30
+    assert machine.seconds(Work(prediction=100, readout=8, own_s=7), workers=2) == 20 + 4 + 7
+
+
+def test_stages_that_share_a_device_wait_for_it(plan):
+    compute = Compute(jobs=4, workers=1)
+    works = [Work(training=10, own_s=2)] * 8
+    apart, shared = (Machine("one", 1.0, 1.0, 1.0, one_device=one_device) for one_device in (False, True))
+    assert apart.wall_seconds(works, compute) == 8 * 12 / 4
+    assert shared.wall_seconds(works, compute) == 8 * 10
+    assert shared.wall_seconds([Work(training=1, own_s=9)] * 8, compute) == 8 * 10 / 4
+    assert shared.bound_by_loading([Work(training=10, loading_s=41)] * 8, compute)
+    assert not shared.bound_by_loading([Work(training=10, loading_s=39)] * 8, compute)
+
+
+def test_the_work_of_a_probe_by_hand(plan):
+    """Its readouts and what it reads count as well as the passes through the encoder, which `stage_macs` counts alone."""
+    recipe = plan.recipe.with_overrides({"evaluate.probe.probes": ["ridge", "linear_mean", "knn"], "evaluate.probe.draws": 2})
+    done, model = stage_work(probe_stage(recipe, initial_stage(recipe, 0), 0)), recipe.model
+    columns = model.clip.tokens * model.dimensions.width
+    assert done.readout == 2 * (ridge_macs(16, columns, 32, 8) + ridge_macs(16, model.dimensions.width, 32, 8))
+    reading_s = work.CLIP_S + model.frames * model.side**2 * work.RESIZE_PIXEL_S
+    assert done.own_s == pytest.approx((16 * 2 + 32) * reading_s)
+    assert (done.training, done.layer_steps) == (0, 0)
+    pretrained = stage_work(probe_stage(recipe, pretrain_stage(recipe, 0), 0))
+    assert pretrained.prediction > done.prediction, "reconstruction"
+    assert pretrained.own_s == pytest.approx((16 * 2 + 2 * 32) * reading_s)
+    attentive = recipe.with_overrides({"evaluate.probe.probes": ["attentive"]})
+    assert stage_work(probe_stage(attentive, initial_stage(recipe, 0), 0)).layer_steps > 0
+
+
+def test_ridge_is_counted_by_the_smaller_of_rows_and_columns():
+    """A Gram matrix of 160 clips, not a covariance of 602,112 columns."""
+    assert ridge_macs(160, 602_112, 1440, 8) < 3e10
+    assert ridge_macs(6000, 432, 0, 8) == 6000 * 432 * 432 + 10 * 432**3 + 6000 * 432 * 8
+
+
+def test_the_rendering_of_every_source_is_timed(plan, monkeypatch):
+    world, timed = plan.recipe.data.motionworld, []
+    render = work.render_clip
+    monkeypatch.setattr(work, "render_clip", lambda source, *rest: timed.append(source) or render(source, *rest))
+    work.pixel_seconds.cache_clear()
+    assert 1e-9 < work.pixel_seconds(world) < 1e-3
+    assert set(timed) == set(world.sources)
+
+
+def test_the_scale_for_a_gpu_is_planned_for_less_than_an_hour(tmp_path, monkeypatch):
+    """With every part on a line of its own; a pixel takes what it took on the machine that the file's header names."""
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(work, "pixel_seconds", lambda world: 3.5e-7)
+    parameters = yaml.safe_load((Path(__file__).parents[2] / "params" / "gpu.yaml").read_text(encoding="utf-8"))
+    recipe = build_recipe({"arms": list(DECODER_MASKS), **parameters}, DECODER_MASKS)
+    words = plan_summary(plan_notebook("ablation_decoder_mask", recipe), RunStore(tmp_path / "runs"))
+    total = re.search(rf"left to run: .* about (\d+) minutes on {re.escape(H200.name)}", words)
+    assert 10 < int(total[1]) < 60
+    parts = dict(re.findall(r"^ *(\w+): .*, (\d+) (?:minutes|seconds)", words, re.MULTILINE))
+    assert {"data", "pretrain", "probe", "finetune", "controls"} <= set(parts)
+    assert recipe.compute.processes == 16
 
 
 def test_a_plan_says_what_is_finished_and_what_is_left(plan, tmp_path):
@@ -95,7 +195,8 @@ def test_predicted_times_stand_beside_those_taken(plan, tmp_path):
     store, rate = RunStore(tmp_path), 1e9
     for one in plan.stages:
         store.folder(one).mkdir()
-        (store.folder(one) / "result.json").write_text(json.dumps({"seconds": 2 * stage_macs(one) / rate}))
+        seconds = this_machine(rate).seconds(stage_work(one), workers=0)
+        (store.folder(one) / "result.json").write_text(json.dumps({"seconds": 2 * seconds}))
     table = predicted_and_actual(plan, store, rate).set_index("kind")
     assert table.stages.to_dict() == {"pretrain": 1, "post_pretrain": 2, "finetune": 8, "all": 11}
     assert set(table["taken / predicted"]) == {"2.00"}

@@ -14,13 +14,13 @@ from vmae_lab.data.motionworld.scenes import open_scene_world
 from vmae_lab.evaluation.ava import frame_map
 from vmae_lab.lab import figures
 from vmae_lab.lab.arms import SPATIAL_DETECTION
-from vmae_lab.lab.cost import BACKWARD, stage_macs
 from vmae_lab.lab.loading import load_scenes
 from vmae_lab.lab.maps import letter_of, number_of
 from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage
+from vmae_lab.lab.work import BACKWARD, stage_macs
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.detector import ActionDetector
 from vmae_lab.models.flops import classify_cost

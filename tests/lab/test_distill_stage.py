@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from vmae_lab.lab.arms import DECODER_MASKS, DISTILLATION
-from vmae_lab.lab.cost import BACKWARD, stage_bytes, stage_macs
+from vmae_lab.lab.cost import stage_bytes
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import WEIGHTS, distill_stage, finetune_stage, initial_stage, post_pretrain_stage, pretrain_stage
+from vmae_lab.lab.work import BACKWARD, stage_macs
 from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.models.classifier import VideoClassifier

@@ -11,13 +11,14 @@ import torch
 from vmae_lab.data.segments import read_predictions
 from vmae_lab.detection.temporal import LocaliseSettings
 from vmae_lab.lab.arms import TEMPORAL_DETECTION
-from vmae_lab.lab.cost import localiser_macs, stage_bytes, stage_macs
+from vmae_lab.lab.cost import stage_bytes
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import load_untrimmed
 from vmae_lab.lab.presentation import temporal_detection
 from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore, in_order
 from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.work import localiser_macs, stage_macs
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape

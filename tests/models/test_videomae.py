@@ -9,7 +9,7 @@ from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weig
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
-from vmae_lab.models.vit import sincos_positions
+from vmae_lab.models.vit import cubes, sincos_positions
 
 CLIP = ClipShape(frames=8, side=24, patch=4)
 GRID = CLIP.grid
@@ -77,6 +77,28 @@ def test_raw_and_normalised_pixels_are_one_input(model, video):
     visible = torch.arange(20).expand(2, -1)
     torch.testing.assert_close(model.encoder(video, visible), model.encoder(normalised, visible), atol=1e-5, rtol=0)
     torch.testing.assert_close(model.target(video, visible), model.target(normalised, visible), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8, 14, 16])
+@pytest.mark.parametrize("layout", ["contiguous", "part of a batch", "colours innermost", "odd offset", "float"])
+def test_cubes_are_the_pixels_of_their_place(patch, layout):
+    clip = ClipShape(frames=4, side=3 * patch, patch=patch)
+    shape = (2, 3, 4, clip.side, clip.side)
+    whole = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    video = {
+        "contiguous": whole,
+        "part of a batch": torch.cat([whole, whole]).chunk(2)[1],
+        "colours innermost": whole.movedim(1, -1).contiguous().movedim(-1, 1),
+        "odd offset": torch.cat([whole.new_zeros(1), whole.flatten()])[1:].view(shape),
+        "float": whole.float(),
+    }[layout]
+    found = cubes(video, clip)
+    assert found.dtype == video.dtype
+    expected = [
+        whole[:, :, 2 * t : 2 * t + 2, patch * h : patch * (h + 1), patch * w : patch * (w + 1)].flatten(1)
+        for t in range(2) for h in range(3) for w in range(3)
+    ]  # fmt: skip
+    assert torch.equal(found.to(torch.uint8), torch.stack(expected, 1))
 
 
 def test_positions_by_hand():

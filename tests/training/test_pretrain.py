@@ -71,10 +71,11 @@ def noise(repeats: int = 1, scales: tuple[float, ...] = (1.0, 0.7)) -> tuple[Pre
     return PretrainTask(MODEL, masks, settings, data, clips, seed=0), clips
 
 
-def test_processes_get_parts_of_one_batch():
-    """Clips, masks and what is counted: the rows of two processes side by side are those of one."""
-    task, _ = noise()
-    whole, first, last = (task.batches(rows)[5] for rows in (range(4), range(2), range(2, 4)))
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_processes_get_parts_of_one_batch(repeats):
+    """Clips, masks and what is counted: the rows of two processes side by side are those of one, even if they split repeats."""
+    task, _ = noise(repeats)
+    whole, first, last = (task.batches(rows)[5] for rows in (range(4), range(1), range(1, 4)))
     assert whole.keys() == {"video", "encoder_mask", "decoder_mask", "counted"}
     for name in whole:
         assert torch.equal(whole[name], torch.cat([first[name], last[name]])), name

@@ -76,7 +76,7 @@ def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales:
     """
     height, width = video.shape[-2:]
     first = int(rng.integers(len(scales)))
-    second = int(np.clip(first + rng.integers(-1, 2), 0, len(scales) - 1))
+    second = min(max(first + int(rng.integers(-1, 2)), 0), len(scales) - 1)
     tall, wide = (max(1, round(min(height, width) * scales[i])) for i in (first, second))
     down, right = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))[rng.integers(5)]
     top, left = int((height - tall) * down), int((width - wide) * right)
@@ -112,8 +112,8 @@ def _resize(video: Tensor, side: int) -> Tensor:
     if video.shape[-2:] == (side, side):
         return video
     if video.stride(-4) == 1:  # colours innermost, as decoded: PyTorch resizes that three times as fast
-        return functional.resize(video.transpose(-4, -3), [side, side], antialias=True).transpose(-4, -3)
-    return functional.resize(video.contiguous(), [side, side], antialias=True)
+        return functional.resize_image(video.transpose(-4, -3), [side, side]).transpose(-4, -3)
+    return functional.resize_image(video.contiguous(), [side, side])
 
 
 def channels_first(frames: np.ndarray) -> Tensor:

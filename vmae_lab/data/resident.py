@@ -13,7 +13,6 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from vmae_lab.data.augment import channels_first
 from vmae_lab.data.motionworld import ClipRecord
 from vmae_lab.data.video import VideoError, read_frames
 from vmae_lab.data.video.decoders import Choose
@@ -58,9 +57,9 @@ class ResidentClips:
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
         window = choose(self.length)
         whole = self.frames[self.rows[index]]
-        if isinstance(window, range):
-            return channels_first(whole[window.start : window.stop : window.step])  # a view until here
-        return channels_first(whole[list(window)])
+        # A range reads only its own frames of the file. Colours stay innermost in memory, which makes resizing faster.
+        frames = whole[window.start : window.stop : window.step] if isinstance(window, range) else whole[list(window)]
+        return torch.from_numpy(np.array(frames)).permute(3, 0, 1, 2)
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor]:
         return (self.video(index, choose) for index in rows)

@@ -2,21 +2,21 @@
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from vmae_lab.data.augment import centre_crop
 from vmae_lab.data.resident import ResidentClips
 from vmae_lab.data.sampling import Dense, Exactly
 from vmae_lab.data.video.decoders import Choose
 from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.ridge import ridge_answers
 from vmae_lab.models.sizes import ModelSettings
+
+MOST_PIXELS = 16  # side of a single frame; more columns than clips over-fit, and take minutes per frame
 
 
 def single_frame_accuracies(train: ResidentClips, held_out: ResidentClips, side: int) -> list[float]:
     """Top-1 of a ridge classifier on the pixels of one frame, for each frame, fitted on every training label: `(T,)`, %."""
-    shrink = max(1, side // 2)  # two thousand clips carry no more than this many pixels without over-fitting
+    shrink = max(1, min(side // 2, MOST_PIXELS))
     return [
         _ridge_accuracy(
             _pixels(train, Exactly((t,)), shrink), train.labels, _pixels(held_out, Exactly((t,)), shrink), held_out.labels
@@ -30,16 +30,17 @@ def raw_pixel_accuracy(
 ) -> float:
     """Top-1 of a ridge classifier on all pixels of the middle window, fitted on the labelled rows alone, %."""
     window = Dense(model.frames, stride, 0.5)
-    fitted = _pixels(train, window, model.side)[rows]
-    return _ridge_accuracy(fitted, train.labels[rows], _pixels(held_out, window, model.side), held_out.labels)
+    labelled = train.subset(rows.tolist())
+    return _ridge_accuracy(
+        _pixels(labelled, window, model.side), labelled.labels, _pixels(held_out, window, model.side), held_out.labels
+    )
 
 
-def _pixels(clips: ResidentClips, window: Choose, side: int) -> np.ndarray:
+def _pixels(clips: ResidentClips, window: Choose, side: int) -> torch.Tensor:
     """Pixels of a window at `side`, a row a clip: float32 `(n, T*side*side*3)`."""
     video = torch.stack([clips.video(index, window) for index in range(len(clips))])
-    return centre_crop(video, side).reshape(len(clips), -1).numpy().astype(np.float32) / 255
+    return centre_crop(video, side).reshape(len(clips), -1).to(torch.float32) / 255
 
 
-def _ridge_accuracy(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
-    classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(1, 6, 6)))
-    return top1(classifier.fit(x, y).predict(test_x), test_y)
+def _ridge_accuracy(x: torch.Tensor, y: np.ndarray, test_x: torch.Tensor, test_y: np.ndarray) -> float:
+    return top1(ridge_answers(x, y, test_x, np.logspace(1, 6, 6)), test_y)

@@ -72,7 +72,7 @@ def difference_curves(differences: pd.DataFrame, arms: Mapping[str, Arm], baseli
     figure.supxlabel("optimiser steps of the arm", fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     shown = Arm("", "#000000", "o")
-    handles = [
+    handles: list[Any] = [
         (Patch(color="#000000", alpha=0.25, linewidth=0), Line2D([], [], **_line(shown))),
         (Patch(color=GREY, alpha=0.25, linewidth=0), Line2D([], [], **_open(shown))),
     ]

@@ -54,7 +54,7 @@ def run_features(job: Job) -> dict[str, Any]:
     videos = load_untrimmed(UntrimmedSettings.model_validate_json(job.stage.where), job.section("split"), job.compute)
     here, folder = process_state(), job.folder / FEATURES
     encoder, norm = open_encoder(job.input_folders[0], model.frames, model.side, str(here.device))
-    clips = videos.clips(max(job.compute.jobs, job.compute.workers))
+    clips = videos.clips(job.compute.processes)
     if here.is_main_process:
         videos.check_rates(clips)
     mine = clips.subset(range(here.process_index, len(clips), here.num_processes))

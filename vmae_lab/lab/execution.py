@@ -105,7 +105,7 @@ def _run_probe(job: Job) -> dict[str, Any]:
                     derive(job.section("seed"), "attentive probe", draw), tokens, labels, read.test_tokens,
                 )  # fmt: skip
             else:
-                predicted = classical_answers(probe, tokens.numpy(), labels, read.test_tokens.numpy())
+                predicted = classical_answers(probe, tokens, labels, read.test_tokens, model.clip.grid)
             accuracies[probe].append(top1(predicted, read.held_out.labels))
     metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
     source = job.stage.inputs[0]

@@ -25,7 +25,7 @@ def _clips(data: str, content: str, split: str, sources: tuple[str, ...], proces
 def load_split(settings: Mapping[str, Any], split: str, sources: Sequence[str], compute: Compute) -> tuple[DataSettings, Clips]:
     """A stage's data settings and the clips of one split, all that are listed."""
     data = DataSettings(**settings["data"])
-    return data, _clips(data.model_dump_json(), data.fingerprint, split, tuple(sources), max(compute.jobs, compute.workers))
+    return data, _clips(data.model_dump_json(), data.fingerprint, split, tuple(sources), compute.processes)
 
 
 @lru_cache(maxsize=4)
@@ -35,7 +35,7 @@ def _scenes(settings: str, content: str, split: str, processes: int) -> Scenes:
 
 def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes:
     """The key frames of one split."""
-    return _scenes(settings.model_dump_json(), settings.fingerprint, split, max(compute.jobs, compute.workers))
+    return _scenes(settings.model_dump_json(), settings.fingerprint, split, compute.processes)
 
 
 @lru_cache(maxsize=4)
@@ -45,7 +45,7 @@ def _untrimmed(settings: str, content: str, split: Split, processes: int) -> Unt
 
 def load_untrimmed(settings: UntrimmedSettings, split: Split, compute: Compute) -> Untrimmed:
     """The annotated untrimmed videos of one split."""
-    return _untrimmed(settings.model_dump_json(), settings.fingerprint, split, max(compute.jobs, compute.workers))
+    return _untrimmed(settings.model_dump_json(), settings.fingerprint, split, compute.processes)
 
 
 def check_scenes(settings: SceneSettings, split: str, compute: Compute) -> None:

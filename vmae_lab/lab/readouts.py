@@ -44,7 +44,8 @@ class ReadClips:
     def draws(self) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
         """Each draw's tokens `(n, N, D)` and labels `(n,)`."""
         for rows in self.rows:
-            yield self.tokens[np.searchsorted(self.needed, rows)], self.labels[rows]
+            chosen = torch.from_numpy(np.searchsorted(self.needed, rows))
+            yield self.tokens[chosen.to(self.tokens.device)], self.labels[rows]
 
 
 def read_with(encoder: VideoEncoder, settings: Mapping[str, Any], compute: Compute, pooled: bool) -> ReadClips:
@@ -84,7 +85,7 @@ def attentive_answers(
         warmup_steps=settings.attentive_steps // 10, precision="fp32",
     )  # fmt: skip
     task = AttentiveProbeTask(tokens, torch.from_numpy(labels), model.dimensions.heads, classes, training, seed)
-    quiet = compute.model_copy(update={"tensorboard": False, "trackers": ()})
+    quiet = compute.model_copy(update={"tensorboard": False, "trackers": (), "workers": 0})  # batches are rows of the tokens
     head = train(task, folder, quiet, progress=False).model.eval()
     with torch.no_grad():
         parts = [head(part.to(process_state().device)).argmax(1).cpu() for part in test_tokens.split(256)]

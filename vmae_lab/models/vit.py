@@ -37,7 +37,14 @@ def cubes(video: Tensor, clip: ClipShape) -> Tensor:
 
 
 def _cut(video: Tensor, clip: ClipShape) -> Tensor:
-    return rearrange(video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=clip.patch)
+    if video.dtype == torch.uint8 and clip.patch % 4 == 0 and video.is_contiguous() and video.storage_offset() % 4 == 0:
+        # Copy four pixels of a row at a time: the copy's cost is per element, not per byte.
+        return _rearranged(video.view(torch.int32), clip, clip.patch // 4).view(torch.uint8)
+    return _rearranged(video, clip, clip.patch)
+
+
+def _rearranged(video: Tensor, clip: ClipShape, columns: int) -> Tensor:
+    return rearrange(video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=columns)
 
 
 def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: int, columns: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from vmae_lab.files import make_folder
 from vmae_lab.progress import Progress
-from vmae_lab.randomness import derive, seeded
+from vmae_lab.randomness import derive, reseed, seeded
 from vmae_lab.training.devices import (
     accelerator_for,
     device_name,
@@ -28,6 +28,7 @@ from vmae_lab.training.devices import (
     load_whole_state,
     load_whole_weights,
     prepared,
+    unwrapped,
     whole_state,
 )  # fmt: skip
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
@@ -134,7 +135,7 @@ class _Run(Generic[Model]):
     ):  # fmt: skip
         self.task, self.settings, self.compute, self.folder, self.kept = task, task.settings, compute, folder, kept
         self.checkpoints, self.turning_points = Checkpoints(folder), Checkpoints(folder, "turning_point")
-        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.accelerator, self.model, self.weights, self.optimizer = accelerator, model, list(model.parameters()), optimizer
         if self.settings.ema and isinstance(model, FSDPModule):
             raise ImpossibleHere("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
         self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
@@ -261,7 +262,7 @@ class _Run(Generic[Model]):
         Processes stop together, after the step in which the first of them was `asked` to.
         """
         accelerator, settings, step = self.accelerator, self.settings, self.place.step
-        torch.manual_seed(derive(self.task.seed, "drop path", step + self.place.skipped, accelerator.process_index))
+        reseed(accelerator.device, derive(self.task.seed, "drop path", step + self.place.skipped, accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr_at(step) * group.get("lr_scale", 1.0)
         parts = split_batch(batch, settings.accumulation)
@@ -280,10 +281,10 @@ class _Run(Generic[Model]):
                 accelerator.backward(loss * share)
             total += loss.detach() * share
         if settings.clip_grad:
-            accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
+            accelerator.clip_grad_norm_(self.weights, settings.clip_grad)
         self.optimizer.step()
         if self.average:
-            self.average.update(accelerator.unwrap_model(self.model))
+            self.average.update(unwrapped(self.model))
         self.optimizer.zero_grad()
         return total, bool(asked)
 

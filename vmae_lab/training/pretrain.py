@@ -7,7 +7,6 @@ from itertools import groupby, pairwise
 from typing import Literal
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -21,6 +20,7 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE, reconstruction_loss
 from vmae_lab.randomness import numpy_generator, torch_generator
+from vmae_lab.training.devices import unwrapped
 from vmae_lab.training.feeding import Batch
 from vmae_lab.training.settings import TrainSettings
 
@@ -87,7 +87,7 @@ class PretrainTask:
         video = batch["video"].to(device, non_blocking=True)
         prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
         rebuilt = batch["target"].to(device, non_blocking=True) if "target" in batch else video
-        target = extract_model_from_parallel(model).target(rebuilt, decoded)
+        target = unwrapped(model).target(rebuilt, decoded)
         return reconstruction_loss(prediction, target, batch["counted"].to(device, non_blocking=True))
 
 
@@ -122,16 +122,18 @@ class PretrainBatches(Dataset):
         """A crop for each position of the stream; neighbours that repeat one clip share its decoding."""
         task = self.task
         for place, repeated in groupby(positions, lambda position: position // task.settings.repeats):
-            video = self._video(place)
+            first = place * task.settings.repeats
+            rng = numpy_generator(task.seed, "crop", first)
+            video = self._video(place, rng.random())  # the first draw places the window for all repeats
             for position in repeated:
-                rng = numpy_generator(task.seed, "crop", position)
-                rng.random()  # the first draw places the window, of the first of the repeats
+                if position != first:
+                    rng = numpy_generator(task.seed, "crop", position)
+                    rng.random()  # places no window
                 yield multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
 
-    def _video(self, place: int) -> Tensor:
+    def _video(self, place: int, where: float) -> Tensor:
         """The window of frames at a place of the order of clips: uint8 `(C, T, H, W)`, no larger than its crops need."""
         task = self.task
-        where = numpy_generator(task.seed, "crop", place * task.settings.repeats).random()
         short_side = math.ceil(task.model.side / min(task.data.crop_scales))
 
         def read(index: int) -> Tensor:

@@ -11,7 +11,7 @@ from vmae_lab.training.settings import TrainSettings
 
 
 class AttentiveProbeTask:
-    """Class scores from features `(n, N, D)` kept in memory."""
+    """Class scores from features `(n, N, D)` kept in memory, on any device; batches hold their rows alone."""
 
     def __init__(self, features: Tensor, labels: Tensor, heads: int, classes: int, settings: TrainSettings, seed: int):
         self.features, self.labels, self.heads, self.classes = features, labels, heads, classes
@@ -28,11 +28,12 @@ class AttentiveProbeTask:
         return float(len(batch["label"]))
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        return nn.functional.cross_entropy(model(batch["tokens"].to(device)), batch["label"].to(device))
+        tokens = self.features[batch["row"].to(self.features.device)].to(device)
+        return nn.functional.cross_entropy(model(tokens), batch["label"].to(device))
 
 
 class ProbeBatches(Dataset):
-    """Step -> `tokens (B, N, D)`, `label (B,)`."""
+    """Step -> `row (B,)` of the features, `label (B,)`."""
 
     def __init__(self, task: AttentiveProbeTask, rows: range):
         self.task, self.rows = task, rows
@@ -40,5 +41,5 @@ class ProbeBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.task.settings.batch_size
-        chosen = [self.order[first + row] for row in self.rows]
-        return {"tokens": self.task.features[chosen], "label": self.task.labels[chosen]}
+        chosen = torch.tensor([self.order[first + row] for row in self.rows])
+        return {"row": chosen, "label": self.task.labels[chosen]}

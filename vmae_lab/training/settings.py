@@ -88,6 +88,11 @@ class Compute(BaseModel):
     )
     compile: bool = Field(False, description="compile the blocks (torch.compile): a slow first step, then faster ones")
 
+    @property
+    def processes(self) -> int:
+        """Processes that stages and their loaders make up; the embedded data is written and decoded by as many."""
+        return self.jobs * (1 + self.workers)
+
     def model_post_init(self, _context: object) -> None:
         if self.launch and self.jobs > 1:
             raise ValueError(

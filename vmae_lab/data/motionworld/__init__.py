@@ -1,6 +1,6 @@
 """motionworld: a small world of real mp4 files whose actions only motion tells apart.
 
-`motion.py` moves things, `sources.py` draws them, `dataset.py` writes the files and reads their list.
+`motion.py` moves things, `sources.py` and `plaids.py` draw them, `dataset.py` writes the files and reads their list.
 """
 
 from vmae_lab.data.motionworld.dataset import ClipRecord, MotionworldSettings, open_motionworld

@@ -12,6 +12,7 @@ from scipy.ndimage import map_coordinates
 from sklearn.datasets import load_digits
 
 from vmae_lab.data.motionworld.motion import Path
+from vmae_lab.data.motionworld.plaids import coarse_plaids, dark_plaids, photographs, plaids, striped_plaids
 
 Frames = np.ndarray  # float (F, S, S, 3) in [0, 1]
 SMALLEST, LARGEST = 0.25, 0.45  # radius of a thing, in parts of the frame's side
@@ -75,8 +76,13 @@ SOURCES: dict[str, Callable[[Path, int, np.random.Generator], Frames]] = {
     "sticks": sticks,
     "camera": camera,
     "kaleidoscope": kaleidoscope,
+    "plaids": plaids,
+    "dark_plaids": dark_plaids,
+    "coarse_plaids": coarse_plaids,
+    "striped_plaids": striped_plaids,
+    "photographs": photographs,
 }
-WHOLE_FRAME = ("camera", "kaleidoscope")  # sources without a thing to put a box around
+WHOLE_FRAME = tuple(list(SOURCES)[3:])  # sources without a thing to put a box around
 
 
 def boxes(source: str, path: Path) -> np.ndarray:

@@ -68,7 +68,7 @@ def encode_clips(plan: Plan, store: RunStore, most: int = MOST) -> Encoded:
         with fixed_threads(recipe.compute.threads):
             encoder = load_encoder(cell.recipe.model, store.folder(cell.encoder) / WEIGHTS)
             tokens = torch.cat([tokens_of(encoder, part, pooled=True) for part in video.split(BATCH)])
-        features[cell.arm, cell.seed] = standardised(tokens[:, 0].numpy())
+        features[cell.arm, cell.seed] = standardised(tokens[:, 0].cpu().numpy())
     names, labels = names_of(plan, clips, there), clips.labels[there] if recipe.data.labelled else None
     titles = [Path(clips.name(row)).name for row in there] if labels is None else names
     return Encoded(

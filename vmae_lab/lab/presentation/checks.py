@@ -24,7 +24,7 @@ def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
     lists, tables = recipe.data.lists, [pd.DataFrame(columns=columns)]
     if lists is None:
         return tables[0]
-    folder, processes = check_folder(plan, runs), max(recipe.compute.jobs, recipe.compute.workers, 1)
+    folder, processes = check_folder(plan, runs), recipe.compute.processes
     for name, (videos, pattern) in read_all(lists).items():
         checked = check_list(videos, lists.decoding, folder / name, processes, pattern, journals=runs / "checks")
         tables.append(checked.table.assign(list=name, path=checked.table.path.map(readable))[columns])

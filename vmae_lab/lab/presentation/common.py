@@ -45,12 +45,16 @@ def how_made(plan: Plan, sources: Sequence[str] = ()) -> str:
 def how_run(plan: Plan, labels: str, sources: Sequence[str] = ()) -> str:
     """What was run for a table of accuracies, in a sentence. `labels`: how labels were used; `sources`: as in `how_made`."""
     recipe, world = plan.recipe, plan.recipe.data.motionworld
-    evaluated = sources or recipe.evaluate.sources or (world.sources if world else ("the list files",))
+    every = world.sources if world else ("the list files",)
+    learned, evaluated = recipe.data.pretrain_sources or every, sources or recipe.evaluate.sources or every
+    where = f"evaluated on {', '.join(map(markdown, evaluated))}"
+    if tuple(learned) != tuple(evaluated):
+        where = f"pre-trained on {', '.join(map(markdown, learned))}, {where}"
     return (
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
         f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips where the arm says no "
         f"other, {len(recipe.seeds)} seeds; mean ± standard deviation over seeds, {recipe.evaluate.split} split, {labels}; "
-        f"sources {', '.join(map(markdown, evaluated))}."
+        f"{where}."
     )
 
 

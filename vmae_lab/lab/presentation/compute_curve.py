@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.cost import step_macs
 from vmae_lab.lab.presentation.common import compared, difference_cell, how_compared, main_probe, verdict_words
 from vmae_lab.lab.statistics import COLUMNS, summarise
+from vmae_lab.lab.work import step_macs
 
 NO_CURVE = (
-    "No accuracy against compute: no weights were kept along the trainings. Set pretrain.keep_at, such as [0.25, 0.5, 0.75]."
+    "No weights were kept during pre-training, so there is no accuracy against compute. Set pretrain.keep_at, for example to "
+    "[0.25, 0.5, 0.75]."
 )
 
 

@@ -102,7 +102,7 @@ def confusion(plan: Plan, store: RunStore, arm: str) -> np.ndarray:
             encoder = load_encoder(cell.recipe.model, store.folder(cell.encoder) / WEIGHTS)
             read = read_with(encoder, cell.measures["probe"].settings, plan.recipe.compute, pooled=False)
             for tokens, labels in read.draws():
-                answers = classical_answers("ridge", tokens.numpy(), labels, read.test_tokens.numpy())
+                answers = classical_answers("ridge", tokens, labels, read.test_tokens, cell.recipe.model.clip.grid)
                 np.add.at(counts, (read.held_out.labels, answers), 1)
     return counts
 

@@ -1,0 +1,158 @@
+"""Milliseconds of a pre-training step of the demo's tiny model: this checkout against another one, through the training loop.
+
+`git worktree add /tmp/before <commit>`, then `python benchmarks/tiny_step.py --against /tmp/before --out reports/benchmarks`.
+Both versions train in turns, in processes of their own (one thread), on the same pixels; the trained weights are compared bit
+for bit. It compares two checkouts, not this one with copies of the replaced functions. Such copies would have to be kept equal
+to code that is gone, and timed alone, with their data in the caches, they take half of the time that they take in a step.
+Without --against it measures only this checkout.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from parts.written import machine_words, write_benchmark
+
+from vmae_lab.data.clips import DataSettings
+from vmae_lab.data.motionworld import ClipRecord
+from vmae_lab.data.resident import ResidentClips
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.loop import train
+from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.settings import Compute
+
+HERE = Path(__file__).resolve().parents[1]
+ARMS = {"none": MaskSettings(decoder="none", decoder_ratio=0), "running cell 50%": MaskSettings()}
+WARM_UP = 20  # steps that are not counted
+PIECES = ("batch", "forward and loss", "backward, AdamW and the rest")
+CLIPS, FRAMES, SIDE = 96, 24, 40
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--against", type=Path, help="another checkout of this project")
+    arguments.add_argument("--steps", type=int, default=200, help="of each training")
+    arguments.add_argument("--rounds", type=int, default=3, help="trainings of each version and mask, in turns")
+    arguments.add_argument("--out", type=Path, help="folder for the table")
+    arguments.add_argument("--measure", choices=sorted(ARMS), help=argparse.SUPPRESS)
+    arguments.add_argument("--clips", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.measure:
+        print(json.dumps(measured(options.measure, options.steps, options.clips)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        clips = Path(folder) / "clips.npy"
+        write_clips(clips)
+        compare(options, clips)
+
+
+def compare(options: argparse.Namespace, clips: Path) -> None:
+    """Train with each version in turns, and write the table."""
+    versions = {"before": options.against.resolve()} if options.against else {}
+    versions["this version"] = HERE
+    rows = []
+    for arm in ARMS:
+        found: dict[str, list[dict]] = {name: [] for name in versions}
+        for _ in range(options.rounds):
+            for name, checkout in versions.items():
+                found[name].append(in_checkout(checkout, arm, options.steps, clips))
+        first = next(iter(found.values()))
+        for name, trainings in found.items():
+            row = {"decoder mask": arm, "version": name, "ms per step": statistics.median(one["ms"] for one in trainings)}
+            row |= {f"ms, {piece}": statistics.median(one["pieces"][piece] for one in trainings) for piece in PIECES}
+            ratios = [old["ms"] / new["ms"] for old, new in zip(first, trainings, strict=True)]
+            row |= {"times as fast": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            weights = {one["weights"] for one in [*first, *trainings]}
+            rows.append(row | {"same weights": "yes" if len(weights) == 1 else "no"})
+            print(rows[-1], flush=True)
+    words = (
+        "One pre-training step of the demo's tiny model (8 x 24 x 24 pixels, patch 4, tube mask 0.9, batch 8) in the training "
+        f"loop, one thread, float32. CPU time: medians over the steps of a training of {options.steps} without the first "
+        f"{WARM_UP}, and then over {options.rounds} trainings, in turns. 'times as fast' compares the trainings of one turn; "
+        "lowest and highest are its range over turns. 'same weights': all trained weights are equal, bit for bit. "
+        f"{machine_words()}."
+    )
+    write_benchmark(options.out, "tiny_step", "A pre-training step of the tiny model", words, pd.DataFrame(rows))
+
+
+def in_checkout(checkout: Path, arm: str, steps: int, clips: Path) -> dict:
+    """What `measured` returns with the package of a checkout, in a process of its own."""
+    command = [sys.executable, __file__, "--measure", arm, "--steps", str(steps), "--clips", str(clips)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(arm: str, steps: int, clips: Path) -> dict:
+    """CPU milliseconds per step, of the whole and of its pieces, and the digest of the trained weights."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        task = tiny_task(arm, steps, clips)
+        model = train(task, Path(folder) / "run", Compute(checkpoint_every=200, log_every=50), progress=False).model
+        stamps = [*task.stamps, time.process_time()]
+    spent = 1000 * np.diff(stamps).reshape(steps, len(PIECES))[WARM_UP:]
+    pieces = dict(zip(PIECES, np.median(spent, axis=0).tolist(), strict=True))
+    weights = b"".join(value.numpy().tobytes() for _, value in sorted(model.state_dict().items()))
+    return {"ms": float(np.median(spent.sum(1))), "pieces": pieces, "weights": hashlib.sha256(weights).hexdigest()}
+
+
+def write_clips(path: Path) -> None:
+    """Clips of smooth noise; the pixels do not change the time. Not in the measured process: it frees large arrays."""
+    coarse = torch.rand(CLIPS, 3, 8, 10, 10, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, (FRAMES, SIDE, SIDE), mode="trilinear")
+    np.save(path, (255 * smooth).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().numpy())
+
+
+def tiny_task(arm: str, steps: int, path: Path) -> "TimedTask":
+    """The demo's pre-training (params/demo.yaml) on the clips of a file."""
+    sources = ("digits", "sticks", "sprites")
+    records = [ClipRecord(f"{row}.mp4", "train", sources[row % 3], "spin", FRAMES, (), ()) for row in range(CLIPS)]
+    clips = ResidentClips(np.load(path, mmap_mode="r"), np.arange(CLIPS), records)
+    data = DataSettings(
+        motionworld={"sources": sources, "side": 64, "frames": FRAMES},
+        resident_side=SIDE, stride=2, crop_scales=(1.0, 0.9, 0.8),
+    )  # fmt: skip
+    settings = PretrainSettings(
+        steps=steps, batch_size=8, lr=0.002, warmup_steps=min(100, steps // 2), clip_grad=1.0, target_eps=0.01
+    )
+    return TimedTask(ModelSettings(size="tiny", frames=8, side=24, patch=4), ARMS[arm], settings, data, clips, 0)
+
+
+class TimedTask(PretrainTask):
+    """Pre-training that notes the CPU time at the beginning of each step, when its batch is made and when its loss is known."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.stamps: list[float] = []
+
+    def batches(self, rows: range):
+        made, stamps = super().batches(rows), self.stamps
+
+        class Timed(torch.utils.data.Dataset):
+            def __getitem__(self, step: int):
+                stamps.append(time.process_time())
+                batch = made[step]
+                stamps.append(time.process_time())
+                return batch
+
+        return Timed()
+
+    def loss(self, *arguments):
+        found = super().loss(*arguments)
+        self.stamps.append(time.process_time())
+        return found
+
+
+if __name__ == "__main__":
+    main()

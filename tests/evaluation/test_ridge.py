@@ -1,0 +1,97 @@
+"""Ridge on coordinates in the span of the training rows equals ridge on all columns, as scikit-learn's own pipeline fits it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from vmae_lab.evaluation import ridge
+from vmae_lab.evaluation.ridge import ridge_answers, wide_decision
+
+ALPHAS = np.logspace(0, 6, 13)
+
+
+def clips(rows: int, columns: int, seed: int, classes: int = 8) -> tuple[torch.Tensor, np.ndarray]:
+    """Features like flattened tokens, float32: a class and many nuisances, each in a direction of its own, and noise."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(1)
+    labels = np.arange(rows) % classes
+    directions, nuisances = (fixed.normal(size=(count, columns)) for count in (classes, 20))
+    offsets, scales = fixed.normal(size=columns), 10 ** fixed.uniform(-2, 1, size=columns)
+    signal = 0.5 * directions[labels] + rng.normal(size=(rows, 20)) @ nuisances + 2 * rng.normal(size=(rows, columns))
+    return torch.from_numpy((offsets + scales * signal).astype(np.float32)), labels
+
+
+def plain() -> Pipeline:
+    return make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=ALPHAS))
+
+
+def constant_columns(x: torch.Tensor) -> torch.Tensor:
+    x[:, ::3] = 0.7
+    return x
+
+
+def duplicate_clips(x: torch.Tensor) -> torch.Tensor:
+    """Labels repeat every 8 rows, so that copies have the label of their original."""
+    return torch.cat([x[: len(x) // 2]] * 2)
+
+
+def rank_deficient(x: torch.Tensor) -> torch.Tensor:
+    return x[:, :9] @ torch.randn(9, x.shape[1], generator=torch.Generator().manual_seed(0))
+
+
+def large_offsets(x: torch.Tensor) -> torch.Tensor:
+    return x + 1000
+
+
+def as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+CHANGES = [as_it_is, constant_columns, duplicate_clips, rank_deficient, large_offsets]
+
+
+@pytest.mark.parametrize("classes", [8, 2])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("rows", "columns"), [(80, 2000), (80, 81), (80, 80), (80, 30)])
+def test_answers_are_those_of_the_plain_pipeline(rows, columns, change, seed, classes, monkeypatch):
+    """Blocks are made small, so that several are added up."""
+    monkeypatch.setattr(ridge, "BLOCK", 50_000)
+    (x, labels), (others, true) = (clips(count, columns, start, classes) for count, start in ((rows, seed), (200, seed + 100)))
+    x, others = change(x), change(others)
+    expected = plain().fit(x.numpy(), labels).predict(others.numpy())
+    assert np.array_equal(ridge_answers(x, labels, others, ALPHAS), expected)
+    if change is as_it_is and columns > 1000:
+        assert (expected == true).mean() > 1.5 / classes, "equal answers that are chance would prove little"
+
+
+@pytest.mark.parametrize("classes", [8, 2])
+@pytest.mark.parametrize("change", CHANGES)
+def test_decision_values_and_the_chosen_strength_are_those_of_the_plain_pipeline(change, classes):
+    (x, labels), (others, _) = clips(80, 3000, 0, classes), clips(200, 3000, 100, classes)
+    x, others = change(x), change(others)
+    expected, classifier = plain().fit(x.double().numpy(), labels), RidgeClassifierCV(alphas=ALPHAS)
+    values = wide_decision(classifier, x, labels, others)
+    assert classifier.coef_.shape[-1] <= len(x)
+    assert classifier.alpha_ == expected[-1].alpha_
+    wanted = expected.decision_function(others.double().numpy())
+    np.testing.assert_allclose(values.squeeze(), wanted, atol=1e-7, rtol=1e-7)
+
+
+def test_no_copy_of_all_columns_is_made_in_float64(monkeypatch):
+    """At the scale `gpu` such a copy would be 7 GB."""
+    x, labels = clips(40, 5000, 0)
+    monkeypatch.setattr(ridge, "BLOCK", 8000)
+    sizes, to = [], torch.Tensor.to
+
+    def noted(tensor, *arguments, **named):
+        made = to(tensor, *arguments, **named)
+        sizes.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    ridge_answers(x, labels, x[:10], ALPHAS)
+    assert max(sizes) > 1000
+    assert max(sizes) <= 8000
