@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, get_start_method, parent_process, set_start_method
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -56,7 +56,8 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     If the block fails, the workers are asked to end (SIGTERM); one that trains saves first. Raises ProcessLost if a worker
     was killed.
     """
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    method = get_start_method(allow_none=True) or get_all_start_methods()[0]  # the default is the first
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_pool_worker, initargs=(method,)) as pool:
         os.environ[POOL_OF] = str(os.getpid())  # workers are started when work is given to them
         try:
             yield pool
@@ -72,6 +73,12 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             raise
         finally:
             os.environ.pop(POOL_OF, None)
+
+
+def _begin_pool_worker(start_method: str) -> None:
+    """Start processes as the pool's owner does. A spawned process would spawn its loaders, and each imports PyTorch again."""
+    set_start_method(start_method, force=True)
+    end_with_parent()
 
 
 def sendable(error: Exception) -> Exception:

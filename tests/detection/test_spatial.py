@@ -275,7 +275,7 @@ def test_boxes_are_enlarged_before_they_are_looked_at(lists, model):
 def test_a_video_that_is_gone_stops_the_evaluation_and_is_named(lists, model):
     scenes = open_scenes(lists, "validation")
     (Path(lists.lists.root) / "videos" / "b.mp4").unlink()
-    with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so nothing was averaged:\n.*b.mp4.*") as told:
+    with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so there is no result:\n.*b.mp4.*") as told:
         detect(model, scenes, settings_of(lists), MODEL)
     assert "exclude these key frames" in str(told.value)
     with pytest.raises(MissingVideos, match=r"2 of 4 key frames cannot be read.*\n.*b.mp4.* \(2 key frames\)\nMend") as told:

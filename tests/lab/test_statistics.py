@@ -134,7 +134,7 @@ def test_adjusted_p_values_of_a_pooled_table_equal_scipys_multivariate_t():
         assert row.p_adjusted == pytest.approx(1 - correlated.cdf([size] * 3, lower_limit=[-size] * 3), abs=5e-4)
 
 
-@pytest.mark.parametrize(("seeds", "comparisons"), [(2, 1), (3, 1), (3, 6), (10, 6)])
+@pytest.mark.parametrize(("seeds", "comparisons"), [(3, 1), (3, 6), (5, 3), (10, 6)])
 def test_the_smallest_detectable_difference_equals_statsmodels(seeds, comparisons):
     found = smallest_detectable(1.5, seeds, comparisons)
     assert TTestPower().power(found / 1.5, seeds, 0.05 / comparisons) == pytest.approx(0.8, abs=1e-5)
@@ -233,16 +233,20 @@ def test_the_seeds_that_are_planned_have_the_planned_power(sd, comparisons):
     assert power[seeds] < 0.92
 
 
-@pytest.mark.parametrize("mean", [0.0, 1.2])
-def test_the_seeds_that_a_verdict_asks_for_decide_it(mean):
-    """An undecided table whose difference and spread are taken for the truth is decided in about 80% of tables of that size."""
+@pytest.mark.parametrize(("mean", "sd"), [(0.0, 3.0), (1.2, 2.0), (3.0, 4.0)])
+def test_the_seeds_that_a_verdict_asks_for_decide_it(mean, sd):
+    """If the observed difference and spread are the true ones, about 80% of tables are decided; fewer with one seed less."""
     values = RNG(3).normal(size=6)
-    values = mean + 2.0 * (values - values.mean()) / values.std(ddof=1)
+    values = mean + sd * (values - values.mean()) / values.std(ddof=1)
     row = compare(rows({"b": [0.0] * 6, "a": values.tolist()}), "ridge", "b").loc["a"]
     assert row.verdict == f"undecided (about {row.more_seeds:.0f} more seeds needed)"
-    for more, expected in ((row.more_seeds, (0.78, 0.9)), (row.more_seeds / 2, (0.0, 0.75))):
-        found = judge(simulated(1, 6 + int(more), [1e-6, 2.0], [0.0, mean]), margin=2.0)
-        assert expected[0] <= (found["verdict"] != "undecided").mean() <= expected[1]
+    power = {}
+    for seeds in (5 + int(row.more_seeds), 6 + int(row.more_seeds)):
+        found = judge(simulated(seeds, seeds, [1e-6, sd], [0.0, mean]), margin=2.0)
+        power[seeds] = (found["verdict"] != "undecided").mean()
+    fewer, enough = power.values()
+    assert fewer - 0.02 < 0.8 < enough + 0.02
+    assert enough < 0.9
 
 
 # ---- Verdicts ----
@@ -268,10 +272,9 @@ def test_verdicts(differences, verdict):
 def test_no_verdict_contradicts_its_interval():
     """Higher and lower exclude zero; undecided includes it and is not inside the margin; p values agree."""
     seen = set()
-    for seed in range(150):
-        seeds = (3, 5, 10)[seed % 3]
-        means = {"a": 0.5 * (seed % 5), "c": -4.0, "d": 1.0}
-        table = compare(drawn(seed, seeds, {"b": 0.6, "a": 0.6, "c": 0.6 + seed % 2, "d": 0.5}, means), "ridge", "b")
+    for seed in range(24):
+        spread, means = (0.5, 2.5)[seed // 4 % 2], {"a": 0.5 * (seed % 5), "c": -4.0, "d": 4.0}
+        table = compare(drawn(seed, (3, 10, 5, 10)[seed % 4], dict.fromkeys("bacd", spread), means), "ridge", "b")
         for row in table.itertuples():
             kind = row.verdict.split(" ")[0]
             seen.add((kind, row.pooled))
@@ -284,9 +287,7 @@ def test_no_verdict_contradicts_its_interval():
             else:
                 assert abs(row.difference) < 2
                 assert row.p_tost_adjusted <= 0.05
-    assert seen == {(kind, pooled) for kind in ("higher", "lower", "equivalent", "undecided") for pooled in (True, False)} - {
-        ("higher", True), ("higher", False)
-    }  # fmt: skip
+    assert seen == {(kind, pooled) for kind in ("higher", "lower", "equivalent", "undecided") for pooled in (True, False)}
 
 
 # ---- Tables with gaps ----

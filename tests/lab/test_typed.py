@@ -1,5 +1,6 @@
 """Texts as settings take them: from the command line, from papermill, in `override`, in files of parameters."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,12 @@ def test_an_override_may_be_a_text():
 def test_what_does_not_fit_is_named(name, text):
     with pytest.raises(RecipeError, match=rf"^{name}"):
         built(**{name: text})
+
+
+@pytest.mark.parametrize(("name", "field"), [("data.lists", "root"), ("data", "lists"), ("pretrain", "steps")])
+def test_a_text_in_place_of_a_section_is_answered_by_its_settings(name, field):
+    with pytest.raises(RecipeError, match=rf"^{re.escape(name)}: .*\b{field}\b.*'videos'"):
+        built(**{name: "videos"})
 
 
 def test_a_file_keeps_texts_too(tmp_path):

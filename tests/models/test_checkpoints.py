@@ -99,7 +99,7 @@ def test_a_k_bias_changes_nothing(classifier, tmp_path):
 def test_pretrained_to_classifier(pretrained, tmp_path):
     folder = pretrained.save_pretrained(tmp_path)
     new_head = ["head.fc_norm.weight", "head.fc_norm.bias", "head.head.weight", "head.head.bias"]
-    with pytest.warns(UserWarning, match=f"initialised anew.*{', '.join(new_head)}"):
+    with pytest.warns(UserWarning, match=f"newly initialized.*{', '.join(new_head)}"):
         model = VideoClassifier.from_pretrained(folder, classes=7)
     state = model.state_dict()
     given = {k: v for k, v in pretrained.state_dict().items() if k.startswith("encoder.") and ".trunk.norm." not in k}

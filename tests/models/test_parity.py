@@ -186,7 +186,7 @@ def test_what_fine_tuning_takes_of_pretraining(parity, tmp_path):
     tensors, _ = reference(parity, "pretrain_tiny")
     official = part_of(tensors, "state.")
     torch.save({"model": official}, tmp_path / "official.pth")
-    with pytest.warns(UserWarning, match="initialised anew") as said:
+    with pytest.warns(UserWarning, match="newly initialized") as said:
         model = VideoClassifier.from_pretrained(
             tmp_path / "official.pth", classes=4, size=TINY, frames=CLIP.frames, side=CLIP.side
         )

@@ -86,14 +86,14 @@ def test_we_open_their_pretrained_model(tmp_path):
     model.save_pretrained(tmp_path)
     ours = VideoMAE.from_pretrained(tmp_path)
     torch.testing.assert_close(ours(VIDEO, MASK)[0], theirs(model, MASK), **CLOSE)
-    with pytest.warns(UserWarning, match="initialised anew"):
+    with pytest.warns(UserWarning, match="newly initialized"):
         VideoClassifier.from_pretrained(tmp_path, classes=3)
 
 
 def test_we_open_their_bare_encoder(tmp_path):
     model = shaken(transformers.VideoMAEModel(config(use_mean_pooling=True)))
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="initialised anew"):
+    with pytest.warns(UserWarning, match="newly initialized"):
         ours = VideoClassifier.from_pretrained(tmp_path, classes=3)
     with torch.no_grad():
         tokens = model(VIDEO.transpose(1, 2)).last_hidden_state
@@ -116,7 +116,7 @@ def test_a_pretraining_folder_of_the_default_config_has_an_encoder_without_its_l
     torch.testing.assert_close(theirs(again, MASK), theirs(model, MASK), **CLOSE)
     with pytest.raises(CheckpointError, match="official"):
         ours.save_pretrained(tmp_path / "official", "official")
-    with pytest.warns(UserWarning, match="initialised anew"):
+    with pytest.warns(UserWarning, match="newly initialized"):
         VideoClassifier.from_pretrained(tmp_path / "theirs", classes=3)
     with pytest.warns(UserWarning, match="has no fc_norm"):
         encoder, norm = open_encoder(tmp_path / "theirs", None, None, "cpu")

@@ -128,7 +128,7 @@ def test_one_decode_feeds_all_repeats(mixed, monkeypatch):
 def test_an_evaluation_names_all_that_is_missing_and_gives_no_number(mixed, hostile):
     clips = load_clips(mixed, "test", processes=2)
     given: list[torch.Tensor] = []
-    with pytest.raises(MissingVideos, match=r"3 of 10 videos cannot be read, so nothing was averaged") as caught:
+    with pytest.raises(MissingVideos, match=r"3 of 10 videos cannot be read, so there is no result") as caught:
         given.extend(evaluated_clips(clips, range(10), 4, 1, 16, batch=2))
     assert set(caught.value.failed) == {7, 8, 9}
     assert all(name in str(caught.value) for name in ("hangs.mp4", "crashes.mp4", "text.mp4", "evaluate.missing"))
@@ -228,7 +228,7 @@ def test_a_report_says_what_was_left_out(smoke, project, tmp_path_factory, capfd
     for name, value in overrides.items():
         command += ["-p", name, json.dumps(value)]
     assert main(command) == 1
-    assert "1 of 19 videos cannot be read, so nothing was averaged" in capfd.readouterr().err
+    assert "1 of 19 videos cannot be read, so there is no result" in capfd.readouterr().err
     assert main([*command, "-p", "evaluate.missing", "skip"]) == 0
     page = next((project / "reports").glob("smoke-variant-*/ablation_decoder_mask/README.md")).read_text()
     assert "1 video(s) could not be read and are left out of every average here" in page

@@ -1,6 +1,8 @@
 """How a training is carried out moves nothing: recomputed activations, compiled blocks; and where else its log goes."""
 
+import platform
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -114,6 +116,34 @@ def test_the_log_states_the_scaling_rule(task, tmp_path):
     assert "4 clips a step = 1 processes x 2 micro-batches x 2 clips" in words
     assert "peak learning rate 0.0003 = 0.00015 x 4 / 2 (linear scaling rule)" in words
     assert "set for this batch" in TrainSettings(steps=1, batch_size=4, lr=1e-3).lr_words
+
+
+STEPS = """
+import ctypes, resource, torch
+from vmae_lab.training.devices import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        kept = [torch.ones(2**16) for _ in range(64)]  # 16 MiB: 4096 pages
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+    ctypes.CDLL(None).mallopt(threshold, 128 * 1024)  # where glibc begins; imports may have moved it
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_that_a_step_frees_is_not_returned_to_the_kernel():
+    done = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 3 * 4096
+    assert after < 4096 / 2
 
 
 def test_the_giant_is_built_without_its_weights():

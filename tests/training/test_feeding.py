@@ -1,5 +1,6 @@
 """Batches from worker processes: errors arrive as they are, lost workers are replaced, and none is left or waited for."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -177,6 +178,17 @@ def test_where_no_socket_can_be_made_that_is_the_error(monkeypatch):
     with pytest.raises(ImpossibleHere, match=r"TMPDIR.*compute\.workers"):
         next(feed(Failing(-1, ValueError()), range(8), 2, False))
     assert len(list(feed(Failing(-1, ValueError()), range(8), 0, False))) == 8
+
+
+def _start_method() -> str:
+    return multiprocessing.get_start_method()
+
+
+@pytest.mark.slow
+def test_a_pools_worker_starts_processes_as_its_owner_does():
+    """Spawned loaders would import PyTorch again, and leave semaphores behind if the worker is ended."""
+    with worker_pool(1) as pool:
+        assert pool.submit(_start_method).result() == multiprocessing.get_start_method()
 
 
 def _fail() -> None:

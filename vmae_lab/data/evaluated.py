@@ -13,7 +13,7 @@ from vmae_lab.data.sampling import Dense
 from vmae_lab.data.video import VideoError
 from vmae_lab.data.video.decoders import Choose
 
-MEND = "Mend them, use the list that 'vmae-lab data check' cleaned, or set evaluate.missing to 'skip' to average over the rest"
+MEND = "Fix them, use the list that 'vmae-lab data check' wrote, or set evaluate.missing to 'skip' to average over the rest"
 
 
 class MissingVideos(RuntimeError):
@@ -27,7 +27,7 @@ class MissingVideos(RuntimeError):
         causes = Counter(str(error) for error in failed.values())
         told = [f"{cause} ({count} {what})" if count > 1 else cause for cause, count in causes.items()]
         shown = "\n  ".join(told[:20]) + (f"\n  and {len(told) - 20} more" if len(told) > 20 else "")
-        super().__init__(f"{len(failed)} of {total} {what} cannot be read, so nothing was averaged:\n  {shown}\n{remedy}")
+        super().__init__(f"{len(failed)} of {total} {what} cannot be read, so there is no result:\n  {shown}\n{remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MissingVideos, (self.failed, self.total, self.remedy, self.what)

@@ -63,7 +63,7 @@ class Extracted:
     def check(self) -> None:
         """Raise MissingVideos, naming them, where some could not be read."""
         if self.failed:
-            raise MissingVideos(self.failed, self.videos, "Mend them, or take them out of the list or annotations")
+            raise MissingVideos(self.failed, self.videos, "Fix these videos, or remove them from the list or annotations")
 
 
 @dataclass(frozen=True)

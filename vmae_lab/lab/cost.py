@@ -133,7 +133,7 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
     for kind, these in _by_kind(plan.stages).items():
         done = sum(store.finished(stage) for stage in these)
         steps, macs = sum(stage.steps for stage in these), sum(map(stage_macs, these))
-        bound = ", bound by loader processes" if machine.bound_by_loading(list(map(stage_work, these)), compute) else ""
+        bound = ", bound by loading clips" if machine.bound_by_loading(list(map(stage_work, these)), compute) else ""
         lines.append(
             f"{kind:>10}: {len(these):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC, "
             f"{duration(cost.part_minutes.get(kind, 0.0))}{bound}"

@@ -281,6 +281,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
             words = "this parameter is missing"
         elif finding["type"] == "tuple_type":
             words = f"a list is expected, e.g. [1, 2] (got {finding['input']!r})"
+        elif finding["type"] in ("model_type", "dataclass_type"):
+            words = f"a dictionary is expected, with some of {', '.join(_fields_at(path))} (got {finding['input']!r})"
         else:
             message = finding["msg"].removeprefix("Value error, ")
             words = message if isinstance(finding["input"], dict) else f"{message} (got {finding['input']!r})"

@@ -20,9 +20,7 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
     book, seeds, margin = WORKBOOK[plan.name], len(plan.recipe.seeds), plan.recipe.evaluate.margin
     if book.baseline not in plan.possible or not plan.recipe.data.labelled:
         return ""
-    # Main tables compare pre-trained arms with each other, or all arms with one that is not pre-trained.
-    among = plan.pretrained if plan.arms[book.baseline].pretrained else plan.possible
-    arms = [arm for arm in among if arm != book.baseline]
+    arms = [arm for arm in plan.possible if arm not in (book.baseline, book.floor)]
     if not arms:
         return ""
     tests = f"80% power, {len(arms)} comparison{'s' * (len(arms) > 1)} with '{plan.arms[book.baseline].label}'"

@@ -199,21 +199,26 @@ def _equal_spread(differences: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _nodes() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes and weights of the two integrals of Dunnett's distribution: a normal variable, and a quantile of the error."""
-    normal, weights = np.polynomial.hermite_e.hermegauss(96)
-    quantile, others = np.polynomial.legendre.leggauss(96)
-    return normal, weights / weights.sum(), (quantile + 1) / 2, others / 2
+def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights to integrate over a standard normal variable."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(96)
+    return nodes, weights / weights.sum()
+
+
+@cache
+def _error_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights to integrate over the estimated error in units of the true one: chi / sqrt(df)."""
+    nodes, weights = np.polynomial.legendre.leggauss(96)
+    return np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df), weights / 2
 
 
 def _dunnett(size: float, comparisons: int, df: int) -> float:
     """P(the largest of |t| over the comparisons with one baseline exceeds a size); the t's have correlation 1/2."""
     if np.isnan(size):
         return np.nan
-    normal, weights, *_ = _nodes()
-    limits, others = _limits(size, df)
-    scaled = np.sqrt(2) * limits[:, None]
-    inside = (ndtr(normal + scaled) - ndtr(normal - scaled)) ** comparisons @ weights
+    (normal, weights), (errors, others) = _normal_nodes(), _error_nodes(df)
+    limits = np.sqrt(2) * size * errors[:, None]
+    inside = (ndtr(normal + limits) - ndtr(normal - limits)) ** comparisons @ weights
     return float(max(0.0, 1 - others @ inside))
 
 
@@ -243,21 +248,21 @@ def smallest_detectable(sd: float, seeds: int, comparisons: int, power: float = 
 
 
 def _power(critical: float, df: int, shift: float) -> float:
-    """P(|t| > critical), with the true difference in standard errors."""
-    limits, weights = _limits(critical, df)
-    return float(weights @ (ndtr(shift - limits) + ndtr(-shift - limits)))
+    """P(|t| > critical). `shift`: the true difference in standard errors."""
+    errors, weights = _error_nodes(df)
+    return float(weights @ _beyond(critical * errors, shift))
 
 
-def _power_of_equivalence(critical: float, df: int, room: tuple[float, float]) -> float:
-    """P(both one-sided tests reject). `room`: from the true difference to either margin, in standard errors."""
-    limits, weights = _limits(critical, df)
-    return float(weights @ np.maximum(0, ndtr(room[0] - limits) - ndtr(limits - room[1])))
+def _beyond(limits: np.ndarray, shift: float) -> np.ndarray:
+    """P(|a normal variable with this mean| > limit), for each limit."""
+    return ndtr(shift - limits) + ndtr(-shift - limits)
 
 
-def _limits(critical: float, df: int) -> tuple[np.ndarray, np.ndarray]:
-    """A critical value in true standard errors, over the distribution of the estimated error: nodes and weights."""
-    *_, quantile, weights = _nodes()
-    return critical * np.sqrt(stats.chi2.ppf(quantile, df) / df), weights
+def _power_to_decide(critical: float, one_sided: float, df: int, shift: float, margin: float) -> float:
+    """P(|t| > critical, or both one-sided tests find equivalence). `shift` and `margin` in standard errors."""
+    errors, weights = _error_nodes(df)
+    equivalent = 1 - _beyond(np.maximum(0, margin - one_sided * errors), shift)
+    return float(weights @ np.minimum(1, _beyond(critical * errors, shift) + equivalent))
 
 
 def seeds_needed(sd: float, points: float, comparisons: int, power: float = POWER, pooled: bool = False) -> int:
@@ -280,8 +285,7 @@ def _undecided(row: pd.Series, margin: float) -> tuple[float, str]:
         critical, df = _critical(seeds, row.comparisons, row.pooled)
         error = row["std"] / np.sqrt(seeds)
         one_sided = float(stats.t.ppf(1 - LEVEL / row.comparisons, df))
-        room = ((margin - size) / error, (margin + size) / error)
-        return max(_power(critical, df, size / error), _power_of_equivalence(one_sided, df, room)) >= POWER
+        return _power_to_decide(critical, one_sided, df, size / error, margin / error) >= POWER
 
     more = 1 + bisect_left(range(row.seeds + 1, row.seeds + MOST + 1), True, key=decided)
     if more > MOST:

@@ -30,12 +30,12 @@ from vmae_lab.training.settings import Compute
 FEATURES, CLASSES = 2048, 20  # width of I3D's features and classes of THUMOS14, where others are not known before
 BACKWARD = 3  # forward and backward together, in forwards
 SUPERVISED = ("finetune", "post_pretrain", "distill")
-# Seconds of one core, measured on an AMD EPYC in November 2026 (decoding and augmentation: reports/LOG.md and the FAQ).
+# Seconds of one quiet core (AMD EPYC, November 2026).
 CLIP_S = 2.5e-4  # to read a decoded clip, whatever its size
 CROP_PIXEL_S = 9e-9  # per pixel of a clip that is cropped, stacked and sent by a loader process
 RESIZE_PIXEL_S = 21e-9  # per pixel of a clip that is resized as well
 AUGMENT_PIXEL_S = 1.1e-7  # per pixel of a clip that RandAugment changes frame by frame: 85 ms at 16 x 224 x 224
-DECODE_S = 0.1  # a file of a few hundred pixels; not measured, 720p takes 0.4
+DECODE_S = 0.05  # to decode a file of 320 x 240 pixels and cut it (reports/LOG.md, 2026-11-23); at 1280 x 720 it is 0.4
 SOLVE_MACS = 8e9  # multiply-accumulates a second in float64
 FILE_PIXEL_BYTES = 0.05  # of an mp4 file of the embedded data at 64 pixels; less at larger sides
 

@@ -148,7 +148,8 @@ def labels_of(recipe: Recipe, fraction: float) -> int:
 class Notebook:
     """What a notebook compares. `sources`: what it needs the embedded data set to hold. `alone`: nothing may run beside it.
     `one_seed`: it shows, and compares nothing, so that the first seed is enough. `fewest`: clips that its pictures need.
-    `baseline`: the arm that its main table compares the others with, by `metric`, `probe` being the recipe's main readout.
+    `baseline`: the arm that its main table compares the others with, by `metric`, `probe` being the recipe's main readout;
+    `floor`: an arm that is not among those, since all others are compared with it elsewhere.
     """
 
     arms: Mapping[str, Arm]
@@ -161,6 +162,7 @@ class Notebook:
     fewest: int = 1
     baseline: str | None = None
     metric: str = "probe"
+    floor: str | None = None
 
     def metric_of(self, recipe: Recipe) -> str:
         """What arms are compared by, as its rows name it."""
@@ -170,9 +172,11 @@ class Notebook:
 _ALL_SOURCES = (*POOLS["all"], UNSEEN)
 WORKBOOK: dict[str, Notebook] = {
     "00_dual_masking_tour": Notebook(TOUR, _pretrained, one_seed=True),
-    "ablation_decoder_mask": Notebook(DECODER_MASKS, _decoder_masks, controls=True, baseline="none"),
-    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True, baseline="tube_90_cell_0"),
-    "ablation_hybrid_data": Notebook(HYBRID_DATA, _two_places, sources=_ALL_SOURCES, baseline="one", metric="probe@target"),
+    "ablation_decoder_mask": Notebook(DECODER_MASKS, _decoder_masks, controls=True, baseline="none", floor="scratch"),
+    "ablation_mask_ratios": Notebook(MASK_RATIOS, _probe, skip_impossible=True, baseline="tube_90_cell_0", floor="scratch"),
+    "ablation_hybrid_data": Notebook(
+        HYBRID_DATA, _two_places, sources=_ALL_SOURCES, baseline="one", metric="probe@target", floor="scratch"
+    ),
     "ablation_progressive_training": Notebook(
         PROGRESSIVE, _label_fractions, sources=_ALL_SOURCES, baseline="pretrained", metric="finetune@1"
     ),

@@ -142,5 +142,5 @@ def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
     }
     fresh = [key for key in own if key not in fitting]
     if fresh:
-        warnings.warn(f"{where}: initialised anew, to be trained before use: {', '.join(fresh)}", stacklevel=3)
+        warnings.warn(f"{where}: newly initialized, so train these weights before use: {', '.join(fresh)}", stacklevel=3)
     return {**fitting, **{key: own[key] for key in fresh}}

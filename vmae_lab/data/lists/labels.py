@@ -95,7 +95,7 @@ def _by_number(found: _Found, given: tuple[str, ...], count: int) -> Labels:
         line = faults.lines[np.flatnonzero(numbers == 1)[0]]
         raise ListError(
             f"{found.place}: labels count from 1 (line {line} has the first 1), not from 0. Subtract 1 from each; if class 0 "
-            f"has no video in this list, set lists.classes; {AS_NAMES}"
+            f"has no video in this list, set data.lists.classes; {AS_NAMES}"
         )
     return numbers, given or numbered(count or int(used.max(initial=-1)) + 1)
 

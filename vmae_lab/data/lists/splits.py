@@ -21,7 +21,8 @@ def read_split(settings: ListSettings, split: str, warn: bool = True) -> VideoLi
     """
     location = settings.train if settings.hold_out else getattr(settings, split)
     if location is None:
-        raise ListError(f"data.lists.{split} is not given" + "; give it, or hold_out" * (split != "train"))
+        held_out = f", or set data.lists.hold_out, which takes {split} videos from the train list"
+        raise ListError(f"data.lists.{split} is not given; give it{held_out if split != 'train' else ''}")
     try:
         if settings.hold_out:
             videos, parts, _ = settings.held_out

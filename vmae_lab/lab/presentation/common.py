@@ -218,16 +218,17 @@ def how_compared(plan: Plan, *columns: pd.DataFrame) -> str:
     tables = [table for table in columns if len(table) and table["std"].notna().any()]
     if not tables:
         return "No comparison has an interval: that takes two seeds of both arms."
-    count = " or ".join(map(str, sorted({int(table.comparisons.max()) for table in tables})))
-    where = " of a column" if len(columns) > 1 else ""
+    counts = sorted({int(table.comparisons.max()) for table in tables})
+    family = f"{' or '.join(map(str, counts))} comparison{'s' if counts[-1] > 1 else ''} of the "
+    family += "column" if len(columns) > 1 else "table"
     error = " or ".join(sorted({ERRORS[bool(table.pooled.any())] for table in tables}))
     detectable = pd.concat([table.detectable for table in tables]).dropna().sort_values().map("{:.1f}".format)
     seeds = pd.concat([table.seeds[table["std"].notna()] for table in tables]).sort_values().astype(str)
     return (
-        f"Differences are paired by seed. Their 95% intervals hold for all {count} comparisons{where} at once; the error is "
-        f"{error}. The smallest difference that {_least_to_most(seeds)} seeds detect with 80% power is "
-        f"{_least_to_most(detectable)} points. Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to "
-        f"be less than {points(plan.recipe.evaluate.margin)}."
+        f"Differences are paired by seed. The 95% intervals are simultaneous over the {family}; the error is {error}. The "
+        f"smallest difference that {_least_to_most(seeds)} seeds detect with 80% power is {_least_to_most(detectable)} points. "
+        "Arms are equivalent if two one-sided tests at 5% (as from a 90% interval; Holm) find the difference to be less than "
+        f"{points(plan.recipe.evaluate.margin)}."
     )
 
 
