@@ -9,12 +9,13 @@ import pytest
 from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab import curves, execution
 from vmae_lab.lab.arms import DECODER_MASKS
-from vmae_lab.lab.cost import stage_bytes, step_macs
+from vmae_lab.lab.cost import stage_bytes
 from vmae_lab.lab.presentation import common, compute_curve
 from vmae_lab.lab.recipe import RecipeError, build_recipe
 from vmae_lab.lab.runs import RunStore
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.statistics import compare
+from vmae_lab.lab.work import step_macs
 from vmae_lab.lab.workbook import plan_notebook
 from vmae_lab.training.kept import kept_file
 
@@ -37,12 +38,14 @@ def curve_of(values: dict[str, dict[int, list[tuple[int, float]]]], macs: dict[s
 def curve() -> pd.DataFrame:
     """An arm at half of the baseline's cost per step; at the second seed all of it is 1 higher, the arm's end 2 higher."""
     higher = [(step, value + 1) for step, value in NONE], [(2, 10.0), (4, 20.0), (6, 25.5)]
-    return curve_of({"none": {0: NONE, 1: higher[0]}, "half": {0: ARM, 1: higher[1]}}, {"none": 10.0, "half": 5.0})
+    return curve_of(
+        {"none": {0: NONE, 1: higher[0]}, "running_cell_50": {0: ARM, 1: higher[1]}}, {"none": 10.0, "running_cell_50": 5.0}
+    )
 
 
 def test_at_equal_steps(curve):
     pairs = compute_curve.at_equal_steps(curve, "none").set_index(["seed", "step"])
-    assert set(pairs.arm) == {"half"}
+    assert set(pairs.arm) == {"running_cell_50"}
     assert pairs.baseline.to_dict() == {(0, 2): 10, (0, 4): 20, (0, 6): 24, (1, 2): 11, (1, 4): 21, (1, 6): 25}
 
 
@@ -65,25 +68,33 @@ def test_rows_of_a_comparison_have_its_differences(curve):
     pairs = compute_curve.at_equal_compute(curve, "none")
     rows = compute_curve.comparison_rows(pairs, curve, "none")
     assert set(rows.metric) == {"step4", "step6"}
-    found = compare(rows, "step6", "none").loc["half"]
+    found = compare(rows, "step6", "none").loc["running_cell_50"]
     assert (found.difference, found.seeds) == (9.0, 2)
     assert rows[(rows.arm == "none") & (rows.metric == "step6")].value.tolist() == [24.0, 25.0], "the baseline's own"
 
 
-def test_differences_hold_both_comparisons(curve):
-    table = compute_curve.differences(curve, "none").set_index(["equal", "step"])
+def test_differences_hold_both_comparisons(smoke, curve):
+    plan = planned(smoke)
+    table = compute_curve.differences(plan, curve, "none").set_index(["equal", "step"])
     assert table.difference.to_dict() == pytest.approx(
         {("steps", 2): -1, ("steps", 4): -1, ("steps", 6): 0.0, ("compute", 4): 9, ("compute", 6): 9}
     )
-    assert (table.low <= table.difference).all()
-    assert compute_curve.differences(curve, "absent").empty
+    alone = compare(
+        compute_curve.comparison_rows(compute_curve.at_equal_compute(curve, "none"), curve, "none"), "step6", "none"
+    )
+    row = table.loc["compute", 6]
+    assert (row.low, row.high, row.verdict) == (alone.low.item(), alone.high.item(), alone.verdict.item())
+    [words] = compute_curve.conclusions(plan, curve, "none")
+    assert row.verdict.split(" (")[0] in words
+    assert compute_curve.differences(plan, curve, "absent").empty
 
 
-def test_a_seed_that_the_baseline_lacks_is_left_out(curve):
+def test_a_seed_that_the_baseline_lacks_is_left_out(smoke, curve):
     fewer = curve[(curve.arm != "none") | (curve.seed == 0)]
-    table = compute_curve.differences(fewer, "none")
+    table = compute_curve.differences(planned(smoke), fewer, "none")
     assert set(table.seeds) == {1}
     assert table.low.isna().all()
+    assert "No comparison has an interval" in compute_curve.difference_caption(planned(smoke), fewer, "none")
 
 
 def planned(smoke, arms=("scratch", "none", "running_cell_50"), **override):
@@ -118,8 +129,10 @@ def test_rows_of_a_curve(smoke):
     assert summary[summary.arm == "none"]["mean"].tolist() == [1.0, 2.0, 3.0]
     table = compute_curve.difference_table(plan, curve, "none")
     assert table.iloc[:, 2].tolist() == ["steps", "compute"]
-    assert list(table.columns[3:]) == ["after 2 steps", "after 4 steps", "after 6 steps"]
-    assert table["after 2 steps"].tolist() == ["+0.0 [+0.0, +0.0]", ""]
+    assert list(table.columns[3:]) == ["after 2 steps", "after 4 steps", "after 6 steps", "verdict after 6 steps"]
+    assert table["after 2 steps"].tolist() == ["+0.0 [no interval]", ""]
+    cheaper = 1 - step_macs(recipe.model, recipe.mask, 4) / step_macs(recipe.model, plan.first("none").recipe.mask, 4)
+    assert [cell.split()[0] for cell in table["after 6 steps"]] == ["+0.0", f"{3 * cheaper:+.1f}"]
 
 
 def test_without_kept_weights_there_is_no_curve(smoke):
@@ -127,7 +140,8 @@ def test_without_kept_weights_there_is_no_curve(smoke):
     rows = pd.DataFrame([{"arm": cell.arm, "seed": cell.seed, "metric": "ridge", "value": 3.0} for cell in plan.cells])
     curve = compute_curve.curve_rows(plan, rows)
     assert curve.empty
-    assert compute_curve.differences(curve, "none").empty
+    assert compute_curve.differences(plan, curve, "none").empty
+    assert compute_curve.conclusions(plan, curve, "none") == []
     assert compute_curve.difference_table(plan, curve, "none").empty
 
 
@@ -177,7 +191,7 @@ def test_labels_are_shuffled_between_the_labelled_clips(pretrained, monkeypatch)
     recipe, store, stage = pretrained
     fitted = []
 
-    def seen(probe, features, labels, others, grid):
+    def seen(probe, features, labels, others, *grid):
         fitted.append((probe, features, labels))
         return np.zeros(len(others), dtype=np.int64)
 
@@ -233,7 +247,7 @@ def test_the_table_of_controls(smoke, tmp_path):
     table = common.controls_table(plan, rows, store)
     assert table["top-1 %"].tolist() == ["15.0", "12.0", "20.0", "11.5 ± 0.7", "15.0 ± 1.4"]
     assert set(table["chance %"]) == {"12.5"}
-    gain = table["gain over the untrained encoder [95%]"].tolist()
+    gain = table["difference to the untrained encoder [95%]"].tolist()
     assert gain[3].startswith("+0.0 [-12.7")
     assert gain[:3] + gain[4:] == [""] * 4
     without = planned(smoke, **{"evaluate.controls": []})
@@ -247,8 +261,7 @@ def test_an_unknown_control_is_refused(smoke, name):
 
 
 def test_looks_of_the_arms_are_those_of_all_figures(curve):
-    renamed = curve.replace({"half": "running_cell_50"})
-    figure = curves.accuracy_curves(compute_curve.curve_summary(renamed), DECODER_MASKS, "top-1")
+    figure = curves.accuracy_curves(compute_curve.curve_summary(curve), DECODER_MASKS, "top-1")
     for axes in figure.axes:
         assert [line.get_marker() for line in axes.get_lines()] == ["o", "D"]
     steps, compute = (np.array(axes.get_lines()[1].get_xdata()) for axes in figure.axes)

@@ -6,6 +6,7 @@ import torch
 from vmae_lab.data.clips import load_clips
 from vmae_lab.lab.recipe import Recipe, build_recipe
 from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.divergence import Divergence, TrainingDiverged
 from vmae_lab.training.kept import kept_file
 from vmae_lab.training.log import read_metrics
@@ -81,9 +82,9 @@ def test_they_are_the_weights_at_that_step(run, unbroken, tmp_path):
         assert same(read_weights(unbroken[0] / kept_file(step)), state["model"])
 
 
-def test_they_are_a_whole_model(unbroken):
+def test_they_are_a_whole_model(recipe, unbroken):
     """Under the names of `model.safetensors`."""
-    model = unbroken[1].model
+    model = VideoMAE(recipe.model.dimensions, recipe.model.clip)
     weights = read_weights(unbroken[0] / kept_file(8))
     assert weights.keys() == model.state_dict().keys()
     load_weights(model, weights, "kept")

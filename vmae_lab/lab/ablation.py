@@ -92,11 +92,10 @@ class Plan:
 
     def rows(self, store: RunStore) -> pd.DataFrame:
         """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
-        rows, planned = self._measured(store, self.cells), self.stages
+        rows, planned = self._measured(store, [*self.cells, *self.control_cells]), self.stages
         for cell in self.cells:
             if cell.encoder in planned and cell.encoder not in cell.measures.values():
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
-        rows += self._measured(store, self.control_cells)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)
         return pd.DataFrame(rows)

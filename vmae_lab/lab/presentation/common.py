@@ -117,7 +117,7 @@ def _trained_controls(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[d
         line = _control_line(plan, name, accuracy, _chance_limit(plan, clips, 1))
         if control == "other_clip" and floor in plan.possible:
             both = pd.concat([own, rows[(rows.arm == floor) & (rows.metric == probe)]])
-            line["gain over the untrained encoder [95%]"] = difference_cell(compare(both, probe, floor), "controls")
+            line |= comparison_cells(compared(plan, both, probe, floor, ["controls"]), "controls", "the untrained encoder")
         lines.append(line)
     return lines
 

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.presentation.common import main_probe
-from vmae_lab.lab.statistics import compare, summarise
-from vmae_lab.lab.tables import interval
+from vmae_lab.lab.presentation.common import compared, difference_cell, how_compared, main_probe, verdict_words
+from vmae_lab.lab.statistics import COLUMNS, summarise
 from vmae_lab.lab.work import step_macs
 
 NO_CURVE = (
-    "No accuracy against compute: no weights were kept along the trainings. Set pretrain.keep_at, such as [0.25, 0.5, 0.75]."
+    "No weights were kept during pre-training, so there is no accuracy against compute. Set pretrain.keep_at, for example to "
+    "[0.25, 0.5, 0.75]."
 )
 
 
@@ -75,38 +75,47 @@ def comparison_rows(pairs: pd.DataFrame, curve: pd.DataFrame, baseline: str) -> 
     return rows.assign(metric="step" + rows.step.astype(str))[["arm", "seed", "metric", "value"]]
 
 
-def differences(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Paired differences to the baseline at each step, with 95% intervals that hold for all arms at a step at once.
+def differences(plan: Plan, curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """The other arms compared with the baseline at each of their steps.
 
-    Columns arm, step, equal ("steps" or "compute"), difference, low, high, seeds. Empty if the baseline was not run.
+    Columns arm, step, equal ("steps" or "compute"), and those of `compare`. Empty if the baseline was not run.
     """
     parts = []
     for equal, pairs in (("steps", at_equal_steps(curve, baseline)), ("compute", at_equal_compute(curve, baseline))):
         rows = comparison_rows(pairs, curve, baseline)
         for step in sorted(pairs.step.unique()):
-            found = compare(rows, f"step{step}", baseline).rename_axis("arm").reset_index()
-            parts.append(found.dropna(subset="difference").assign(step=step, equal=equal))
-    columns = ["arm", "step", "equal", "difference", "low", "high", "seeds"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+            arms = [arm for arm in plan.pretrained if arm in set(pairs[pairs.step == step].arm)]
+            found = compared(plan, rows, f"step{step}", baseline, arms)
+            parts.append(found.rename_axis("arm").reset_index().assign(step=step, equal=equal))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "step", "equal", *COLUMNS])
 
 
 def difference_table(plan: Plan, curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Two lines per arm: its differences to the baseline at equal steps and at equal compute, one column per step."""
-    found = differences(curve, baseline).set_index(["arm", "equal", "step"])
+    found, name, lines = differences(plan, curve, baseline), plan.arms[baseline].label, []
     cost = curve.assign(each=curve.macs / curve.step).groupby("arm").each.first()
-    lines = []
-    for arm in plan.pretrained:
-        for equal in ("steps", "compute") if arm != baseline and baseline in cost.index else ():
+    last = curve.step.max()
+    for arm in [arm for arm in plan.pretrained if arm in set(found.arm)]:
+        for equal, chosen in found[found.arm == arm].groupby("equal", sort=False):
+            by_step = chosen.set_index("step")
             line = {
                 "decoder mask": plan.arms[arm].label,
-                f"compute per step, % of {plan.arms[baseline].label}": f"{100 * cost[arm] / cost[baseline]:.0f}",
-                f"difference to {plan.arms[baseline].label} [95%] at equal": equal,
+                f"compute per step, % of {name}": f"{100 * cost[arm] / cost[baseline]:.0f}",
+                f"difference to {name} [95%] at equal": equal,
             }
-            for step in sorted(curve.step.unique()):
-                row = found.loc[arm, equal, step] if (arm, equal, step) in found.index else None
-                line[f"after {step} steps"] = "" if row is None else interval(row.difference, row.low, row.high)
-            lines.append(line)
+            line |= {f"after {step} steps": difference_cell(by_step, step) for step in sorted(curve.step.unique())}
+            lines.append({**line, f"verdict after {last} steps": by_step.verdict.get(last, "")})
     return pd.DataFrame(lines)
+
+
+def conclusions(plan: Plan, curve: pd.DataFrame, baseline: str) -> list[str]:
+    """The verdicts at equal compute at the arms' last step, in a sentence; none if there is no curve."""
+    found = differences(plan, curve, baseline)
+    last = found[(found.equal == "compute") & (found.step == curve.step.max())].set_index("arm")
+    if last.empty:
+        return []
+    words = verdict_words(plan, last, baseline)
+    return [f"At equal compute, after the arms' last step: {words[0].lower()}{words[1:]}"]
 
 
 SCHEDULE = (
@@ -126,14 +135,15 @@ def accuracy_caption(plan: Plan, rows: pd.DataFrame, floor: str) -> str:
     )
 
 
-def difference_caption(plan: Plan, baseline: str) -> str:
+def difference_caption(plan: Plan, curve: pd.DataFrame, baseline: str) -> str:
     """The caption of the figure of `difference_curves`."""
-    name = plan.arms[baseline].label
+    name, found = plan.arms[baseline].label, differences(plan, curve, baseline)
+    columns = [table for _, table in found.groupby(["equal", "step"])]
     return (
-        f"Paired difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
-        f"multiply-accumulates. Mean over {_seeds(plan)}; the 95% intervals hold for all arms at a step at once. At equal "
-        f"compute, the accuracy of '{name}' is interpolated linearly between its points; there is no value before its first "
-        f"point. {SCHEDULE} At equal compute this favours the arm at its last step."
+        f"Difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
+        f"multiply-accumulates. {how_compared(plan, *columns)} At equal compute, the accuracy of '{name}' is interpolated "
+        f"linearly between its points; there is no value before its first point. {SCHEDULE} At equal compute this favours the "
+        "arm at its last step."
     )
 
 
