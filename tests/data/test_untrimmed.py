@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom, binomtest, chi2_contingency, chisquare, kruskal
 
 from vmae_lab.data.motionworld import motion
@@ -253,7 +254,7 @@ def test_no_single_frame_tells_the_action_under_a_linear_readout():
                 pixels.append(frames[middle, ::2, ::2].ravel() / 255)
                 actions.append(ACTIONS.index(segment.action))
                 sources.append(list(SOURCES).index(owner(shots, middle).source))
-        return np.array(pixels), np.array(actions), np.array(sources)
+        return torch.from_numpy(np.array(pixels)), np.array(actions), np.array(sources)
 
     (x, y, source), (test_x, test_y, test_source) = middles("train", 60), middles("test", 40)
     limit = 100 * binom.ppf(0.999, len(test_y), 1 / len(ACTIONS)) / len(test_y)

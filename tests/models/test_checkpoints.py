@@ -105,7 +105,7 @@ def test_pretrained_to_classifier(pretrained, tmp_path):
     given = {k: v for k, v in pretrained.state_dict().items() if k.startswith("encoder.") and ".trunk.norm." not in k}
     assert equal({k: v for k, v in state.items() if not k.startswith("head.")}, given)
     assert len(state["head.head.weight"]) == 7
-    with pytest.warns(UserWarning, match="anew"):
+    with pytest.warns(UserWarning, match="newly initialized"):
         same, other = (VideoClassifier.from_pretrained(folder, classes=7, seed=seed) for seed in (0, 1))
     assert equal(same.state_dict(), state)
     assert not equal(other.state_dict(), state)
