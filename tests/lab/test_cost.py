@@ -52,7 +52,8 @@ def test_the_disk_that_is_announced_is_what_the_weights_take(plan, home, tmp_pat
     if kind == "finetune":
         one = plan.first("scratch").measures["finetune@0.25"]
     store.complete(one, Compute(threads=1, tensorboard=False), progress=False)
-    assert weights_in(store.folder(one) / WEIGHTS) == stage_bytes(one)
+    assert (store.folder(one) / WEIGHTS).is_file()
+    assert sum(map(weights_in, store.folder(one).glob("*.safetensors"))) == stage_bytes(one), "with what is kept on the way"
 
 
 def test_the_work_of_a_stage_by_hand(plan):
