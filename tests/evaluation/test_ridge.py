@@ -95,3 +95,13 @@ def test_no_copy_of_all_columns_is_made_in_float64(monkeypatch):
     ridge_answers(x, labels, x[:10], ALPHAS)
     assert max(sizes) > 1000
     assert max(sizes) <= 8000
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_equal_rows_are_fitted_by_an_intercept(classes):
+    """Clips that are all the same: no column varies. The most frequent class is predicted, as by scikit-learn."""
+    labels = np.array([0, 1, *[classes - 1] * 5])
+    features = torch.full((len(labels), 40), 3.0)
+    expected = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=[1.0, 10.0])).fit(features.numpy(), labels)
+    answers = ridge_answers(features, labels, features[:3], [1.0, 10.0])
+    assert answers.tolist() == expected.predict(features[:3].numpy()).tolist() == [classes - 1] * 3

@@ -41,7 +41,8 @@ def wide_decision(classifier: RidgeClassifierCV, features: Tensor, labels: np.nd
     assert isinstance(gram, Tensor), "there is at least one column"
     squares, vectors = torch.linalg.eigh(gram)
     kept = squares > EPS * squares[-1]  # the others are zero to rounding
-    lengths, basis = squares[kept].sqrt(), vectors[:, kept]
+    kept[-1] = True  # all are zero if all rows are equal; the fit then has an intercept only
+    lengths, basis = squares[kept].clamp(min=torch.finfo(torch.float64).tiny).sqrt(), vectors[:, kept]
     classifier.fit((basis * lengths).cpu().numpy(), labels)
     of_rows = basis / lengths @ torch.from_numpy(np.atleast_2d(classifier.coef_).T).to(basis)
     values = torch.from_numpy(np.atleast_1d(classifier.intercept_)).to(basis).repeat(len(others), 1)
