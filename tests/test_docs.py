@@ -176,10 +176,10 @@ def test_the_readme_names_every_command():
 
 def test_measured_figures_of_the_readme_stand_in_the_reports_that_it_links():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("| ") and "](reports/demo/" in line]
+    rows = [line for line in lines if line.startswith("| ") and re.search(r"\]\(reports/(demo|study)/", line)]
     checked = 0
     for line in rows:
-        page = (ROOT / re.search(r"\]\((reports/demo/[^)]+)\)", line)[1]).read_text(encoding="utf-8")
+        page = (ROOT / re.search(r"\]\((reports/(?:demo|study)/[^)]+)\)", line)[1]).read_text(encoding="utf-8")
         for figure in re.findall(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[^\]]+\]|\d\.\d\d x", line):
             assert figure in page, f"{figure} stands in no table of the report: {line}"
             checked += 1

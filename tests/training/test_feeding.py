@@ -142,7 +142,7 @@ raise ZeroDivisionError
 def test_a_script_that_leaves_its_batches_open_ends(begin):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])}
     command = [sys.executable, "-c", LEFT.format(begin=begin)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ZeroDivisionError"), done.stderr
 
@@ -165,7 +165,7 @@ def test_a_long_path_of_the_temporary_folder_stops_no_worker(tmp_path_factory, l
     environment = {**os.environ, "TMPDIR": str(folder)}
     environment["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])
     done = subprocess.run(
-        [sys.executable, "-c", SOCKETS], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", SOCKETS], env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 

@@ -121,7 +121,8 @@ def accuracy_against_cost(
         )
     if len(front) > 1:
         axes.plot([place[arm] for arm in front], summary["mean"][list(front)], color="#999999", zorder=0, label="Pareto front")
-    _chance_line(axes, chance)
+    if summary.low.fillna(summary["mean"]).min() < chance + FAR_ABOVE:
+        _chance_line(axes, chance)
     axes.set(xlabel="pre-training cost of a clip, forward (1e6 multiply-accumulates)", ylabel=ylabel)
     low, high = axes.get_ylim()  # a t interval over few seeds may run past what an accuracy can be
     axes.set_ylim(max(0, low), min(100, high))
@@ -302,6 +303,9 @@ def _point(style: Arm, size: float) -> dict[str, Any]:
         "color": style.colour, "marker": style.marker, "fillstyle": style.fill, "markerfacecoloralt": "white",
         "markersize": size * (1.4 if style.marker in "*P" else 1),
     }  # fmt: skip
+
+
+FAR_ABOVE = 20  # points above chance, from which a line at chance would only press the results together
 
 
 def _chance_line(axes: plt.Axes, chance: float) -> None:

@@ -18,12 +18,13 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
     The spread is taken from this plan's finished stages, or else from the report of the notebook at its scale.
     """
     book, seeds, margin = WORKBOOK[plan.name], len(plan.recipe.seeds), plan.recipe.evaluate.margin
-    if book.baseline not in plan.possible or not plan.recipe.data.labelled:
+    baseline = book.baseline
+    if baseline is None or baseline not in plan.possible or not plan.recipe.data.labelled:
         return ""
-    arms = [arm for arm in plan.possible if arm not in (book.baseline, book.floor)]
+    arms = [arm for arm in plan.possible if arm not in (baseline, book.floor)]
     if not arms:
         return ""
-    tests = f"80% power, {len(arms)} comparison{'s' * (len(arms) > 1)} with '{plan.arms[book.baseline].label}'"
+    tests = f"80% power, {len(arms)} comparison{'s' * (len(arms) > 1)} with '{plan.arms[baseline].label}'"
     report = report_folder(plan.recipe.scale, plan.name) / "tables" / "results.csv"
     sources = {"finished stages of this plan": plan.rows_so_far(store)}
     if report.is_file():
@@ -31,7 +32,7 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
     for source, rows in sources.items():
         if rows.empty:
             continue
-        table = compare(rows, book.metric_of(plan.recipe), book.baseline, margin, arms)
+        table = compare(rows, book.metric_of(plan.recipe), baseline, margin, arms)
         spreads = table["std"][table.seeds >= ENOUGH].dropna().astype(float)
         if len(spreads):
             middle, largest = spreads.median(), spreads.max()

@@ -191,14 +191,16 @@ WORKBOOK: dict[str, Notebook] = {
 
 
 def plan_notebook(name: str, recipe: Recipe) -> Plan:
-    """The plan of a notebook of this workbook. Raises RecipeError with all that is impossible, one line each."""
+    """The plan of a notebook of this workbook. Sources that its pools need are added to those of the embedded data set.
+
+    Raises RecipeError with all that is impossible, one line each.
+    """
     book = WORKBOOK[name]
     missing = [source for source in book.sources if source not in recipe.data.sources]
+    if missing and recipe.data.motionworld is None:
+        raise RecipeError(f"{name} compares pools of the embedded data set's sources; it does not run on list files")
     if missing:
-        raise RecipeError(
-            f"{name} compares pools of the embedded data set's sources and needs {', '.join(missing)} in "
-            "data.motionworld.sources; it does not run on list files"
-        )
+        recipe = recipe.with_overrides({"data.motionworld.sources": [*recipe.data.sources, *missing]})
     problems = []
     if not recipe.data.labelled and book.measures not in (_pretrained, _probe_where_labelled):
         problems.append(

@@ -76,8 +76,8 @@ def unwrapped(model: nn.Module) -> Any:
 def keep_freed_memory() -> None:
     """Let glibc keep up to 64 MiB that a training step frees, for the next step, instead of returning it to the kernel.
 
-    Otherwise the kernel clears these pages again at every step, which takes 10% of a tiny model's step. glibc adapts both
-    thresholds itself; the values are the highest that it uses.
+    Otherwise the kernel may clear these pages at every step, up to 10% of a tiny model's time: glibc adapts both thresholds
+    to what the process has freed before. The values are the highest that it adapts to.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

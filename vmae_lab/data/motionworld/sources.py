@@ -82,7 +82,8 @@ SOURCES: dict[str, Callable[[Path, int, np.random.Generator], Frames]] = {
     "striped_plaids": striped_plaids,
     "photographs": photographs,
 }
-WHOLE_FRAME = tuple(list(SOURCES)[3:])  # sources without a thing to put a box around
+# Sources without a thing to put a box around.
+WHOLE_FRAME = ("camera", "kaleidoscope", "plaids", "dark_plaids", "coarse_plaids", "striped_plaids", "photographs")
 
 
 def boxes(source: str, path: Path) -> np.ndarray:

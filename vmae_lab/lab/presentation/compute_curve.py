@@ -136,7 +136,7 @@ def accuracy_caption(plan: Plan, rows: pd.DataFrame, floor: str) -> str:
 
 
 def difference_caption(plan: Plan, curve: pd.DataFrame, baseline: str) -> str:
-    """The caption of the figure of `difference_curves` and of the table of differences."""
+    """The caption of the figure of `difference_curves`."""
     name, found = plan.arms[baseline].label, differences(plan, curve, baseline)
     columns = [table for _, table in found.groupby(["equal", "step"])]
     return (
@@ -145,6 +145,11 @@ def difference_caption(plan: Plan, curve: pd.DataFrame, baseline: str) -> str:
         "linearly between its points; there is no value before its first point. Between distant points of a curve that "
         f"flattens, this understates '{name}'. {SCHEDULE} At equal compute this favours the arm at its last step."
     )
+
+
+def table_caption(plan: Plan, baseline: str) -> str:
+    """The caption of the table of differences."""
+    return f"The differences of the figure above in numbers, to '{plan.arms[baseline].label}' [95%], over {_seeds(plan)}."
 
 
 def _seeds(plan: Plan) -> str:
