@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -21,7 +22,8 @@ def accuracy_curves(summary: pd.DataFrame, arms: Mapping[str, Arm], ylabel: str,
 
     summary: columns arm, step, macs, mean, low, high.
     """
-    figure, places = plt.subplots(1, 2, figsize=(9.4, 4.2), sharey=True, layout="constrained")
+    layout = ConstrainedLayoutEngine(wspace=0.05)  # else the last number of one axis touches the first of the next
+    figure, places = plt.subplots(1, 2, figsize=(9.4, 4.2), sharey=True, layout=layout)
     names = _in_order(summary, arms)
     scale, unit = _unit(summary.macs.max())
     for axes, column, label in (
@@ -39,7 +41,6 @@ def accuracy_curves(summary: pd.DataFrame, arms: Mapping[str, Arm], ylabel: str,
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
     low, high = places[0].get_ylim()  # a t interval over few seeds may exceed what an accuracy can be
     places[0].set(ylabel=ylabel, ylim=(max(0, low), min(100, high)))
-    figure.get_layout_engine().set(wspace=0.05)
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=legend, loc="outside right center", handlelength=3.5)
     sns.despine(figure)
