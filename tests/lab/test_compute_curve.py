@@ -250,6 +250,9 @@ def test_the_table_of_controls(smoke, tmp_path):
     gain = table["difference to the untrained encoder [95%]"].tolist()
     assert gain[3].startswith("+0.0 [-12.7")
     assert gain[:3] + gain[4:] == [""] * 4
+    assert table["95% interval over seeds"].tolist()[3:] == ["5.1 to 17.9", "2.3 to 27.7"], "of Student's t"
+    assert all(table["chance stays below, 95 %"][:3]), "the binomial limit is for what has one try"
+    assert table["chance stays below, 95 %"].tolist()[3:] == ["", ""]
     without = planned(smoke, **{"evaluate.controls": []})
     assert len(common.controls_table(without, rows, store)) == 3
 

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -21,7 +22,8 @@ def accuracy_curves(summary: pd.DataFrame, arms: Mapping[str, Arm], ylabel: str,
 
     summary: columns arm, step, macs, mean, low, high.
     """
-    figure, places = plt.subplots(1, 2, figsize=(9.4, 4.2), sharey=True, layout="constrained")
+    layout = ConstrainedLayoutEngine(wspace=0.05)  # else the last number of one axis touches the first of the next
+    figure, places = plt.subplots(1, 2, figsize=(9.4, 4.2), sharey=True, layout=layout)
     names = _in_order(summary, arms)
     scale, unit = _unit(summary.macs.max())
     for axes, column, label in (
@@ -37,7 +39,8 @@ def accuracy_curves(summary: pd.DataFrame, arms: Mapping[str, Arm], ylabel: str,
         axes.set(xlabel=label)
         axes.set_xlim(left=0)
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    places[0].set_ylabel(ylabel)
+    low, high = places[0].get_ylim()  # a t interval over few seeds may exceed what an accuracy can be
+    places[0].set(ylabel=ylabel, ylim=(max(0, low), min(100, high)))
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=legend, loc="outside right center", handlelength=3.5)
     sns.despine(figure)
@@ -46,6 +49,8 @@ def accuracy_curves(summary: pd.DataFrame, arms: Mapping[str, Arm], ylabel: str,
 
 def difference_curves(differences: pd.DataFrame, arms: Mapping[str, Arm], baseline: str, ylabel: str) -> Figure:
     """One panel per arm: its difference to the baseline at equal steps and at equal compute, with intervals as bands.
+
+    The vertical axis holds all differences, and the intervals at the last step: those of the first steps may be far wider.
 
     differences: columns arm, step, equal ("steps" or "compute"), difference, low, high.
     """
@@ -68,13 +73,17 @@ def difference_curves(differences: pd.DataFrame, arms: Mapping[str, Arm], baseli
         axes.set_visible(False)
     for axes in places.flat[max(0, len(names) - columns) : len(names)]:
         axes.tick_params(labelbottom=True)
+    last = differences[differences.step == differences.step.max()]
+    shown = pd.concat([differences.difference, last.low, last.high]).dropna()
+    margin = 0.08 * (shown.max() - shown.min()) or 1.0
+    places[0, 0].set(ylim=(shown.min() - margin, shown.max() + margin))
     places[0, 0].set_xlim(left=0)
     figure.supxlabel("optimiser steps of the arm", fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
-    shown = Arm("", "#000000", "o")
+    example = Arm("", "#000000", "o")
     handles: list[Any] = [
-        (Patch(color="#000000", alpha=0.25, linewidth=0), Line2D([], [], **_line(shown))),
-        (Patch(color=GREY, alpha=0.25, linewidth=0), Line2D([], [], **_open(shown))),
+        (Patch(color="#000000", alpha=0.25, linewidth=0), Line2D([], [], **_line(example))),
+        (Patch(color=GREY, alpha=0.25, linewidth=0), Line2D([], [], **_open(example))),
     ]
     names_of = [f"{short(arms[baseline].label, 28)} at equal {equal}" for equal in ("steps", "compute")]
     figure.legend(handles, names_of, title="difference to", loc="outside upper center", ncols=2, handlelength=3.5)
