@@ -143,7 +143,8 @@ def difference_caption(plan: Plan, curve: pd.DataFrame, baseline: str) -> str:
         f"Difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
         f"multiply-accumulates. {how_compared(plan, *columns)} At equal compute, the accuracy of '{name}' is interpolated "
         "linearly between its points; there is no value before its first point. Between distant points of a curve that "
-        f"flattens, this understates '{name}'. {SCHEDULE} At equal compute this favours the arm at its last step."
+        f"flattens, this understates '{name}'. {SCHEDULE} At equal compute this favours the arm at its last step. "
+        "The axis is cut to the differences and to the intervals of the last step."
     )
 
 
