@@ -15,14 +15,14 @@ import pandas as pd
 from parts.timing import timed
 from parts.written import machine_words, write_benchmark
 
-from vmae_lab.data.mixture import sample_order
-from vmae_lab.files import make_folder, write_json
+from vmae_lab.data.samplers import sample_order
 from vmae_lab.lab.measure import measure_step
-from vmae_lab.lab.runs import RESULT, RunStore
+from vmae_lab.lab.run_store import RESULT, RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.utils.atomic_io import make_folder, write_json
 
 MASKS = MaskSettings(decoder="running_cell", decoder_ratio=0.5)
 BASE = {"size": "small", "frames": 16, "side": 112}

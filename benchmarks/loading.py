@@ -23,16 +23,16 @@ from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 
-from vmae_lab.data.augment import SCALES, multi_scale_crop
-from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.lists import ListSettings
-from vmae_lab.data.sampling import Dense
-from vmae_lab.data.video import VideoFile, VideoSettings, read_video
-from vmae_lab.data.video.isolated import DecoderProcess
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.decoding import VideoFile, VideoSettings, read_video
+from vmae_lab.data.decoding.pool import DecoderProcess
+from vmae_lab.data.frame_sampling import Dense
+from vmae_lab.data.transforms import SCALES, multi_scale_crop
+from vmae_lab.data.video_lists import ListSettings
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.randomness import numpy_generator
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.seeding import numpy_generator
 
 SIDE, FRAMES, STRIDE = 224, 16, 4
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

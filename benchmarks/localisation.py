@@ -15,8 +15,8 @@ import torch
 from parts.timing import timed
 from parts.written import machine_words, write_benchmark
 
-from vmae_lab.detection.suppression import SuppressSettings, suppress
-from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape
+from vmae_lab.detection.soft_nms import SuppressSettings, suppress
+from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
 
 LENGTHS = [1250, 2500, 5000, 10000, 20000]  # time steps; of THUMOS14's features, four frames apart, 10,000 are 22 minutes
 COUNTS = [6250, 12500, 25000, 50000, 100000]
@@ -39,8 +39,8 @@ def main() -> None:
 @torch.no_grad()
 def detector(rounds: int) -> list[dict]:
     """A forward pass over features of each length."""
-    shape = LocaliserShape()
-    model = ActionLocaliser(shape, 1408, [str(i) for i in range(20)]).eval()
+    shape = ActionFormerShape()
+    model = ActionFormer(shape, 1408, [str(i) for i in range(20)]).eval()
 
     def at(length: int) -> Callable[[], object]:
         whole = length + -length % shape.multiple

@@ -22,8 +22,8 @@ from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from vmae_lab.randomness import torch_generator
 from vmae_lab.training.optim import parameter_groups
+from vmae_lab.utils.seeding import torch_generator
 
 Step = Callable[[], None]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

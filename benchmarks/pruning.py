@@ -11,15 +11,15 @@ import pandas as pd
 from parts.written import machine_words, write_benchmark
 
 from vmae_lab.cli.parameters import scale_parameters
-from vmae_lab.lab.ablation import Plan, plan_ablation
 from vmae_lab.lab.arms import BLUE, Arm
-from vmae_lab.lab.cost import plan_summary, work_of
-from vmae_lab.lab.places import project_root, runs_folder
-from vmae_lab.lab.recipe import Recipe, build_recipe
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.config import Recipe, build_recipe
+from vmae_lab.lab.estimate import plan_summary, work_of
+from vmae_lab.lab.plan import Plan, plan_ablation
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, probe_stage
 from vmae_lab.lab.statistics import paired_differences, summarise
 from vmae_lab.models.flops import TokenCounts, pretrain_cost
+from vmae_lab.utils.paths import project_root, runs_folder
 
 RATIOS = (0.25, 0.5, 0.75)
 

@@ -26,8 +26,8 @@ from vmae_lab.models.flops import TokenCounts, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 from vmae_lab.models.vit import PixelScale, VideoEncoder, sincos_positions
-from vmae_lab.randomness import torch_generator
 from vmae_lab.training.optim import parameter_groups
+from vmae_lab.utils.seeding import torch_generator
 
 START = "torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py --out reports/benchmarks"
 GPU = torch.cuda.is_available()

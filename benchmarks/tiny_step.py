@@ -23,14 +23,14 @@ import pandas as pd
 import torch
 from parts.written import machine_words, write_benchmark
 
-from vmae_lab.data.clips import DataSettings
+from vmae_lab.data.dataset import DataSettings
+from vmae_lab.data.memmap_dataset import MemmapDataset
 from vmae_lab.data.motionworld import ClipRecord
-from vmae_lab.data.resident import ResidentClips
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 
 HERE = Path(__file__).resolve().parents[1]
 ARMS = {"none": MaskSettings(decoder="none", decoder_ratio=0), "running cell 50%": MaskSettings()}
@@ -118,7 +118,7 @@ def tiny_task(arm: str, steps: int, path: Path) -> "TimedTask":
     """The demo's pre-training (params/demo.yaml) on the clips of a file."""
     sources = ("digits", "sticks", "sprites")
     records = [ClipRecord(f"{row}.mp4", "train", sources[row % 3], "spin", FRAMES, (), ()) for row in range(CLIPS)]
-    clips = ResidentClips(np.load(path, mmap_mode="r"), np.arange(CLIPS), records)
+    clips = MemmapDataset(np.load(path, mmap_mode="r"), np.arange(CLIPS), records)
     data = DataSettings(
         motionworld={"sources": sources, "side": 64, "frames": FRAMES},
         resident_side=SIDE, stride=2, crop_scales=(1.0, 0.9, 0.8),

@@ -12,10 +12,10 @@ from threading import Timer
 
 import numpy as np
 
-from vmae_lab.data.video import child, decoders, inspection
-from vmae_lab.data.video.decoders import read_video
-from vmae_lab.data.video.inspection import inspect_video
-from vmae_lab.data.video.wire import LENGTH
+from vmae_lab.data.decoding import decoders, inspection, worker
+from vmae_lab.data.decoding.decoders import read_video
+from vmae_lab.data.decoding.inspection import inspect_video
+from vmae_lab.data.decoding.messages import LENGTH
 
 
 def loop() -> None:
@@ -116,4 +116,4 @@ def failing_inspection(video, settings):
 if __name__ == "__main__":
     ANSWERS_TO = os.dup(1)
     decoders.read_video, inspection.inspect_video = failing_read, failing_inspection
-    child.main()
+    worker.main()

@@ -17,12 +17,12 @@ import nbformat
 import pytest
 import typer
 import yaml
-from test_architecture import FLOORS, NOTEBOOKS, PACKAGE, floor, imports
+from test_architecture import LAYERS, NOTEBOOKS, PACKAGE, imports, layer
 from typer.core import TyperGroup
 
 from vmae_lab.cli import app
 from vmae_lab.cli.parameters import scale_parameters
-from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.config import RecipeError, build_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -147,18 +147,18 @@ def test_files_of_the_project_that_are_named_are_there(path):
 
 
 def test_the_map_is_that_of_the_code():
-    """Every room is on the map, every arrow goes down, and along imports that there are."""
+    """Every folder is on the map, every arrow goes down, and along imports that there are."""
     (drawn,) = blocks(ROOT / "docs" / "architecture.md", "mermaid")
-    rooms = {room for rooms in FLOORS for room in rooms}
-    assert set(re.findall(r"^ +(\w+)\[\"", drawn, re.MULTILINE)) == rooms | {"notebooks"}
-    known = {room: set() for room in rooms}
+    folders = {name for names in LAYERS for name in names}
+    assert set(re.findall(r"^ +(\w+)\[\"", drawn, re.MULTILINE)) == folders | {"notebooks"}
+    known = {folder: set() for folder in folders}
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if room in rooms:
-            known[room] |= {module.split(".")[0] for module in imports(path)}
+        folder = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if folder in folders:
+            known[folder] |= {module.split(".")[0] for module in imports(path)}
     for above, below in re.findall(r"(\w+) --> (\w+)", drawn):
         if above != "notebooks":
-            assert floor(above) > floor(below)
+            assert layer(above) > layer(below)
             assert below in known[above], f"{above} imports nothing of {below}"
 
 

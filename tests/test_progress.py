@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vmae_lab import progress
-from vmae_lab.progress import Progress
+from vmae_lab.utils import progress
+from vmae_lab.utils.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,7 +154,7 @@ def test_workers_show_nothing(capfd):
 
 NOTEBOOK = """
 import time
-from vmae_lab.progress import Progress
+from vmae_lab.utils.progress import Progress
 with Progress(total=3, desc="stages") as outer:
     for stage in range(3):
         with Progress(total=4, desc=f"pretrain-{stage}", unit="steps") as inner:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.scales import read_scale
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = sorted(path for scale in ("demo", "gpu", "study") for path in (ROOT / "reports" / scale).glob("*/manifest.json"))
@@ -18,7 +18,7 @@ def keys(notebook: str, parameters: dict) -> set[str]:
 
 
 def test_there_are_reports():
-    assert len(MANIFESTS) >= len(WORKBOOK)
+    assert len(MANIFESTS) >= len(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: "/".join(path.parts[-3:-1]))
@@ -30,7 +30,7 @@ def test_keys_of_a_committed_report(path):
 # Made with an earlier params/demo.yaml, of which nothing but their manifests is left.
 MADE_EARLIER = {
     f"demo/{notebook}"
-    for notebook in WORKBOOK
+    for notebook in EXPERIMENTS
     if notebook not in ("ablation_decoder_mask", "cost_of_dual_masking")  # the latter trains nothing
 }
 
@@ -41,5 +41,5 @@ def test_a_scale_still_makes_the_stages_of_its_committed_report(path):
         pytest.skip("made with an earlier params/demo.yaml")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     parameters = read_scale(manifest["scale"], [ROOT / "params"])
-    arms = list(WORKBOOK[manifest["notebook"]].arms)
+    arms = list(EXPERIMENTS[manifest["notebook"]].arms)
     assert keys(manifest["notebook"], {"arms": arms, **parameters}) == set(manifest["stages"])

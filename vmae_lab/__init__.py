@@ -10,9 +10,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
-    from vmae_lab.lab.runs import RunStore
-    from vmae_lab.lab.workbook import plan_notebook
+    from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+    from vmae_lab.lab.experiments import plan_notebook
+    from vmae_lab.lab.run_store import RunStore
     from vmae_lab.masking import MaskSettings, draw_masks, running_cell, tube
     from vmae_lab.models.classifier import VideoClassifier
     from vmae_lab.models.sizes import SIZES, ModelSettings
@@ -37,10 +37,10 @@ __all__ = [
 
 __version__ = version("vmae-lab")
 
-_ROOMS = {
-    "lab.recipe": ("Recipe", "RecipeError", "build_recipe"),
-    "lab.runs": ("RunStore",),
-    "lab.workbook": ("plan_notebook",),
+_MODULES = {
+    "lab.config": ("Recipe", "RecipeError", "build_recipe"),
+    "lab.run_store": ("RunStore",),
+    "lab.experiments": ("plan_notebook",),
     "masking": ("MaskSettings", "draw_masks", "running_cell", "tube"),
     "models.classifier": ("VideoClassifier",),
     "models.sizes": ("SIZES", "ModelSettings"),
@@ -50,10 +50,10 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     """A public name, loaded from its module when it is first asked for (PEP 562)."""
-    room = next((room for room, names in _ROOMS.items() if name in names), None)
-    if room is None:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'; public are {', '.join(__all__)}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{room}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return value
 
 
@@ -63,6 +63,6 @@ def __dir__() -> list[str]:
 
 if os.environ.get("VMAE_LAB_POOL_OF") == str(_parent := os.getppid()):
     # A pool's worker: it ends with its parent already while it imports what it needs, which may take longer than 10 s.
-    from vmae_lab.processes import end_when
+    from vmae_lab.utils.distributed import end_when
 
     end_when(lambda: os.getppid() != _parent)

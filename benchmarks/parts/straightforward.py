@@ -52,7 +52,7 @@ class Straightforward(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
         decoder = (size.decoder_width, size.decoder_heads, size.decoder_mlp_hidden)
         self.decoder = nn.ModuleList(Block(*decoder) for _ in range(size.decoder_depth))
-        self.norm, self.head = nn.LayerNorm(size.decoder_width, eps=NORM_EPS), nn.Linear(size.decoder_width, clip.cube_values)
+        self.norm, self.head = nn.LayerNorm(size.decoder_width, eps=NORM_EPS), nn.Linear(size.decoder_width, clip.patch_values)
         self.register_buffer("positions", sincos_positions(clip.tokens, size.width)[None], persistent=False)
         self.register_buffer("decoder_positions", sincos_positions(clip.tokens, size.decoder_width)[None], persistent=False)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from vmae_lab.files import make_folder, write_text
-from vmae_lab.lab.provenance import provenance
+from vmae_lab.lab.report.provenance import provenance
+from vmae_lab.utils.atomic_io import make_folder, write_text
 
 
 def machine_words() -> str:

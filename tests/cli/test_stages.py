@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from vmae_lab.cli import main
-from vmae_lab.files import read_json
-from vmae_lab.lab.recipe import build_recipe
+from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.stages import opened_classifier_stage, opened_stage
 from vmae_lab.models.checkpoints import CheckpointError, open_checkpoint, read_weights
 from vmae_lab.models.checkpoints.saving import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.utils.atomic_io import read_json
 
 SMOKE = str(Path(__file__).parents[2] / "params" / "smoke.yaml")
 CLIP = ClipShape(frames=8, side=24, tubelet=2, patch=4)

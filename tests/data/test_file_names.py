@@ -12,12 +12,12 @@ from made_videos import write_video
 
 from vmae_lab.cli import main
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT
-from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.listed import clips_of
-from vmae_lab.data.lists import ListError, ListSettings, read_list
-from vmae_lab.data.quarantine import Quarantine
-from vmae_lab.data.sampling import Everything
-from vmae_lab.data.video import VideoError, VideoSettings
+from vmae_lab.data.corrupt_videos import CorruptVideos
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.decoding import VideoError, VideoSettings
+from vmae_lab.data.frame_sampling import Everything
+from vmae_lab.data.video_dataset import clips_of
+from vmae_lab.data.video_lists import ListError, ListSettings, read_list
 from vmae_lab.evaluation.features import FeatureSettings, extract_features
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.vit import VideoEncoder
@@ -91,8 +91,8 @@ def test_broken_files_are_reported_by_name(tmp_path, capsys):
     for name in (FAILURES, REPORT):
         assert r"caf\xe9" in (tmp_path / "out" / name).read_text(encoding="utf-8")
     assert names_in(read_list(tmp_path / "out" / FAILURES, tmp_path)) == {LATIN}
-    quarantine = Quarantine(tmp_path / "quarantine.csv")
-    quarantine.add(0, VideoError(f"/{LATIN}", "broken"))
+    corrupt_videos = CorruptVideos(tmp_path / "quarantine.csv")
+    corrupt_videos.add(0, VideoError(f"/{LATIN}", "broken"))
     assert pd.read_csv(tmp_path / "quarantine.csv").path.tolist() == [r"/caf\xe9 1\xe9.mp4"]
     str(VideoError(LATIN, LATIN)).encode()
     with pytest.raises(ListError) as caught:

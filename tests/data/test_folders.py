@@ -9,10 +9,10 @@ from made_videos import write_video
 
 from vmae_lab.cli import main
 from vmae_lab.data.check import CHECKED
-from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.lists import ListError, ListSettings, read_list, read_pretrain, read_split
-from vmae_lab.data.lists.splits import read_all
-from vmae_lab.data.sampling import Everything
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.frame_sampling import Everything
+from vmae_lab.data.video_lists import ListError, ListSettings, read_list, read_pretrain, read_split
+from vmae_lab.data.video_lists.splits import read_all
 
 
 def touch(root: Path, *names: str) -> None:

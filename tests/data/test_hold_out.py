@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae_lab.data.lists import HoldOut, ListError, ListSettings, read_split
-from vmae_lab.data.lists.hold_out import split_by_groups
+from vmae_lab.data.video_lists import HoldOut, ListError, ListSettings, read_split
+from vmae_lab.data.video_lists.hold_out import split_by_groups
 
 SHARES = st.sampled_from([(0.15, 0.25), (0.15, 0.15), (0.0, 0.45), (0.2, 0.0), (0.4, 0.5), (0.01, 0.01), (0.5, 0.3)])
 

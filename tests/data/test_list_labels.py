@@ -10,9 +10,9 @@ import pytest
 from made_videos import write_video
 
 from vmae_lab.data.check import CHECKED, check_list
-from vmae_lab.data.lists import ListError, ListSettings, read_list, read_split
+from vmae_lab.data.decoding import VideoSettings
 from vmae_lab.data.shards import pack
-from vmae_lab.data.video import VideoSettings
+from vmae_lab.data.video_lists import ListError, ListSettings, read_list, read_split
 
 # Names that other rules would take for numbers, missing values, several columns, or one another.
 NAMES = [

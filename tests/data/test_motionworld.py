@@ -9,14 +9,14 @@ import psutil
 import pytest
 from scipy.stats import binom, ks_2samp, kstest
 
-from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.decoding import read_frames
 from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings, open_motionworld
 from vmae_lab.data.motionworld.dataset import render_clip
 from vmae_lab.data.motionworld.motion import draw_path
-from vmae_lab.data.video import read_frames
-from vmae_lab.evaluation.controls import single_frame_accuracies
-from vmae_lab.files import StorageError
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.evaluation.pixel_baselines import single_frame_accuracies
+from vmae_lab.utils.atomic_io import StorageError
+from vmae_lab.utils.seeding import numpy_generator
 
 PATTERNS = ("plaids", "dark_plaids", "coarse_plaids", "striped_plaids", "photographs")
 SMALL = MotionworldSettings(side=32, frames=6, train=2, validation=1, test=1)

@@ -13,11 +13,11 @@ import pytest
 from made_videos import NO_VIDEOS, VIDEOS, status_of
 from PIL import Image
 
-from vmae_lab.data.sampling import Dense, Exactly
-from vmae_lab.data.video import VideoError, VideoFile, VideoSettings, read_frames, read_video
-from vmae_lab.data.video.inspection import inspect_video
-from vmae_lab.data.video.isolated import DecoderProcess
-from vmae_lab.data.video.timing import time_video
+from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, read_frames, read_video
+from vmae_lab.data.decoding.inspection import inspect_video
+from vmae_lab.data.decoding.pool import DecoderProcess
+from vmae_lab.data.decoding.timing import time_video
+from vmae_lab.data.frame_sampling import Dense, Exactly
 
 
 def real_files() -> list[dict[str, str]]:

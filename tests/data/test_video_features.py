@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from vmae_lab.data.lists.formats import ListError
 from vmae_lab.data.video_features import FeatureFolder, open_features, read_features
+from vmae_lab.data.video_lists.formats import ListError
 
 TABLE = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 

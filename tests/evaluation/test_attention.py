@@ -5,8 +5,8 @@ import torch
 
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.vit import VideoEncoder, cubes
-from vmae_lab.randomness import torch_generator
+from vmae_lab.models.vit import VideoEncoder, patchify
+from vmae_lab.utils.seeding import torch_generator
 
 MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
 
@@ -21,7 +21,7 @@ def test_shares_are_those_of_attention_multiplied_by_hand(encoder):
     video = torch.randn(2, 3, 4, 16, 16, generator=torch_generator(0, "clip"))
     for block in encoder.trunk.blocks:
         block.attn.qkv.weight.data *= 8  # far from uniform
-    tokens = encoder.embed(cubes(video, MODEL.clip)) + encoder.positions
+    tokens = encoder.embed(patchify(video, MODEL.clip)) + encoder.positions
     rolled = torch.eye(MODEL.clip.tokens).expand(2, -1, -1)
     for block in encoder.trunk.blocks:
         attn = block.attn

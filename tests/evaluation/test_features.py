@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 from vmae_lab.cli import main
-from vmae_lab.data.augment import centre_crop, squash
-from vmae_lab.data.listed import ListedClips, clips_of
-from vmae_lab.data.lists import ListError, read_list
-from vmae_lab.data.sampling import Everything
-from vmae_lab.data.video import VideoSettings
-from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.data.decoding import VideoSettings
+from vmae_lab.data.decoding.container import FRAMES
+from vmae_lab.data.frame_sampling import Everything
+from vmae_lab.data.transforms import centre_crop, squash
+from vmae_lab.data.video_dataset import VideoDataset, clips_of
+from vmae_lab.data.video_lists import ListError, read_list
 from vmae_lab.evaluation import features
 from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features, open_extracted
 from vmae_lab.models.checkpoints import open_checkpoint
@@ -24,7 +24,7 @@ from vmae_lab.models.checkpoints.saving import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.randomness import seeded
+from vmae_lab.utils.seeding import seeded
 
 SHAPE = ClipShape(frames=4, side=16, tubelet=2, patch=8)
 
@@ -44,11 +44,11 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def listed(folder: Path) -> ListedClips:
+def listed(folder: Path) -> VideoDataset:
     return clips_of({"test": (read_list(".", folder), "")}, VideoSettings())
 
 
-def by_hand(clips: ListedClips, row: int, starts: list[int], model: VideoClassifier, crop=squash) -> np.ndarray:
+def by_hand(clips: VideoDataset, row: int, starts: list[int], model: VideoClassifier, crop=squash) -> np.ndarray:
     """Each window alone: its frames counted out, the last one again where there are no more."""
     video = clips.video(row, Everything())
     found = []

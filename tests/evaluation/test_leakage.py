@@ -5,7 +5,7 @@ import torch
 
 from vmae_lab.evaluation.leakage import seen_at_another_time, visible_around
 from vmae_lab.masking import random, running_cell_maps, tube
-from vmae_lab.randomness import torch_generator
+from vmae_lab.utils.seeding import torch_generator
 
 GRID = (8, 14, 14)
 

@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab import curves, execution
 from vmae_lab.lab.arms import DECODER_MASKS
-from vmae_lab.lab.cost import stage_bytes
+from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.estimate import stage_bytes
+from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.presentation import common, compute_curve
-from vmae_lab.lab.recipe import RecipeError, build_recipe
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.lab.stage_cost import step_macs
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.statistics import compare
-from vmae_lab.lab.work import step_macs
-from vmae_lab.lab.workbook import plan_notebook
-from vmae_lab.training.kept import kept_file
+from vmae_lab.training.kept_weights import kept_file
+from vmae_lab.utils.atomic_io import make_folder, write_json
 
 NONE, ARM = [(2, 10.0), (4, 20.0), (6, 24.0)], [(2, 9.0), (4, 19.0), (6, 23.5)]  # step, value
 

@@ -8,20 +8,20 @@ import pandas as pd
 import pytest
 import torch
 
-from vmae_lab.data.segments import read_predictions
-from vmae_lab.detection.temporal import LocaliseSettings
+from vmae_lab.data.activitynet_files import read_predictions
 from vmae_lab.lab.arms import TEMPORAL_DETECTION
-from vmae_lab.lab.cost import stage_bytes
+from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.detecting import judge
+from vmae_lab.lab.estimate import stage_bytes
+from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.loading import load_untrimmed
 from vmae_lab.lab.presentation import temporal_detection
-from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.runs import RunStore, in_order
+from vmae_lab.lab.run_store import RunStore, in_order
+from vmae_lab.lab.stage_cost import actionformer_macs, stage_macs
 from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage
-from vmae_lab.lab.work import localiser_macs, stage_macs
-from vmae_lab.lab.workbook import plan_notebook
+from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
 from vmae_lab.models.flops import classify_cost
-from vmae_lab.models.localiser import ActionLocaliser, LocaliserShape
+from vmae_lab.training.tasks.localise import LocaliseSettings
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_features_are_extracted_and_a_detector_trained_judged_and_kept(recipe, h
     videos = load_untrimmed(recipe.localise.videos, "test", recipe.compute)
     again = judge(videos, read_predictions(folder / SEGMENTS), recipe.localise)
     assert 100 * again.mean == pytest.approx(result["metrics"]["segment_map"])
-    assert ActionLocaliser.from_pretrained(folder).features == 96
+    assert ActionFormer.from_pretrained(folder).features == 96
     assert store.progress(stage) == 1.0
     test_features = store.folder(stage.inputs[1])
     files = list((test_features / FEATURES).glob("*.npy"))
@@ -92,7 +92,7 @@ def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
     store = RunStore(tmp_path / "runs")
     result = store.complete(stage, own.compute, progress=False)
     assert (result["training_videos"], result["videos"]) == (3, 1)
-    assert ActionLocaliser.from_pretrained(store.folder(stage)).features == 6
+    assert ActionFormer.from_pretrained(store.folder(stage)).features == 6
     np.save(tmp_path / "i3d" / "v0.npy", np.zeros((20, 6), np.float32))
     assert localise_stage(own, initial_stage(own, 0), 0).key != stage.key, "other features, another result"
     unread = own.with_overrides({"localise.features.stride": 8})
@@ -105,11 +105,11 @@ def test_multiply_accumulates_are_those_of_the_model():
     """Against PyTorch's own count of a forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape, length = LocaliserShape(width=64, heads=2, window=9, levels=4), 512
-    model = ActionLocaliser(shape, 128, [""] * 10).eval()
+    shape, length = ActionFormerShape(width=64, heads=2, window=9, levels=4), 512
+    model = ActionFormer(shape, 128, [""] * 10).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, length, 128), torch.zeros(1, length, dtype=torch.bool))
-    assert length * localiser_macs(shape, 128, 10) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+    assert length * actionformer_macs(shape, 128, 10) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
 
 
 @pytest.mark.parametrize(

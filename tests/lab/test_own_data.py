@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from vmae_lab.cli import main
-from vmae_lab.data.lists import read_split
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.data.video_lists import read_split
+from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.own_data import fit_to_lists
-from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.lab.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 OWN = "bring_your_own_videos"
@@ -26,7 +26,7 @@ def scale(name: str) -> dict:
 
 
 def planned(parameters: dict, book: str = OWN, **override) -> Plan:
-    arms = WORKBOOK[book].arms
+    arms = EXPERIMENTS[book].arms
     return plan_notebook(book, build_recipe({"arms": list(arms), **parameters, "override": override}, arms))
 
 
@@ -75,7 +75,7 @@ def test_so_it_is_in_the_parameters_cell(folder, smoke, capsys):
     assert not capsys.readouterr().out, "a recipe is fitted once"
 
 
-@pytest.mark.parametrize("book", [name for name, book in WORKBOOK.items() if not book.sources])
+@pytest.mark.parametrize("book", [name for name, book in EXPERIMENTS.items() if not book.sources])
 def test_other_notebooks_take_own_videos_too(book, folder, smoke):
     parameters = {**smoke, "data": {"lists": {"root": folder(THREE)}}}
     if book == "downstream_temporal_detection":

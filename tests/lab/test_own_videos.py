@@ -12,21 +12,22 @@ from PIL import Image
 
 from vmae_lab.cli import main
 from vmae_lab.data.check import FAILURES
-from vmae_lab.data.lists import ListSettings, groups_of, read_all, read_split
-from vmae_lab.evaluation.neighbours import feature_map, nearest, same_class, same_class_by_chance, standardised
-from vmae_lab.lab import cost, maps
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.data.video_lists import ListSettings, groups_of, read_all, read_split
+from vmae_lab.evaluation.retrieval import feature_map, nearest, same_class, same_class_by_chance, standardised
+from vmae_lab.lab import estimate
+from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots import maps
 from vmae_lab.lab.presentation import alike, checks, own_videos
-from vmae_lab.lab.recipe import RecipeError, build_recipe
-from vmae_lab.lab.runs import RunStore
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.lab.run_store import RunStore
 
 NAME = "bring_your_own_videos"
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / f"{NAME}.ipynb"
 
 
 def planned(parameters: dict, **override) -> Plan:
-    arms = WORKBOOK[NAME].arms
+    arms = EXPERIMENTS[NAME].arms
     return plan_notebook(NAME, build_recipe({"arms": list(arms), **parameters, "override": override}, arms))
 
 
@@ -116,7 +117,7 @@ def test_names_are_shortened_in_the_middle():
 @pytest.fixture(scope="module")
 def finished(smoke, tmp_path_factory) -> tuple[Plan, RunStore, pd.DataFrame]:
     plan, store = planned(smoke), RunStore(tmp_path_factory.mktemp("runs"))
-    return plan, store, plan.run(store, cost.work_of(plan))
+    return plan, store, plan.run(store, estimate.work_of(plan))
 
 
 @pytest.mark.slow
@@ -167,7 +168,7 @@ def test_without_labels_the_plan_is_pretraining_alone(smoke, tmp_path):
     plan = planned(of_lists(smoke, {"root": str(tmp_path), "pretrain": "."}), seeds=[0, 1])
     assert [stage.kind for stage in plan.stages] == ["pretrain", "pretrain"]
     assert plan.possible == ["untrained", "pretrained"]
-    assert cost.plan_cost(plan, RunStore(tmp_path), 1e9).stages == {"pretrain": 2}
+    assert estimate.plan_cost(plan, RunStore(tmp_path), 1e9).stages == {"pretrain": 2}
 
 
 def test_every_list_is_checked_once(tmp_path):

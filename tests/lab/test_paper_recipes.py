@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.scales import read_scale
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 
 PAPER = Path(__file__).parents[2] / "params" / "paper"
 BOOK = "ablation_decoder_mask"
@@ -43,7 +43,7 @@ def recipe_of(stem: str, root: Path | None = None, book: str = BOOK) -> Recipe:
     parameters = read_scale(str(PAPER / f"{stem}.yaml"), [])
     if root:
         parameters["data"]["lists"]["root"] = str(root)
-    arms = list(WORKBOOK[book].arms)
+    arms = list(EXPERIMENTS[book].arms)
     return build_recipe({"arms": arms, **parameters}, arms)
 
 
@@ -183,7 +183,7 @@ def test_pre_training_on_the_hybrid_is_as_in_the_official_script(scripts, tmp_pa
     for split in ("train", "val"):
         (tmp_path / "k710" / f"{split}.csv").write_text("a.mp4 0\n")
     parameters["data"]["lists"]["root"] = str(tmp_path / "k710")
-    recipe = build_recipe({"arms": list(WORKBOOK[BOOK].arms), **parameters}, WORKBOOK[BOOK].arms)
+    recipe = build_recipe({"arms": list(EXPERIMENTS[BOOK].arms), **parameters}, EXPERIMENTS[BOOK].arms)
     check_rates(recipe.pretrain, filled(scripts[script], OF_PRETRAINING), VIDEOS["hybrid"])
     assert (recipe.scale, recipe.model.size, recipe.data.classes) == (f"hybrid_{size}", size, 710)
     assert {source: recipe.data.stride_of(source) for source in recipe.data.sources} == {
@@ -272,7 +272,7 @@ def test_supervised_training_before_detection_is_the_data_set_s_own_recipe(name,
 )
 def test_the_recipes_of_temporal_detection_have_the_paper_s_settings(name, stride, thresholds, videos):
     """Windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
-    book = WORKBOOK["downstream_temporal_detection"]
+    book = EXPERIMENTS["downstream_temporal_detection"]
     recipe = build_recipe({"arms": ["supervised"], **yaml.safe_load((PAPER / f"{name}.yaml").read_text())}, book.arms)
     settings, shape, answers = recipe.localise, recipe.localise.shape, recipe.localise.suppress
     assert (recipe.model.size, recipe.model.clip.frames, recipe.model.clip.side) == ("giant", 16, 224)

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import BLUE, Arm
-from vmae_lab.lab.recipe import build_recipe
-from vmae_lab.lab.report import Report
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.report.report import Report
+from vmae_lab.lab.run_store import RunStore
 
 
 @pytest.mark.parametrize("has", ["table", "figure", "neither"])

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.files import make_folder, write_json
 from vmae_lab.lab.arms import DECODER_MASKS, SCALING
-from vmae_lab.lab.recipe import build_recipe
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.seeds import seeds_summary
 from vmae_lab.lab.statistics import seeds_needed, smallest_detectable
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
+from vmae_lab.utils.atomic_io import make_folder, write_json
 
 ARMS = ["scratch", "none", "frame_50", "running_cell_50"]
 # Paired differences of standard deviation 1 and 3 at three seeds; the untrained encoder varies much more and is not compared.
@@ -84,9 +84,9 @@ def test_plans_that_compare_nothing_are_silent(plan, project, smoke):
     assert [seeds_summary(one, RunStore(project / "runs")) for one in (alone, trend)] == ["", ""]
 
 
-@pytest.mark.parametrize("name", [name for name, book in WORKBOOK.items() if book.baseline])
+@pytest.mark.parametrize("name", [name for name, book in EXPERIMENTS.items() if book.baseline])
 def test_baselines_are_arms_and_metrics_are_named_as_rows_name_them(name, smoke):
-    book = WORKBOOK[name]
+    book = EXPERIMENTS[name]
     assert book.baseline in book.arms
     assert book.floor is None or not book.arms[book.floor].pretrained
     measure, _, place = book.metric.partition("@")

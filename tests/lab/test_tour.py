@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vmae_lab.lab import panels
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.animations import looping_gif, looping_png
-from vmae_lab.lab.pictures import rebuilt
+from vmae_lab.lab import widgets
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.animations import looping_gif, looping_png
+from vmae_lab.lab.plots.pictures import rebuilt
 from vmae_lab.lab.presentation import dual_masking
 from vmae_lab.lab.presentation.dual_masking import PAPER_CLIP, Choice
-from vmae_lab.lab.recipe import build_recipe
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -27,7 +27,7 @@ CLIP = ClipShape(8, 24, 2, 4)
 
 @pytest.fixture
 def plan(smoke) -> Plan:
-    arms = WORKBOOK[NAME].arms
+    arms = EXPERIMENTS[NAME].arms
     return plan_notebook(NAME, build_recipe({"arms": list(arms), **smoke}, arms))
 
 
@@ -121,18 +121,18 @@ class Displayed:
 def shown(monkeypatch) -> list:
     """The widget's bundles, in order, of what is displayed in a cell; the pictures are outputs of their own."""
     widgets = []
-    monkeypatch.setattr(panels, "DisplayHandle", Displayed)
-    monkeypatch.setattr(panels, "display", lambda data, **given: widgets.append(data))
+    monkeypatch.setattr(widgets, "DisplayHandle", Displayed)
+    monkeypatch.setattr(widgets, "display", lambda data, **given: widgets.append(data))
     return widgets
 
 
-def all_panels(plan, controls) -> dict[str, panels.Panel]:
+def all_panels(plan, controls) -> dict[str, widgets.Panel]:
     model = VideoMAE(plan.recipe.model.dimensions, plan.recipe.model.clip, normalise_target=False).eval()
     made = {
-        "masks": panels.mask_panel(plan, controls),
-        "leakage": panels.leakage_panel(controls),
-        "cost": panels.cost_panel(plan, controls),
-        "reconstruction": panels.reconstruction_panel(plan, model, controls),
+        "masks": widgets.mask_panel(plan, controls),
+        "leakage": widgets.leakage_panel(controls),
+        "cost": widgets.cost_panel(plan, controls),
+        "reconstruction": widgets.reconstruction_panel(plan, model, controls),
     }
     for panel in made.values():
         panel._ipython_display_()
@@ -144,7 +144,7 @@ def pixels(bundle) -> np.ndarray:
 
 
 def test_a_move_redraws_its_own_panel_alone(plan, shown):
-    made = all_panels(plan, panels.Controls(plan))
+    made = all_panels(plan, widgets.Controls(plan))
     moves = {
         "masks": ("phase", 2), "leakage": ("masked", 0.5), "cost": ("decoder_ratio", 0.75), "reconstruction": ("draw", 3),
     }  # fmt: skip
@@ -158,22 +158,22 @@ def test_a_move_redraws_its_own_panel_alone(plan, shown):
 
 def test_a_saved_notebook_holds_the_last_picture(plan, shown):
     """As an output of its own, which needs no widget; without a widget's code nothing is said of the controls."""
-    for panel in all_panels(plan, panels.Controls(plan)).values():
+    for panel in all_panels(plan, widgets.Controls(plan)).values():
         last = panel._handle.bundles[-1]
         assert b64decode(last["image/png"]) == panel.picture
         assert panel.picture.startswith(b"\x89PNG")
         assert not any("widget" in kind for kind in last)
     assert [bundle["text/plain"] for bundle in shown] == [""] * 4
-    assert all(panels.WIDGET in bundle for bundle in shown)
+    assert all(widgets.WIDGET in bundle for bundle in shown)
 
 
 def test_the_reconstruction_plays_in_the_saved_notebook(plan, shown):
-    panel = all_panels(plan, panels.Controls(plan))["reconstruction"]
+    panel = all_panels(plan, widgets.Controls(plan))["reconstruction"]
     assert Image.open(io.BytesIO(panel.picture)).n_frames == plan.recipe.model.frames
 
 
 def test_an_impossible_choice_is_reported_and_the_old_picture_is_marked(plan, shown):
-    panel = all_panels(plan, panels.Controls(plan))["masks"]
+    panel = all_panels(plan, widgets.Controls(plan))["masks"]
     panel.chosen["encoder_ratio"].value = 0.9
     before = pixels(panel._handle.bundles[-1])
     panel.chosen["encoder"].value = "running_cell"
@@ -189,8 +189,8 @@ def test_an_impossible_choice_is_reported_and_the_old_picture_is_marked(plan, sh
 
 
 def test_the_cost_panel_begins_where_the_saving_is_visible(plan, shown):
-    controls = panels.Controls(plan)
-    panel = panels.cost_panel(plan, controls)
+    controls = widgets.Controls(plan)
+    panel = widgets.cost_panel(plan, controls)
     choice = controls.choice({name: widget.value for name, widget in panel.chosen.items()})
     costs = dual_masking.cost_table(choice, dual_masking.cost_models(plan)).sum(axis=1)
     for model in dual_masking.cost_models(plan):
@@ -199,22 +199,22 @@ def test_the_cost_panel_begins_where_the_saving_is_visible(plan, shown):
 
 def test_controls_wrap_and_keep_their_width(plan, shown):
     """At 900 px of a browser half of them would not fit into rows of three."""
-    for panel in all_panels(plan, panels.Controls(plan)).values():
+    for panel in all_panels(plan, widgets.Controls(plan)).values():
         box = panel.widget.children[0]
         assert "wrap" in box.layout.flex_flow
-        assert {control.layout.width for control in box.children} == {panels.WIDTH}
+        assert {control.layout.width for control in box.children} == {widgets.WIDTH}
 
 
 def test_a_ratio_of_the_recipe_that_is_no_usual_one_can_be_chosen(plan):
-    controls = panels.Controls(plan)
+    controls = widgets.Controls(plan)
     controls.start["encoder_ratio"] = 0.8
-    assert panels.mask_panel(plan, controls).chosen["encoder_ratio"].value == 0.8
+    assert widgets.mask_panel(plan, controls).chosen["encoder_ratio"].value == 0.8
 
 
 @pytest.mark.parametrize("panel", ["masks", "leakage", "cost", "reconstruction"])
 def test_a_move_takes_little_time(plan, shown, panel):
     """0.4 CPU seconds of a quiet core; a process's own time is measured, the best of four moves."""
-    made = all_panels(plan, panels.Controls(plan))[panel]
+    made = all_panels(plan, widgets.Controls(plan))[panel]
     control, values = {
         "masks": ("phase", (1, 2, 3, 0)), "leakage": ("masked", (0.25, 0.5, 0.75, 0.25)),
         "cost": ("decoder_ratio", (0.25, 0.75, 0.5, 0.25)), "reconstruction": ("draw", (1, 2, 3, 4)),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.scales import read_scale
 
 PARAMS = Path(__file__).parents[2] / "params"

@@ -9,7 +9,7 @@ from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weig
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
-from vmae_lab.models.vit import cubes, sincos_positions
+from vmae_lab.models.vit import patchify, sincos_positions
 
 CLIP = ClipShape(frames=8, side=24, patch=4)
 GRID = CLIP.grid
@@ -43,7 +43,7 @@ def test_masked_pixels_do_not_reach_the_prediction(model, video):
 def test_only_decoded_positions_are_predicted(model, video):
     encoder_mask, decoder_mask = masks(decoder="random", decoder_ratio=0.5)
     prediction, decoded = model(video, encoder_mask, decoder_mask)
-    assert prediction.shape == (2, 72, CLIP.cube_values)
+    assert prediction.shape == (2, 72, CLIP.patch_values)
     assert all(
         set(row.tolist()) == set((~mask).nonzero().flatten().tolist()) for row, mask in zip(decoded, decoder_mask, strict=True)
     )
@@ -92,7 +92,7 @@ def test_cubes_are_the_pixels_of_their_place(patch, layout):
         "odd offset": torch.cat([whole.new_zeros(1), whole.flatten()])[1:].view(shape),
         "float": whole.float(),
     }[layout]
-    found = cubes(video, clip)
+    found = patchify(video, clip)
     assert found.dtype == video.dtype
     expected = [
         whole[:, :, 2 * t : 2 * t + 2, patch * h : patch * (h + 1), patch * w : patch * (w + 1)].flatten(1)

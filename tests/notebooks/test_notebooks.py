@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from vmae_lab.cli import main
-from vmae_lab.lab.workbook import WORKBOOK
+from vmae_lab.lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ SHOWN = {
 
 
 def test_every_notebook_of_the_workbook_is_there():
-    assert set(SHOWN) == set(WORKBOOK) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(SHOWN) == set(EXPERIMENTS) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
 def warned(notebook: nbformat.NotebookNode) -> list[str]:
@@ -95,9 +95,9 @@ def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
     assert not warned(nbformat.read(together / "out.ipynb", as_version=4))
     folder, (tables, figures) = together / "reports" / "smoke" / name, SHOWN[name]
     rows = pd.read_csv(folder / "tables" / "results.csv")
-    arms = [arm for arm in WORKBOOK[name].arms if name != "cost_of_dual_masking" or arm.startswith("small_")]
+    arms = [arm for arm in EXPERIMENTS[name].arms if name != "cost_of_dual_masking" or arm.startswith("small_")]
     assert set(rows.arm) - {"controls"} == set(arms), "every arm is reported, or of sizes those that are measured"
-    assert set(rows[rows.arm != "controls"].seed) == ({0} if WORKBOOK[name].one_seed else {0, 1})
+    assert set(rows[rows.arm != "controls"].seed) == ({0} if EXPERIMENTS[name].one_seed else {0, 1})
     assert all((together / "runs" / stage / "result.json").exists() for stage in rows.stage.unique())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(rows.stage) <= set(manifest["stages"])

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from vmae_lab.cli import app
 from vmae_lab.cli.notebooks import checked_parameters, move_links
-from vmae_lab.lab.recipe import RecipeError
+from vmae_lab.lab.config import RecipeError
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

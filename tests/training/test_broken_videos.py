@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.evaluated import MissingVideos, evaluated_clips, middle_clips, readable
-from vmae_lab.data.lists import ListSettings
-from vmae_lab.data.quarantine import Quarantine
-from vmae_lab.data.video import VideoSettings, isolated
-from vmae_lab.data.video.isolated import Decoders
+from vmae_lab.data.corrupt_videos import CorruptVideos
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.decoding import VideoSettings, pool
+from vmae_lab.data.decoding.pool import Decoders
+from vmae_lab.data.eval_clips import MissingVideos, evaluated_clips, middle_clips, readable
+from vmae_lab.data.video_lists import ListSettings
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 
 pytestmark = pytest.mark.slow
 MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
 HOSTILE = """
     import os, time
-    from vmae_lab.data.video import child, decoders
+    from vmae_lab.data.decoding import decoders, worker
 
     sound = decoders.read_video
 
@@ -40,7 +40,7 @@ HOSTILE = """
         return sound(video, *rest)
 
     decoders.read_video = read_video
-    child.main()
+    worker.main()
 """
 
 
@@ -49,7 +49,7 @@ def hostile(tmp_path, monkeypatch):
     """Decoders that hang on hangs.mp4 and crash on crashes.mp4, as no file at hand makes a real one."""
     (tmp_path / "hostile_child.py").write_text(textwrap.dedent(HOSTILE))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(isolated, "CHILD", "hostile_child")
+    monkeypatch.setattr(pool, "CHILD", "hostile_child")
 
 
 def write_video(path: Path, frames: int = 20) -> None:
@@ -74,7 +74,7 @@ def settings_of(root: Path, names: list[str], timeout_s: float = 1.5, follow_lin
 def task_of(data: DataSettings, steps: int, file: Path | None = None, repeats: int = 1) -> PretrainTask:
     settings = PretrainSettings(steps=steps, batch_size=8, lr=1e-3, repeats=repeats)
     clips = load_clips(data, "pretrain")
-    return PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, 0, Quarantine(file))
+    return PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, 0, CorruptVideos(file))
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vmae_lab.data.clips import DataSettings
+from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher, feature_loss, soft_loss
-from vmae_lab.training.finetune import MixSettings
-from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
+from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher, feature_loss, soft_loss
+from vmae_lab.training.tasks.finetune import MixSettings
 
 SMALL = ModelSettings(size="micro", frames=4, side=16, patch=4)
 LARGE = ModelSettings(size="tiny", frames=4, side=16, patch=4)

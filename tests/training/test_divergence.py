@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 
-from vmae_lab.data.clips import load_clips
-from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.lab.config import Recipe, build_recipe
 from vmae_lab.training.divergence import ENOUGH, RECENT, Divergence, TrainingDiverged, first_bad
-from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainTask
 
 
 class Poisoned(PretrainTask):

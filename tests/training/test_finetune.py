@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.data.clips import DataSettings, load_clips
+from vmae_lab.data.dataset import DataSettings, load_clips
 from vmae_lab.data.motionworld import MotionworldSettings
-from vmae_lab.lab.recipe import RecipeError, build_recipe
+from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, MixSettings
-from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
+from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, MixSettings
 
 EVERYTHING = {
     "steps": 8, "batch_size": 4, "drop_path": 0.2, "dropout": 0.2, "repeats": 2, "ema": 0.8, "sampling": "sparse",
@@ -66,9 +66,9 @@ def unbroken(recipe, clips, tmp_path_factory):
 KILLED = """
 import json, sys, time
 from pathlib import Path
-from vmae_lab.data.clips import load_clips
-from vmae_lab.lab.recipe import build_recipe
-from vmae_lab.training.finetune import FinetuneTask
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.training.tasks.finetune import FinetuneTask
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 

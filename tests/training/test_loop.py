@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.data.clips import load_clips
-from vmae_lab.lab.recipe import Recipe, build_recipe
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.lab.config import Recipe, build_recipe
 from vmae_lab.training.divergence import TrainingDiverged
-from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
+from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
-from vmae_lab.training.pretrain import PretrainTask
 from vmae_lab.training.settings import Compute, ImpossibleHere
+from vmae_lab.training.tasks.pretrain import PretrainTask
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +84,11 @@ def test_micro_batches_add_up_to_the_batch(recipe, clips, unbroken, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from vmae_lab.lab.recipe import build_recipe
-from vmae_lab.data.clips import load_clips
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.data.dataset import load_clips
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
-from vmae_lab.training.pretrain import PretrainTask
+from vmae_lab.training.tasks.pretrain import PretrainTask
 import json
 
 recipe = build_recipe(json.loads(sys.argv[1]))
@@ -266,7 +266,7 @@ def test_layer_decay_equals_the_official_groups(parity):
 
 def test_a_fine_tuning_run_has_the_official_rates_at_every_step(parity):
     """What its settings give as the rate, with warm-up and the scaling rule, is the official schedule's list."""
-    from vmae_lab.training.finetune import FinetuneSettings
+    from vmae_lab.training.tasks.finetune import FinetuneSettings
 
     entry = json.loads((parity / "schedules.json").read_text())["cosine_scheduler"]["lr_warmup5_start0"]
     given, steps = entry["args"], entry["args"]["epochs"] * entry["args"]["niter_per_ep"]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.data.clips import DataSettings
-from vmae_lab.data.mixture import round_counts
+from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings
+from vmae_lab.data.samplers import round_counts
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 
 MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
 SIZES = {"digits": 10, "sticks": 4, "camera": 2}

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from made_videos import write_video
 
-from vmae_lab.training.log import read_metrics
-from vmae_lab.training.survival import STOPPED, Checkpoints
+from vmae_lab.training.checkpoint import STOPPED, Checkpoints
+from vmae_lab.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 WITHIN = 10.0  # seconds
@@ -22,16 +22,17 @@ SERVER = """
 import json, os, sys, time
 from pathlib import Path
 import vmae_lab.cli
-from vmae_lab.data.clips import DataSettings, load_clips
-from vmae_lab.data.quarantine import Quarantine
-from vmae_lab.data.video import VideoError, isolated
-from vmae_lab.lab.recipe import build_recipe
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.corrupt_videos import CorruptVideos
+from vmae_lab.data.decoding import VideoError
+from vmae_lab.data.decoding import pool
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import pretrain_stage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.training.settings import Compute
 
 
@@ -65,7 +66,7 @@ def trained(folder, data, workers):
     data = DataSettings(**data)
     task = Disturbed(
         model, MaskSettings(encoder_ratio=0.75), PretrainSettings(steps=10**5, batch_size=4, lr=1e-3), data,
-        load_clips(data, "pretrain"), 0, Quarantine(Path(folder, "quarantine.csv")),
+        load_clips(data, "pretrain"), 0, CorruptVideos(Path(folder, "quarantine.csv")),
     )
     train(task, Path(folder), Compute(checkpoint_every=10**6, log_every=1, tensorboard=False, workers=workers), progress=False)
 
@@ -78,7 +79,7 @@ def stored(folder, parameters, seeds):
 
 def command(folder, child, *words):
     os.chdir(folder)
-    isolated.CHILD = child or isolated.CHILD
+    pool.CHILD = child or pool.CHILD
     sys.exit(vmae_lab.cli.main(words))
 
 

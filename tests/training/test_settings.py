@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages import pretrain_stage
 from vmae_lab.training.settings import TrainSettings
 

@@ -12,17 +12,17 @@ from typing import Annotated
 import typer
 
 from vmae_lab.cli import bench, data, detection, features, info, notebooks, stages
-from vmae_lab.data.evaluated import MissingVideos
-from vmae_lab.data.lists import ListError
-from vmae_lab.data.video import DecoderUnavailable, VideoError
+from vmae_lab.data.decoding import DecoderUnavailable, VideoError
+from vmae_lab.data.eval_clips import MissingVideos
+from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.features import FeatureError
-from vmae_lab.files import StorageError
-from vmae_lab.lab.recipe import RecipeError
+from vmae_lab.lab.config import RecipeError
 from vmae_lab.models.checkpoints import CheckpointError
-from vmae_lab.processes import ProcessLost
+from vmae_lab.training.checkpoint import FolderInUse, Stopped, UnreadableCheckpoint
 from vmae_lab.training.divergence import TrainingDiverged
 from vmae_lab.training.settings import ImpossibleHere
-from vmae_lab.training.survival import FolderInUse, Stopped, UnreadableCheckpoint
+from vmae_lab.utils.atomic_io import StorageError
+from vmae_lab.utils.distributed import ProcessLost
 
 app = typer.Typer(
     no_args_is_help=True,

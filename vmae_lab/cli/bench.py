@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vmae_lab.lab.places import how_to_find_it, project_root
+from vmae_lab.utils.paths import how_to_find_it, project_root
 
 commands = typer.Typer()
 

@@ -10,12 +10,12 @@ from typer.core import TyperCommand
 
 from vmae_lab.cli.parameters import NOTHING
 from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
-from vmae_lab.data.kinetics import FIELDS, PATH_PATTERN, merge_kinetics, write_hybrid
-from vmae_lab.data.lists import VideoList, read_list
-from vmae_lab.data.lists.formats import read_lines
+from vmae_lab.data.decoding import VideoSettings
+from vmae_lab.data.decoding.container import FRAMES
+from vmae_lab.data.kinetics710 import FIELDS, PATH_PATTERN, merge_kinetics, write_hybrid
 from vmae_lab.data.shards import pack as pack_shards
-from vmae_lab.data.video import VideoSettings
-from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.data.video_lists import VideoList, read_list
+from vmae_lab.data.video_lists.formats import read_lines
 
 commands = typer.Typer(no_args_is_help=True, help="Check, pack and merge lists of videos.")
 

@@ -7,15 +7,15 @@ import torch
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs
-from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, carry_out, opened_encoder, read_recipe
-from vmae_lab.data.boxes import write_person_boxes
-from vmae_lab.data.scenes import open_scenes
-from vmae_lab.detection.people import TorchvisionDetector, detect_people
-from vmae_lab.detection.spatial import DetectSettings
-from vmae_lab.files import make_folder
+from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, opened_encoder, read_recipe, run_stage
+from vmae_lab.data.ava import open_scenes
+from vmae_lab.data.ava_files import write_person_boxes
+from vmae_lab.detection.person_detector import TorchvisionDetector, detect_people
+from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.loading import check_scenes, check_untrimmed
-from vmae_lab.lab.recipe import Recipe, RecipeError
 from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.training.tasks.detect import DetectSettings
+from vmae_lab.utils.atomic_io import make_folder
 
 commands = typer.Typer()
 BY = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true boxes"}
@@ -36,7 +36,7 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
     def stage(one: int) -> Stage:
         return detect_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)
 
-    for one, folder, result in carry_out("detect", recipe, stage):
+    for one, folder, result in run_stage("detect", recipe, stage):
         said = ", ".join(
             f"{result['metrics'][name]:.1f} % by {whose}" for name, whose in BY.items() if name in result["metrics"]
         )
@@ -62,7 +62,7 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
         own = pretrain_stage if encoder == PRETRAIN else initial_stage
         return localise_stage(recipe, opened or own(recipe, one), one)
 
-    for one, folder, result in carry_out("localise", recipe, stage):
+    for one, folder, result in run_stage("localise", recipe, stage):
         said = ", ".join(
             f"{result['metrics'][f'segment_map_{100 * at:.0f}']:.1f} % at {at:g}" for at in recipe.localise.thresholds
         )

@@ -7,9 +7,9 @@ import torch
 import typer
 
 from vmae_lab.cli.data import FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
-from vmae_lab.data.listed import clips_of
-from vmae_lab.data.video import VideoSettings
-from vmae_lab.data.video.screen import FRAMES
+from vmae_lab.data.decoding import VideoSettings
+from vmae_lab.data.decoding.container import FRAMES
+from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, Format, extract_features, open_encoder
 
 commands = typer.Typer()

@@ -8,9 +8,9 @@ import torch
 import typer
 
 from vmae_lab.data.motionworld.dataset import cache_home
-from vmae_lab.lab.places import project_root, runs_folder
-from vmae_lab.lab.provenance import provenance
-from vmae_lab.lab.runs import RESULT
+from vmae_lab.lab.report.provenance import provenance
+from vmae_lab.lab.run_store import RESULT
+from vmae_lab.utils.paths import project_root, runs_folder
 
 commands = typer.Typer()
 

@@ -13,17 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, one_offs
-from vmae_lab.files import make_folder, write_text
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.index import write_index
+from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.notebook_file import VARIABLE as FILE
 from vmae_lab.lab.notebook_file import read_cells
-from vmae_lab.lab.places import how_to_find_it, project_root, runs_folder
-from vmae_lab.lab.recipe import RecipeError, build_recipe
-from vmae_lab.lab.report_place import report_place
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.report.folder import report_place
+from vmae_lab.lab.report.index import write_index
 from vmae_lab.lab.scales import params_folders, read_scale
-from vmae_lab.lab.workbook import WORKBOOK, plan_notebook
-from vmae_lab.progress import VARIABLE as PROGRESS
+from vmae_lab.utils.atomic_io import make_folder, write_text
+from vmae_lab.utils.paths import how_to_find_it, project_root, runs_folder
+from vmae_lab.utils.progress import VARIABLE as PROGRESS
 
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
 PLANNED = re.compile(r"""plan_notebook\(\s*["'](\w+)["']""")
@@ -52,8 +52,8 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
 @commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
 def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Say what a run would cost; runs nothing."""
-    from vmae_lab.lab.cost import plan_summary
-    from vmae_lab.lab.runs import RunStore
+    from vmae_lab.lab.estimate import plan_summary
+    from vmae_lab.lab.run_store import RunStore
     from vmae_lab.lab.seeds import seeds_summary
 
     for planned in [checked_parameters(notebook, scale, override)[1] for notebook in notebooks]:
@@ -71,7 +71,7 @@ def report(
     ] = False,
 ) -> None:
     """Write the index of all reports, README.md and index.html in reports/."""
-    page = write_index(project_root() / "reports", list(WORKBOOK), for_git)
+    page = write_index(project_root() / "reports", list(EXPERIMENTS), for_git)
     print(f"the same for a repository's viewer: {page.with_name('README.md')}")
     print(f"index of results: {page}")
 
@@ -152,7 +152,7 @@ def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> tupl
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
     name = experiment_of(notebook)
-    arms, changes = WORKBOOK[name].arms, {"override": one_offs(overrides)}
+    arms, changes = EXPERIMENTS[name].arms, {"override": one_offs(overrides)}
     recipe = build_recipe(changes, arms, {"arms": list(arms), **read_scale(scale, params_folders(notebook))})
     file = str(Path(scale).absolute()) if Path(scale).is_file() else scale
     return {"scale": file, **changes}, plan_notebook(name, recipe)
@@ -165,7 +165,7 @@ def experiment_of(notebook: Path) -> str:
     except (ValueError, KeyError, AttributeError):
         raise RecipeError(f"{notebook} is not a notebook (JSON with cells)") from None
     found = PLANNED.search(code)
-    if found and found[1] in WORKBOOK:
+    if found and found[1] in EXPERIMENTS:
         return found[1]
     what = f"plan_notebook is given '{found[1]}'" if found else 'no cell calls plan_notebook("NAME", recipe)'
-    raise RecipeError(f"{notebook} is no notebook of this workbook: {what}; names are {', '.join(WORKBOOK)}")
+    raise RecipeError(f"{notebook} is no notebook of this workbook: {what}; names are {', '.join(EXPERIMENTS)}")

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
-from vmae_lab.lab.ablation import plan_ablation
 from vmae_lab.lab.arms import BLUE, Arm
-from vmae_lab.lab.cost import plan_summary, work_of
-from vmae_lab.lab.places import project_root, runs_folder
-from vmae_lab.lab.recipe import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.estimate import plan_summary, work_of
+from vmae_lab.lab.plan import plan_ablation
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import (
     Stage,
     finetune_stage,
@@ -22,6 +21,7 @@ from vmae_lab.lab.stages import (
     views_stage,
 )
 from vmae_lab.models.checkpoints import open_checkpoint
+from vmae_lab.utils.paths import project_root, runs_folder
 
 commands = typer.Typer()
 PRETRAIN, SCRATCH, FINETUNE = "pretrain", "scratch", "finetune"
@@ -45,7 +45,7 @@ Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, in place of
 def pretrain(parameters: Parameters, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Pre-train the model of a recipe. Prints the folder of each seed's model last."""
     recipe = read_recipe(parameters, override, seed)
-    for _, folder, _ in carry_out("pretrain", recipe, lambda one: pretrain_stage(recipe, one)):
+    for _, folder, _ in run_stage("pretrain", recipe, lambda one: pretrain_stage(recipe, one)):
         print(folder)
 
 
@@ -67,7 +67,7 @@ def finetune(
     def stage(one: int) -> Stage:
         return finetune_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)
 
-    for one, folder, result in carry_out("finetune", recipe, stage):
+    for one, folder, result in run_stage("finetune", recipe, stage):
         clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
         print(f"seed {one}: top-1 {result['metrics']['finetune']:.1f} % of {clips}\n{folder}")
 
@@ -100,7 +100,7 @@ def evaluate(
     def stage(one: int) -> Stage:
         return views_stage(recipe, opened or finetune_stage(recipe, pretrain_stage(recipe, one), one), one)
 
-    for one, folder, result in carry_out("evaluate", recipe, stage):
+    for one, folder, result in run_stage("evaluate", recipe, stage):
         said = ", ".join(_with_interval(result, name) for name in ("top1", "top5"))
         print(f"{model if opened else f'seed {one}'}: {said}; {result['test_clips']} {recipe.evaluate.split} clips\n{folder}")
 
@@ -124,7 +124,7 @@ def labelled(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def carry_out(name: str, recipe: Recipe, stage: Callable[[int], Stage]) -> list[tuple[int, Path, dict[str, Any]]]:
+def run_stage(name: str, recipe: Recipe, stage: Callable[[int], Stage]) -> list[tuple[int, Path, dict[str, Any]]]:
     """Say what a stage costs, and complete it and what it needs for every seed: seeds, folders and results."""
     plan = plan_ablation(name, recipe, AS_IT_IS, lambda recipe, arm, encoder, seed: {name: stage(seed)})
     plan.check_lists()

@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from vmae_lab.data.listed import clips_of
-from vmae_lab.data.lists import VideoList
-from vmae_lab.data.lists.writing import write_list
-from vmae_lab.data.video import VideoError, VideoFile, VideoSettings
-from vmae_lab.data.video.inspection import Inspection
-from vmae_lab.data.video.screen import FRAMES
-from vmae_lab.files import fingerprint, make_folder, readable, storing_in, write_text
-from vmae_lab.progress import Progress
+from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
+from vmae_lab.data.decoding.container import FRAMES
+from vmae_lab.data.decoding.inspection import Inspection
+from vmae_lab.data.video_dataset import clips_of
+from vmae_lab.data.video_lists import VideoList
+from vmae_lab.data.video_lists.writer import write_list
+from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, storing_in, write_text
+from vmae_lab.utils.progress import Progress
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names

@@ -15,14 +15,14 @@ from pathlib import Path, PurePath
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.listed import ListedClips, clips_of
-from vmae_lab.data.lists import ListError, VideoList
-from vmae_lab.data.lists.writing import write_list
-from vmae_lab.data.video import VideoError, VideoSettings
-from vmae_lab.data.video.screen import screen
-from vmae_lab.files import make_folder, readable, whole_file
-from vmae_lab.progress import Progress
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.data.decoding import VideoError, VideoSettings
+from vmae_lab.data.decoding.container import screen
+from vmae_lab.data.video_dataset import VideoDataset, clips_of
+from vmae_lab.data.video_lists import ListError, VideoList
+from vmae_lab.data.video_lists.writer import write_list
+from vmae_lab.utils.atomic_io import atomic_write, make_folder, readable
+from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.seeding import numpy_generator
 
 INDEX = "videos.csv"
 
@@ -48,7 +48,7 @@ def pack(
     with Progress(total=len(clips), unit="videos", desc="packing", disable=not progress) as bar:
         for path, part in zip(map(folder.joinpath, names), parts, strict=True):
             if not path.exists():
-                with whole_file(path) as temporary:
+                with atomic_write(path) as temporary:
                     _write_shard(temporary, part, clips, videos)
             rows += _rows_of(path, part, clips, videos, sizes)
             bar.update(len(part))
@@ -79,7 +79,7 @@ def _shards(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[lis
         yield part
 
 
-def _write_shard(path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList) -> None:
+def _write_shard(path: Path, part: Sequence[int], clips: VideoDataset, videos: VideoList) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index in part:
             source = clips.file(index).path
@@ -97,7 +97,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _about(index: int, clips: ListedClips, videos: VideoList) -> dict[str, object]:
+def _about(index: int, clips: VideoDataset, videos: VideoList) -> dict[str, object]:
     """What a shard says of a video beside its bytes."""
     label = int(clips.labels[index])
     named = {"class": videos.classes[label]} if label >= 0 else {}
@@ -105,7 +105,7 @@ def _about(index: int, clips: ListedClips, videos: VideoList) -> dict[str, objec
 
 
 def _rows_of(
-    path: Path, part: Sequence[int], clips: ListedClips, videos: VideoList, sizes: np.ndarray
+    path: Path, part: Sequence[int], clips: VideoDataset, videos: VideoList, sizes: np.ndarray
 ) -> list[dict[str, object]]:  # fmt: skip
     """Lines of the index, from the shard as it stands. Raises VideoError where it is not what this list would give."""
     with tarfile.open(path) as tar:

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmae_lab.data.lists.formats import ListError, place_of
-from vmae_lab.files import fingerprint
+from vmae_lab.data.video_lists.formats import ListError, place_of
+from vmae_lab.utils.atomic_io import fingerprint
 
 NAMES = ("features", "feats", "feature", "feat")  # of arrays in npz and pt files that hold several
 KINDS = (".npy", ".npz", ".pt", ".pth", ".parquet")

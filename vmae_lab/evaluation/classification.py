@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.evaluation.metrics import CONFIDENCE
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.seeding import numpy_generator
 
 BINS = 15  # of the calibration error
 RESAMPLES = 1000

@@ -18,18 +18,18 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vmae_lab.data.augment import centre_crop, squash
 from vmae_lab.data.check import content_key, read_journal
-from vmae_lab.data.evaluated import MissingVideos
-from vmae_lab.data.listed import ListedClips
-from vmae_lab.data.lists.writing import write_list
-from vmae_lab.data.sampling import Stretch
-from vmae_lab.data.video import VideoError, VideoFile
+from vmae_lab.data.decoding import VideoError, VideoFile
+from vmae_lab.data.eval_clips import MissingVideos
+from vmae_lab.data.frame_sampling import Stretch
+from vmae_lab.data.transforms import centre_crop, squash
+from vmae_lab.data.video_dataset import VideoDataset
 from vmae_lab.data.video_features import VideoFeatures, open_features
-from vmae_lab.files import fingerprint, make_folder, read_json, readable, storing_in, whole_file, write_json
+from vmae_lab.data.video_lists.writer import write_list
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
-from vmae_lab.progress import Progress
+from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, storing_in, write_json
+from vmae_lab.utils.progress import Progress
 
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
@@ -78,7 +78,7 @@ class _Seen:
 
 def extract_features(
     encoder: VideoEncoder,
-    clips: ListedClips,
+    clips: VideoDataset,
     folder: Path,
     settings: FeatureSettings,
     norm: nn.Module | None = None,
@@ -170,7 +170,7 @@ def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
 
 @torch.no_grad()
 def _features(
-    encoder: VideoEncoder, norm: nn.Module | None, clips: ListedClips, file: VideoFile, settings: FeatureSettings,
+    encoder: VideoEncoder, norm: nn.Module | None, clips: VideoDataset, file: VideoFile, settings: FeatureSettings,
     batch: int, chunk: int,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
     """Float32 `(windows, D)` of one video, its frames and their rate. Raises VideoError."""
@@ -197,7 +197,7 @@ class _Chunk:
     fps: float
 
 
-def _chunks(clips: ListedClips, file: VideoFile, frames: int, side: int, stride: int, chunk: int) -> Iterator[_Chunk]:
+def _chunks(clips: VideoDataset, file: VideoFile, frames: int, side: int, stride: int, chunk: int) -> Iterator[_Chunk]:
     """A video in parts that overlap, such that every window is whole in one of them. Raises VideoError.
 
     Each request reaches to the end of the window after its last one: where it is answered in full, that window is there, and
@@ -228,7 +228,7 @@ def _windows(seen: _Seen, stride: int, frames: int) -> pd.DataFrame:
 
 def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame) -> None:
     make_folder(path.parent)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         if form == "parquet":
             windows.assign(features=list(features)).to_parquet(temporary, index=False, engine="pyarrow")
             return

@@ -18,12 +18,12 @@ from sklearn.preprocessing import Normalizer
 from torch import nn
 from torch.nn import functional
 
-from vmae_lab.data.clips import Clips
-from vmae_lab.data.evaluated import evaluated_clips
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import evaluated_clips
 from vmae_lab.evaluation.ridge import ridge_answers
 from vmae_lab.masking import Grid
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.seeding import numpy_generator
 
 Probe = Literal["ridge", "attentive", "linear_2x2", "linear_mean", "knn"]
 PROBE_NAMES: dict[str, str] = {

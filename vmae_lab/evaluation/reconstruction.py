@@ -2,12 +2,12 @@
 
 import torch
 
-from vmae_lab.data.clips import Clips
-from vmae_lab.data.evaluated import batches_of, evaluated_clips
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import batches_of, evaluated_clips
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.videomae import VideoMAE, cube_statistics, reconstruction_loss
-from vmae_lab.randomness import torch_generator
+from vmae_lab.models.videomae import VideoMAE, patch_statistics, reconstruction_loss
+from vmae_lab.utils.seeding import torch_generator
 
 BATCH = 32  # clips, whose masks are drawn together
 
@@ -35,12 +35,12 @@ def reconstruction_errors(
         counted = loss_positions(encoder_mask, decoded.cpu(), "invisible").to(device)
         count = int(counted.sum())
         sums["reconstruction"] += reconstruction_loss(prediction, target, counted).item() * count
-        sums["cube_mean"] += reconstruction_loss(_cube_means(target, settings.clip.channels), target, counted).item() * count
+        sums["cube_mean"] += reconstruction_loss(_patch_means(target, settings.clip.channels), target, counted).item() * count
         tokens += count
     return {name: value / tokens for name, value in sums.items()}
 
 
-def _cube_means(target: torch.Tensor, channels: int) -> torch.Tensor:
+def _patch_means(target: torch.Tensor, channels: int) -> torch.Tensor:
     """Each cube's mean colour in place of its pixels (zero where the target is normalised): `(B, M, v*C)` -> the same."""
     pixels = target.unflatten(-1, (-1, channels))
-    return cube_statistics(pixels)[0].expand_as(pixels).flatten(-2)
+    return patch_statistics(pixels)[0].expand_as(pixels).flatten(-2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vmae_lab.evaluation.thumos import by_score, matches, segments_of, temporal_overlap
+from vmae_lab.evaluation.temporal_map import by_score, matches, segments_of, temporal_overlap
 
 # Of several that apply, the first.
 KINDS = {

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from vmae_lab.lab.recipe import Recipe, RecipeError, needed
+from vmae_lab.lab.config import Recipe, RecipeError, require
 from vmae_lab.models.sizes import SIZES
-from vmae_lab.training.finetune import FinetuneSettings
+from vmae_lab.training.tasks.finetune import FinetuneSettings
 
 Overrides = Mapping[str, Any]
 # Okabe and Ito's colours, told apart by colour-blind readers, without their yellow, which is faint on white, and with a grey.
@@ -192,7 +192,7 @@ POOLS: dict[str, Mapping[str, float]] = {
 
 def _limits(recipe: Recipe, parts: Mapping[str, float]) -> dict[str, int]:
     """Clips per source and action in parts of the sources: one at least."""
-    there = needed(recipe.data.motionworld, "data.motionworld").train
+    there = require(recipe.data.motionworld, "data.motionworld").train
     return {source: max(1, round(part * there)) for source, part in parts.items()}
 
 

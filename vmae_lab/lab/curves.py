@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vmae_lab.lab.arms import GREY, Arm
-from vmae_lab.lab.labels import short
+from vmae_lab.lab.plots.labels import short
 
 COLUMNS = 3  # panels side by side
 

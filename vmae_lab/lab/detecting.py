@@ -5,21 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from vmae_lab.data.boxes import write_detections
-from vmae_lab.data.segments import write_predictions
-from vmae_lab.data.untrimmed import Untrimmed, UntrimmedSettings
+from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings
+from vmae_lab.data.activitynet_files import write_predictions
+from vmae_lab.data.ava_files import write_detections
 from vmae_lab.data.video_features import VideoFeatures
-from vmae_lab.detection.spatial import DetectSettings, DetectTask, Whose, detect
-from vmae_lab.detection.temporal import LocaliseSettings, LocaliseTask, localise
-from vmae_lab.evaluation.ava import frame_map
 from vmae_lab.evaluation.features import FeatureSettings, extract_features, open_encoder, open_extracted
-from vmae_lab.evaluation.thumos import DURATIONS, SegmentMap, segment_map
+from vmae_lab.evaluation.frame_map import frame_map
+from vmae_lab.evaluation.temporal_map import DURATIONS, SegmentMap, segment_map
 from vmae_lab.lab.jobs import Job, input_encoder_state, save_model, training_cost
-from vmae_lab.lab.loading import load_scenes, load_untrimmed, quarantine_in, set_aside
+from vmae_lab.lab.loading import corrupt_videos_in, load_scenes, load_untrimmed, set_aside
 from vmae_lab.lab.stages import DETECTIONS, FEATURES, SEGMENTS
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.processes import process_state
 from vmae_lab.training.loop import train
+from vmae_lab.training.tasks.detect import DetectSettings, DetectTask, Whose, detect
+from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask, localise
+from vmae_lab.utils.distributed import process_state
 
 BATCH = 32  # windows that go through the encoder at a time
 
@@ -29,7 +29,7 @@ def run_detect(job: Job) -> dict[str, Any]:
     model, settings = ModelSettings(**job.section("model")), DetectSettings(**job.section("detect"))
     scenes, held_out = (load_scenes(settings.scenes, split, job.compute) for split in ("train", job.section("split")))
     state = input_encoder_state(job.input_folders[0]) if job.input_folders else None
-    task = DetectTask(model, settings, scenes, state, job.section("seed"), quarantine_in(job.folder))
+    task = DetectTask(model, settings, scenes, state, job.section("seed"), corrupt_videos_in(job.folder))
     trained = train(task, job.folder, job.compute, job.progress)
     save_model(job, trained.model)
     names: dict[Whose, str] = {"true": "frame_map_true_boxes"}
@@ -44,7 +44,7 @@ def run_detect(job: Job) -> dict[str, Any]:
         "metrics": {name: 100 * one.mean for name, one in judged.items()}, "training": training_cost(trained),
         "per_class": {held_out.actions[action]: 100 * value for action, value in main.per_class.items() if value == value},
         "by_size": {size: 100 * value for size, value in main.by_size.items() if value == value},  # NaN where none is
-        "key_frames": len(held_out), "training_key_frames": len(scenes.labelled), **set_aside(task.quarantine),
+        "key_frames": len(held_out), "training_key_frames": len(scenes.labelled), **set_aside(task.corrupt_videos),
     }  # fmt: skip
 
 

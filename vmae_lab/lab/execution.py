@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from vmae_lab.data.clips import Clips, DataSettings
-from vmae_lab.data.resident import ResidentClips
+from vmae_lab.data.dataset import Clips, DataSettings
+from vmae_lab.data.memmap_dataset import MemmapDataset
 from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
-from vmae_lab.evaluation.controls import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.multi_view import ViewSettings, view_probabilities
+from vmae_lab.evaluation.pixel_baselines import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
-from vmae_lab.evaluation.views import ViewSettings, view_probabilities
-from vmae_lab.files import whole_file
 from vmae_lab.lab.detecting import run_detect, run_features, run_localise
 from vmae_lab.lab.jobs import Job, input_encoder_state, save_model, training_cost
-from vmae_lab.lab.loading import held_out_clips, load_split, quarantine_in, set_aside
+from vmae_lab.lab.loading import corrupt_videos_in, held_out_clips, load_split, set_aside
 from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encoder, pretrained_errors, read_with
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
@@ -27,13 +26,14 @@ from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.processes import fixed_threads, process_state
-from vmae_lab.randomness import derive, numpy_generator, seeded
-from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
-from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, predict
-from vmae_lab.training.kept import kept_file
+from vmae_lab.training.kept_weights import kept_file
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
+from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, predict
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.atomic_io import atomic_write
+from vmae_lab.utils.distributed import fixed_threads, process_state
+from vmae_lab.utils.seeding import derive, numpy_generator, seeded
 
 
 def execute(job: Job) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def _run_pretrain(job: Job) -> dict[str, Any]:
     _, clips = _load(job, "pretrain", list(data.pretrain_sources))
     task = PretrainTask(
         ModelSettings(**job.section("model")), MaskSettings(**job.section("mask")),
-        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), quarantine_in(job.folder),
+        PretrainSettings(**job.section("pretrain")), data, clips, job.section("seed"), corrupt_videos_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress, task.settings.kept_steps)
     save_model(job, trained.model)
     return {
         "metrics": {}, "training": training_cost(trained), "samples_by_source": task.samples_by_source(),
-        **set_aside(task.quarantine),
+        **set_aside(task.corrupt_videos),
     }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def _supervised(
     state = input_encoder_state(job.input_folders[0]) if job.input_folders else None
     task = FinetuneTask(
         model, FinetuneSettings(**job.section(section)), data, clips, rows.tolist(), state, job.section("seed"),
-        quarantine_in(job.folder),
+        corrupt_videos_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     save_model(job, trained.model)
@@ -144,7 +144,7 @@ def _supervised(
     accuracy = top1(answers.argmax(1).numpy(), held_out.labels)
     return {
         "metrics": {section: accuracy}, "training": training_cost(trained), "labelled_clips": len(rows), **said,
-        **set_aside(task.quarantine),
+        **set_aside(task.corrupt_videos),
     }  # fmt: skip
 
 
@@ -160,11 +160,11 @@ def _run_distill(job: Job) -> dict[str, Any]:
     task = DistillTask(
         model, DistillSettings(**job.section("distill")), data, clips, list(range(len(clips))),
         input_encoder_state(job.input_folders[1]) if job.input_folders[1:] else None, taught_by, job.section("seed"),
-        quarantine_in(job.folder),
+        corrupt_videos_in(job.folder),
     )  # fmt: skip
     trained = train(task, job.folder, job.compute, job.progress)
     save_model(job, trained.model.classifier)
-    result = {"metrics": {}, "training": training_cost(trained), "clips": len(clips), **set_aside(task.quarantine)}
+    result = {"metrics": {}, "training": training_cost(trained), "clips": len(clips), **set_aside(task.corrupt_videos)}
     if not data.labelled:
         return result
     held_out, said = _held_out(job, sources)
@@ -193,7 +193,7 @@ def _run_views(job: Job) -> dict[str, Any]:
     probabilities = view_probabilities(classifier, held_out, model, data.stride, views)
     names = [held_out.name(row) for row in range(len(held_out))]
     if process_state().is_main_process:
-        with whole_file(job.folder / PREDICTIONS) as temporary:
+        with atomic_write(job.folder / PREDICTIONS) as temporary:
             prediction_table(probabilities, held_out.labels, names, data.class_names).to_parquet(temporary, index=False)
     metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
     intervals = score_intervals(probabilities, held_out.labels, data.seed)
@@ -204,8 +204,8 @@ def _run_controls(job: Job) -> dict[str, Any]:
     model = ModelSettings(**job.section("model"))
     data, clips = _load(job, "train", job.section("sources"))
     held_out, said = _held_out(job, job.section("sources"))
-    assert isinstance(clips, ResidentClips), "controls are of the embedded data set alone"
-    assert isinstance(held_out, ResidentClips)
+    assert isinstance(clips, MemmapDataset), "controls are of the embedded data set alone"
+    assert isinstance(held_out, MemmapDataset)
     few = ProbeSettings(labels=job.section("labels"), draws=job.section("draws"))
     draws = labelled_draws(clips.labels, few, data.seed)
     raw = [raw_pixel_accuracy(clips, held_out, rows, model, data.stride) for rows in draws]

@@ -7,10 +7,10 @@ from typing import Any
 from vmae_lab.lab.stages import WEIGHTS, Stage
 from vmae_lab.models.checkpoints import State, read_weights
 from vmae_lab.models.pretrained import Pretrained
-from vmae_lab.processes import process_state
-from vmae_lab.training.finetune import encoder_state
 from vmae_lab.training.loop import Trained
 from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.finetune import encoder_state
+from vmae_lab.utils.distributed import process_state
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vmae_lab.data.clips import Clips, DataSettings, load_clips
-from vmae_lab.data.evaluated import readable
-from vmae_lab.data.quarantine import Quarantine
-from vmae_lab.data.scenes import Scenes, SceneSettings, open_scenes
-from vmae_lab.data.untrimmed import Split, Untrimmed, UntrimmedSettings, open_untrimmed
+from vmae_lab.data.activitynet import Split, Untrimmed, UntrimmedSettings, open_untrimmed
+from vmae_lab.data.ava import Scenes, SceneSettings, open_scenes
+from vmae_lab.data.corrupt_videos import CorruptVideos
+from vmae_lab.data.dataset import Clips, DataSettings, load_clips
+from vmae_lab.data.eval_clips import readable
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.settings import Compute
 
@@ -96,14 +96,14 @@ def _readable(settings: Mapping[str, Any], clips: Clips, rows: Sequence[int]) ->
     return there, [clips.name(row) for row in missing.failed] if missing else []
 
 
-def quarantine_in(folder: Path) -> Quarantine:
+def corrupt_videos_in(folder: Path) -> CorruptVideos:
     """The broken videos of a training in its folder, also those that it met before it was interrupted."""
-    return Quarantine(folder / "quarantine.csv")
+    return CorruptVideos(folder / "quarantine.csv")
 
 
-def set_aside(quarantine: Quarantine) -> dict[str, Any]:
+def set_aside(corrupt_videos: CorruptVideos) -> dict[str, Any]:
     """What the result says of videos that training could not read: nothing, where it could read all."""
-    if not len(quarantine):
+    if not len(corrupt_videos):
         return {}
-    print(f"{len(quarantine)} videos could not be read and were replaced by others; which and why: {quarantine.file}")
-    return {"quarantined": len(quarantine)}
+    print(f"{len(corrupt_videos)} videos could not be read and were replaced by others; which and why: {corrupt_videos.file}")
+    return {"quarantined": len(corrupt_videos)}

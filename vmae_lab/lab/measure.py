@@ -17,10 +17,10 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.flops import TokenCounts, saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
-from vmae_lab.processes import worker_pool
-from vmae_lab.randomness import seeded, torch_generator
-from vmae_lab.training.devices import bf16_is_native
+from vmae_lab.training.distributed import bf16_is_native
 from vmae_lab.training.optim import parameter_groups
+from vmae_lab.utils.distributed import worker_pool
+from vmae_lab.utils.seeding import seeded, torch_generator
 
 ROOM = 0.9  # of the device's memory; more is not tried, so that a machine is not brought to its knees
 GIB = 2**30

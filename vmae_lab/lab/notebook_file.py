@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vmae_lab.files import fingerprint
-from vmae_lab.lab.places import project_root
-from vmae_lab.lab.provenance import git
+from vmae_lab.lab.report.provenance import git
+from vmae_lab.utils.atomic_io import fingerprint
+from vmae_lab.utils.paths import project_root
 
 VARIABLE = "VMAE_LAB_NOTEBOOK"  # set by `vmae-lab run`, and by whoever starts kernels in a way that is not known here
 RUNNERS = {"papermill", "jupyter-execute", "jupyter-nbconvert"}

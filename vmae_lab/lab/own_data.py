@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vmae_lab.data.lists import ListError, ListSettings, VideoList, lacking_classes, read_pretrain, read_split
-from vmae_lab.data.lists.folders import listed_files
-from vmae_lab.data.lists.formats import absolute
-from vmae_lab.files import local_name, readable
+from vmae_lab.data.video_lists import ListError, ListSettings, VideoList, lacking_classes, read_pretrain, read_split
+from vmae_lab.data.video_lists.folders import listed_files
+from vmae_lab.data.video_lists.formats import absolute
+from vmae_lab.utils.atomic_io import local_name, readable
 
 HOLD_OUT = {"validation": 0.15, "test": 0.25}  # if there is no list of either
 SPLIT_FOLDERS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae_lab.data.clips import Clips, DataSettings
+from vmae_lab.data.dataset import Clips, DataSettings
 from vmae_lab.evaluation.probes import ProbeSettings, extract_tokens, labelled_draws
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.loading import held_out_clips, load_split, readable_draws
@@ -18,12 +18,12 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import VideoEncoder
-from vmae_lab.processes import process_state
-from vmae_lab.training.finetune import encoder_state
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainSettings
-from vmae_lab.training.probe import AttentiveProbeTask
 from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.tasks.attentive_probe import AttentiveProbeTask
+from vmae_lab.training.tasks.finetune import encoder_state
+from vmae_lab.training.tasks.pretrain import PretrainSettings
+from vmae_lab.utils.distributed import process_state
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from vmae_lab.lab.places import holds_the_project, how_to_find_it, project_root
 from vmae_lab.lab.typed import RecipeError, read_yaml
+from vmae_lab.utils.paths import holds_the_project, how_to_find_it, project_root
 
 INSTALLED_FROM = Path(__file__).parents[2]
 YAML = (".yaml", ".yml")

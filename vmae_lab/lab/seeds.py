@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.places import project_root, report_folder
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.experiments import EXPERIMENTS
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import compare, points, seeds_needed, smallest_detectable
-from vmae_lab.lab.workbook import WORKBOOK
+from vmae_lab.utils.paths import project_root, report_folder
 
 ENOUGH = 3  # seeds to take a spread from
 SPREADS = (1.0, 2.0, 4.0)  # points, if none is measured
@@ -17,7 +17,7 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
 
     The spread is taken from this plan's finished stages, or else from the report of the notebook at its scale.
     """
-    book, seeds, margin = WORKBOOK[plan.name], len(plan.recipe.seeds), plan.recipe.evaluate.margin
+    book, seeds, margin = EXPERIMENTS[plan.name], len(plan.recipe.seeds), plan.recipe.evaluate.margin
     baseline = book.baseline
     if baseline is None or baseline not in plan.possible or not plan.recipe.data.labelled:
         return ""

@@ -10,18 +10,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vmae_lab.data.untrimmed import Split
+from vmae_lab.data.activitynet import Split
 from vmae_lab.evaluation.probes import pooled_only
-from vmae_lab.files import fingerprint
-from vmae_lab.lab.provenance import provenance
-from vmae_lab.lab.recipe import Recipe, needed
+from vmae_lab.lab.config import Recipe, require
+from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import Checkpoint, CheckpointError, weights_digest
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.training.divergence import Divergence
-from vmae_lab.training.finetune import FinetuneSettings
-from vmae_lab.training.pretrain import PretrainSettings
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.training.tasks.finetune import FinetuneSettings
+from vmae_lab.training.tasks.pretrain import PretrainSettings
+from vmae_lab.utils.atomic_io import fingerprint
 
 WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
 FEATURES, SEGMENTS = "features", "segments.json"
@@ -132,14 +132,14 @@ def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: i
 
     On the clips that are pre-trained on. Raises RecipeError.
     """
-    wanted = needed(recipe.distill, "distill", "the plan teaches a student")
+    wanted = require(recipe.distill, "distill", "the plan teaches a student")
     settings = {**_base(recipe, seed), **_held_out_of_the_pool(recipe), "distill": _plain(wanted)}
     return Stage("distill", settings, (teacher,) if encoder is None else (teacher, encoder))
 
 
 def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Spatial detection, from an encoder or from scratch. Raises RecipeError."""
-    wanted = needed(recipe.detect, "detect", "the plan detects actions")
+    wanted = require(recipe.detect, "detect", "the plan detects actions")
     settings = {
         "model": _plain(recipe.model), "seed": seed, "split": recipe.evaluate.split, "detect": _plain(wanted),
         "scenes_fingerprint": wanted.scenes.fingerprint,
@@ -149,7 +149,7 @@ def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
 
 def features_stage(recipe: Recipe, encoder: Stage, split: Split) -> Stage:
     """Features of windows along a split's untrimmed videos, whatever is annotated in them. Raises RecipeError."""
-    wanted = needed(recipe.localise, "localise", "the plan extracts features")
+    wanted = require(recipe.localise, "localise", "the plan extracts features")
     settings = {
         "model": _plain(recipe.model), "split": split, "features": _plain(wanted.features), "films": wanted.videos.films(split),
     }  # fmt: skip
@@ -161,7 +161,7 @@ def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
 
     Raises RecipeError.
     """
-    wanted, split = needed(recipe.localise, "localise", "the plan detects actions in time"), recipe.evaluate.split
+    wanted, split = require(recipe.localise, "localise", "the plan detects actions in time"), recipe.evaluate.split
     inputs = (
         (features_stage(recipe, encoder, "train"), features_stage(recipe, encoder, split)) if wanted.videos.extracted else ()
     )

@@ -13,7 +13,7 @@ from vmae_lab.models.config import ModelConfig, Readout
 from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder, initialise
-from vmae_lab.randomness import seeded
+from vmae_lab.utils.seeding import seeded
 
 
 class ClassHead(nn.Module):

@@ -61,7 +61,7 @@ def trunk_macs(tokens: int, width: int, depth: int, mlp_hidden: int) -> int:
 def encoder_macs(size: Size, clip: ClipShape, visible: int, embed_visible: bool = False) -> int:
     """The encoder's part of one pre-training clip's forward pass: embedding of all cubes (or the visible) and blocks."""
     embedded = visible if embed_visible else clip.tokens
-    return embedded * clip.cube_values * size.width + trunk_macs(visible, size.width, size.depth, size.mlp_hidden)
+    return embedded * clip.patch_values * size.width + trunk_macs(visible, size.width, size.depth, size.mlp_hidden)
 
 
 def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed_visible: bool = False) -> Cost:
@@ -71,7 +71,7 @@ def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed
         encoder_macs(size, clip, visible, embed_visible)
         + visible * size.width * size.decoder_width
         + trunk_macs(joint, size.decoder_width, size.decoder_depth, size.decoder_mlp_hidden)
-        + decoded * size.decoder_width * clip.cube_values
+        + decoded * size.decoder_width * clip.patch_values
     )
     norms = (
         (2 * size.depth + 1) * visible * size.width
@@ -88,7 +88,7 @@ def training_macs(size: Size, clip: ClipShape, visible: int, decoded: int) -> in
     costs two and a half times: its scores are not kept but computed anew, five products for the two of the forward pass.
     """
     forward = pretrain_cost(size, clip, visible, decoded, embed_visible=True).macs
-    embedding = visible * clip.cube_values * size.width
+    embedding = visible * clip.patch_values * size.width
     joint = visible + decoded
     attention = 2 * (size.depth * visible**2 * size.width + size.decoder_depth * joint**2 * size.decoder_width)
     return 3 * forward - embedding + attention // 2
@@ -106,8 +106,8 @@ def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: b
         joint, size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, cast
     )
     final_norm = visible * (4 * size.width + 8) + joint * 4 * size.decoder_width + decoded * 8
-    linear_inputs = cast * (visible * (clip.cube_values + size.width) + decoded * size.decoder_width)
-    loss = decoded * (4 * clip.cube_values + 1)
+    linear_inputs = cast * (visible * (clip.patch_values + size.width) + decoded * size.decoder_width)
+    loss = decoded * (4 * clip.patch_values + 1)
     return encoder + decoder + final_norm + linear_inputs + loss
 
 
@@ -125,5 +125,5 @@ def state_bytes(parameters: int, half: bool = False) -> int:
 def classify_cost(size: Size, clip: ClipShape, classes: int) -> Cost:
     """One clip through the classifier: all tokens, mean pooling, `fc_norm`, linear head."""
     n = clip.tokens
-    macs = n * clip.cube_values * size.width + trunk_macs(n, size.width, size.depth, size.mlp_hidden) + size.width * classes
+    macs = n * clip.patch_values * size.width + trunk_macs(n, size.width, size.depth, size.mlp_hidden) + size.width * classes
     return Cost(macs, macs + NORM_COST * (2 * size.depth * n * size.width + size.width))

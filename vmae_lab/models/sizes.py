@@ -62,7 +62,7 @@ class ClipShape:
         return time * height * width
 
     @property
-    def cube_values(self) -> int:
+    def patch_values(self) -> int:
         """Numbers in a cube: channels x tubelet x patch x patch."""
         return self.channels * self.tubelet * self.patch * self.patch
 

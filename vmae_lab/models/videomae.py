@@ -12,7 +12,7 @@ from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_chec
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ClipShape, Size
-from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, cubes, initialise, sincos_positions, take
+from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, initialise, patchify, sincos_positions, take
 
 TARGET_EPS = 1e-6
 
@@ -45,7 +45,7 @@ class VideoMAE(Pretrained):
         self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
         self.decoder = Trunk(size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False)
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)  # only the mask tokens' outputs are normed and read
-        self.head = nn.Linear(size.decoder_width, clip.cube_values)
+        self.head = nn.Linear(size.decoder_width, clip.patch_values)
         for part in (self.encoder.trunk, self.bridge, self.decoder, self.head):
             initialise(part)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -110,17 +110,17 @@ class VideoMAE(Pretrained):
         """
         pixels = self.pixels_at(video, decoded)
         if self.normalise_target:
-            mean, deviation = cube_statistics(pixels)
+            mean, deviation = patch_statistics(pixels)
             pixels = (pixels - mean) / (deviation + self.target_eps)
         return rearrange(pixels, "b m v c -> b m (v c)")
 
     def pixels_at(self, video: Tensor, positions: Tensor) -> Tensor:
         """Un-normalised pixels of some cubes, in [0, 1]: `(B, C, T, H, W)`, int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
-        pixels = self.encoder.pixels.raw(take(cubes(video, self.clip), positions)).float()
+        pixels = self.encoder.pixels.raw(take(patchify(video, self.clip), positions)).float()
         return rearrange(pixels, "b m (c v) -> b m v c", c=self.clip.channels)
 
 
-def cube_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def patch_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation of each cube and colour: `(B, M, v, C)` -> two of `(B, M, 1, C)`."""
     return pixels.mean(2, keepdim=True), pixels.var(2, unbiased=True, keepdim=True).sqrt()
 

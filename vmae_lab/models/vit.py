@@ -28,7 +28,7 @@ def sincos_positions(tokens: int, dim: int) -> Tensor:
     return angle.float()
 
 
-def cubes(video: Tensor, clip: ClipShape) -> Tensor:
+def patchify(video: Tensor, clip: ClipShape) -> Tensor:
     """Cut a clip batch into cubes: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order colour, time, row, column."""
     shape = (clip.channels, clip.frames, clip.side, clip.side)
     if tuple(video.shape[1:]) != shape:
@@ -71,7 +71,7 @@ class PixelScale(nn.Module):
 
     def __init__(self, clip: ClipShape):
         super().__init__()
-        per_colour = clip.cube_values // clip.channels
+        per_colour = clip.patch_values // clip.channels
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).repeat_interleave(per_colour), persistent=False)
 
@@ -116,7 +116,7 @@ class VideoEncoder(nn.Module):
         self.clip = clip
         self.width = size.width
         self.pixels = PixelScale(clip)
-        self.embed = nn.Linear(clip.cube_values, size.width)  # equal to a Conv3d whose stride is its kernel
+        self.embed = nn.Linear(clip.patch_values, size.width)  # equal to a Conv3d whose stride is its kernel
         self.register_buffer("positions", sincos_positions(clip.tokens, size.width), persistent=False)
         self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm)
 
@@ -125,7 +125,7 @@ class VideoEncoder(nn.Module):
 
         `video` is uint8 (0..255) or floating and already ImageNet-normalised.
         """
-        tokens = cubes(video, self.clip)
+        tokens = patchify(video, self.clip)
         positions = self.positions
         if visible is not None:
             tokens, positions = take(tokens, visible), positions[visible]

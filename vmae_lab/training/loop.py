@@ -17,27 +17,27 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset
 
-from vmae_lab.files import make_folder
-from vmae_lab.progress import Progress
-from vmae_lab.randomness import derive, reseed, seeded
-from vmae_lab.training.devices import (
+from vmae_lab.training.checkpoint import Checkpoints, Stopped, StopRequests, UnreadableCheckpoint, alone_in, stop_requests
+from vmae_lab.training.dataloader import Batch, data_loader, split_batch
+from vmae_lab.training.distributed import (
     accelerator_for,
     device_name,
     finite,
+    full_state_dict,
     gathered_weights,
-    load_whole_state,
-    load_whole_weights,
+    load_full_state_dict,
+    load_full_weights,
     prepared,
     unwrapped,
-    whole_state,
 )  # fmt: skip
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
-from vmae_lab.training.feeding import Batch, feed, split_batch
-from vmae_lab.training.kept import KeptWeights
-from vmae_lab.training.log import MetricsLog, note, read_metrics
+from vmae_lab.training.kept_weights import KeptWeights
+from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
-from vmae_lab.training.survival import Checkpoints, Stopped, StopRequests, UnreadableCheckpoint, alone_in, stop_requests
+from vmae_lab.utils.atomic_io import make_folder
+from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.seeding import derive, reseed, seeded
 
 Model = TypeVar("Model", bound=nn.Module, covariant=True)  # what a task builds
 
@@ -88,7 +88,7 @@ def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = Tr
     SIGTERM came.
     """
     settings = task.settings
-    with seeded(task.seed, "initial weights"), stop_requests() as asked_to_stop:
+    with seeded(task.seed, "initial weights"), stop_requests() as stop_requested:
         accelerator = accelerator_for(settings)
         if accelerator.is_main_process:
             make_folder(folder)
@@ -100,12 +100,12 @@ def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = Tr
         shown = progress and accelerator.is_main_process
         bar = Progress(total=settings.steps, desc=folder.name, unit="steps", disable=not shown)
         with alone_in(folder) if accelerator.is_main_process else nullcontext(), bar:
-            run = _Run(task, accelerator, model, optimizer, folder, compute, KeptWeights(folder, keep))
+            run = TrainRun(task, accelerator, model, optimizer, folder, compute, KeptWeights(folder, keep))
             run.restore()
             with closing(run.batches):  # also if a step fails: the traceback would keep its loader processes alive
-                run.to_the_end(bar, progress, asked_to_stop)
+                run.fit(bar, progress, stop_requested)
             peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
-            trained = run.whole_model()
+            trained = run.full_model()
     return Trained(
         trained, run.seconds_per_step, run.steps_run, device_name(accelerator.device),
         "bf16" if accelerator.mixed_precision == "bf16" else "fp32", peak, accelerator.num_processes, run.place.rolled_back,
@@ -113,7 +113,7 @@ def train(task: Task[Model], folder: Path, compute: Compute, progress: bool = Tr
 
 
 @dataclass
-class _Place:
+class TrainState:
     """Where a run stands, besides weights and moments; all of it plain values."""
 
     step: int = 0  # optimiser steps done
@@ -123,10 +123,10 @@ class _Place:
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
 
 
-_PLACE = [one.name for one in fields(_Place)]
+TRAIN_STATE = [one.name for one in fields(TrainState)]
 
 
-class _Run(Generic[Model]):
+class TrainRun(Generic[Model]):
     """The state of one training run between its steps."""
 
     def __init__(
@@ -139,7 +139,7 @@ class _Run(Generic[Model]):
         if self.settings.ema and isinstance(model, FSDPModule):
             raise ImpossibleHere("ema keeps a whole copy of the weights, which FSDP shares out: leave ema out, or use DDP")
         self.average = ModelEmaV3(accelerator.unwrap_model(model), self.settings.ema) if self.settings.ema else None
-        self.place, self.checked = _Place(), 0  # checked: losses of the window that are known to be sound
+        self.place, self.checked = TrainState(), 0  # checked: losses of the window that are known to be sound
         self.steps_run, self.seconds_per_step = 0, math.nan
         self.log: MetricsLog | None = None
         self.batches = self._batches()
@@ -164,20 +164,20 @@ class _Run(Generic[Model]):
     def _load(self, kept: Checkpoints) -> bool:
         """Take up the newest state kept, which the first process alone reads; whether there was one."""
         state = (kept.load() or {}) if self.accelerator.is_main_process else {}
-        if state and not set(_PLACE) <= state.keys():
+        if state and not set(TRAIN_STATE) <= state.keys():
             raise UnreadableCheckpoint(f"{kept.newest} is of another version of vmae_lab; delete it to start this run anew")
-        [place] = broadcast_object_list([{name: state[name] for name in _PLACE} if state else None])
+        [place] = broadcast_object_list([{name: state[name] for name in TRAIN_STATE} if state else None])
         if place is None:
             return False
-        load_whole_state(self.accelerator, self.model, self.optimizer, state)
+        load_full_state_dict(self.accelerator, self.model, self.optimizer, state)
         if self.average:
-            load_whole_weights(self.accelerator, self.average.module, state.get("average", {}))
-        self.place = _Place(**place)
+            load_full_weights(self.accelerator, self.average.module, state.get("average", {}))
+        self.place = TrainState(**place)
         self.checked = len(self.place.window)
         return True
 
     def _save(self, kept: Checkpoints) -> None:
-        state = whole_state(self.model, self.optimizer)
+        state = full_state_dict(self.model, self.optimizer)
         if self.accelerator.is_main_process:
             average = {"average": self.average.module.state_dict()} if self.average else {}
             kept.save({**state, **average, **vars(self.place)})
@@ -205,7 +205,7 @@ class _Run(Generic[Model]):
             if progress and accelerator.num_processes > 1:
                 print(f"{self.folder.name}: {words}", flush=True)
 
-    def to_the_end(self, bar: Progress, progress: bool, asked_to_stop: StopRequests) -> None:
+    def fit(self, bar: Progress, progress: bool, stop_requested: StopRequests) -> None:
         settings, compute = self.settings, self.compute
         self._note_start(progress)
         log_every = min(compute.log_every, settings.steps // 20 or compute.log_every)  # a short training is a curve as well
@@ -214,8 +214,8 @@ class _Run(Generic[Model]):
         self.model.train()
         started = time.perf_counter()
         # Several processes agree on the step after which they stop, so none of them may stop while it waits for a batch.
-        for batch in asked_to_stop.until_asked(self.batches) if self.accelerator.num_processes == 1 else self.batches:
-            loss, stop = self._optimise(batch, asked_to_stop())
+        for batch in stop_requested.until_requested(self.batches) if self.accelerator.num_processes == 1 else self.batches:
+            loss, stop = self.train_step(batch, stop_requested())
             self.place.window.append(loss)
             self.place.step += 1
             self.steps_run += 1
@@ -224,7 +224,7 @@ class _Run(Generic[Model]):
             log, turn = last or step % log_every == 0, step % back_to == 0 and not last
             save, keep = last or stop or step % compute.checkpoint_every == 0, step in self.kept.steps
             if (log or save or turn or keep) and (bad := self._first_bad()):
-                self._go_back(bad)
+                self.roll_back(bad)
             else:
                 if log:
                     self.seconds_per_step = (time.perf_counter() - started) / self.steps_run
@@ -240,7 +240,7 @@ class _Run(Generic[Model]):
                 self._stop()
         if self.place.step < settings.steps:  # asked to stop while it waited for a batch
             bad = self._first_bad()
-            self._go_back(bad) if bad else self._save(self.checkpoints)
+            self.roll_back(bad) if bad else self._save(self.checkpoints)
             self._stop()
         if self.log:
             self.log.close()
@@ -251,12 +251,12 @@ class _Run(Generic[Model]):
         while self.place.step < self.settings.steps:
             first, place = self.place.step, self.place
             positions = range(first + place.skipped, self.settings.steps + place.skipped)
-            for batch in feed(dataset, positions, self.compute.workers, pin_memory=on_gpu):
+            for batch in data_loader(dataset, positions, self.compute.workers, pin_memory=on_gpu):
                 yield batch
                 if self.place is not place:
                     break
 
-    def _optimise(self, batch: Batch, asked: bool) -> tuple[Tensor, bool]:
+    def train_step(self, batch: Batch, asked: bool) -> tuple[Tensor, bool]:
         """One optimiser step. Returns the loss over this process's rows, still on the device, and whether to stop after it.
 
         Processes stop together, after the step in which the first of them was `asked` to.
@@ -298,7 +298,7 @@ class _Run(Generic[Model]):
         bad = first_bad(losses, place.recent, self.settings.divergence.spike, place.step - len(losses))
         return bad or (Bad(place.step - 1, "weights are no longer finite") if broken else None)
 
-    def _go_back(self, bad: Bad) -> None:
+    def roll_back(self, bad: Bad) -> None:
         """To the last turning point, and past the samples of the steps between it and the next. Raises TrainingDiverged."""
         settings, place, back_to = self.settings, self.place, self.settings.divergence.roll_back
         often = len(place.rolled_back) == settings.divergence.at_most
@@ -335,7 +335,7 @@ class _Run(Generic[Model]):
         print(words, flush=True)
         raise Stopped
 
-    def whole_model(self) -> Model:
+    def full_model(self) -> Model:
         """The result, unwrapped and whole in every process: the weights' average where one is kept."""
         # Evaluated in float32, as the saved model is, whatever it was trained in.
         model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from vmae_lab.data.motionworld import sources
 from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
 from vmae_lab.data.motionworld.sources import SOURCES
-from vmae_lab.files import StorageError, fingerprint, make_folder, storing_in, whole_file, write_json, write_text
-from vmae_lab.processes import worker_pool
-from vmae_lab.progress import Progress
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.atomic_io import StorageError, atomic_write, fingerprint, make_folder, storing_in, write_json, write_text
+from vmae_lab.utils.distributed import worker_pool
+from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.seeding import numpy_generator
 
 RENDERER_VERSION = 2  # part of the folder's name: raise it when a change to the renderers changes pixels
 FRAMES_A_SECOND = 12
@@ -182,7 +182,7 @@ def write_mp4(frames: np.ndarray, path: Path) -> None:
         return
     with storing_in(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         encode_mp4(frames, temporary)
 
 

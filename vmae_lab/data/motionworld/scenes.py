@@ -16,8 +16,8 @@ from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, Split, check_room
 from vmae_lab.data.motionworld.dataset import RENDERER_VERSION as THINGS_VERSION
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES, WHOLE_FRAME
-from vmae_lab.files import fingerprint, write_json, write_text
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.atomic_io import fingerprint, write_json, write_text
+from vmae_lab.utils.seeding import numpy_generator
 
 RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderer changes pixels
 SPLITS = ("train", "validation", "test")

@@ -18,8 +18,8 @@ from vmae_lab.data.motionworld import motion
 from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, Segment, check_room, in_batches, write_mp4, written_once
 from vmae_lab.data.motionworld.motion import ACTIONS, SHIFT, SPEED_SPREAD, TURN
 from vmae_lab.data.motionworld.sources import SOURCES, WHOLE_FRAME
-from vmae_lab.files import fingerprint, write_json
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.atomic_io import fingerprint, write_json
+from vmae_lab.utils.seeding import numpy_generator
 
 RENDERER_VERSION = 1  # part of the folder's name: raise it when a change here, in sources.py or in motion.py changes pixels
 SPLITS = ("train", "validation", "test")

@@ -7,22 +7,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vmae_lab.data.clips import Clips
-from vmae_lab.data.evaluated import MissingVideos, middle_clips
-from vmae_lab.data.lists import groups_of
-from vmae_lab.evaluation.neighbours import nearest as nearest_rows
-from vmae_lab.evaluation.neighbours import perplexity_of, same_class, same_class_by_chance, standardised
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import MissingVideos, middle_clips
+from vmae_lab.data.video_lists import groups_of
 from vmae_lab.evaluation.probes import tokens_of
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.maps import QUERIES
-from vmae_lab.lab.pictures import example_clips, names_of, window
+from vmae_lab.evaluation.retrieval import nearest as nearest_rows
+from vmae_lab.evaluation.retrieval import perplexity_of, same_class, same_class_by_chance, standardised
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.maps import QUERIES
+from vmae_lab.lab.plots.pictures import example_clips, names_of, window
 from vmae_lab.lab.presentation.common import compared, comparison_cells, gain_words, how_compared, mean_and_spread
 from vmae_lab.lab.readouts import load_encoder
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.statistics import summarise
-from vmae_lab.processes import fixed_threads
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.distributed import fixed_threads
+from vmae_lab.utils.seeding import numpy_generator
 
 MOST = 1000  # clips of the map and the neighbours: more would be drawn over one another, and take long
 BATCH = 32

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from vmae_lab.data.check import check_list
-from vmae_lab.data.lists import read_all
-from vmae_lab.files import readable
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.pictures import window
+from vmae_lab.data.video_lists import read_all
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.pictures import window
+from vmae_lab.utils.atomic_io import readable
 
 NAMED = 20  # broken videos that a table names
 

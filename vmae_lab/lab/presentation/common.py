@@ -9,14 +9,14 @@ from scipy.stats import binom
 
 from vmae_lab.evaluation.metrics import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.figures import painted
-from vmae_lab.lab.labels import markdown
-from vmae_lab.lab.pictures import masks_of_pictures
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.figures import painted
+from vmae_lab.lab.plots.labels import markdown
+from vmae_lab.lab.plots.pictures import masks_of_pictures
+from vmae_lab.lab.report.tables import interval, plus_minus
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import NOT_MEASURED, compare, points, summarise
-from vmae_lab.lab.tables import interval, plus_minus
-from vmae_lab.training.log import read_metrics
+from vmae_lab.training.metrics import read_metrics
 
 # Where the error of a comparison comes from, if it is pooled and if not.
 ERRORS = {

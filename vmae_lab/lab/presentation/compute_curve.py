@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.presentation.common import compared, difference_cell, how_compared, main_probe, verdict_words
+from vmae_lab.lab.stage_cost import step_macs
 from vmae_lab.lab.statistics import COLUMNS, summarise
-from vmae_lab.lab.work import step_macs
 
 NO_CURVE = (
     "No weights were kept during pre-training, so there is no accuracy against compute. Set pretrain.keep_at, for example to "

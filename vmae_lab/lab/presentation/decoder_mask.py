@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.evaluation.probes import PROBE_NAMES
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.cost import token_table
-from vmae_lab.lab.pictures import masks_of_pictures, picture_clip
+from vmae_lab.lab.estimate import token_table
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.pictures import masks_of_pictures, picture_clip
 from vmae_lab.lab.presentation.common import (
     compared,
     comparison_cells,
@@ -21,7 +21,7 @@ from vmae_lab.lab.presentation.common import (
     test_set_interval,
     verdict_words,
 )
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import summarise
 from vmae_lab.paper import DecoderMaskRow
 

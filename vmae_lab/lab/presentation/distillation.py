@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from vmae_lab.data.clips import DataSettings
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.data.dataset import DataSettings
 from vmae_lab.lab.arms import DISTILLATION, TEACHER, Arm
-from vmae_lab.lab.cost import classifier_parameters
+from vmae_lab.lab.config import require
+from vmae_lab.lab.estimate import classifier_parameters
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.presentation.common import (
     clips_words,
     comparison_cells,
@@ -15,8 +16,7 @@ from vmae_lab.lab.presentation.common import (
     loss_history,
     mean_and_spread,
 )
-from vmae_lab.lab.recipe import needed
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.models.flops import classify_cost
@@ -71,7 +71,7 @@ def _by_teacher(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 def students_caption(plan: Plan, rows: pd.DataFrame) -> str:
     """How teacher and students were trained."""
     recipe = plan.first(plan.possible[0]).recipe
-    tuning = needed(recipe.distill, "distill")
+    tuning = require(recipe.distill, "distill")
     made = how_run(
         plan,
         f"the teacher and every student trained alike, {tuning.steps} steps of {tuning.batch_size} clips; one draw of "

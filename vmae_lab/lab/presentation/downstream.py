@@ -4,16 +4,16 @@ import numpy as np
 import pandas as pd
 from einops import rearrange
 
-from vmae_lab.data.clips import Clips
-from vmae_lab.data.evaluated import middle_clips
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
-from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import LONGER
-from vmae_lab.lab.labels import short
 from vmae_lab.lab.loading import held_out_clips
-from vmae_lab.lab.maps import Strip
-from vmae_lab.lab.pictures import clip_frames, window
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.maps import Strip
+from vmae_lab.lab.plots.pictures import clip_frames, window
 from vmae_lab.lab.presentation.common import (
     clips_words,
     comparison_cells,
@@ -23,12 +23,12 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
 )
 from vmae_lab.lab.readouts import load_classifier
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.report.tables import plus_minus
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
-from vmae_lab.lab.tables import plus_minus
-from vmae_lab.processes import process_state
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.seeding import numpy_generator
 
 FEW = "few labels"
 # What few labels are used for: what it is called, and the arm and the metric that tell it.

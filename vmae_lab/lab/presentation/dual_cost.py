@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import BLACK, BLUE, PAPER_SIZES, Arm
+from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.measure import GIB, largest_batch, parameter_count, predicted_bytes
-from vmae_lab.lab.recipe import Recipe
+from vmae_lab.lab.plan import Plan
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.paper import DecoderCost
-from vmae_lab.training.devices import bf16_is_native
+from vmae_lab.training.distributed import bf16_is_native
 
 STYLES = {
     "none": Arm("no decoder mask", BLACK, "o"),

@@ -16,15 +16,15 @@ from matplotlib.patches import Patch
 
 from vmae_lab.evaluation.leakage import seen_at_another_time, visible_around
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
-from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import BLACK, BLUE, ORANGE, SKY
-from vmae_lab.lab.figures import painted
-from vmae_lab.lab.pictures import example_clips
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.figures import painted
+from vmae_lab.lab.plots.pictures import example_clips
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, Grid, MaskSettings, draw_masks, running_cell_maps
 from vmae_lab.models.flops import encoder_macs, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.randomness import torch_generator
+from vmae_lab.utils.seeding import torch_generator
 
 PAPER_CLIP = ClipShape()  # 16 x 224 x 224 in cubes of 2 x 16 x 16: 8 x 14 x 14 tokens
 LEAKING = ("tube", "random", "running_cell")

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import JUDGED_ON, TARGET, pool_limits
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.presentation.common import (
     compared,
     comparison_cells,
@@ -14,7 +14,7 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     verdict_words,
 )
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import summarise
 
 NAMES = {"target": "target source", "unseen": "source in no pool"}

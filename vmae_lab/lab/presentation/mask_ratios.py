@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.cost import token_table
+from vmae_lab.lab.estimate import token_table
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.presentation.common import (
     compared,
     comparison_cells,
@@ -15,8 +15,8 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     verdict_words,
 )
+from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.statistics import pareto_front, summarise
-from vmae_lab.lab.tables import interval
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vmae_lab.evaluation.neighbours import FEWEST
 from vmae_lab.evaluation.probes import PROBE_NAMES, classical_answers
-from vmae_lab.lab.ablation import Plan
-from vmae_lab.lab.labels import short
-from vmae_lab.lab.maps import SHOWN
-from vmae_lab.lab.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
+from vmae_lab.evaluation.retrieval import FEWEST
+from vmae_lab.lab.config import RecipeError
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.maps import SHOWN
+from vmae_lab.lab.plots.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
 from vmae_lab.lab.presentation.common import (
     clips_words,
     compared,
@@ -24,11 +25,10 @@ from vmae_lab.lab.presentation.common import (
     test_set_interval,
 )
 from vmae_lab.lab.readouts import load_encoder, read_with
-from vmae_lab.lab.recipe import RecipeError
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.statistics import summarise
-from vmae_lab.processes import fixed_threads
+from vmae_lab.utils.distributed import fixed_threads
 
 NAMED = 10  # mixed-up pairs of classes that a table names
 

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from vmae_lab.lab.ablation import Plan
 from vmae_lab.lab.arms import UNSEEN
+from vmae_lab.lab.experiments import labels_of
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.presentation.common import (
     compared,
     comparison_cells,
@@ -12,9 +13,8 @@ from vmae_lab.lab.presentation.common import (
     how_run,
     mean_and_spread,
 )
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import compare_pairs, summarise
-from vmae_lab.lab.workbook import labels_of
 
 
 def fractions(plan: Plan) -> dict[str, int]:

@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
-from vmae_lab.data.boxes import CORNERS, KEY, read_detections
+from vmae_lab.data.ava import Scenes
+from vmae_lab.data.ava_files import CORNERS, KEY, read_detections
 from vmae_lab.data.motionworld.dataset import Split
-from vmae_lab.data.scenes import Scenes
-from vmae_lab.detection.spatial import DetectSettings, people_of
-from vmae_lab.evaluation.ava import OVERLAP, SIZES, frame_map
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.evaluation.frame_map import OVERLAP, SIZES, frame_map
+from vmae_lab.lab.config import require
 from vmae_lab.lab.loading import check_scenes, load_scenes
-from vmae_lab.lab.maps import Scene
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.maps import Scene
 from vmae_lab.lab.presentation.common import (
     compared,
     comparison_cells,
@@ -24,13 +24,13 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     over_seeds,
 )
-from vmae_lab.lab.recipe import needed
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.report.tables import plus_minus
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import DETECTIONS
 from vmae_lab.lab.statistics import compare_pairs, summarise
-from vmae_lab.lab.tables import plus_minus
 from vmae_lab.paper import AVA_FRAME_MAP
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.training.tasks.detect import DetectSettings, people_of
+from vmae_lab.utils.seeding import numpy_generator
 
 TRUE_BOXES = "frame_map_true_boxes"
 PAIRS = (("pretrained", "scratch"), ("pretrained_long", "scratch_long"), ("pretrained", "scratch_long"))
@@ -226,11 +226,11 @@ def judged_again(plan: Plan, store: RunStore) -> pd.DataFrame:
 
 
 def _settings(plan: Plan) -> DetectSettings:
-    return needed(plan.recipe.detect, "detect")
+    return require(plan.recipe.detect, "detect")
 
 
 def _steps(plan: Plan, arm: str) -> int:
-    return needed(plan.first(arm).recipe.detect, "detect").steps
+    return require(plan.first(arm).recipe.detect, "detect").steps
 
 
 def _held_out(plan: Plan) -> Scenes:

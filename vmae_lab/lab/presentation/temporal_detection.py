@@ -5,14 +5,15 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.segments import read_predictions
-from vmae_lab.data.untrimmed import Split, Untrimmed
-from vmae_lab.detection.temporal import LocaliseSettings
+from vmae_lab.data.activitynet import Split, Untrimmed
+from vmae_lab.data.activitynet_files import read_predictions
 from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
-from vmae_lab.evaluation.thumos import DURATIONS, by_score, matches
-from vmae_lab.lab.ablation import Plan
+from vmae_lab.evaluation.temporal_map import DURATIONS, by_score, matches
+from vmae_lab.lab.config import require
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.timelines import Timeline
 from vmae_lab.lab.presentation.common import (
     compared,
     comparison_cells,
@@ -21,14 +22,13 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     over_seeds,
 )
-from vmae_lab.lab.recipe import needed
-from vmae_lab.lab.runs import RunStore
+from vmae_lab.lab.report.tables import plus_minus
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import SEGMENTS
 from vmae_lab.lab.statistics import compare_pairs, summarise
-from vmae_lab.lab.tables import plus_minus
-from vmae_lab.lab.timelines import Timeline
 from vmae_lab.paper import SEGMENT_MAP
-from vmae_lab.randomness import numpy_generator
+from vmae_lab.training.tasks.localise import LocaliseSettings
+from vmae_lab.utils.seeding import numpy_generator
 
 MAP, FLOOR = "segment_map", "untrained"
 ENOUGH = 0.5  # temporal IoU from which a single segment is called right
@@ -202,7 +202,7 @@ def judged_again(plan: Plan, store: RunStore) -> pd.DataFrame:
 
 
 def _settings(plan: Plan) -> LocaliseSettings:
-    return needed(plan.recipe.localise, "localise")
+    return require(plan.recipe.localise, "localise")
 
 
 def _held_out(plan: Plan) -> Untrimmed:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae_lab.files import whole_file
 from vmae_lab.models.checkpoints.weights import CheckpointError, State, read_weights
 from vmae_lab.models.checkpoints.wrappers import state_in
+from vmae_lab.utils.atomic_io import atomic_write
 
 ZIP = b"PK\x03\x04"
 PICKLED = (ZIP, b"\x80")  # how files of torch.save, and other pickles, begin
@@ -136,5 +136,5 @@ def _new_name(path: Path) -> str:
 def write_pickled(path: Path, state: State) -> None:
     """Write weights as the official code does, below `model`, whole or not at all; raises StorageError."""
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save({"model": tensors}, temporary)

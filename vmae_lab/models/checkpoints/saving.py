@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
-from vmae_lab.files import make_folder, write_json, write_text
 from vmae_lab.models.checkpoints import remote_code, transformers
 from vmae_lab.models.checkpoints.official import to_official_classifier, to_official_pretrain
 from vmae_lab.models.checkpoints.opening import CONFIG, WEIGHTS
@@ -15,6 +14,7 @@ from vmae_lab.models.checkpoints.pickled import write_pickled
 from vmae_lab.models.checkpoints.weights import CheckpointError, State, write_weights
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
 
 Layout = Literal["vmae_lab", "transformers", "official", "remote_code"]
 OFFICIAL = "model.pth"

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vmae_lab.files import whole_file
+from vmae_lab.utils.atomic_io import atomic_write
 
 State = dict[str, Tensor]
 SHOWN = 10  # of each kind of misfit, a message lists so many
@@ -58,7 +58,7 @@ def write_weights(path: Path, state: State) -> None:
     """Write a safetensors file, whole or not at all; raises StorageError."""
     # Cloned, since safetensors refuses tensors that are parts of one another.
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})  # transformers refuses a file that does not say so
 
 

@@ -1,0 +1,162 @@
+"""Decoding, list files, windows, crops and pools of clips."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from made_videos import write_video
+
+from vmae_lab.data import memmap_dataset
+from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.decoding import VideoError, read_frames
+from vmae_lab.data.frame_sampling import Dense, Everything, Exactly, dense_window
+from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings, open_motionworld
+from vmae_lab.data.transforms import centre_crop, multi_scale_crop
+from vmae_lab.data.video_lists import ListSettings
+from vmae_lab.utils.seeding import numpy_generator
+
+WORLD = MotionworldSettings(sources=("digits", "sticks"), side=32, frames=6, train=2, validation=1, test=1)
+
+
+def test_resident_clips_equal_their_files(home):
+    data = DataSettings(motionworld=WORLD, resident_side=32)
+    folder, _ = open_motionworld(WORLD)
+    for sources in ((), ("sticks",)):
+        clips = load_clips(data, "train", sources)
+        assert len(clips) == 16 * len(sources or (1, 2))
+        for index in (0, len(clips) - 1):
+            expected = read_frames(folder / clips.records[index].path, [1, 3, 5])
+            video = clips.video(index, Exactly((1, 3, 5)))
+            assert video.dtype == torch.uint8
+            assert torch.equal(video, torch.from_numpy(expected).permute(3, 0, 1, 2))
+            assert torch.equal(clips.video(index, Dense(3, 2, 0.5)), video)
+
+
+def test_resident_clips_are_copies_whose_colours_are_innermost(home):
+    clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
+    for choose in (Dense(3, 2, 0.5), Everything(), Exactly((1, 3, 5))):
+        video = clips.video(0, choose)
+        assert video.stride(0) == 1  # what _resize takes its faster way for
+        expected = video.clone()
+        video.zero_()  # a view of the read-only mapping would end the process here
+        assert torch.equal(clips.video(0, choose), expected)
+
+
+def test_a_spawned_process_gets_no_pixels_but_maps_their_file(home):
+    """As loader processes are started on macOS: a copy of the pixels for each would be as large as the data set."""
+    clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
+    sent = pickle.dumps(clips)
+    assert len(sent) < clips.frames.nbytes / 20
+    got = pickle.loads(sent)
+    assert got.records == clips.records
+    assert isinstance(got.frames, np.memmap)
+    assert all(torch.equal(got.video(index, Everything()), clips.video(index, Everything())) for index in range(len(clips)))
+
+
+def test_limits_take_the_first_clips_of_a_source_and_action_for_pretraining_alone(home):
+    """A part of a source must be the same clips in every run, and must not touch what is evaluated or labelled."""
+    limited = DataSettings(motionworld=WORLD, resident_side=32, pretrain_limits={"digits": 1})
+    everything = DataSettings(motionworld=WORLD, resident_side=32)
+    clips = load_clips(limited, "pretrain")
+    # A file's number counts the clips of its source and action; both of sticks are kept.
+    kept = {(r.source, r.action, r.path.rsplit("/")[-1]) for r in clips.records}
+    assert kept == {
+        (source, action, f"{number:05d}.mp4")
+        for source, count in (("digits", 1), ("sticks", 2))
+        for action in ACTIONS
+        for number in range(count)
+    }
+    assert len(clips) == len(kept) == limited.pretrain_clips
+    assert Counter(clips.sources) == {"digits": len(ACTIONS), "sticks": 2 * len(ACTIONS)}
+    for split in ("train", "validation", "test"):
+        assert load_clips(limited, split).records == load_clips(everything, split).records
+    assert load_clips(everything, "pretrain").records == load_clips(everything, "train").records
+    assert {r.source for r in load_clips(limited, "pretrain", ("digits",)).records} == {"digits"}
+
+
+def test_limited_clips_still_show_their_own_files(home):
+    """Rows are picked from one array of all clips: an offset would give a clip another one's pixels and keep its label."""
+    clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32, pretrain_limits={"digits": 1}), "pretrain", ())
+    folder, _ = open_motionworld(WORLD)
+    for index, record in list(enumerate(clips.records))[::5]:
+        assert torch.equal(
+            clips.video(index, Everything()), torch.from_numpy(read_frames(folder / record.path)).permute(3, 0, 1, 2)
+        )
+    assert clips.length == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pretrain_limits": {"digits": 3}}, "pretrain_limits: digits has 1 to 2 clips an action; got 3"),
+        ({"pretrain_limits": {"sticks": 0}}, "pretrain_limits: sticks has 1 to 2 clips an action; got 0"),
+        ({"pretrain_limits": {"camera": 1}}, r"\['camera'\], are not among the written ones, digits, sticks"),
+        ({"pretrain_sources": ["sprites"]}, r"\['sprites'\], are not among the written ones, digits, sticks"),
+        ({"mixing": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        DataSettings(motionworld=WORLD, resident_side=32, **change)
+
+
+def test_official_lists_read_the_same_videos(home, tmp_path):
+    folder, records = open_motionworld(WORLD)
+    labelled = "".join(f"{r.path} {r.label}\n" for r in records if r.split == "train")
+    (tmp_path / "labelled.txt").write_text(labelled)
+    (tmp_path / "pretrain.txt").write_text("".join(line.rsplit(" ", 1)[0] + " 0 -1\n" for line in labelled.splitlines()))
+    names = {"train": "labelled.txt", "validation": "labelled.txt", "test": "labelled.txt", "pretrain": "pretrain.txt"}
+    lists = ListSettings(root=str(folder), classes=8, **{k: str(tmp_path / v) for k, v in names.items()})
+    listed = load_clips(DataSettings(lists=lists), "train")
+    resident = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train")
+    assert np.array_equal(listed.labels, resident.labels)
+    assert torch.equal(listed.video(3, Dense(4, 1, 0.0)), resident.video(3, Dense(4, 1, 0.0)))
+    assert len(load_clips(DataSettings(lists=lists), "pretrain")) == len(listed)
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(VideoError, match=r"text\.mp4: not a video but text"):
+        read_frames(tmp_path / "text.mp4")
+    with pytest.raises(VideoError, match=r"none\.mp4: there is no such file"):
+        read_frames(tmp_path / "none.mp4")
+
+
+def test_frames_outside_a_file_are_refused(home):
+    folder, records = open_motionworld(WORLD)
+    with pytest.raises(VideoError, match="there are 6 frames; frames 4 to 8 were asked for"):
+        read_frames(folder / records[0].path, [4, 8])
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
+def test_windows_stay_inside(place):
+    window = dense_window(24, 8, 2, place)
+    assert len(window) == 8
+    assert window[0] >= 0
+    assert window[-1] <= 23
+
+
+def test_a_short_video_gives_its_last_frame_again():
+    assert list(dense_window(14, 8, 2, 0.9)) == [0, 2, 4, 6, 8, 10, 12, 12]
+    assert list(dense_window(15, 8, 2, 0.9)) == list(range(0, 15, 2))
+    assert list(dense_window(1, 4, 3, 0.0)) == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="no frames"):
+        dense_window(0, 8, 2, 0.0)
+
+
+def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
+    ramp = torch.arange(40, dtype=torch.uint8).expand(3, 4, 40, 40)
+    for seed in range(8):
+        crop = multi_scale_crop(ramp, 24, numpy_generator(seed, "crop"), (1.0, 0.9, 0.6))
+        assert crop.shape == (3, 4, 24, 24)
+        assert (crop == crop[:1, :1]).all()
+    assert centre_crop(ramp[..., :20], 20).shape == (3, 4, 20, 20)
+
+
+def test_files_of_different_lengths_are_refused_by_name(tmp_path):
+    """A data set that was half written by another version is told, not stacked."""
+    paths = [write_video(tmp_path / f"{count}.mp4", count) for count in (8, 9)]
+    with pytest.raises(VideoError, match=r"8\.mp4: files beside it have different lengths \[8, 9\]: delete that folder"):
+        memmap_dataset._decode(paths, 16)

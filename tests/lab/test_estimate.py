@@ -1,0 +1,203 @@
+"""What a plan is said to cost: counted stages, bytes that are really written, and predictions set beside what was taken."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmae_lab.lab import stage_cost
+from vmae_lab.lab.arms import DECODER_MASKS, PROGRESSIVE
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.estimate import plan_cost, plan_summary, predicted_and_actual, stage_bytes, stage_macs
+from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.lab.stage_cost import H200, Machine, Work, data_work, ridge_macs, stage_work, this_machine
+from vmae_lab.lab.stages import (
+    WEIGHTS,
+    Stage,
+    finetune_stage,
+    initial_stage,
+    post_pretrain_stage,
+    pretrain_stage,
+    probe_stage,
+    views_stage,
+)
+from vmae_lab.models.flops import classify_cost
+from vmae_lab.training.settings import Compute
+
+
+@pytest.fixture
+def plan(smoke):
+    recipe = build_recipe({**smoke, "arms": list(PROGRESSIVE), "seeds": [0]}, PROGRESSIVE)
+    return plan_notebook("ablation_progressive_training", recipe)
+
+
+def stage(plan, kind: str) -> Stage:
+    return next(stage for stage in plan.stages if stage.kind == kind)
+
+
+def weights_in(path) -> int:
+    """Bytes of the tensors in a safetensors file: what is behind its header."""
+    data = path.read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    assert json.loads(data[8 : 8 + header])
+    return len(data) - 8 - header
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_the_disk_that_is_announced_is_what_the_weights_take(plan, home, tmp_path, kind):
+    store, one = RunStore(tmp_path), stage(plan, kind)
+    if kind == "finetune":
+        one = plan.first("scratch").measures["finetune@0.25"]
+    store.complete(one, Compute(threads=1, tensorboard=False), progress=False)
+    assert (store.folder(one) / WEIGHTS).is_file()
+    assert sum(map(weights_in, store.folder(one).glob("*.safetensors"))) == stage_bytes(one), "with what is kept on the way"
+
+
+def test_the_work_of_a_stage_by_hand(plan):
+    """In passes of a clip through the classifier: 32 held-out ones of two sources, 8 classes, 2 clips each; backward as two."""
+    recipe = plan.recipe.with_overrides({"evaluate.views.clips": 5, "evaluate.views.crops": 3, "evaluate.probe.draws": 2})
+    one = classify_cost(recipe.model.dimensions, recipe.model.clip, 8).macs
+    tuned, encoder = finetune_stage(recipe, None, 0), initial_stage(recipe, 0)
+    for made, passes in (
+        (tuned, 3 * 4 * 4 + 32),  # 4 steps of 4 clips
+        (post_pretrain_stage(recipe, None, 0), 3 * 4 * 4 + 32),
+        (views_stage(recipe, tuned, 0), 32 * 5 * 3),
+        (probe_stage(recipe, encoder, 0), 16 * 2 + 32),  # 16 labels
+        (encoder, 0),
+    ):
+        assert stage_macs(made) == passes * one, made.kind
+    step = stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 3}), 0)) / 3
+    assert stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 9}), 0)) == 9 * step
+
+
+@pytest.fixture
+def unwritten(tmp_path, monkeypatch):
+    """No embedded data, of which a pixel takes a microsecond."""
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(stage_cost, "pixel_seconds", lambda world: 1e-6)
+    return tmp_path / "home"
+
+
+def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path, unwritten):
+    """Two side by side take half as long, and keep a checkpoint of the largest weights and their two moments each."""
+    two = plan_notebook("ablation_progressive_training", plan.recipe.with_overrides({"compute.jobs": 2}))
+    cost, rate, world = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9, plan.recipe.data.motionworld
+    seconds = sum(this_machine(rate).seconds(stage_work(made), workers=0) for made in two.stages)
+    pixels = world.clips() * world.frames * world.side**2
+    assert cost.part_minutes["data"] == pytest.approx(pixels * 1e-6 / 2 / 60)
+    assert cost.minutes == pytest.approx((seconds + pixels * 1e-6) / 60 / 2)
+    assert set(cost.part_minutes) == {"data", "pretrain", "post_pretrain", "finetune"}
+    sizes = [stage_bytes(made) for made in two.stages]
+    assert cost.disk_bytes == sum(sizes) + 3 * 2 * max(sizes) + data_work(two.recipe, two.stages).disk_bytes
+
+
+def test_data_that_is_written_costs_nothing(plan, unwritten):
+    world, side = plan.recipe.data.motionworld, plan.recipe.data.resident_side
+    assert data_work(plan.recipe, plan.stages).clips == world.clips()
+    folder = unwritten / f"motionworld-{world.fingerprint}"
+    folder.mkdir(parents=True)
+    assert data_work(plan.recipe, plan.stages).clips == world.clips(), "not decoded yet"
+    (folder / f"decoded-{side}.npy").touch()
+    assert data_work(plan.recipe, plan.stages) == stage_cost.DataWork()
+
+
+def test_scenes_and_untrimmed_videos_are_data_too(smoke, unwritten):
+    recipe = build_recipe({**smoke, "arms": ["pretrained"], "seeds": [0]})
+    scenes, videos = recipe.detect.scenes.motionworld, recipe.localise.videos.motionworld
+    clips = recipe.data.motionworld.clips()
+    for name, given in (("downstream_spatial_detection", scenes), ("downstream_temporal_detection", videos)):
+        stages = plan_notebook(name, recipe).stages
+        assert data_work(recipe, stages).clips == clips + given.train + given.validation + given.test
+
+
+def test_a_training_takes_what_its_slowest_part_takes():
+    machine = Machine("one", training=10.0, prediction=5.0, readout=2.0, layer_step_s=0.5)
+    assert machine.seconds(Work(training=100, layer_steps=4, loading_s=6), workers=2) == 10
+    assert machine.seconds(Work(training=100, layer_steps=30, loading_s=6), workers=2) == 15
+    assert machine.seconds(Work(training=100, layer_steps=4, loading_s=60), workers=2) == 30
+    assert machine.seconds(Work(prediction=100, readout=8, own_s=7), workers=2) == 20 + 4 + 7
+
+
+def test_stages_that_share_a_device_wait_for_it(plan):
+    compute = Compute(jobs=4, workers=1)
+    works = [Work(training=10, own_s=2)] * 8
+    apart, shared = (Machine("one", 1.0, 1.0, 1.0, one_device=one_device) for one_device in (False, True))
+    assert apart.wall_seconds(works, compute) == 8 * 12 / 4
+    assert shared.wall_seconds(works, compute) == 8 * 10
+    assert shared.wall_seconds([Work(training=1, own_s=9)] * 8, compute) == 8 * 10 / 4
+    assert shared.bound_by_loading([Work(training=10, loading_s=41)] * 8, compute)
+    assert not shared.bound_by_loading([Work(training=10, loading_s=39)] * 8, compute)
+
+
+def test_the_work_of_a_probe_by_hand(plan):
+    """Its readouts and what it reads count as well as the passes through the encoder, which `stage_macs` counts alone."""
+    recipe = plan.recipe.with_overrides({"evaluate.probe.probes": ["ridge", "linear_mean", "knn"], "evaluate.probe.draws": 2})
+    done, model = stage_work(probe_stage(recipe, initial_stage(recipe, 0), 0)), recipe.model
+    columns = model.clip.tokens * model.dimensions.width
+    assert done.readout == 2 * (ridge_macs(16, columns, 32, 8) + ridge_macs(16, model.dimensions.width, 32, 8))
+    reading_s = stage_cost.CLIP_S + model.frames * model.side**2 * stage_cost.RESIZE_PIXEL_S
+    assert done.own_s == pytest.approx((16 * 2 + 32) * reading_s)
+    assert (done.training, done.layer_steps) == (0, 0)
+    pretrained = stage_work(probe_stage(recipe, pretrain_stage(recipe, 0), 0))
+    assert pretrained.prediction > done.prediction, "reconstruction"
+    assert pretrained.own_s == pytest.approx((16 * 2 + 2 * 32) * reading_s)
+    attentive = recipe.with_overrides({"evaluate.probe.probes": ["attentive"]})
+    assert stage_work(probe_stage(attentive, initial_stage(recipe, 0), 0)).layer_steps > 0
+
+
+def test_ridge_is_counted_by_the_smaller_of_rows_and_columns():
+    """A Gram matrix of 160 clips, not a covariance of 602,112 columns."""
+    assert ridge_macs(160, 602_112, 1440, 8) < 3e10
+    assert ridge_macs(6000, 432, 0, 8) == 6000 * 432 * 432 + 10 * 432**3 + 6000 * 432 * 8
+
+
+def test_the_rendering_of_every_source_is_timed(plan, monkeypatch):
+    world, timed = plan.recipe.data.motionworld, []
+    render = stage_cost.render_clip
+    monkeypatch.setattr(stage_cost, "render_clip", lambda source, *rest: timed.append(source) or render(source, *rest))
+    stage_cost.pixel_seconds.cache_clear()
+    assert 1e-9 < stage_cost.pixel_seconds(world) < 1e-3
+    assert set(timed) == set(world.sources)
+
+
+def test_the_scale_for_a_gpu_is_planned_for_less_than_an_hour(tmp_path, monkeypatch):
+    """With every part on a line of its own; a pixel takes what it took on the machine that the file's header names."""
+    monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(stage_cost, "pixel_seconds", lambda world: 3.5e-7)
+    parameters = yaml.safe_load((Path(__file__).parents[2] / "params" / "gpu.yaml").read_text(encoding="utf-8"))
+    recipe = build_recipe({"arms": list(DECODER_MASKS), **parameters}, DECODER_MASKS)
+    words = plan_summary(plan_notebook("ablation_decoder_mask", recipe), RunStore(tmp_path / "runs"))
+    total = re.search(rf"left to run: .* about (\d+) minutes on {re.escape(H200.name)}", words)
+    assert 10 < int(total[1]) < 60
+    parts = dict(re.findall(r"^ *(\w+): .*, (\d+) (?:minutes|seconds)", words, re.MULTILINE))
+    assert {"data", "pretrain", "probe", "finetune", "controls"} <= set(parts)
+    assert recipe.compute.processes == 16
+
+
+def test_a_plan_says_what_is_finished_and_what_is_left(plan, tmp_path):
+    store, kinds = RunStore(tmp_path), {"pretrain": 1, "post_pretrain": 2, "finetune": 8}
+    fresh = plan_cost(plan, store, rate=1e9)
+    assert (fresh.stages, fresh.reused) == (kinds, {})
+    assert "finished before and reused: none; to run: " in fresh.sentence()
+    done = stage(plan, "pretrain")
+    store.folder(done).mkdir()
+    (store.folder(done) / "result.json").write_text("{}")
+    later = plan_cost(plan, store, rate=1e9)
+    assert later.reused == {"pretrain": 1}
+    assert later.macs == fresh.macs - stage_macs(done)
+    assert "finished before and reused: 1 pretrain; to run: " in later.sentence()
+
+
+def test_predicted_times_stand_beside_those_taken(plan, tmp_path):
+    """At half of the rate that was assumed, everything takes twice as long."""
+    store, rate = RunStore(tmp_path), 1e9
+    for one in plan.stages:
+        store.folder(one).mkdir()
+        seconds = this_machine(rate).seconds(stage_work(one), workers=0)
+        (store.folder(one) / "result.json").write_text(json.dumps({"seconds": 2 * seconds}))
+    table = predicted_and_actual(plan, store, rate).set_index("kind")
+    assert table.stages.to_dict() == {"pretrain": 1, "post_pretrain": 2, "finetune": 8, "all": 11}
+    assert set(table["taken / predicted"]) == {"2.00"}

@@ -1,0 +1,307 @@
+"""The notebooks' plans: what they share, what each arm's pools, steps and stages are, what a grid cannot have."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmae_lab.lab.arms import POOLS, PRINTED, TARGET, UNSEEN, Arm
+from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.estimate import plan_summary, stage_table
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.presentation import common, distillation, dual_cost, progressive
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.lab.stages import Stage
+
+PARAMS = Path(__file__).parents[2] / "params"
+
+
+def planned(name: str, parameters: dict, **override) -> Plan:
+    arms = EXPERIMENTS[name].arms
+    return plan_notebook(name, build_recipe({"arms": list(arms), **parameters, "override": override}, arms))
+
+
+@pytest.fixture(scope="module")
+def plans(smoke) -> dict[str, Plan]:
+    return {name: planned(name, smoke) for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_notebook_plans_at_smoke(plans, name):
+    plan = plans[name]
+    assert not plan.impossible, "at the scale that tests use, no arm is left untested"
+    seeds = (0,) if EXPERIMENTS[name].one_seed else (0, 1)
+    assert {(cell.arm, cell.seed) for cell in plan.cells} == {(arm, seed) for arm in EXPERIMENTS[name].arms for seed in seeds}
+    measured = {cell.arm for cell in plan.cells if cell.measures}
+    counted_only = {arm for arm in plan.arms if name == "cost_of_dual_masking" and not arm.startswith("small_")}
+    assert measured == set(plan.arms) - counted_only, "every arm is judged by something"
+    assert (plan.controls is not None) == (name == "ablation_decoder_mask")
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_stages_are_counted_by_kind(plans, name):
+    table, stages = stage_table(plans[name]).set_index("kind"), plans[name].stages
+    assert table.stages.to_dict() == Counter(stage.kind for stage in stages)
+    assert table.steps.sum() == sum(stage.steps for stage in stages)
+
+
+def test_a_mask_picture_has_a_hash_of_what_is_masked(plans):
+    pictures = common.mask_pictures(plans["ablation_decoder_mask"])
+    assert pictures["encoder sees"].nunique() == 1, "arms that differ in the decoder's mask see the same"
+    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder rebuilds"]
+    assert same.nunique() == 1, "they differ in the loss alone"
+    assert pictures["decoder rebuilds"].nunique() == len(pictures) - 1
+    ratios = common.mask_pictures(plans["ablation_mask_ratios"])
+    assert ratios.loc["tube_90_cell_50"].equals(pictures.loc["running_cell_50"].rename("tube_90_cell_50"))
+
+
+def keys(plan: Plan, arm: str) -> list[str]:
+    cell = plan.first(arm)
+    return [cell.encoder.key, cell.measures["probe"].key]
+
+
+def test_arms_of_one_setting_are_computed_once_for_all_notebooks(plans):
+    """A day of pre-training is saved by each of these; a setting that one notebook spells differently would lose it."""
+    dual, ratios, sizes = (plans[name] for name in ("ablation_decoder_mask", "ablation_mask_ratios", "scaling"))
+    assert keys(dual, "running_cell_50") == keys(ratios, "tube_90_cell_50") == keys(sizes, "middle_full_whole")
+    assert keys(dual, "none") == keys(ratios, "tube_90_cell_0")
+    assert keys(dual, "scratch") == keys(ratios, "scratch")
+    hybrid, progressive = plans["ablation_hybrid_data"], plans["ablation_progressive_training"]
+    assert hybrid.first("all").encoder.key == progressive.first("pretrained").encoder.key
+    assert progressive.first("pretrained").encoder.key == progressive.first("progressive").encoder.key
+
+
+ON_LISTS = [name for name, book in EXPERIMENTS.items() if not book.sources]
+
+
+@pytest.mark.parametrize(
+    ("scale", "name"), [*(("smoke", name) for name in EXPERIMENTS), *(("paper", name) for name in ON_LISTS)]
+)
+def test_arms_that_differ_in_name_differ_in_what_is_computed(scale, name):
+    """Two names for one setting would be told as two results; list files have no sources to take a part of."""
+    plan = planned(name, yaml.safe_load((PARAMS / f"{scale}.yaml").read_text()))
+    measured = [cell for cell in plan.cells if cell.seed == 0 and cell.measures]
+    seen = Counter(tuple(stage.key for stage in (cell.encoder, *cell.measures.values())) for cell in measured)
+    assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_arms_are_told_apart_in_every_figure_in_print_too(name):
+    """By marker and its filling alone; sizes stand on an axis."""
+    arms = EXPERIMENTS[name].arms
+    along_an_axis = {arm: arm.split("_")[0] if name in ("cost_of_dual_masking", "scaling") else "" for arm in arms}
+    looks = Counter((along_an_axis[key], arm.marker, arm.fill) for key, arm in arms.items())
+    assert set(looks.values()) == {1}
+    labels = Counter(arm.label for arm in arms.values())
+    assert set(labels.values()) == {1}
+
+
+def look(arm: Arm) -> tuple[str, str, str]:
+    return arm.colour, arm.marker, arm.fill
+
+
+def test_one_arm_has_one_look_in_all_notebooks(plans):
+    """One arm: of one label, or of one setting under two names; an encoder without any training is one, too."""
+    looks = defaultdict(set)
+    for plan in plans.values():
+        for name in plan.possible:
+            arm = plan.arms[name]
+            setting = plan.first(name).recipe.model_dump(mode="json", exclude={"arms", "compute"})
+            flags = (arm.pretrained, arm.post_pretrained, arm.taught)
+            looks[arm.label].add(look(arm))
+            looks[json.dumps([setting, *flags], sort_keys=True)].add(look(arm))
+            if name in ("scratch", "untrained"):
+                looks["untrained"].add(look(arm))
+    for styles in (dual_cost.STYLES, distillation.STYLES):
+        for arm in styles.values():
+            looks[arm.label].add(look(arm))
+    assert {key: different for key, different in looks.items() if len(different) > 1} == {}
+    arms = [arm for book in EXPERIMENTS.values() for arm in book.arms.values()]
+    supervised = {look(arm) for arm in arms if arm.pretrained and arm.post_pretrained}
+    assert len(supervised) == 1, "pre-trained, then supervised: one way, whatever it is called"
+
+
+def test_colours_are_of_the_palette_and_hatches_differ():
+    used = {arm.colour for book in EXPERIMENTS.values() for arm in book.arms.values()}
+    used |= {arm.colour for styles in (dual_cost.STYLES, distillation.STYLES) for arm in styles.values()}
+    assert used <= set(PRINTED)
+    assert len({hatch for _, hatch in PRINTED.values()}) == len(PRINTED), "bars of two colours are two greys and two hatches"
+
+
+def pretraining(plan: Plan, arm: str) -> Stage:
+    return next(stage for stage in plan.stages if stage.key == plan.first(arm).encoder.key and stage.kind == "pretrain")
+
+
+def test_the_unseen_source_is_in_no_pool(plans):
+    """Else transfer to it would be no transfer. The target is in every pool, so that more data never takes it away."""
+    assert UNSEEN != TARGET
+    assert all(UNSEEN not in pool and pool[TARGET] == 1 for pool in POOLS.values())
+    for name in ("ablation_hybrid_data", "ablation_progressive_training"):
+        trained = [stage for stage in plans[name].stages if stage.kind in ("pretrain", "post_pretrain")]
+        assert trained
+        for stage in trained:
+            pool = stage.settings["data"]["pretrain_sources"]
+            assert pool, "an empty pool stands for all sources"
+            assert UNSEEN not in pool
+
+
+def test_the_two_places_are_the_target_and_the_unseen_source(plans):
+    for cell in plans["ablation_hybrid_data"].cells:
+        sources = {name: stage.settings["sources"] for name, stage in cell.measures.items()}
+        assert sources == {"probe@target": [TARGET], "probe@unseen": [UNSEEN]}
+        assert all(stage.inputs == (cell.encoder,) for stage in cell.measures.values())
+
+
+@pytest.mark.parametrize("train", [4, 16])
+def test_pools_and_steps_are_what_arms_are_called(smoke, train):
+    """Worked out by hand for 4 and 16 clips an action: a half, a quarter, an eighth, but never nothing."""
+    plan = planned("ablation_hybrid_data", smoke, **{"data.motionworld.train": train, "pretrain.steps": 24})
+    one = {"digits": train}
+    two = {**one, "sticks": train // 2}
+    everything = {**two, "camera": train // 4, "kaleidoscope": max(1, train // 8)}
+    pools = {arm: {"one": one, "two": two, "all": everything}[arm.split("_")[0]] for arm in plan.pretrained}
+    assert len(pools) == 7
+    for arm, pool in pools.items():
+        stage = pretraining(plan, arm)
+        data, steps = stage.settings["data"], stage.steps
+        assert data["pretrain_sources"] == list(pool), arm
+        assert data["pretrain_limits"] == pool, arm
+        if arm.endswith("_epochs"):  # as many steps a clip as on one source
+            assert steps * sum(one.values()) == 24 * sum(pool.values()), arm
+        else:
+            assert steps == 24, arm
+        assert data["mixing"] == {"tempered": 0.5, "uniform": 0.0}.get(arm.split("_")[-1], 1.0), arm
+
+
+def test_progressive_training_chains_its_stages(plans):
+    """Pre-training, then supervised training on the hybrid, then the target: an arm that skips a link judges another method."""
+    plan = plans["ablation_progressive_training"]
+    chains = {
+        "scratch": [],
+        "pretrained": ["pretrain"],
+        "post_only": ["post_pretrain"],
+        "progressive": ["post_pretrain", "pretrain"],
+    }
+    assert set(chains) == set(plan.arms)
+    for arm, kinds in chains.items():
+        cell = plan.first(arm)
+        finetunes = [stage for name, stage in cell.measures.items() if name.startswith("finetune@")]
+        assert len(finetunes) == len(plan.recipe.evaluate.label_fractions)
+        for stage in finetunes:
+            assert stage.settings["sources"] == [UNSEEN]
+            before = chain(stage)
+            assert [link.kind for link in before] == kinds, arm
+            assert all(link.settings["seed"] == cell.seed for link in (stage, *before))
+        assert ("post_pretrain" in cell.measures) == ("post_pretrain" in kinds), "its own accuracy is told too"
+        if "post_pretrain" in kinds:
+            assert finetunes[0].inputs == (cell.measures["post_pretrain"],)
+
+
+def chain(stage: Stage) -> list[Stage]:
+    """What a stage starts from, the last first."""
+    assert len(stage.inputs) <= 1
+    return [link for source in stage.inputs for link in (source, *chain(source))]
+
+
+def test_label_fractions_are_parts_of_the_unseen_sources_clips(smoke):
+    """Of 16 clips an action in 8 classes: equally many a class, and one at least."""
+    fractions = [0.01, 0.25, 1.0]
+    plan = planned(
+        "ablation_progressive_training", smoke, **{"data.motionworld.train": 16, "evaluate.label_fractions": fractions}
+    )
+    labels = {name: stage.settings["labels"] for name, stage in plan.first("scratch").measures.items()}
+    assert labels == {"finetune@0.01": 8, "finetune@0.25": 32, "finetune@1": 128}
+
+
+def test_scaling_changes_what_its_arms_say(plans):
+    """The recipe is tiny, 4 clips an action, 6 steps with 2 of warm-up."""
+    plan = plans["scaling"]
+    for arm in plan.arms:
+        size, data, steps = arm.split("_")
+        settings = pretraining(plan, arm).settings
+        assert settings["model"]["size"] == {"smaller": "micro", "middle": "tiny", "larger": "mini"}[size]
+        assert settings["data"]["pretrain_limits"] == ({"digits": 1, "sticks": 1} if data == "quarter" else {})
+        assert settings["pretrain"]["steps"] == {"third": 2, "whole": 6}[steps]
+        assert settings["pretrain"]["warmup_steps"] == {"third": 1, "whole": 2}[steps]
+
+
+def test_scaling_leaves_out_what_cannot_be_scaled_and_says_so(smoke):
+    """At an end of the ladder of sizes, and for parts of list files: else an arm would be another one under a false name."""
+    lists = planned("scaling", yaml.safe_load((PARAMS / "paper.yaml").read_text()))
+    assert lists.possible == [
+        f"{size}_full_{steps}" for size in ("smaller", "middle", "larger") for steps in ("third", "whole")
+    ]
+    assert all("a part of a list file's videos cannot be taken" in reason for reason in lists.impossible.values())
+    for size, place, word in (("micro", "smaller", "below"), ("giant", "larger", "above")):
+        end = planned("scaling", smoke, **{"model.size": size})
+        assert set(end.impossible) == {arm for arm in end.arms if arm.startswith(place)}
+        assert all(reason == f"there is no size {word} model.size {size}" for reason in end.impossible.values())
+
+
+def test_measured_steps_are_of_the_papers_clips_and_shared_by_seeds(plans):
+    """A second seed measures nothing else; sizes that are not listed are counted only."""
+    plan = plans["cost_of_dual_masking"]
+    assert len(plan.stages) == 2, "the small model, with and without a decoder mask, one batch size"
+    for stage in plan.stages:
+        assert stage.kind == "measure"
+        assert stage.settings["model"] == {"size": "small", "frames": 16, "side": 224, "tubelet": 2, "patch": None}
+    assert {stage.settings["mask"]["decoder"] for stage in plan.stages} == {"none", "running_cell"}
+
+
+def test_what_is_timed_runs_alone(smoke):
+    """Two stages side by side would each be timed at half a machine; where nothing is timed the recipe's jobs are kept."""
+    jobs = {name: planned(name, smoke, **{"compute.jobs": 2}).recipe.compute.jobs for name in EXPERIMENTS}
+    assert jobs == {name: 1 if name == "cost_of_dual_masking" else 2 for name in EXPERIMENTS}
+
+
+# 3 x 5 x 5 tokens: odd sides crop the cells, and 3 time steps do not bring each phase to as many of them.
+ODD_GRID = {"model.side": 20, "model.frames": 6, "data.stride": 1, "mask.decoder": "none", "mask.decoder_ratio": 0}
+REASON = "mask a different number of tokens in each phase"
+
+
+def test_cells_that_the_grid_cannot_have_are_left_out_and_told(smoke, tmp_path):
+    plan = planned("ablation_mask_ratios", smoke, **ODD_GRID)
+    without = [arm for arm in plan.arms if arm == "scratch" or arm.endswith("_cell_0")]
+    assert plan.possible == without
+    assert {cell.arm for cell in plan.cells} == set(without)
+    assert set(plan.impossible) == set(plan.arms) - set(without)
+    assert len(plan.impossible) == 12
+    assert all(REASON in reason for reason in plan.impossible.values())
+    assert ": 5 arms x 2 seeds" in plan_summary(plan, RunStore(tmp_path)), "what is not run is not counted"
+
+
+def test_a_plan_whose_pretrained_arms_are_all_left_out_is_refused(smoke):
+    """The untrained encoder alone compares nothing, and the tables would fall over it after the run."""
+    with pytest.raises(RecipeError, match=rf"no arm with pre-training is possible(.|\n)*tube_90_cell_50': .*{REASON}"):
+        planned("ablation_mask_ratios", {**smoke, "arms": ["scratch", "tube_90_cell_50"]}, **ODD_GRID)
+
+
+def test_a_notebook_that_compares_kinds_of_masks_refuses_them_outright(smoke):
+    """There a missing arm is the comparison itself."""
+    with pytest.raises(RecipeError, match=rf"arm 'running_cell_50_all': .*{REASON}"):
+        planned("ablation_decoder_mask", smoke, **ODD_GRID)
+
+
+def test_pools_get_all_their_sources(smoke):
+    few = {**smoke["data"], "motionworld": {**smoke["data"]["motionworld"], "sources": ["digits", "sticks", "sprites"]}}
+    for name in ("ablation_hybrid_data", "ablation_progressive_training"):
+        plan = planned(name, {**smoke, "data": few})
+        assert plan.recipe.data.sources == ("digits", "sticks", "sprites", "camera", "kaleidoscope")
+        assert {stage.settings["data"]["motionworld"]["sources"][-1] for stage in plan.stages if "data" in stage.settings} == {
+            "kaleidoscope"
+        }
+
+
+def test_captions_say_how_each_table_was_made(plans):
+    """Averaged draws are of the frozen readouts; fine-tuning has one draw a seed, on the unseen source alone."""
+    frozen, tuned = common.how_made(plans["scaling"]), progressive.results_caption(plans["ablation_progressive_training"])
+    assert all("6 pre-training steps of 4 clips where the arm says no other, 2 seeds;" in words for words in (frozen, tuned))
+    assert "frozen readouts averaged over 1 draws of 16 labels" in frozen
+    assert (
+        "fine-tuned for 4 steps of 4 clips with one draw of labels a seed; pre-trained on digits, sticks, evaluated on sprites."
+        in tuned
+    )
+    assert "frozen" not in tuned

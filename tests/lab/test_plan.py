@@ -1,0 +1,147 @@
+"""Rows of a plan, and comparisons in words and in tables."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vmae_lab.evaluation.metrics import top1, wilson_interval
+from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
+from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.plan import plan_ablation
+from vmae_lab.lab.presentation.common import comparison_cells, comparison_words, how_compared
+from vmae_lab.lab.presentation.decoder_mask import conclusions
+from vmae_lab.lab.report.tables import interval, plus_minus
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.lab.statistics import compare
+from vmae_lab.utils.atomic_io import make_folder, write_json
+
+
+def rows(values: dict[str, list[float]], metric: str = "ridge") -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"arm": arm, "seed": seed, "metric": metric, "value": v} for arm, vs in values.items() for seed, v in enumerate(vs)]
+    )
+
+
+def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
+    """Two probes of one arm must not end up under one name; a measure that an arm lacks gives no row."""
+    recipe = build_recipe({**smoke, "arms": ["scratch", "one"], "seeds": [0]}, HYBRID_DATA)
+    plan, store = plan_notebook("ablation_hybrid_data", recipe), RunStore(tmp_path)
+    for stage in plan.stages:
+        metrics = {"ridge": {"digits": 1.0, "sprites": 2.0}[stage.settings["sources"][0]]} if stage.kind == "probe" else {}
+        result = {"metrics": metrics}
+        if stage.kind == "pretrain":
+            result["training"] = {"seconds_per_step": 0.5, "peak_memory_mib": None}
+        write_json(make_folder(store.folder(stage)) / "result.json", result)
+    table = plan.rows(store)
+    assert {(row.arm, row.metric): row.value for row in table.itertuples()} == {
+        ("scratch", "ridge@target"): 1.0,
+        ("scratch", "ridge@unseen"): 2.0,
+        ("one", "ridge@target"): 1.0,
+        ("one", "ridge@unseen"): 2.0,
+        ("one", "pretrain_seconds_per_step"): 0.5,
+    }
+    assert set(table.stage) <= {stage.key for stage in plan.stages}
+
+
+@pytest.fixture
+def plan(smoke):
+    recipe = build_recipe({**smoke, "arms": ["scratch", "none", "running_cell_50"]}, DECODER_MASKS)
+    return plan_notebook("ablation_decoder_mask", recipe)
+
+
+ERRORS = {"reconstruction": 0.9, "cube_mean": 1.0}
+
+
+def test_accuracy_and_its_interval():
+    assert top1(np.array([1, 2, 3]), np.array([1, 2, 0])) == pytest.approx(200 / 3)
+    low, high = wilson_interval(50, 100)
+    assert (low, high) == pytest.approx((40.38, 59.62), abs=0.01)  # Wilson 1927's formula by hand
+
+
+@pytest.mark.parametrize(
+    ("none", "cell", "said"),
+    [
+        (
+            [70.0, 71.0, 69.0],
+            [70.5, 69.0, 70.8],
+            r"3 seeds, undecided: 'cell 50 %' \(\+0.1 \[.*, about \d+ more seeds",
+        ),
+        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50 %' \(-10.0 \["),
+        ([70.0], [60.0], r"With one seed or arm, nothing can be concluded"),
+    ],
+)
+def test_words_follow_the_numbers(smoke, none, cell, said):
+    seeds = list(range(len(none)))
+    recipe = build_recipe({**smoke, "arms": ["scratch", "none", "running_cell_50"], "seeds": seeds}, DECODER_MASKS)
+    values = {"scratch": [20.0] * len(none), "none": none, "running_cell_50": cell}
+    errors = [rows({"none": [x] * len(none), "running_cell_50": [x] * len(none)}, metric) for metric, x in ERRORS.items()]
+    every = [rows(values, metric) for metric in ("ridge", "finetune", "attentive", "linear_mean", "knn")]
+    table = pd.concat([*every, *errors])
+    words = conclusions(plan_notebook("ablation_decoder_mask", recipe), table, "none", "scratch")
+    assert re.search(said, words[-1])
+    gains = [np.mean(arm) - 20 for arm in (none, cell)]
+    assert f"{min(gains):+.1f} to {max(gains):+.1f} points" in words[0]
+    assert "lie 10.0 to 10.0 % below" in words[-2]
+
+
+def test_a_comparison_in_words_and_in_cells():
+    table = compare(rows({"b": [70.0, 71.0, 69.0], "a": [60.1, 61.0, 59.0]}), "ridge", "b", arms=["a", "missing"])
+    assert comparison_words(table.loc["a"]) == "-10.0 [-10.1, -9.8] points, lower"
+    assert comparison_cells(table, "a", "b", "here: ") == {
+        "here: difference to b [95%]": "-10.0 [-10.1, -9.8]", "here: verdict": "lower"
+    }  # fmt: skip
+    assert comparison_cells(table, "missing", "b") == {"difference to b [95%]": "", "verdict": "not measured"}
+    assert comparison_cells(table, "b", "b") == {"difference to b [95%]": "", "verdict": ""}
+
+
+def test_a_caption_names_comparisons_error_and_what_can_be_detected(plan):
+    rng = np.random.default_rng(2)
+    few, many = (compare(rows({arm: list(rng.normal(70, 1, seeds)) for arm in "abcd"}), "ridge", "a") for seeds in (3, 12))
+    one = compare(rows({"a": [1.0], "b": [2.0]}), "ridge", "a")
+    assert many.pooled.all()
+    words = how_compared(plan, few)
+    assert "simultaneous over the 3 comparisons of the table" in words
+    assert "paired differences (Bonferroni)" in words
+    assert f"3 seeds detect with 80% power is {few.detectable.min():.1f} to {few.detectable.max():.1f} points" in words
+    assert "less than 2 points" in words
+    assert "two-way" in how_compared(plan, many)
+    assert "3 comparisons of the column" in how_compared(plan, few, many)
+    assert "3 to 12 seeds" in how_compared(plan, few, many)
+    assert "No comparison has an interval" in how_compared(plan, one)
+
+
+def test_cells_of_tables():
+    assert plus_minus(70.04, float("nan")) == "70.0"
+    assert interval(1.0, float("nan"), float("nan")) == "+1.0 [no interval]"
+    assert interval(1.0, -0.5, 2.5) == "+1.0 [-0.5, +2.5]"
+
+
+@pytest.fixture
+def five_waves(smoke, tmp_path):
+    """The smoke recipe on a list of five videos that wave and nine that jump, of which no file is there."""
+    videos = [*(f"wave/{n}.mp4,wave" for n in range(5)), *(f"jump/{n}.mp4,jump" for n in range(9))]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *videos]))
+    lists = {"root": str(tmp_path), "train": "train.csv", "test": "train.csv"}
+    evaluate = {**smoke["evaluate"], "sources": [], "finetune_labels": 10, "probe": {"probes": ["ridge"], "labels": 10}}
+    return {**smoke, "data": {"lists": lists}, "evaluate": evaluate, "arms": ["scratch", "running_cell_50"]}
+
+
+@pytest.mark.parametrize("name", ["finetune_labels", "probe.labels"])
+def test_more_labels_than_a_list_has_are_told_before_anything_runs(five_waves, name):
+    plan_notebook("ablation_decoder_mask", build_recipe(five_waves))
+    more = build_recipe({**five_waves, "override": {f"evaluate.{name}": 12}})
+    told = f"^evaluate.{name} 12 are 6 videos a class, and class 'wave' of data.lists.train has 5: set it to 10 at most, or"
+    with pytest.raises(RecipeError, match=told):
+        plan_notebook("ablation_decoder_mask", more)
+    plan_ablation("pretrain", more, DECODER_MASKS, lambda recipe, arm, encoder, seed: {"pretrain": encoder})  # draws none
+    everything = build_recipe({**five_waves, "override": {f"evaluate.{name}": None}})
+    plan_notebook("ablation_decoder_mask", everything)
+
+
+def test_a_list_that_is_not_there_yet_is_not_counted(five_waves, tmp_path):
+    (tmp_path / "train.csv").unlink()
+    later = build_recipe({**five_waves, "override": {"data.lists.classes": 2, "evaluate.finetune_labels": 160}})
+    assert plan_notebook("ablation_decoder_mask", later).stages

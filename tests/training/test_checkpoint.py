@@ -1,0 +1,365 @@
+"""What a run survives: requests to stop, kills, lost processes, truncated checkpoints; in one process and in two."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.lab.config import Recipe, build_recipe
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.training.checkpoint import STOPPED, Checkpoints, UnreadableCheckpoint
+from vmae_lab.training.loop import train
+from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainTask
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainTask
+
+recipe, folder, workers, pause = build_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+more = json.loads(sys.argv[5])
+
+class Slow(PretrainTask):
+    def loss(self, model, batch, device):
+        time.sleep(pause)
+        return super().loss(model, batch, device)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    clips = load_clips(recipe.data, "train")
+    task = Slow(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False, workers=workers, **more)
+    trained = train(task, folder, compute, progress=False)
+    if PartialState().is_main_process:
+        torch.save(trained.model.state_dict(), folder / "last.pt")
+"""
+STEPS = 12
+# Processes that are started again would meet the addresses of the lost ones in the launcher's store, were it shared with them.
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+@pytest.fixture(scope="module")
+def recipe(smoke) -> Recipe:
+    """Frame masks count unequal numbers of tokens a clip: the mean over two processes is not the mean of their means."""
+    changes = {"pretrain.steps": STEPS, "mask.decoder": "random", "mask.decoder_ratio": 0.5}
+    return build_recipe({**smoke, "arms": ["none"], "override": changes})
+
+
+@pytest.fixture(scope="module")
+def start(home, recipe, tmp_path_factory):
+    """Start a training as a job does: a process group of its own, of one process or of two with gloo between them."""
+    script = tmp_path_factory.mktemp("script") / "job.py"
+    script.write_text(SCRIPT)
+    parameters = json.dumps(recipe.model_dump(mode="json"))
+
+    def begin(
+        folder: Path,
+        processes: int = 1,
+        workers: int = 0,
+        pause: float = 0.0,
+        restarts: int = 0,
+        sharded: bool = False,
+        before: tuple[str, ...] = (),
+        **more,
+    ) -> subprocess.Popen:
+        folder.mkdir(parents=True, exist_ok=True)
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            f"--max_restarts={restarts}",
+        ]
+        arguments = [str(script), parameters, str(folder), str(workers), str(pause), json.dumps(more)]
+        command = [*before, sys.executable, *(launcher if processes > 1 else []), *arguments]
+        environment = {**os.environ, **ON_CPU, **(FSDP if sharded else {})}
+        with open(folder / "words.txt", "a") as words:
+            return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
+
+    return begin
+
+
+def finish(process: subprocess.Popen, folder: Path) -> dict[str, torch.Tensor]:
+    assert process.wait(240) == 0, (folder / "words.txt").read_text()[-3000:]
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory):
+    """Weights and log of undisturbed runs, by the number of processes."""
+    made = {}
+
+    def of(processes: int):
+        if processes not in made:
+            folder = tmp_path_factory.mktemp(f"unbroken{processes}")
+            made[processes] = finish(start(folder, processes), folder), read_metrics(folder)
+        return made[processes]
+
+    return of
+
+
+def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 180
+    while len(read_metrics(folder)) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, f"it ended before it could be disturbed: {(folder / 'words.txt').read_text()[-2000:]}"
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all that it started: a launcher's are in sessions of their own."""
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        one.kill()
+    process.wait(60)
+    psutil.wait_procs(everyone, 60)
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes that a launcher has started."""
+    return psutil.Process(process.pid).children()
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def losses(folder_or_rows) -> list[float]:
+    rows = read_metrics(folder_or_rows) if isinstance(folder_or_rows, Path) else folder_or_rows
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(unbroken):
+    """One process with a batch of 4 and two with 2 each: the same losses but for the order of additions in float32."""
+    (_, alone), (_, together) = unbroken(1), unbroken(2)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert [row["lr"] for row in together] == [row["lr"] for row in alone]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}])
+def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_path, more):
+    """FSDP over two processes, stopped on the way and taken up by one process that holds it whole, and the other way round."""
+    one_model = tmp_path / "one"
+    process = start(one_model, 2, pause=0.2, sharded=True, **more)
+    wait_for_step(5, process, one_model)
+    process.terminate()
+    process.wait(60)
+    finish(start(one_model, 1), one_model)
+    assert losses(one_model) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+    other = tmp_path / "other"
+    process = start(other, 1, pause=0.2)
+    wait_for_step(5, process, other)
+    process.terminate()
+    process.wait(60)
+    ends = finish(start(other, 2, sharded=True, **more), other)
+    assert losses(other) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+    assert "sharded (FSDP2)" in (other / "run.log").read_text()
+    assert {name: value.shape for name, value in ends.items()} == {n: v.shape for n, v in unbroken(1)[0].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (2, 2)])
+def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path, processes, workers):
+    """SIGTERM to the whole group, as Slurm sends it, loader workers and decoders with it, at a step of no checkpoint."""
+    step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
+    process = start(tmp_path, processes, workers, pause=0.2)
+    wait_for_step(step, process, tmp_path)
+    os.killpg(process.pid, signal.SIGTERM)
+    status, words = process.wait(60), (tmp_path / "words.txt").read_text()
+    assert status == STOPPED or processes > 1, words  # a launcher has a status of its own
+    saved = Checkpoints(tmp_path).load()["step"]
+    assert step <= saved < STEPS
+    assert f"saved after step {saved} of {STEPS}" in words
+    again = start(tmp_path, processes, workers)
+    assert same(finish(again, tmp_path), unbroken(processes)[0])
+    assert losses(tmp_path) == losses(unbroken(processes)[1])
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_path):
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(3, process, tmp_path)
+    ranks(process)[-1].terminate()
+    process.wait(60)
+    assert 3 <= Checkpoints(tmp_path).load()["step"] < STEPS
+    assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [2, 10])
+def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp_path, kill_after):
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(kill_after, process, tmp_path)
+    kill_all(process)
+    state = Checkpoints(tmp_path).load()
+    assert (state["step"] if state else 0) >= kill_after - 4
+    assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
+    assert losses(tmp_path) == losses(unbroken(2)[1])
+
+
+@pytest.mark.slow
+def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, tmp_path):
+    """They would train on unseen, beside the run that is started in their place."""
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(2, process, tmp_path)
+    orphans = ranks(process)
+    process.kill()
+    process.wait(60)
+    _, alive = psutil.wait_procs(orphans, 60)
+    assert not alive
+    assert 2 <= Checkpoints(tmp_path).load()["step"] < STEPS
+    assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
+
+
+@pytest.mark.slow
+def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_path):
+    first = start(tmp_path, pause=2.0)
+    wait_for_step(1, first, tmp_path)
+    second = start(tmp_path)
+    assert second.wait(60) == 1
+    assert f"FolderInUse: another process trains in {tmp_path}" in (tmp_path / "words.txt").read_text()
+    assert same(finish(first, tmp_path), unbroken(1)[0])
+    assert losses(tmp_path) == losses(unbroken(1)[1])
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
+    """By the launcher, where it is told how often; the run goes on from its checkpoint by itself."""
+    process = start(tmp_path, 2, pause=0.2, restarts=3)
+    wait_for_step(6, process, tmp_path)
+    ranks(process)[-1].kill()
+    assert same(finish(process, tmp_path), unbroken(2)[0])
+    assert losses(tmp_path) == losses(unbroken(2)[1])
+
+
+@pytest.mark.slow
+def test_a_lost_loader_process_is_replaced(start, unbroken, tmp_path):
+    process = start(tmp_path, 1, workers=2, pause=0.2)
+    wait_for_step(3, process, tmp_path)
+    loaders = [one for one in ranks(process) if "resource_tracker" not in " ".join(one.cmdline())]
+    loaders[0].kill()
+    assert same(finish(process, tmp_path), unbroken(1)[0])
+    assert "a loader process was lost" in (tmp_path / "words.txt").read_text()
+
+
+@pytest.mark.slow
+def test_on_other_hardware_it_goes_on_with_the_same_samples(start, unbroken, tmp_path):
+    """Stopped in two processes, taken up by one: the same losses, to rounding."""
+    process = start(tmp_path, 2, pause=0.2)
+    wait_for_step(5, process, tmp_path)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
+    finish(start(tmp_path, 1), tmp_path)
+    assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
+
+
+@pytest.fixture
+def stopped(recipe, home, tmp_path):
+    """A folder with checkpoints of steps 8 and 4, and the task."""
+    clips = load_clips(recipe.data, "train")
+
+    class Ends(PretrainTask):
+        def loss(self, *arguments):
+            if len(read_metrics(tmp_path)) == 10:
+                raise KeyboardInterrupt
+            return super().loss(*arguments)
+
+    task = Ends(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path, Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1), progress=False)
+    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, tmp_path, part):
+    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False)
+    whole = train(stopped, tmp_path / "whole", compute, progress=False).model
+    newest = Checkpoints(tmp_path).newest
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(part * len(content))])
+    with pytest.warns(UserWarning, match=r"cannot read .*checkpoint\.pt .*going on from the one before, step 4"):
+        trained = train(stopped, tmp_path, compute, progress=False)
+    assert trained.steps_run == 8
+    assert same(trained.model.state_dict(), whole.state_dict())
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_path):
+    kept = Checkpoints(tmp_path)
+    for path in (kept.newest, kept.before):
+        path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UnreadableCheckpoint, match=r"checkpoint\.pt .* nor .*checkpoint\.before\.pt .*delete what is there"):
+        train(stopped, tmp_path, Compute(tensorboard=False), progress=False)
+    kept.drop()
+    assert kept.load() is None
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_it_stops_with_a_message_and_goes_on_where_there_is_room(start, recipe, unbroken, tmp_path):
+    """On a file system of its own, which has room for two checkpoints and a half: the third is one too many."""
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    for folder in (run, kept):
+        folder.mkdir()
+    model = VideoMAE(recipe.model.dimensions, recipe.model.clip)
+    checkpoint = 3 * 4 * sum(weight.numel() for weight in model.parameters())
+    small = f"mount -t tmpfs -o size={int(2.5 * checkpoint)} tmpfs {run}"
+    alone = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    if subprocess.run([*alone, small], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(120)
+    words = (run / "words.txt").read_text()
+    assert f"StorageError: cannot write to {run}: the disk is full" in words, words[-2000:]
+    assert Checkpoints(kept).load()["step"] == 8
+    assert same(finish(start(kept), kept), unbroken(1)[0])
+    assert losses(kept) == losses(unbroken(1)[1])
+
+
+@pytest.mark.parametrize(("where", "name"), [(torch, "save"), (os, "fsync")])
+def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch, where, name):
+    """Some file systems say only when a file is flushed that they are full."""
+    kept = Checkpoints(tmp_path)
+    kept.save({"step": 4})
+    kept.save({"step": 8})
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(where, name, full)
+    with pytest.raises(OSError, match="the disk is full"):
+        kept.save({"step": 12})
+    monkeypatch.undo()
+    assert kept.load()["step"] == 8
+    assert torch.load(kept.before, weights_only=True)["step"] == 4
+
+
+def test_a_broken_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    Checkpoints(tmp_path).save({"step": 4})
+    Checkpoints(tmp_path).save({"step": 8})
+    again = Checkpoints(tmp_path)
+    again.newest.write_bytes(b"cut")
+    with pytest.warns(UserWarning, match="going on from the one before, step 4"):
+        again.load()
+    for step, before in ((12, 4), (16, 12)):
+        again.save({"step": step})
+        assert torch.load(again.newest, weights_only=True)["step"] == step
+        assert torch.load(again.before, weights_only=True)["step"] == before

@@ -1,0 +1,213 @@
+"""Batches from worker processes: errors arrive as they are, lost workers are replaced, and none is left or waited for."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from vmae_lab.data.decoding import VideoError
+from vmae_lab.data.eval_clips import MissingVideos
+from vmae_lab.training.dataloader import data_loader
+from vmae_lab.training.settings import ImpossibleHere
+from vmae_lab.utils.atomic_io import StorageError
+from vmae_lab.utils.distributed import ProcessLost, worker_pool
+
+
+class NotSendable(Exception):
+    def __init__(self, first: str, second: str):
+        super().__init__(f"{first} and {second}")
+
+
+ERRORS = [
+    VideoError("a.mp4", "gone", "h264"),
+    StorageError("the disk is full"),
+    MissingVideos({1: VideoError("b.mp4", "gone")}, 3),
+    RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."),  # as PyTorch says of a lost worker
+    RuntimeError("Pin memory thread exited unexpectedly"),
+    KeyError("video"),
+]
+
+
+class Failing(Dataset):
+    """Gives positions, up to the one at which it raises an error."""
+
+    def __init__(self, at: int, error: Exception):
+        self.at, self.error = at, error
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        if position == self.at:
+            raise self.error
+        return {"video": torch.full((2, 3), position)}
+
+
+class Killed(Dataset):
+    """Gives positions; the process that reads one of `at` is killed, if that is a worker."""
+
+    def __init__(self, at: set[int], once: bool, parent: int):
+        self.at, self.parent = at, parent
+        self.seen = torch.zeros(100).share_memory_() if once else None
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        if position in self.at and (self.seen is None or not self.seen[position]):
+            if self.seen is not None:
+                self.seen[position] = 1
+            assert os.getpid() != self.parent
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"video": torch.full((2, 3), position)}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_error_is_the_same_from_a_worker(error, workers, recwarn):
+    batches = data_loader(Failing(3, error), range(10), workers, pin_memory=False)
+    assert [int(next(batches)["video"][0, 0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(type(error)) as caught:
+        next(batches)
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+    assert not recwarn.list, "no worker was lost"
+    assert not active_children()
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_words():
+    with pytest.raises(RuntimeError, match="NotSendable: one and two") as caught:
+        list(data_loader(Failing(0, NotSendable("one", "two")), range(3), 1, pin_memory=False))
+    assert "in __getitem__" in caught.value.__notes__[0], "with the place in the worker"
+
+
+def test_lost_workers_are_replaced():
+    with pytest.warns(UserWarning, match=r"was lost.* batch [0-4] \(1 of 3") as warned:
+        batches = list(data_loader(Killed({4}, True, os.getpid()), range(8), 2, pin_memory=False))
+    assert [int(batch["video"][0, 0]) for batch in batches] == list(range(8))
+    assert len([one for one in warned if "was lost" in str(one.message)]) == 1
+    assert not active_children()
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_again_and_again_are_an_error():
+    with (
+        pytest.warns(UserWarning, match=r"was lost.* batch [01] \(3 of 3"),
+        pytest.raises(ProcessLost, match=r"4 times.*batch [01].*compute\.workers"),
+    ):
+        list(data_loader(Killed({1}, False, os.getpid()), range(8), 1, pin_memory=False))
+    assert not active_children()
+
+
+class Stuck(Dataset):
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        if position:
+            time.sleep(600)
+        return {"video": torch.full((2, 3), position)}
+
+
+def test_busy_workers_end_when_the_batches_are_closed():
+    batches = data_loader(Stuck(), range(8), 2, pin_memory=False)
+    next(batches)
+    assert len(active_children()) == 2
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 5
+    assert not active_children()
+
+
+# A training may also be left in the middle of a batch, by an error of a script that keeps the batches, or in a thread.
+LEFT = """
+import threading, time, torch
+from test_dataloader import Stuck
+from vmae_lab.training.dataloader import data_loader
+
+def begin():
+    global batches
+    batches = data_loader(Stuck(), range(8), 2, False)
+    next(batches)
+
+{begin}
+raise ZeroDivisionError
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "begin", ["begin()", "thread = threading.Thread(target=begin, daemon=True); thread.start(); thread.join()"]
+)
+def test_a_script_that_leaves_its_batches_open_ends(begin):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])}
+    command = [sys.executable, "-c", LEFT.format(begin=begin)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ZeroDivisionError"), done.stderr
+
+
+SOCKETS = """
+import sys, torch
+from test_dataloader import Failing
+from vmae_lab.training.dataloader import data_loader
+print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [60, 72, 200])
+def test_a_long_path_of_the_temporary_folder_stops_no_worker(tmp_path_factory, length):
+    """The path of a socket has 107 bytes on Linux, of which multiprocessing's own names take 32."""
+    short = tmp_path_factory.mktemp("t", numbered=True)
+    folder = short / ("é" * ((length - len(str(short))) // 2))
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])
+    done = subprocess.run(
+        [sys.executable, "-c", SOCKETS], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+
+
+def test_where_no_socket_can_be_made_that_is_the_error(monkeypatch):
+    def refuse(*_arguments, **_names):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("vmae_lab.training.dataloader.Listener", refuse)
+    with pytest.raises(ImpossibleHere, match=r"TMPDIR.*compute\.workers"):
+        next(data_loader(Failing(-1, ValueError()), range(8), 2, False))
+    assert len(list(data_loader(Failing(-1, ValueError()), range(8), 0, False))) == 8
+
+
+def _start_method() -> str:
+    return multiprocessing.get_start_method()
+
+
+@pytest.mark.slow
+def test_a_pools_worker_starts_processes_as_its_owner_does():
+    """Spawned loaders would import PyTorch again, and leave semaphores behind if the worker is ended."""
+    with worker_pool(1) as pool:
+        assert pool.submit(_start_method).result() == multiprocessing.get_start_method()
+
+
+def _fail() -> None:
+    raise VideoError("a.mp4", "gone", "h264")
+
+
+def _kill_one(pool: ProcessPoolExecutor) -> None:
+    pool.submit(time.sleep, 600)
+    pid = pool.submit(os.getpid).result()
+    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    pool.submit(time.sleep, 600).result()
+
+
+@pytest.mark.slow
+def test_a_pool_tells_errors_and_lost_workers_apart():
+    with pytest.raises(VideoError) as caught, worker_pool(1) as pool:
+        pool.submit(_fail).result()
+    assert (caught.value.path, caught.value.codec) == ("a.mp4", "h264")
+    start = time.monotonic()
+    with pytest.raises(ProcessLost, match="killed"), worker_pool(2) as pool:
+        _kill_one(pool)
+    assert time.monotonic() - start < 60

@@ -1,0 +1,172 @@
+"""Weights kept along a training: those of that step, also after a kill or a roll-back, and the training stays the same."""
+
+import pytest
+import torch
+
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.lab.config import Recipe, build_recipe
+from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.training.divergence import Divergence, TrainingDiverged
+from vmae_lab.training.kept_weights import kept_file
+from vmae_lab.training.loop import train
+from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+
+KEEP, NAN = (4, 8), float("nan")
+
+
+class Disturbed(PretrainTask):
+    """A training that is interrupted at one call of the loss, and whose samples at some places of the stream are bad."""
+
+    def __init__(self, *given, bad=(), stop_at=None):
+        super().__init__(*given)
+        self.bad, self.stop_at, self.calls = bad, stop_at, 0
+
+    def batches(self, rows):
+        inner = super().batches(rows)
+
+        class Marked:
+            def __getitem__(self, step):
+                return {**inner[step], "position": torch.tensor([step])}
+
+        return Marked()
+
+    def loss(self, model, batch, device):
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return super().loss(model, batch, device) * (NAN if int(batch["position"]) in self.bad else 1.0)
+
+
+@pytest.fixture(scope="module")
+def recipe(smoke) -> Recipe:
+    return build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.steps": 12}})
+
+
+@pytest.fixture(scope="module")
+def run(home, recipe):
+    clips = load_clips(recipe.data, "train")
+
+    def go(folder, keep=KEEP, every=3, bad=(), stop_at=None, ema=None, **divergence):
+        settings = recipe.pretrain.model_copy(update={"divergence": Divergence(**divergence), "ema": ema})
+        task = Disturbed(recipe.model, recipe.mask, settings, recipe.data, clips, 1, bad=bad, stop_at=stop_at)
+        compute = Compute(checkpoint_every=every, log_every=5, tensorboard=False)
+        return train(task, folder, compute, progress=False, keep=keep)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def unbroken(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(folder)
+
+
+def kept(folder) -> dict[int, bytes]:
+    return {step: (folder / kept_file(step)).read_bytes() for step in KEEP if (folder / kept_file(step)).exists()}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_they_are_the_weights_at_that_step(run, unbroken, tmp_path):
+    """Against the checkpoint of a training that is stopped after just so many steps."""
+    for step in KEEP:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(step), (), every=step, stop_at=step)
+        state = torch.load(tmp_path / str(step) / "checkpoint.pt", weights_only=True)
+        assert state["step"] == step
+        assert same(read_weights(unbroken[0] / kept_file(step)), state["model"])
+
+
+def test_they_are_a_whole_model(recipe, unbroken):
+    """Under the names of `model.safetensors`."""
+    model = VideoMAE(recipe.model.dimensions, recipe.model.clip)
+    weights = read_weights(unbroken[0] / kept_file(8))
+    assert weights.keys() == model.state_dict().keys()
+    load_weights(model, weights, "kept")
+
+
+def test_keeping_weights_changes_no_number(run, unbroken, tmp_path):
+    plain = run(tmp_path, ())
+    assert same(plain.model.state_dict(), unbroken[1].model.state_dict())
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [row["loss"] for row in read_metrics(unbroken[0])]
+    assert not list(tmp_path.glob("model-step-*"))
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 5, 9, 11])
+@pytest.mark.parametrize("every", [1, 3, 4, 100])
+def test_a_run_that_was_killed_has_all_of_them(run, unbroken, tmp_path, stop_at, every):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, every=every, stop_at=stop_at)
+    assert set(kept(tmp_path)) == {step for step in KEEP if step <= stop_at}
+    run(tmp_path, every=every)
+    assert kept(tmp_path) == kept(unbroken[0])
+
+
+def test_a_run_that_resumes_drops_those_ahead_of_it(run, tmp_path):
+    """What lies ahead is of an earlier try; were the run lost before it got there again, that would look like its own."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, every=5, stop_at=9)
+    assert set(kept(tmp_path)) == {4, 8}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, every=5, stop_at=0)
+    assert set(kept(tmp_path)) == {4}
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+def test_a_roll_back_writes_them_again(run, unbroken, tmp_path):
+    """The samples of steps 6 to 11 are skipped after step 9 went wrong: the weights after step 8 are others."""
+    trained = run(tmp_path, bad=(9,), roll_back=6)
+    assert [(story["step"], story["to"]) for story in trained.rolled_back] == [(9, 6)]
+    before, after = kept(unbroken[0]), kept(tmp_path)
+    assert after[4] == before[4]
+    assert after[8] != before[8]
+
+
+@pytest.mark.filterwarnings("ignore:.*back to step")
+def test_a_roll_back_leaves_no_weights_of_the_steps_that_it_takes_back(run, tmp_path):
+    """After the roll-back to step 6 it fails at once, at place 12 of the stream."""
+    with pytest.raises(TrainingDiverged):
+        run(tmp_path, bad=(9, 12), roll_back=6, at_most=1)
+    assert set(kept(tmp_path)) == {4}
+
+
+def test_bad_weights_are_not_kept(run, tmp_path):
+    """Step 7 is the eighth; nothing looks at its loss before the weights are to be kept."""
+    with pytest.raises(TrainingDiverged):
+        run(tmp_path, every=100, bad=(7,))
+    assert set(kept(tmp_path)) == {4}
+
+
+def test_of_a_moving_average_it_is_the_average(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, every=4, stop_at=5, ema=0.9)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert same(read_weights(tmp_path / kept_file(4)), state["average"])
+    assert not same(state["model"], state["average"])
+
+
+@pytest.mark.parametrize(
+    ("keep_at", "steps", "kept_steps"),
+    [
+        ((), 1000, ()),
+        ((0.25, 0.5), 1000, (250, 500)),
+        ((0.3, 0.7), 6, (2, 4)),
+        ((0.3, 0.7), 2, (1,)),
+        ((0.1, 0.9), 1, ()),
+    ],
+)
+def test_parts_of_the_steps(keep_at, steps, kept_steps):
+    assert PretrainSettings(steps=steps, batch_size=1, lr=1e-3, keep_at=keep_at).kept_steps == kept_steps
+
+
+@pytest.mark.parametrize("keep_at", [(0.5, 0.25), (0.5, 0.5), (0.0, 0.5), (0.5, 1.0), (-0.1,), (250,), (NAN,)])
+def test_parts_that_are_none_are_refused(keep_at):
+    with pytest.raises(ValueError, match="keep_at"):
+        PretrainSettings(steps=1000, batch_size=1, lr=1e-3, keep_at=keep_at)
+    with pytest.raises(ValueError, match="warmup_steps"):
+        PretrainSettings(steps=2, batch_size=1, lr=1e-3, warmup_steps=2)

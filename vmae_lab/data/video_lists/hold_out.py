@@ -1,0 +1,88 @@
+"""Which videos of the train list are held out for validation and test: settings, and the split of each video."""
+
+import os
+import re
+from collections import Counter
+from hashlib import blake2b
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from vmae_lab.data.video_lists.formats import Faults
+from vmae_lab.data.video_lists.reader import VideoList
+
+
+class HoldOut(BaseModel):
+    """Validation and test videos taken from the train list: about these shares of its groups, and some of every class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    validation: float = Field(0.15, ge=0, lt=1)
+    test: float = Field(0.15, ge=0, lt=1)
+    group: str | None = Field(None, description="regular expression on the path; what its first group finds stays together")
+
+    def model_post_init(self, _context: object) -> None:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"hold_out: validation {self.validation:g} and test {self.test:g} leave nothing to train on")
+        try:
+            re.compile(self.group or "")
+        except re.error as error:
+            raise ValueError(f"hold_out.group {self.group!r} is not a regular expression: {error}") from error
+
+    @property
+    def held(self) -> dict[str, float]:
+        """The share of each split that is held out."""
+        return {name: share for name, share in (("test", self.test), ("validation", self.validation)) if share}
+
+    def counts(self, groups: int) -> Counter[str]:
+        """How many of a class's groups each split holds out: one at least, while one is left to train on; test comes first."""
+        counts = Counter({name: max(1, round(groups * share)) for name, share in self.held.items()})
+        while counts and counts.total() >= groups:
+            counts[min(counts, key=lambda name: (-counts[name], name == "test"))] -= 1
+        return counts
+
+
+def groups_in(videos: VideoList, pattern: str | None, place: str) -> np.ndarray:
+    """The group of each video, `(n,)`: what the pattern finds in its path, or without a pattern its path. Raises ListError."""
+    paths = videos.table["path"].to_numpy(object)
+    if pattern is None:
+        return paths
+    found = [re.search(pattern, path) for path in paths]
+    groups = np.array([match[min(match.re.groups, 1)] if match else None for match in found], object)
+    faults = Faults(videos.table["line"].to_numpy())
+    faults.add(pd.isna(groups), lambda row: f"{paths[row]!r} does not match hold_out.group {pattern!r}")
+    faults.check(place)
+    return groups
+
+
+def split_by_groups(hold_out: HoldOut, groups: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The split of each video, `(n,)`, and whether classes were divided one by one.
+
+    A hash of a group's name is a number in [0, 1), and the shares give its split, so that new videos move no others. If a
+    class then lacks a split that it has groups for, every class is divided by itself, in the order of these numbers: three
+    groups or more are in all splits, two in train and test, one in train. Groups are never divided; one that several classes
+    share is placed by the class with the fewest groups.
+    """
+    codes, names = pd.factorize(groups)
+    draws = np.array([int.from_bytes(blake2b(os.fsencode(name), digest_size=6).digest(), "big") / 2**48 for name in names])
+    ends = [hold_out.test, hold_out.test + hold_out.validation]
+    by_share = np.array(["test", "validation", "train"], object)[np.searchsorted(ends, draws, side="right")]
+    pairs = pd.DataFrame({"class": classes, "code": codes}).drop_duplicates()
+    members = {name: rows.to_numpy() for name, rows in pairs.groupby("class")["code"]}
+    if all(_wanted(hold_out, len(rows)) <= set(by_share[rows]) for rows in members.values()):
+        return by_share[codes], False
+    split = np.full(len(names), "", object)
+    for name in sorted(members, key=lambda name: (len(members[name]), name)):
+        rows = sorted(members[name], key=lambda row: (draws[row], names[row]))
+        placed, free = Counter(split[rows]), [row for row in rows if not split[row]]
+        for part, count in hold_out.counts(len(rows)).items():
+            taken = max(0, min(count - placed[part], len(free) - (placed["train"] == 0)))
+            split[free[:taken]], free = part, free[taken:]
+        split[free] = "train"
+    return split[codes], True
+
+
+def _wanted(hold_out: HoldOut, groups: int) -> set[str]:
+    """The splits that a class of so many groups is to be in."""
+    return {"train", *(name for name, count in hold_out.counts(groups).items() if count)}

@@ -1,0 +1,102 @@
+"""Boxes of people in key frames, for lists that have none: torchvision's detector, or any other, behind a small interface."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
+
+from vmae_lab.data.ava import Scenes
+from vmae_lab.data.ava_files import CORNERS, KEY
+from vmae_lab.data.decoding import VideoError
+from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos
+from vmae_lab.models.checkpoints import CheckpointError, load_weights
+from vmae_lab.utils.progress import Progress
+
+PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
+PERSON = PUBLISHED.meta["categories"].index("person")
+SHORT_SIDE = 480  # pixels of the frames that are read; the detector scales them up to its own
+
+
+class PersonDetector(Protocol):
+    """Frames, uint8 `(C, H, W)` each, of any size -> for each frame boxes `(n, 4)` in its pixels and scores `(n,)`."""
+
+    def __call__(self, frames: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]: ...
+
+
+class TorchvisionDetector:
+    """Faster R-CNN (ResNet-50, FPN, v2) of torchvision, trained on COCO; of what it finds, the people."""
+
+    def __init__(self, weights: str | Path | None = None, device: str = "cpu"):
+        """Weights from a file, or where left out the published ones, from a cache or the network. Raises CheckpointError."""
+        self.device = device
+        self.model: nn.Module = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+        load_weights(self.model, _state(weights), str(weights or PUBLISHED.url))
+        self.model.to(device).eval()
+
+    @torch.no_grad()
+    def __call__(self, frames: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        found = self.model([frame.to(self.device) / 255 for frame in frames])
+        people = [(one, one["labels"] == PERSON) for one in found]
+        return [(one["boxes"][them].cpu(), one["scores"][them].cpu()) for one, them in people]
+
+
+def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float = 0.05, batch: int = 4) -> pd.DataFrame:
+    """What a detector sees in every key frame: KEY, CORNERS in parts of width and height, and `score`, from a score on.
+
+    Boxes without area are left out. Raises MissingVideos where a key frame cannot be read.
+    """
+    found: list[pd.DataFrame] = []
+    failed: dict[int, VideoError] = {}
+    with Progress(range(0, len(scenes), batch), desc="finding people", unit="batches") as starts:
+        for start in starts:
+            there: list[tuple[int, Tensor]] = []
+            for index in range(start, min(start + batch, len(scenes))):
+                try:
+                    there.append((index, scenes.clip(index, 1, 1, SHORT_SIDE)[:, 0]))
+                except VideoError as error:
+                    failed[index] = error
+            seen = detector([frame for _, frame in there]) if there else []
+            found += [_rows(scenes, index, frame, *one) for (index, frame), one in zip(there, seen, strict=True)]
+    if failed:
+        raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
+    table = pd.concat([pd.DataFrame(columns=[*KEY, *CORNERS, "score"]), *found])
+    table = table.astype(dict.fromkeys(["timestamp", *CORNERS, "score"], float))
+    kept = (table.score >= least_score) & (table.x2 > table.x1) & (table.y2 > table.y1)
+    return table[kept].reset_index(drop=True)
+
+
+def _rows(scenes: Scenes, index: int, frame: Tensor, boxes: Tensor, scores: Tensor) -> pd.DataFrame:
+    """One frame's people, the surest first; rounded as they are written, so that none loses its area there."""
+    height, width = frame.shape[-2:]
+    parts = (boxes.double() / torch.tensor([width, height] * 2)).clamp(0, 1)
+    table = pd.DataFrame(parts.numpy().round(6), columns=CORNERS).assign(score=scores.double().numpy())
+    key = scenes.keys.iloc[index]
+    table = table.assign(video=key.video, timestamp=key.timestamp).sort_values("score", ascending=False, kind="stable")
+    return table[[*KEY, *CORNERS, "score"]]
+
+
+def _state(weights: str | Path | None) -> dict[str, Tensor]:
+    if weights is None:
+        try:
+            return PUBLISHED.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+        except OSError as error:  # no network, or no room
+            raise CheckpointError(
+                f"cannot fetch the person detector's weights from {PUBLISHED.url}: {error}. Fetch that file where there is a "
+                "network, and give its path"
+            ) from error
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        cause = getattr(error, "strerror", None) or "it is no file of weights, or holds more than weights"
+        raise CheckpointError(
+            f"cannot read the person detector's weights {weights}: {cause}. They are to be had at {PUBLISHED.url}"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{weights} holds no state dictionary; one is to be had at {PUBLISHED.url}")
+    return state

@@ -1,0 +1,78 @@
+"""A video judged by several views: clips over time x crops over the picture, softmax averaged (VideoMAE V2's test protocol)."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.decoding import VideoError
+from vmae_lab.data.eval_clips import MissingVideos, batches_of
+from vmae_lab.data.frame_sampling import DenseViews, SparseViews
+from vmae_lab.data.transforms import crops_along
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.utils.distributed import process_state
+
+
+class ViewSettings(BaseModel):
+    """Views of a test video: 5 dense clips x 3 crops in the paper (Kinetics), 2 sparse x 3 for Something-Something V2."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clips: int = Field(5, ge=1)
+    crops: int = Field(3, ge=1)
+    sampling: Literal["dense", "sparse"] = "dense"
+
+    def choose(self, frames: int, stride: int) -> DenseViews | SparseViews:
+        """Which frames all clips of a video take, one clip after the other."""
+        return DenseViews(frames, stride, self.clips) if self.sampling == "dense" else SparseViews(frames, self.clips)
+
+
+@torch.no_grad()
+def view_probabilities(
+    model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, views: ViewSettings, batch: int = 8
+) -> np.ndarray:
+    """Each video's class probabilities, softmax averaged over its views: float64 `(n, classes)`, in the clips' order.
+
+    Processes share the videos out, each one to one of them, and all get the whole. `batch` is how many are read at a time: a
+    model sees the views of one video at a time, so what it computes depends neither on `batch` nor on the processes.
+    Raises in every process MissingVideos, naming all that cannot be read, and ValueError where scores are not finite.
+    """
+    state = process_state()
+    device = next(model.parameters()).device
+    model.eval()
+    mine = range(state.process_index, len(clips), state.num_processes)
+    found: dict[int, np.ndarray] = {}
+    failed: dict[int, VideoError] = {}
+    for rows in batches_of(mine, batch):
+        read = clips.videos(rows, views.choose(settings.frames, stride), settings.side)
+        for row, video in zip(rows, read, strict=True):
+            if isinstance(video, VideoError):
+                failed[row] = video
+            elif not failed:
+                scores = model(cut_views(video, settings.frames, settings.side, views.crops).to(device))
+                found[row] = scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
+    everything = dict(gather_object(list(found.items())))
+    missing = dict(gather_object(list(failed.items())))
+    if missing:
+        raise MissingVideos(dict(sorted(missing.items())), len(clips))
+    probabilities = np.stack([everything[row] for row in range(len(clips))])
+    strange = np.flatnonzero(~np.isfinite(probabilities).all(1))
+    if len(strange):
+        raise ValueError(
+            f"the model's scores of {len(strange)} of {len(clips)} videos are not finite, {clips.name(int(strange[0]))} the "
+            "first: its training diverged"
+        )
+    return probabilities
+
+
+def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:
+    """The views of a video whose clips stand one after the other: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`.
+
+    A clip's crops come one after the other.
+    """
+    cut = torch.stack(crops_along(video, side, crops))
+    return cut.unflatten(2, (-1, frames)).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)

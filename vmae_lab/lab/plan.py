@@ -1,0 +1,233 @@
+"""Arms x seeds: the plan's stages, and the tidy table of their results."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from vmae_lab.lab.arms import Arm
+from vmae_lab.lab.config import Recipe, RecipeError
+from vmae_lab.lab.own_data import list_notes, list_problems
+from vmae_lab.lab.run_store import RunStore, in_order
+from vmae_lab.lab.stages import (
+    Stage,
+    controls_stage,
+    initial_stage,
+    pretrain_stage,
+    probe_stage,
+    shuffled_probe_stage,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one seed: the stages whose results make its rows.
+
+    `encoder` is the pre-training, or the untrained model. `measures` are named by what they measure, with `@place` where
+    the same is measured in several places: the metrics of `probe@unseen` are told as `ridge@unseen`.
+    """
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    encoder: Stage
+    measures: Mapping[str, Stage]
+
+
+Measures = Callable[[Recipe, Arm, Stage, int], Mapping[str, Stage]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation before it runs. `impossible` are the arms that the recipe's grid cannot have, and why.
+
+    `control_cells` have the arm "controls": one per control of the recipe and seed.
+    """
+
+    name: str
+    recipe: Recipe
+    arms: Mapping[str, Arm]
+    cells: list[Cell]
+    controls: Stage | None
+    impossible: Mapping[str, str]
+    control_cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages, inputs first, shared ones once."""
+        measures = [stage for cell in [*self.cells, *self.control_cells] for stage in cell.measures.values()]
+        return in_order(measures + ([self.controls] if self.controls else []))
+
+    @property
+    def possible(self) -> list[str]:
+        """The arms that run, in the recipe's order."""
+        return [arm for arm in self.recipe.arms if arm not in self.impossible]
+
+    @property
+    def pretrained(self) -> list[str]:
+        return [arm for arm in self.possible if self.arms[arm].pretrained]
+
+    def cell(self, arm: str, seed: int) -> Cell:
+        return next(cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
+
+    def first(self, arm: str) -> Cell:
+        """An arm's cell at the first seed."""
+        return self.cell(arm, self.recipe.seeds[0])
+
+    def check_lists(self, costed: bool = False) -> None:
+        """Raise RecipeError with all that is wrong with the recipe's lists, also that they are not there, one line each.
+
+        `costed`: lists that are not there yet will do if their classes need not be counted.
+        """
+        data = self.recipe.data
+        ahead = costed and bool((data.lists and data.lists.classes) or not data.labelled)
+        if problems := _list_problems(self, ahead):
+            raise RecipeError("\n".join(problems))
+
+    def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
+        """Complete every stage and collect the rows. Raises RecipeError as `check_lists` does."""
+        self.check_lists()
+        store.complete_all(self.stages, self.recipe.compute, work)
+        return self.rows(store)
+
+    def rows(self, store: RunStore) -> pd.DataFrame:
+        """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
+        rows, planned = self._measured(store, [*self.cells, *self.control_cells]), self.stages
+        for cell in self.cells:
+            if cell.encoder in planned and cell.encoder not in cell.measures.values():
+                rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
+        if self.controls:
+            rows += _result_rows(store, self.controls, self.name, "controls", 0)
+        return pd.DataFrame(rows)
+
+    def rows_so_far(self, store: RunStore) -> pd.DataFrame:
+        """The rows of the cells whose measures are finished."""
+        return pd.DataFrame(self._measured(store, [c for c in self.cells if all(map(store.finished, c.measures.values()))]))
+
+    def _measured(self, store: RunStore, cells: Sequence[Cell]) -> list[dict]:
+        return [
+            row
+            for cell in cells
+            for name, stage in cell.measures.items()
+            for row in _result_rows(store, stage, self.name, cell.arm, cell.seed, name)
+        ]
+
+
+def plan_ablation(
+    name: str,
+    recipe: Recipe,
+    arms: Mapping[str, Arm],
+    measures: Measures,
+    controls: bool = False,
+    skip_impossible: bool = False,
+) -> Plan:
+    """Every arm at every seed. An arm that is impossible is refused here, or with `skip_impossible` left out and reported.
+
+    Raises RecipeError with all that is impossible, one line each: in the arms, and in the lists that the stages read.
+    """
+    cells, impossible = [], {}
+    for arm in recipe.arms:
+        try:
+            varied = recipe.with_overrides(arms[arm].changes(recipe))
+        except RecipeError as error:
+            impossible[arm] = str(error)
+            continue
+        for seed in recipe.seeds:
+            encoder = pretrain_stage(varied, seed) if arms[arm].pretrained else initial_stage(varied, seed)
+            cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
+    problems, reasons = list[str](), [f"arm '{arm}': {reason}" for arm, reason in impossible.items()]
+    if impossible and not skip_impossible:
+        problems = reasons
+    elif impossible and not any(arms[cell.arm].pretrained for cell in cells):
+        problems = [f"{name}: no arm with pre-training is possible, so there is nothing to compare", *reasons]
+    # The controls prove the embedded data; of list files there is nothing to prove.
+    proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
+    plan = Plan(name, recipe, arms, cells, proved, impossible, _control_cells(recipe, arms, cells) if controls else [])
+    if problems := [*problems, *_list_problems(plan, ahead=True)]:
+        raise RecipeError("\n".join(problems))
+    for note in _list_notes(plan):
+        print(note)
+    return plan
+
+
+def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -> list[Cell]:
+    """The recipe's controls, of the first arm that is pre-trained, at every seed."""
+    pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
+    controls = []
+    for cell in pretrained:
+        if cell.arm != pretrained[0].arm:
+            continue
+        for name in dict.fromkeys(recipe.evaluate.controls):
+            if name == "other_clip":
+                varied = cell.recipe.with_overrides({"pretrain.target_from": "other_clip", "pretrain.keep_at": []})
+                encoder = pretrain_stage(varied, cell.seed)
+                measure = probe_stage(varied, encoder, cell.seed)
+            else:
+                varied, encoder = cell.recipe, cell.encoder
+                measure = shuffled_probe_stage(varied, encoder, cell.seed)
+            controls.append(Cell("controls", cell.seed, varied, encoder, {f"probe@{name}": measure}))
+    return controls
+
+
+# The splits that a stage reads, "held out" being `evaluate.split`. Others read no clips, or those of their inputs.
+READ = {
+    "pretrain": ("pretrain",),
+    "post_pretrain": ("pretrain", "held out"),
+    "distill": ("pretrain", "held out"),
+    "probe": ("train", "held out"),
+    "finetune": ("train", "held out"),
+    "views": ("held out",),
+}
+
+
+def _splits_read(plan: Plan) -> list[str]:
+    """The splits of the recipe's data that the stages read."""
+    recipe = plan.recipe
+    read = dict.fromkeys(split for stage in plan.stages for split in READ.get(stage.kind, ()))
+    if not recipe.data.labelled:
+        return [split for split in read if split == "pretrain"]
+    return list(dict.fromkeys(recipe.evaluate.split if split == "held out" else split for split in read))
+
+
+def _list_problems(plan: Plan, ahead: bool) -> list[str]:
+    """What the stages need of the recipe's lists and cannot have: reported before pre-training, not after."""
+    lists = plan.recipe.data.lists
+    if lists is None:
+        return []
+    drawn = {("evaluate.finetune_labels", stage.settings["labels"]) for stage in plan.stages if stage.kind == "finetune"}
+    drawn |= {("evaluate.probe.labels", stage.settings["probe"]["labels"]) for stage in plan.stages if stage.kind == "probe"}
+    counts = [(name, count) for name, count in sorted(drawn, key=str) if count is not None]
+    problems = list_problems(lists, _splits_read(plan), counts, ahead)
+    if not lists.missing("pretrain") and any(map(_learns_labels_of_the_pool, plan.stages)):
+        arms = [cell.arm for cell in plan.cells if any(map(_learns_labels_of_the_pool, in_order(cell.measures.values())))]
+        problems.append(
+            f"arms {', '.join(dict.fromkeys(arms))}: they learn from labels of the videos to pre-train on, and data.lists has "
+            "none of these; leave these arms out"
+        )
+    return problems
+
+
+def _learns_labels_of_the_pool(stage: Stage) -> bool:
+    return stage.kind == "post_pretrain" or (stage.kind == "distill" and stage.settings["distill"]["hard_weight"] > 0)
+
+
+def _list_notes(plan: Plan) -> list[str]:
+    lists = plan.recipe.data.lists
+    splits = _splits_read(plan)
+    if lists is None or any(map(lists.missing, ["train", *splits])):
+        return []
+    return [note for split in splits if split != "pretrain" for note in list_notes(lists, split)]
+
+
+def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int, name: str = "") -> list[dict]:
+    result = store.result(stage)
+    place = name[name.index("@") :] if "@" in name else ""
+    values = {metric + place: value for metric, value in result["metrics"].items()}
+    if "training" in result:
+        values[f"{stage.kind}_seconds_per_step{place}"] = result["training"]["seconds_per_step"]
+        if result["training"]["peak_memory_mib"] is not None:
+            values[f"{stage.kind}_peak_memory_mib{place}"] = result["training"]["peak_memory_mib"]
+    return [
+        {"ablation": ablation, "arm": arm, "seed": seed, "metric": metric, "value": value, "stage": stage.key}
+        for metric, value in values.items()
+    ]

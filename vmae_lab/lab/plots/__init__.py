@@ -1,0 +1,1 @@
+"""Figures: charts, clips, masks, detections."""

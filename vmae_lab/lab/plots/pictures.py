@@ -1,0 +1,148 @@
+"""Clips as pictures: which ones are shown, what they look like, and what a pre-trained model makes of what it does not see."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import MissingVideos, batches_of, middle_clips, readable
+from vmae_lab.lab.config import Recipe
+from vmae_lab.lab.loading import load_split
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.figures import HIDDEN
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.masking import draw_masks
+from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.sizes import ClipShape
+from vmae_lab.models.videomae import VideoMAE, patch_statistics
+from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.seeding import numpy_generator, torch_generator
+
+
+def example_clips(plan: Plan) -> Clips:
+    """The clips that pictures are drawn from: the evaluated split, or without labels, where there is none, all."""
+    recipe = plan.recipe
+    split, sources = "pretrain", recipe.data.pretrain_sources
+    if recipe.data.labelled:
+        split, sources = recipe.evaluate.split, recipe.evaluate.sources
+    return load_split({"data": recipe.data.model_dump(mode="json")}, split, sources, recipe.compute)[1]
+
+
+def random_clips(plan: Plan, count: int) -> list[int]:
+    """Rows of some example clips that can be read, drawn by the recipe's first seed. Raises MissingVideos where none can."""
+    clips, found = example_clips(plan), list[int]()
+    missing: MissingVideos | None = None
+    order = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(clips)).tolist()
+    for some in batches_of(order, count):
+        there, failed = readable(clips, some, *window(plan.recipe))
+        found, missing = found + there, failed or missing
+        if len(found) >= count:
+            break
+    if missing and not found:
+        raise MissingVideos(missing.failed, len(clips))
+    return found[:count]
+
+
+def window(recipe: Recipe) -> tuple[int, int, int]:
+    """The shape of a clip as it is evaluated: frames, stride and side."""
+    return recipe.model.frames, recipe.data.stride, recipe.model.side
+
+
+def names_of(plan: Plan, clips: Clips, rows: Sequence[int]) -> list[str]:
+    """What each of some clips is called under a picture: its class, or its source where there are no labels."""
+    if plan.recipe.data.labelled:
+        names = plan.recipe.data.class_names
+        return [names[clips.labels[row]] for row in rows]
+    return [str(clips.sources[row]) for row in rows]
+
+
+def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
+    """The middle of one example clip, to be shown: uint8 `(1, C, T, H, W)`. Where missing ones are skipped, of the next that
+    can be read. Raises MissingVideos.
+    """
+    clips, shape = example_clips(plan), window(plan.recipe)
+    if plan.recipe.evaluate.missing == "skip":
+        clip = next((row for row in range(clip, len(clips)) if readable(clips, [row], *shape)[0]), clip)
+    return middle_clips(clips, [clip], *shape)
+
+
+def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> list[np.ndarray]:
+    """Example clips, or others, as they are evaluated, one frame a time step: uint8 `(T', side, side, 3)` each."""
+    video = middle_clips(example_clips(plan) if clips is None else clips, rows, *window(plan.recipe))[
+        :, :, :: plan.recipe.model.tubelet
+    ]
+    return list(video.permute(0, 2, 3, 4, 1).numpy())
+
+
+def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
+    """What an arm's pre-training left at the first seed, on this process's device, for evaluation. Raises CheckpointError."""
+    cell = plan.first(arm)
+    settings, pretrain = cell.recipe.model, cell.recipe.pretrain
+    model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
+    path = store.folder(cell.encoder) / WEIGHTS
+    load_weights(model, read_weights(path), str(path))
+    return model.to(process_state().device).eval()
+
+
+def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
+    """Strips of `rebuilt` for one example clip under the masks of pictures, one frame a time step."""
+    encoder_mask, _ = masks_of_pictures(plan.first(arm).recipe)
+    frames = rebuilt(trained_model(plan, store, arm), picture_clip(plan, clip), encoder_mask)
+    return {name: strip[:: plan.recipe.model.tubelet] for name, strip in frames.items()}
+
+
+@torch.no_grad()
+def rebuilt(
+    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """A clip as the model sees and rebuilds it, uint8 `(T, H, W, 3)` each: original, what the encoder sees, with a decoder mask
+    what the decoder rebuilds under it, where the target is normalised cube means, and the reconstruction of every hidden cube.
+
+    video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked. With a normalised target the model says nothing of a
+    cube's mean and deviation: they are taken from the true cube, which flatters the picture, so the cube means stand beside
+    it as what the truth alone gives.
+    """
+    video = video.to(next(model.parameters()).device)
+    original = video[0].permute(1, 2, 3, 0).cpu().numpy()
+    hidden, filled, means = _said(model, video, encoder_mask, None)
+    frames = {"original": original, "encoder sees": _paste(original, np.broadcast_to(HIDDEN, filled.shape), hidden, model.clip)}
+    if decoder_mask is not None:
+        decoded, said, _ = _said(model, video, encoder_mask, decoder_mask)
+        blank = np.broadcast_to(np.round(255 * np.array(HIDDEN)), original.shape).astype(np.uint8)
+        frames["decoder rebuilds"] = _paste(blank, said, decoded, model.clip)
+    if model.normalise_target:
+        frames["cube means"] = _paste(original, means, hidden, model.clip)
+    frames["reconstruction"] = _paste(original, filled, hidden, model.clip)
+    return frames
+
+
+def _said(
+    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which cubes are decoded, int `(M,)`; the pixels that the model says of them, and their true means, `(M, t*p*p, 3)`."""
+    prediction, decoded = model(video, encoder_mask, decoder_mask)
+    raw = model.pixels_at(video, decoded)
+    mean, deviation = patch_statistics(raw)
+    filled = prediction.reshape(raw.shape)
+    if model.normalise_target:
+        filled = filled * (deviation + model.target_eps) + mean
+    return decoded[0].cpu().numpy(), filled[0].cpu().numpy(), mean.expand_as(raw)[0].cpu().numpy()
+
+
+def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoder's and the decoder's mask that pictures are drawn with, bool `(1, N)`: one draw for all of them."""
+    generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
+    return draw_masks(recipe.mask, recipe.model.clip.grid, 1, *generators)
+
+
+def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
+    """Frames with some cubes replaced: uint8 `(T, H, W, 3)`, float `(M, t*p*p, 3)` in [0, 1], int `(M,)`."""
+    (time, height, width), patch = clip.grid, clip.patch
+    layout = "(t k) (h p) (w q) c -> (t h w) (k p q) c"
+    tokens = rearrange(frames, layout, k=clip.tubelet, p=patch, q=patch).copy()
+    tokens[positions] = (255 * values.clip(0, 1)).round()
+    back = "(t h w) (k p q) c -> (t k) (h p) (w q) c"
+    return rearrange(tokens, back, t=time, h=height, w=width, k=clip.tubelet, p=patch, q=patch)

@@ -1,0 +1,1 @@
+"""Report pages, their folders, and the index of all reports."""

@@ -1,0 +1,203 @@
+"""The run store: one folder a stage, named by what it is. Finished work is reused, killed work resumed, others wait."""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from vmae_lab.lab.execution import execute
+from vmae_lab.lab.jobs import Job
+from vmae_lab.lab.launcher import launch
+from vmae_lab.lab.report.provenance import provenance
+from vmae_lab.lab.stages import Stage
+from vmae_lab.training.checkpoint import Checkpoints, FolderInUse, Stopped, stop_requests
+from vmae_lab.training.metrics import latest_step
+from vmae_lab.training.settings import Compute
+from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_text
+from vmae_lab.utils.distributed import ProcessLost, launched, process_state, sendable, worker_pool
+from vmae_lab.utils.progress import Progress
+
+RESULT = "result.json"
+
+
+class RunStore:
+    """Folders `<root>/<stage key>/`; a stage is finished when its `result.json` stands there, which is written last."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def folder(self, stage: Stage) -> Path:
+        return self.root / stage.key
+
+    def finished(self, stage: Stage) -> bool:
+        return (self.folder(stage) / RESULT).exists()
+
+    def result(self, stage: Stage) -> dict[str, Any]:
+        return read_json(self.folder(stage) / RESULT)
+
+    def progress(self, stage: Stage) -> float:
+        """Part of a stage that is done, 0 to 1, from its log."""
+        if self.finished(stage):
+            return 1.0
+        return latest_step(self.folder(stage)) / stage.steps if stage.steps else 0.0
+
+    def complete(self, stage: Stage, compute: Compute, progress: bool = True) -> dict[str, Any]:
+        """The stage's result: at once where it is finished, else after running it. Its inputs must be finished.
+
+        While another process works on the same stage, this waits and then takes that result. Among the processes of a launcher
+        all call this together; the first of them writes, and does not wait for others' locks, but raises FolderInUse.
+        """
+        if launched():
+            return self._complete_together(stage, compute, progress)
+        make_folder(self.folder(stage))
+        if compute.launch and stage.steps:
+            with self._lock(stage, ".launch"):
+                with self._lock(stage):  # until those are done that a killed notebook has left
+                    pass
+                if not self.finished(stage):
+                    launch(stage, self.root, compute, progress)
+            return self.result(stage)
+        with self._lock(stage):
+            if not self.finished(stage):
+                self._run_stage(stage, compute, progress)
+        return self.result(stage)
+
+    def _complete_together(self, stage: Stage, compute: Compute, progress: bool) -> dict[str, Any]:
+        first = process_state().is_main_process
+        if first:
+            make_folder(self.folder(stage))
+        with self._lock(stage, wait=False) if first else nullcontext():
+            [finished] = broadcast_object_list([self.finished(stage)])
+            if not finished:
+                self._run_stage(stage, compute, progress)
+        [result] = broadcast_object_list([self.result(stage) if first else None])
+        return result
+
+    def _run_stage(self, stage: Stage, compute: Compute, progress: bool) -> None:
+        """Run a stage; what goes beside its files is written by the first process."""
+        folder, first = self.folder(stage), process_state().is_main_process
+        started = time.perf_counter()
+        if first:
+            write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
+        inputs = tuple(self.folder(source) for source in stage.inputs)
+        result = execute(Job(stage, folder, inputs, compute, progress))
+        if first:
+            seconds = time.perf_counter() - started
+            write_json(folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
+            _tidy(folder)
+
+    def complete_all(self, stages: Iterable[Stage], compute: Compute, work: Mapping[str, float]) -> None:
+        """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
+
+        `work` weighs the stages (by key) for the bar and its time to go. A stage that fails stops the rest: what was
+        finished stays, what was running resumes the next time.
+        """
+        order = in_order(stages)
+        todo = [stage for stage in order if not self.finished(stage)]
+        make_folder(self.root)
+        with _StageBar(self, todo, work) as bar:
+            if compute.jobs == 1 or launched():
+                # Launched processes complete all stages together: their own looks at the disk might not agree on the rest.
+                for stage in order if launched() else todo:
+                    with Progress(desc=stage.key, disable=bool(bar.disable)):
+                        self.complete(stage, compute)
+            elif todo:
+                self._in_processes(todo, compute, bar)
+
+    def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
+        waiting, running = list(todo), dict[Future, Stage]()
+        with stop_requests() as stop_requested, worker_pool(compute.jobs) as pool:
+            while waiting or running:
+                if stop_requested():
+                    raise Stopped
+                ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
+                for stage in ready[: compute.jobs - len(running)]:
+                    running[pool.submit(_complete, self.root, stage, compute)] = stage
+                    waiting.remove(stage)
+                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _raise_with_name(future, running.pop(future))
+                bar.set_postfix_str(", ".join(stage.key for stage in running.values()))
+
+    @contextmanager
+    def _lock(self, stage: Stage, what: str = "", wait: bool = True) -> Iterator[None]:
+        """Hold the stage's lock, which ends with its holder. Raises FolderInUse where not to `wait` for another's."""
+        lock = FileLock(self.root / f".{stage.key}{what}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise FolderInUse(f"another process is working on {self.folder(stage)}: start again when it is done") from None
+            print(f"another process is working on {stage.key}; waiting for its result", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all their inputs, each once, inputs first."""
+    ordered: dict[str, Stage] = {}
+    for stage in stages:
+        for one in (*in_order(stage.inputs), stage):
+            ordered.setdefault(one.key, one)
+    return list(ordered.values())
+
+
+def _complete(root: Path, stage: Stage, compute: Compute) -> None:
+    try:
+        RunStore(root).complete(stage, compute, progress=False)
+    except Exception as error:
+        raise sendable(error) from error.__cause__
+
+
+def _raise_with_name(future: Future, stage: Stage) -> None:
+    """A stage's own error, with the stage's name; a worker that was killed gives none of its own."""
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise ProcessLost(
+            f"the process working on {stage.key} was killed, perhaps for lack of memory; start again to go on where it "
+            "stopped, with a smaller compute.jobs if memory is short"
+        ) from error
+    except Exception as error:
+        error.add_note(f"in {stage.key}")
+        raise
+
+
+def _tidy(folder: Path) -> None:
+    """Drop what only an unfinished run needs: the optimiser's state."""
+    for name in ("checkpoint", "turning_point"):
+        Checkpoints(folder, name).drop()
+    for part in folder.glob("attentive-*"):
+        shutil.rmtree(part)
+
+
+class _StageBar(Progress):
+    """Progress over many stages, in parts of their predicted work."""
+
+    def __init__(self, store: RunStore, todo: list[Stage], work: Mapping[str, float]):
+        total = sum(work[stage.key] for stage in todo)
+        if not total:  # nothing that is counted: all weigh the same
+            work, total = {stage.key: 1.0 for stage in todo}, len(todo)
+        self.store, self.todo, self.work = store, todo, work
+        super().__init__(
+            total=total,
+            smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
+            disable=not process_state().is_main_process,
+            bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} so far, {remaining} to go{postfix}",
+        )
+
+    def measure(self) -> None:
+        parts = [self.store.progress(stage) for stage in self.todo]
+        self.desc = f"{sum(part == 1.0 for part in parts)}/{len(parts)} stages"
+        self.n = sum(part * self.work[stage.key] for part, stage in zip(parts, self.todo, strict=True))

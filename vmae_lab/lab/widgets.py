@@ -1,0 +1,192 @@
+"""Interactive panels for a notebook: controls, and below them a picture that follows them and stays without them."""
+
+import io
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from html import escape
+from typing import Any
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import DisplayHandle, display
+from matplotlib.figure import Figure
+from PIL import Image
+from pydantic import ValidationError
+
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.animations import looping_png
+from vmae_lab.lab.plots.pictures import example_clips, names_of, picture_clip, random_clips, rebuilt
+from vmae_lab.lab.presentation import dual_masking
+from vmae_lab.lab.presentation.dual_masking import Choice
+from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, MaskSettings
+from vmae_lab.models.videomae import VideoMAE
+
+Values = Mapping[str, Any]  # of a panel's controls, by name
+Shown = tuple[bytes, str]  # a PNG, and words about it in HTML
+ENCODER_RATIOS = (0.25, 0.5, 0.75, 0.9, 0.95)
+CLIPS, DRAWS = 8, 8  # how many clips and random draws are to choose from
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDTH, LABEL = "300px", "80px"  # of a control and of its label; controls that do not fit next to one another wrap
+FADED = 0.7  # how much white covers a picture that does not show the choice
+WRONG = "<b style='color: #b00020'>{}. The picture shows the last choice that is possible.</b>"
+
+
+class Controls:
+    """What a panel's controls begin with: the masks of the plan's model, and some clips. Each panel has controls of its own,
+    so a move redraws one picture.
+    """
+
+    def __init__(self, plan: Plan):
+        masks = plan.first(plan.pretrained[0]).recipe.mask
+        self.rows = random_clips(plan, CLIPS)
+        self.start = {
+            "encoder": masks.encoder, "encoder_ratio": masks.encoder_ratio, "decoder": masks.decoder,
+            "decoder_ratio": masks.decoder_ratio or 0.5, "phase": 0, "draw": 0, "clip": 0, "masked": 0.75,
+        }  # fmt: skip
+
+    def widgets(self, names: Sequence[str], start: Values) -> dict[str, ipywidgets.Widget]:
+        """New controls by name, which begin with the values of `start`, or with those of the plan."""
+        style = {"style": {"description_width": LABEL}, "layout": {"width": WIDTH}}
+        slider = partial(ipywidgets.SelectionSlider, continuous_update=False, **style)
+        whole = partial(ipywidgets.IntSlider, continuous_update=False, min=0, **style)
+        choice = partial(ipywidgets.Dropdown, **style)
+        values = {**self.start, **start}
+
+        def shares(ratios: Sequence[float], name: str) -> list[tuple[str, float]]:
+            return [(f"{ratio:.0%}", ratio) for ratio in sorted({*ratios, values[name]})]
+
+        makers = {
+            "encoder": partial(choice, options=list(MASKS), description="encoder"),
+            "encoder_ratio": partial(slider, options=shares(ENCODER_RATIOS, "encoder_ratio"), description="hidden"),
+            "decoder": partial(choice, options=["none", *MASKS], description="decoder"),
+            "decoder_ratio": partial(slider, options=shares(CELL_RATIOS, "decoder_ratio"), description="left out"),
+            "phase": partial(whole, max=CELL_PHASES - 1, description="cell's phase"),
+            "draw": partial(whole, max=DRAWS - 1, description="draw"),
+            "clip": partial(whole, max=len(self.rows) - 1, description="clip"),
+            "masked": partial(slider, options=shares(CELL_RATIOS, "masked"), description="masked"),
+        }
+        return {name: makers[name](value=values[name]) for name in names}
+
+    def choice(self, values: Values) -> Choice:
+        """The choice of a panel's values. Raises ValueError if the masks do not go together."""
+        all_of_them = {**self.start, **values}
+        decoder = all_of_them["decoder"]
+        masks = MaskSettings(
+            encoder=all_of_them["encoder"], encoder_ratio=all_of_them["encoder_ratio"], decoder=decoder,
+            decoder_ratio=0.0 if decoder == "none" else all_of_them["decoder_ratio"],
+        )  # fmt: skip
+        return Choice(masks, all_of_them["phase"], all_of_them["draw"], self.rows[all_of_them["clip"]])
+
+
+class Panel:
+    """Some controls, words below them, and a picture. Words and picture follow the controls.
+
+    The picture is an output of its own, not part of the widget: a saved notebook holds the last one, and shows it without a
+    kernel, as a page, or in a viewer that has no widgets.
+    """
+
+    def __init__(self, controls: Controls, names: Sequence[str], draw: Callable[[Values], Shown], **start: Any):
+        self._draw = draw
+        self.chosen = controls.widgets(names, start)
+        self.words = ipywidgets.HTML()
+        wrapping = ipywidgets.Box(list(self.chosen.values()), layout={"flex_flow": "row wrap"})
+        self.widget = ipywidgets.VBox([wrapping, self.words])
+        self._handle, self._displayed = DisplayHandle(), False
+        for widget in self.chosen.values():
+            widget.observe(self._follow, "value")
+        self._follow()
+
+    def _follow(self, _change: object = None) -> None:
+        """Draw what is chosen. If the grid cannot have it, say why and let the last picture fade."""
+        try:
+            self.picture, self.words.value = self._draw({name: widget.value for name, widget in self.chosen.items()})
+            shown = self.picture
+        except ValueError as error:
+            self.words.value, shown = WRONG.format(escape(_plain(error))), _faded(self.picture)
+        if self._displayed:
+            data, metadata = _output(shown)
+            self._handle.update(data, metadata=metadata, raw=True)
+
+    def _ipython_display_(self) -> None:
+        view = {"model_id": self.widget.model_id, "version_major": 2, "version_minor": 0}
+        display({WIDGET: view, "text/plain": ""}, raw=True)  # without a widget's code there is nothing to say of it
+        data, metadata = _output(self.picture)
+        self._handle.display(data, metadata=metadata, raw=True)
+        self._displayed = True
+
+
+def mask_panel(plan: Plan, controls: Controls) -> Panel:
+    """Both masks on a clip, and who has which cube, counted."""
+    shape = plan.recipe.model.clip
+
+    def draw(values: Values) -> Shown:
+        choice = controls.choice(values)
+        figure = dual_masking.mask_figure(_frames(plan, choice), choice, shape)
+        return _png(figure), dual_masking.counts_sentence(choice, shape)
+
+    names = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
+    return Panel(controls, names, draw)
+
+
+def cost_panel(plan: Plan, controls: Controls) -> Panel:
+    """What the masks cost, for the model here and for ViT-B. It begins with the paper's masks, whose saving is visible."""
+    models, paper = dual_masking.cost_models(plan), MaskSettings()
+
+    def draw(values: Values) -> Shown:
+        return _png(dual_masking.cost_figure(dual_masking.cost_table(controls.choice(values), models))), ""
+
+    start = {"encoder_ratio": paper.encoder_ratio, "decoder": paper.decoder, "decoder_ratio": paper.decoder_ratio}
+    return Panel(controls, tuple(start), draw, **start)
+
+
+def leakage_panel(controls: Controls) -> Panel:
+    """What of a masked cube's surroundings is visible, for three kinds of mask at one ratio."""
+    return Panel(controls, ("masked",), lambda values: (_png(dual_masking.leakage_figure(values["masked"])), ""))
+
+
+def reconstruction_panel(plan: Plan, model: VideoMAE, controls: Controls) -> Panel:
+    """A clip, what the encoder sees, and what the model rebuilds under the chosen masks, as a loop."""
+
+    def draw(values: Values) -> Shown:
+        choice = controls.choice(values)
+        frames = rebuilt(model, picture_clip(plan, choice.clip), *choice.drawn(plan.recipe.model.clip.grid))
+        name = names_of(plan, example_clips(plan), [choice.clip])[0]
+        return looping_png(frames), f"clip: {escape(name)}"
+
+    names = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
+    return Panel(controls, names, draw)
+
+
+def _frames(plan: Plan, choice: Choice) -> np.ndarray:
+    return picture_clip(plan, choice.clip)[0].permute(1, 2, 3, 0).numpy()
+
+
+def _png(figure: Figure) -> bytes:
+    written = io.BytesIO()
+    with plt.rc_context({"savefig.bbox": "standard"}):  # these figures have margins of their own; "tight" draws them twice
+        figure.savefig(written, format="png", metadata={"Software": None}, dpi=110)
+    plt.close(figure)  # else the notebook shows it a second time
+    return written.getvalue()
+
+
+def _output(picture: bytes) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """A picture as an output's data and metadata. The size keeps a page in place while the next picture is loaded."""
+    width, height = Image.open(io.BytesIO(picture)).size
+    return {"image/png": b64encode(picture).decode(), "text/plain": ""}, {"image/png": {"width": width, "height": height}}
+
+
+def _faded(picture: bytes) -> bytes:
+    """A picture's first frame, paler."""
+    page = Image.open(io.BytesIO(picture)).convert("RGB")
+    written = io.BytesIO()
+    Image.blend(page, Image.new("RGB", page.size, "white"), FADED).save(written, "PNG")
+    return written.getvalue()
+
+
+def _plain(error: ValueError) -> str:
+    """What is wrong, without pydantic's frame."""
+    if isinstance(error, ValidationError):
+        return "; ".join(finding["msg"].removeprefix("Value error, ") for finding in error.errors())
+    return str(error)

@@ -1,0 +1,1 @@
+"""What the whole package uses: atomic files, seeding, processes, progress, paths."""

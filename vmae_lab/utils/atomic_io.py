@@ -1,0 +1,144 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+class StorageError(OSError):
+    """A folder that cannot be written, or a full disk: names the folder and the remedy."""
+
+
+@contextmanager
+def storing_in(folder: Path) -> Iterator[None]:
+    """Turn the system's refusals to write (read-only, no permission, full) into a StorageError that names `folder`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        reasons = {
+            errno.EROFS: "it is on a read-only file system",
+            errno.EACCES: "there is no permission to write there",
+            errno.EPERM: "there is no permission to write there",
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.EEXIST: "a file stands where the folder should be",
+        }
+        if error.errno not in reasons:
+            raise
+        raise StorageError(
+            f"cannot write to {folder}: {reasons[error.errno]}. Free it, or choose another place: VMAE_LAB_HOME moves "
+            "the cache of data, VMAE_LAB_PROJECT the folder that holds runs/ and reports/"
+        ) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and check that it can be written; raises StorageError."""
+    with storing_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    return folder
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not.
+
+    One writer at a time: what a killed one left is removed. Raises StorageError, also where PyTorch or safetensors wrap the
+    system's error in one of their own.
+    """
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storing_in(path.parent):
+        try:
+            try:
+                yield temporary
+            except (RuntimeError, SafetensorError) as error:
+                if shutil.disk_usage(path.parent).free < 1 << 20:
+                    raise OSError(errno.ENOSPC, str(error)) from error
+                raise
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file is on the disk: that it is full may only be told then."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(readable(text), encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())  # bytes: json detects UTF-8 with or without a byte-order mark, and UTF-16
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hexadecimal digits that name a value made of plain settings, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def readable(text: str) -> str:
+    """Text that can be encoded, for messages and tables: `\\xe9` for a byte of a file name that is not UTF-8."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no file name gives
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def local_name(name: str) -> str:
+    """A file name from a UTF-8 text, as this process's file system functions take it: the same bytes in every locale."""
+    if name.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return name
+    try:
+        return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return name
+
+
+def utf8_name(name: str) -> str:
+    """A file name of this process as UTF-8 text, the inverse of `local_name`; bytes that are not UTF-8 stay surrogates."""
+    if name.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return name
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def escaped_name(name: str) -> str:
+    """A UTF-8 name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
+    return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def unescaped_name(text: str) -> str:
+    """The file name that `escaped_name` was given."""
+    return re.sub(
+        rb"\\(\\|x[0-9a-fA-F]{2})",
+        lambda match: b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)]),
+        text.encode("utf-8", "surrogateescape"),
+    ).decode("utf-8", "surrogateescape")
