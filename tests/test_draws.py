@@ -26,6 +26,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vmae_lab
 from vmae_lab.data.augment import FinetuneAugment
 from vmae_lab.data.clips import DataSettings
 from vmae_lab.data.mixture import EpochOrder, MixtureOrder, sample_order
@@ -158,8 +159,6 @@ def _text(purpose: ast.expr, file: Path) -> str | None:
 
 
 def test_purposes_stay_the_same():
-    import vmae_lab
-
     assert sorted(purposes(Path(vmae_lab.__file__).parent)) == PURPOSES
 
 
