@@ -27,32 +27,32 @@ import torch
 from torch import Tensor, nn
 
 import vmae_lab
-from vmae_lab.data.augment import FinetuneAugment
-from vmae_lab.data.clips import DataSettings
-from vmae_lab.data.mixture import EpochOrder, MixtureOrder, sample_order
+from vmae_lab.data.activitynet import UntrimmedSettings
+from vmae_lab.data.activitynet_files import Annotations
+from vmae_lab.data.ava import SceneSettings
+from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.data.motionworld.dataset import render_clip
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, render_scene
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.data.motionworld.untrimmed import UntrimmedWorldSettings, render_untrimmed
-from vmae_lab.data.scenes import SceneSettings
-from vmae_lab.data.segments import Annotations
-from vmae_lab.data.untrimmed import UntrimmedSettings
-from vmae_lab.detection.spatial import DetectSettings, DetectTask
-from vmae_lab.detection.temporal import LocaliseSettings, LocaliseTask
+from vmae_lab.data.samplers import EpochOrder, MixtureOrder, sample_order
+from vmae_lab.data.transforms import FinetuneAugment
 from vmae_lab.evaluation.probes import ProbeSettings, labelled_draws
 from vmae_lab.masking import MASKS, MaskSettings, draw_masks, running_cell_maps
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.randomness import derive, library_draws, numpy_generator, seeded, torch_generator
-from vmae_lab.training.distill import DistillSettings, DistillTask, Teacher
-from vmae_lab.training.finetune import FinetuneSettings, FinetuneTask, MixSettings
-from vmae_lab.training.log import read_metrics
 from vmae_lab.training.loop import train
-from vmae_lab.training.pretrain import PretrainSettings, PretrainTask
-from vmae_lab.training.probe import AttentiveProbeTask
+from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.tasks.attentive_probe import AttentiveProbeTask
+from vmae_lab.training.tasks.detect import DetectSettings, DetectTask
+from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
+from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, MixSettings
+from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.seeding import derive, library_draws, numpy_generator, seeded, torch_generator
 
 FROZEN = Path(__file__).with_name("frozen_draws.json")
 TOLERANCES = {"values": 1e-4, "pixels": 1e-2}  # relative to the largest number of a statistic

@@ -296,7 +296,7 @@ def test_a_process_ends_with_the_one_that_started_it(video, failing, how):
     script = f"""
 from vmae_lab.data.decoding.pool import *
 from vmae_lab.data.frame_sampling import Exactly
-import vmae_lab.data.decoding.pool as isolated
+import vmae_lab.data.decoding.pool as pool
 pool.CHILD = "failing_child"
 decoder = DecoderProcess(VideoSettings(timeout_s=600))
 decoder.read(VideoFile({video.path!r}), Exactly((0,)))
