@@ -29,7 +29,7 @@ def test_type_checkers_are_told_the_same():
     """They read the imports below TYPE_CHECKING; what runs reads a table beside them."""
     block = next(node for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body if isinstance(node, ast.If))
     told = {line.module: {one.name for one in line.names} for line in block.body}
-    assert told == {f"vmae_lab.{room}": set(names) for room, names in vmae_lab._ROOMS.items()}
+    assert told == {f"vmae_lab.{room}": set(names) for room, names in vmae_lab._MODULES.items()}
     assert set(vmae_lab.__all__) == {"__version__"}.union(*told.values())
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 
-from vmae_lab.cli import detection, main
+from vmae_lab.cli import main
 from vmae_lab.data.ava_files import read_person_boxes
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
+from vmae_lab.detection import person_detector
 
 SMOKE = Path(__file__).parents[2] / "params" / "smoke.yaml"
 SMALL = ["--seed", "0", "-p", "pretrain.steps", "3", "-p", "detect.steps", "2"]
@@ -31,7 +32,7 @@ def test_a_recipe_without_scenes_is_refused(project, tmp_path, capsys):
     )
     for command in (["detect", str(path)], ["persons", str(path), "--out", str(tmp_path / "persons.csv")]):
         assert main(command) == 2
-        assert "detect: this section is missing; params/paper/ava.yaml shows one" in capsys.readouterr().err
+        assert "detect: this section is missing; params/paper/ava.yaml shows this section" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["train", "test"])
@@ -59,7 +60,7 @@ def sees_one(monkeypatch):
         def __call__(self, frames):
             return [(torch.tensor([[8.0, 8.0, 24.0, 24.0]]), torch.tensor([0.9])) for _ in frames]
 
-    monkeypatch.setattr(detection, "TorchvisionDetector", Fake)
+    monkeypatch.setattr(person_detector, "TorchvisionDetector", Fake)
 
 
 def test_people_are_written_where_they_are_read_from(project, tmp_path, capsys, sees_one):
@@ -70,7 +71,7 @@ def test_people_are_written_where_they_are_read_from(project, tmp_path, capsys, 
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anybody_is_looked_for(project, tmp_path, capsys, monkeypatch, sees_one):
-    monkeypatch.setattr(detection, "detect_people", lambda *_: pytest.fail("the work is done for nothing"))
+    monkeypatch.setattr(person_detector, "detect_people", lambda *_: pytest.fail("the work is done for nothing"))
     (tmp_path / "file").touch()
     assert main(["persons", str(SMOKE), "--out", str(tmp_path / "file" / "persons.csv")]) == 2
     assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err

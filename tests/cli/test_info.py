@@ -11,7 +11,7 @@ def test_what_is_kept_is_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(tmp_path / "project"))
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
     assert main(["info"]) == 0
-    assert "0 finished stages, 0 begun, 0.0 MB" in capsys.readouterr().out
+    assert "0 finished stages, 0 unfinished, 0.0 MB" in capsys.readouterr().out
     for stage, files in {"a": ("result.json", "model.safetensors"), "b": ("checkpoint.pt",)}.items():
         folder = tmp_path / "project" / "runs" / stage
         folder.mkdir(parents=True)
@@ -19,7 +19,7 @@ def test_what_is_kept_is_counted(tmp_path, monkeypatch, capsys):
             (folder / file).write_bytes(bytes(1_500_000))
     assert main(["info"]) == 0
     said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert said["runs"].strip().startswith("1 finished stages, 1 begun, 4.5 MB: ")
+    assert said["runs"].strip().startswith("1 finished stages, 1 unfinished, 4.5 MB: ")
     assert said["torch"].strip() == torch.__version__.split("+")[0]
     assert "av" in said["decoders"]
 
@@ -33,4 +33,4 @@ def test_ten_thousand_stages_are_listed_at_once(tmp_path, monkeypatch, capsys):
     started = time.perf_counter()
     assert main(["info"]) == 0
     print(f"{time.perf_counter() - started:.2f} s")
-    assert "10000 finished stages, 0 begun" in capsys.readouterr().out
+    assert "10000 finished stages, 0 unfinished" in capsys.readouterr().out

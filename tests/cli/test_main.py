@@ -1,14 +1,22 @@
 """The command line as a whole: help with examples, statuses, and what typer cannot parse by itself."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
 from vmae_lab import __version__
-from vmae_lab.cli import app, main, notebooks
+from vmae_lab.cli import app, main
 from vmae_lab.cli.data import _repeated
 from vmae_lab.cli.parameters import _joined
+from vmae_lab.data import kinetics710 as kinetics
+from vmae_lab.data.decoding import VideoSettings
+from vmae_lab.data.decoding.container import FRAMES
+from vmae_lab.evaluation.features import FeatureSettings
+from vmae_lab.lab import notebook_run
+from vmae_lab.lab.report import index
 from vmae_lab.training.checkpoint import STOPPED, Stopped
 
 COMMANDS = [
@@ -29,6 +37,42 @@ def test_every_help_shows_an_example_that_can_be_copied(command, capsys):
     shown = capsys.readouterr().out
     example = shown[shown.index("Example") :].splitlines()[1]
     assert example.startswith(f"    vmae-lab {command}")
+
+
+def test_help_and_usage_errors_import_no_torch():
+    """Nor pandas: they take a fraction of a second."""
+    words = [["--help"], ["run", "--help"], ["run"], ["none"], ["features", "."], ["--version"]]
+    script = f"""
+import sys
+from vmae_lab.cli import main
+assert [main(words) for words in {words}] == [0, 0, 2, 2, 2, 0]
+assert not {{"torch", "pandas", "numpy"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_defaults_are_those_of_the_settings():
+    """They are written again in the commands, which do not import the settings before they run."""
+    top = typer.main.get_command(app)
+
+    def defaults(command: typer.core.TyperGroup | typer.core.TyperCommand) -> dict:
+        return {parameter.name: parameter.default for parameter in command.params}
+
+    checked, windows, merged = (
+        defaults(top.commands["data"].commands["check"]),
+        defaults(top.commands["features"]),
+        defaults(top.commands["data"].commands["kinetics710"]),
+    )
+    limits = VideoSettings()
+    assert {name: checked[name] for name in ("max_pixels", "memory_mib", "timeout_s")} == {
+        "max_pixels": limits.max_pixels, "memory_mib": limits.memory_mib, "timeout_s": limits.timeout_s
+    }  # fmt: skip
+    features = FeatureSettings()
+    written = [windows[name] for name in ("stride", "frame", "scale_only", "form")]
+    assert written == [features.stride, features.frame, features.scale_only, features.format]
+    assert checked["frame_pattern"] == windows["frame_pattern"] == FRAMES
+    assert merged["path_pattern"] == kinetics.PATH_PATTERN
 
 
 def test_the_version_is_said(capsys):
@@ -86,7 +130,7 @@ def test_inside_a_checkout_a_wrong_name_is_told_alone(monkeypatch, capsys):
 
 def test_without_papermill_a_run_tells_what_to_install(monkeypatch, capsys):
     """The extra `lab` brings it; importing and training do not need it."""
-    monkeypatch.setattr(notebooks, "find_spec", lambda name: None)
+    monkeypatch.setattr(notebook_run, "find_spec", lambda name: None)
     notebook = Path(__file__).parents[2] / "notebooks" / "scaling.ipynb"
     assert main(["run", str(notebook), "--scale", "smoke"]) == 2
     assert "pip install 'vmae-lab[lab]'" in capsys.readouterr().err
@@ -96,7 +140,7 @@ def test_a_run_that_was_asked_to_stop_ends_with_its_own_status(monkeypatch):
     def stopped(*_: object) -> None:
         raise Stopped
 
-    monkeypatch.setattr(notebooks, "write_index", stopped)
+    monkeypatch.setattr(index, "write_index", stopped)
     with pytest.raises(Stopped) as ended:
         main(["report"])
     assert ended.value.code == STOPPED

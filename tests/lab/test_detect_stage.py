@@ -68,7 +68,7 @@ def test_what_decides_the_result_names_the_stage(recipe):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"detect": None}, "detect: this parameter is missing, and the plan detects actions"),
+        ({"detect": None}, "detect: this section is missing; the plan detects actions"),
         ({"detect.side": 22}, r"side 22 is not a multiple of the model's patch of 4 pixels"),
         ({"detect.augment.short_side": [20, 28]}, r"augment.short_side \[20, 28\]: a rising pair from side 24 on"),
         ({"detect.scenes.motionworld.sources": ["camera"]}, "actors are of sprites, digits, sticks"),

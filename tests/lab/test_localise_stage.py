@@ -115,7 +115,7 @@ def test_multiply_accumulates_are_those_of_the_model():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"localise": None}, "localise: this parameter is missing, and the plan detects actions in time"),
+        ({"localise": None}, "localise: this section is missing; the plan detects actions in time"),
         ({"localise.shape.window": 8}, "window 8 is even"),
         ({"localise.videos.motionworld": None}, r"give one of videos\.motionworld"),
         ({"localise.videos.motionworld.pace": 100}, "localise.videos.motionworld.pace"),

@@ -11,8 +11,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from vmae_lab.cli import app
-from vmae_lab.cli.notebooks import checked_parameters, move_links
+from vmae_lab.cli.parameters import by_name
 from vmae_lab.lab.config import RecipeError
+from vmae_lab.lab.notebook_run import checked_parameters, move_links
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -109,7 +110,7 @@ def test_commands_are_understood_and_their_parameters_valid(path, monkeypatch):
     for words in written:
         given = understood(words).params
         for notebook in given.get("notebooks", ()):
-            checked_parameters(notebook, given["scale"], given["override"])
+            checked_parameters(notebook, given["scale"], by_name(given["override"]))
 
 
 def test_a_wrong_command_would_be_found(monkeypatch):
@@ -117,7 +118,7 @@ def test_a_wrong_command_would_be_found(monkeypatch):
     [words] = commands("text `vmae-lab run notebooks/scaling.ipynb -p pretrain.stpes 3`, and `other`")
     given = understood(words).params
     with pytest.raises(RecipeError, match="did you mean 'steps'"):
-        checked_parameters(given["notebooks"][0], given["scale"], given["override"])
+        checked_parameters(given["notebooks"][0], given["scale"], by_name(given["override"]))
     for wrong in ("vmae-lab rnu notebooks/scaling.ipynb", "vmae-lab run notebooks/scaling.ipynb --scael demo"):
         with pytest.raises(UsageError):
             understood(commands(f"`{wrong}`")[0])

@@ -1,4 +1,4 @@
-"""The command line: a thin face on the workbook. `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo`."""
+"""The command line, `vmae-lab`. Commands import what they need when they run, so `--help` and usage errors are quick."""
 
 import io
 import os
@@ -12,58 +12,41 @@ from typing import Annotated
 import typer
 
 from vmae_lab.cli import bench, data, detection, features, info, notebooks, stages
-from vmae_lab.data.decoding import DecoderUnavailable, VideoError
-from vmae_lab.data.eval_clips import MissingVideos
-from vmae_lab.data.video_lists import ListError
-from vmae_lab.evaluation.features import FeatureError
-from vmae_lab.lab.config import RecipeError
-from vmae_lab.models.checkpoints import CheckpointError
-from vmae_lab.training.checkpoint import FolderInUse, Stopped, UnreadableCheckpoint
-from vmae_lab.training.divergence import TrainingDiverged
-from vmae_lab.training.settings import ImpossibleHere
-from vmae_lab.utils.atomic_io import StorageError
-from vmae_lab.utils.distributed import ProcessLost
+from vmae_lab.utils.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode=None,  # help and messages in plain text, also where they are piped into a file
+    rich_markup_mode=None,  # plain text, which can be piped into a file
     pretty_exceptions_enable=False,
     epilog="\b\nExamples:\n  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo\n  vmae-lab COMMAND --help",
 )
-for room in (notebooks, stages, detection, features, bench, info):
-    app.add_typer(room.commands)
+for module in (notebooks, stages, detection, features, bench, info):
+    app.add_typer(module.commands)
 app.add_typer(data.commands, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `vmae-lab`. Returns the exit status; errors that a person can mend are one message, no traceback."""
+    """Entry point of `vmae-lab`. Returns the exit status. An error that the user can fix is one message, no traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped, not an error
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_: f"vmae-lab: warning: {message}\n"  # without the line of code
-    first = os.environ.get("RANK", "0") == "0"  # of a launcher's processes one speaks
-    silent = nullcontext() if first else redirect_stdout(io.StringIO())
+    main_process = os.environ.get("RANK", "0") == "0"  # the other processes of a launcher print nothing
     try:
-        with silent:
+        with nullcontext() if main_process else redirect_stdout(io.StringIO()):
             app(arguments, prog_name="vmae-lab")
-    except Stopped:  # saved where it stands; who asked for it waits for its own status
-        raise
-    except SystemExit as ended:  # how typer tells a status
+    except SystemExit as ended:
+        if type(ended) is not SystemExit:  # a training that was stopped and has saved keeps its own status
+            raise
         return int(ended.code or 0)
-    except (TrainingDiverged, MissingVideos) as error:
+    except (UserError, FileNotFoundError) as error:
         print(f"vmae-lab: {error}", file=sys.stderr)
-        return 1
-    except (
-        RecipeError, ListError, VideoError, FeatureError, CheckpointError, UnreadableCheckpoint, FolderInUse,
-        DecoderUnavailable, StorageError, ImpossibleHere, ProcessLost, FileNotFoundError,
-    ) as error:  # fmt: skip
-        print(f"vmae-lab: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_status", 2)
     return 0
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"vmae-lab {version_of('vmae-lab')}")
         raise typer.Exit
 
@@ -71,7 +54,7 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """A research workbook of VideoMAE V2."""

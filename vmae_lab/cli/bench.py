@@ -1,4 +1,4 @@
-"""`vmae-lab bench`: the scripts of benchmarks/, listed or run."""
+"""`vmae-lab bench`: list or run the scripts of benchmarks/."""
 
 import ast
 import subprocess
@@ -14,14 +14,16 @@ commands = typer.Typer()
 
 
 @commands.command(
-    context_settings={"allow_interspersed_args": False},  # what follows the name is the script's own
+    context_settings={"allow_interspersed_args": False},  # words after the name are the script's
     epilog="\b\nExamples:\n  vmae-lab bench\n  vmae-lab bench paper_costs",
 )
 def bench(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A script of benchmarks/; all are listed without.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A script of benchmarks/; if left out, all are listed.")
+    ] = None,
     words: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENT", help="Passed on to the script.")] = None,
 ) -> None:
-    """List the benchmarks, or run one; the exit status is its own."""
+    """List the benchmarks, or run one and exit with its status."""
     folder = project_root() / "benchmarks"
     scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
     if not scripts:
@@ -32,7 +34,7 @@ def bench(
     if name not in scripts:
         raise FileNotFoundError(f"there is no benchmark {name} in {folder}; there are {', '.join(scripts)}")
     status = subprocess.run([sys.executable, scripts[name], *(words or ())], check=False).returncode
-    raise typer.Exit(status if status >= 0 else 128 - status)  # of a signal, as shells tell it
+    raise typer.Exit(status if status >= 0 else 128 - status)  # of a signal, as shells report it
 
 
 def _first_line(script: Path) -> str:

@@ -1,19 +1,13 @@
-"""`vmae-lab features …`: the features of windows along the videos of a list, a file a video."""
+"""`vmae-lab features`: the features of windows along the videos of a list, one file per video."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
 
-from vmae_lab.cli.data import FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
-from vmae_lab.data.decoding import VideoSettings
-from vmae_lab.data.decoding.container import FRAMES
-from vmae_lab.data.video_dataset import clips_of
-from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, Format, extract_features, open_encoder
+from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
 
 commands = typer.Typer()
-FIELDS = FeatureSettings.model_fields
 
 
 @commands.command(
@@ -21,32 +15,41 @@ FIELDS = FeatureSettings.model_fields
 )
 def features(
     listed: Listed,
-    model: Annotated[str, typer.Option(help="Folder, file or the hub's name of a model.")],
+    model: Annotated[str, typer.Option(help="A model: a folder, a file or a name on the Hugging Face hub.")],
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip, where not the model's own.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip, where not the model's own.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results: by default <list>.features here.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help=FIELDS["stride"].description)] = FIELDS["stride"].default,
-    form: Annotated[Format, typer.Option("--format")] = FIELDS["format"].default,
-    frame: Annotated[Literal["squash", "centre"], typer.Option(help=FIELDS["frame"].description)] = FIELDS["frame"].default,
-    scale_only: Annotated[bool, typer.Option("--scale-only", help=FIELDS["scale_only"].description)] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Windows that go through the model at a time.")] = 8,
-    chunk: Annotated[int, typer.Option(min=1, help="Frames of a video that are held at a time.")] = 1024,
-    frame_pattern: FramePattern = FRAMES,
-    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    stride: Annotated[int, typer.Option(min=1, help="Frames from window to window: 4 for THUMOS14, 16 for FineAction.")] = 4,
+    form: Annotated[Literal["npy", "npz", "parquet"], typer.Option("--format", help="Of the files.")] = "npy",
+    frame: Annotated[
+        Literal["squash", "centre"], typer.Option(help="Resize the whole frame to a square, or take its central square.")
+    ] = "squash",
+    scale_only: Annotated[
+        bool, typer.Option("--scale-only", help="Pixels / 255 without mean and deviation, as for the published features.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    chunk: Annotated[int, typer.Option(min=1, help="Frames of a video in memory at a time.")] = 1024,
+    frame_pattern: FramePattern = FRAMES_NAMED,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")] = None,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Exit with status 0 though videos could not be read.")
+        bool, typer.Option("--skip-missing", help="Exit with status 0 even if some videos could not be read.")
     ] = False,
 ) -> None:
-    """Write the features of windows along videos, a file a video.
+    """Write the features of windows along videos, one file per video.
 
-    Goes on where it was interrupted; exit status 1 where a video could not be read.
+    Resumes if it was interrupted. Exit status 1 if a video could not be read.
     """
+    from vmae_lab.data.decoding import VideoSettings
+    from vmae_lab.data.video_dataset import clips_of
+    from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, extract_features, open_encoder
+    from vmae_lab.utils.distributed import process_state
+
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
     videos = open_list(listed, root, labelled, follow_links)
-    encoder, norm = open_encoder(model, frames, side, device)
+    encoder, norm = open_encoder(model, frames, side, device or str(process_state().device))
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")
     done = extract_features(encoder, clips, folder, settings, norm, batch, chunk)

@@ -1,30 +1,32 @@
-"""`vmae-lab info`: what this installation computes with, and what it keeps where; to be put into a report of a fault."""
+"""`vmae-lab info`: versions, devices and folders, for a bug report."""
 
-import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
-import torch
 import typer
-
-from vmae_lab.data.motionworld.dataset import cache_home
-from vmae_lab.lab.report.provenance import provenance
-from vmae_lab.lab.run_store import RESULT
-from vmae_lab.utils.paths import project_root, runs_folder
 
 commands = typer.Typer()
 
 
 @commands.command(epilog="\b\nExample:\n  vmae-lab info")
 def info() -> None:
-    """Say versions, devices, decoders, and how much is kept where."""
+    """Print versions, devices, decoders, and the folders of runs and data with their sizes."""
+    import importlib.util
+
+    import torch
+
+    from vmae_lab.data.motionworld.dataset import cache_home
+    from vmae_lab.lab.report.provenance import provenance
+    from vmae_lab.utils.paths import project_root, runs_folder
+
     made = provenance()
     lines = {
         "vmae_lab": made["code"],
         "python": made["python"],
         **made["packages"],
         "device": made["device"],
-        **{f"GPU {index}": _gpu(index) for index in range(torch.cuda.device_count())},
+        **{f"GPU {index}": _gpu(torch.cuda, index) for index in range(torch.cuda.device_count())},
         "PyTorch threads": str(torch.get_num_threads()),
         "decoders": ", ".join(name for name in ("decord", "av", "torchcodec") if importlib.util.find_spec(name)),
         "project": str(project_root()),
@@ -35,20 +37,20 @@ def info() -> None:
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
 
 
-def _gpu(index: int) -> str:
-    device = torch.cuda.get_device_properties(index)
-    bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+def _gpu(cuda: Any, index: int) -> str:
+    device = cuda.get_device_properties(index)
+    bf16 = "bf16" if cuda.is_bf16_supported(including_emulation=False) else "no bf16"
     return f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}"
 
 
 def _stages(folder: Path) -> str:
     stages = [entry.path for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
-    finished = sum(os.path.exists(os.path.join(stage, RESULT)) for stage in stages)
-    return f"{finished} finished stages, {len(stages) - finished} begun"
+    finished = sum(os.path.exists(os.path.join(stage, "result.json")) for stage in stages)
+    return f"{finished} finished stages, {len(stages) - finished} unfinished"
 
 
 def _size(folder: Path) -> str:
-    """What the files of a folder hold, links not followed."""
+    """Total size of the files in a folder. Links are not followed."""
     files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
     total = sum(os.lstat(file).st_size for file in files)
     return f"{total / 1e9:.2f} GB" if total > 1e8 else f"{total / 1e6:.1f} MB"

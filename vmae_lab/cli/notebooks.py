@@ -1,34 +1,14 @@
-"""`vmae-lab run`, `plan` and `report`: notebooks at a scale, what they would cost, and the index of their reports."""
+"""`vmae-lab run`, `plan` and `report`: run notebooks at a scale, estimate what they cost, and index their reports."""
 
-import os
-import re
-import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, one_offs
-from vmae_lab.lab.config import RecipeError, build_recipe
-from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
-from vmae_lab.lab.notebook_file import VARIABLE as FILE
-from vmae_lab.lab.notebook_file import read_cells
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.report.folder import report_place
-from vmae_lab.lab.report.index import write_index
-from vmae_lab.lab.scales import params_folders, read_scale
-from vmae_lab.utils.atomic_io import make_folder, write_text
-from vmae_lab.utils.paths import how_to_find_it, project_root, runs_folder
-from vmae_lab.utils.progress import VARIABLE as PROGRESS
+from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, by_name
 
-RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
-PLANNED = re.compile(r"""plan_notebook\(\s*["'](\w+)["']""")
 commands = typer.Typer()
-Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Of notebooks/, one after the other.")]
+Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Notebooks, which run one after the other.")]
 Scale = Annotated[str, typer.Option(help="A file of params/, or the path of another YAML.")]
 
 
@@ -38,30 +18,33 @@ Scale = Annotated[str, typer.Option(help="A file of params/, or the path of anot
     '  vmae-lab run notebooks/ablation_decoder_mask.ipynb -p pretrain.steps 300 -p seeds "[0]"',
 )
 def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
-    """Run a notebook at a scale and write its report."""
-    checked = [(notebook, *checked_parameters(notebook, scale, override)) for notebook in notebooks]  # all, before one starts
+    """Run notebooks at a scale and write their reports."""
+    from vmae_lab.lab.notebook_run import checked_parameters, execute, require_papermill
+
+    checked = [(path, *checked_parameters(path, scale, by_name(override))) for path in notebooks]  # all, before one starts
     for _, _, planned in checked:
         planned.check_lists()
-    if not find_spec("papermill"):
-        raise FileNotFoundError("notebooks are run by papermill, which is not installed: pip install 'vmae-lab[lab]'")
-    for notebook, parameters, planned in checked:
-        if status := execute(notebook, parameters, planned):
+    require_papermill()
+    for path, parameters, planned in checked:
+        if status := execute(path, parameters, planned):
             raise typer.Exit(status)
 
 
 @commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
 def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
-    """Say what a run would cost; runs nothing."""
+    """Print what a run would cost. Runs nothing."""
     from vmae_lab.lab.estimate import plan_summary
+    from vmae_lab.lab.notebook_run import checked_parameters
     from vmae_lab.lab.run_store import RunStore
     from vmae_lab.lab.seeds import seeds_summary
+    from vmae_lab.utils.paths import runs_folder
 
-    for planned in [checked_parameters(notebook, scale, override)[1] for notebook in notebooks]:
+    for planned in [checked_parameters(path, scale, by_name(override))[1] for path in notebooks]:
         planned.check_lists(costed=True)
         store = RunStore(runs_folder())
         print(plan_summary(planned, store))
-        if needed := seeds_summary(planned, store):
-            print(needed)
+        if seeds := seeds_summary(planned, store):
+            print(seeds)
 
 
 @commands.command(epilog="\b\nExamples:\n  vmae-lab report\n  vmae-lab report --for-git")
@@ -70,102 +53,11 @@ def report(
         bool, typer.Option("--for-git", help="Leave out what git ignores (smoke, variants, executed notebooks), to commit it.")
     ] = False,
 ) -> None:
-    """Write the index of all reports, README.md and index.html in reports/."""
+    """Write the index of all reports: README.md and index.html in reports/."""
+    from vmae_lab.lab.experiments import EXPERIMENTS
+    from vmae_lab.lab.report.index import write_index
+    from vmae_lab.utils.paths import project_root
+
     page = write_index(project_root() / "reports", list(EXPERIMENTS), for_git)
     print(f"the same for a repository's viewer: {page.with_name('README.md')}")
     print(f"index of results: {page}")
-
-
-def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
-    """Execute a notebook with parameters into its report folder; prints the report's path last. Returns the exit status."""
-    import papermill
-    from traitlets.config import Config
-
-    folder = make_folder(report_place(plan, notebook.stem, notebook.absolute()).folder)
-    name = folder.name
-    executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
-    page.unlink(missing_ok=True)  # else a run that stops would leave its notebook beside another run's page
-    # The kernel's output is printed here, so its progress has the form that fits this process's output.
-    shown = os.environ.get(PROGRESS) or ("terminal" if sys.stdout.isatty() else "lines")
-    try:
-        columns = str(shutil.get_terminal_size().columns)  # the kernel has no terminal to ask
-        with _environment({FILE: str(notebook.absolute()), PROGRESS: shown, "COLUMNS": columns}):
-            papermill.execute_notebook(
-                notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                coalesce_streams=True,  # the saved notebook holds the last state of a line that updates, not all of them
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else the kernel begins with a warning
-            )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
-        return 1
-    move_links(executed, notebook)
-    write_text(page, notebook_as_html(executed))
-    print(f"executed notebook: {executed}")
-    print(f"as a page: {page}")
-    print(f"report: {folder / 'README.md'}")
-    return 0
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which a kernel inherits, while the block runs."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def move_links(executed: Path, notebook: Path) -> None:
-    """Let relative links in the text of an executed notebook lead where they lead in the notebook itself."""
-    import nbformat
-
-    def moved(link: re.Match) -> str:
-        target = os.path.relpath(notebook.resolve().parent / link[1], executed.resolve().parent)
-        return f"]({Path(target).as_posix()})"
-
-    page = nbformat.read(executed, as_version=4)
-    for cell in page.cells:
-        if cell.cell_type == "markdown":
-            cell.source = RELATIVE_LINK.sub(moved, cell.source)
-    nbformat.write(page, executed)
-
-
-def notebook_as_html(executed: Path) -> str:
-    """An executed notebook as one HTML page, with its outputs, that a browser opens without Jupyter, and without a network:
-    widgets, whose code would come from one, are the pictures that stand beside them.
-    """
-    from nbconvert import HTMLExporter
-    from nbconvert.utils.base import NbConvertBase
-
-    kinds = [kind for kind in NbConvertBase().display_data_priority if "widget" not in kind]
-    return HTMLExporter(config={"NbConvertBase": {"display_data_priority": kinds}}).from_filename(str(executed))[0]
-
-
-def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> tuple[dict[str, Any], Plan]:
-    """What is put into a notebook, and the plan that it makes there: refused if anything is unknown or impossible."""
-    if not notebook.is_file():
-        raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
-    name = experiment_of(notebook)
-    arms, changes = EXPERIMENTS[name].arms, {"override": one_offs(overrides)}
-    recipe = build_recipe(changes, arms, {"arms": list(arms), **read_scale(scale, params_folders(notebook))})
-    file = str(Path(scale).absolute()) if Path(scale).is_file() else scale
-    return {"scale": file, **changes}, plan_notebook(name, recipe)
-
-
-def experiment_of(notebook: Path) -> str:
-    """What a notebook compares: the name that its code gives to `plan_notebook`. Raises RecipeError."""
-    try:
-        code = "\n".join("".join(cell["source"]) for cell in read_cells(notebook))
-    except (ValueError, KeyError, AttributeError):
-        raise RecipeError(f"{notebook} is not a notebook (JSON with cells)") from None
-    found = PLANNED.search(code)
-    if found and found[1] in EXPERIMENTS:
-        return found[1]
-    what = f"plan_notebook is given '{found[1]}'" if found else 'no cell calls plan_notebook("NAME", recipe)'
-    raise RecipeError(f"{notebook} is no notebook of this workbook: {what}; names are {', '.join(EXPERIMENTS)}")

@@ -1,4 +1,4 @@
-"""Parameters on the command line: a YAML of params/ or by path, and dotted one-offs, `-p NAME VALUE`."""
+"""Parameters on the command line: a YAML of params/ or by path, and single settings, `-p NAME VALUE`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
-
-from vmae_lab.lab.scales import read_scale
 
 PAIR = ("-p", "--override")
 NOTHING: list[Any] = []  # the default of options that may be repeated: typer takes them for lists by their type
@@ -43,10 +41,12 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 def scale_parameters(scale: str, folder: Path, pairs: Sequence[str]) -> dict[str, Any]:
     """A scale's parameters, from a folder or by path, with the overrides as text. Raises RecipeError."""
+    from vmae_lab.lab.scales import read_scale
+
     parameters = read_scale(scale, [folder])
-    return {**parameters, "override": {**(parameters.get("override") or {}), **one_offs(pairs)}}
+    return {**parameters, "override": {**(parameters.get("override") or {}), **by_name(pairs)}}
 
 
-def one_offs(pairs: Sequence[str]) -> dict[str, str]:
+def by_name(pairs: Sequence[str]) -> dict[str, str]:
     """Values by dotted name, from NAME=VALUE."""
     return {name: text for name, _, text in (pair.partition("=") for pair in pairs)}

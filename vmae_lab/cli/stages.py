@@ -2,40 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
-from vmae_lab.lab.arms import BLUE, Arm
-from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.estimate import plan_summary, work_of
-from vmae_lab.lab.plan import plan_ablation
-from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stages import (
-    Stage,
-    finetune_stage,
-    opened_classifier_stage,
-    opened_stage,
-    pretrain_stage,
-    views_stage,
-)
-from vmae_lab.models.checkpoints import open_checkpoint
-from vmae_lab.utils.paths import project_root, runs_folder
+
+if TYPE_CHECKING:
+    from vmae_lab.lab.config import Recipe
+    from vmae_lab.lab.stages import Stage
 
 commands = typer.Typer()
 PRETRAIN, SCRATCH, FINETUNE = "pretrain", "scratch", "finetune"
-AS_IT_IS = {"recipe": Arm("the recipe as it is", BLUE, "D")}
+ARM = "recipe"  # the only arm of these plans: the recipe unchanged
 Parameters = Annotated[str, typer.Argument(metavar="PARAMS", help="A file of params/ (smoke, paper/k400), or a YAML's path.")]
 Encoder = Annotated[
     str,
     typer.Option(
         metavar="WHERE",
-        help="pretrain: the recipe's own pre-training, done first where it is not; scratch; or a folder, a file or the hub's "
-        "name of a checkpoint.",
+        help="pretrain: the recipe's own pre-training, which runs first if needed; scratch; or a checkpoint: a folder, a file "
+        "or a name on the Hugging Face hub.",
     ),
 ]
-Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, in place of the recipe's; may be repeated.")]
+Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, instead of the recipe's. May be repeated.")]
 
 
 @commands.command(
@@ -44,8 +33,10 @@ Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, in place of
 )
 def pretrain(parameters: Parameters, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Pre-train the model of a recipe. Prints the folder of each seed's model last."""
+    from vmae_lab.lab.stages import pretrain_stage
+
     recipe = read_recipe(parameters, override, seed)
-    for _, folder, _ in run_stage("pretrain", recipe, lambda one: pretrain_stage(recipe, one)):
+    for _, folder, _ in run_stage("pretrain", recipe, lambda seed: pretrain_stage(recipe, seed)):
         print(folder)
 
 
@@ -61,15 +52,17 @@ def finetune(
     seed: Seeds = NOTHING,
 ) -> None:
     """Fine-tune a recipe's model on its labels. Prints each seed's accuracy on held-out clips, and the model's folder."""
+    from vmae_lab.lab.stages import finetune_stage, pretrain_stage
+
     recipe = labelled(read_recipe(parameters, override, seed))
     opened = opened_encoder(recipe, encoder)
 
-    def stage(one: int) -> Stage:
-        return finetune_stage(recipe, pretrain_stage(recipe, one) if encoder == PRETRAIN else opened, one)
+    def stage(seed: int) -> "Stage":
+        return finetune_stage(recipe, pretrain_stage(recipe, seed) if encoder == PRETRAIN else opened, seed)
 
-    for one, folder, result in run_stage("finetune", recipe, stage):
+    for number, folder, result in run_stage("finetune", recipe, stage):
         clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
-        print(f"seed {one}: top-1 {result['metrics']['finetune']:.1f} % of {clips}\n{folder}")
+        print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f} % of {clips}\n{folder}")
 
 
 @commands.command(
@@ -83,50 +76,71 @@ def evaluate(
         str,
         typer.Option(
             metavar="WHERE",
-            help="finetune: what the recipe fine-tunes, done first where it is not; or a folder, a file or the hub's name of a "
-            "classifier, judged once, whatever the seeds.",
+            help="finetune: the recipe's own fine-tuning, which runs first if needed; or a classifier: a folder, a file or a "
+            "name on the Hugging Face hub, which is evaluated once, whatever the seeds.",
         ),
     ] = FINETUNE,
     override: Overrides = NOTHING,
     seed: Seeds = NOTHING,
 ) -> None:
-    """Judge a classifier on several views of each held-out video. Prints top-1 and top-5, and the folder of its answers."""
+    """Evaluate a classifier on several views of each held-out video. Prints top-1, top-5 and the folder of the predictions."""
+    from vmae_lab.lab.stages import finetune_stage, opened_classifier_stage, pretrain_stage, views_stage
+    from vmae_lab.models.checkpoints import open_checkpoint
+
     recipe = labelled(read_recipe(parameters, override, seed))
     opened = None
     if model != FINETUNE:
         opened = opened_classifier_stage(recipe, open_checkpoint(model))
         recipe = recipe.with_overrides({"seeds": recipe.seeds[:1]})
 
-    def stage(one: int) -> Stage:
-        return views_stage(recipe, opened or finetune_stage(recipe, pretrain_stage(recipe, one), one), one)
+    def stage(seed: int) -> "Stage":
+        return views_stage(recipe, opened or finetune_stage(recipe, pretrain_stage(recipe, seed), seed), seed)
 
-    for one, folder, result in run_stage("evaluate", recipe, stage):
-        said = ", ".join(_with_interval(result, name) for name in ("top1", "top5"))
-        print(f"{model if opened else f'seed {one}'}: {said}; {result['test_clips']} {recipe.evaluate.split} clips\n{folder}")
-
-
-def opened_encoder(recipe: Recipe, encoder: str) -> Stage | None:
-    """A checkpoint as a stage, or None where the encoder is of the recipe's own or from scratch. Raises CheckpointError."""
-    return None if encoder in (PRETRAIN, SCRATCH) else opened_stage(recipe, open_checkpoint(encoder))
+    for number, folder, result in run_stage("evaluate", recipe, stage):
+        scores = ", ".join(_with_interval(result, name) for name in ("top1", "top5"))
+        print(
+            f"{model if opened else f'seed {number}'}: {scores}; {result['test_clips']} {recipe.evaluate.split} clips\n{folder}"
+        )
 
 
-def read_recipe(parameters: str, overrides: Sequence[str], seeds: Sequence[int]) -> Recipe:
-    """The recipe of a YAML with one arm: itself. Raises RecipeError."""
-    tree = {**scale_parameters(parameters, project_root() / "params", overrides), "arms": list(AS_IT_IS)}
-    recipe = build_recipe(tree, AS_IT_IS)
+def opened_encoder(recipe: "Recipe", encoder: str) -> "Stage | None":
+    """A checkpoint as a stage. None if the encoder is the recipe's own or from scratch. Raises CheckpointError."""
+    if encoder in (PRETRAIN, SCRATCH):
+        return None
+    from vmae_lab.lab.stages import opened_stage
+    from vmae_lab.models.checkpoints import open_checkpoint
+
+    return opened_stage(recipe, open_checkpoint(encoder))
+
+
+def read_recipe(parameters: str, overrides: Sequence[str], seeds: Sequence[int]) -> "Recipe":
+    """The recipe of a YAML, with one arm. Raises RecipeError."""
+    from vmae_lab.lab.config import build_recipe
+    from vmae_lab.utils.paths import project_root
+
+    recipe = build_recipe({**scale_parameters(parameters, project_root() / "params", overrides), "arms": [ARM]}, [ARM])
     return recipe.with_overrides({"seeds": list(seeds)}) if seeds else recipe
 
 
-def labelled(recipe: Recipe) -> Recipe:
-    """The same recipe. Raises RecipeError where its data has no labels."""
+def labelled(recipe: "Recipe") -> "Recipe":
+    """The same recipe. Raises RecipeError if its data has no labels."""
+    from vmae_lab.lab.config import RecipeError
+
     if not recipe.data.labelled:
-        raise RecipeError("data.lists.train names no labelled list, so there is nothing to fine-tune on or to judge by")
+        raise RecipeError("data.lists.train: no labelled list is set, and fine-tuning and evaluation need labels")
     return recipe
 
 
-def run_stage(name: str, recipe: Recipe, stage: Callable[[int], Stage]) -> list[tuple[int, Path, dict[str, Any]]]:
-    """Say what a stage costs, and complete it and what it needs for every seed: seeds, folders and results."""
-    plan = plan_ablation(name, recipe, AS_IT_IS, lambda recipe, arm, encoder, seed: {name: stage(seed)})
+def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> list[tuple[int, Path, dict[str, Any]]]:
+    """Print what a stage costs, and run it and its inputs for every seed. Returns seeds, folders and results."""
+    from vmae_lab.lab.arms import BLUE, Arm
+    from vmae_lab.lab.estimate import plan_summary, work_of
+    from vmae_lab.lab.plan import plan_ablation
+    from vmae_lab.lab.run_store import RunStore
+    from vmae_lab.utils.paths import runs_folder
+
+    arms = {ARM: Arm("the recipe unchanged", BLUE, "D")}
+    plan = plan_ablation(name, recipe, arms, lambda recipe, arm, encoder, seed: {name: stage(seed)})
     plan.check_lists()
     store = RunStore(runs_folder())
     print(plan_summary(plan, store), flush=True)

@@ -12,16 +12,19 @@ from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.decoding.decoders import Choose
 from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.transforms import centre_crop
+from vmae_lab.utils.errors import UserError
 
 FIX_VIDEOS = "Fix them, use the list that 'vmae-lab data check' wrote, or set evaluate.missing to 'skip' to leave them out"
 FIX_KEY_FRAMES = "Fix the videos, or exclude these key frames"
 
 
-class MissingVideos(RuntimeError):
+class MissingVideos(UserError, RuntimeError):
     """Videos of an evaluation that cannot be read, all of them: an average over the others is another number.
 
     `what` is counted, where that is not videos but several of each.
     """
+
+    exit_status = 1
 
     def __init__(self, failed: Mapping[int, VideoError], total: int, remedy: str = FIX_VIDEOS, what: str = "videos"):
         self.failed, self.total, self.remedy, self.what = dict(failed), total, remedy, what

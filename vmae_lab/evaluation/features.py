@@ -29,6 +29,7 @@ from vmae_lab.data.video_lists.writer import write_list
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, storing_in, write_json
+from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.progress import Progress
 
 LOCK = ".features.lock"
@@ -37,7 +38,7 @@ LONGEST = 200  # bytes of a video's name; file systems hold 255, and a place has
 Format = Literal["npy", "npz", "parquet"]
 
 
-class FeatureError(ValueError):
+class FeatureError(UserError, ValueError):
     """A folder that holds features made in another way."""
 
 

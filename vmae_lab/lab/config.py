@@ -175,9 +175,9 @@ Section = TypeVar("Section")
 
 
 def require(section: Section | None, name: str, why: str = "the plan needs it") -> Section:
-    """A part of a recipe that may be left out, for what cannot do without. Raises RecipeError."""
+    """A section of a recipe that may be left out, for plans that need it. Raises RecipeError."""
     if section is None:
-        raise RecipeError(f"{name}: this parameter is missing, and {why}")
+        raise RecipeError(f"{name}: this section is missing; {why}")
     return section
 
 

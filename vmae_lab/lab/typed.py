@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from vmae_lab.utils.errors import UserError
+
 INTEGER = re.compile(r"[-+]?[0-9]+")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 LEFT_TO_YAML = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """A parameter that is unknown, misspelt, of the wrong type, or impossible: names it and what is accepted."""
 
 

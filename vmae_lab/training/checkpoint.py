@@ -14,12 +14,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from vmae_lab.utils.atomic_io import atomic_write, flush_to_disk
+from vmae_lab.utils.errors import UserError
 
 T = TypeVar("T")
 STOPPED = 128 + signal.SIGTERM  # the exit status by which shells and Slurm know it
 
 
-class UnreadableCheckpoint(RuntimeError):
+class UnreadableCheckpoint(UserError, RuntimeError):
     """A run's folder in which no checkpoint can be read."""
 
 
@@ -33,7 +34,7 @@ class Stopped(SystemExit):
         return Stopped, ()
 
 
-class FolderInUse(RuntimeError):
+class FolderInUse(UserError, RuntimeError):
     """A run's folder in which another process trains."""
 
 

@@ -7,12 +7,16 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vmae_lab.utils.errors import UserError
+
 RECENT = 100  # losses that a spike is measured against
 ENOUGH = 20  # of them before anything counts as one
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """The loss or the weights are no longer finite numbers, or the loss has sprung up."""
+
+    exit_status = 1
 
 
 class Divergence(BaseModel):

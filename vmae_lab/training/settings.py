@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.optim import cosine_schedule
+from vmae_lab.utils.errors import UserError
 
 
-class ImpossibleHere(ValueError):
+class ImpossibleHere(UserError, ValueError):
     """Settings that are sound, and cannot be carried out by these processes or in this installation: says what to change."""
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from vmae_lab.utils.errors import UserError
 
-class StorageError(OSError):
+
+class StorageError(UserError, OSError):
     """A folder that cannot be written, or a full disk: names the folder and the remedy."""
 
 

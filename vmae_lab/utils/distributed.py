@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
+from vmae_lab.utils.errors import UserError
+
 if TYPE_CHECKING:
     from accelerate import PartialState
 
@@ -28,7 +30,7 @@ WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate
 POOL_OF = "VMAE_LAB_POOL_OF"  # the process whose pools' workers inherit this variable; the package's __init__ reads it
 
 
-class ProcessLost(RuntimeError):
+class ProcessLost(UserError, RuntimeError):
     """A process that this one needs was killed or failed: says which, and what to do. The machine may be short of memory."""
 
 

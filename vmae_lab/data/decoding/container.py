@@ -9,12 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.utils.atomic_io import readable
+from vmae_lab.utils.errors import UserError
 
 FRAMES = "img_{:05d}.jpg"  # the official code's names in a folder of frames
 HEAD = 400  # bytes that tell a container; two packets of an MPEG transport stream
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """A video that cannot be read: `path`, `codec` (empty where it is not known) and `cause`, all in the message."""
 
     def __init__(self, path: str | Path, cause: str, codec: str = ""):
@@ -25,7 +26,7 @@ class VideoError(ValueError):
         return VideoError, (self.path, self.cause, self.codec)
 
 
-class DecoderUnavailable(RuntimeError):
+class DecoderUnavailable(UserError, RuntimeError):
     """No decoder can be started: the machine is at fault, not a video, and none may be set aside for it."""
 
 

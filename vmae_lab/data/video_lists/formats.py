@@ -16,6 +16,7 @@ import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
 from vmae_lab.utils.atomic_io import local_name, readable, unescaped_name
+from vmae_lab.utils.errors import UserError
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
 OTHER_COLUMNS = (
@@ -36,7 +37,7 @@ WHOLE_OR_POINT = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")  # also 2.0, as pand
 NOT_TEXT = bytes(range(9))  # control characters that no text has
 
 
-class ListError(ValueError):
+class ListError(UserError, ValueError):
     """A list of videos that is missing, empty or has bad lines: names the file, the lines and what is wrong."""
 
     def __init__(self, message: str):

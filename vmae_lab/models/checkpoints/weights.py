@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vmae_lab.utils.atomic_io import atomic_write
+from vmae_lab.utils.errors import UserError
 
 State = dict[str, Tensor]
 SHOWN = 10  # of each kind of misfit, a message lists so many
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
