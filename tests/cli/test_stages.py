@@ -165,4 +165,4 @@ def test_without_labels_there_is_nothing_to_fine_tune_on(project, smoke, capsys)
     lists = f"{{root: {project / 'videos'}, pretrain: .}}"
     words = ["-p", "data", f"{{lists: {lists}}}", "-p", "evaluate.sources", "[]"]
     assert main(["finetune", SMOKE, *words]) == 2
-    assert "names no labelled list" in capsys.readouterr().err
+    assert "data.lists.train" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from html import escape
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,8 +15,7 @@ import papermill
 import pytest
 
 from vmae_lab.cli import main
-from vmae_lab.lab.report.entries import find_reports
-from vmae_lab.lab.report.index import to_html, to_markdown, write_index
+from vmae_lab.lab.report.index import find_reports, to_html, to_markdown, write_index
 
 ROOT = Path(__file__).parents[2]
 ORDER = ["ablation_decoder_mask", "scaling"]
@@ -70,7 +69,7 @@ class Links(HTMLParser):
     def __init__(self, page: str):
         super().__init__()
         self.targets, self.names, self.tags = [], set(), set()
-        self.data_loader(page)
+        self.feed(page)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
@@ -234,7 +233,7 @@ def test_the_file_and_the_settings_of_a_report_are_in_its_command(reports):
     command = """vmae-lab run mine/copy.ipynb --scale demo -p pretrain.steps 7 -p data.lists.train '"a b"'"""
     markdown, html = written(reports)
     assert command in markdown
-    assert escape(command) in html
+    assert command in unescape(html)
     assert "changed settings: pretrain.steps 7" in markdown
     assert "Runs with changed settings" in markdown
 

@@ -1,102 +1,253 @@
 """The index of results: every report below reports/ on one page, as README.md and as an index.html that needs no server."""
 
+import json
 import re
-from collections.abc import Sequence
-from html import escape
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 from tabulate import tabulate
 
-from vmae_lab.lab.report.entries import Entry, find_reports, kept_by_git, split_variant
-from vmae_lab.utils.atomic_io import write_text
+from vmae_lab.lab.estimate import duration
+from vmae_lab.lab.report.folder import VARIANT
+from vmae_lab.utils.atomic_io import read_json, write_text
 
-LEAD = (
-    "Every notebook that was run, at every scale: what it asks and finds, its main table and figure, what made them, and "
-    "the way to its page. Written by `make reports`, not by hand."
-)
-LOG = "What was tried, and what failed, is told in"
-NOTHING = "There is no report yet: `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo` writes one."
+SCALES = ("paper", "gpu", "study", "demo", "own", "smoke")
+NOTEBOOK, PAGE = "executed notebook", "executed notebook as a page"  # links to files that git ignores
+Read = TypeVar("Read")
+
+
+class Picture(NamedTuple):
+    """A figure of a report: its path from the report's folder, its words, its size in pixels."""
+
+    path: str
+    words: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What the index says of a report. `problem`: why it cannot be shown; `links`: words -> path of a file in its folder.
+
+    `file`: the notebook's path, if the manifest tells it; `changed`: settings that differ from the scale's.
+    """
+
+    scale: str
+    notebook: str
+    file: str = ""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    title: str = ""
+    question: str = ""
+    conclusions: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    caption: str = ""
+    table: pd.DataFrame | None = None
+    picture: Picture | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.scale}/{self.notebook}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes this report, as far as its name and its manifest tell."""
+        scale, variant = split_variant(self.scale)
+        pairs = [f" -p {name} {shlex.quote(json.dumps(value))}" for name, value in self.changed.items()]
+        settings = "".join(pairs) or " -p NAME VALUE" * variant
+        file = self.file or f"notebooks/{self.notebook}.ipynb"
+        return f"vmae-lab run {shlex.quote(file)} --scale {scale}{settings}"
+
+    @property
+    def absent(self) -> str:
+        """What a run would write beside the report and is not there to link to."""
+        return next((words for words in (NOTEBOOK, PAGE) if words not in self.links), "")
+
+    def url(self, path: str) -> str:
+        return quote(f"{self.folder}/{path}")
+
+
+class _Broken(ValueError):
+    """A report that cannot be shown; says which of its files is at fault, without the machine's own paths."""
+
+
+def find_reports(folder: Path, order: Sequence[str]) -> list[Entry]:
+    """Every `<scale>/<notebook>/` below `folder`: scales from paper to smoke, then others; notebooks as in `order`."""
+    found = [
+        _entry(place)
+        for place in folder.glob("[!.]*/[!.]*/")
+        if place.is_dir() and any(not file.name.startswith(".") for file in place.iterdir())
+    ]
+
+    def rank(entry: Entry) -> tuple:
+        scale, variant = split_variant(entry.scale)
+        name = entry.scale if variant else ""
+        return (_place(scale, SCALES), scale, name, _place(entry.notebook, order), entry.notebook)
+
+    return sorted(found, key=rank)
+
+
+def kept_by_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
+    """The entries as a clone will have them: without reports, and without links to files, that git ignores."""
+    kept = [entry for entry in entries if (folder / entry.folder / "manifest.json").is_file()]
+    paths = [f"{entry.folder}/{path}" for entry in kept for path in ("manifest.json", *entry.links.values())]
+    done = subprocess.run(
+        ["git", "check-ignore", "-z", "--stdin"],
+        cwd=folder,
+        input="\0".join(paths),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode > 1:
+        raise FileNotFoundError(
+            f"{folder} is in no git checkout, so nothing says what to leave out: write the index without --for-git"
+        )
+    ignored = set(done.stdout.split("\0"))
+    return [
+        replace(entry, links={name: path for name, path in entry.links.items() if f"{entry.folder}/{path}" not in ignored})
+        for entry in kept
+        if f"{entry.folder}/manifest.json" not in ignored
+    ]
+
+
+def split_variant(scale: str) -> tuple[str, bool]:
+    """A scale without what marks a folder of changed settings, and whether it has that."""
+    name, mark, _ = scale.partition(VARIANT)
+    return name, bool(mark)
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _entry(folder: Path) -> Entry:
+    scale, notebook = folder.parent.name, folder.name
+    try:
+        return _whole_entry(folder, scale, notebook)
+    except _Broken as error:
+        return Entry(scale, notebook, problem=str(error))
+
+
+def _whole_entry(folder: Path, scale: str, notebook: str) -> Entry:
+    if not (folder / "manifest.json").exists():
+        raise _Broken("manifest.json is missing, so no run has finished here")
+    manifest = _read(folder, "manifest.json", read_json)
+    if not isinstance(manifest, dict):
+        raise _Broken("manifest.json holds no report")
+    page = _read(folder, "README.md", lambda path: path.read_text(encoding="utf-8"))
+    heading = re.search(r"^# (.+)$", page, re.MULTILINE)
+    table = _words(manifest.get("main_table")) or _first(r"\]\(tables/(?!results\.csv)([^/)]+)\.csv\)", page)
+    conclusions = manifest.get("conclusions")
+    known = {
+        "page": "README.md", "manifest": "manifest.json", "results.csv": "tables/results.csv",
+        NOTEBOOK: f"{notebook}.ipynb", PAGE: f"{notebook}.html",
+    }  # fmt: skip
+    changed = manifest.get("changed")
+    return Entry(
+        scale,
+        notebook,
+        file=_words(manifest.get("notebook_file")),
+        changed=changed if isinstance(changed, dict) else {},
+        title=_words(manifest.get("title")) or (heading[1].strip() if heading else notebook),
+        question=_words(manifest.get("question")),
+        conclusions=tuple(filter(None, map(_words, conclusions))) if isinstance(conclusions, list) else (),
+        facts=_facts(manifest),
+        caption=_first(rf"^(.*?)\s*\(\[csv\]\(tables/{re.escape(table)}\.csv\)", page) if table else "",
+        table=_read(folder, f"tables/{table}.csv", _read_cells) if table else None,
+        picture=_picture(folder, manifest, page),
+        links={words: path for words, path in known.items() if (folder / path).is_file()},
+    )
+
+
+def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What made a report, as far as its manifest says."""
+
+    def part(name: str) -> Mapping[str, Any]:
+        return value if isinstance(value := manifest.get(name), dict) else {}
+
+    seeds, seconds = part("recipe").get("seeds"), manifest.get("compute_seconds")
+    facts = {name: _words(part("provenance").get(name)) for name in ("date", "code", "device")}
+    facts["seeds"] = ", ".join(map(str, seeds)) if isinstance(seeds, list) else ""
+    facts["notebook"] = _words(manifest.get("notebook_file"))
+    changed = "; ".join(f"{name} {json.dumps(value)}" for name, value in part("changed").items())
+    facts["changed settings"] = changed
+    facts["compute, all stages"] = duration(seconds / 60) if isinstance(seconds, int | float) else ""
+    return {name: value for name, value in facts.items() if value}
+
+
+def _picture(folder: Path, manifest: Mapping[str, Any], page: str) -> Picture | None:
+    name = _words(manifest.get("main_figure")) or _first(r"\]\(figures/([^/)]+)\.png\)", page)
+    if not name:
+        return None
+    path = f"figures/{name}.png"
+    width, height = _read(folder, path, _png_size)
+    return Picture(path, _first(rf"!\[(.*?)\]\({re.escape(path)}\)", page) or f"Main figure: {name}", width, height)
+
+
+def _read(folder: Path, path: str, reader: Callable[[Path], Read]) -> Read:
+    """What `reader` makes of a file of a report. Raises _Broken."""
+    try:
+        return reader(folder / path)
+    except FileNotFoundError:
+        raise _Broken(f"{path} is missing") from None
+    except OSError as error:
+        raise _Broken(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise _Broken(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """A table as it was printed: every cell is text, an empty one stays empty."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the first bytes: a page that knows them does not jump while pictures load."""
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if len(head) < 24 or head[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError("not a png")
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def _words(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The pages
+
+TEXTS = {
+    "lead": "Every notebook that was run, at every scale: its question and conclusions, its main table and figure, how it was "
+    "made, and a link to its page. Written by `make reports`, not by hand.",
+    "log_text": "What was tried, and what failed, is in",
+    "nothing": "There is no report yet: `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo` writes one.",
+}
 SMOKE = "This scale takes seconds and only shows that everything runs: its numbers mean nothing."
 TRIALS = "Runs with changed settings; each manifest holds all settings of its run."
-STYLE = """
-:root { --text: #1d2329; --soft: #57606a; --back: #ffffff; --line: #d5dbe1; --link: #0b5cad; --head: #f3f5f7; --warn: #9a3412; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e4e8ec; --soft: #a3adb8; --back: #14181d; --line: #343c45; --link: #7db8f5; --head: #1e242b;
-    --warn: #f5a97f; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 84rem; padding: 1.5rem 1.25rem 4rem; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
-a { color: var(--link); }
-h1, h2, h3 { line-height: 1.25; }
-h1 { margin: 0; }
-h2 { margin: 0 0 1rem; padding-bottom: .3rem; border-bottom: 2px solid var(--line); }
-h3 { margin: 0; font-size: 1.3rem; }
-header p, .question, .reading, .caption { max-width: 75ch; }
-nav { margin-bottom: 2.5rem; }
-.reading { padding-left: 1.4rem; }
-nav ul { list-style: none; margin: 0; padding: 0; }
-nav ul ul { padding-left: .9rem; }
-nav li { margin: .3rem 0; }
-nav h2 { font-size: 1rem; margin-bottom: .5rem; }
-section { margin-bottom: 3rem; }
-article { margin-bottom: 2.5rem; }
-.question { margin: .3rem 0 .6rem; font-size: 1.05rem; }
-.note, .broken { border-left: 4px solid var(--warn); padding: .1rem 0 .1rem .8rem; }
-.picture a { display: block; width: fit-content; max-width: min(100%, 46rem); padding: .75rem; background: #fff;
-  border: 1px solid var(--line); border-radius: 6px; }
-.picture img { display: block; width: auto; height: auto; max-width: 100%; max-height: 40rem; }
-.caption, dl, .links { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .75rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { min-width: 7.5rem; white-space: normal; vertical-align: bottom; background: var(--head); }
-tbody th { font-weight: 600; background: var(--back); }
-thead th:first-child, tbody th { position: sticky; left: 0; }
-tbody tr:last-child > * { border-bottom: 0; }
-dl { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: .8rem 0 .3rem; }
-dl div { display: flex; gap: .4rem; }
-dt::after { content: ":"; }
-dd { margin: 0; color: var(--text); }
-.links { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: 0; padding: 0; list-style: none; }
-code { font: .9em ui-monospace, monospace; background: var(--head); padding: .05em .3em; border-radius: 3px; }
-@media (max-width: 40rem) { tbody th { min-width: 7rem; white-space: normal; } }
-@media (min-width: 64rem) {
-  body { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 1.5rem 2.5rem; }
-  header { grid-column: 1 / -1; }
-  nav { position: sticky; top: 1rem; align-self: start; max-height: calc(100vh - 2rem); overflow-y: auto; }
-}
-"""
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Results of vmae_lab</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>Results</h1>
-<p>{lead}</p>
-</header>
-{contents}
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 def write_index(folder: Path, order: Sequence[str], for_git: bool = False) -> Path:
-    """Write README.md and index.html over all reports below `folder`; returns the path of index.html.
+    """Write README.md and index.html over all reports below `folder`. Returns the path of index.html.
 
     `order`: names of notebooks, first to last. `for_git` leaves out what git ignores (smoke, variants, executed notebooks), so
-    that no link of a committed index is dead in a clone. Raises FileNotFoundError where there is no such folder, StorageError.
+    that no link of a committed index is dead in a clone. Raises FileNotFoundError if there is no such folder, StorageError.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there are no reports in {folder}: `vmae-lab run NOTEBOOK` writes one")
@@ -111,94 +262,23 @@ def write_index(folder: Path, order: Sequence[str], for_git: bool = False) -> Pa
 
 
 def to_markdown(entries: Sequence[Entry], log: bool = False) -> str:
-    """The index as a page for a repository's own viewer; `log` says that LOG.md stands beside it."""
-    parts = ["# Results", LEAD]
-    if log:
-        parts.append(f"{LOG} [LOG.md](LOG.md).")
-    if not entries:
-        parts.append(NOTHING)
-    for scale, group in _by_scale(entries).items():
-        parts += [f"## Scale `{_md(scale)}`", *filter(None, [_note(scale)])]
-        for entry in group:
-            parts += _markdown_entry(entry)
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_entry(entry: Entry) -> list[str]:
-    if entry.problem:
-        return [f"**{_md(entry.folder)}** cannot be shown: {_md(entry.problem)}. `{_md(entry.command)}` writes it."]
-    parts = [f"### [{_md_label(entry.title)}]({entry.url('README.md')})", _md(entry.question)]
-    parts.append("\n".join(f"- {_md(sentence)}" for sentence in entry.conclusions))
-    if entry.picture:
-        parts.append(f"![{_md_label(entry.picture.words)}]({entry.url(entry.picture.path)})")
-    parts.append(_md(entry.caption))
-    if entry.table is not None:
-        cells = [[_md_cell(cell) for cell in row] for row in entry.table.to_numpy()]
-        parts.append(tabulate(cells, [_md_cell(name) for name in entry.table], tablefmt="github", disable_numparse=True))
-    parts.append("; ".join(f"{name}: {_md(value)}" for name, value in entry.facts.items()))
-    links = " · ".join(f"[{words}]({entry.url(path)})" for words, path in entry.links.items())
-    parts.append(links + (f" · {entry.absent}: `{_md(entry.command)}` writes it" if entry.absent else ""))
-    return [part for part in parts if part]
+    """The index as a page for a repository's own viewer. `log`: whether to link to LOG.md."""
+    return _rendered("index.md.jinja", entries, log).rstrip("\n") + "\n"
 
 
 def to_html(entries: Sequence[Entry], log: bool = False) -> str:
-    """The index as one page that stands on its own: no scripts, nothing from outside, pictures by relative paths."""
-    contents, sections = [], []
-    for scale, group in _by_scale(entries).items():
-        name, note = escape(scale), _note(scale)
-        items = "".join(f'<li><a href="#{_anchor(entry)}">{_html(entry.title or entry.notebook)}</a></li>' for entry in group)
-        contents.append(f'<li><a href="#{_slug(scale)}">{name}</a>\n<ul>{items}</ul></li>')
-        articles = "\n".join(map(_html_entry, group))
-        notes = f'<p class="note">{_html(note)}</p>\n' if note else ""
-        sections.append(f'<section id="{_slug(scale)}">\n<h2>Scale <code>{name}</code></h2>\n{notes}{articles}\n</section>')
-    more = f' {LOG} <a href="LOG.md">LOG.md</a>.' if log else ""
-    listed = f'<nav aria-label="Contents">\n<h2>Contents</h2>\n<ul>{"".join(contents)}</ul>\n</nav>' if entries else ""
-    return PAGE.format(
-        style=STYLE, lead=_html(LEAD) + more, contents=listed, body="\n".join(sections) or f"<p>{_html(NOTHING)}</p>"
-    )
+    """The index as one page without scripts or anything from outside. `log`: as in `to_markdown`."""
+    return _rendered("index.html.jinja", entries, log)
 
 
-def _html_entry(entry: Entry) -> str:
-    if entry.problem:
-        return (
-            f'<article id="{_anchor(entry)}" class="broken"><p><strong>{escape(entry.folder)}</strong> cannot be shown: '
-            f"{_html(entry.problem)}. <code>{escape(entry.command)}</code> writes it.</p></article>"
-        )
-    parts = [f'<h3><a href="{entry.url("README.md")}">{_html(entry.title)}</a></h3>']
-    if entry.question:
-        parts.append(f'<p class="question">{_html(entry.question)}</p>')
-    if entry.conclusions:
-        items = "".join(f"<li>{_html(sentence)}</li>" for sentence in entry.conclusions)
-        parts.append(f'<ul class="reading">{items}</ul>')
-    if entry.picture:
-        path, words, width, height = entry.picture
-        parts.append(
-            f'<p class="picture"><a href="{entry.url(path)}"><img src="{entry.url(path)}" alt="{escape(words)}" '
-            f'width="{width}" height="{height}" loading="lazy"></a></p>'
-        )
-    if entry.table is not None:
-        parts.append(f'<p class="caption">{_html(entry.caption)}</p>' if entry.caption else "")
-        label = escape(f"Main table of {entry.folder}")
-        parts.append(f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{_html_table(entry.table)}</div>')
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in entry.facts.items())
-    parts.append(f"<dl>{facts}</dl>" if facts else "")
-    links = "".join(f'<li><a href="{entry.url(path)}">{escape(words)}</a></li>' for words, path in entry.links.items())
-    absent = f"<li>{entry.absent}: <code>{escape(entry.command)}</code> writes it</li>" if entry.absent else ""
-    parts.append(f'<ul class="links">{links}{absent}</ul>')
-    return f'<article id="{_anchor(entry)}">\n' + "\n".join(filter(None, parts)) + "\n</article>"
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    head = "".join(f'<th scope="col">{_html(name)}</th>' for name in table)
-    rows = (
-        f'<tr><th scope="row">{_html(first)}</th>' + "".join(f"<td>{_html(cell)}</td>" for cell in cells) + "</tr>"
-        for first, *cells in table.to_numpy()
-    )
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>"
-
-
-def _by_scale(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    return {scale: list(group) for scale, group in groupby(entries, key=lambda entry: entry.scale)}
+def _rendered(template: str, entries: Sequence[Entry], log: bool) -> str:
+    html = template.startswith("index.html")
+    jinja = Environment(loader=PackageLoader("vmae_lab.lab.report"), autoescape=html, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {
+        "slug": _slug, "anchor": _anchor, "note": _note, "code": _code, "text": _text, "label": _label, "table": _table
+    }  # fmt: skip
+    scales = {scale: list(group) for scale, group in groupby(entries, key=lambda entry: entry.scale)}
+    return jinja.get_template(template).render(scales=scales, log=log, **TEXTS)
 
 
 def _note(scale: str) -> str:
@@ -214,19 +294,20 @@ def _anchor(entry: Entry) -> str:
     return f"{_slug(entry.scale)}--{_slug(entry.notebook)}"
 
 
-def _html(text: str) -> str:
-    """Text from a file, safe in a page; what stands between backticks becomes code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+def _code(text: str) -> Markup:
+    """Text from a file, safe in HTML. Text between backticks becomes code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _md(text: str) -> str:
-    """Text from a file, safe in a page of markdown: on one line, with no tags and no links of its own."""
-    return " ".join(escape(text, quote=False).split()).replace("](", r"]\(")
+def _text(text: str) -> str:
+    """Text from a file, safe in markdown: on one line, without tags and links of its own."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split()).replace("](", r"]\(")
 
 
-def _md_label(text: str) -> str:
-    return _md(text).replace("[", r"\[").replace("]", r"\]")
+def _label(text: str) -> str:
+    return _text(text).replace("[", r"\[").replace("]", r"\]")
 
 
-def _md_cell(text: str) -> str:
-    return _md(text).replace("|", r"\|")
+def _table(table: pd.DataFrame) -> str:
+    head, *rows = ([_text(cell).replace("|", r"\|") for cell in row] for row in [list(table), *table.to_numpy()])
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
