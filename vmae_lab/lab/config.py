@@ -13,11 +13,10 @@ from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.multi_view import ViewSettings
 from vmae_lab.evaluation.probes import ProbeSettings
-from vmae_lab.lab.merging import apply_overrides, merge_sections, split_override
 from vmae_lab.lab.notebook_file import notebook_file
+from vmae_lab.lab.overrides import RecipeError, apply_overrides, kind_of, merge_sections, split_override
 from vmae_lab.lab.own_data import LABELS, fit_to_lists, fit_warm_ups, list_problems
 from vmae_lab.lab.scales import find_scale, params_folders, read_scale
-from vmae_lab.lab.typed import RecipeError, kind_of
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import SIZES, ModelSettings
 from vmae_lab.training.settings import Compute

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from vmae_lab.lab.typed import RecipeError, read_yaml
+from vmae_lab.lab.overrides import RecipeError, read_yaml
 from vmae_lab.utils.paths import holds_the_project, how_to_find_it, project_root
 
 INSTALLED_FROM = Path(__file__).parents[2]
