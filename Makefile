@@ -7,7 +7,7 @@ BIN = .venv/bin
 LAB_DEFAULTS = etc/jupyter/labconfig/default_setting_overrides.d
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test coverage ablations reports lab lint clean
+.PHONY: demo check test coverage ablations reports lab lint clean
 .DELETE_ON_ERROR:
 
 # The stamp is newer than what decides the environment, so a second call is quick.
@@ -34,6 +34,10 @@ reports: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 -x notebooks
+
+# While working: everything that is quick.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
 
 coverage: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
