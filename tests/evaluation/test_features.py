@@ -20,7 +20,7 @@ from vmae_lab.data.video_lists import ListError, read_list
 from vmae_lab.evaluation import features
 from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features, open_extracted
 from vmae_lab.models.checkpoints import open_checkpoint
-from vmae_lab.models.checkpoints.saving import save_checkpoint
+from vmae_lab.models.checkpoints.save import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE

@@ -128,7 +128,7 @@ def test_a_saved_detector_says_the_same(detector, tmp_path):
 
 @pytest.mark.parametrize("layout", ["transformers", "official", "remote_code"])
 def test_no_other_layout_holds_a_detector(detector, layout, tmp_path):
-    with pytest.raises(CheckpointError, match=f"the layout '{layout}' knows no detectors of actions; save as 'vmae_lab'"):
+    with pytest.raises(CheckpointError, match=f"'{layout}'.*'vmae_lab'"):
         detector.save_pretrained(tmp_path, layout)
 
 

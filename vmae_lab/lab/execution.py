@@ -21,9 +21,9 @@ from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encod
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import read_weights
+from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.kept_weights import kept_file

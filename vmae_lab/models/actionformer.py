@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weights
-from vmae_lab.models.checkpoints.weights import write_weights
+from vmae_lab.models.checkpoints.save import write_weights
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "localiser.json"

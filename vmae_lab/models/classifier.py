@@ -9,8 +9,8 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from vmae_lab.models.checkpoints import CheckpointError, State, load_weights, open_checkpoint
+from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.config import ModelConfig, Readout
-from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder, initialise
 from vmae_lab.utils.seeding import seeded

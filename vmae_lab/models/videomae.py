@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vmae_lab.masking import visible_index
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
+from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, initialise, patchify, sincos_positions, take
 
