@@ -8,8 +8,7 @@ import numpy as np
 
 from vmae_lab.data.dataset import Clips, DataSettings
 from vmae_lab.data.memmap_dataset import MemmapDataset
-from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
-from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores, top1
 from vmae_lab.evaluation.multi_view import ViewSettings, view_probabilities
 from vmae_lab.evaluation.pixel_baselines import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
