@@ -198,7 +198,8 @@ def _joined(state: State, whole: str, parts: Sequence[str | None]) -> State:
         missing = [f"{stem}{part}" for part in parts if part and f"{stem}{part}" not in state]
         if missing:
             raise CheckpointError(f"there is {key} but no {missing[0]}; the file is incomplete")
-        joined[stem + whole] = torch.cat([state[f"{stem}{part}"] if part else torch.zeros_like(value) for part in parts])
+        if ending == parts[0]:
+            joined[stem + whole] = torch.cat([state[f"{stem}{part}"] if part else torch.zeros_like(value) for part in parts])
     return joined
 
 
@@ -409,21 +410,21 @@ def _theirs(values: Size | ClipShape, names: Mapping[str, str]) -> dict[str, Any
 
 def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mapping[str, str], where: str) -> Part:
     try:
-        return kind(**{ours: _number(settings[theirs]) for ours, theirs in names.items()})
+        return kind(**{ours: _number(theirs, settings[theirs]) for ours, theirs in names.items()})
     except KeyError as error:
         raise CheckpointError(f"{where} has no {error}; the model needs {', '.join(names.values())}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{where} does not describe a VideoMAE ({', '.join(names.values())}): {error}") from error
 
 
-def _number(setting: Any) -> int:
-    """A whole number, or the side of a square that is given as height and width."""
-    if not isinstance(setting, list | tuple):
-        return int(setting)
-    height, width = setting
-    if height != width:
-        raise ValueError(f"{height} x {width} pixels; clips and patches are square")
-    return int(height)
+def _number(name: str, setting: Any) -> int:
+    if name in ("image_size", "patch_size") and isinstance(setting, list | tuple):
+        height, setting = setting
+        if height != setting:
+            raise ValueError(f"{height} x {setting} pixels; clips and patches are square")
+    if int(setting) != setting:
+        raise ValueError(f"{name} {setting!r} is not a whole number")
+    return int(setting)
 
 
 def refuse_others(settings: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
