@@ -20,7 +20,7 @@ from torch import Tensor
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import SIZES, ClipShape
-from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
+from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.utils.seeding import torch_generator
@@ -147,7 +147,7 @@ def ours(
     def step() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             prediction, decoded = model(video, encoder_mask, decoder_mask)
-        reconstruction_loss(prediction, model.target(video, decoded), counted).backward()
+        model.forward_loss(video, prediction, decoded, counted).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -24,7 +24,7 @@ from vmae_lab.lab.measure import resident_gib
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import TokenCounts, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
-from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
+from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import PixelScale, VideoEncoder, sincos_positions
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.utils.seeding import torch_generator
@@ -64,7 +64,7 @@ def main() -> None:
             prediction, decoded = model(video, *masks)
         forward = counter.get_total_flops() // 2 if index == 0 else forward
         counted = loss_positions(masks[0], visible_index(masks[1])).to(device)
-        loss = reconstruction_loss(prediction, model.target(video, decoded), counted)
+        loss = model.forward_loss(video, prediction, decoded, counted)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """VideoMAE V2's pre-training model in the usual style of the field's reference code, to be measured against: not for use.
 
-Every cube is embedded before the masks drop most of them, tokens are picked by boolean masks, attention forms its matrix of
-scores and takes a softmax of it, the bias of q, k and v is put together anew at each call, targets are made of all cubes, and
+Every patch is embedded before the masks drop most of them, tokens are picked by boolean masks, attention forms its matrix of
+scores and takes a softmax of it, the bias of q, k and v is put together anew at each call, targets are made of all patches, and
 the loss is fetched at each step. It takes the weights of our own model, by our names.
 """
 
@@ -44,8 +44,8 @@ class Straightforward(nn.Module):
 
     def __init__(self, size: Size, clip: ClipShape):
         super().__init__()
-        self.clip, cube = clip, (clip.tubelet, clip.patch, clip.patch)
-        self.embed = nn.Conv3d(clip.channels, size.width, cube, stride=cube)
+        self.clip, patch = clip, (clip.tubelet, clip.patch, clip.patch)
+        self.embed = nn.Conv3d(clip.channels, size.width, patch, stride=patch)
         self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp_hidden) for _ in range(size.depth))
         self.encoder_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
@@ -74,16 +74,16 @@ class Straightforward(nn.Module):
 
     @torch.no_grad()
     def target(self, video: Tensor, decoder_mask: Tensor) -> Tensor:
-        """Standardised pixels of the decoded cubes, made for all cubes first."""
+        """Standardised pixels of the decoded patches, made for all patches first."""
         mean, std = (
             torch.tensor(values, device=video.device)[None, :, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
         clip, pixels = self.clip, video * std + mean
-        cubes = rearrange(
+        patches = rearrange(
             pixels, "b c (t k) (h p) (w q) -> b (t h w) (k p q) c", k=clip.tubelet, p=clip.patch, q=clip.patch
         )  # fmt: skip
-        cubes = (cubes - cubes.mean(-2, keepdim=True)) / (cubes.var(-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
-        everything = rearrange(cubes, "b n v c -> b n (v c)")
+        patches = (patches - patches.mean(-2, keepdim=True)) / (patches.var(-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
+        everything = rearrange(patches, "b n v c -> b n (v c)")
         return everything[~decoder_mask].reshape(len(video), -1, everything.shape[-1])
 
     def take_weights(self, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from vmae_lab.cli import main
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.stages import opened_classifier_stage, opened_stage
 from vmae_lab.models.checkpoints import CheckpointError, open_checkpoint, read_weights
-from vmae_lab.models.checkpoints.saving import save_checkpoint
+from vmae_lab.models.checkpoints.save import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE

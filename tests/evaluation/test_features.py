@@ -20,7 +20,7 @@ from vmae_lab.data.video_lists import ListError, read_list
 from vmae_lab.evaluation import features
 from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features, open_extracted
 from vmae_lab.models.checkpoints import open_checkpoint
-from vmae_lab.models.checkpoints.saving import save_checkpoint
+from vmae_lab.models.checkpoints.save import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
@@ -270,7 +270,7 @@ def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     for file in made.windows.file:
         assert np.array_equal(np.load(tmp_path / "out" / file), np.load(tmp_path / "whole" / file))
     assert main([*arguments, "--model", str(tmp_path / "bare"), "--frames", "15"]) == 2
-    assert "a clip of 15 frames x 16 pixels does not split into cubes" in capsys.readouterr().err
+    assert "a clip of 15 frames x 16 pixels does not split into" in capsys.readouterr().err
     encoder_alone = {name: value for name, value in state.items() if name.startswith("encoder.")}
     save_checkpoint(encoder_alone, config, tmp_path / "alone", "vmae_lab", "")
     with pytest.warns(UserWarning, match="has no fc_norm"):

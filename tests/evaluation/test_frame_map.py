@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from vmae_lab.data.ava_files import COLUMNS, read_detections, read_excluded, read_ground_truth, read_label_map
-from vmae_lab.evaluation.frame_map import average_precision, frame_map
+from vmae_lab.evaluation.average_precision import average_precision
+from vmae_lab.evaluation.frame_map import frame_map
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "ava"
 CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []

@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vmae_lab.data.dataset import load_clips
-from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.classification import top1
 from vmae_lab.evaluation.probes import arrange, classical_answers, draw_labelled, extract_tokens, token_bytes, token_device
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.config import build_recipe

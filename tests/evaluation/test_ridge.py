@@ -7,8 +7,8 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vmae_lab.evaluation import ridge
-from vmae_lab.evaluation.ridge import ridge_answers, wide_decision
+from vmae_lab.evaluation import probes
+from vmae_lab.evaluation.probes import ridge_answers, wide_decision
 
 ALPHAS = np.logspace(0, 6, 13)
 
@@ -58,7 +58,7 @@ CHANGES = [as_it_is, constant_columns, duplicate_clips, rank_deficient, large_of
 @pytest.mark.parametrize(("rows", "columns"), [(80, 2000), (80, 81), (80, 80), (80, 30)])
 def test_answers_are_those_of_the_plain_pipeline(rows, columns, change, seed, classes, monkeypatch):
     """Blocks are made small, so that several are added up."""
-    monkeypatch.setattr(ridge, "BLOCK", 50_000)
+    monkeypatch.setattr(probes, "BLOCK", 50_000)
     (x, labels), (others, true) = (clips(count, columns, start, classes) for count, start in ((rows, seed), (200, seed + 100)))
     x, others = change(x), change(others)
     expected = plain().fit(x.numpy(), labels).predict(others.numpy())
@@ -83,7 +83,7 @@ def test_decision_values_and_the_chosen_strength_are_those_of_the_plain_pipeline
 def test_no_copy_of_all_columns_is_made_in_float64(monkeypatch):
     """At the scale `gpu` such a copy would be 7 GB."""
     x, labels = clips(40, 5000, 0)
-    monkeypatch.setattr(ridge, "BLOCK", 8000)
+    monkeypatch.setattr(probes, "BLOCK", 8000)
     sizes, to = [], torch.Tensor.to
 
     def noted(tensor, *arguments, **named):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vmae_lab.data.activitynet_files import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
-from vmae_lab.evaluation.segment_errors import KINDS, error_kinds
+from vmae_lab.evaluation.temporal_map import KINDS, error_kinds
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"
 CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []

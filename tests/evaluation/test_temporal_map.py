@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmae_lab.data.activitynet_files import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
-from vmae_lab.evaluation.temporal_map import by_score, segment_map, temporal_overlap
+from vmae_lab.evaluation.average_precision import by_score
+from vmae_lab.evaluation.temporal_map import segment_map, temporal_overlap
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"
 CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []

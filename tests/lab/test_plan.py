@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.evaluation.metrics import top1, wilson_interval
+from vmae_lab.evaluation.classification import top1, wilson_interval
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import plan_notebook

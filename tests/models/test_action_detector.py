@@ -128,13 +128,13 @@ def test_a_saved_detector_says_the_same(detector, tmp_path):
 
 @pytest.mark.parametrize("layout", ["transformers", "official", "remote_code"])
 def test_no_other_layout_holds_a_detector(detector, layout, tmp_path):
-    with pytest.raises(CheckpointError, match=f"the layout '{layout}' knows no detectors of actions; save as 'vmae_lab'"):
+    with pytest.raises(CheckpointError, match=f"'{layout}'.*'vmae_lab'"):
         detector.save_pretrained(tmp_path, layout)
 
 
 def test_another_model_is_not_taken_for_a_detector(tmp_path):
     VideoMAE(SIZES["micro"], CLIP).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds a VideoMAE; an ActionDetector is trained from it: `vmae-lab detect`"):
+    with pytest.raises(CheckpointError, match=r"VideoMAE.*vmae-lab detect"):
         ActionDetector.from_pretrained(tmp_path)
 
 
@@ -165,5 +165,5 @@ def test_layer_decay_counts_from_the_head(detector):
 def test_a_config_without_classes_is_refused(detector, tmp_path):
     config = detector.save_pretrained(tmp_path) / "config.json"
     config.write_text(config.read_text().replace('"classes": 5', '"classes": null'))
-    with pytest.raises(CheckpointError, match="does not say how many classes"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         ActionDetector.from_pretrained(tmp_path)

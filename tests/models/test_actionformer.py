@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_told():
         model()(seeded(1, 18, 6), torch.zeros(1, 18, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"\(B, T, 6\)"):
         model()(seeded(1, 16, 7), torch.zeros(1, 16, dtype=torch.bool))
-    with pytest.raises(ValueError, match="width 10 does not divide over 4 heads"):
+    with pytest.raises(ValueError, match=r"width 10 .* heads 4"):
         ActionFormerShape(width=10)
     with pytest.raises(ValueError, match="window 4 is even"):
         ActionFormerShape(window=4)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from vmae_lab.masking import loss_positions, visible_index
 from vmae_lab.models.checkpoints import from_official_classifier, from_official_pretrain, load_weights, part_of
-from vmae_lab.models.checkpoints.official import to_official_classifier, to_official_pretrain
-from vmae_lab.models.checkpoints.pickled import read_pickled
-from vmae_lab.models.checkpoints.transformers import as_in_files, config_of, from_transformers, to_transformers
+from vmae_lab.models.checkpoints.formats import from_transformers, to_official, to_transformers, transformers_config
+from vmae_lab.models.checkpoints.load import read_file
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
@@ -156,11 +156,10 @@ def test_every_official_key_both_ways(parity):
             "pretrain": VideoMAE(SIZES["base"], ClipShape()),
             "finetune": VideoClassifier(SIZES["base"], ClipShape(), classes=400),
         }
-    write = {"pretrain": to_official_pretrain, "finetune": to_official_classifier}
     read = {"pretrain": from_official_pretrain, "finetune": from_official_classifier}
     for kind, model in models.items():
         ours = model.state_dict()
-        same_shapes(write[kind](ours, ClipShape()), keys[kind], kind, "ours in official names")
+        same_shapes(to_official(ours, ClipShape()), keys[kind], kind, "ours in official names")
         official = {key: torch.empty(shape, device="meta") for key, shape in keys[kind].items()}
         same_shapes(read[kind](official), {key: list(value.shape) for key, value in ours.items()}, kind, "official in ours")
 
@@ -175,7 +174,7 @@ def test_official_round_trip_is_bit_equal(parity, tmp_path, name):
     model = kind.from_pretrained(tmp_path / "official.pth", size=TINY, frames=CLIP.frames, side=CLIP.side)
     if kind is VideoClassifier:
         close("logits of the file", model(tensors["in.video"]), tensors["meanpool.logits"], 1e-5)
-    back = read_pickled(model.save_pretrained(tmp_path / "back", "official") / "model.pth")
+    back = read_file(model.save_pretrained(tmp_path / "back", "official") / "model.pth")[0]
     assert back.keys() == official.keys()
     assert all(torch.equal(back[key], official[key]) for key in official)
 
@@ -192,7 +191,7 @@ def test_what_fine_tuning_takes_of_pretraining(parity, tmp_path):
         )
     fresh = [key.removeprefix("head.") for key in str(said[0].message).split("use: ")[1].split(", ")]
     assert sorted(fresh) == lists["missing_in_checkpoint"]
-    taken = to_official_classifier(model.state_dict(), CLIP)
+    taken = to_official(model.state_dict(), CLIP)
     given = {key.removeprefix("encoder."): value for key, value in official.items()}
     same = {key for key in taken if key in given and torch.equal(taken[key], given[key])}
     assert same == taken.keys() - set(lists["missing_in_checkpoint"])
@@ -211,15 +210,22 @@ def test_transformers_names_both_ways(parity, tmp_path):
         for written, expected in (
             (to_transformers(official), as_in_files(theirs)),
             (from_transformers(as_in_files(theirs)), official),
+            (from_transformers(theirs), official),
         ):
             assert written.keys() == expected.keys(), kind
             assert all(torch.equal(written[key], expected[key]) for key in expected), kind
 
 
+def as_in_files(state):
+    """transformers 5's names in memory as its files, and version 4, have them."""
+    ends = {"query.bias": "q_bias", "value.bias": "v_bias"}
+    return {re.sub("(query|value)[.]bias$", lambda end: ends[end[0]], key): value for key, value in state.items()}
+
+
 @pytest.mark.parametrize("version", [4, 5], ids=["names of version 4", "names of version 5"])
 def test_transformers_files_give_the_reference_output(parity, tmp_path, version):
     tensors = load_file(parity / "hf_tiny.safetensors")
-    config = config_of(ModelConfig(model="VideoClassifier", size=TINY, clip=CLIP, classes=10, readout="mean"))
+    config = transformers_config(ModelConfig(model="VideoClassifier", size=TINY, clip=CLIP, classes=10, readout="mean"))
     for kind in ("pretrain", "finetune"):
         state = part_of(tensors, f"hf.{kind}.")
         folder = tmp_path / kind

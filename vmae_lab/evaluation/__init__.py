@@ -1,1 +1,1 @@
-"""Evaluation: frozen readouts, views of test videos, features of windows, reconstruction error, mAP, metrics with intervals."""
+"""Evaluation: frozen probes, multi-view testing, retrieval, window features, reconstruction, detection mAP, accuracy."""

@@ -1,4 +1,4 @@
-"""Where an encoder looks: attention rolled out from the last block to the first (Abnar and Zuidema 2020, arXiv 2005.00928)."""
+"""Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928)."""
 
 from copy import deepcopy
 from typing import Any
@@ -14,17 +14,17 @@ from vmae_lab.models.vit import VideoEncoder
 def attention_rollout(encoder: VideoEncoder, video: Tensor) -> Tensor:
     """How much of each input token reaches the mean of the output tokens: `(B, C, T, H, W)` -> `(B, N)`, each row sums to 1.
 
-    Heads are averaged, a block's skip connection counts for half, and blocks are multiplied. It follows attention alone:
-    what values and MLPs do with a token is not seen, so it says where information could have come from, not what was used.
+    Heads are averaged, a block's skip connection counts for half, and blocks are multiplied. Values and MLPs are ignored, so it
+    shows where information could come from, not what is used.
     """
-    opened = deepcopy(encoder)  # the fused kernel, which shows no weights, is given up in the copy alone
-    blocks: Any = opened.trunk.blocks  # timm's, whose parts PyTorch's types do not know
+    unfused = deepcopy(encoder)  # the fused kernel does not return attention weights
+    blocks: Any = unfused.trunk.blocks  # of timm's blocks
     for block in blocks:
         block.attn.fused_attn = False
-    maps = AttentionExtract(opened, method="hook")(video)
+    maps = AttentionExtract(unfused, method="hook")(video)
     tokens = encoder.clip.tokens
     skip = torch.eye(tokens, device=video.device)
-    rolled = torch.full((len(video), 1, tokens), 1 / tokens, device=video.device)  # the mean over output tokens
+    rolled = torch.full((len(video), 1, tokens), 1 / tokens, device=video.device)  # mean over output tokens
     for weights in reversed(list(maps.values())):
         rolled = rolled @ ((weights.float().mean(1) + skip) / 2)
     return rolled[:, 0]

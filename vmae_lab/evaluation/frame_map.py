@@ -1,7 +1,7 @@
-"""Frame mAP of AVA: who does what, where, in key frames (Gu et al., section 5), as ActivityNet's script has it.
+"""Frame mAP of AVA: actions and boxes in key frames (Gu et al., section 5), as in ActivityNet's script.
 
-A detection is right where it overlaps by .5 or more with the box of its own class that it overlaps most with, and no better
-scored one had that box before: there is no second choice. Average precision is the area below the precision's envelope.
+A detection is right if it overlaps by 0.5 or more with the box of its class that it overlaps most, and no detection of higher
+score has matched that box: there is no second choice.
 """
 
 from collections.abc import Mapping
@@ -14,26 +14,26 @@ import torch
 from torchvision.ops import box_iou
 
 from vmae_lab.data.ava_files import CORNERS, KEY, keyed
-from vmae_lab.evaluation.metrics import average_precision
+from vmae_lab.evaluation.average_precision import Matches, by_score, match_groups, mean_over_classes
 
 OVERLAP = 0.5
-MOST_A_FRAME = 50  # rows, all classes together, that ActivityNet's script reads
-# Parts of the frame's area that a box covers; ours, since AVA names none.
+MOST_PER_FRAME = 50  # rows of all classes that ActivityNet's script reads
+# Parts of the frame's area that a box covers, our choice since AVA has none: from the first on and below the second.
 SIZES = {"small": (0.0, 0.05), "medium": (0.05, 0.2), "large": (0.2, np.inf)}
 Protocol = Literal["activitynet", "all"]
 
 
 @dataclass(frozen=True)
 class FrameMap:
-    """Average precision by class number, NaN where no ground truth is; their mean; and the means by size of box."""
+    """Average precision by class number, NaN without ground truth; and the means over classes by size of box."""
 
     per_class: dict[int, float]
     by_size: dict[str, float]
 
     @property
     def mean(self) -> float:
-        """mAP over the classes that have ground truth; NaN where none has."""
-        return _mean(self.per_class)
+        """mAP over the classes that have ground truth; NaN if there is none."""
+        return float(mean_over_classes(self.per_class))
 
 
 def frame_map(
@@ -43,85 +43,53 @@ def frame_map(
     excluded: pd.DataFrame | None = None,
     protocol: Protocol = "activitynet",
 ) -> FrameMap:
-    """Judge detections (`data.boxes.read_detections`) by ground truth (`read_ground_truth`) over the classes `actions`.
+    """Evaluate detections (`read_detections` of data.ava_files) against ground truth (`read_ground_truth`) over `actions`.
 
-    Rows of other classes, of `excluded` key frames, and boxes without area are left out. `activitynet`, AVA's own script, reads
-    the 50 best rows of a frame and passes over frames that have no ground truth; `all` counts every row, as AlphAction does;
-    SlowFast does too where a file is sorted by score: it matches in the file's order. Equal scores stand in that order here.
+    Rows of other classes or `excluded` key frames, and boxes without area, are left out. `activitynet`, AVA's own script, reads
+    the 50 best rows of a frame and skips frames without ground truth; `all` counts every row, as AlphAction does, and SlowFast
+    if the file is sorted by score, since it matches in the file's order. Equal scores keep that order here.
     """
-    truth, detections = (_counted(rows, actions, excluded) for rows in (truth, detections))
-    detections = detections.sort_values("score", ascending=False, kind="stable")
+    truth, detections = (_evaluated(rows, actions, excluded) for rows in (truth, detections))
+    detections = by_score(detections)
     if protocol == "activitynet":
         detections = detections.merge(truth[KEY].drop_duplicates(), on=KEY)
-        detections = detections[detections.groupby(KEY).cumcount() < MOST_A_FRAME]
-    truth, detections = (rows[_with_area(rows)].reset_index(drop=True) for rows in (truth, detections))
-    judged = _Judged(truth, detections, _matches(truth, detections), tuple(actions))
-    return FrameMap(judged.precisions(), {name: _mean(judged.precisions_of_size(*limits)) for name, limits in SIZES.items()})
+        detections = detections[detections.groupby(KEY).cumcount() < MOST_PER_FRAME]
+    truth, detections = (rows[(rows.x2 > rows.x1) & (rows.y2 > rows.y1)].reset_index(drop=True) for rows in (truth, detections))
+
+    def match(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        overlap, nearest = box_iou(_boxes(detections.iloc[rows]), _boxes(truth.iloc[targets])).max(1)
+        matched, taken = np.full((1, len(rows)), -1), set()
+        for row, (enough, best) in enumerate(zip((overlap >= OVERLAP).tolist(), nearest.tolist(), strict=True)):
+            if enough and best not in taken:
+                matched[0, row] = best
+                taken.add(best)
+        return matched
+
+    matched = match_groups(truth, detections, [*KEY, "action_id"], 1, match)
+    matches = Matches(truth.action_id, detections.action_id, matched, tuple(actions))
+    by_size = {}
+    for name, (low, high) in SIZES.items():
+        wanted, inside = ((area >= low) & (area < high) for area in (_area(truth), _area(detections)))
+        by_size[name] = float(mean_over_classes(_only(matches.per_class_of(wanted, inside))))
+    return FrameMap(_only(matches.per_class()), by_size)
 
 
-def _counted(rows: pd.DataFrame, actions: Mapping[int, str], excluded: pd.DataFrame | None) -> pd.DataFrame:
+def _evaluated(rows: pd.DataFrame, actions: Mapping[int, str], excluded: pd.DataFrame | None) -> pd.DataFrame:
     rows = keyed(rows[rows.action_id.isin(list(actions))])
     if excluded is None or excluded.empty:
         return rows
     return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(keyed(excluded)[KEY]))]
 
 
-def _with_area(rows: pd.DataFrame) -> pd.Series:
-    return (rows.x2 > rows.x1) & (rows.y2 > rows.y1)
-
-
-def _matches(truth: pd.DataFrame, detections: pd.DataFrame) -> np.ndarray:
-    """For each detection, by descending score, the row of the ground truth that it is right about, or -1: int64 `(n,)`."""
-    there = truth.groupby([*KEY, "action_id"]).indices
-    matched = np.full(len(detections), -1)
-    for key, rows in detections.groupby([*KEY, "action_id"]).indices.items():
-        if key not in there:
-            continue
-        overlap, nearest = box_iou(_boxes(detections.iloc[rows]), _boxes(truth.iloc[there[key]])).max(1)
-        taken = set()
-        for row, enough, best in zip(rows, (overlap >= OVERLAP).tolist(), nearest.tolist(), strict=True):
-            if enough and best not in taken:
-                matched[row] = there[key][best]
-                taken.add(best)
-    return matched
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Ground truth, detections by descending score, what each of those is right about (-1: nothing), and the classes."""
-
-    truth: pd.DataFrame
-    detections: pd.DataFrame
-    matched: np.ndarray
-    actions: tuple[int, ...]
-
-    def precisions(self, wanted: np.ndarray | None = None, counted: np.ndarray | None = None) -> dict[int, float]:
-        """Average precision of each class; of part of the ground truth and of the detections, where masks are given."""
-        truth = self.truth if wanted is None else self.truth[wanted]
-        rows = np.arange(len(self.detections)) if counted is None else np.flatnonzero(counted)
-        classes, right = self.detections.action_id.to_numpy()[rows], self.matched[rows] >= 0
-        positives = truth.action_id.value_counts()
-        return {one: average_precision(right[classes == one], int(positives.get(one, 0))) for one in self.actions}
-
-    def precisions_of_size(self, low: float, high: float) -> dict[int, float]:
-        """The same of boxes that cover a part of the frame in [low, high). As COCO has it, detections that are right about
-        boxes of another size do not count, nor do wrong ones of another size."""
-        wanted, sized = ((area >= low) & (area < high) for area in map(_area, (self.truth, self.detections)))
-        found = self.matched >= 0
-        counted = np.where(found, False, sized)
-        counted[found] = wanted[self.matched[found]]
-        return self.precisions(wanted, counted)
+def _only(per_class: Mapping[int, np.ndarray]) -> dict[int, float]:
+    """The values at the one threshold."""
+    return {action: float(values[0]) for action, values in per_class.items()}
 
 
 def _boxes(rows: pd.DataFrame) -> torch.Tensor:
-    """Corners `(n, 4)`, in float64, by which an overlap of exactly .5 is that."""
+    """Corners `(n, 4)`; in float64, an overlap of exactly 0.5 is computed as that."""
     return torch.tensor(rows[CORNERS].to_numpy(float))
 
 
 def _area(rows: pd.DataFrame) -> np.ndarray:
     return ((rows.x2 - rows.x1) * (rows.y2 - rows.y1)).to_numpy()
-
-
-def _mean(values: Mapping[int, float]) -> float:
-    there = [value for value in values.values() if not np.isnan(value)]
-    return float(np.mean(there)) if there else float("nan")

@@ -1,4 +1,4 @@
-"""A video judged by several views: clips over time x crops over the picture, softmax averaged (VideoMAE V2's test protocol)."""
+"""Multi-view testing: softmax averaged over clips in time x crops of the frame (VideoMAE V2's test protocol)."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ class ViewSettings(BaseModel):
     sampling: Literal["dense", "sparse"] = "dense"
 
     def choose(self, frames: int, stride: int) -> DenseViews | SparseViews:
-        """Which frames all clips of a video take, one clip after the other."""
+        """The frames of all clips of a video, one clip after the other."""
         return DenseViews(frames, stride, self.clips) if self.sampling == "dense" else SparseViews(frames, self.clips)
 
 
@@ -37,9 +37,9 @@ def view_probabilities(
 ) -> np.ndarray:
     """Each video's class probabilities, softmax averaged over its views: float64 `(n, classes)`, in the clips' order.
 
-    Processes share the videos out, each one to one of them, and all get the whole. `batch` is how many are read at a time: a
-    model sees the views of one video at a time, so what it computes depends neither on `batch` nor on the processes.
-    Raises in every process MissingVideos, naming all that cannot be read, and ValueError where scores are not finite.
+    Processes divide the videos among them and all return the result. `batch` videos are read at a time, but the model gets the
+    views of one video at a time, so the result depends neither on `batch` nor on the processes. Raises MissingVideos, naming
+    all unreadable videos, and ValueError if scores are not finite, in every process.
     """
     state = process_state()
     device = next(model.parameters()).device
@@ -55,24 +55,20 @@ def view_probabilities(
             elif not failed:
                 scores = model(cut_views(video, settings.frames, settings.side, views.crops).to(device))
                 found[row] = scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
-    everything = dict(gather_object(list(found.items())))
-    missing = dict(gather_object(list(failed.items())))
+    gathered, missing = (dict(gather_object(list(part.items()))) for part in (found, failed))
     if missing:
         raise MissingVideos(dict(sorted(missing.items())), len(clips))
-    probabilities = np.stack([everything[row] for row in range(len(clips))])
-    strange = np.flatnonzero(~np.isfinite(probabilities).all(1))
-    if len(strange):
+    probabilities = np.stack([gathered[row] for row in range(len(clips))])
+    infinite = np.flatnonzero(~np.isfinite(probabilities).all(1))
+    if len(infinite):
         raise ValueError(
-            f"the model's scores of {len(strange)} of {len(clips)} videos are not finite, {clips.name(int(strange[0]))} the "
-            "first: its training diverged"
+            f"the model's scores of {len(infinite)} of {len(clips)} videos are not finite, e.g. of "
+            f"{clips.name(int(infinite[0]))}: its training diverged"
         )
     return probabilities
 
 
 def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:
-    """The views of a video whose clips stand one after the other: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`.
-
-    A clip's crops come one after the other.
-    """
+    """The views of M concatenated clips, K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`."""
     cut = torch.stack(crops_along(video, side, crops))
     return cut.unflatten(2, (-1, frames)).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)

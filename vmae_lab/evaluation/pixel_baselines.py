@@ -1,4 +1,4 @@
-"""What can be read without an encoder. If a single frame tells the class, the data set tests no video model."""
+"""Baselines on raw pixels, without an encoder. If a single frame shows the class, the data set does not test motion."""
 
 import numpy as np
 import torch
@@ -7,15 +7,15 @@ from vmae_lab.data.decoding.decoders import Choose
 from vmae_lab.data.frame_sampling import Dense, Exactly
 from vmae_lab.data.memmap_dataset import MemmapDataset
 from vmae_lab.data.transforms import centre_crop
-from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.ridge import ridge_answers
+from vmae_lab.evaluation.classification import top1
+from vmae_lab.evaluation.probes import ridge_answers
 from vmae_lab.models.sizes import ModelSettings
 
-MOST_PIXELS = 16  # side of a single frame; more columns than clips over-fit, and take minutes per frame
+MOST_PIXELS = 16  # side of a single frame; with more pixels the classifier overfits and takes minutes per frame
 
 
 def single_frame_accuracies(train: MemmapDataset, held_out: MemmapDataset, side: int) -> list[float]:
-    """Top-1 of a ridge classifier on the pixels of one frame, for each frame, fitted on every training label: `(T,)`, %."""
+    """Top-1 of a ridge classifier on the pixels of one frame, for each frame, fitted with all training labels: `(T,)`, %."""
     shrink = max(1, min(side // 2, MOST_PIXELS))
     return [
         _ridge_accuracy(
@@ -28,7 +28,7 @@ def single_frame_accuracies(train: MemmapDataset, held_out: MemmapDataset, side:
 def raw_pixel_accuracy(
     train: MemmapDataset, held_out: MemmapDataset, rows: np.ndarray, model: ModelSettings, stride: int
 ) -> float:
-    """Top-1 of a ridge classifier on all pixels of the middle window, fitted on the labelled rows alone, %."""
+    """Top-1 of a ridge classifier on all pixels of the middle window, fitted with the labelled rows only, %."""
     window = Dense(model.frames, stride, 0.5)
     labelled = train.subset(rows.tolist())
     return _ridge_accuracy(
@@ -37,7 +37,7 @@ def raw_pixel_accuracy(
 
 
 def _pixels(clips: MemmapDataset, window: Choose, side: int) -> torch.Tensor:
-    """Pixels of a window at `side`, a row a clip: float32 `(n, T*side*side*3)`."""
+    """Pixels of a window at `side`, one row per clip: float32 `(n, T*side*side*3)`."""
     video = torch.stack([clips.video(index, window) for index in range(len(clips))])
     return centre_crop(video, side).reshape(len(clips), -1).to(torch.float32) / 255
 

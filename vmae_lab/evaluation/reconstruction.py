@@ -9,24 +9,24 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE, patch_statistics, reconstruction_loss
 from vmae_lab.utils.seeding import torch_generator
 
-BATCH = 32  # clips, whose masks are drawn together
+BATCH = 32  # clips whose masks are drawn together
 
 
 @torch.no_grad()
 def reconstruction_errors(
     model: VideoMAE, clips: Clips, settings: ModelSettings, masks: MaskSettings, stride: int
 ) -> dict[str, float]:
-    """Loss on held-out clips under the arm's own masks, and that of saying just each cube's mean.
+    """Loss on held-out clips under the arm's own masks, and that of predicting each patch's true mean (`cube_mean`).
 
-    The cube-mean line knows the true cube's mean, which no model is told, so it flatters itself; both are of the target
-    the arm was trained on, and errors under different masks are not comparable. Raises MissingVideos.
+    No model knows the true means, so the second is an optimistic baseline. Both are for the target that the arm was trained
+    with; errors under different masks are not comparable. Raises MissingVideos.
     """
     device = next(model.parameters()).device
     sums = {"reconstruction": 0.0, "cube_mean": 0.0}
     tokens = 0
-    everything = range(len(clips))
-    batches = evaluated_clips(clips, everything, settings.frames, stride, settings.side, BATCH)
-    for rows, video in zip(batches_of(everything, BATCH), batches, strict=True):
+    all_rows = range(len(clips))
+    batches = evaluated_clips(clips, all_rows, settings.frames, stride, settings.side, BATCH)
+    for rows, video in zip(batches_of(all_rows, BATCH), batches, strict=True):
         video = video.to(device)
         generators = (torch_generator(0, f"held-out {side} mask", rows[0]) for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(masks, settings.clip.grid, len(rows), *generators)
@@ -41,6 +41,6 @@ def reconstruction_errors(
 
 
 def _patch_means(target: torch.Tensor, channels: int) -> torch.Tensor:
-    """Each cube's mean colour in place of its pixels (zero where the target is normalised): `(B, M, v*C)` -> the same."""
+    """Each patch's mean colour in place of its pixels (zero if the target is normalised): `(B, M, v*C)` -> the same."""
     pixels = target.unflatten(-1, (-1, channels))
     return patch_statistics(pixels)[0].expand_as(pixels).flatten(-2)

@@ -1,40 +1,40 @@
-"""What lies near what in an encoder's features: nearest neighbours, how often they are of one class, and a map of all."""
+"""Nearest neighbours among features, how often they share a class, and a t-SNE map."""
 
 import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-FEWEST = 2  # clips of a map: one alone has no neighbour
+FEWEST = 2  # clips of a map
 PERPLEXITY = 30.0
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
-    """Features `(n, D)` with each column's mean taken away and its deviation made one: what all clips share says nothing."""
+    """Features `(n, D)` with zero mean and unit deviation per column, which removes what all clips share."""
     return StandardScaler().fit_transform(features.astype(np.float64))
 
 
 def nearest(features: np.ndarray, count: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """The rows most like each row of features `(n, D)` by cosine, the nearest first: int64 `(n, count)`.
+    """The `count` nearest rows of each row of features `(n, D)` by cosine similarity, nearest first: int64 `(n, count)`.
 
-    A row's neighbours are of other `groups` `(n,)` than its own; without groups they are all others. Fewer columns where a row
-    has not so many; of equally near ones the first in order comes first.
+    If `groups` `(n,)` are given, a row's neighbours are of other groups. There are fewer columns if a row has fewer
+    neighbours. Equally near rows keep their order.
     """
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.where(lengths == 0, 1, lengths)
-    likeness = unit @ unit.T
+    similarity = unit @ unit.T
     allowed = _others(len(features), groups)
-    order = np.argsort(np.where(allowed, -likeness, np.inf), axis=1, kind="stable")
+    order = np.argsort(np.where(allowed, -similarity, np.inf), axis=1, kind="stable")
     return order[:, : min(count, allowed.sum(1).min())]
 
 
 def same_class(labels: np.ndarray, neighbours: np.ndarray) -> float:
-    """Share of rows whose nearest neighbour is of their class, in percent; `neighbours` as `nearest` gives them."""
+    """Percentage of rows whose nearest neighbour has their class; `neighbours` from `nearest`."""
     return 100 * float(np.mean(labels[neighbours[:, 0]] == labels))
 
 
 def same_class_by_chance(labels: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """What `same_class` is where each row's neighbour is drawn at random from those that `nearest` chooses from, in percent."""
+    """The expected `same_class` if each row's neighbour is drawn at random from those that `nearest` considers, in percent."""
     allowed = _others(len(labels), groups)
     same = (labels[:, None] == labels) & allowed
     return 100 * float(np.mean(same.sum(1) / allowed.sum(1)))
@@ -47,17 +47,17 @@ def _others(rows: int, groups: np.ndarray | None) -> np.ndarray:
 
 
 def perplexity_of(rows: int) -> float:
-    """The map's perplexity: 30, or less where there are fewer than some 90 rows."""
+    """The map's perplexity: 30, or less for fewer than about 90 rows."""
     return min(PERPLEXITY, (rows - 1) / 3)
 
 
 def feature_map(features: np.ndarray, seed: int) -> np.ndarray:
-    """A t-SNE map of features `(n, D)`, n >= 2, begun at their principal components: `(n, 2)`, the same for one seed.
+    """A t-SNE map of features `(n, D)`, n >= 2, initialised with their principal components: `(n, 2)`, a function of the seed.
 
-    Clips that are all alike lie on one point.
+    If all clips are equal, they lie on one point.
     """
-    if not np.ptp(features, axis=0).any():  # scikit-learn divides by their deviation, and t-SNE of what is not finite crashes
+    if not np.ptp(features, axis=0).any():  # scikit-learn divides by their deviation, and t-SNE crashes on NaN
         return np.zeros((len(features), 2))
-    with threadpool_limits(1):  # sums over threads would end in other last digits, which t-SNE magnifies
-        drawn = TSNE(init="pca", perplexity=perplexity_of(len(features)), random_state=seed % 2**32)
-        return drawn.fit_transform(features)
+    with threadpool_limits(1):  # t-SNE amplifies the rounding of sums over threads
+        tsne = TSNE(init="pca", perplexity=perplexity_of(len(features)), random_state=seed % 2**32)
+        return tsne.fit_transform(features)

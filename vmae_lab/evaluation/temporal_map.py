@@ -1,8 +1,7 @@
-"""mAP of temporal action detection: what is done, from when to when, as ActivityNet's and ActionFormer's scripts have it.
+"""mAP of temporal action detection, as in ActivityNet's and ActionFormer's scripts, and kinds of errors.
 
-Predictions of a class are taken by descending score. Each goes through the segments of its video and class by descending
-temporal overlap (intersection over union), and is right about the first one that is free and overlaps by the threshold or
-more: unlike in AVA, there is a second choice. Average precision is the area below the precision's envelope.
+Predictions are matched by descending score. Each takes, of the segments of its video and class that are free and overlap by
+the threshold or more (intersection over union), the one that it overlaps most: unlike in AVA, there is a second choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,18 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from vmae_lab.evaluation.metrics import average_precision
+from vmae_lab.evaluation.average_precision import Matches, by_score, match_groups, mean_over_classes
 
-# Seconds, above the first and up to the second: the lengths by which DETAD, and ActionFormer after it, part THUMOS14.
+# Seconds, above the first and up to the second: the lengths into which DETAD, and ActionFormer after it, divide THUMOS14.
 DURATIONS = {"XS": (0.0, 3.0), "S": (3.0, 6.0), "M": (6.0, 12.0), "L": (12.0, 18.0), "XL": (18.0, np.inf)}
-TWICE = 1e-3  # seconds up to which ActionFormer takes two segments of a class for one
+DUPLICATE = 1e-3  # seconds up to which ActionFormer takes two segments of a class for the same
 KEY = ["video", "label"]
 Protocol = Literal["activitynet", "actionformer"]
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentMap:
-    """Average precision at `thresholds`, parts of 1: by class, NaN where no ground truth is; and the means by duration."""
+    """Average precision at `thresholds` by class, NaN without ground truth; and the means over classes by duration."""
 
     thresholds: np.ndarray
     per_class: dict[str, np.ndarray]
@@ -31,8 +30,8 @@ class SegmentMap:
 
     @property
     def by_threshold(self) -> np.ndarray:
-        """mAP over the classes that have ground truth, float64 `(thresholds,)`; NaN where none has."""
-        return _mean(self.per_class, len(self.thresholds))
+        """mAP over the classes that have ground truth, float64 `(thresholds,)`; NaN if there is none."""
+        return mean_over_classes(self.per_class)
 
     @property
     def mean(self) -> float:
@@ -48,33 +47,33 @@ def segment_map(
     protocol: Protocol = "activitynet",
     durations: Mapping[str, tuple[float, float]] = DURATIONS,
 ) -> SegmentMap:
-    """Judge predictions (`data.segments.read_predictions`) by ground truth (`Annotations.segments`) over `classes`.
+    """Evaluate predictions (`read_predictions` of data.activitynet_files) against `Annotations.segments` over `classes`.
 
-    Rows of other classes do not count. Predictions in videos without ground truth are wrong. `actionformer` leaves out a
-    segment whose start and end are within .001 s of an earlier one of its video and class; `activitynet` keeps it. Equal
-    scores stand in the order of the file; of segments that a prediction overlaps equally the last is taken, as both scripts do.
-    Raises ValueError for thresholds outside (0, 1] and for a protocol that is neither.
+    Rows of other classes do not count. Predictions in videos without ground truth are wrong. `actionformer` drops a segment
+    whose start and end are within 0.001 s of an earlier one of its video and class; `activitynet` keeps it. Equal scores keep
+    the order of the file; of segments with equal overlap the last is matched, as in both scripts. Raises ValueError for
+    thresholds outside (0, 1] and unknown protocols.
     """
     limits = np.asarray(thresholds, float)
     if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
-        raise ValueError(f"thresholds are {thresholds}: overlaps above 0 and up to 1 are expected, as 0.3, 0.5")
+        raise ValueError(f"thresholds are {thresholds}: overlaps above 0 and up to 1 are expected, e.g. 0.3, 0.5")
     if protocol not in ("activitynet", "actionformer"):
         raise ValueError(f"protocol is {protocol!r}: 'activitynet' or 'actionformer' is expected")
     if protocol == "actionformer":
-        truth = truth[~_repeated(truth)]
+        truth = truth[~_duplicates(truth)]
     predictions = by_score(predictions)
-    judged = _Judged(truth, predictions, matches(truth, predictions, limits), tuple(classes))
-    return SegmentMap(limits, judged.precisions(), {name: judged.of_length(*ends) for name, ends in durations.items()})
-
-
-def by_score(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions by descending score; equal scores stand in the order of the file."""
-    return predictions.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    found = Matches(truth.label, predictions.label, matches(truth, predictions, limits), tuple(classes))
+    by_duration = {}
+    for name, (low, high) in durations.items():
+        lengths = (ends[:, 1] - ends[:, 0] for ends in map(segments_of, (truth, predictions)))
+        wanted, inside = ((length > low) & (length <= high) for length in lengths)
+        by_duration[name] = mean_over_classes(found.per_class_of(wanted, inside))
+    return SegmentMap(limits, found.per_class(), by_duration)
 
 
 def temporal_overlap(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of segments `(n, 2)` and `(m, 2)`, starts and ends: float64 `(n, m)`. Segments that do not end
-    after they start overlap with nothing."""
+    """Intersection over union of segments `(n, 2)` and `(m, 2)`, starts and ends: float64 `(n, m)`. It is 0 for segments that
+    do not end after they start."""
     starts = np.maximum(some[:, None, 0], others[None, :, 0])
     shared = np.clip(np.minimum(some[:, None, 1], others[None, :, 1]) - starts, 0, None)
     union = np.diff(some) + np.diff(others).T - shared
@@ -82,82 +81,98 @@ def temporal_overlap(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def matches(truth: pd.DataFrame, predictions: pd.DataFrame, thresholds: np.ndarray) -> np.ndarray:
-    """For predictions by descending score, the rows of the ground truth that they are right about, or -1: int64
-    `(thresholds, predictions)`."""
-    there = truth.groupby(KEY).indices
-    segments, said = segments_of(truth), segments_of(predictions)
-    matched = np.full((len(thresholds), len(predictions)), -1)
-    for key, rows in predictions.groupby(KEY).indices.items():
-        if key in there:
-            found = _first_come(temporal_overlap(said[rows], segments[there[key]]), thresholds)
-            matched[:, rows] = np.where(found >= 0, there[key][found], -1)
-    return matched
+    """The rows of ground truth that predictions (by descending score) match, or -1: int64 `(thresholds, predictions)`."""
+    segments, predicted = segments_of(truth), segments_of(predictions)
+
+    def match(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return _greedy(temporal_overlap(predicted[rows], segments[targets]), thresholds)
+
+    return match_groups(truth, predictions, KEY, len(thresholds), match)
 
 
 def segments_of(rows: pd.DataFrame) -> np.ndarray:
-    """Starts and ends, float64 `(n, 2)`, by which an overlap of exactly a threshold is that."""
+    """Starts and ends `(n, 2)`; in float64, an overlap of exactly a threshold is computed as that."""
     return rows[["start", "end"]].to_numpy(float)
 
 
-def _first_come(overlap: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Which segment each prediction gets, or -1: overlaps `(n, m)`, best prediction first, to int64 `(thresholds, n)`."""
+def _greedy(overlap: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The segment that each prediction gets, or -1: overlaps `(n, m)`, best prediction first, to int64 `(thresholds, n)`."""
     matched, last = np.full((len(thresholds), len(overlap)), -1), overlap.shape[1] - 1
     free, every = np.ones((len(thresholds), last + 1), bool), np.arange(len(thresholds))
     enough = overlap[:, None] >= thresholds[:, None]  # (n, thresholds, m)
     for row in np.flatnonzero(enough.any((1, 2))):
-        still = free & enough[row]
-        if not still.any():
-            continue
-        open_to = np.where(still, overlap[row], 0.0)
-        best = last - open_to[:, ::-1].argmax(1)
-        right = open_to[every, best] > 0
+        candidates = np.where(free & enough[row], overlap[row], 0.0)  # (thresholds, m)
+        best = last - candidates[:, ::-1].argmax(1)  # the last of equal ones
+        right = candidates[every, best] > 0
         matched[right, row] = best[right]
         free[right, best[right]] = False
     return matched
 
 
-def _repeated(truth: pd.DataFrame) -> np.ndarray:
-    """Which segments are within TWICE of an earlier one of their video and class that is not so itself: bool `(n,)`."""
-    repeated, segments = np.zeros(len(truth), bool), segments_of(truth)
+def _duplicates(truth: pd.DataFrame) -> np.ndarray:
+    """Segments within DUPLICATE of an earlier one of their video and class that is no duplicate itself: bool `(n,)`."""
+    duplicate, segments = np.zeros(len(truth), bool), segments_of(truth)
     for rows in truth.groupby(KEY).indices.values():
-        near = (np.abs(segments[rows, None] - segments[None, rows]) <= TWICE).all(2)
-        for place, row in enumerate(rows):
-            repeated[row] = (near[place, :place] & ~repeated[rows[:place]]).any()
-    return repeated
+        near = (np.abs(segments[rows, None] - segments[None, rows]) <= DUPLICATE).all(2)
+        for i, row in enumerate(rows):
+            duplicate[row] = (near[i, :i] & ~duplicate[rows[:i]]).any()
+    return duplicate
 
 
-@dataclass(frozen=True, eq=False)
-class _Judged:
-    """Ground truth, predictions by descending score, what each of those is right about at each threshold (-1: nothing)."""
-
-    truth: pd.DataFrame
-    predictions: pd.DataFrame
-    matched: np.ndarray
-    classes: tuple[str, ...]
-
-    def precisions(self, wanted: np.ndarray | None = None, counted: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Average precision of each class, `(thresholds,)`; of part of the ground truth `(n,)` and of the predictions
-        `(thresholds, predictions)`, where masks are given."""
-        positives = (self.truth if wanted is None else self.truth[wanted]).label.value_counts()
-        rows_of = self.predictions.groupby("label").indices
-        found = {}
-        for one in self.classes:
-            rows = rows_of.get(one, np.zeros(0, np.int64))
-            right = self.matched[:, rows] >= 0
-            kept = np.ones_like(right) if counted is None else counted[:, rows]
-            total = int(positives.get(one, 0))
-            found[one] = np.array([average_precision(some[which], total) for some, which in zip(right, kept, strict=True)])
-        return found
-
-    def of_length(self, low: float, high: float) -> np.ndarray:
-        """mAP `(thresholds,)` of segments of more than `low` and up to `high` seconds. As COCO has it for sizes, predictions
-        that are right about segments of another length do not count, nor do wrong ones of another length."""
-        wanted, long = (ends[:, 1] - ends[:, 0] for ends in map(segments_of, (self.truth, self.predictions)))
-        wanted, long = ((length > low) & (length <= high) for length in (wanted, long))
-        counted = np.where(self.matched >= 0, np.append(wanted, False)[self.matched], long)
-        return _mean(self.precisions(wanted, counted), len(self.matched))
+# --- Kinds of errors, after DETAD (Alwassel et al., ECCV 2018, arXiv 1807.10706), in a simpler form of our own ------------
+KINDS = {  # the first that applies
+    "right": "overlaps enough with a free segment of its class",
+    "double": "overlaps enough with segments of its class, but predictions of higher score have them",
+    "localisation": "overlaps with a segment of its class, but not enough",
+    "confusion": "overlaps enough with a segment of another class",
+    "both": "overlaps with a segment of another class, but not enough",
+    "background": "overlaps with nothing",
+}
 
 
-def _mean(per_class: Mapping[str, np.ndarray], thresholds: int) -> np.ndarray:
-    there = [values for values in per_class.values() if not np.isnan(values).any()]
-    return np.mean(there, 0) if there else np.full(thresholds, np.nan)
+@dataclass(frozen=True)
+class ErrorKinds:
+    """Numbers of predictions by KINDS, and of segments (`missed`) that none of these predictions matches."""
+
+    counts: dict[str, int]
+    missed: int
+
+    @property
+    def total(self) -> int:
+        """The predictions that were examined."""
+        return sum(self.counts.values())
+
+
+def error_kinds(truth: pd.DataFrame, predictions: pd.DataFrame, threshold: float = 0.5, background: float = 0.1) -> ErrorKinds:
+    """Count predictions (`read_predictions` of data.activitynet_files) by kinds of errors, given `Annotations.segments`.
+
+    Of a class with G segments, the G predictions of highest score are examined. An overlap (intersection over union) of
+    `threshold` is enough, one below `background` is none. Equal scores keep the order of the file. Raises ValueError unless
+    0 < background < threshold <= 1.
+    """
+    if not 0 < background < threshold <= 1:
+        raise ValueError(f"background {background} and threshold {threshold}: 0 < background < threshold <= 1 is expected")
+    predictions = by_score(predictions)
+    wanted = predictions.label.map(truth.label.value_counts().to_dict()).fillna(0).to_numpy(int)
+    best = predictions[predictions.groupby("label").cumcount().to_numpy() < wanted].reset_index(drop=True)
+    own, other = _largest_overlaps(truth, best)
+    right = matches(truth, best, np.array([threshold]))[0] >= 0
+    applies = [right, own >= threshold, own >= background, other >= threshold, other >= background, np.ones(len(best), bool)]
+    first = np.argmax(applies, 0)
+    counts = {kind: int((first == i).sum()) for i, kind in enumerate(KINDS)}
+    return ErrorKinds(counts, len(truth) - counts["right"])
+
+
+def _largest_overlaps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Each prediction's largest overlap with a segment of its class, and with one of another: float64 `(predictions,)`."""
+    own, other = np.zeros(len(predictions)), np.zeros(len(predictions))
+    rows_of = truth.groupby("video").indices
+    labels, predicted = truth.label.to_numpy(object), predictions.label.to_numpy(object)
+    segments, found = segments_of(truth), segments_of(predictions)
+    for video, rows in predictions.groupby("video").indices.items():
+        if video in rows_of:
+            overlap = temporal_overlap(found[rows], segments[rows_of[video]])
+            same = predicted[rows, None] == labels[None, rows_of[video]]
+            own[rows] = np.where(same, overlap, 0).max(1)
+            other[rows] = np.where(same, 0, overlap).max(1)
+    return own, other

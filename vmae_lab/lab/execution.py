@@ -8,8 +8,7 @@ import numpy as np
 
 from vmae_lab.data.dataset import Clips, DataSettings
 from vmae_lab.data.memmap_dataset import MemmapDataset
-from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores
-from vmae_lab.evaluation.metrics import top1
+from vmae_lab.evaluation.classification import prediction_table, score_intervals, scores, top1
 from vmae_lab.evaluation.multi_view import ViewSettings, view_probabilities
 from vmae_lab.evaluation.pixel_baselines import raw_pixel_accuracy, single_frame_accuracies
 from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, draw_labelled, labelled_draws, pooled_only
@@ -21,9 +20,9 @@ from vmae_lab.lab.readouts import attentive_answers, load_classifier, load_encod
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import read_weights
+from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.pretrained import Pretrained
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.kept_weights import kept_file

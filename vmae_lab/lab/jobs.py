@@ -6,7 +6,7 @@ from typing import Any
 
 from vmae_lab.lab.stages import WEIGHTS, Stage
 from vmae_lab.models.checkpoints import State, read_weights
-from vmae_lab.models.pretrained import Pretrained
+from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.training.loop import Trained
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import encoder_state

@@ -16,7 +16,7 @@ import torch
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import TokenCounts, saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
+from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.distributed import bf16_is_native
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.utils.distributed import worker_pool
@@ -103,7 +103,7 @@ def _stepper(model: ModelSettings, masks: MaskSettings, batch_size: int, device:
         counted = loss_positions(encoder_mask, visible_index(decoder_mask), masks.loss_on).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native()):
             prediction, decoded = network(video, encoder_mask, decoder_mask)
-        reconstruction_loss(prediction, network.target(video, decoded), counted).backward()
+        network.forward_loss(video, prediction, decoded, counted).backward()
         optimizer.step()
         optimizer.zero_grad()
 

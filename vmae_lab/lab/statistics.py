@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from statsmodels.regression.linear_model import OLS
 
-from vmae_lab.evaluation.metrics import CONFIDENCE
+from vmae_lab.evaluation.classification import CONFIDENCE
 
 LEVEL = 1 - CONFIDENCE  # of the tests, 5%
 # Arms share one error if Levene's test finds no difference of their spreads at this level. Preliminary tests need a high level

@@ -1,8 +1,8 @@
-"""When does which action happen: a pyramid of local attention over the features of a long video.
+"""Temporal action detection: a pyramid of local attention over the features of a long video.
 
-After ActionFormer (Zhang et al., ECCV 2022, arXiv 2202.07925), in our own code. Time steps are those of the features; level l
-of the pyramid has every 2^l-th of them, and each of its points says which actions go on there and how far their ends are.
-Padding is bool, True = padded: it is zero wherever it is read, and nothing attends to it.
+After ActionFormer (Zhang et al., ECCV 2022, arXiv 2202.07925), in our own code. Level l of the pyramid has every 2^l-th time
+step of the features; at each of its points the model predicts which actions happen and how far away their ends are. Padding
+is bool, True = padded: padded features are zero, and nothing attends to them. P is the number of points of all levels.
 """
 
 import math
@@ -18,56 +18,56 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weights
-from vmae_lab.models.checkpoints.weights import write_weights
+from vmae_lab.models.checkpoints.save import write_weights
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "localiser.json"
 CHUNK = 64  # queries that share one block of keys in local attention
-PRIOR = 0.01  # what an untrained classifier says of every class (focal loss, arXiv 1708.02002, section 4.1)
+PRIOR = 0.01  # initial probability of every class (focal loss, arXiv 1708.02002, section 4.1)
 
 
 class ActionFormerShape(BaseModel):
-    """Widths and depths; the defaults are ActionFormer's on THUMOS14."""
+    """Widths and depths; the defaults are those of ActionFormer on THUMOS14."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(512, ge=1)
     heads: int = Field(4, ge=1)
-    window: int = Field(19, ge=1, description="time steps of its level that a time step attends to, itself in the middle")
-    embed_layers: int = Field(2, ge=1, description="convolutions that take the features up")
-    stem_layers: int = Field(2, ge=0, description="blocks at the features' own rate")
-    levels: int = Field(6, ge=1, description="levels of the pyramid, the first at the features' own rate")
-    head_layers: int = Field(2, ge=0, description="convolutions of a head before its last one")
-    layer_scale: float = Field(1e-4, gt=0, description="what a block's branches are multiplied by at first")
+    window: int = Field(19, ge=1, description="time steps of its level that a time step attends to, centred on it")
+    embed_layers: int = Field(2, ge=1, description="convolutions that embed the features")
+    stem_layers: int = Field(2, ge=0, description="blocks at the rate of the features")
+    levels: int = Field(6, ge=1, description="levels of the pyramid, the first at the rate of the features")
+    head_layers: int = Field(2, ge=0, description="convolutions of a head before the last one")
+    layer_scale: float = Field(1e-4, gt=0, description="initial factor of a block's branches")
 
     def model_post_init(self, _context: object) -> None:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide over {self.heads} heads")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.window % 2 == 0:
-            raise ValueError(f"window {self.window} is even: it has a middle")
+            raise ValueError(f"window {self.window} is even; an odd number is expected")
 
     @property
     def multiple(self) -> int:
-        """What the number of time steps is a multiple of, so that every level halves."""
+        """The number of time steps must be a multiple of this, so that every level halves."""
         return 2 ** (self.levels - 1)
 
 
 def pyramid_points(length: int, levels: int) -> tuple[Tensor, Tensor]:
-    """Time and stride of every point of the pyramid, in time steps of the features, level by level: float32 `(P,)` each."""
+    """Time and stride of every point of the pyramid, in time steps of the features, ordered by level: float32 `(P,)` each."""
     times = [torch.arange(0, length, 2**level) for level in range(levels)]
     strides = [torch.full_like(time, 2**level) for level, time in enumerate(times)]
     return torch.cat(times).float(), torch.cat(strides).float()
 
 
 def pyramid_padding(padding: Tensor, levels: int) -> Tensor:
-    """Which points of the pyramid are padding: bool `(B, T)` -> `(B, P)`, in the order of `pyramid_points`."""
+    """Which points of the pyramid are padding: bool `(B, T)` -> `(B, P)`, ordered like `pyramid_points`."""
     return torch.cat([padding[:, :: 2**level] for level in range(levels)], dim=1)
 
 
 class ActionFormer(nn.Module):
-    """Features of a video -> at every point of the pyramid logits of independent classes and distances to both ends.
+    """Predicts logits of independent classes and distances to both ends at every point of the pyramid.
 
-    `features`: their width. `classes`: names, in the order of the logits.
+    `features`: width of the features. `classes`: names, in the order of the logits.
     """
 
     def __init__(self, shape: ActionFormerShape, features: int, classes: Sequence[str], drop_path: float = 0.0):
@@ -82,17 +82,16 @@ class ActionFormer(nn.Module):
         self.regress = Head(width, 2, shape.head_layers)
         self.scales = nn.Parameter(torch.ones(shape.levels))
         bias = self.classify.last.conv.bias
-        assert bias is not None, "the last layer has no norm, and so a bias"
+        assert bias is not None, "a layer without norm has a bias"
         nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
 
     def _block(self, stride: int, drop_path: float) -> "LocalBlock":
         return LocalBlock(self.shape.width, self.shape.heads, self.shape.window, stride, drop_path, self.shape.layer_scale)
 
     def forward(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, T, C)` and which time steps are padding, bool `(B, T)` -> logits `(B, P, classes)` and distances `(B, P, 2)`
-        back to the start and on to the end, in strides of the point's level. T is a multiple of `shape.multiple`.
-
-        Raises ValueError where it is not, or the features have another width.
+        """Features `(B, T, C)` and padding, bool `(B, T)` -> logits `(B, P, classes)` and distances to start and end,
+        `(B, P, 2)`, in strides of the point's level. Raises ValueError unless T is a multiple of `shape.multiple` and C is
+        the width of the features.
         """
         if features.shape[-1] != self.features or features.shape[1] % self.shape.multiple:
             raise ValueError(
@@ -101,20 +100,20 @@ class ActionFormer(nn.Module):
             )
         x = features
         for conv in self.embed:
-            x = functional.relu(conv(x, padding))
+            x = functional.relu(conv(x, padding))  # (B, T, D)
         for block in self.stem:
             x, padding = block(x, padding)
         logits, distances = [], []
         for level, norm in enumerate(self.norms):
             if level:
-                x, padding = self.branch[level - 1](x, padding)
-            here = norm(x)
-            logits.append(self.classify(here, padding))
-            distances.append(functional.relu(self.regress(here, padding) * self.scales[level]))
+                x, padding = self.branch[level - 1](x, padding)  # (B, T / 2^level, D)
+            normed = norm(x)
+            logits.append(self.classify(normed, padding))
+            distances.append(functional.relu(self.regress(normed, padding) * self.scales[level]))
         return torch.cat(logits, dim=1), torch.cat(distances, dim=1)
 
     def save(self, folder: Path) -> None:
-        """Write weights and shape into a folder, each whole or not at all. Raises StorageError."""
+        """Write weights and shape into a folder, each atomically. Raises StorageError."""
         make_folder(folder)
         write_weights(folder / WEIGHTS, self.state_dict())
         config = {"shape": self.shape.model_dump(), "features": self.features, "classes": list(self.classes)}
@@ -122,26 +121,25 @@ class ActionFormer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Open a folder that `save` wrote, for evaluation. Raises CheckpointError."""
+        """Open a folder that `save` wrote, in evaluation mode. Raises CheckpointError."""
         folder = Path(folder)
         try:
             config = read_json(folder / CONFIG)
             model = cls(ActionFormerShape(**config["shape"]), config["features"], config["classes"])
         except (OSError, KeyError, TypeError, ValidationError) as error:
             raise CheckpointError(
-                f"{folder} holds no temporal detector ({CONFIG}: {error}); `vmae-lab localise` trains one"
+                f"{folder} holds no temporal detector ({CONFIG}: {error}); train one with `vmae-lab localise`"
             ) from error
         load_weights(model, read_weights(folder / WEIGHTS), str(folder))
         return model.eval()
 
 
 class Conv(nn.Module):
-    """A convolution over three time steps, `(B, T, C)` -> `(B, T / stride, D)`, with a LayerNorm if `norm`; padding stays 0."""
+    """A convolution over three time steps, then a LayerNorm if `norm`: `(B, T, C)` -> `(B, T / stride, D)`; padding stays 0."""
 
     def __init__(self, width: int, out: int, stride: int = 1, groups: int = 1, norm: bool = True):
         super().__init__()
-        # The LayerNorm has a bias of its own.
-        self.conv = nn.Conv1d(width, out, 3, stride, padding=1, groups=groups, bias=not norm)
+        self.conv = nn.Conv1d(width, out, 3, stride, padding=1, groups=groups, bias=not norm)  # the LayerNorm has a bias
         self.norm = nn.LayerNorm(out) if norm else nn.Identity()
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
@@ -151,7 +149,7 @@ class Conv(nn.Module):
 
 
 class Head(nn.Module):
-    """What is said of every point of a level; one head reads all levels."""
+    """Predicts at every point of a level; one head is shared by all levels."""
 
     def __init__(self, width: int, out: int, layers: int):
         super().__init__()
@@ -165,13 +163,13 @@ class Head(nn.Module):
 
 
 class LocalBlock(nn.Module):
-    """A pre-norm transformer block with local attention; at a stride of 2 it halves the rate, its skip by maximum pooling."""
+    """A pre-norm transformer block with local attention. A stride of 2 halves the rate; the skip connection is max-pooled."""
 
     def __init__(self, width: int, heads: int, window: int, stride: int, drop_path: float, layer_scale: float):
         super().__init__()
         self.stride, self.heads, self.window = stride, heads, window
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        # Depth-wise convolutions before the projections bring in the order of time: there are no positions.
+        # Depth-wise convolutions before the projections encode the order of time, since there are no positions.
         self.near = nn.ModuleList(Conv(width, width, stride, groups=width) for _ in range(3))
         self.qkv = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
         self.proj = nn.Linear(width, width)
@@ -180,7 +178,7 @@ class LocalBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, T, D)`, bool `(B, T)` -> the same at T / stride."""
+        """Features `(B, T, D)` and padding, bool `(B, T)` -> both at T / stride."""
         normed, skip = self.norm1(x), x
         if self.stride > 1:
             skip = functional.max_pool1d(x.transpose(1, 2), 3, self.stride, padding=1).transpose(1, 2)
@@ -189,15 +187,15 @@ class LocalBlock(nn.Module):
             rearrange(linear(near(normed, padding)), "b t (h d) -> b h t d", h=self.heads)
             for near, linear in zip(self.near, self.qkv, strict=True)
         )
-        seen = rearrange(local_attention(q, k, v, after, self.window), "b h t d -> b t (h d)")
-        x = skip + self.drop_path(self.scale1(self.proj(seen)))
+        attended = rearrange(local_attention(q, k, v, after, self.window), "b h t d -> b t (h d)")
+        x = skip + self.drop_path(self.scale1(self.proj(attended)))
         x = x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
         return _cleared(x, after), after
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, window: int) -> Tensor:
-    """Attention of each time step to those at most `window // 2` away that are no padding, and to itself: `(B, H, T, D)` each,
-    bool `(B, T)` -> `(B, H, T, D)`. Time and memory grow with T, not with its square.
+    """Attention of each time step to itself and to those at most `window // 2` away that are not padding: `(B, H, T, D)` each,
+    bool `(B, T)` -> `(B, H, T, D)`. Time and memory grow linearly with T.
     """
     batch, length = q.shape[0], q.shape[2]
     half, chunk = window // 2, min(CHUNK, length)
@@ -205,14 +203,14 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, window: in
     rest = chunks * chunk - length
     q = rearrange(functional.pad(q, (0, 0, 0, rest)), "b h (n c) d -> (b n) h c d", n=chunks)
     k, v = (
-        rearrange(functional.pad(one, (0, 0, half, half + rest)).unfold(2, span, chunk), "b h n d s -> (b n) h s d")
-        for one in (k, v)
+        rearrange(functional.pad(x, (0, 0, half, half + rest)).unfold(2, span, chunk), "b h n d s -> (b n) h s d")
+        for x in (k, v)
     )
-    there = ~functional.pad(padding, (half, half + rest), value=True).unfold(1, span, chunk)
-    away = torch.arange(span, device=q.device) - half - torch.arange(chunk, device=q.device)[:, None]
-    # Itself, too, where it is padding: a row of nothing would be no number.
-    seen = (away.abs() <= half) & there.reshape(batch * chunks, 1, 1, span) | (away == 0)
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    valid = ~functional.pad(padding, (half, half + rest), value=True).unfold(1, span, chunk)
+    distance = torch.arange(span, device=q.device) - half - torch.arange(chunk, device=q.device)[:, None]
+    # A padded time step attends to itself, since a softmax over nothing is NaN.
+    mask = (distance.abs() <= half) & valid.reshape(batch * chunks, 1, 1, span) | (distance == 0)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "(b n) h c d -> b h (n c) d", n=chunks)[:, :, :length]
 
 

@@ -1,4 +1,4 @@
-"""What a model is, as data: enough to build it anew before its weights are read."""
+"""`config.json` of a saved model: enough to build it again before its weights are read."""
 
 from typing import Any, Literal
 
@@ -10,9 +10,9 @@ Readout = Literal["mean", "flat", "attentive"]
 
 
 class ModelConfig(BaseModel):
-    """`config.json` of a folder that `save_pretrained` wrote. Fields of other kinds of models are None.
+    """What a model is. Fields of other kinds of models are None.
 
-    A VideoClassifier without `classes` is an encoder whose head is still to come.
+    A VideoClassifier without `classes` is an encoder that has no head yet.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,12 +30,12 @@ class ModelConfig(BaseModel):
     )
 
     @model_serializer(mode="wrap")
-    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """`encoder_norm` was added later: without it, files and the stages named by them stay as they were."""
+    def _without_default_norm(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `encoder_norm` if true: it was added later, and older files and stage keys do not have it."""
         values: dict[str, Any] = handler(self)
-        return values if not self.encoder_norm else {name: value for name, value in values.items() if name != "encoder_norm"}
+        return {name: value for name, value in values.items() if name != "encoder_norm" or not value}
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
-        """Its clip with other numbers of frames or pixels; None keeps its own. Raises ValueError where cubes do not fit."""
+        """Its clip with another number of frames or pixels if given. Raises ValueError if patches do not fit."""
         clip = self.clip
         return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)

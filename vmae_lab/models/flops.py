@@ -1,8 +1,8 @@
-"""Analytic cost of every configuration, in multiply-accumulates (MACs) a clip, forward pass.
+"""Analytic cost of the models: multiply-accumulates (MACs) and bytes per clip.
 
 Two conventions. `macs`: convolution, linear and attention products (half of PyTorch's FLOP counter). `fvcore`: the
-paper's tables, which add 5 per LayerNorm element. Both count all cubes as embedded, as the reference does; `embed_visible`
-counts what this package computes.
+paper's tables, which add 5 per LayerNorm element. Both count all patches as embedded, as the reference does; with
+`embed_visible` only the visible ones, as this package does.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.sizes import ClipShape, Size
 
 NORM_COST = 5
-DRAWS = 64  # of masks that are counted
+DRAWS = 64  # masks that are drawn to count tokens
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one clip's forward pass."""
+    """MACs of one clip's forward pass."""
 
     macs: int
     fvcore: int
 
     @property
     def giga(self) -> float:
-        """The paper's unit: fvcore's count in 1e9."""
+        """The paper's unit: 1e9 of fvcore's count."""
         return self.fvcore / 1e9
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """What a pair of masks leaves, in tokens a clip: `counted` is what the loss reads (a mean where it varies)."""
+    """Tokens per clip under a pair of masks. `counted`: those that the loss reads, a mean if the number varies."""
 
     tokens: int
     visible: int
@@ -40,17 +40,13 @@ class TokenCounts:
 
     @classmethod
     def of(cls, masks: MaskSettings, clip: ClipShape) -> "TokenCounts":
-        """Counted on real draws rather than derived, so that no formula can drift from the masks."""
+        """Counted in drawn masks, so that they cannot differ from a formula."""
         encoder_mask, decoder_mask = draw_masks(
             masks, clip.grid, DRAWS, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
         )
         counted = ~decoder_mask if masks.loss_on == "all_decoded" else ~decoder_mask & encoder_mask
-        return cls(
-            clip.tokens,
-            int((~encoder_mask[0]).sum()),
-            int((~decoder_mask[0]).sum()),
-            counted.sum(1).float().mean().item(),
-        )
+        visible, decoded = (int((~mask[0]).sum()) for mask in (encoder_mask, decoder_mask))
+        return cls(clip.tokens, visible, decoded, counted.sum(1).float().mean().item())
 
 
 def trunk_macs(tokens: int, width: int, depth: int, mlp_hidden: int) -> int:
@@ -59,7 +55,7 @@ def trunk_macs(tokens: int, width: int, depth: int, mlp_hidden: int) -> int:
 
 
 def encoder_macs(size: Size, clip: ClipShape, visible: int, embed_visible: bool = False) -> int:
-    """The encoder's part of one pre-training clip's forward pass: embedding of all cubes (or the visible) and blocks."""
+    """The encoder's part of one pre-training clip's forward pass: embedding of all (or the visible) patches, and blocks."""
     embedded = visible if embed_visible else clip.tokens
     return embedded * clip.patch_values * size.width + trunk_macs(visible, size.width, size.depth, size.mlp_hidden)
 
@@ -82,10 +78,10 @@ def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed
 
 
 def training_macs(size: Size, clip: ClipShape, visible: int, decoded: int) -> int:
-    """One pre-training clip, forward and backward, with only the visible cubes embedded.
+    """One pre-training clip, forward and backward, with only the visible patches embedded.
 
-    Backward costs each product twice more, for its two factors, except the embedding's (pixels need no gradient). Attention
-    costs two and a half times: its scores are not kept but computed anew, five products for the two of the forward pass.
+    Backward computes two products per product of the forward pass, but one for the embedding (pixels need no gradient) and
+    five for attention's two, whose scores are not kept but computed again.
     """
     forward = pretrain_cost(size, clip, visible, decoded, embed_visible=True).macs
     embedding = visible * clip.patch_values * size.width
@@ -95,10 +91,10 @@ def training_macs(size: Size, clip: ClipShape, visible: int, decoded: int) -> in
 
 
 def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: bool = False) -> int:
-    """What one pre-training clip keeps from forward for backward, in bytes; `half`: bf16 autocast, else float32.
+    """Bytes of activations that one pre-training clip keeps for backward; `half`: bf16 autocast, else float32.
 
-    The residual stream, LayerNorm's statistics and attention's normalisers stay float32 under autocast. Not in it: the
-    weights and what autocast copies of them, whatever the clips (see `state_bytes`).
+    The residual stream, LayerNorm's statistics and attention's normalisers stay float32 under autocast. Weights and their
+    copies do not depend on the clips and are not included (see `state_bytes`).
     """
     cast, joint = 2 if half else 4, visible + decoded
     encoder = _trunk_saved_bytes(visible, size.width, size.depth, size.heads, size.mlp_hidden, cast)
@@ -112,13 +108,13 @@ def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: b
 
 
 def _trunk_saved_bytes(tokens: int, width: int, depth: int, heads: int, mlp_hidden: int, cast: int) -> int:
-    stream = 2 * (4 * width + 8)  # both LayerNorms' inputs, and their mean and deviation
-    products = cast * (6 * width + 2 * mlp_hidden)  # qkv's input, q, k, v, attention's output, the MLP's input and hidden layer
+    stream = 2 * (4 * width + 8)  # inputs, means and deviations of both LayerNorms
+    products = cast * (6 * width + 2 * mlp_hidden)  # qkv's input, q, k, v, attention's output, MLP's input and hidden layer
     return depth * tokens * (stream + products + 4 * heads)
 
 
 def state_bytes(parameters: int, half: bool = False) -> int:
-    """What training keeps whatever the clips: float32 weights, gradients and AdamW's two moments; with autocast bf16 copies."""
+    """Bytes of float32 weights, gradients and AdamW's two moments, and with autocast of bf16 copies of the weights."""
     return parameters * (18 if half else 16)
 
 

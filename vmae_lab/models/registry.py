@@ -1,7 +1,4 @@
-"""The paper's encoders and ours in timm's registry: `timm.create_model("vmae_base", num_classes=400)`.
-
-Importing this module registers them.
-"""
+"""Importing this module registers all sizes in timm: `timm.create_model("vmae_base", num_classes=400)`."""
 
 from typing import Any
 
@@ -13,7 +10,7 @@ from vmae_lab.models.config import Readout
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.vit import VideoEncoder
 
-__all__ = [f"vmae_{size}" for size in SIZES]  # where timm looks up what a module registers
+__all__ = [f"vmae_{size}" for size in SIZES]  # timm looks up a module's models here
 
 
 def _registered(name: str) -> Any:
@@ -29,11 +26,11 @@ def _registered(name: str) -> Any:
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         readout: Readout = "mean",
-        **_timms_own: Any,  # pretrained_cfg and the like
+        **_ignored: Any,  # timm's own, e.g. pretrained_cfg
     ) -> nn.Module:
-        """A VideoClassifier, or with `num_classes` 0 a VideoEncoder. Raises ValueError where `pretrained`."""
+        """A VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
         if pretrained:
-            raise ValueError(f"vmae_{name} comes without weights; VideoClassifier.from_pretrained opens weights of any layout")
+            raise ValueError(f"vmae_{name} has no published weights; open a checkpoint with VideoClassifier.from_pretrained")
         clip = ClipShape(num_frames, img_size, tubelet_size, patch_size)
         if num_classes:
             return VideoClassifier(size, clip, num_classes, readout, drop_path_rate, dropout=drop_rate)

@@ -1,4 +1,4 @@
-"""Model sizes and clip shapes: numbers only (VideoMAE V2, table 7 and the official configurations)."""
+"""Model sizes and clip shapes (VideoMAE V2, table 7 and the official configurations)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 @dataclass(frozen=True)
 class Size:
-    """Widths, depths, heads and MLP widths of an encoder and its decoder; `patch` is the cube's side in pixels."""
+    """Widths, depths, heads and MLP widths of an encoder and its decoder; `patch` is a patch's side in pixels."""
 
     width: int
     depth: int
@@ -36,7 +36,7 @@ SIZES: dict[str, Size] = {
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Frames and side of a clip in pixels, and the cube that becomes a token: `tubelet` frames x `patch` x `patch`."""
+    """Frames and side (pixels) of a clip, and the patch that becomes a token: `tubelet` frames x `patch` x `patch` pixels."""
 
     frames: int = 16
     side: int = 224
@@ -47,7 +47,7 @@ class ClipShape:
     def __post_init__(self) -> None:
         if self.frames % self.tubelet or self.side % self.patch:
             raise ValueError(
-                f"a clip of {self.frames} frames x {self.side} pixels does not split into cubes of "
+                f"a clip of {self.frames} frames x {self.side} pixels does not split into patches of "
                 f"{self.tubelet} frames x {self.patch} pixels"
             )
 
@@ -63,12 +63,12 @@ class ClipShape:
 
     @property
     def patch_values(self) -> int:
-        """Numbers in a cube: channels x tubelet x patch x patch."""
+        """Values in a patch: channels x tubelet x patch x patch."""
         return self.channels * self.tubelet * self.patch * self.patch
 
 
 class ModelSettings(BaseModel):
-    """Which size, on which clip."""
+    """A size and a clip."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -76,12 +76,12 @@ class ModelSettings(BaseModel):
     frames: int = Field(16, ge=1)
     side: int = Field(224, ge=1, description="height and width of a clip, pixels")
     tubelet: int = Field(2, ge=1)
-    patch: int | None = Field(None, ge=1, description="pixels; the size's own where left out")
+    patch: int | None = Field(None, ge=1, description="pixels; default: the size's own")
 
     def model_post_init(self, _context: object) -> None:
         if self.size not in SIZES:
             raise ValueError(f"no model size '{self.size}'; sizes are {', '.join(SIZES)}")
-        self.clip  # a shape that does not split into cubes is refused here  # noqa: B018
+        self.clip  # raises ValueError if it does not split into patches  # noqa: B018
 
     @property
     def dimensions(self) -> Size:

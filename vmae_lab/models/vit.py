@@ -1,4 +1,7 @@
-"""Cubes, positions and the encoder trunk: a plain ViT with joint space-time attention over the tokens it is given."""
+"""The encoder: a plain ViT with joint space-time attention over the tokens that it is given; patches and positions.
+
+A token is a patch of pixels in space and time: `tubelet` frames x `patch` x `patch`.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +20,30 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NORM_EPS = 1e-6
 
 
+def patchify(video: Tensor, clip: ClipShape) -> Tensor:
+    """Cut clips into patches: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order channel, time, row, column."""
+    shape = (clip.channels, clip.frames, clip.side, clip.side)
+    if tuple(video.shape[1:]) != shape:
+        raise ValueError(f"this model takes clips of (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
+    return _cut(video, clip)
+
+
+def _cut(video: Tensor, clip: ClipShape) -> Tensor:
+    # Copy four pixels of a row at a time if possible: a copy costs per element, not per byte.
+    packed = video.dtype == torch.uint8 and clip.patch % 4 == 0 and video.is_contiguous() and video.storage_offset() % 4 == 0
+    columns = clip.patch // 4 if packed else clip.patch
+    patches = rearrange(
+        video.view(torch.int32) if packed else video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)",
+        k=clip.tubelet, p=clip.patch, q=columns,
+    )  # fmt: skip
+    return patches.view(torch.uint8) if packed else patches
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens at an index: `(B, N, D)`, int64 `(B, V)` -> `(B, V, D)`."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
 def sincos_positions(tokens: int, dim: int) -> Tensor:
     """Fixed 1-D sine/cosine positions over the flattened token index: float32 `(tokens, dim)`.
 
@@ -28,29 +55,10 @@ def sincos_positions(tokens: int, dim: int) -> Tensor:
     return angle.float()
 
 
-def patchify(video: Tensor, clip: ClipShape) -> Tensor:
-    """Cut a clip batch into cubes: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order colour, time, row, column."""
-    shape = (clip.channels, clip.frames, clip.side, clip.side)
-    if tuple(video.shape[1:]) != shape:
-        raise ValueError(f"this model takes clips of (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
-    return _cut(video, clip)
-
-
-def _cut(video: Tensor, clip: ClipShape) -> Tensor:
-    if video.dtype == torch.uint8 and clip.patch % 4 == 0 and video.is_contiguous() and video.storage_offset() % 4 == 0:
-        # Copy four pixels of a row at a time: the copy's cost is per element, not per byte.
-        return _rearranged(video.view(torch.int32), clip, clip.patch // 4).view(torch.uint8)
-    return _rearranged(video, clip, clip.patch)
-
-
-def _rearranged(video: Tensor, clip: ClipShape, columns: int) -> Tensor:
-    return rearrange(video, "b c (t k) (h p) (w q) -> b (t h w) (c k p q)", k=clip.tubelet, p=clip.patch, q=columns)
-
-
 def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: int, columns: int) -> Tensor:
-    """Positions of a token grid, `(T'*H'*W', D)`, for other numbers of rows and columns: bicubic, `(T'*rows*columns, D)`.
+    """Positions of a token grid for another number of rows and columns: `(T'*H'*W', D)` -> `(T'*rows*columns, D)`, bicubic.
 
-    Positions count along the flattened grid, so computing them anew for another width would give a place another meaning.
+    Positions count along the flattened grid, so computing them for another width would change what a place means.
     """
     if grid[1:] == (rows, columns):
         return positions
@@ -58,30 +66,25 @@ def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: 
     return rearrange(functional.interpolate(maps, (rows, columns), mode="bicubic"), "t d h w -> (t h w) d")
 
 
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Tokens at an index: `(B, N, D)`, `(B, V)` -> `(B, V, D)`."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
 class PixelScale(nn.Module):
-    """ImageNet normalisation of cubes, and back. Raw pixels are uint8; floating pixels count as normalised already."""
+    """ImageNet normalisation of patches, and its inverse. uint8 pixels are raw; floating pixels are already normalised."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, clip: ClipShape):
         super().__init__()
-        per_colour = clip.patch_values // clip.channels
+        per_channel = clip.patch_values // clip.channels
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values).repeat_interleave(per_colour), persistent=False)
+            self.register_buffer(name, torch.tensor(values).repeat_interleave(per_channel), persistent=False)
 
-    def normalised(self, cubes: Tensor) -> Tensor:
+    def normalised(self, patches: Tensor) -> Tensor:
         """`(..., C*t*p*p)`, uint8 or normalised float -> normalised float."""
-        return cubes if cubes.is_floating_point() else (cubes / 255 - self.mean) / self.std
+        return patches if patches.is_floating_point() else (patches / 255 - self.mean) / self.std
 
-    def raw(self, cubes: Tensor) -> Tensor:
+    def raw(self, patches: Tensor) -> Tensor:
         """`(..., C*t*p*p)`, uint8 or normalised float -> float in [0, 1]."""
-        return cubes * self.std + self.mean if cubes.is_floating_point() else cubes / 255
+        return patches * self.std + self.mean if patches.is_floating_point() else patches / 255
 
 
 class Trunk(nn.Module):
@@ -89,10 +92,10 @@ class Trunk(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True):
         super().__init__()
-        # The half keeps int(width * ratio), which is what the block computes, from falling below mlp_hidden.
+        # The half keeps int(width * ratio), which the block computes, from falling below mlp_hidden.
         block: Callable[..., nn.Module] = partial(
             Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),  # type: ignore[arg-type]  # timm calls it, whatever its type says
+            norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),  # type: ignore[arg-type]  # timm only calls it
         )  # fmt: skip
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
@@ -104,9 +107,9 @@ class Trunk(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Cube embedding, positions and trunk. Embeds only the cubes it is asked for; no class token.
+    """Patch embedding, positions and trunk. Only the visible patches are embedded; there is no class token.
 
-    `norm=False` leaves the final LayerNorm out, for heads that pool first and norm after (`fc_norm`).
+    `norm=False` omits the final LayerNorm, for heads that pool first and norm afterwards (`fc_norm`).
     """
 
     positions: Tensor
@@ -125,16 +128,15 @@ class VideoEncoder(nn.Module):
 
         `video` is uint8 (0..255) or floating and already ImageNet-normalised.
         """
-        tokens = patchify(video, self.clip)
-        positions = self.positions
+        patches, positions = patchify(video, self.clip), self.positions  # (B, N, C*t*p*p), (N, D)
         if visible is not None:
-            tokens, positions = take(tokens, visible), positions[visible]
-        return self._encoded(tokens, positions)
+            patches, positions = gather_tokens(patches, visible), positions[visible]  # (B, V, C*t*p*p), (B, V, D)
+        return self._encode(patches, positions)
 
     def maps(self, video: Tensor) -> Tensor:
-        """Encode frames of any height and width that cubes divide, as feature maps: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
+        """Feature maps of frames of any height and width that patches divide: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
 
-        Positions are interpolated from the encoder's own grid. Raises ValueError where the clip does not split into cubes.
+        Positions are interpolated from the encoder's own grid. Raises ValueError if the clip does not split into patches.
         """
         clip, (frames, height, width) = self.clip, video.shape[2:]
         if frames != clip.frames or height % clip.patch or width % clip.patch:
@@ -143,20 +145,30 @@ class VideoEncoder(nn.Module):
                 f"{frames} frames of {height} x {width}"
             )
         rows, columns = height // clip.patch, width // clip.patch
-        tokens = self._encoded(_cut(video, clip), interpolated_positions(self.positions, clip.grid, rows, columns))
+        tokens = self._encode(_cut(video, clip), interpolated_positions(self.positions, clip.grid, rows, columns))
         return rearrange(tokens, "b (t h w) d -> b d t h w", h=rows, w=columns)
 
-    def _encoded(self, cubes: Tensor, positions: Tensor) -> Tensor:
-        return self.trunk(self.embed(self.pixels.normalised(cubes)) + positions)
+    def _encode(self, patches: Tensor, positions: Tensor) -> Tensor:
+        return self.trunk(self.embed(self.pixels.normalised(patches)) + positions)
 
 
 def initialise(module: nn.Module) -> None:
     """The reference initialisation: Xavier-uniform linear weights, zero biases; LayerNorms at one and zero.
 
-    The cube embedding keeps PyTorch's convolution default, as in the reference, so it is not passed through here.
+    The patch embedding keeps PyTorch's convolution default, as in the reference, so it is not initialised here.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def class_layer(width: int, classes: int, scale: float) -> nn.Linear:
+    """The linear layer of a class head: truncated normal weights of deviation 0.02 times `scale`, zero biases."""
+    layer = nn.Linear(width, classes)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    return layer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vmae_lab.models.checkpoints.weights import write_weights
+from vmae_lab.models.checkpoints.save import write_weights
 from vmae_lab.training.distributed import gathered_state_dict
 from vmae_lab.utils.distributed import process_state
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from vmae_lab.evaluation.metrics import wilson_interval
+from vmae_lab.evaluation.classification import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.figures import painted

@@ -7,8 +7,8 @@ import pandas as pd
 
 from vmae_lab.data.activitynet import Split, Untrimmed
 from vmae_lab.data.activitynet_files import read_predictions
-from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
-from vmae_lab.evaluation.temporal_map import DURATIONS, by_score, matches
+from vmae_lab.evaluation.average_precision import by_score
+from vmae_lab.evaluation.temporal_map import DURATIONS, ErrorKinds, error_kinds, matches
 from vmae_lab.lab.config import require
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed

@@ -1,12 +1,11 @@
-"""Weights in and out: our folders, the official VideoMAE files, Hugging Face transformers' folders, the hub."""
+"""Checkpoints: load.py opens any format, save.py writes any format, formats.py converts names and configs."""
 
-from vmae_lab.models.checkpoints.official import from_official_classifier, from_official_pretrain
-from vmae_lab.models.checkpoints.opening import Checkpoint, open_checkpoint
-from vmae_lab.models.checkpoints.weights import (
-    CheckpointError,
-    State,
+from vmae_lab.models.checkpoints.formats import CheckpointError, State, from_official_classifier, from_official_pretrain
+from vmae_lab.models.checkpoints.load import (
+    Checkpoint,
     convert_head,
     load_weights,
+    open_checkpoint,
     part_of,
     read_weights,
     weights_digest,

@@ -18,7 +18,7 @@ from vmae_lab.data.samplers import sample_order
 from vmae_lab.data.transforms import multi_scale_crop
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.videomae import TARGET_EPS, VideoMAE, reconstruction_loss
+from vmae_lab.models.videomae import TARGET_EPS, VideoMAE
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.distributed import unwrapped
 from vmae_lab.training.settings import TrainSettings
@@ -87,8 +87,8 @@ class PretrainTask:
         video = batch["video"].to(device, non_blocking=True)
         prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
         rebuilt = batch["target"].to(device, non_blocking=True) if "target" in batch else video
-        target = unwrapped(model).target(rebuilt, decoded)
-        return reconstruction_loss(prediction, target, batch["counted"].to(device, non_blocking=True))
+        counted = batch["counted"].to(device, non_blocking=True)
+        return unwrapped(model).forward_loss(rebuilt, prediction, decoded, counted)
 
 
 class PretrainBatches(Dataset):

@@ -1,0 +1,448 @@
+"""Checkpoint formats: how each names its weights and describes its model, and how that is converted to ours and back.
+
+- official: files of OpenGVLab/VideoMAEv2 and MCG-NJU/VideoMAE.
+- transformers: Hugging Face's `VideoMAEForPreTraining`, `VideoMAEForVideoClassification` and `VideoMAEModel`.
+- remote_code: the V2 models on the hub, which have official names below `model.` and bring their own code. We do not run it.
+
+Conversions go through the official names: transformers <-> official <-> ours. Each table holds (here, there) pairs that one
+function reads in both directions. Functions that raise take `where`, which names the file in messages.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vmae_lab.models.config import ModelConfig
+from vmae_lab.models.sizes import SIZES, ClipShape, Size
+from vmae_lab.models.vit import NORM_EPS
+from vmae_lab.utils.errors import UserError
+
+State = dict[str, Tensor]
+Pairs = Sequence[tuple[str, str]]
+Part = TypeVar("Part", Size, ClipShape)
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+# --- Names of weights: (ours, official) and (official, transformers) pairs, by how a name begins ----------------------
+EMBEDDING = "patch_embed.proj.weight"  # official: the kernel of a Conv3d
+ENCODER = (
+    ("encoder.embed.", "patch_embed.proj."),
+    ("encoder.trunk.blocks.", "blocks."),
+    ("encoder.trunk.norm.", "norm."),
+)
+PRETRAINING = (
+    *((ours, f"encoder.{official}") for ours, official in ENCODER),
+    ("bridge.", "encoder_to_decoder."),
+    ("norm.", "decoder.norm."),
+    ("head.", "decoder.head."),
+)
+CLASSIFIER = (*ENCODER, ("head.fc_norm.", "fc_norm."), ("head.head.", "head."))
+# One weight here that is several there, in rows of q, k and v. None: zero here, and no weight there.
+BIASES = ("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"))  # a k bias cannot change a softmax
+
+HF_ENCODER = (
+    ("patch_embed.proj.", "videomae.embeddings.patch_embeddings.projection."),
+    ("blocks.", "videomae.encoder.layer."),
+    ("norm.", "videomae.layernorm."),
+)
+HF_PRETRAINING = (
+    *((f"encoder.{official}", theirs) for official, theirs in HF_ENCODER),
+    ("decoder.blocks.", "decoder.decoder_layers."),
+)
+HF_CLASSIFIER = (*HF_ENCODER, ("head.", "classifier."))
+HF_PROJECTIONS = ("attn.qkv.weight", ("attn.q.weight", "attn.k.weight", "attn.v.weight"))
+HF_BLOCK = (  # within a block
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("attn.proj.", "attention.output.dense."),
+    ("attn.q_bias", "attention.attention.q_bias"),
+    ("attn.v_bias", "attention.attention.v_bias"),
+    ("attn.q.", "attention.attention.query."),
+    ("attn.k.", "attention.attention.key."),
+    ("attn.v.", "attention.attention.value."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+)
+# Files keep version 4's names of these; version 5 has its own in memory. Only read.
+HF_IN_MEMORY = (
+    ("attn.q_bias", "attention.attention.query.bias"),
+    ("attn.v_bias", "attention.attention.value.bias"),
+)
+IN_BLOCK = re.compile(r"((?:.*\.)?(?:blocks|layer|decoder_layers)\.\d+\.)(.+)")
+
+
+def is_pretraining(state: State) -> bool:
+    """Whether the weights are of a model with a decoder, in any of the formats."""
+    return any(key == "mask_token" or key.startswith(("decoder.", "encoder_to_decoder.")) for key in state)
+
+
+def from_official_pretrain(state: State) -> State:
+    """Weights of an official pre-training model in our names and shapes. Raises CheckpointError if half a bias is missing."""
+    return _from_official(state, PRETRAINING)
+
+
+def from_official_classifier(state: State) -> State:
+    """The same for an official classifier that reads the mean token."""
+    return _from_official(state, CLASSIFIER)
+
+
+def _from_official(state: State, pairs: Pairs) -> State:
+    ours = _joined(_renamed(state, _inverse(pairs)), *BIASES)
+    if "encoder.embed.weight" in ours:  # (D, C, t, p, p) -> (D, C*t*p*p)
+        ours["encoder.embed.weight"] = ours["encoder.embed.weight"].flatten(1)
+    if "mask_token" in ours:  # (1, 1, D) -> (D,)
+        ours["mask_token"] = ours["mask_token"].flatten()
+    return ours
+
+
+def to_official(state: State, clip: ClipShape) -> State:
+    """Weights of a VideoMAE, or of a VideoClassifier that reads the mean token, in the official names and shapes."""
+    names, kernel = PRETRAINING if is_pretraining(state) else CLASSIFIER, (clip.channels, clip.tubelet, clip.patch, clip.patch)
+    state = {**state, "encoder.embed.weight": state["encoder.embed.weight"].unflatten(1, kernel)}
+    if "mask_token" in state:
+        state["mask_token"] = state["mask_token"][None, None]
+    return _renamed(_split(state, *BIASES), names)
+
+
+def from_transformers(theirs: State) -> State:
+    """Weights of a transformers model in the official names."""
+    if any(key.startswith("embeddings.") for key in theirs):  # a VideoMAEModel
+        theirs = {f"videomae.{key}": value for key, value in theirs.items()}
+    names = HF_PRETRAINING if is_pretraining(theirs) else HF_CLASSIFIER
+    return _joined(_renamed(theirs, _inverse(names), _inverse((*HF_IN_MEMORY, *HF_BLOCK))), *HF_PROJECTIONS)
+
+
+def to_transformers(official: State) -> State:
+    """Weights in official names, of a pre-training model or a classifier, in the names of transformers' files."""
+    names = HF_PRETRAINING if is_pretraining(official) else HF_CLASSIFIER
+    return _renamed(_split(official, *HF_PROJECTIONS), names, HF_BLOCK)
+
+
+def without_encoder_prefix(state: State) -> State:
+    """Official weights of an encoder or a classifier without the `encoder.` of pre-training before their names.
+
+    The final LayerNorm of a bare encoder is left out, since a class head norms after pooling. Weights with a decoder are
+    returned unchanged.
+    """
+    if is_pretraining(state):
+        return state
+    state = {key.removeprefix("encoder."): value for key, value in state.items()}
+    has_head = any(key.startswith("head.") for key in state)
+    return {key: value for key, value in state.items() if has_head or not key.startswith("norm.")}
+
+
+def with_qkv_bias(official: State, settings: Mapping[str, Any], name: str, where: str) -> State:
+    """The weights as the setting `name` of a config describes them: without q and v biases, these are zero, which is the same
+    function. Raises CheckpointError if the weights have them all the same."""
+    if settings.get(name, True):
+        return official
+    if any(key.endswith((".q_bias", ".v_bias")) for key in official):
+        raise CheckpointError(f"{where} has {name} {settings[name]!r}, but the weights next to it have such biases")
+    stems = {key.removesuffix("qkv.weight"): value for key, value in official.items() if key.endswith(".attn.qkv.weight")}
+    zeros = {
+        f"{stem}{bias}": torch.zeros(len(value) // 3, dtype=value.dtype)
+        for stem, value in stems.items()
+        for bias in ("q_bias", "v_bias")
+    }
+    return {**official, **zeros}
+
+
+def _renamed(state: State, pairs: Pairs, block: Pairs = ()) -> State:
+    """Weights under other names: the first of `pairs` that a name begins with replaces it, in a block also one of `block`."""
+    renamed = {}
+    for key, value in state.items():
+        inside = IN_BLOCK.fullmatch(key)
+        name = _replaced(inside[1], pairs) + _replaced(inside[2], block) if inside else _replaced(key, pairs)
+        renamed[name] = value
+    return renamed
+
+
+def _replaced(name: str, pairs: Pairs) -> str:
+    return next((new + name.removeprefix(old) for old, new in pairs if name.startswith(old)), name)
+
+
+def _inverse(pairs: Pairs) -> Pairs:
+    return [(there, here) for here, there in pairs]
+
+
+def _split(state: State, whole: str, parts: Sequence[str | None]) -> State:
+    """Weights whose names end in `whole` as thirds under the names `parts`; a third named None is dropped."""
+    split: State = {}
+    for key, value in state.items():
+        if key.endswith(whole):
+            stem = key.removesuffix(whole)
+            split |= {f"{stem}{part}": rows for part, rows in zip(parts, value.chunk(3), strict=True) if part}
+        else:
+            split[key] = value
+    return split
+
+
+def _joined(state: State, whole: str, parts: Sequence[str | None]) -> State:
+    """The inverse of `_split`: a third named None is zero. Raises CheckpointError if only some of the parts exist."""
+    joined: State = {}
+    for key, value in state.items():
+        ending = next((part for part in parts if part and key.endswith(part)), None)
+        if ending is None:
+            joined[key] = value
+            continue
+        stem = key.removesuffix(ending)
+        missing = [f"{stem}{part}" for part in parts if part and f"{stem}{part}" not in state]
+        if missing:
+            raise CheckpointError(f"there is {key} but no {missing[0]}; the file is incomplete")
+        if ending == parts[0]:
+            joined[stem + whole] = torch.cat([state[f"{stem}{part}"] if part else torch.zeros_like(value) for part in parts])
+    return joined
+
+
+# --- Sizes and clips: from the shapes of official weights -------------------------------------------------------------
+CHANNELS = 3
+HEAD_WIDTH = 64  # of every official decoder
+
+
+def size_in(official: State, where: str, heads: int | None = None) -> Size:
+    """Widths and depths of official weights. Heads are given, or those of the known size with these widths and depths.
+
+    Raises CheckpointError if the weights are no VideoMAE, or the number of heads is unknown.
+    """
+    prefix = "encoder." if is_pretraining(official) else ""
+    width, depth, _, _, patch = _encoder_shape(official, where)
+    hidden = len(_require(official, f"{prefix}blocks.0.mlp.fc1.weight", where))
+    known = next((size for size in SIZES.values() if (size.width, size.depth, size.mlp_hidden) == (width, depth, hidden)), None)
+    if known is None and heads is None:
+        raise CheckpointError(
+            f"{where} has {depth} blocks, {width} wide, with MLPs of {hidden}: none of the sizes {', '.join(SIZES)}. Weights "
+            "do not contain the number of attention heads; give size=Size(...)"
+        )
+    base = known or SIZES["base"]
+    size = replace(base, width=width, depth=depth, mlp_hidden=hidden, heads=heads or base.heads, patch=patch)
+    if not prefix:
+        return size
+    decoder_width = len(_require(official, "encoder_to_decoder.weight", where))
+    return replace(
+        size, decoder_width=decoder_width, decoder_depth=_depth(official, "decoder.blocks."),
+        decoder_heads=max(1, decoder_width // HEAD_WIDTH),
+        decoder_mlp_hidden=len(_require(official, "decoder.blocks.0.mlp.fc1.weight", where)),
+    )  # fmt: skip
+
+
+def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipShape:
+    """The clip of an official file: patches as its kernel, frames and pixels as the training script's arguments.
+
+    Without arguments it is the paper's clip of 16 frames of 224 pixels. Raises CheckpointError.
+    """
+    _, _, channels, tubelet, patch = _encoder_shape(official, where)
+    refuse_others({"channels": channels}, {"channels": CHANNELS}, where)
+    try:
+        frames = int(arguments.get("num_frames") or 16) * int(arguments.get("num_segments") or 1)
+        return ClipShape(frames, int(arguments.get("input_size") or 224), tubelet, patch, channels)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its arguments num_frames and input_size do not fit its model: {error}") from error
+
+
+def check_fit_of_config(size: Size, clip: ClipShape, official: State, where: str) -> None:
+    """Raise CheckpointError if a config describes another encoder than the weights next to it."""
+    described = (size.width, size.depth, clip.channels, clip.tubelet, clip.patch)
+    names = ("width", "depth", "channels", "tubelet", "patch")
+    differences = [
+        f"{name} {theirs} (weights: {ours})"
+        for name, theirs, ours in zip(names, described, _encoder_shape(official, where), strict=True)
+        if theirs != ours
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{where} describes another model than the weights next to it: {', '.join(differences)}. Keep them in separate "
+            "folders"
+        )
+
+
+def check_heads(size: Size, decoder: bool, where: str) -> None:
+    """Raise CheckpointError if the number of heads does not divide the width of the encoder, or of an existing decoder."""
+    parts = [("encoder", size.width, size.heads), ("decoder", size.decoder_width, size.decoder_heads)]
+    for part, width, heads in parts if decoder else parts[:1]:
+        if not 0 < heads <= width or width % heads:
+            raise CheckpointError(f"{where}: {heads} attention heads do not divide the {part}'s width {width}")
+
+
+def _encoder_shape(official: State, where: str) -> tuple[int, int, int, int, int]:
+    """Width, depth, channels, tubelet and patch of the encoder."""
+    key = next((key for key in official if key.endswith(EMBEDDING)), None)
+    if key is None or official[key].ndim != 5:
+        names = ", ".join(list(official)[:10])
+        raise CheckpointError(f"{where} holds no VideoMAE: it has no kernel {EMBEDDING} of five dimensions. It has: {names}")
+    width, channels, tubelet, patch, _ = official[key].shape
+    return width, _depth(official, key.removesuffix(EMBEDDING) + "blocks."), channels, tubelet, patch
+
+
+def _depth(state: State, prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _require(state: State, key: str, where: str) -> Tensor:
+    if key not in state:
+        raise CheckpointError(f"{where} has no {key}; it is incomplete, or no VideoMAE")
+    return state[key]
+
+
+# --- Configs: names of settings (ours to theirs), fixed values, and what is refused ------------------------------------
+# LayerNorm adds this to a variance. transformers' default is 1e-12 for weights that were trained with the official 1e-6.
+LARGEST_EPS = 1e-5
+
+HF_TYPE = "videomae"  # the `model_type` of transformers' configs
+HF_CLIP = {
+    "frames": "num_frames", "side": "image_size", "tubelet": "tubelet_size", "patch": "patch_size", "channels": "num_channels",
+}  # fmt: skip
+HF_SIZE = {
+    "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads", "mlp_hidden": "intermediate_size",
+    "decoder_width": "decoder_hidden_size", "decoder_depth": "decoder_num_hidden_layers",
+    "decoder_heads": "decoder_num_attention_heads", "decoder_mlp_hidden": "decoder_intermediate_size", "patch": "patch_size",
+}  # fmt: skip
+HF_FIXED = {"hidden_act": "gelu", "num_channels": CHANNELS}
+
+REMOTE_SECTION = "model_config"
+REMOTE_CODE = "OpenGVLab/VideoMAEv2-Base"  # the repository whose code builds the model
+REMOTE_CLIP = {**HF_CLIP, "side": "img_size", "channels": "in_chans"}
+REMOTE_SIZE = {"width": "embed_dim", "depth": "depth", "heads": "num_heads"}
+REMOTE_FIXED = {
+    "cos_attn": False, "use_learnable_pos_emb": False, "use_mean_pooling": True, "init_values": 0.0,
+    "norm_layer": "nn.LayerNorm", "in_chans": CHANNELS,
+}  # fmt: skip
+
+
+def transformers_config(model: ModelConfig) -> dict[str, Any]:
+    """`config.json` for transformers."""
+    config = {
+        **_theirs(model.size, HF_SIZE),
+        **_theirs(model.clip, HF_CLIP),
+        **HF_FIXED,
+        "model_type": HF_TYPE,
+        "architectures": ["VideoMAEForVideoClassification" if model.classes else "VideoMAEForPreTraining"],
+        "layer_norm_eps": NORM_EPS,
+        "qkv_bias": True,
+        "use_mean_pooling": model.classes is not None or not model.encoder_norm,  # then the encoder has no final LayerNorm
+        "dtype": "float32",
+    }
+    if model.classes is None:
+        return {**config, "norm_pix_loss": bool(model.normalise_target)}
+    labels = {str(row): f"LABEL_{row}" for row in range(model.classes)}
+    return {**config, "id2label": labels, "label2id": {name: int(row) for row, name in labels.items()}}
+
+
+def read_transformers_config(config: Mapping[str, Any], where: str) -> tuple[Size, ClipShape]:
+    """Size and clip that a transformers config describes. Raises CheckpointError if it is another function than ours."""
+    _check_settings(config, HF_FIXED, ("hidden_dropout_prob", "attention_probs_dropout_prob"), where)
+    return _built(Size, config, HF_SIZE, where), _built(ClipShape, config, HF_CLIP, where)
+
+
+def transformers_weights(state: State, config: Mapping[str, Any], where: str) -> tuple[State, bool]:
+    """Weights of a transformers model in official names, and whether the encoder has a final LayerNorm.
+
+    Follows `qkv_bias` (`qv_bias` in version 5) and `use_mean_pooling`: if true, the encoder has no final LayerNorm, also in
+    pre-training; if the weights have one, it is used all the same. Raises CheckpointError if settings and weights differ.
+    """
+    official = from_transformers(state)
+    official = with_qkv_bias(official, config, "qkv_bias" if "qkv_bias" in config else "qv_bias", where)
+    pooled = config.get("use_mean_pooling", True)
+    if not pooled and any(key.startswith("head.") for key in official):
+        raise CheckpointError(
+            f"{where} has use_mean_pooling {pooled!r}: the model classifies by its first token. Classifiers of this package "
+            "read the mean token"
+        )
+    return official, not pooled or any(key.removeprefix("encoder.").startswith("norm.") for key in official)
+
+
+def remote_code_config(model: ModelConfig) -> dict[str, Any]:
+    """`config.json` of the V2 models on the hub, which refers to their authors' code."""
+    section = {
+        **_theirs(model.size, REMOTE_SIZE),
+        **_theirs(model.clip, REMOTE_CLIP),
+        **REMOTE_FIXED,
+        "num_classes": model.classes or 0,
+        "mlp_ratio": (model.size.mlp_hidden + 0.5) / model.size.width,  # the half keeps int(width * ratio) from falling below
+        "qkv_bias": True,
+        "qk_scale": None,
+        "layer_norm_eps": NORM_EPS,
+        "drop_rate": 0.0,
+        "attn_drop_rate": 0.0,
+        "drop_path_rate": 0.0,
+        "with_cp": False,
+    }
+    return {
+        "model_type": "VideoMAEv2",
+        "architectures": ["VideoMAEv2"],
+        "auto_map": {
+            "AutoConfig": f"{REMOTE_CODE}--modeling_config.VideoMAEv2Config",
+            "AutoModel": f"{REMOTE_CODE}--modeling_videomaev2.VideoMAEv2",
+        },
+        REMOTE_SECTION: section,
+    }
+
+
+def read_remote_code_config(config: Mapping[str, Any], official: State, where: str) -> tuple[Size, ClipShape]:
+    """Size and clip of such a config, whose MLP width the weights tell. Raises CheckpointError if it is another function."""
+    section, named = config[REMOTE_SECTION], f"{where}: {REMOTE_SECTION}"
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{named} is {section!r}; the settings of a model were expected")
+    _check_settings(section, REMOTE_FIXED, ("drop_rate", "attn_drop_rate"), named)
+    found = size_in(official, where, section.get("num_heads"))
+    clip = _built(ClipShape, section, REMOTE_CLIP, named)
+    size = _built(partial(replace, found), {"depth": found.depth, **section}, REMOTE_SIZE, named)
+    check_heads(size, decoder=False, where=named)
+    scale = (size.width / size.heads) ** -0.5
+    if not math.isclose(section.get("qk_scale") or scale, scale):
+        raise CheckpointError(
+            f"{named} has qk_scale {section['qk_scale']!r}; models of this package have {scale!r}, its default"
+        )
+    return size, clip
+
+
+def _theirs(values: Size | ClipShape, names: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(values, ours) for ours, theirs in names.items()}
+
+
+def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mapping[str, str], where: str) -> Part:
+    try:
+        return kind(**{ours: _number(theirs, settings[theirs]) for ours, theirs in names.items()})
+    except KeyError as error:
+        raise CheckpointError(f"{where} has no {error}; the model needs {', '.join(names.values())}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{where} does not describe a VideoMAE ({', '.join(names.values())}): {error}") from error
+
+
+def _number(name: str, setting: Any) -> int:
+    if name in ("image_size", "patch_size") and isinstance(setting, list | tuple):
+        height, setting = setting
+        if height != setting:
+            raise ValueError(f"{height} x {setting} pixels; clips and patches are square")
+    if int(setting) != setting:
+        raise ValueError(f"{name} {setting!r} is not a whole number")
+    return int(setting)
+
+
+def refuse_others(settings: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError, naming the setting, if one of `settings` is another value than in `fixed`."""
+    for name, value in fixed.items():
+        if settings.get(name, value) != value:
+            raise CheckpointError(f"{where} has {name} {settings[name]!r}; models of this package have {value!r}")
+
+
+def _check_settings(settings: Mapping[str, Any], fixed: Mapping[str, Any], dropout: Sequence[str], where: str) -> None:
+    """Raise CheckpointError, naming the setting, if our model would compute something else; warn of dropout."""
+    refuse_others(settings, fixed, where)
+    eps = settings.get("layer_norm_eps", NORM_EPS)
+    if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
+        raise CheckpointError(
+            f"{where} has layer_norm_eps {eps!r}; models of this package have {NORM_EPS:g}, and accept {LARGEST_EPS:g} or less"
+        )
+    dropped = [f"{name} {settings[name]!r}" for name in dropout if settings.get(name)]
+    if dropped:
+        warnings.warn(f"{where} has {', '.join(dropped)}; training continues here without this dropout", stacklevel=5)

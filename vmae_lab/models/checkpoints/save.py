@@ -1,0 +1,170 @@
+"""Save a model in a folder: weights and config in any of the formats, and a model card."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from huggingface_hub import HfApi, ModelCardData
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vmae_lab.models.checkpoints import formats
+from vmae_lab.models.checkpoints.formats import CheckpointError, State
+from vmae_lab.models.checkpoints.load import CONFIG, WEIGHTS
+from vmae_lab.models.config import ModelConfig
+from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from vmae_lab.utils.atomic_io import atomic_write, make_folder, write_json, write_text
+
+Layout = Literal["vmae_lab", "transformers", "official", "remote_code"]
+OFFICIAL = "model.pth"
+
+
+class Pretrained(nn.Module):
+    """A model that can be saved in a folder and pushed to the hub."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What is needed to build the model again."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, layout: Layout = "vmae_lab", story: str = "") -> Path:
+        """Write weights, config, and a card with `story` (Markdown: how the model was trained). Returns the folder.
+
+        `layout`: ours, `transformers` (VideoMAEForPreTraining or VideoMAEForVideoClassification), `official` (a .pth file for
+        the paper's code), `remote_code` (the V2 models on the hub). Raises CheckpointError if the layout cannot hold the
+        model, StorageError if the folder cannot be written.
+        """
+        return save_checkpoint(self.state_dict(), self.config, Path(folder), layout, story)
+
+    def push_to_hub(self, repository: str, layout: Layout = "vmae_lab", story: str = "", private: bool = True) -> str:
+        """Upload such a folder to the hub as `owner/name`; needs a login (`hf auth login`). Returns its URL."""
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, layout, story)
+            url = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Model in the layout '{layout}'")
+        return str(url)
+
+
+def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Path, layout: Layout, story: str) -> Path:
+    """Write weights (given in our names), config and card, each atomically. Returns the folder, which is created.
+
+    Raises CheckpointError if the layout cannot hold the model, StorageError if the folder cannot be written.
+    """
+    if layout not in get_args(Layout):
+        raise CheckpointError(f"there is no layout {layout!r}; layouts are {', '.join(get_args(Layout))}")
+    check_layout(config, layout)
+    converted = dict(state) if layout == "vmae_lab" else formats.to_official(dict(state), config.clip)
+    make_folder(folder)
+    if layout == "official":
+        with atomic_write(folder / OFFICIAL) as temporary:
+            torch.save({"model": _detached(converted)}, temporary)
+    elif layout == "remote_code":
+        write_weights(folder / WEIGHTS, {f"model.{key}": value for key, value in converted.items()})
+        write_json(folder / CONFIG, formats.remote_code_config(config))
+    elif layout == "transformers":
+        write_weights(folder / WEIGHTS, formats.to_transformers(converted))
+        write_json(folder / CONFIG, formats.transformers_config(config))
+        write_json(folder / "preprocessor_config.json", _preprocessing(config))
+    else:
+        write_weights(folder / WEIGHTS, converted)
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+    write_text(folder / "README.md", model_card(config, layout, story))
+    return folder
+
+
+def check_layout(config: ModelConfig, layout: Layout) -> None:
+    """Raise CheckpointError if a layout cannot hold a model."""
+    if layout == "vmae_lab":
+        return
+    if config.model == "ActionDetector":
+        raise CheckpointError(f"the layout '{layout}' has no action detectors; save as 'vmae_lab'")
+    if config.model == "VideoMAE" and layout == "remote_code":
+        raise CheckpointError("the layout 'remote_code' is of encoders and classifiers; a model with a decoder has none")
+    if config.model == "VideoMAE" and layout == "official" and not config.encoder_norm:
+        raise CheckpointError(
+            "the layout 'official' has no encoder without a final LayerNorm; save as 'transformers' or 'vmae_lab'"
+        )
+    if config.model == "VideoClassifier" and config.readout != "mean":
+        raise CheckpointError(
+            f"the readout '{config.readout}' is ours; the layout '{layout}' only has the mean over tokens. Save as 'vmae_lab', "
+            "or train with readout: mean"
+        )
+
+
+def write_weights(path: Path, state: State) -> None:
+    """Write a safetensors file atomically. Raises StorageError."""
+    with atomic_write(path) as temporary:
+        save_file(_detached(state), temporary, metadata={"format": "pt"})  # transformers refuses a file without this
+
+
+def _detached(state: State) -> State:
+    """Copies on the CPU, since safetensors refuses tensors that share memory."""
+    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+
+
+def _preprocessing(config: ModelConfig) -> dict[str, Any]:
+    """How transformers' processor prepares frames: shorter side to the clip's, centre crop, ImageNet normalisation."""
+    side = config.clip.side
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True, "size": {"shortest_edge": side},
+        "do_center_crop": True, "crop_size": {"height": side, "width": side},
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
+    }  # fmt: skip
+
+
+# --- Model card -------------------------------------------------------------------------------------------------------
+KINDS = {  # title and module of each model
+    "VideoMAE": ("Video masked autoencoder", "videomae"),
+    "VideoClassifier": ("Video classifier", "classifier"),
+    "ActionDetector": ("Action detector", "action_detector"),
+}
+
+
+def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
+    """The folder's README: what the model is, how to open it, and how it was trained (`story`)."""
+    size, clip, (title, module) = config.size, config.clip, KINDS[config.model]
+    classifies = config.model == "VideoClassifier"
+    data = ModelCardData(
+        library_name="transformers" if layout == "transformers" else "vmae_lab",
+        pipeline_tag="video-classification" if classifies else None,
+        tags=["video", "videomae", "masked-autoencoder", "vmae_lab"],
+    )
+    parts = [f"encoder {size.depth} blocks, {size.width} wide, {size.heads} heads, MLP {size.mlp_hidden}"]
+    if config.model == "VideoMAE":
+        parts[0] += f"; decoder {size.decoder_depth} blocks, {size.decoder_width} wide, {size.decoder_heads} heads"
+    parts += [f"{config.classes} classes"] if config.classes else []
+    parts += [f"readout '{config.readout}'"] if classifies else []
+    source, kind = f"vmae_lab.models.{module}", config.model
+    if layout == "transformers":
+        source, kind = "transformers", formats.transformers_config(config)["architectures"][0]
+    return f"""---
+{data.to_yaml()}
+---
+
+# {title} (VideoMAE V2)
+
+- Model: {", ".join(parts)}.
+- Clips: {clip.frames} frames of {clip.side} x {clip.side} pixels, patches of {clip.tubelet} x {clip.patch} x {clip.patch};
+  RGB, ImageNet-normalised.
+- Layout: {layout}.
+
+```python
+from {source} import {kind}
+
+model = {kind}.from_pretrained("this folder")
+```
+
+## How it was trained
+
+{story.strip() or "Not described by the author."}
+
+## Limitations
+
+Predictions for videos unlike the training data are unreliable; evaluate the model on your own videos first.
+Method: VideoMAE V2 (Wang et al., CVPR 2023, arXiv 2303.16727), VideoMAE (Tong et al., NeurIPS 2022, arXiv 2203.12602).
+"""
