@@ -22,7 +22,7 @@ from vmae_lab.training.checkpoint import FolderInUse, Stopped, UnreadableCheckpo
 from vmae_lab.training.divergence import TrainingDiverged
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import StorageError
-from vmae_lab.utils.distributed import ProcessLost
+from vmae_lab.utils.processes import ProcessLost
 
 app = typer.Typer(
     no_args_is_help=True,

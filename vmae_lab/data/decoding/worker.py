@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import asdict
 
-from vmae_lab.utils.distributed import end_when, ignore_stop_requests
+from vmae_lab.utils.processes import end_when, ignore_stop_requests
 
 
 def main() -> None:
