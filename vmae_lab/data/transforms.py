@@ -179,8 +179,6 @@ def augment_scene(video: Tensor, boxes: Tensor, side: int, settings: BoxAugment,
 
 def to_short_side(video: Tensor, short_side: int) -> Tensor:
     """Resize a clip, uint8 `(C, T, H, W)`, to a short side with the same aspect ratio."""
-    if min(video.shape[-2:]) == short_side:
-        return video
     return functional.resize(video.transpose(0, 1), [short_side], antialias=True).transpose(0, 1)
 
 

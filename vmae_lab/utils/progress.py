@@ -35,7 +35,7 @@ class Progress(tqdm):
     ):
         hidden = disable or parent_process() is not None or os.environ.get(VARIABLE) == "off"
         # `gui`: tqdm prints nothing by itself, as in its own subclasses.
-        ours = {"smoothing": 0.3, "bar_format": TEXT, "mininterval": REDRAW, "miniters": 0, "gui": True}
+        ours: dict[str, Any] = {"smoothing": 0.3, "bar_format": TEXT, "mininterval": REDRAW, "miniters": 0, "gui": True}
         super().__init__(iterable, total=total, disable=hidden, **(ours | settings))
         self._output: _Notebook | _Terminal | _Lines | None = None
         self._depth: int | None = None  # the number of bars around it, while it is open
@@ -94,13 +94,11 @@ class _Terminal:
     """A line that starts again after a carriage return."""
 
     def __init__(self, stream: TextIO):
-        self.stream, self.length = stream, 0
+        self.stream, self.write = stream, tqdm.status_printer(stream)
 
     def show(self, text: str, part: float, last: bool = False) -> None:
-        text = _shortened(text, shutil.get_terminal_size().columns - 1)
-        self.stream.write("\r" + text.ljust(self.length) + ("\n" if last else ""))
-        self.stream.flush()
-        self.length = len(text)
+        self.write(_shortened(text, shutil.get_terminal_size().columns - 1))
+        print(end="\n" * last, file=self.stream, flush=True)
 
 
 class _Lines:
