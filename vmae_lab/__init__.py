@@ -63,6 +63,6 @@ def __dir__() -> list[str]:
 
 if os.environ.get("VMAE_LAB_POOL_OF") == str(_parent := os.getppid()):
     # A pool's worker: it ends with its parent already while it imports what it needs, which may take longer than 10 s.
-    from vmae_lab.utils.distributed import end_when
+    from vmae_lab.utils.processes import end_when
 
     end_when(lambda: os.getppid() != _parent)

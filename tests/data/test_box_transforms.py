@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vmae_lab.data.box_transforms import BoxAugment, augment_scene, enlarged, to_short_side
+from vmae_lab.data.transforms import BoxAugment, augment_scene, enlarged, to_short_side
 
 STILL = {"flip": 0.0, "colour": (0, 0, 0, 0), "outward": (0, 0), "inward": (0, 0)}
 BOXES = torch.tensor([[0.125, 0.25, 0.375, 0.5], [0.625, 0.5, 0.875, 0.75]])

@@ -126,7 +126,7 @@ def test_what_is_no_video_is_named(tmp_path):
 
 def test_frames_outside_a_file_are_refused(home):
     folder, records = open_motionworld(WORLD)
-    with pytest.raises(VideoError, match="there are 6 frames; frames 4 to 8 were asked for"):
+    with pytest.raises(VideoError, match="frames 4 to 8"):
         read_frames(folder / records[0].path, [4, 8])
 
 

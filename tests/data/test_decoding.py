@@ -20,8 +20,7 @@ from made_videos import (
 from PIL import Image
 
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, decoders, read_frames, read_video
-from vmae_lab.data.decoding.inspection import inspect_video
-from vmae_lab.data.decoding.timing import time_video
+from vmae_lab.data.decoding.inspection import inspect_video, time_video
 from vmae_lab.data.frame_sampling import Dense, Everything, Exactly, dense_window
 
 BOTH = pytest.mark.parametrize("decoder", ["decord", "pyav"])

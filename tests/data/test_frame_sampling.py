@@ -38,7 +38,7 @@ def test_dense_windows_by_hand():
 def test_a_stretch_ends_with_the_video():
     assert list(Stretch(3, 4)(20)) == [3, 4, 5, 6]
     assert list(Stretch(3, 4)(5)) == [3, 4]
-    with pytest.raises(IndexError, match="there are 3 frames; those from 3 on"):
+    with pytest.raises(IndexError, match="there are 3 frames, but frames from 3 on"):
         Stretch(3, 4)(3)
 
 

@@ -14,9 +14,8 @@ from made_videos import NO_VIDEOS, VIDEOS, status_of
 from PIL import Image
 
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, read_frames, read_video
-from vmae_lab.data.decoding.inspection import inspect_video
+from vmae_lab.data.decoding.inspection import inspect_video, time_video
 from vmae_lab.data.decoding.pool import DecoderProcess
-from vmae_lab.data.decoding.timing import time_video
 from vmae_lab.data.frame_sampling import Dense, Exactly
 
 

@@ -19,7 +19,7 @@ from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.training.dataloader import data_loader
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import StorageError
-from vmae_lab.utils.distributed import ProcessLost, worker_pool
+from vmae_lab.utils.processes import ProcessLost, worker_pool
 
 
 class NotSendable(Exception):

@@ -14,10 +14,10 @@ from torchvision.ops import roi_align
 
 from vmae_lab.data.ava import SceneLists, Scenes, SceneSettings, open_scenes
 from vmae_lab.data.ava_files import read_detections, write_detections
-from vmae_lab.data.box_transforms import BoxAugment
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.motionworld.dataset import encode_mp4
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings
+from vmae_lab.data.transforms import BoxAugment
 from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.frame_map import frame_map
 from vmae_lab.models.action_detector import ActionDetector

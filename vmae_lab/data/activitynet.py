@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from vmae_lab.data.activitynet_files import Annotations, read_annotations
 from vmae_lab.data.decoding import VideoError, VideoSettings
 from vmae_lab.data.decoding.container import FRAMES
-from vmae_lab.data.decoding.timing import TIMING
+from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.motionworld.untrimmed import UntrimmedWorldSettings, open_untrimmed_world
 from vmae_lab.data.video_dataset import VideoDataset, clips_of
 from vmae_lab.data.video_features import FeatureFolder, VideoFeatures, open_features
 from vmae_lab.data.video_lists import VideoList
 from vmae_lab.data.video_lists.folders import named_videos
 from vmae_lab.data.video_lists.formats import ListError, absolute, place_of
-from vmae_lab.data.video_lists.settings import content_of
+from vmae_lab.data.video_lists.splits import content_of
 from vmae_lab.utils.atomic_io import fingerprint
 
 Split = Literal["train", "validation", "test"]
@@ -175,7 +175,7 @@ class Untrimmed:
 
     def check_rates(self, clips: VideoDataset) -> None:
         """Refuse videos of another rate than is annotated, and warn of such as have none that is steady. Raises ListError."""
-        seen = clips.decoders.map((clips.file(row), TIMING, None) for row in range(len(clips)))
+        seen = clips.decoders.map(DecoderProcess.time, map(clips.file, range(len(clips))))
         wrong, unsteady = [], []
         for video, timing in zip(self.annotations.videos.itertuples(), seen, strict=True):
             if isinstance(timing, VideoError) or not timing.rate:

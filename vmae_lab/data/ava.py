@@ -15,14 +15,14 @@ from torch import Tensor
 from vmae_lab.data.ava_files import CORNERS, KEY, read_excluded, read_ground_truth, read_label_map, read_person_boxes
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.container import FRAMES
-from vmae_lab.data.decoding.pool import Decoders
-from vmae_lab.data.decoding.timing import TIMING, Timing
+from vmae_lab.data.decoding.inspection import Timing
+from vmae_lab.data.decoding.pool import DecoderProcess, Decoders
 from vmae_lab.data.frame_sampling import Around, Exactly
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
 from vmae_lab.data.transforms import channels_first
 from vmae_lab.data.video_lists.folders import named_videos
 from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, place_of
-from vmae_lab.data.video_lists.settings import check_pattern, content_of
+from vmae_lab.data.video_lists.splits import check_pattern, content_of
 from vmae_lab.utils.atomic_io import fingerprint
 
 
@@ -162,7 +162,7 @@ class Scenes:
         """The same of several key frames, in order, read ahead side by side; one that cannot be read gives its error."""
         wanted = [(row, frames, stride, short_side) for row in rows]
         missing = [one not in self._kept for one in wanted]
-        read = self.decoders.map(self._request(*one) for one, new in zip(wanted, missing, strict=True) if new)
+        read = self.decoders.read_all(self._request(*one) for one, new in zip(wanted, missing, strict=True) if new)
         for one, new in zip(wanted, missing, strict=True):
             found = next(read) if new else channels_first(self._kept[one])
             yield self._clip(found, one, keep) if isinstance(found, Decoded) else found
@@ -243,13 +243,13 @@ def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: 
             found[name] = several if there else f"there is no video '{name}' in {folder}"
     root = root if folder.is_relative_to(root) else folder
     files = {name: _file(name, places[name][0], lists, root) for name in names if name not in found}
-    shown = dict(zip(files, decoders.map((file, Exactly((0,)), 16) for file in files.values()), strict=True))
+    shown = dict(zip(files, decoders.read_all((file, Exactly((0,)), 16) for file in files.values()), strict=True))
     films = {
         name: replace(files[name], decoder=read.info.decoder, bytes=os.path.getsize(files[name].path))
         for name, read in shown.items()
         if isinstance(read, Decoded) and files[name].total < 0
     }
-    timed = dict(zip(films, decoders.map((file, TIMING, None) for file in films.values()), strict=True))
+    timed = dict(zip(films, decoders.map(DecoderProcess.time, films.values()), strict=True))
     return found | {
         name: _opened(films.get(name, file), timed.get(name, shown[name]), lists) for name, file in files.items()
     }  # fmt: skip

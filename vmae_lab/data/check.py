@@ -11,9 +11,10 @@ import pandas as pd
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.container import FRAMES
 from vmae_lab.data.decoding.inspection import Inspection
+from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import VideoList
-from vmae_lab.data.video_lists.writer import write_list
+from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, storing_in, write_text
 from vmae_lab.utils.progress import Progress
 
@@ -61,7 +62,7 @@ def check_list(
     bar = Progress(total=len(todo), desc="checking", unit="videos", disable=not progress)
     with storing_in(folder), open(journal, "a", encoding="utf-8") as lines, bar:
         lines.write("\n" if todo and seen else "")  # a killed check may have left half a line
-        found = clips.decoders.map((files[index], None, None) for index in todo)
+        found = clips.decoders.map(DecoderProcess.inspect, (files[index] for index in todo))
         for index, result in zip(todo, found, strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
             seen[keys[index]] = asdict(inspection)

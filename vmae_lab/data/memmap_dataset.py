@@ -17,7 +17,7 @@ from vmae_lab.data.decoding import VideoError, read_frames
 from vmae_lab.data.decoding.decoders import Choose
 from vmae_lab.data.motionworld import ClipRecord
 from vmae_lab.utils.atomic_io import atomic_write
-from vmae_lab.utils.distributed import worker_pool
+from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.progress import Progress
 
 

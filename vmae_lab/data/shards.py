@@ -19,7 +19,7 @@ from vmae_lab.data.decoding import VideoError, VideoSettings
 from vmae_lab.data.decoding.container import screen
 from vmae_lab.data.video_dataset import VideoDataset, clips_of
 from vmae_lab.data.video_lists import ListError, VideoList
-from vmae_lab.data.video_lists.writer import write_list
+from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, readable
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import numpy_generator

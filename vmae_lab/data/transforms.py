@@ -1,4 +1,4 @@
-"""Crops and colours of whole clips, as uint8: the same for all frames."""
+"""Crops, colors and augmentation of clips, uint8: the same for all frames of a clip."""
 
 from collections.abc import Sequence
 
@@ -11,30 +11,92 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import ColorJitter, functional
+from torchvision.tv_tensors import BoundingBoxes
 
 from vmae_lab.utils.seeding import library_draws
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
+def channels_first(frames: np.ndarray) -> Tensor:
+    """Decoded frames to a clip: uint8 `(..., T, H, W, C)` -> `(..., C, T, H, W)`."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Crops
+
+
+def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales: Sequence[float] = SCALES) -> Tensor:
+    """Take a multi-scale crop as in the official code, resized: uint8 `(..., H, W)` -> `(..., side, side)`.
+
+    Height and width are drawn from `scales` of the short side, at most one step apart in the list. The position is one of the
+    four corners or the center.
+    """
+    height, width = video.shape[-2:]
+    first = int(rng.integers(len(scales)))
+    second = min(max(first + int(rng.integers(-1, 2)), 0), len(scales) - 1)
+    tall, wide = (max(1, round(min(height, width) * scales[i])) for i in (first, second))
+    down, right = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))[rng.integers(5)]
+    top, left = int((height - tall) * down), int((width - wide) * right)
+    return _resize(video[..., top : top + tall, left : left + wide], side)
+
+
+def centre_crop(video: Tensor, side: int) -> Tensor:
+    """Take the largest square in the middle, resized: uint8 `(..., H, W)` -> `(..., side, side)`."""
+    short = min(video.shape[-2:])
+    return _resize(functional.center_crop(video, [short, short]), side)
+
+
+def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
+    """Take `count` squares of the short side, spread evenly along the long one, resized: uint8 `(..., side, side)` each.
+
+    The first and the last touch the edges, as in the official test. A single one is in the middle.
+    """
+    if count == 1:
+        return [centre_crop(video, side)]
+    height, width = video.shape[-2:]
+    short, rest = min(height, width), abs(height - width)
+    starts = [rest * crop // (count - 1) for crop in range(count)]
+    corners = [(start, 0) if height > width else (0, start) for start in starts]
+    return [_resize(video[..., top : top + short, left : left + short], side) for top, left in corners]
+
+
+def squash(video: Tensor, side: int) -> Tensor:
+    """Resize the whole frame to a square, whatever its aspect ratio: uint8 `(..., H, W)` -> `(..., side, side)`."""
+    return _resize(video, side)
+
+
+def _resize(video: Tensor, side: int) -> Tensor:
+    if video.shape[-2:] == (side, side):
+        return video
+    if video.stride(-4) == 1:  # colors innermost, as decoded: PyTorch resizes that three times as fast
+        return functional.resize_image(video.transpose(-4, -3), [side, side]).transpose(-4, -3)
+    return functional.resize_image(video.contiguous(), [side, side])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Augmentation for fine-tuning
+
+
 class FinetuneAugment(BaseModel):
-    """What a clip goes through in fine-tuning (VideoMAE V2's recipe; mixup and cutmix are of a batch, not of a clip)."""
+    """Augmentation of a clip in fine-tuning (VideoMAE V2's recipe, without mixup and cutmix, which take a batch)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="timm's words for RandAugment; none if null")
+    rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="timm's RandAugment configuration; none if null")
     scale: tuple[float, float] = Field((0.08, 1.0), description="part of the frame's area that a crop keeps")
     aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of a crop")
-    flip: float = Field(0.5, ge=0, le=1, description="how often a clip is mirrored; 0 where left and right are classes (SSv2)")
-    erase: float = Field(0.25, ge=0, le=1, description="how often a box is filled with noise")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored clip; 0 if left and right are classes (SSv2)")
+    erase: float = Field(0.25, ge=0, le=1, description="probability of a box filled with noise")
 
 
 def finetune_augment(video: Tensor, side: int, settings: FinetuneAugment, seed: int) -> Tensor:
-    """RandAugment, random resized crop, mirror image, erased box: uint8 `(C, T, H, W)` -> `(C, T, side, side)`.
+    """RandAugment, random resized crop, horizontal flip, erased box: uint8 `(C, T, H, W)` -> `(C, T, side, side)`.
 
     Every frame gets the same operations at the same strength, the same crop and box. The box's noise is normal around the
-    mean colour, as the reference's is after normalisation, cut to what uint8 holds.
+    mean color, as the reference's is after normalization, clamped to uint8.
     """
     with library_draws(seed):
         operations, coin, filled = (int(value) for value in torch.randint(2**31, (3,)))
@@ -47,10 +109,11 @@ def finetune_augment(video: Tensor, side: int, settings: FinetuneAugment, seed: 
     return _erase(video, settings.erase, filled)
 
 
-def _rand_augment(video: Tensor, words: str, seed: int) -> Tensor:
-    """timm's RandAugment, drawn anew for every frame from the same seed, and so the same for all."""
-    colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
-    transform = rand_augment_transform(words, {"translate_const": int(min(video.shape[-2:]) * 0.45), "img_mean": colour})
+def _rand_augment(video: Tensor, configuration: str, seed: int) -> Tensor:
+    """Apply timm's RandAugment to each frame with the same seed, so that all frames get the same operations."""
+    color = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
+    translation = int(min(video.shape[-2:]) * 0.45)
+    transform = rand_augment_transform(configuration, {"translate_const": translation, "img_mean": color})
     frames = []
     for frame in video.permute(1, 2, 3, 0).numpy():
         with library_draws(seed):
@@ -59,63 +122,73 @@ def _rand_augment(video: Tensor, words: str, seed: int) -> Tensor:
 
 
 def _erase(video: Tensor, probability: float, seed: int) -> Tensor:
-    """timm's random erasing in pixel mode; colours and frames are its channels, so that they share the box."""
+    """Apply timm's random erasing in pixel mode. Colors and frames are its channels, so that they share the box."""
     mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    marked = torch.full((video[:, :, 0, 0].numel(), *video.shape[-2:]), torch.nan)  # what is not erased stays unmarked
+    unchanged = torch.full((video[:, :, 0, 0].numel(), *video.shape[-2:]), torch.nan)
     with library_draws(seed):
-        noise = RandomErasing(probability, mode="pixel", device="cpu")(marked).view(video.shape)
+        noise = RandomErasing(probability, mode="pixel", device="cpu")(unchanged).view(video.shape)
     pixels = (255 * (mean + deviation * noise)).round().clamp(0, 255)
     return torch.where(noise.isnan(), video, pixels.nan_to_num().to(torch.uint8))
 
 
-def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales: Sequence[float] = SCALES) -> Tensor:
-    """One multi-scale corner or centre crop, resized: uint8 `(..., H, W)` -> `(..., side, side)`, as the official code crops.
+# ----------------------------------------------------------------------------------------------------------------------
+# Clips with boxes (VideoMAE's recipe for AVA)
 
-    Height and width are drawn from `scales` of the short side, at most one step apart in the list; the place is one of
-    the four corners and the centre.
+
+class BoxAugment(BaseModel):
+    """Augmentation of a clip with boxes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    short_side: tuple[int, int] = Field((256, 256), description="range of the short side before the crop, in pixels")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored clip; 0 if left and right are classes")
+    colour: tuple[float, float, float, float] = Field(
+        (0.0, 0.0, 0.1, 0.055), description="strengths of brightness, contrast, saturation and hue"
+    )
+    outward: tuple[float, float] = Field((0.2, 0.1), description="how far a box's edges move out, in its width and height")
+    inward: tuple[float, float] = Field((0.1, 0.05), description="how far they move in")
+
+
+def augment_scene(video: Tensor, boxes: Tensor, side: int, settings: BoxAugment, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, crop, flip and color a clip with its boxes: uint8 `(C, T, H, W)`, `(n, 4)` in [0, 1] -> `(C, T, side, side)`,
+    boxes `(m, 4)` in its pixels, and their rows among the n, int64 `(m,)`.
+
+    The crop is drawn among those that show the middle of one random box, so a clip loses all its people only if that box is
+    smaller than a pixel. Boxes are cut at the crop's edges, those smaller than a pixel are left out, and the edges of the
+    others are jittered.
     """
-    height, width = video.shape[-2:]
-    first = int(rng.integers(len(scales)))
-    second = min(max(first + int(rng.integers(-1, 2)), 0), len(scales) - 1)
-    tall, wide = (max(1, round(min(height, width) * scales[i])) for i in (first, second))
-    down, right = ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5))[rng.integers(5)]
-    top, left = int((height - tall) * down), int((width - wide) * right)
-    return _resize(video[..., top : top + tall, left : left + wide], side)
+    with library_draws(seed):
+        low, high = settings.short_side
+        video = to_short_side(video, int(torch.randint(low, high + 1, ())))
+        height, width = video.shape[-2:]
+        size = torch.tensor([width, height] * 2)
+        placed = BoundingBoxes(boxes * size, format="XYXY", canvas_size=(height, width))
+        middle = placed[torch.randint(len(boxes), ())].view(2, 2).mean(0)
+        left, top = (_crop_start(float(at), extent, side) for at, extent in zip(middle, (width, height), strict=True))
+        video, placed = (functional.crop(value, top, left, side, side) for value in (video, placed))
+        if torch.rand(()) < settings.flip:
+            video, placed = (functional.horizontal_flip(value) for value in (video, placed))
+        video = ColorJitter(*settings.colour)(video.transpose(0, 1)).transpose(0, 1)
+        placed, kept = functional.sanitize_bounding_boxes(placed, min_size=1.0)
+        boxes = placed.as_subclass(Tensor)
+        sizes, outward, inward = boxes[:, 2:] - boxes[:, :2], torch.tensor(settings.outward), torch.tensor(settings.inward)
+        first, last = (torch.rand(len(boxes), 2) * (outward + inward) for _ in range(2))
+        boxes = torch.cat([boxes[:, :2] + (first - outward) * sizes, boxes[:, 2:] + (last - inward) * sizes], 1)
+        return video, boxes.clamp(0, side), kept.nonzero().flatten()
 
 
-def centre_crop(video: Tensor, side: int) -> Tensor:
-    """The largest square in the middle, resized: uint8 `(..., H, W)` -> `(..., side, side)`."""
-    short = min(video.shape[-2:])
-    return _resize(functional.center_crop(video, [short, short]), side)
+def to_short_side(video: Tensor, short_side: int) -> Tensor:
+    """Resize a clip, uint8 `(C, T, H, W)`, to a short side with the same aspect ratio."""
+    return functional.resize(video.transpose(0, 1), [short_side], antialias=True).transpose(0, 1)
 
 
-def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
-    """`count` squares of the short side, spread evenly along the long one, resized: uint8 `(..., side, side)` each.
-
-    The first and the last touch the edges, as in the official test; one is the middle. Of a square picture all are the same.
-    """
-    if count == 1:
-        return [centre_crop(video, side)]
-    height, width = video.shape[-2:]
-    short, room = min(height, width), abs(height - width)
-    places = [room * crop // (count - 1) for crop in range(count)]
-    corners = [(place, 0) if height > width else (0, place) for place in places]
-    return [_resize(video[..., top : top + short, left : left + short], side) for top, left in corners]
+def enlarged(boxes: Tensor, wider: float, taller: float) -> Tensor:
+    """Grow boxes `(n, 4)` in [0, 1] about their middles by parts of their width and height, cut at the frame's edges."""
+    growth = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor([wider, taller]) / 2
+    return torch.cat([boxes[:, :2] - growth, boxes[:, 2:] + growth], 1).clamp(0, 1)
 
 
-def squash(video: Tensor, side: int) -> Tensor:
-    """The whole frame, its shape given up for a square: uint8 `(..., H, W)` -> `(..., side, side)`."""
-    return _resize(video, side)
-
-
-def _resize(video: Tensor, side: int) -> Tensor:
-    if video.shape[-2:] == (side, side):
-        return video
-    if video.stride(-4) == 1:  # colours innermost, as decoded: PyTorch resizes that three times as fast
-        return functional.resize_image(video.transpose(-4, -3), [side, side]).transpose(-4, -3)
-    return functional.resize_image(video.contiguous(), [side, side])
-
-
-def channels_first(frames: np.ndarray) -> Tensor:
-    """Decoded frames to a clip: uint8 `(..., T, H, W, C)` -> `(..., C, T, H, W)`."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4)))
+def _crop_start(middle: float, extent: int, side: int) -> int:
+    """Draw the start of a crop inside `extent` that shows `middle`."""
+    low, high = max(0, int(middle) - side + 1), min(int(middle), extent - side)
+    return low + int(torch.randint(max(1, high - low + 1), ()))

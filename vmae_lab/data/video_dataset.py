@@ -69,7 +69,7 @@ class VideoDataset:
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
         """The same of several videos, in order, read side by side; one that cannot be read gives its error."""
-        for read in self.decoders.map((self.file(index), choose, short_side) for index in rows):
+        for read in self.decoders.read_all((self.file(index), choose, short_side) for index in rows):
             yield read if isinstance(read, VideoError) else _clip(read)
 
 

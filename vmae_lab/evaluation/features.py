@@ -25,7 +25,7 @@ from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.data.transforms import centre_crop, squash
 from vmae_lab.data.video_dataset import VideoDataset
 from vmae_lab.data.video_features import VideoFeatures, open_features
-from vmae_lab.data.video_lists.writer import write_list
+from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, storing_in, write_json

@@ -14,7 +14,7 @@ from vmae_lab.data.eval_clips import MissingVideos, batches_of
 from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 
 
 class ViewSettings(BaseModel):

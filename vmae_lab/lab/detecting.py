@@ -19,7 +19,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.detect import DetectSettings, DetectTask, Whose, detect
 from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask, localise
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 
 BATCH = 32  # windows that go through the encoder at a time
 

@@ -40,7 +40,7 @@ from vmae_lab.training.loop import train
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
-from vmae_lab.utils.distributed import fixed_threads
+from vmae_lab.utils.processes import fixed_threads
 
 SPENT_CAPTION = "Time of the stages: predicted from their count at the rate measured now, and taken when they ran."
 WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slower and are not counted

@@ -31,7 +31,7 @@ from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teache
 from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, predict
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.utils.atomic_io import atomic_write
-from vmae_lab.utils.distributed import fixed_threads, process_state
+from vmae_lab.utils.processes import fixed_threads, process_state
 from vmae_lab.utils.seeding import derive, numpy_generator, seeded
 
 

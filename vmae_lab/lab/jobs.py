@@ -10,7 +10,7 @@ from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.training.loop import Trained
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import encoder_state
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from vmae_lab.training.checkpoint import STOPPED, Stopped, stop_requests
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import write_json
-from vmae_lab.utils.distributed import ProcessLost
 from vmae_lab.utils.paths import how_to_find_it, project_root
+from vmae_lab.utils.processes import ProcessLost
 from vmae_lab.utils.progress import VARIABLE, Progress
 
 SPECIFICATION, LAUNCHED = "launch.json", "vmae_lab.lab.worker"

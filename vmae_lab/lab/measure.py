@@ -19,7 +19,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.distributed import bf16_is_native
 from vmae_lab.training.optim import parameter_groups
-from vmae_lab.utils.distributed import worker_pool
+from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.seeding import seeded, torch_generator
 
 ROOM = 0.9  # of the device's memory; more is not tried, so that a machine is not brought to its knees

@@ -23,7 +23,7 @@ from vmae_lab.training.settings import Compute, TrainSettings
 from vmae_lab.training.tasks.attentive_probe import AttentiveProbeTask
 from vmae_lab.training.tasks.finetune import encoder_state
 from vmae_lab.training.tasks.pretrain import PretrainSettings
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 
 
 @dataclass(frozen=True)

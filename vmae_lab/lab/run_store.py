@@ -22,7 +22,7 @@ from vmae_lab.training.checkpoint import Checkpoints, FolderInUse, Stopped, stop
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_text
-from vmae_lab.utils.distributed import ProcessLost, launched, process_state, sendable, worker_pool
+from vmae_lab.utils.processes import ProcessLost, launched, process_state, sendable, worker_pool
 from vmae_lab.utils.progress import Progress
 
 RESULT = "result.json"

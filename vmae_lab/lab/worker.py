@@ -9,7 +9,7 @@ from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import read_json
-from vmae_lab.utils.distributed import end_when
+from vmae_lab.utils.processes import end_when
 
 GRACE_S = 5.0  # that a step and a checkpoint may take when the process that asked for them, or the launcher, is killed
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vmae_lab.training.settings import ImpossibleHere
-from vmae_lab.utils.distributed import ProcessLost, end_with_parent, ignore_stop_requests, sendable
+from vmae_lab.utils.processes import ProcessLost, end_with_parent, ignore_stop_requests, sendable
 
 Batch = dict[str, Tensor]
 MOST_LOST = 3  # a machine that kills more workers is short of memory, and would kill the next ones

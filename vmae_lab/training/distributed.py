@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vmae_lab.training.settings import Compute, TrainSettings
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from vmae_lab.models.checkpoints.save import write_weights
 from vmae_lab.training.distributed import gathered_state_dict
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 
 
 def kept_file(step: int) -> str:

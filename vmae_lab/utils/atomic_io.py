@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are written completely or not at all, and file names that are not UTF-8."""
 
 import errno
 import json
@@ -19,12 +19,12 @@ from vmae_lab.utils.errors import UserError
 
 
 class StorageError(UserError, OSError):
-    """A folder that cannot be written, or a full disk: names the folder and the remedy."""
+    """A folder that cannot be written, or a full disk. The message names the folder and the remedy."""
 
 
 @contextmanager
 def storing_in(folder: Path) -> Iterator[None]:
-    """Turn the system's refusals to write (read-only, no permission, full) into a StorageError that names `folder`."""
+    """Raise errors of writing (read-only, no permission, full disk) in the block as a StorageError that names `folder`."""
     try:
         yield
     except StorageError:
@@ -37,7 +37,7 @@ def storing_in(folder: Path) -> Iterator[None]:
             errno.ENOSPC: "the disk is full",
             errno.EDQUOT: "the disk quota is used up",
             errno.ENOTDIR: "a part of the path is a file, not a folder",
-            errno.EEXIST: "a file stands where the folder should be",
+            errno.EEXIST: "there is a file of that name",
         }
         if error.errno not in reasons:
             raise
@@ -48,7 +48,7 @@ def storing_in(folder: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create a folder and check that it can be written; raises StorageError."""
+    """Create a folder, and check that files can be written in it. Raises StorageError."""
     with storing_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -58,10 +58,10 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not.
+    """Yield a temporary path, which is renamed to `path` at the end of the block, or removed if the block fails.
 
-    One writer at a time: what a killed one left is removed. Raises StorageError, also where PyTorch or safetensors wrap the
-    system's error in one of their own.
+    There may be one writer at a time: files that a killed one left are removed. Raises StorageError, also if PyTorch or
+    safetensors raise another error because the disk is full.
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file is on the disk: that it is full may only be told then."""
+    """Wait until a file is on the disk, which may raise the error that the disk is full."""
     with open(path, "rb") as written:
         os.fsync(written.fileno())
 
@@ -100,23 +100,27 @@ def read_json(path: Path) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """Twelve hexadecimal digits that name a value made of plain settings, whatever the order of its keys."""
+    """Return a hash of plain settings, twelve hexadecimal digits, which does not depend on the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# File names
+
+
 def readable(text: str) -> str:
-    """Text that can be encoded, for messages and tables: `\\xe9` for a byte of a file name that is not UTF-8."""
+    """Return text that can be encoded, for messages and tables: `\\xe9` for a byte of a file name that is not UTF-8."""
     if text.isascii():
         return text
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, which no file name gives
+    except UnicodeEncodeError:  # half a surrogate pair, which is in no file name
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def local_name(name: str) -> str:
-    """A file name from a UTF-8 text, as this process's file system functions take it: the same bytes in every locale."""
+    """Return the file name of a UTF-8 text for this process's file functions: the same bytes in every locale."""
     if name.isascii() or sys.getfilesystemencoding() == "utf-8":
         return name
     try:
@@ -126,19 +130,19 @@ def local_name(name: str) -> str:
 
 
 def utf8_name(name: str) -> str:
-    """A file name of this process as UTF-8 text, the inverse of `local_name`; bytes that are not UTF-8 stay surrogates."""
+    """Return the UTF-8 text of a file name, the inverse of `local_name`. Bytes that are not UTF-8 stay surrogates."""
     if name.isascii() or sys.getfilesystemencoding() == "utf-8":
         return name
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def escaped_name(name: str) -> str:
-    """A UTF-8 name as text in a table: `\\xe9` for a byte that is not UTF-8, `\\\\` for a backslash."""
+    """Return a UTF-8 name for a table, with `\\xe9` for a byte that is not UTF-8 and `\\\\` for a backslash."""
     return name.replace("\\", r"\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def unescaped_name(text: str) -> str:
-    """The file name that `escaped_name` was given."""
+    """Return the name of which `escaped_name` gives `text`."""
     return re.sub(
         rb"\\(\\|x[0-9a-fA-F]{2})",
         lambda match: b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)]),

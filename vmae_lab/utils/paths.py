@@ -1,11 +1,11 @@
-"""Where runs and reports stand: found from anywhere inside the project, whatever folder a notebook runs in."""
+"""The project's folder, and its folders of runs and reports, found from any folder inside the project."""
 
 import os
 from pathlib import Path
 
 
 def project_root() -> Path:
-    """`$VMAE_LAB_PROJECT`, or the nearest folder at or above the current one that holds this project, or the current one."""
+    """Return `$VMAE_LAB_PROJECT`, or the nearest folder at or above the current one that is a checkout, or the current one."""
     chosen = os.environ.get("VMAE_LAB_PROJECT")
     if chosen:
         return Path(chosen).resolve()
@@ -13,16 +13,16 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents) if holds_the_project(folder)), here)
 
 
+def holds_the_project(folder: Path) -> bool:
+    """Return whether a folder is a checkout of this project."""
+    return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
+
+
 def how_to_find_it() -> str:
-    """The end of a message about a file of the project that is not there: outside of the project, the way to it."""
+    """Return the end of a message about a missing file of the project: outside of a checkout, how to get to one."""
     if holds_the_project(project_root()):
         return ""
     return ". This is no checkout of vmae_lab: change to one, or set VMAE_LAB_PROJECT to its folder"
-
-
-def holds_the_project(folder: Path) -> bool:
-    """Whether a folder is a checkout of this project."""
-    return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
 
 
 def runs_folder() -> Path:

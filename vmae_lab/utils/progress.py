@@ -1,4 +1,4 @@
-"""Progress: one line that updates in a notebook and in a terminal, and a few plain lines in a log file."""
+"""Progress bars: one line that updates in a notebook and in a terminal, and a few plain lines in a log file."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Self, TextIO
 
 from tqdm import tqdm
 
-VARIABLE = "VMAE_LAB_PROGRESS"  # `terminal`, `lines` or `off`: how progress is shown where the default does not fit
+VARIABLE = "VMAE_LAB_PROGRESS"  # `terminal`, `lines` or `off` overrides the choice of the display
 TEXT = "{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} {unit}, {elapsed} so far, {remaining} to go{postfix}"
 REDRAW = 0.5  # seconds between two updates of a line
-FIRST_LINE, NEXT_LINE = 60.0, 5.0  # seconds to a log file's first line, and at least between two of them
-PART = 0.1  # of the whole that lies between two lines of a log file
+FIRST_LINE, NEXT_LINE = 60.0, 5.0  # seconds until a log file's first line, and at least between two lines
+PART = 0.1  # of the whole between two lines of a log file
 WIDEST = 160  # characters of a line in a notebook
 
 
@@ -23,25 +23,22 @@ class Progress(tqdm):
     """A tqdm bar for a `with` statement. There is one line per process: a bar that is opened inside another one is added to
     its line. Worker processes show nothing.
 
-    In a notebook the line is a display that updates, in a terminal a line on the error stream; elsewhere (a file, a pipe) lines
-    are printed after every 10%. The environment variable VMAE_LAB_PROGRESS overrides this choice.
+    In a notebook the line is a display that updates, in a terminal a line on the error stream. In a file or a pipe, lines are
+    printed after every 10%.
     """
 
-    monitor_interval = 0  # no thread that draws as well
+    monitor_interval = 0  # without tqdm's thread, which draws as well
     opened: ClassVar[list["Progress"]] = []
 
     def __init__(
-        self, iterable: Iterable[Any] | None = None, total: float | None = None, desc: str = "", unit: str = "",
-        disable: bool = False, smoothing: float = 0.3, bar_format: str = TEXT,
-    ):  # fmt: skip
+        self, iterable: Iterable[Any] | None = None, total: float | None = None, disable: bool = False, **settings: Any
+    ):
         hidden = disable or parent_process() is not None or os.environ.get(VARIABLE) == "off"
         # `gui`: tqdm prints nothing by itself, as in its own subclasses.
-        super().__init__(
-            iterable, desc=desc, total=total, unit=unit, disable=hidden, smoothing=smoothing, bar_format=bar_format,
-            mininterval=REDRAW, miniters=0, gui=True,
-        )  # fmt: skip
+        ours: dict[str, Any] = {"smoothing": 0.3, "bar_format": TEXT, "mininterval": REDRAW, "miniters": 0, "gui": True}
+        super().__init__(iterable, total=total, disable=hidden, **(ours | settings))
         self._output: _Notebook | _Terminal | _Lines | None = None
-        self._depth: int | None = None  # the number of bars around it, when it is open
+        self._depth: int | None = None  # the number of bars around it, while it is open
 
     def __enter__(self) -> Self:
         if not self.disable and self.total != 0:  # nothing to do: nothing to show
@@ -52,9 +49,7 @@ class Progress(tqdm):
             self.refresh()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:  # fmt: skip
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._depth is not None:
             del self.opened[self._depth :]
             self._draw(last=True)
@@ -77,39 +72,37 @@ class Progress(tqdm):
             self.opened[0].refresh()
 
     def short(self) -> str:
-        """What the line of an outer bar says about this one."""
+        """Return the text that the line of an outer bar shows for this one."""
         self.measure()
         count = f": {self.n:.0f}/{self.total:.0f} {self.unit}" if self.total else ""
         return f"{self.desc}{count}" + (f", {self.postfix}" if self.postfix else "")
 
 
 class _Notebook:
-    """A display of plain text, which a saved notebook holds once."""
+    """A display of plain text that updates. A saved notebook has its last state."""
 
     def __init__(self) -> None:
         from IPython.display import display
 
-        self.handle = display({}, raw=True, display_id=True)  # empty at first, as nbval compares what is displayed first
+        self.handle = display({}, raw=True, display_id=True)  # empty at first: nbval compares the first state
 
     def show(self, text: str, part: float, last: bool = False) -> None:
         self.handle.update({"text/plain": _shortened(text, WIDEST)}, raw=True)
 
 
 class _Terminal:
-    """A line that a carriage return begins again."""
+    """A line that starts again after a carriage return."""
 
     def __init__(self, stream: TextIO):
-        self.stream, self.length = stream, 0
+        self.stream, self.write = stream, tqdm.status_printer(stream)
 
     def show(self, text: str, part: float, last: bool = False) -> None:
-        text = _shortened(text, shutil.get_terminal_size().columns - 1)
-        self.stream.write("\r" + text.ljust(self.length) + ("\n" if last else ""))
-        self.stream.flush()
-        self.length = len(text)
+        self.write(_shortened(text, shutil.get_terminal_size().columns - 1))
+        print(end="\n" * last, file=self.stream, flush=True)
 
 
 class _Lines:
-    """A line after every tenth of the whole, and one after the first minute."""
+    """A line after every 10%, and one after the first minute."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.lines, self.part, self.written = stream, 0, 0.0, time.monotonic()
@@ -124,16 +117,12 @@ class _Lines:
 
 def _output() -> _Notebook | _Terminal | _Lines:
     kind = os.environ.get(VARIABLE)
-    kernel = _in_kernel()
-    if kernel and not kind:
-        return _Notebook()
-    stream = sys.stdout if kernel else sys.stderr  # a notebook shows its error stream in red
-    return _Terminal(stream) if kind == "terminal" or (not kind and stream.isatty()) else _Lines(stream)
-
-
-def _in_kernel() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")
+    in_kernel = hasattr(shell, "kernel")
+    if in_kernel and not kind:
+        return _Notebook()
+    stream = sys.stdout if in_kernel else sys.stderr  # a notebook shows its error stream in red
+    return _Terminal(stream) if kind == "terminal" or (not kind and stream.isatty()) else _Lines(stream)
 
 
 def _shortened(text: str, most: int) -> str:

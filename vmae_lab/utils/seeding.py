@@ -1,4 +1,4 @@
-"""Every random draw is a pure function of (seed, purpose, position): nothing here or elsewhere reads a global generator."""
+"""Seeds and random generators. Every random draw is a pure function of (seed, purpose, position)."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 
 def derive(seed: int, purpose: str, *position: int) -> int:
-    """A 63-bit seed for one purpose at one position (an epoch, a step, a sample), independent of all others."""
+    """Return a seed of 63 bits for one purpose at one position (an epoch, a step, a sample), independent of all others."""
     key = "/".join(map(str, (seed, purpose, *position)))
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -33,10 +33,7 @@ def reseed(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Seed PyTorch's global generators inside the block and put them back after it.
-
-    For library code that takes no generator: weight initialisation, drop path.
-    """
+    """Seed PyTorch's global generators inside the block, for library code without a generator: initial weights, drop path."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(derive(seed, purpose))
@@ -45,15 +42,12 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def library_draws(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's global generators (on the CPU) inside the block and put them back after it.
-
-    For augmentation of libraries that draw from them.
-    """
+    """Seed Python's, NumPy's and PyTorch's global generators (on the CPU) inside the block, for a library's augmentation."""
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too, and none is put back here
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too, without restoring it
         try:
             yield
         finally:

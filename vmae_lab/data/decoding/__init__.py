@@ -1,4 +1,4 @@
-"""The only room that knows a video decoder: open, count, read frames, say what is wrong."""
+"""Decoding of video files: `decoders.py` reads frames, `pool.py` does so in other processes, `inspection.py` checks files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,6 @@ __all__ = [
 
 
 def read_frames(path: str | Path, indices: Sequence[int] | None = None, settings: VideoSettings | None = None) -> np.ndarray:
-    """Frames at `indices`, or all of them, read in this process: uint8 `(T, H, W, 3)`, RGB. Raises VideoError."""
+    """Read the frames at `indices`, or all of them, in this process: uint8 `(T, H, W, 3)`, RGB. Raises VideoError."""
     choose = Everything() if indices is None else Exactly(tuple(indices))
     return read_video(VideoFile(str(path)), choose, settings or VideoSettings()).frames

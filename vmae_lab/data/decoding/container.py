@@ -1,22 +1,28 @@
-"""What is decided about a file before a decoder sees it: a decoder hangs on a pipe and follows a playlist wherever it leads."""
+"""Checks of a video file before a decoder opens it: path, links, container and the boxes of MP4.
 
+Decoders hang on named pipes, and follow playlists to other files and addresses.
+"""
+
+import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.utils.atomic_io import readable
 from vmae_lab.utils.errors import UserError
 
-FRAMES = "img_{:05d}.jpg"  # the official code's names in a folder of frames
-HEAD = 400  # bytes that tell a container; two packets of an MPEG transport stream
+FRAMES = "img_{:05d}.jpg"  # file names in a folder of frames, as in the official code
+HEAD = 400  # bytes that identify a container: two packets of an MPEG transport stream
 
 
 class VideoError(UserError, ValueError):
-    """A video that cannot be read: `path`, `codec` (empty where it is not known) and `cause`, all in the message."""
+    """A video that cannot be read. The message has its `path`, `codec` (empty if unknown) and `cause`."""
 
     def __init__(self, path: str | Path, cause: str, codec: str = ""):
         self.path, self.cause, self.codec = str(path), readable(" ".join(cause.split())), codec
@@ -27,69 +33,93 @@ class VideoError(UserError, ValueError):
 
 
 class DecoderUnavailable(UserError, RuntimeError):
-    """No decoder can be started: the machine is at fault, not a video, and none may be set aside for it."""
+    """No decoder process can be started. No video is the cause, so none may be skipped for it."""
 
 
 class VideoSettings(BaseModel):
-    """How real files are decoded, and what none of them may exceed."""
+    """The decoder of video files, and its limits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     decoder: str = Field(
         "auto",
         pattern="^(auto|decord|pyav|torchcodec)$",
-        description="auto: decord for files it reads exactly, PyAV for the rest; another refuses what it does not read exactly",
+        description="auto: decord for files that it reads exactly, PyAV for the rest. The others refuse inexact files",
     )
-    max_pixels: int = Field(4096 * 2304, ge=1, description="of a frame: decoders take a hundred bytes a pixel")
-    memory_mib: int = Field(2048, ge=256, description="that a decoder's process may take; held on Linux alone")
-    timeout_s: float = Field(60.0, gt=0, description="seconds a read may take before its decoder is ended")
+    max_pixels: int = Field(4096 * 2304, ge=1, description="pixels of a frame at most; decoders need 100 bytes per pixel")
+    memory_mib: int = Field(2048, ge=256, description="memory of a decoder process at most, in MiB; Linux only")
+    timeout_s: float = Field(60.0, gt=0, description="seconds that a read may take")
     follow_links: bool = Field(False, description="whether symbolic links may lead out of the list's root")
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """Where a video's bytes are: a file, `total` numbered pictures in a folder from `start` on, or a part of a tar shard."""
+    """The location of a video: a file, `total` numbered pictures in a folder from `start` on, or a part of a tar shard."""
 
     path: str
-    root: str | None = None  # links may not lead out of it
+    root: str | None = None  # links must not lead out of it
     start: int = 1
     total: int = -1  # -1: a video file
     pattern: str = FRAMES
-    offset: int = -1  # bytes; -1: a file of its own
+    offset: int = -1  # in bytes; -1: a file of its own
     size: int = -1
-    # What `vmae-lab data check` saw, so that a read need not look again; holds while the file has these `bytes`.
+    # Results of `vmae-lab data check`, valid while the file has these `bytes`.
     decoder: str = ""
     frames: int = -1
     bytes: int = -1
 
+    def is_as_checked(self, path: str) -> bool:
+        """Whether `vmae-lab data check` has seen the file at `path` in its present size."""
+        return self.decoder != "" and self.bytes == (self.size if self.size >= 0 else os.path.getsize(path))
+
 
 def screen(video: VideoFile, follow_links: bool = False) -> str:
-    """The real, absolute path of a regular file (or folder of frames) that may be opened. Raises VideoError."""
+    """Return the real path of a regular file (or folder of frames) that may be opened. Raises VideoError."""
     if not video.path or "\0" in video.path:
-        raise VideoError(video.path, "an empty path" if not video.path else "the path holds a NUL byte")
+        raise VideoError(video.path, "the path holds a NUL byte" if video.path else "an empty path")
     path = os.path.abspath(video.path)
     try:
-        real, status = os.path.realpath(path, strict=True), os.stat(path)
+        real, mode = os.path.realpath(path, strict=True), os.stat(path).st_mode
+    except FileNotFoundError:
+        raise VideoError(path, "there is no such file") from None
     except OSError as error:
-        raise VideoError(path, _system(error)) from None
-    except UnicodeEncodeError as error:  # a path of a program, not of a list: lists are read in any locale
+        raise VideoError(path, error.strerror.lower() if error.strerror else str(error)) from None
+    except UnicodeEncodeError as error:  # only for a path from a program: lists are read in any locale
         raise VideoError(path, f"the name cannot be written in this locale's {error.encoding}; set PYTHONUTF8=1") from None
     if video.root is not None and not follow_links:
         root = os.path.realpath(video.root)
         if os.path.commonpath([root, real]) != root:
             raise VideoError(path, f"a link leads out of the root {root}, to {real} (follow_links: true allows it)")
-    if video.total >= 0:
-        if not stat.S_ISDIR(status.st_mode):
-            raise VideoError(path, "a folder of frames was listed, and this is none")
-    elif not stat.S_ISREG(status.st_mode):
-        raise VideoError(path, f"not a regular file but {_kind(status.st_mode)}")
+    if video.total >= 0 and not stat.S_ISDIR(mode):
+        raise VideoError(path, "listed as a folder of frames, but not a folder")
+    if video.total < 0 and not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise VideoError(path, f"not a regular file but {kinds.get(stat.S_IFMT(mode), 'a device')}")
     return real
 
 
-def container_of(head: bytes) -> str:
-    """The container that a file's first `HEAD` bytes announce. Raises ValueError saying what it is instead, where it is none.
+def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
+    """Return what a decoder opens (a path, or the bytes of a part of a shard) and its container. Raises VideoError."""
+    try:
+        with open(path, "rb") as file:
+            if video.offset >= 0:
+                file.seek(video.offset)
+                source: Any = io.BytesIO(file.read(video.size))
+                head = source.getvalue()[:HEAD]
+            else:
+                source, head = path, file.read(HEAD)
+    except OSError as error:
+        raise VideoError(video.path, f"cannot be opened: {error.strerror}") from None
+    try:
+        return source, container_of(head)
+    except ValueError as error:
+        raise VideoError(video.path, str(error)) from None
 
-    Containers are let in by name, so nothing made of text passes: HLS, DASH and ffconcat playlists name other files and
+
+def container_of(head: bytes) -> str:
+    """Return FFmpeg's name of the container that a file's first `HEAD` bytes announce. Raises ValueError for other files.
+
+    Only known containers are accepted. None of them is text, since HLS, DASH and ffconcat playlists name other files and
     addresses, which decoders open.
     """
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
@@ -100,12 +130,12 @@ def container_of(head: bytes) -> str:
         return "avi"
     if head[::188] in (b"GG", b"GGG") or head[4::192] in (b"GG", b"GGG"):
         return "mpegts"
-    for magic, name in _MAGIC.items():
+    for magic, name in _CONTAINERS.items():
         if head.startswith(magic):
             return name
-    for magic, words in _NOT_VIDEO.items():
+    for magic, name in _OTHER_FILES.items():
         if head.startswith(magic):
-            raise ValueError(f"not a video but {words}")
+            raise ValueError(f"not a video but {name}")
     for magic, name in _OTHER_CONTAINERS.items():
         if head.startswith(magic):
             raise ValueError(f"its container is not read here ({name}); convert it, as with 'ffmpeg -i IN OUT.mp4'")
@@ -115,10 +145,10 @@ def container_of(head: bytes) -> str:
     raise ValueError("not a video but text" if text else "not a video: its first bytes are of no container that is read here")
 
 
-# The types of box that MP4 and QuickTime files begin with. Segments of DASH and HLS do, too: `mp4` tells them apart.
+# The box types that MP4 and QuickTime files begin with. Segments of DASH and HLS begin with them, too.
 _FIRST_BOXES = set(b"ftyp moov mdat free skip wide pnot uuid junk styp sidx ssix moof emsg prft".split())
 _PICTURE_BRANDS = set(b"heic heix heim heis mif1 avif".split())
-_MAGIC = {
+_CONTAINERS = {
     b"\x1a\x45\xdf\xa3": "matroska",
     b"FLV": "flv",
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "asf",
@@ -135,7 +165,7 @@ _OTHER_CONTAINERS = {
     b"YUV4MPEG2": "YUV4MPEG2",
     b"\x00\x00\x00\x01": "none: a bare stream of H.264 or H.265",
 }
-_NOT_VIDEO = {
+_OTHER_FILES = {
     b"#EXTM3U": "a playlist (HLS), which names other files",
     b"ffconcat": "a playlist (ffconcat), which names other files",
     b"version https://git-lfs": "a git-lfs pointer: fetch the file with 'git lfs pull'",
@@ -152,19 +182,45 @@ _NOT_VIDEO = {
 
 
 def cause_of(error: Exception) -> str:
-    """What went wrong, without the decoder's own places in its source."""
+    """Return what went wrong, without the positions in a decoder's source code."""
     if isinstance(error, MemoryError):
         return "it takes more memory than it may (memory_mib)"
     text = str(error) or type(error).__name__
     return text.split("Check failed: ")[-1][:300]
 
 
-def _system(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    return f"{error.strerror.lower()}" if error.strerror else str(error)
+# ----------------------------------------------------------------------------------------------------------------------
+# Boxes of MP4 and QuickTime: whether the sample table lists all frames
 
 
-def _kind(mode: int) -> str:
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
-    return next((words for test, words in kinds.items() if test(mode)), "a socket")
+def box_types(source: str | io.BytesIO) -> set[bytes]:
+    """Return the types of the boxes at the top level and in `moov`, up to the first fragment behind `moov`."""
+    found: set[bytes] = set()
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        for kind, start, end in _boxes(file, 0, file.seek(0, os.SEEK_END)):
+            found.add(kind)
+            if kind == b"moov":
+                found |= {inner for inner, _, _ in _boxes(file, start, end)}
+            if {b"moov", b"moof"} <= found:
+                break
+    return found
+
+
+def is_fragmented(boxes: set[bytes]) -> bool:
+    """Return whether frames may be outside the sample table: in fragments (`moof`), which `mvex` announces."""
+    return not boxes.isdisjoint({b"mvex", b"moof"})
+
+
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the type of each box between two positions, and where its content starts and ends."""
+    while start + 8 <= end:
+        file.seek(start)
+        size, kind, content = int.from_bytes(file.read(4), "big"), file.read(4), start + 8
+        if size == 0:  # up to the end
+            size = end - start
+        elif size == 1 and content + 8 <= end:  # a size of 64 bits follows
+            size, content = int.from_bytes(file.read(8), "big"), content + 8
+        if start + size < content:
+            return
+        yield kind, content, min(start + size, end)
+        start += size

@@ -1,29 +1,88 @@
-"""Folders of numbered pictures, as the official lists name them."""
+"""Decoded frames as arrays (upright, RGB, resized), and folders of numbered pictures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import atan2, pi
+from typing import Any, NamedTuple
 
+import av
 import numpy as np
+from av.video.reformatter import Interpolation
 from PIL import Image
 
 from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, screen
-from vmae_lab.data.decoding.pixels import shrunk
+
+SMOOTH = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND  # else colors keep half the width
+
+
+class Orientation(NamedTuple):
+    """How stored pixels become upright: first `mirrored` (left and right swapped), then turned counterclockwise."""
+
+    quarters: int  # of a turn, -2 to 2
+    mirrored: bool
+
+
+AS_STORED = Orientation(0, False)
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """Return the orientation nearest to a frame's display matrix, without scale, shear and shift.
+
+    The matrix `(a b u, c d v, x y w)` takes (column, row) to (a * column + c * row + x, b * column + d * row + y).
+    """
+    side_data: Any = frame.side_data  # PyAV's types do not list all that it holds
+    if "DISPLAYMATRIX" not in side_data:
+        return AS_STORED
+    a, b, _, c, d = map(int, np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5])
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b
+    return Orientation(-round(atan2(b - c, a + d) / (pi / 2)), mirrored)
+
+
+def upright_pixels(frame: av.VideoFrame, height: int, width: int, orientation: Orientation) -> np.ndarray:
+    """Return a frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
+    resized = (height, width) != (frame.height, frame.width)
+    pixels = frame.reformat(width, height, "rgb24", interpolation=SMOOTH if resized else None).to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if orientation.mirrored else pixels, orientation.quarters))
+
+
+def shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
+    """Return a frame, uint8 `(H, W, 3)`, with its short side reduced to `short_side`."""
+    height, width = shrunk_size(pixels.shape[0], pixels.shape[1], short_side)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width, height, interpolation=Interpolation.AREA).to_ndarray()
+
+
+def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Return the size of the same aspect ratio with a short side of at most `short_side` pixels."""
+    short = min(height, width)
+    if short_side is None or short <= short_side:
+        return height, width
+    return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
+
+
+def arranged(found: dict[int, np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """Stack frames in the order of `indices`, in which a frame may be repeated."""
+    return np.stack([found[index] for index in indices])
 
 
 def read_pictures(
     video: VideoFile, indices: Sequence[int], settings: VideoSettings, short_side: int | None
 ) -> dict[int, np.ndarray]:  # fmt: skip
-    """Each of some frames by its number: uint8 `(H, W, 3)`. Raises VideoError."""
+    """Read frames of a folder of numbered pictures: number -> uint8 `(H, W, 3)`. Raises VideoError."""
     found: dict[int, np.ndarray] = {}
     for index in sorted(set(indices)):
-        one = replace(video, path=f"{video.path}/{video.pattern.format(video.start + index)}", total=-1)
+        file = replace(video, path=f"{video.path}/{video.pattern.format(video.start + index)}", total=-1)
         try:
-            with Image.open(screen(one, settings.follow_links), formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
+            with Image.open(screen(file, settings.follow_links), formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
                 if picture.width * picture.height > settings.max_pixels:
-                    raise VideoError(one.path, f"{picture.width} x {picture.height} is larger than max_pixels")
+                    raise VideoError(file.path, f"{picture.width} x {picture.height} is larger than max_pixels")
                 found[index] = shrunk(np.asarray(picture.convert("RGB")), short_side)
             if found[index].shape != found[min(found)].shape:
-                raise VideoError(one.path, f"its size differs from that of frame {min(found)}")
+                raise VideoError(file.path, f"its size differs from that of frame {min(found)}")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(one.path, cause_of(error), "pictures") from None
+            raise VideoError(file.path, cause_of(error), "pictures") from None
     return found

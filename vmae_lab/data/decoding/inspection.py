@@ -1,41 +1,65 @@
-"""A video decoded once, whole, and what was seen: an index may promise what is not there, and damage need not be an error."""
+"""What one video file is, without handing out its frames: a full check by decoding it, and the times of its frames."""
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import av
+import numpy as np
+from pydantic import Field
 
-from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, screen
-from vmae_lab.data.decoding.decoders import probe, read_video, shown_frames
-from vmae_lab.data.decoding.pixels import orientation_of
-from vmae_lab.data.decoding.pyav import open_source
+from vmae_lab.data.decoding.container import (
+    VideoError,
+    VideoFile,
+    VideoSettings,
+    box_types,
+    cause_of,
+    is_fragmented,
+    open_source,
+    screen,
+)
+from vmae_lab.data.decoding.decoders import (
+    CHECKED,
+    Count,
+    Real,
+    VideoInfo,
+    best_stream,
+    open_pyav,
+    probe,
+    read_video,
+    shown_frames,
+)
+from vmae_lab.data.decoding.images import orientation_of
 from vmae_lab.data.frame_sampling import Everything
 
-MISSING_FRAMES = 0.05  # of what the header promises; a few less are common in old AVI files, and harmless
+MISSING_FRAMES = 0.05  # of the announced number; a few missing frames are common in old AVI files, and harmless
+OFF = 0.1  # seconds that a frame may be shown before or after the time that its number gives
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one video is. `status`: ok, damaged (it decodes, not as it should) or failed (no frame of it can be trusted)."""
+    """The result of a check. `status`: ok, damaged (it decodes, with errors) or failed (no frame can be trusted)."""
 
+    __pydantic_config__ = CHECKED
     status: str
     cause: str = ""
     container: str = ""
     codec: str = ""
-    width: int = 0  # upright
-    height: int = 0
-    rotation: int = 0  # degrees by which stored pictures are turned counterclockwise, after mirroring
-    fps: float = 0.0
-    frames: int = 0
-    seconds: float = 0.0
+    width: Count = 0  # upright
+    height: Count = 0
+    rotation: Annotated[int, Field(strict=True, ge=-360, le=360)] = 0  # degrees counterclockwise, after mirroring
+    fps: Real = 0.0
+    frames: Count = 0
+    seconds: Real = 0.0
     decoder: str = ""
-    bytes: int = 0
+    bytes: Count = 0
     mirrored: bool = False  # whether left and right of stored pictures are swapped
 
 
 def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
-    """Decode every frame, in this process. A file that cannot be read is told, not raised."""
+    """Decode every frame, in this process. For a file that cannot be read, the result has the cause."""
     try:
         path = screen(video, settings.follow_links)
         return _inspect_folder(video, path, settings) if video.total >= 0 else _inspect(video, path, settings)
@@ -63,7 +87,7 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
     if first is None or last is None:
         raise VideoError(video.path, "no frame of it can be decoded" + (f": {cause}" if cause else ""), info.codec)
     if not cause and logged:
-        cause = f"the decoder complained {len(logged)} times, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
+        cause = f"the decoder reported {len(logged)} errors, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
     if not cause and count < (1 - MISSING_FRAMES) * info.announced - 3:
         cause = f"{count} frames, but the header announces {info.announced}"
     turned = orientation_of(first)
@@ -84,6 +108,77 @@ def _inspect_folder(video: VideoFile, path: str, settings: VideoSettings) -> Ins
     size = sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
     info = decoded.info
     return Inspection(
-        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, len(decoded.frames), 0.0,
-        info.decoder, size,
-    )  # fmt: skip
+        "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, len(decoded.frames), 0.0, info.decoder, size
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Times of frames
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A file's header, the constant `rate` that fits its frame times best, and that rate's largest error `off` in seconds.
+
+    `off` is 0 if packets have no times. If only decoding tells the number of frames, `info.frames` is the number of packets:
+    packed MPEG-4 in AVI and damaged files have a few more of them than frames.
+    """
+
+    __pydantic_config__ = CHECKED
+    info: VideoInfo
+    rate: Real
+    off: Real
+
+    @property
+    def steady(self) -> bool:
+        """Whether frame number and time can be converted into each other."""
+        return self.off <= OFF
+
+
+def time_video(video: VideoFile, settings: VideoSettings) -> Timing:
+    """Read a file's header and the times of its packets, in this process, without decoding. Raises VideoError."""
+    path = screen(video, settings.follow_links)
+    source, container = open_source(video, path)
+    info = probe(video.path, source, container, settings, video if video.is_as_checked(path) else None)
+    complete = container == "mov" and not is_fragmented(box_types(source))
+    try:
+        with open_pyav(source, container) as opened:
+            times, count = _times(opened, complete)
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise VideoError(video.path, f"its packets cannot be read: {cause_of(error)}", info.codec) from None
+    if not count:
+        raise VideoError(video.path, "no frame of it can be decoded", info.codec)
+    return Timing(replace(info, frames=info.frames or count), *pace(times, info.fps))
+
+
+def pace(times: Sequence[float], announced: float) -> tuple[float, float]:
+    """Return the rate of frames shown at `times` (`announced`, the header's, if it fits), and its largest error in seconds."""
+    shown = np.sort(np.asarray(times, float))
+    if len(shown) < 2 or shown[-1] <= shown[0]:
+        return announced, 0.0
+    measured = (len(shown) - 1) / (shown[-1] - shown[0])
+    rates = [rate for rate in (announced, measured) if rate]
+    off = {rate: float(np.abs(shown - shown[0] - np.arange(len(shown)) / rate).max()) for rate in rates}
+    return next(((rate, by) for rate, by in off.items() if by <= OFF), (measured, off[measured]))
+
+
+def _times(opened: av.container.InputContainer, complete: bool) -> tuple[list[float], int]:
+    """Return the times of frames in seconds, and the number of frames. `complete`: the sample table lists all frames."""
+    stream = best_stream(opened)
+    assert stream.time_base is not None
+    entries = stream.index_entries if complete else None
+    if entries and stream.frames == len(entries) and not any(entry.is_discard for entry in entries):
+        return [float(entry.timestamp * stream.time_base) for entry in entries], len(entries)
+    packets = [packet for packet in _readable_packets(opened, stream) if packet.size and not packet.is_discard]
+    first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
+    packets = packets[first:]  # those before the first key frame cannot be decoded
+    stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
+    return [float(stamp * stream.time_base) for stamp in stamps if stamp is not None], len(packets)
+
+
+def _readable_packets(opened: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yield packets up to the first that cannot be read."""
+    try:
+        yield from opened.demux(stream)
+    except av.FFmpegError:
+        return

@@ -1,6 +1,6 @@
-"""A process that decodes for another: a file that hangs, crashes or takes over its decoder does so here.
+"""The process that decodes for another one, so that a file can hang, crash or take over only this process.
 
-Started by `isolated.DecoderProcess`; answers requests on its standard input until that is closed.
+`pool.DecoderProcess` starts it. It answers requests on its standard input until that is closed.
 """
 
 import os
@@ -9,28 +9,26 @@ import signal
 import sys
 from dataclasses import asdict
 
-from vmae_lab.utils.distributed import end_when, ignore_stop_requests
+from vmae_lab.utils.processes import end_when, ignore_stop_requests
 
 
 def main() -> None:
-    """Read settings, answer "ready", and answer requests `(what, folder, video, short_side)`; paths are relative to the folder.
+    """Read the settings, answer "ready", then answer requests `(what, folder, video, short_side)`. Paths start at `folder`.
 
-    `what` and its answer: "read", `("pixels", {shape, info})` and then the pixels; "inspect", `("inspection", Inspection)`;
-    "time", `("timing", Timing)`; each also `("error", VideoError)`. To choose frames, the other process is asked with
-    `("frames", their number)`. All is sent as JSON (`wire.py`).
+    `what` is "read", "inspect" or "time". `messages.py` has the answers; pixels follow the answer "pixels" as raw bytes. To
+    choose frames, this process sends `("frames", their number)` and gets their indices, or an error.
     """
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a decoder prints must not come between the answers
-    # A signal to a whole group is for the training, which needs its decoders until it has saved, and no video is to blame.
+    os.dup2(2, 1)  # what a decoder prints must not get between the answers
+    # A signal to the whole process group is for the training, which needs its decoders until it has saved.
     ignore_stop_requests()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = int(sys.argv[1])
     end_when(lambda: os.getppid() != parent)  # also while a decoder hangs
     from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings
     from vmae_lab.data.decoding.decoders import read_video
-    from vmae_lab.data.decoding.inspection import inspect_video
-    from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, receive, send
-    from vmae_lab.data.decoding.timing import time_video
+    from vmae_lab.data.decoding.inspection import inspect_video, time_video
+    from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, Failure, Pixels, receive, send
 
     requests = sys.stdin.buffer
 
@@ -41,9 +39,6 @@ def main() -> None:
             raise REFUSALS[kind](content)
         return content
 
-    def fail(error: VideoError) -> None:
-        send(answers, ["error", {"path": error.path, "cause": error.cause, "codec": error.codec}])
-
     def answer(what: str, video: VideoFile, short_side: int | None) -> None:
         if what == "inspect":
             send(answers, ["inspection", asdict(inspect_video(video, settings))])
@@ -51,7 +46,7 @@ def main() -> None:
             send(answers, ["timing", asdict(time_video(video, settings))])
         else:
             decoded = read_video(video, choose, settings, short_side)
-            send(answers, ["pixels", {"shape": decoded.frames.shape, "info": asdict(decoded.info)}])
+            send(answers, ["pixels", asdict(Pixels(decoded.frames.shape, decoded.info))])
             answers.write(LENGTH.pack(decoded.frames.nbytes))
             answers.write(decoded.frames.data.cast("B"))
             answers.flush()
@@ -65,16 +60,16 @@ def main() -> None:
         try:
             os.chdir(folder)
             answer(what, video, short_side)
-        except VideoError as error:
-            fail(error)
-        except MemoryError:
-            fail(VideoError(video.path, "it takes more memory than it may (memory_mib)"))
         except Exception as error:
-            fail(VideoError(video.path, f"{type(error).__name__}: {error}"))
+            if isinstance(error, MemoryError):
+                error = VideoError(video.path, "it takes more memory than it may (memory_mib)")
+            elif not isinstance(error, VideoError):
+                error = VideoError(video.path, f"{type(error).__name__}: {error}")
+            send(answers, ["error", asdict(Failure(error.path, error.cause, error.codec))])
 
 
 def _limit_memory(extra: int) -> None:
-    """Let this process take `extra` bytes beyond what it has now; a file that asks for more gets an error, not the machine."""
+    """Let this process allocate at most `extra` bytes more than it has now, and write no core files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii") as status:

@@ -19,7 +19,7 @@ from vmae_lab.data.motionworld import sources
 from vmae_lab.data.motionworld.motion import ACTIONS, draw_path
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.utils.atomic_io import StorageError, atomic_write, fingerprint, make_folder, storing_in, write_json, write_text
-from vmae_lab.utils.distributed import worker_pool
+from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import numpy_generator
 

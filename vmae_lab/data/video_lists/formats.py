@@ -1,12 +1,13 @@
-"""The forms of a list file, detected by content, and read into cells; `reading.py` checks what the cells say.
+"""The forms of a list file, detected by content: text in the official code's form, or a table (text or Parquet).
 
-A list file is text in the official code's form, or a table with a header (text or Parquet); `folders.py` has the other forms.
+`read_file` reads a file into cells, which `reader.py` checks; `write_list` writes a table. `folders.py` has folders and globs.
 """
 
 import csv
+import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,68 +16,61 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
-from vmae_lab.utils.atomic_io import local_name, readable, unescaped_name
+from vmae_lab.utils.atomic_io import escaped_name, local_name, readable, unescaped_name, utf8_name, write_text
 from vmae_lab.utils.errors import UserError
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
 OTHER_COLUMNS = (
-    "path_escaped",
-    "label",
-    "class_index",
-    "lost_classes",
-    "start",
-    "total",
-    "frames",
-    "bytes",
-    "decoder",
-    "offset",
-    "size",
-)
-WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # at most what int64 holds
-WHOLE_OR_POINT = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")  # also 2.0, as pandas writes whole numbers with gaps
+    "path_escaped", "label", "class_index", "lost_classes", "start", "total", "frames", "bytes", "decoder", "offset", "size"
+)  # fmt: skip
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # fits into int64
+WHOLE_OR_POINT = re.compile(rf"({WHOLE_NUMBER.pattern})(?:\.0*)?")  # also 2.0, as pandas writes whole numbers with gaps
 NOT_TEXT = bytes(range(9))  # control characters that no text has
+SHOWN = 10  # lines or names in a message
 
 
 class ListError(UserError, ValueError):
-    """A list of videos that is missing, empty or has bad lines: names the file, the lines and what is wrong."""
+    """A list of videos that is missing, empty or has bad lines. The message names the file, the lines and their errors."""
 
     def __init__(self, message: str):
         super().__init__(readable(message))
 
 
 class Faults:
-    """Bad lines as checks find them: the first thing wrong with a line counts, words are made for the first ten lines."""
+    """Collects bad lines. The first fault of a line counts; messages are made only for the lines that are shown."""
 
     def __init__(self, lines: np.ndarray):
         self.lines = lines
         self.bad = np.zeros(len(lines), bool)
         self._found: list[tuple[np.ndarray, Callable[[int], str]]] = []
 
-    def add(self, bad: np.ndarray, words: Callable[[int], str]) -> None:
-        """Count the rows of a mask `(n,)` that were not bad before; `words` tells what is wrong with a row."""
+    def add(self, bad: np.ndarray, message: Callable[[int], str]) -> None:
+        """Mark the rows of a mask `(n,)` as bad. `message` takes a row."""
         new = bad & ~self.bad
         if new.any():
-            self._found.append((new, words))
+            self._found.append((new, message))
             self.bad |= new
 
     def check(self, place: str) -> None:
         """Raise ListError with the number of bad lines and the first ten of them, if there are any."""
         if not self.bad.any():
             return
-        told = []
-        for row in np.flatnonzero(self.bad)[:10]:
-            words = next(words for rows, words in self._found if rows[row])
-            told.append(f"line {self.lines[row]}: {words(int(row))}" if self.lines[row] else words(int(row)))
+        messages = []
+        for row in np.flatnonzero(self.bad)[:SHOWN].tolist():
+            message = next(message for rows, message in self._found if rows[row])(row)
+            messages.append(f"line {self.lines[row]}: {message}" if self.lines[row] else message)
         count = int(self.bad.sum())
         what = "line" if self.lines.any() else "video"  # a folder has no lines
-        raise ListError(f"{place}: {count} bad {what}{'s' * (count > 1)}; " + "; ".join(told))
+        raise ListError(f"{place}: {count} bad {what}{'s' * (count > 1)}; " + "; ".join(messages))
 
 
 @dataclass(frozen=True)
 class Cells:
-    """What a list says, unchecked: `table` has `line` (int64), `path` (text) and whichever of OTHER_COLUMNS it has, as text
-    or int64. `place` names the list in messages; paths start at `root`; rows in `faults` are of no form and hold blanks.
-    `named`: labels are names of folders, also where they look like numbers.
+    """The unchecked content of a list.
+
+    `table` has `line` (int64), `path` (str) and those of OTHER_COLUMNS that the list has, as str or int64. Paths start at
+    `root`. `place` names the list in messages. `faults` has the lines of a wrong form, whose cells are blank. `named`: labels
+    are names of folders, even if they look like numbers.
     """
 
     place: str
@@ -87,17 +81,17 @@ class Cells:
 
 
 def absolute(root: str | Path) -> Path:
-    """A root as it is used: `~` expanded, absolute, `..` resolved by name."""
+    """Return an absolute path, with `~` expanded and `..` resolved by name."""
     return Path(os.path.abspath(Path(known_path(root)).expanduser()))
 
 
 def place_of(location: str | Path, root: Path) -> Path:
-    """Where a list is: `location` below `root`, or by itself where it is absolute."""
+    """Return the absolute path of a list: `location`, which starts at `root` if it is relative."""
     return absolute(Path(root, Path(known_path(location)).expanduser()))
 
 
 def known_path(path: str | Path) -> str:
-    """A path of a recipe or of the command line, in the file system's encoding."""
+    """Return a path of a recipe or of the command line in the file system's encoding."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -105,26 +99,63 @@ def known_path(path: str | Path) -> str:
     return str(path)
 
 
+def some_names(names: Sequence[str]) -> str:
+    """Join names for a message, the first ten of them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def texts(values: Iterable[str]) -> pd.Series:
+    """Make a column of text, of objects if a name is not UTF-8, which pandas' str type cannot hold."""
+    values = list(values)
+    try:
+        return pd.Series(values, dtype="str")
+    except UnicodeEncodeError:
+        return pd.Series(values, dtype=object)
+
+
+def whole_numbers(column: pd.Series, points: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return the whole numbers in a column of text or integers, int64 `(n,)`, and where there is one, bool `(n,)`.
+
+    With `points`, 2.0 is a whole number.
+    """
+    if pd.api.types.is_integer_dtype(column):
+        return column.to_numpy(np.int64), np.ones(len(column), bool)
+    codes, words = pd.factorize(column.to_numpy(object))  # few words differ, so each is parsed once
+    found = [(WHOLE_OR_POINT if points else WHOLE_NUMBER).fullmatch(word.strip()) for word in words]
+    good = np.array([match is not None for match in found], bool)
+    values = np.array([int(match[0].split(".")[0]) if match else 0 for match in found], np.int64)
+    return values[codes], good[codes]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
 def read_file(file: Path, root: Path, labelled: bool) -> Cells:
-    """The cells of a list file, whose paths start at the absolute folder `root`. Raises ListError, OSError."""
+    """Read a list file, whose paths start at the absolute folder `root`. Raises ListError, OSError."""
     with open(file, "rb") as stream:
         parquet = stream.read(4) == b"PAR1" or file.suffix.lower() == ".parquet"
+    faults = None
     if parquet:
-        table = _with_names(_read_parquet(file))
-        return Cells(str(file), root, table, Faults(table["line"].to_numpy()))
-    lines = read_lines(file)
-    first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("# ")), None)
-    if first is None:
-        raise ListError(f"{file}: the list is empty")
-    delimiter = _header_delimiter(lines, first, file)
-    table, faults = _table_cells(file, lines, first, delimiter) if delimiter else _official_cells(lines, first, labelled)
-    return Cells(str(file), root, _with_names(table), faults)
+        table = _read_parquet(file)
+    else:
+        lines = read_lines(file)
+        first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("# ")), None)
+        if first is None:
+            raise ListError(f"{file}: the list is empty")
+        delimiter = _header_delimiter(lines, first, file)
+        table, faults = _read_table(file, lines, first, delimiter) if delimiter else _read_official(lines, first, labelled)
+    paths = [str(path) for path in table["path"]]
+    if "path_escaped" in table:
+        escaped = whole_numbers(table.pop("path_escaped"), points=True)[0] == 1
+        paths = [unescaped_name(path) if is_escaped else path for path, is_escaped in zip(paths, escaped, strict=True)]
+    return Cells(str(file), root, table.assign(path=texts(map(local_name, paths))), faults or Faults(table["line"].to_numpy()))
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 text file. Raises ListError, OSError.
+    """Read the lines of a UTF-8 text file, split at line ends only: `str.splitlines` also splits at U+2028, within names.
 
-    Not `str.splitlines`: it also splits inside names, at U+2028.
+    Raises ListError, OSError.
     """
     data = file.read_bytes()
     head = data[:HEAD]
@@ -134,27 +165,28 @@ def read_lines(file: Path) -> list[str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if set(head) & set(NOT_TEXT) or head[:2] == b"\x1f\x8b":
-            raise ListError(f"{file} is no list: {_not_text(head)}") from error
+            try:
+                content = f"it is a video ({container_of(head)})"
+            except ValueError as other:
+                content = str(other).replace("not a video but", "it is")
+            raise ListError(f"{file} is no list: {content}") from error
         line = data[: error.start].count(b"\n") + 1
         raise ListError(
             f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8 (file names that are "
             "not UTF-8 need the column path_escaped, see docs/data.md)"
         ) from error
-    # The \r of Windows falls with the white space around a line's pieces; old Macs wrote it alone.
+    # The \r of Windows is stripped with the spaces around a cell. Old Macs wrote \r alone.
     return text.split("\n" if "\n" in text else "\r")
 
 
-def _not_text(head: bytes) -> str:
-    try:
-        return f"its content is a video ({container_of(head)})"
-    except ValueError as error:
-        return f"it is {error}".replace("it is not a video but ", "it is ")
+# ----------------------------------------------------------------------------------------------------------------------
+# Tables with a header
 
 
 def _header_delimiter(lines: list[str], first: int, file: Path) -> str | None:
-    """What separates the columns of a header, a line with a cell `path` (or another of PATH_COLUMNS); None: no header.
+    """Return the delimiter of a header, which has a cell of PATH_COLUMNS, or None if there is no header.
 
-    Raises ListError if a line of names alone has no such cell.
+    Raises ListError for a header without such a cell.
     """
     for delimiter in ",;\t ":
         names = _column_names(name.strip().strip("\"'") for name in lines[first].split(delimiter))
@@ -164,7 +196,7 @@ def _header_delimiter(lines: list[str], first: int, file: Path) -> str | None:
         if plain and delimiter != " ":
             _columns(names, file)
     below = next((line.strip() for line in lines[first + 1 :] if line.strip()), "")
-    if re.fullmatch(r"[A-Za-z_]\w*", lines[first].strip()) and os.path.splitext(below)[1]:  # a word above names of files
+    if re.fullmatch(r"[A-Za-z_]\w*", lines[first].strip()) and os.path.splitext(below)[1]:  # one word above names of files
         _columns([lines[first].strip()], file)
     return None
 
@@ -173,64 +205,53 @@ def _column_names(names: Iterable[object]) -> list[str]:
     return [str(name).strip().lower() for name in names]
 
 
-def _columns(names: list[str], place: Path) -> dict[str, int]:
-    """Where the columns that are read stand among all `names`."""
+def _columns(names: list[str], file: Path) -> dict[str, int]:
+    """Return the positions of the columns that are read, among all `names`."""
     path = next((name for name in PATH_COLUMNS if name in names), None)
     if path is None:
         others = ", ".join(PATH_COLUMNS[1:])
-        raise ListError(
-            f"{place} has no column 'path'; its columns are {', '.join(names)}. Name one of them path (or {others})"
-        )
+        raise ListError(f"{file} has no column 'path'; its columns are {', '.join(names)}. Name one of them path (or {others})")
     return {"path": names.index(path)} | {name: names.index(name) for name in OTHER_COLUMNS if name in names}
 
 
-def _table_cells(file: Path, lines: list[str], first: int, delimiter: str) -> tuple[pd.DataFrame, Faults]:
-    """The rows below a header, with csv's quoting. A row of another length than the header is a fault."""
+def _read_table(file: Path, lines: list[str], first: int, delimiter: str) -> tuple[pd.DataFrame, Faults]:
+    """Read the rows below a header with csv's quoting. A row of another length than the header is a fault."""
     reader = csv.reader((line + "\n" for line in islice(lines, first, None)), delimiter=delimiter, strict=True)
     names = _column_names(next(reader))
     columns = _columns(names, file)
     numbers, rows, ragged = list[int](), list[list[str]](), dict[int, int]()
-    ended = first + 1  # the last line of the row before
+    end = first + 1  # the last line of the previous row
     try:
         for row in reader:
-            ended = first + reader.line_num
+            end = first + reader.line_num
             if not any(row) or (len(row) == 1 and not row[0].strip()):
                 continue
             if len(row) != len(names):
                 ragged[len(rows)] = len(row)
                 row = [""] * len(names)
-            numbers.append(ended)
+            numbers.append(end)
             rows.append([row[i] for i in columns.values()])
     except csv.Error as error:
-        raise ListError(f"{file}, line {ended + 1}: {error} (is a quotation mark left open?)") from error
+        raise ListError(f"{file}, line {end + 1}: {error} (is a quotation mark left open?)") from error
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     table.attrs["columns"] = names
     table["line"] = np.array(numbers, np.int64)
     faults = Faults(table["line"].to_numpy())
     bad = np.isin(np.arange(len(rows)), list(ragged))
-    faults.add(bad, lambda row: f"{ragged[row]} fields, where the header has {len(names)}")
+    faults.add(bad, lambda row: f"{ragged[row]} fields, but the header has {len(names)}")
     return table, faults
 
 
-def _with_names(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with its paths as the file system takes them; where `path_escaped` is 1, without their escapes."""
-    paths = [str(path) for path in table["path"]]
-    if "path_escaped" in table:
-        escaped = whole_numbers(table.pop("path_escaped"), points=True)[0] == 1
-        paths = [unescaped_name(path) if one else path for path, one in zip(paths, escaped, strict=True)]
-    return table.assign(path=texts(map(local_name, paths)))
-
-
 def _read_parquet(file: Path) -> pd.DataFrame:
-    """A Parquet file's columns: whole numbers as they are, everything else as text, what is missing as empty text."""
+    """Read columns of whole numbers as int64, others as text, and missing values as empty text."""
     try:
         read = pd.read_parquet(file)
     except (ValueError, OSError) as error:
         raise ListError(f"{file} cannot be read as a Parquet file: {error}") from error
     table = pd.DataFrame({"line": np.arange(1, len(read) + 1)})
     table.attrs["columns"] = _column_names(read.columns)
-    for name, place in _columns(_column_names(read.columns), file).items():
-        column = read.iloc[:, place].convert_dtypes()  # whole numbers with gaps are stored as floats
+    for name, position in _columns(table.attrs["columns"], file).items():
+        column = read.iloc[:, position].convert_dtypes()  # whole numbers with gaps are stored as floats
         if pd.api.types.is_integer_dtype(column) and column.notna().all() and column.max() < 2**63:
             table[name] = column.to_numpy(np.int64)
             continue
@@ -241,16 +262,34 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     return table
 
 
-def texts(values: Iterable[str]) -> pd.Series:
-    """A column of text. Objects if a name is not UTF-8, which pandas' own type of text cannot hold."""
-    values = list(values)
-    try:
-        return pd.Series(values, dtype="str")
-    except UnicodeEncodeError:
-        return pd.Series(values, dtype=object)
+def write_list(file: Path, table: pd.DataFrame, classes: Sequence[str] = ()) -> None:
+    """Write videos as csv that `read_list` reads: columns `path` and any others; numbers in `label` index `classes`.
+
+    In the file `label` has the name of the class and `class_index` its number, so that names which look like numbers stay
+    names. Classes without a row are in the first cell of `lost_classes`, as JSON of numbers and names. Paths that are not UTF-8
+    are escaped: `path_escaped` is 1 then.
+    """
+    paths = [utf8_name(path) for path in table["path"]]
+    odd = [readable(path) != path for path in paths]
+    written = table.assign(path=[escaped_name(path) if is_odd else path for path, is_odd in zip(paths, odd, strict=True)])
+    if any(odd):
+        written["path_escaped"] = np.array(odd, int)
+    if "label" in table:
+        written = written.assign(label=[classes[label] for label in table["label"]], class_index=table["label"])
+        used = set(table["label"])
+        lost = {number: name for number, name in enumerate(classes) if number not in used}
+        if lost and len(table):
+            written["lost_classes"] = [json.dumps(lost), *[""] * (len(table) - 1)]
+    text = written.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # csv does not quote it, but it would end a line
+        text = written.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_text(file, text)
 
 
-FORMS = {  # by whether the list is labelled and the numbers after the path
+# ----------------------------------------------------------------------------------------------------------------------
+# The official code's text form
+
+FORMS = {  # by whether the list is labelled, and the count of numbers after the path
     (False, 2): ("path start_index total_frames", ["start", "total"]),
     (False, 0): ("path", []),
     (True, 2): ("path total_frames label", ["total", "label"]),
@@ -258,53 +297,55 @@ FORMS = {  # by whether the list is labelled and the numbers after the path
 }
 
 
-def _official_cells(lines: list[str], first: int, labelled: bool) -> tuple[pd.DataFrame, Faults]:
-    """The official code's lists, split from the right, so that paths may hold spaces.
+def _read_official(lines: list[str], first: int, labelled: bool) -> tuple[pd.DataFrame, Faults]:
+    """Read the official code's lists. Lines are split from the right, so that paths may hold spaces.
 
-    All lines are of one form, the one that most are of. A line with one number more is bad, not a path that ends in a number:
-    `clip 12 3` in a list of `path label` may be frame folders by mistake. Such paths need a table with a header.
+    All lines must have the form that most have. A line with one more number is bad, not a path that ends in a number:
+    `clip 12 3` in a list of `path label` may be a folder of frames by mistake. Such paths need a table with a header.
     """
-    numbers = np.array([i for i, line in enumerate(lines) if i >= first and not line.isspace() and line], np.int64)
+    numbers = np.array([i for i, line in enumerate(lines) if i >= first and line.strip()], np.int64)
     kept = [lines[i].strip() for i in numbers]
-    delimiter = _delimiter(kept[0])
-    pieces = [line.rsplit(delimiter, 2) for line in kept]
-    trailing = _trailing_numbers(pieces, labelled)
-    count = _form(trailing, labelled)
-    words, columns = FORMS[labelled, count]
-    table = pd.DataFrame({"line": numbers + 1, "path": _heads(kept, pieces, count, delimiter)})
-    for place, name in enumerate(columns):
-        table[name] = [piece[place - count] if len(piece) >= count else "" for piece in pieces]
+    between = r",\s*" if _has_commas(kept[0]) else r"\s"
+    number = WHOLE_NUMBER.pattern
+    ending = re.compile(rf"(.*){between}({number})", re.DOTALL)
+    last_ending = re.compile(rf"(.*){between}({number}(?:\.0*)?)", re.DOTALL) if labelled else ending
+    pieces = []
+    for line in kept:
+        match = last_ending.fullmatch(line)
+        path, last = (match[1].rstrip(), match[2]) if match else (line, "")
+        match = ending.fullmatch(path) if match else None
+        path, second = (match[1].rstrip(), match[2]) if match else (path, "")
+        pieces.append((path, second, last))
+    trailing = np.array([(second != "") + (last != "") for _, second, last in pieces], np.int64)
+    count = _most_frequent_form(trailing, labelled)
+    form, columns = FORMS[labelled, count]
+    table = pd.DataFrame({"line": numbers + 1, "path": [_unquoted(path) for path, _, _ in pieces]})
+    for position, name in enumerate(columns, start=-count):
+        table[name] = [piece[position] for piece in pieces]
     faults = Faults(table["line"].to_numpy())
 
-    def tell(row: int) -> str:
+    def message(row: int) -> str:
         hint = ""
         if trailing[row] > count:
             hint = "; a path that ends in a number needs a table with a header (path,label), or quotation marks"
         elif labelled and not trailing[row]:
             hint = "; labels that are names need a table with a header (path,label)"
-        return f"'{words}' was expected, got {kept[row][:200]!r}{hint}"
+        return f"'{form}' was expected, got {kept[row][:200]!r}{hint}"
 
-    faults.add(trailing != count, tell)
+    faults.add(trailing != count, message)
     return table, faults
 
 
-def _delimiter(line: str) -> str | None:
-    """A comma if a line ends in `,3` and not in ` 3`; else None, white space. `a.mp4, 3` is separated by commas."""
+def _has_commas(line: str) -> bool:
+    """Return whether a line ends in `,3` and not in ` 3`. `a.mp4, 3` is separated by commas."""
     head, _, number = line.rpartition(",")
     words = line.rsplit(None, 1)
     spaced = len(words) == 2 and WHOLE_OR_POINT.fullmatch(words[1]) and not words[0].endswith(",")
-    return "," if head and not spaced and WHOLE_OR_POINT.fullmatch(number.strip()) else None
+    return bool(head and not spaced and WHOLE_OR_POINT.fullmatch(number.strip()))
 
 
-def _trailing_numbers(pieces: list[list[str]], labelled: bool) -> np.ndarray:
-    """How many of a line's last two pieces are whole numbers after a path: int64 `(n,)`, each 0, 1 or 2."""
-    last = whole_numbers(pd.Series([piece[-1] if len(piece) > 1 else "" for piece in pieces]), labelled)[1]
-    second = whole_numbers(pd.Series([piece[1] if len(piece) > 2 else "" for piece in pieces]))[1]
-    return last.astype(np.int64) + (last & second)
-
-
-def _form(trailing: np.ndarray, labelled: bool) -> int:
-    """Numbers after the path in most lines; where two forms tie, the first line's, or that of the official lists."""
+def _most_frequent_form(trailing: np.ndarray, labelled: bool) -> int:
+    """Return the count of numbers in most lines. If two forms tie, the first line decides, or else the official form."""
     official, other = (1, 2) if labelled else (2, 0)
     counts = np.bincount(trailing, minlength=3)
     if counts[other] == counts[official]:
@@ -312,32 +353,7 @@ def _form(trailing: np.ndarray, labelled: bool) -> int:
     return other if counts[other] > counts[official] else official
 
 
-def _heads(lines: list[str], pieces: list[list[str]], count: int, delimiter: str | None) -> list[str]:
-    """What stands before the last `count` pieces of a line, without the quotation marks around it."""
-    if count == 2:
-        heads = [piece[0].rstrip() for piece in pieces]
-    elif count == 1:
-        heads = [line[: len(line) - len(piece[-1])].rstrip() for line, piece in zip(lines, pieces, strict=True)]
-    else:
-        heads = lines
-    heads = heads if delimiter is None else [head.removesuffix(",").rstrip() for head in heads]
-    return [_unquoted(head) if head[:1] in ("'", '"') else head for head in heads]
-
-
 def _unquoted(path: str) -> str:
-    mark = path[0]
-    return path[1:-1].replace(2 * mark, mark) if len(path) > 1 and path[-1] == mark else path
-
-
-def whole_numbers(column: pd.Series, points: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The whole numbers that a column of text or integers says, int64 `(n,)`, and where it says one, bool `(n,)`.
-
-    `points`: 2.0 is one too.
-    """
-    if pd.api.types.is_integer_dtype(column):
-        return column.to_numpy(np.int64), np.ones(len(column), bool)
-    codes, words = pd.factorize(column.to_numpy(object))  # few words are different, so that each is read once
-    found = [(WHOLE_OR_POINT if points else WHOLE_NUMBER).fullmatch(word.strip()) for word in words]
-    good = np.array([match is not None for match in found], bool)
-    values = np.array([int(match[0].split(".")[0]) if match else 0 for match in found], np.int64)
-    return values[codes], good[codes]
+    mark = path[:1]
+    quoted = len(path) > 1 and mark in ("'", '"') and path[-1] == mark
+    return path[1:-1].replace(2 * mark, mark) if quoted else path

@@ -1,4 +1,4 @@
-"""Which videos of the train list are held out for validation and test: settings, and the split of each video."""
+"""Divides the train list into train, validation and test: settings, and the split of each video."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from vmae_lab.data.video_lists.reader import VideoList
 
 
 class HoldOut(BaseModel):
-    """Validation and test videos taken from the train list: about these shares of its groups, and some of every class."""
+    """Shares of the train list's groups that are held out for validation and test, from every class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     validation: float = Field(0.15, ge=0, lt=1)
     test: float = Field(0.15, ge=0, lt=1)
-    group: str | None = Field(None, description="regular expression on the path; what its first group finds stays together")
+    group: str | None = Field(None, description="regular expression on paths; videos with the same first group stay together")
 
     def model_post_init(self, _context: object) -> None:
         if self.validation + self.test >= 1:
@@ -32,11 +32,11 @@ class HoldOut(BaseModel):
 
     @property
     def held(self) -> dict[str, float]:
-        """The share of each split that is held out."""
+        """The share of each held-out split."""
         return {name: share for name, share in (("test", self.test), ("validation", self.validation)) if share}
 
     def counts(self, groups: int) -> Counter[str]:
-        """How many of a class's groups each split holds out: one at least, while one is left to train on; test comes first."""
+        """Return how many groups of a class each split gets: at least one, if one is left to train on; test comes first."""
         counts = Counter({name: max(1, round(groups * share)) for name, share in self.held.items()})
         while counts and counts.total() >= groups:
             counts[min(counts, key=lambda name: (-counts[name], name == "test"))] -= 1
@@ -44,7 +44,7 @@ class HoldOut(BaseModel):
 
 
 def groups_in(videos: VideoList, pattern: str | None, place: str) -> np.ndarray:
-    """The group of each video, `(n,)`: what the pattern finds in its path, or without a pattern its path. Raises ListError."""
+    """Return the group of each video, `(n,)`: the match of the pattern in its path, by default its path. Raises ListError."""
     paths = videos.table["path"].to_numpy(object)
     if pattern is None:
         return paths
@@ -57,12 +57,12 @@ def groups_in(videos: VideoList, pattern: str | None, place: str) -> np.ndarray:
 
 
 def split_by_groups(hold_out: HoldOut, groups: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The split of each video, `(n,)`, and whether classes were divided one by one.
+    """Return the split of each video, `(n,)`, and whether classes were divided one by one.
 
-    A hash of a group's name is a number in [0, 1), and the shares give its split, so that new videos move no others. If a
-    class then lacks a split that it has groups for, every class is divided by itself, in the order of these numbers: three
-    groups or more are in all splits, two in train and test, one in train. Groups are never divided; one that several classes
-    share is placed by the class with the fewest groups.
+    A group's name is hashed to a number in [0, 1), which the shares divide into splits, so that new videos move no others. If a
+    class then lacks a split that it has groups for, each class is divided separately, in the order of these numbers: three
+    groups or more are in all splits, two in train and test, one in train. Groups are never divided. A group of several classes
+    is placed by the class with the fewest groups.
     """
     codes, names = pd.factorize(groups)
     draws = np.array([int.from_bytes(blake2b(os.fsencode(name), digest_size=6).digest(), "big") / 2**48 for name in names])
@@ -70,7 +70,7 @@ def split_by_groups(hold_out: HoldOut, groups: np.ndarray, classes: np.ndarray) 
     by_share = np.array(["test", "validation", "train"], object)[np.searchsorted(ends, draws, side="right")]
     pairs = pd.DataFrame({"class": classes, "code": codes}).drop_duplicates()
     members = {name: rows.to_numpy() for name, rows in pairs.groupby("class")["code"]}
-    if all(_wanted(hold_out, len(rows)) <= set(by_share[rows]) for rows in members.values()):
+    if all({"train", *(+hold_out.counts(len(rows)))} <= set(by_share[rows]) for rows in members.values()):
         return by_share[codes], False
     split = np.full(len(names), "", object)
     for name in sorted(members, key=lambda name: (len(members[name]), name)):
@@ -81,8 +81,3 @@ def split_by_groups(hold_out: HoldOut, groups: np.ndarray, classes: np.ndarray) 
             split[free[:taken]], free = part, free[taken:]
         split[free] = "train"
     return split[codes], True
-
-
-def _wanted(hold_out: HoldOut, groups: int) -> set[str]:
-    """The splits that a class of so many groups is to be in."""
-    return {"train", *(name for name, count in hold_out.counts(groups).items() if count)}

@@ -18,7 +18,7 @@ from vmae_lab.masking import draw_masks
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, patch_statistics
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
 
 

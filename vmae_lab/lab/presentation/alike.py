@@ -21,7 +21,7 @@ from vmae_lab.lab.readouts import load_encoder
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.statistics import summarise
-from vmae_lab.utils.distributed import fixed_threads
+from vmae_lab.utils.processes import fixed_threads
 from vmae_lab.utils.seeding import numpy_generator
 
 MOST = 1000  # clips of the map and the neighbours: more would be drawn over one another, and take long

@@ -27,7 +27,7 @@ from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
-from vmae_lab.utils.distributed import process_state
+from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
 FEW = "few labels"

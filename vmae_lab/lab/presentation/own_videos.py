@@ -28,7 +28,7 @@ from vmae_lab.lab.readouts import load_encoder, read_with
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.statistics import summarise
-from vmae_lab.utils.distributed import fixed_threads
+from vmae_lab.utils.processes import fixed_threads
 
 NAMED = 10  # mixed-up pairs of classes that a table names
 

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from vmae_lab.data.ava import Scenes, SceneSettings
 from vmae_lab.data.ava_files import COLUMNS, CORNERS, KEY
-from vmae_lab.data.box_transforms import BoxAugment, augment_scene, enlarged, to_short_side
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos
 from vmae_lab.data.samplers import EpochOrder
+from vmae_lab.data.transforms import BoxAugment, augment_scene, enlarged, to_short_side
 from vmae_lab.data.video_lists import ListError
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import State

@@ -1,4 +1,4 @@
-"""Processes that this one starts and those that a launcher started next to it; and this one's threads.
+"""Processes: those of a launcher (rank 0, ...), pools of workers, ending with the parent; and this process's threads.
 
 Decoder processes import this module, so it imports PyTorch only in functions that use it.
 """
@@ -24,28 +24,31 @@ from vmae_lab.utils.errors import UserError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-WAIT = timedelta(hours=6)  # for the slowest process: the first one may evaluate alone while the others wait
+WAIT = timedelta(hours=6)  # for the slowest process: rank 0 may evaluate alone while the others wait
+POOL_OF = "VMAE_LAB_POOL_OF"  # set to the id of a pool's owner for its workers; the package's __init__ reads it
 
 
-POOL_OF = "VMAE_LAB_POOL_OF"  # the process whose pools' workers inherit this variable; the package's __init__ reads it
-
-
+<<<<<<< HEAD:vmae_lab/utils/distributed.py
 class ProcessLost(UserError, RuntimeError):
     """A process that this one needs was killed or failed: says which, and what to do. The machine may be short of memory."""
+=======
+class ProcessLost(UserError, RuntimeError):
+    """A process that this one needs was killed or failed. The message says which one, and what to do."""
+>>>>>>> lists:vmae_lab/utils/processes.py
 
 
 def launched() -> bool:
-    """Whether this process is one of several that a launcher (accelerate, torchrun, srun) has started."""
+    """Return whether a launcher (accelerate, torchrun, srun) has started several processes, this one among them."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def process_state() -> "PartialState":
-    """This process among those of its launcher, connected to them; on CPUs where not each has an accelerator."""
+    """Connect to the processes of the launcher. They compute on CPUs if there is not an accelerator for each."""
     import torch
     from accelerate import PartialState
 
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    on_cpu = launched() and torch.accelerator.device_count() < here
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_cpu = launched() and torch.accelerator.device_count() < processes
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for Accelerator, which would look for a GPU
     return PartialState(cpu=on_cpu, timeout=WAIT)
@@ -53,14 +56,13 @@ def process_state() -> "PartialState":
 
 @contextmanager
 def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes: forked ones would inherit threads and open decoders, and then hang.
+    """Open a pool of spawned processes. Forked ones would inherit threads and open decoders, and hang.
 
-    If the block fails, the workers are asked to end (SIGTERM); one that trains saves first. Raises ProcessLost if a worker
-    was killed.
+    If the block fails, the workers get SIGTERM, on which a training saves and ends. Raises ProcessLost if a worker was killed.
     """
     method = get_start_method(allow_none=True) or get_all_start_methods()[0]  # the default is the first
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_pool_worker, initargs=(method,)) as pool:
-        os.environ[POOL_OF] = str(os.getpid())  # workers are started when work is given to them
+        os.environ[POOL_OF] = str(os.getpid())  # workers start at the first task
         try:
             yield pool
         except BaseException as error:
@@ -68,7 +70,7 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             pool.shutdown(wait=False, cancel_futures=True)
             while workers := [worker for worker in workers if worker.is_alive()]:
                 for worker in workers:
-                    worker.terminate()  # again, since a training that fails may have taken the first request for itself
+                    worker.terminate()  # repeatedly, since a training that fails may have consumed the first signal
                 wait([worker.sentinel for worker in workers], timeout=1)
             if isinstance(error, BrokenProcessPool):
                 raise ProcessLost("a worker process was killed, perhaps for lack of memory; use fewer at a time") from error
@@ -78,33 +80,33 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin_pool_worker(start_method: str) -> None:
-    """Start processes as the pool's owner does. A spawned process would spawn its loaders, and each imports PyTorch again."""
+    """Use the owner's start method: otherwise a spawned process spawns its loaders, and each imports PyTorch again."""
     set_start_method(start_method, force=True)
     end_with_parent()
 
 
 def sendable(error: Exception) -> Exception:
-    """The error itself if it can be sent to another process, else a RuntimeError of its type and message."""
+    """Return the error if it can be sent to another process, else a RuntimeError with its type and message."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a library's error raises when it is made again
+    except Exception:  # a library's error may raise anything when it is unpickled
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 def end_with_parent() -> None:
-    """End this process, which multiprocessing started, about a second after its parent, also if that is killed (SIGKILL)."""
+    """End this process, which multiprocessing started, about a second after its parent, even if that is killed (SIGKILL)."""
     parent, started_by = parent_process(), os.getppid()
     assert parent is not None, "only for processes that multiprocessing started"
-    # A later fork of the parent holds a copy of the pipe that `is_alive` looks at, so the parent's id is compared as well.
+    # `is_alive` checks a pipe, of which a later fork of the parent has a copy, so compare the parent's id as well.
     end_when(lambda: not parent.is_alive() or os.getppid() != started_by)
 
 
 def end_when(gone: Callable[[], bool], grace_s: float = 0.0) -> None:
-    """End this process, whatever it is doing, when `gone`, which is called once a second, returns True.
+    """End this process when `gone`, which is called once a second, returns True.
 
-    With `grace_s` it gets SIGTERM first, by which a training saves, and that many seconds. Not by prctl's signal at the
-    parent's death: it also comes when the thread ends that started this process.
+    With `grace_s` it first gets SIGTERM, on which a training saves, and so many seconds. prctl's signal at the parent's death
+    is not used: it also comes when the thread ends that started this process.
     """
 
     def watch() -> None:
@@ -119,13 +121,13 @@ def end_when(gone: Callable[[], bool], grace_s: float = 0.0) -> None:
 
 
 def ignore_stop_requests() -> None:
-    """Ignore SIGTERM, which Slurm sends to all processes of a job: the training needs its helpers until it has saved."""
+    """Ignore SIGTERM, which Slurm sends to all processes of a job: a training needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
 def fixed_threads(count: int | None) -> Iterator[None]:
-    """A fixed number of CPU threads for PyTorch and the BLAS behind scikit-learn: results depend on it in the last bits."""
+    """Fix the number of CPU threads of PyTorch and BLAS (scikit-learn) in the block: the last bits of results depend on it."""
     if count is None:
         yield
         return
