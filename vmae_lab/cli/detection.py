@@ -95,7 +95,7 @@ def persons(
     from vmae_lab.detection.person_detector import TorchvisionDetector, detect_people
     from vmae_lab.lab.config import require
     from vmae_lab.utils.atomic_io import make_folder
-    from vmae_lab.utils.distributed import process_state
+    from vmae_lab.utils.processes import process_state
 
     recipe = read_recipe(parameters, override, ())
     settings = require(recipe.detect, "detect", SHOWN_IN_AVA)

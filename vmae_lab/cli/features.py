@@ -45,7 +45,7 @@ def features(
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_dataset import clips_of
     from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, extract_features, open_encoder
-    from vmae_lab.utils.distributed import process_state
+    from vmae_lab.utils.processes import process_state
 
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
     videos = open_list(listed, root, labelled, follow_links)

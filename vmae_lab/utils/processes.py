@@ -28,13 +28,8 @@ WAIT = timedelta(hours=6)  # for the slowest process: rank 0 may evaluate alone 
 POOL_OF = "VMAE_LAB_POOL_OF"  # set to the id of a pool's owner for its workers; the package's __init__ reads it
 
 
-<<<<<<< HEAD:vmae_lab/utils/distributed.py
-class ProcessLost(UserError, RuntimeError):
-    """A process that this one needs was killed or failed: says which, and what to do. The machine may be short of memory."""
-=======
 class ProcessLost(UserError, RuntimeError):
     """A process that this one needs was killed or failed. The message says which one, and what to do."""
->>>>>>> lists:vmae_lab/utils/processes.py
 
 
 def launched() -> bool:
