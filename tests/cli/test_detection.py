@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from vmae_lab.cli import detection, main
-from vmae_lab.data.ava_files import read_person_boxes
+from vmae_lab.data.ava import read_person_boxes
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
 
 SMOKE = Path(__file__).parents[2] / "params" / "smoke.yaml"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae_lab.data.activitynet_files import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
+from vmae_lab.data.activitynet import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
 from vmae_lab.evaluation.temporal_map import by_score, segment_map, temporal_overlap
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"

@@ -8,8 +8,7 @@ import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs
 from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, opened_encoder, read_recipe, run_stage
-from vmae_lab.data.ava import open_scenes
-from vmae_lab.data.ava_files import write_person_boxes
+from vmae_lab.data.ava import open_scenes, write_person_boxes
 from vmae_lab.detection.person_detector import TorchvisionDetector, detect_people
 from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.loading import check_scenes, check_untrimmed

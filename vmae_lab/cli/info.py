@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import typer
 
-from vmae_lab.data.motionworld.dataset import cache_home
+from vmae_lab.data.motionworld.writer import cache_home
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.run_store import RESULT
 from vmae_lab.utils.paths import project_root, runs_folder
