@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import vmae_lab
-from vmae_lab.data.activitynet import UntrimmedSettings
-from vmae_lab.data.activitynet_files import Annotations
+from vmae_lab.data.activitynet import Annotations, UntrimmedSettings
 from vmae_lab.data.ava import SceneSettings
 from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings

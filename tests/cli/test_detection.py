@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from vmae_lab.cli import main
-from vmae_lab.data.ava_files import read_person_boxes
+from vmae_lab.data.ava import read_person_boxes
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
 from vmae_lab.detection import person_detector
 

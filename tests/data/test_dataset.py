@@ -90,10 +90,10 @@ def test_limited_clips_still_show_their_own_files(home):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pretrain_limits": {"digits": 3}}, "pretrain_limits: digits has 1 to 2 clips an action; got 3"),
-        ({"pretrain_limits": {"sticks": 0}}, "pretrain_limits: sticks has 1 to 2 clips an action; got 0"),
-        ({"pretrain_limits": {"camera": 1}}, r"\['camera'\], are not among the written ones, digits, sticks"),
-        ({"pretrain_sources": ["sprites"]}, r"\['sprites'\], are not among the written ones, digits, sticks"),
+        ({"pretrain_limits": {"digits": 3}}, "pretrain_limits: digits .* got 3"),
+        ({"pretrain_limits": {"sticks": 0}}, "pretrain_limits: sticks .* got 0"),
+        ({"pretrain_limits": {"camera": 1}}, r"\['camera'\] are not among data.motionworld.sources: digits, sticks"),
+        ({"pretrain_sources": ["sprites"]}, r"\['sprites'\] are not among data.motionworld.sources: digits, sticks"),
         ({"mixing": 1.5}, "less than or equal to 1"),
     ],
 )
@@ -158,5 +158,5 @@ def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
 def test_files_of_different_lengths_are_refused_by_name(tmp_path):
     """A data set that was half written by another version is told, not stacked."""
     paths = [write_video(tmp_path / f"{count}.mp4", count) for count in (8, 9)]
-    with pytest.raises(VideoError, match=r"8\.mp4: files beside it have different lengths \[8, 9\]: delete that folder"):
+    with pytest.raises(VideoError, match=r"8\.mp4: .*lengths \[8, 9\]"):
         memmap_dataset._decode(paths, 16)

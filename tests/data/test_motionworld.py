@@ -50,6 +50,7 @@ def test_files_hold_what_was_rendered(written):
     assert np.abs(read_frames(folder / record.path).astype(int) - frames).mean() < 8
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_bytes(written, tmp_path, monkeypatch):
     folder, records = written
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
@@ -88,6 +89,7 @@ def test_position_angle_and_size_are_uniform_in_every_frame(action):
             assert kstest(values, "uniform").pvalue > 1e-4  # 96 tests: one in a hundred runs would pass this bound by chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sources", [("digits", "sticks", "sprites"), *((name,) for name in PATTERNS)], ids="+".join)
 def test_no_single_frame_beats_chance_under_a_linear_readout(sources, home):
     """On files as decoded; the bound is what chance stays below in 99.9% of tries, for the best of all frames."""
@@ -102,7 +104,7 @@ def test_no_single_frame_beats_chance_under_a_linear_readout(sources, home):
     assert max(accuracies) <= limit
 
 
-@pytest.mark.parametrize("source", PATTERNS)
+@pytest.mark.parametrize("source", [*PATTERNS[:-1], pytest.param(PATTERNS[-1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_first_and_last_frames_of_a_pattern_look_alike(source, action):
     """Brightness, contrast and fineness of 150 clips have the same distribution in the first and last of 24 frames."""
@@ -138,6 +140,7 @@ def test_a_pattern_has_no_jump():
         assert change.max() < 4 * np.median(change), (source, action)
 
 
+@pytest.mark.slow
 def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
     """Killed in the middle: what is there under the final name is nothing, and the next start completes it."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
@@ -160,7 +163,7 @@ def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageError, match=r"cannot write to .*file/cache.*VMAE_LAB_HOME"):
+    with pytest.raises(StorageError, match=r"file/cache.*VMAE_LAB_HOME"):
         open_motionworld(SMALL)
 
 
@@ -168,11 +171,11 @@ def test_a_disk_too_small_is_refused_before_the_first_file(tmp_path, monkeypatch
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(StorageError, match="MiB free; motionworld needs about"):
+    with pytest.raises(StorageError, match=r"MiB free.*VMAE_LAB_HOME"):
         open_motionworld(SMALL)
     assert not list(tmp_path.rglob("*.mp4"))
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match=r"no motionworld source named .*'spites'.*sources are sprites"):
+    with pytest.raises(ValueError, match=r"'spites'.*sprites"):
         MotionworldSettings(sources=("spites",))

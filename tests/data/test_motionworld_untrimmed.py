@@ -10,12 +10,12 @@ from scipy.stats import binom, binomtest, chi2_contingency, chisquare, kruskal
 
 from vmae_lab.data.decoding import read_frames
 from vmae_lab.data.motionworld import motion
+from vmae_lab.data.motionworld.dataset import Segment
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.data.motionworld.untrimmed import (
     FADE,
     RAMP,
-    Piece,
     Shot,
     UntrimmedWorldSettings,
     open_untrimmed_world,
@@ -29,7 +29,7 @@ from vmae_lab.utils.seeding import numpy_generator
 SHORT = {"seconds": (5, 8), "action_seconds": (0.75, 2), "background_seconds": (0.5, 1)}
 SMALL = UntrimmedWorldSettings(side=32, train=3, validation=1, test=2, empty=0.3, seed=2, **SHORT)
 PLACES = [(split, index) for split in ("train", "validation", "test") for index in range(getattr(SMALL, split))]
-Plan = tuple[list[Piece], list[Shot]]
+Plan = tuple[list[Segment], list[Shot]]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def steps(shot: Shot) -> np.ndarray:
     return change / (motion.SHIFT, motion.SHIFT, motion.TURN / (2 * np.pi), motion.GROWTH)
 
 
-def inner(piece: Piece, shots: list[Shot]) -> np.ndarray:
+def inner(piece: Segment, shots: list[Shot]) -> np.ndarray:
     """Steps inside a piece, away from the ramps and fades at its ends."""
     shot = owner(shots, (piece.start + piece.end) // 2)
     return steps(shot)[piece.start + FADE // 2 - shot.start : piece.end - 1 - FADE // 2 - shot.start]
@@ -84,6 +84,7 @@ def test_the_list_says_what_the_files_hold(folder):
     assert min(counts) == 0 < max(counts), "these few videos show both: nothing at all, and something"
 
 
+@pytest.mark.slow
 def test_a_video_is_a_pure_function_of_its_name(folder, tmp_path, monkeypatch):
     one, other = (render_untrimmed(SMALL, "train", 1) for _ in range(2))
     assert np.array_equal(one[0], other[0])
@@ -240,6 +241,7 @@ def test_nothing_but_its_motion_goes_with_an_action(plans):
         assert kruskal(*(values[action == a] for a in range(8))).pvalue > 0.001, name
 
 
+@pytest.mark.slow
 def test_no_single_frame_tells_the_action_under_a_linear_readout():
     """The bound is what chance stays below in 99.9 % of tries; the same readout tells the source, so it can read."""
     settings = UntrimmedWorldSettings(side=16, seconds=(20, 24), action_seconds=(0.5, 1.5), background_seconds=(0.5, 1.0))
@@ -266,8 +268,8 @@ def test_no_single_frame_tells_the_action_under_a_linear_readout():
 @pytest.mark.parametrize(
     ("wrong", "cause"),
     [
-        ({"sources": ("camera",)}, r"sources \['camera'\]: what moves in untrimmed videos is of sprites, digits, sticks"),
-        ({"sources": ()}, "what moves in untrimmed videos is of"),
+        ({"sources": ("camera",)}, r"source named \['camera'\]; sources are sprites, digits, sticks"),
+        ({"sources": ()}, "sources are sprites"),
         ({"seconds": (60, 40)}, r"seconds \(60, 40\): expected 1 <= low <= high"),
         ({"action_seconds": (3, 2)}, r"action_seconds \(3, 2\)"),
         ({"background_seconds": (0.1, 2)}, r"background_seconds \(0.1, 2\): expected 0.5 <= low"),

@@ -79,7 +79,7 @@ def test_sources_of_several_kinds_are_one_stream(videos):
             assert min(abs(gap - 40), abs(gap - 12)) < 2, "each source has its stride"
     alone = load_clips(data.model_copy(update={"pretrain_sources": ("files",)}), "pretrain", ("files",))
     assert len(alone) == 3
-    with pytest.raises(ValueError, match=r"\['web'\] are not among data.lists.pretrain's sources, pictures, files"):
+    with pytest.raises(ValueError, match=r"\['web'\] are not among data.lists.pretrain: pictures, files"):
         DataSettings(lists=data.lists, pretrain_sources=["web"])
 
 

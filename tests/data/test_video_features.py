@@ -74,11 +74,11 @@ def test_files_that_are_no_tables(tmp_path):
     broken = np.full((3, 4), 1.0)
     broken[1, 2] = np.nan
     np.save(tmp_path / "nan.npy", broken)
-    with pytest.raises(ListError, match=r"nan\.npy holds values that are no numbers"):
+    with pytest.raises(ListError, match=r"nan\.npy has values that are not finite"):
         read_features(tmp_path / "nan.npy")
     features = open_features({"nan": tmp_path / "nan.npy"}, 4, 16)
     assert len(features.read("nan", 2)) == 1, "what is asked for is looked at, not the whole"
-    with pytest.raises(ListError, match=r"nan\.npy holds values that are no numbers"):
+    with pytest.raises(ListError, match=r"nan\.npy has values that are not finite"):
         features.read("nan", 1)
     np.savez(tmp_path / "two.npz", a=TABLE, b=TABLE)
     with pytest.raises(ListError, match=r"two\.npz: it holds a, b; one array, or one named features"):
@@ -107,5 +107,5 @@ def test_a_pickle_is_not_run(tmp_path):
 def test_patterns_are_checked():
     assert FeatureFolder(folder="x", pattern="v_{video}.npz").pattern == "v_{video}.npz"
     for wrong in ("features.npy", "{video}.h5"):
-        with pytest.raises(ValueError, match=r"a name with \{video\} in it"):
+        with pytest.raises(ValueError, match="pattern"):
             FeatureFolder(folder="x", pattern=wrong)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
-from vmae_lab.data.ava import Scenes, SceneSettings, open_scenes
-from vmae_lab.data.ava_files import read_person_boxes, write_person_boxes
+from vmae_lab.data.ava import Scenes, SceneSettings, open_scenes, read_person_boxes, write_person_boxes
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings

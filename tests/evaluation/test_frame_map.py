@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.data.ava_files import COLUMNS, read_detections, read_excluded, read_ground_truth, read_label_map
+from vmae_lab.data.ava import COLUMNS, read_detections, read_excluded, read_ground_truth, read_label_map
 from vmae_lab.evaluation.average_precision import average_precision
 from vmae_lab.evaluation.frame_map import frame_map
 

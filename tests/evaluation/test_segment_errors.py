@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vmae_lab.data.activitynet_files import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
+from vmae_lab.data.activitynet import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
 from vmae_lab.evaluation.temporal_map import KINDS, error_kinds
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"

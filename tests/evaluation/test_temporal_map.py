@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae_lab.data.activitynet_files import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
+from vmae_lab.data.activitynet import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
 from vmae_lab.evaluation.average_precision import by_score
 from vmae_lab.evaluation.temporal_map import segment_map, temporal_overlap
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from vmae_lab.data.ava_files import CORNERS, KEY, read_detections
+from vmae_lab.data.ava import CORNERS, KEY, read_detections
 from vmae_lab.data.motionworld.scenes import open_scene_world
 from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.frame_map import frame_map

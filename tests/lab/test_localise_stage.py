@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vmae_lab.data.activitynet_files import read_predictions
+from vmae_lab.data.activitynet import read_predictions
 from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.detecting import judge

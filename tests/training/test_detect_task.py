@@ -12,11 +12,10 @@ import torch
 from made_videos import drawn
 from torchvision.ops import roi_align
 
-from vmae_lab.data.ava import SceneLists, Scenes, SceneSettings, open_scenes
-from vmae_lab.data.ava_files import read_detections, write_detections
+from vmae_lab.data.ava import SceneLists, Scenes, SceneSettings, open_scenes, read_detections, write_detections
 from vmae_lab.data.eval_clips import MissingVideos
-from vmae_lab.data.motionworld.dataset import encode_mp4
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings
+from vmae_lab.data.motionworld.writer import encode_mp4
 from vmae_lab.data.transforms import BoxAugment
 from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.frame_map import frame_map
@@ -278,6 +277,6 @@ def test_a_video_that_is_gone_stops_the_evaluation_and_is_named(lists, model):
     with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so there is no result:\n.*b.mp4.*") as told:
         detect(model, scenes, settings_of(lists), MODEL)
     assert "exclude these key frames" in str(told.value)
-    with pytest.raises(MissingVideos, match=r"2 of 4 key frames cannot be read.*\n.*b.mp4.* \(2 key frames\)\nMend") as told:
+    with pytest.raises(MissingVideos, match=r"2 of 4 key frames cannot be read.*\n.*b.mp4.* \(2 key frames\)\nFix") as told:
         detect(model, scenes, settings_of(lists), MODEL, ["true"])
     assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value), "a process may hand it to another"

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, open_untrimmed
-from vmae_lab.data.activitynet_files import read_predictions, write_predictions
+from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, open_untrimmed, read_predictions, write_predictions
 from vmae_lab.evaluation.temporal_map import segment_map
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding
 from vmae_lab.training.dataloader import data_loader

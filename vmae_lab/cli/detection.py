@@ -90,8 +90,7 @@ def persons(
     override: Overrides = NOTHING,
 ) -> None:
     """Detect the people in the key frames of a recipe's scenes with torchvision's Faster R-CNN. Prints the file last."""
-    from vmae_lab.data.ava import open_scenes
-    from vmae_lab.data.ava_files import write_person_boxes
+    from vmae_lab.data.ava import open_scenes, write_person_boxes
     from vmae_lab.detection.person_detector import TorchvisionDetector, detect_people
     from vmae_lab.lab.config import require
     from vmae_lab.utils.atomic_io import make_folder

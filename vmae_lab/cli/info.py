@@ -6,6 +6,9 @@ from typing import Any
 
 import typer
 
+from vmae_lab.lab.report.provenance import provenance
+from vmae_lab.utils.paths import project_root, runs_folder
+
 commands = typer.Typer()
 
 
@@ -16,9 +19,7 @@ def info() -> None:
 
     import torch
 
-    from vmae_lab.data.motionworld.dataset import cache_home
-    from vmae_lab.lab.report.provenance import provenance
-    from vmae_lab.utils.paths import project_root, runs_folder
+    from vmae_lab.data.motionworld.writer import cache_home
 
     made = provenance()
     lines = {

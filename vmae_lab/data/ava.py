@@ -1,7 +1,13 @@
-"""Key frames of videos, each with people's boxes and what they do: AVA-style lists, checked against the videos; clips."""
+"""AVA-style data: key frames of videos with people's boxes and their actions; settings, files and dataset.
+
+The csv files have no header. Ground truth: `video, timestamp, x1, y1, x2, y2, action_id, person_id`. Detections have `score` as
+the last column; in a person detector's boxes the action is empty. Times are seconds, corners are parts of the frame's width and
+height. Timestamps are rounded to microseconds, as in ActivityNet's script, so that they are equal when written and read again.
+"""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +18,33 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vmae_lab.data.ava_files import CORNERS, KEY, read_excluded, read_ground_truth, read_label_map, read_person_boxes
+from vmae_lab.data.dataset import EmbeddedOrLists
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.container import FRAMES
 from vmae_lab.data.decoding.inspection import Timing
 from vmae_lab.data.decoding.pool import DecoderProcess, Decoders
-from vmae_lab.data.frame_sampling import Around, Exactly
+from vmae_lab.data.frame_sampling import Around, Exactly, nearest
 from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_world
+from vmae_lab.data.motionworld.writer import SPLITS
 from vmae_lab.data.transforms import channels_first
 from vmae_lab.data.video_lists.folders import named_videos
-from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, place_of
+from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, place_of, whole_numbers
 from vmae_lab.data.video_lists.splits import check_pattern, content_of
-from vmae_lab.utils.atomic_io import fingerprint
+from vmae_lab.utils.atomic_io import atomic_write, fingerprint
+
+CORNERS = ["x1", "y1", "x2", "y2"]
+COLUMNS = ["video", "timestamp", *CORNERS, "action_id"]
+KEY = ["video", "timestamp"]
+DIGITS = 6  # of a second's decimals
+OVERSHOOT = 1e-3  # by which a detector's rounding may leave [0, 1]
+# A token of a pbtxt: a comment, a string in double or single quotation marks, a word or number, or a sign.
+TOKEN = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[^\s{}<>:;,\[\]"'#]+|\S""")
+
+# Settings ------------------------------------------------------------------------------------------------------------
 
 
 class SplitFiles(BaseModel):
-    """One split's files, csv without a header as AVA has them (`data.boxes`), relative to the root."""
+    """One split's csv files, relative to the root."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +54,7 @@ class SplitFiles(BaseModel):
 
 
 class SceneLists(BaseModel):
-    """AVA-style lists and where their videos are. A video is a file `<name>.<suffix>` or a folder `<name>` of pictures."""
+    """AVA-style lists and their videos. A video is a file `<name>.<suffix>` or a folder `<name>` of pictures."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,47 +77,215 @@ class SceneLists(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names the lists' content, or their names while they are not there."""
-        splits = [split for split in (self.train, self.validation, self.test) if split]
-        files = [name for split in splits for name in split.model_dump().values() if name]
+        """Hash of the lists' content, or of their paths if they do not exist yet."""
+        splits = [getattr(self, split) for split in SPLITS]
+        files = [name for split in splits if split for name in split.model_dump().values() if name]
         files += [name for name in (self.actions, self.evaluated) if name]
         return fingerprint([content_of(name, absolute(self.root)) for name in files])
 
 
-class SceneSettings(BaseModel):
+class SceneSettings(EmbeddedOrLists[SceneWorldSettings, SceneLists]):
     """The embedded scenes, or AVA-style lists."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    motionworld: SceneWorldSettings | None = None
-    lists: SceneLists | None = None
-
-    def model_post_init(self, _context: object) -> None:
-        if (self.motionworld is None) == (self.lists is None):
-            raise ValueError("give one of scenes.motionworld (the embedded data set) and scenes.lists (AVA-style lists)")
+    section = "scenes"
 
     def without_persons(self) -> "SceneSettings":
-        """The same before a person detector has looked at them: lists may name files that are still to be written."""
+        """The same settings without the person detector's lists, which may not be written yet."""
         if self.lists is None:
             return self
-        splits = {name: getattr(self.lists, name) for name in ("train", "validation", "test")}
-        bare = {name: split and split.model_copy(update={"persons": None}) for name, split in splits.items()}
+        splits = {name: getattr(self.lists, name) for name in SPLITS}
+        bare: Mapping[str, object] = {
+            name: split and split.model_copy(update={"persons": None}) for name, split in splits.items()
+        }
         return SceneSettings(lists=self.lists.model_copy(update=bare))
 
-    @property
-    def given(self) -> SceneWorldSettings | SceneLists:
-        """The one of the two that is given."""
-        return next(one for one in (self.motionworld, self.lists) if one)
 
-    @property
-    def fingerprint(self) -> str:
-        """Names the data's content."""
-        return self.given.fingerprint
+# Csv files -----------------------------------------------------------------------------------------------------------
+
+
+def read_ground_truth(file: Path, actions: Collection[int] | None = None) -> pd.DataFrame:
+    """Actions of people in key frames, a row each: COLUMNS and `person_id` (-1 if the file has none).
+
+    Raises ListError, which names the malformed lines: the number of columns, boxes that are empty or outside [0, 1], actions
+    that are not among `actions`.
+    """
+    table, faults = _read_csv(file, [*COLUMNS, "person_id"], optional="person_id")
+    _check_boxes(table, faults)
+    if actions is not None:
+        unknown = ~table.action_id.isin(list(actions)).to_numpy()
+        faults.add(unknown, lambda row: f"action_id {table.action_id[row]} is not in the label map")
+    faults.check(str(file))
+    return table
+
+
+def read_detections(file: Path) -> pd.DataFrame:
+    """A model's detections, a row each: COLUMNS and `score`. The evaluation drops boxes without area. Raises ListError."""
+    table, faults = _read_csv(file, [*COLUMNS, "score"])
+    faults.check(str(file))
+    return table
+
+
+def write_detections(file: Path, detections: pd.DataFrame) -> None:
+    """Write detections as AVA's evaluation reads them: COLUMNS and `score`, no header."""
+    times = [f"{time:.{DIGITS}f}".rstrip("0").rstrip(".") for time in keyed(detections).timestamp]
+    with atomic_write(file) as temporary:
+        table = detections[[*COLUMNS, "score"]].assign(timestamp=times)
+        table.to_csv(temporary, header=False, index=False, float_format="%.6f")
+
+
+def write_person_boxes(file: Path, boxes: pd.DataFrame) -> None:
+    """Write a person detector's boxes as `read_person_boxes` reads them: detections whose action is empty."""
+    write_detections(file, boxes.assign(action_id=""))
+
+
+def read_person_boxes(file: Path) -> pd.DataFrame:
+    """A person detector's boxes: KEY, CORNERS and `score`; an action in the file is ignored.
+
+    Numbers that leave [0, 1] by rounding only are clipped. Raises ListError.
+    """
+    table, faults = _read_csv(file, [*COLUMNS, "score"], ignored="action_id")
+    unsure = (table.score < -OVERSHOOT) | (table.score > 1 + OVERSHOOT)
+    faults.add(unsure.to_numpy(), lambda row: f"score {table.score[row]:g} is not between 0 and 1")
+    _check_boxes(table, faults, OVERSHOOT)
+    faults.check(str(file))
+    return table.assign(**{name: table[name].clip(0, 1) for name in (*CORNERS, "score")})
+
+
+def read_excluded(file: Path) -> pd.DataFrame:
+    """Key frames that are left out: KEY. Raises ListError."""
+    table, faults = _read_csv(file, KEY)
+    faults.check(str(file))
+    return table
+
+
+def keyed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows with timestamps rounded to microseconds, so that those of one key frame are equal."""
+    return rows.assign(timestamp=rows.timestamp.astype(float).round(DIGITS) + 0.0)  # no -0
+
+
+def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "") -> tuple[pd.DataFrame, Faults]:
+    """The rows of a file as numbers, and the malformed ones, which have zeros. A missing `optional` number is -1.
+
+    Blank lines at the end and lines that start with `#` are no rows. `attrs["lines"]`: each row's line in the file.
+    """
+    text = _read_text(file).rstrip()
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if text and not line.startswith("#")}
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines.values()]
+    counts = np.array([len(row) for row in rows], int)
+    faults = Faults(np.array(list(lines), int))
+    wrong = (counts > len(names)) | (counts < len(names) - bool(optional))
+    faults.add(wrong, lambda row: f"{counts[row]} columns; {len(names)} are expected: {', '.join(names)}")
+    cells = pd.DataFrame([(row + [""] * len(names))[: len(names)] for row in rows], columns=names, dtype=str)
+    faults.add((cells.video == "").to_numpy(), lambda row: "the video's name is empty")
+
+    def numbers(name: str) -> np.ndarray:
+        whole = name in ("action_id", "person_id")
+        values, good = whole_numbers(cells[name]) if whole else _finite_numbers(cells[name])
+        missing = ((cells[name] == "") & (name == optional)).to_numpy()
+        kind = "whole" if whole else "finite"
+        faults.add(~(good | missing), lambda row: f"{name} {cells[name][row]!r} is not a {kind} number")
+        return np.where(good, values, np.where(missing, -1, 0)).astype(values.dtype)
+
+    found = keyed(cells[["video"]].assign(**{name: numbers(name) for name in names[1:] if name != ignored}))
+    found.attrs["lines"] = faults.lines.tolist()
+    return found, faults
+
+
+def _finite_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    return values, np.isfinite(values)
+
+
+def _check_boxes(table: pd.DataFrame, faults: Faults, slack: float = 0.0) -> None:
+    """Add rows whose box leaves [0, 1] by more than `slack`, or has no area after clipping."""
+
+    def box(row: int) -> str:
+        return "the box " + ", ".join(f"{name} {table[name][row]:g}" for name in CORNERS)
+
+    corners = table[CORNERS].to_numpy()
+    faults.add(((corners < -slack) | (corners > 1 + slack)).any(1), lambda row: f"{box(row)} is not inside [0, 1]")
+    x1, y1, x2, y2 = corners.clip(0, 1).T
+    faults.add((x2 <= x1) | (y2 <= y1), lambda row: f"{box(row)} has no area: x1 < x2 and y1 < y2 are expected")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")  # without the byte-order mark of spreadsheets
+    except (OSError, UnicodeDecodeError) as error:
+        raise ListError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+# Label maps ----------------------------------------------------------------------------------------------------------
+
+
+def read_label_map(file: Path) -> dict[int, str]:
+    """Names of actions by number. Raises ListError, which names the malformed lines.
+
+    The file is a pbtxt with blocks, at any depth, `item { name: "…" id: 1 }` or, as in AVA's list of all 80 actions,
+    `label { name: "…" label_id: 1 … }`; or a csv of numbers and names.
+    """
+    text, faults = _read_text(file), list[str]()
+    entries = list(_pbtxt_entries(text, faults) if file.suffix == ".pbtxt" else _csv_entries(text, faults))
+    lines = pd.DataFrame(entries, columns=["line", "number", "name"]).groupby("number").line.agg(list)
+    faults += [
+        f"several actions have the number {number}, in lines {', '.join(map(str, several))}"
+        for number, several in lines.items()
+        if len(several) > 1
+    ]
+    if faults:
+        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; " + "; ".join(faults[:10]))
+    if not entries:
+        raise ListError(f"{file} names no action")
+    return {number: name for _, number, name in entries}
+
+
+def _csv_entries(text: str, faults: list[str]) -> Iterator[tuple[int, int, str]]:
+    """Line, number and name of each row; the first row may be a header."""
+    rows = [(number, line.split(",", 1)) for number, line in enumerate(text.split("\n"), 1) if line.strip() and line[0] != "#"]
+    for place, (line, cells) in enumerate(rows):
+        numbered = cells[0].strip().isdecimal()
+        if numbered and len(cells) == 2:
+            yield line, int(cells[0]), cells[1].strip().strip('"')
+        elif numbered or place:
+            faults.append(f"line {line}: entry {place + 1} {','.join(cells).strip()!r} is not a number and a name")
+
+
+def _pbtxt_entries(text: str, faults: list[str]) -> Iterator[tuple[int, int, str]]:
+    """Line, number and name of each block `item` or `label`."""
+    blocks = list[tuple[str, int, dict[str, str]]]()  # open ones: name, line, fields
+    before, line, seen, count = ("", ""), 1, 0, 0
+    for match in TOKEN.finditer(text):
+        token = match[0]
+        line, seen = line + text.count("\n", seen, match.start()), match.start()
+        if token.startswith("#"):
+            continue
+        if token in "{<":
+            blocks.append((before[1] if before[1] != ":" else before[0], line, {}))
+        elif token in "}>" and blocks:
+            name, start, fields = blocks.pop()
+            if name in ("item", "label"):
+                count += 1
+                number = fields.get("id") or fields.get("label_id", "")
+                action = fields.get("name") or fields.get("display_name", "")
+                if number.isdecimal() and action:
+                    yield start, int(number), action
+                else:
+                    faults.append(f"line {start}: {name} {count} has no id or no name")
+        elif token in ("}", ">", '"', "'"):
+            faults.append(f"line {line}: {token} has no counterpart")
+        elif before[1] == ":" and blocks:
+            value = re.sub(r"\\(.)", r"\1", token[1:-1]) if token[0] in "\"'" else token
+            blocks[-1][2].setdefault(before[0], value)
+        before = (before[1], token)
+    faults += [f"line {start}: {name or 'a block'} is not closed" for name, start, _ in blocks]
+
+
+# Dataset -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video of the lists: where it is, its frames a second, and how many there are."""
+    """One video of the lists: its location, frames per second and number of frames."""
 
     file: VideoFile
     rate: float
@@ -109,17 +294,17 @@ class Video:
 
 @dataclass(eq=False)
 class Scenes:
-    """The key frames of one split. `keys`: a row each, columns KEY. Boxes are parts of width and height throughout."""
+    """The key frames of one split. `keys`: a row each, columns KEY. Boxes are parts of width and height."""
 
     keys: pd.DataFrame
-    truth: pd.DataFrame  # as `read_ground_truth` gives it, without what is excluded
-    persons: pd.DataFrame | None  # as `read_person_boxes` does
+    truth: pd.DataFrame  # as `read_ground_truth` returns it, without excluded key frames
+    persons: pd.DataFrame | None  # the same of `read_person_boxes`
     actions: Mapping[int, str]
     evaluated: Mapping[int, str]
     videos: Mapping[str, Video]
     settings: SceneLists
     decoders: Decoders
-    _kept: dict[tuple, np.ndarray] = field(default_factory=dict)
+    _kept: dict[tuple[int, int, int, int], np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -130,7 +315,7 @@ class Scenes:
 
     @cached_property
     def labelled(self) -> list[int]:
-        """The key frames of which somebody's actions are known."""
+        """The key frames with ground truth."""
         return [index for index, key in enumerate(self.keys[KEY].itertuples(index=False, name=None)) if key in self._rows]
 
     def name(self, index: int) -> str:
@@ -138,7 +323,7 @@ class Scenes:
         return "{} at {:g} s".format(*self.keys.iloc[index][KEY])
 
     def labelled_boxes(self, index: int) -> tuple[Tensor, Tensor]:
-        """Ground truth of a key frame: boxes, float `(n, 4)`, and what each does, bool `(n, classes)`, a person in one row.
+        """Ground truth of a key frame: boxes of people, float `(n, 4)`, and their actions, bool `(n, classes)`.
 
         Classes are in the order of their numbers.
         """
@@ -150,160 +335,146 @@ class Scenes:
         return torch.from_numpy(boxes).float(), torch.from_numpy(labels)
 
     def clip(self, index: int, frames: int, stride: int, short_side: int, keep: bool = False) -> Tensor:
-        """Frames around a key frame, shrunk to a short side: uint8 `(C, T, H, W)`. `keep`: in memory. Raises VideoError."""
-        wanted = (index, frames, stride, short_side)
-        if wanted in self._kept:
-            return channels_first(self._kept[wanted])
-        return self._clip(self.decoders.read(*self._request(*wanted)), wanted, keep)
+        """Frames around a key frame, resized to a short side: uint8 `(C, T, H, W)`. `keep`: in memory. Raises VideoError."""
+        request = (index, frames, stride, short_side)
+        if request in self._kept:
+            return channels_first(self._kept[request])
+        return self._tensor(self.decoders.read(*self._request(*request)), request, keep)
 
     def clips(
         self, rows: Sequence[int], frames: int, stride: int, short_side: int, keep: bool = False
-    ) -> Iterator[Tensor | VideoError]:  # fmt: skip
-        """The same of several key frames, in order, read ahead side by side; one that cannot be read gives its error."""
-        wanted = [(row, frames, stride, short_side) for row in rows]
-        missing = [one not in self._kept for one in wanted]
-        read = self.decoders.read_all(self._request(*one) for one, new in zip(wanted, missing, strict=True) if new)
-        for one, new in zip(wanted, missing, strict=True):
-            found = next(read) if new else channels_first(self._kept[one])
-            yield self._clip(found, one, keep) if isinstance(found, Decoded) else found
+    ) -> Iterator[Tensor | VideoError]:
+        """Clips of several key frames, in order, read in parallel; the error of one that cannot be read."""
+        requests = [(row, frames, stride, short_side) for row in rows]
+        missing = [request not in self._kept for request in requests]
+        read = self.decoders.read_all(self._request(*request) for request, new in zip(requests, missing, strict=True) if new)
+        for request, new in zip(requests, missing, strict=True):
+            found = next(read) if new else channels_first(self._kept[request])
+            yield self._tensor(found, request, keep) if isinstance(found, Decoded) else found
 
     def _request(self, index: int, frames: int, stride: int, short_side: int) -> tuple[VideoFile, Around, int]:
-        video, timestamp = (self.videos[self.keys.video[index]], self.keys.timestamp[index])
+        video, timestamp = self.videos[self.keys.video[index]], self.keys.timestamp[index]
         step = stride * video.rate / (self.settings.rate or video.rate)
         centre = (timestamp - self.settings.first_second) * video.rate
         return video.file, Around(centre, frames, step), short_side
 
-    def _clip(self, decoded: Decoded, wanted: tuple, keep: bool) -> Tensor:
+    def _tensor(self, decoded: Decoded, request: tuple[int, int, int, int], keep: bool) -> Tensor:
         if keep:
-            self._kept[wanted] = decoded.frames
+            self._kept[request] = decoded.frames
         return channels_first(decoded.frames)
 
 
 def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scenes:
-    """The key frames of a split (`train`, `validation`, `test`), every one checked against its video, which is opened for it.
+    """The key frames of a split (`train`, `validation`, `test`), each checked against its video, which is opened for it.
 
-    A video's frames are taken to be shown at a constant rate; where they are not, its lines are refused. The embedded scenes
-    are written where they are not there. Raises ListError with file, line and cause; StorageError.
+    Videos without a constant frame rate are refused. Embedded scenes are written first if they do not exist. Raises ListError,
+    which names file, line and cause; StorageError.
     """
     given = settings.given
-    lists = given if isinstance(given, SceneLists) else _as_lists(open_scene_world(given, processes))
-    files = getattr(lists, split)
+    lists = given if isinstance(given, SceneLists) else _embedded_lists(open_scene_world(given, processes))
+    files: SplitFiles | None = getattr(lists, split)
     if files is None:
-        raise ListError(f"scenes.lists: there is no {split} split; give its files, or evaluate on validation")
+        raise ListError(f"scenes.lists: there is no {split} split; set its files, or evaluate on validation")
     root = absolute(lists.root)
-    actions = read_label_map(place_of(lists.actions, root))
-    evaluated = _evaluated(place_of(lists.evaluated, root), actions, lists.actions) if lists.evaluated else actions
-    truth = read_ground_truth(place_of(files.boxes, root), actions)
+    actions = evaluated = read_label_map(place_of(lists.actions, root))
+    if lists.evaluated:
+        evaluated = read_label_map(place_of(lists.evaluated, root))
+        if unknown := sorted(set(evaluated) - set(actions)):
+            numbers = ", ".join(map(str, unknown))
+            raise ListError(
+                f"{place_of(lists.evaluated, root)}: scenes.lists.actions, {lists.actions}, has no action of number {numbers}"
+            )
+        evaluated = {number: actions[number] for number in evaluated}
+    boxes_file = place_of(files.boxes, root)
+    truth = read_ground_truth(boxes_file, actions)
     persons = read_person_boxes(place_of(files.persons, root)) if files.persons else None
-    excluded = read_excluded(place_of(files.excluded, root)) if files.excluded else truth[KEY].head(0)
     if truth.empty:
-        raise ListError(f"{place_of(files.boxes, root)}: the list is empty")
+        raise ListError(f"{boxes_file}: the list is empty")
     decoders = Decoders(lists.decoding, processes)
-    named = dict.fromkeys([*truth.video, *([] if persons is None else persons.video)])
-    videos = _open_videos(list(named), lists, root, decoders)
-    for rows, name in ((truth, files.boxes), (persons, files.persons)):
-        if rows is not None:
-            _check_against_videos(rows, place_of(name, root), videos, lists, place_of(lists.videos, root))
-    truth, persons = _without(truth, excluded), None if persons is None else _without(persons, excluded)
-    if truth.empty:
-        raise ListError(f"{place_of(files.excluded, root)} excludes all key frames of {place_of(files.boxes, root)}")
+    names = dict.fromkeys([*truth.video, *([] if persons is None else persons.video)])
+    videos = _open_videos(list(names), lists, root, decoders)
+    _check_against_videos(truth, boxes_file, videos, lists)
+    if persons is not None:
+        _check_against_videos(persons, place_of(str(files.persons), root), videos, lists)
+    if files.excluded:
+        excluded = pd.MultiIndex.from_frame(read_excluded(place_of(files.excluded, root)))
+        truth = truth[~pd.MultiIndex.from_frame(truth[KEY]).isin(excluded)]
+        persons = None if persons is None else persons[~pd.MultiIndex.from_frame(persons[KEY]).isin(excluded)]
+        if truth.empty:
+            raise ListError(f"{place_of(files.excluded, root)} excludes all key frames of {boxes_file}")
     keys = pd.concat([truth[KEY], *([] if persons is None else [persons[KEY]])]).drop_duplicates(ignore_index=True)
-    there = {name: video for name, video in videos.items() if isinstance(video, Video)}
-    return Scenes(keys, truth.reset_index(drop=True), persons, actions, evaluated, there, lists, decoders)
+    opened = {name: video for name, video in videos.items() if isinstance(video, Video)}
+    return Scenes(keys, truth.reset_index(drop=True), persons, actions, evaluated, opened, lists, decoders)
 
 
-def _as_lists(folder: Path) -> SceneLists:
-    """The embedded scenes are files like any others."""
-    splits = {
-        split: SplitFiles(boxes=f"{split}.csv", persons=f"{split}_persons.csv") for split in ("train", "validation", "test")
-    }
+def _embedded_lists(folder: Path) -> SceneLists:
+    splits = {split: SplitFiles(boxes=f"{split}.csv", persons=f"{split}_persons.csv") for split in SPLITS}
     return SceneLists(root=str(folder), actions="actions.pbtxt", **splits)
 
 
-def _evaluated(file: Path, actions: Mapping[int, str], name: str) -> Mapping[int, str]:
-    """The actions that a label map names by number. Raises ListError where there is none of that number."""
-    numbers = read_label_map(file)
-    unknown = sorted(set(numbers) - set(actions))
-    if unknown:
-        raise ListError(f"{file}: scenes.lists.actions, {name}, has no action of number {', '.join(map(str, unknown))}")
-    return {number: actions[number] for number in numbers}
-
-
 def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: Decoders) -> dict[str, Video | str]:
-    """Each named video, or what is wrong with it. Files are looked through once here, so that no later read has to."""
+    """Each named video, or what is wrong with it. The decoder, size and frame rate that are found make later reads faster."""
     folder = place_of(lists.videos, root)
     if not folder.is_dir():
         raise ListError(f"scenes.lists.videos: there is no folder {folder}")
-    places = named_videos(folder)
-    found: dict[str, Video | str] = {}
+    places, inside = named_videos(folder), str(root if folder.is_relative_to(root) else folder)
+    videos, files = dict[str, Video | str](), dict[str, VideoFile]()
     for name in names:
-        there = [entry.path for entry in places.get(name, [])]
-        if len(there) != 1:
-            several = f"video '{name}' may be {' or '.join(there)}; leave one of them there"
-            found[name] = several if there else f"there is no video '{name}' in {folder}"
-    root = root if folder.is_relative_to(root) else folder
-    files = {name: _file(name, places[name][0], lists, root) for name in names if name not in found}
-    shown = dict(zip(files, decoders.read_all((file, Exactly((0,)), 16) for file in files.values()), strict=True))
+        entries = places.get(name, [])
+        if len(entries) == 1:
+            files[name] = _video_file(name, entries[0], lists, inside)
+        elif entries:
+            videos[name] = f"video '{name}' may be {' or '.join(entry.path for entry in entries)}; keep one of them there"
+        else:
+            videos[name] = f"there is no video '{name}' in {folder}"
+    first_frames = decoders.read_all((file, Exactly((0,)), 16) for file in files.values())
+    shown = dict(zip(files, first_frames, strict=True))
     films = {
         name: replace(files[name], decoder=read.info.decoder, bytes=os.path.getsize(files[name].path))
         for name, read in shown.items()
         if isinstance(read, Decoded) and files[name].total < 0
     }
     timed = dict(zip(films, decoders.map(DecoderProcess.time, films.values()), strict=True))
-    return found | {
-        name: _opened(films.get(name, file), timed.get(name, shown[name]), lists) for name, file in files.items()
-    }  # fmt: skip
+    return videos | {name: _opened(films.get(name, file), timed.get(name, shown[name]), lists) for name, file in files.items()}
 
 
-def _file(name: str, entry: os.DirEntry, lists: SceneLists, root: Path) -> VideoFile:
+def _video_file(name: str, entry: os.DirEntry, lists: SceneLists, root: str) -> VideoFile:
     if not entry.is_dir():
-        return VideoFile(entry.path, str(root))
+        return VideoFile(entry.path, root)
     pattern = lists.frame_pattern.replace("{video}", name.replace("{", "{{").replace("}", "}}"))
-    suffix = Path(lists.frame_pattern).suffix
-    return VideoFile(
-        entry.path, str(root), lists.first_frame, sum(_is_picture(one.name, suffix) for one in os.scandir(entry.path)), pattern
-    )
+    suffix = Path(pattern).suffix
+    # Hidden files (`._name`) are not counted: macOS writes them next to the pictures on other file systems.
+    count = sum(file.name.endswith(suffix) and not file.name.startswith(".") for file in os.scandir(entry.path))
+    return VideoFile(entry.path, root, lists.first_frame, count, pattern)
 
 
-def _is_picture(name: str, suffix: str) -> bool:
-    """Whether a file is one of a folder's frames; macOS puts hidden files (`._name`) next to them on other file systems."""
-    return name.endswith(suffix) and not name.startswith(".")
-
-
-def _opened(file: VideoFile, seen: Decoded | Timing | VideoError, lists: SceneLists) -> Video | str:
-    """A video that could be looked at, or what is wrong with it: a time means a frame only at a rate that is constant."""
-    if isinstance(seen, VideoError):
-        return f"the video cannot be read: {seen}"
-    if isinstance(seen, Decoded):  # a folder of pictures
+def _opened(file: VideoFile, found: Decoded | Timing | VideoError, lists: SceneLists) -> Video | str:
+    """A video that was opened, or what is wrong with it: timestamps only mean frames at a constant rate."""
+    if isinstance(found, VideoError):
+        return f"the video cannot be read: {found}"
+    if isinstance(found, Decoded):  # a folder of pictures
         return Video(file, lists.folder_rate, file.total)
-    if seen.rate and seen.steady:
-        return Video(replace(file, frames=seen.info.frames), seen.rate, seen.info.frames)
-    wrong = f"its frames are up to {seen.off:.2g} s off a constant rate" if seen.rate else "it does not say its frames a second"
-    return f"{file.path}: {wrong}; write it again at one, as with `ffmpeg -i IN -vf fps=30 OUT`"
+    if found.rate and found.steady:
+        return Video(replace(file, frames=found.info.frames), found.rate, found.info.frames)
+    wrong = f"its frames are up to {found.off:.2g} s off a constant rate" if found.rate else "it has no frame rate"
+    return f"{file.path}: {wrong}; write it again with a constant rate: `ffmpeg -i IN -vf fps=30 OUT`"
 
 
-def _check_against_videos(
-    rows: pd.DataFrame, file: Path, videos: Mapping[str, Video | str], lists: SceneLists, folder: Path
-) -> None:
-    """Refuse lines whose video is not there or cannot be read, or does not last until their timestamp."""
+def _check_against_videos(rows: pd.DataFrame, file: Path, videos: Mapping[str, Video | str], lists: SceneLists) -> None:
+    """Refuse lines whose video cannot be opened or does not contain their timestamp."""
     faults = Faults(np.array(rows.attrs["lines"], int))
-    bad = rows.video.map(lambda name: isinstance(videos[name], str)).to_numpy(bool)
-    faults.add(bad, lambda row: str(videos[rows.video[row]]))
-    good = [video if isinstance(video, Video) else Video(VideoFile(""), 1.0, 0) for video in rows.video.map(videos)]
-    frame = (rows.timestamp.to_numpy() - lists.first_second) * np.array([video.rate for video in good])
-    frames = np.array([video.frames for video in good])
-    beyond = (frame < 0) | (np.floor(frame + 0.5) >= frames)  # as `sampling.nearest` has it
+    found = rows.video.map(videos).tolist()
+    faults.add(np.array([isinstance(video, str) for video in found], bool), lambda row: str(found[row]))
+    limits = [(video.rate, video.frames) if isinstance(video, Video) else (1.0, 0) for video in found]
+    places = [(time - lists.first_second) * rate for time, (rate, _) in zip(rows.timestamp, limits, strict=True)]
 
-    def tell(row: int) -> str:
-        last = lists.first_second + frames[row] / good[row].rate
+    def outside(row: int) -> str:
+        (rate, frames), first, folder = limits[row], lists.first_second, place_of(lists.videos, absolute(lists.root))
         return (
-            f"timestamp {rows.timestamp[row]:g} is outside video '{rows.video[row]}' in {folder}, which lasts from "
-            f"{lists.first_second:g} to {last:g} s ({frames[row]} frames at {good[row].rate:g} a second)"
+            f"timestamp {rows.timestamp[row]:g} is outside video '{rows.video[row]}' in {folder}, which lasts from {first:g} "
+            f"to {first + frames / rate:g} s ({frames} frames at {rate:g} a second)"
         )
 
-    faults.add(beyond & ~bad, tell)
+    beyond = [place < 0 or nearest(place) >= frames for place, (_, frames) in zip(places, limits, strict=True)]
+    faults.add(np.array(beyond, bool), outside)
     faults.check(str(file))
-
-
-def _without(rows: pd.DataFrame, excluded: pd.DataFrame) -> pd.DataFrame:
-    return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(excluded[KEY]))]

@@ -1,4 +1,4 @@
-"""Every video of a list decoded once: what they are, which are broken, and a list of those that are not."""
+"""Decode every video of a list once: report what they are and which are broken, and write a list of the others."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from vmae_lab.utils.progress import Progress
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
 SHOWN = 50  # broken files that the page names
-VERSION = 2  # of what decoding gives: to be raised when it changes, so that what earlier versions found is not reused
+VERSION = 2  # of the decoding: raise it when its result changes, so that what earlier versions found is not reused
 
 
 @dataclass(frozen=True)
 class Checked:
-    """`table`: a line a video, what the list says of it and what was seen. `folder` holds it as files."""
+    """`table`: a row per video, the columns of the list and of its Inspection. `folder` has them as files."""
 
     table: pd.DataFrame
     folder: Path
@@ -45,11 +45,11 @@ def check_list(
     progress: bool = True,
     journals: Path | None = None,
 ) -> Checked:
-    """Inspect every video, in several processes; what an interrupted check has seen is not decoded again.
+    """Inspect every video, in several processes. Videos that an interrupted check has inspected are not decoded again.
 
-    Writes a journal of these settings and this pattern (in `folder`, or in `journals`, which several lists may share), and to
-    `folder` a report (README.md), failures.csv, and checked.csv: a list that `read_list` takes, with the frames and the decoder
-    of each video. Raises StorageError.
+    Writes a report (README.md), failures.csv, and checked.csv to `folder`. The latter is a list for `read_list` with the frames
+    and decoder of each video. The journal of these settings is in `folder`, or in `journals`, which several lists may share.
+    Raises StorageError.
     """
     make_folder(folder)
     journal = (journals or folder) / f"{fingerprint([settings.model_dump(mode='json'), frame_pattern])}-{JOURNAL}"
@@ -62,33 +62,33 @@ def check_list(
     bar = Progress(total=len(todo), desc="checking", unit="videos", disable=not progress)
     with storing_in(folder), open(journal, "a", encoding="utf-8") as lines, bar:
         lines.write("\n" if todo and seen else "")  # a killed check may have left half a line
-        found = clips.decoders.map(DecoderProcess.inspect, (files[index] for index in todo))
-        for index, result in zip(todo, found, strict=True):
+        results = clips.decoders.map(DecoderProcess.inspect, (files[index] for index in todo))
+        for index, result in zip(todo, results, strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
             seen[keys[index]] = asdict(inspection)
             lines.write(json.dumps({"key": keys[index], **asdict(inspection)}) + "\n")
             lines.flush()
             bar.update()
     clips.decoders.close()
-    results = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
-    listed = videos.table.drop(columns=[name for name in results if name in videos.table])
-    checked = Checked(pd.concat([listed, results], axis=1), folder)
+    inspections = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
+    listed = videos.table.drop(columns=[name for name in inspections if name in videos.table])
+    checked = Checked(pd.concat([listed, inspections], axis=1), folder)
     _write(checked, videos, keep_damaged)
     return checked
 
 
 def content_key(file: VideoFile) -> str:
-    """Names a file's content as far as it can be told without reading it, and the version of the code that decodes it."""
+    """Identifies a file's content by its path, size and time, and the version of the code that decodes it."""
     try:
         status = os.stat(file.path)
-        there = (status.st_size, status.st_mtime_ns)
+        found = (status.st_size, status.st_mtime_ns)
     except (OSError, ValueError):
-        there = (-1, -1)
-    return json.dumps([VERSION, file.path, file.start, file.total, file.offset, file.size, *there])
+        found = (-1, -1)
+    return json.dumps([VERSION, file.path, file.start, file.total, file.offset, file.size, *found])
 
 
 def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """What lines of JSON, each with a `key`, say by that key; a line that a kill cut short is left out."""
+    """The rows of a file of JSON lines by their `key`, without a line that a kill cut short."""
     seen = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -107,35 +107,25 @@ def _write(checked: Checked, videos: VideoList, keep_damaged: bool) -> None:
     seen = ["frames", "decoder", "container", "codec", "width", "height", "rotation", "fps", "seconds", "bytes"]
     write_list(folder / CHECKED, kept[columns + seen], videos.classes)
     write_list(folder / FAILURES, checked.broken[["path", "line", "status", "codec", "cause"]])
-    lost = _lost_classes(checked, kept, videos)
-    if lost:
-        print(f"warning: {lost}")
-    write_text(folder / REPORT, _report(checked, len(kept), lost))
+    notes = []
+    if lost := [videos.classes[label] for label in sorted(set(table.label) - set(kept.label)) if videos.classes]:
+        notes = [f"{len(lost)} of {len(videos.classes)} classes have no video in {CHECKED} but stay in it: {', '.join(lost)}."]
+        print(readable(f"warning: {notes[0]}"))
+    write_text(folder / REPORT, _report(checked, len(kept), notes))
 
 
-def _lost_classes(checked: Checked, kept: pd.DataFrame, videos: VideoList) -> str:
-    """A sentence that names the classes of which no video is kept; empty if there are none."""
-    lost = [videos.classes[label] for label in sorted(set(checked.table.label) - set(kept.label)) if videos.classes]
-    if not lost:
-        return ""
-    return readable(
-        f"{len(lost)} of {len(videos.classes)} classes have no video in {CHECKED}: {', '.join(lost)}. They stay classes of "
-        "that list, without a video."
-    )
-
-
-def _report(checked: Checked, kept: int, lost: str) -> str:
-    """The page of a check: how many, how long, what kinds, and what is broken."""
+def _report(checked: Checked, kept: int, notes: list[str]) -> str:
+    """The page of a check in Markdown: counts, durations, formats and broken files."""
     table = checked.table
     read = table[table.status != "failed"]
     counts = table.status.value_counts().reindex(["ok", "damaged", "failed"], fill_value=0)
-    hours = read.seconds.sum() / 3600
     parts = [
         f"# {len(table)} videos checked",
-        f"{counts.ok} are sound, {counts.damaged} are damaged, {counts.failed} cannot be read; {hours:.2f} hours, "
-        f"{read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists the {kept} that are kept, `{FAILURES}` the others and why. "
-        "Each was decoded once, whole; damage that leaves no error in the decoder (a flipped bit, often) is not seen.",
-        *([lost] if lost else []),
+        f"{counts.ok} are sound, {counts.damaged} are damaged, {counts.failed} cannot be read; "
+        f"{read.seconds.sum() / 3600:.2f} hours, {read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists the {kept} that are "
+        f"kept, `{FAILURES}` the others and why. Each video was decoded completely, once. Damage that causes no error in the "
+        "decoder (often a flipped bit) is not found.",
+        *notes,
     ]
     if len(read):
         ranges = read[["frames", "seconds", "fps", "width", "height"]].describe(percentiles=[0.05, 0.5, 0.95])

@@ -1,4 +1,4 @@
-"""Clips as they are evaluated: the middle of each video, none replaced, and none left out without a word."""
+"""Clips for evaluation: the middle of each video. An unreadable video stops the evaluation instead of being replaced."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ FIX_KEY_FRAMES = "Fix the videos, or exclude these key frames"
 
 
 class MissingVideos(UserError, RuntimeError):
-    """Videos of an evaluation that cannot be read, all of them: an average over the others is another number.
+    """Some evaluation videos are unreadable. Averaging over the rest would change the metric, so evaluation stops.
 
-    `what` is counted, where that is not videos but several of each.
+    `failed`: the error of each, by row. `total` and `what`: the number and kind of all that are evaluated.
     """
 
     exit_status = 1
@@ -29,8 +29,9 @@ class MissingVideos(UserError, RuntimeError):
     def __init__(self, failed: Mapping[int, VideoError], total: int, remedy: str = FIX_VIDEOS, what: str = "videos"):
         self.failed, self.total, self.remedy, self.what = dict(failed), total, remedy, what
         causes = Counter(str(error) for error in failed.values())
-        told = [f"{cause} ({count} {what})" if count > 1 else cause for cause, count in causes.items()]
-        shown = "\n  ".join(told[:20]) + (f"\n  and {len(told) - 20} more" if len(told) > 20 else "")
+        lines = [f"{cause} ({count} {what})" if count > 1 else cause for cause, count in causes.items()]
+        lines = [*lines[:20], f"and {len(lines) - 20} more"] if len(lines) > 20 else lines
+        shown = "\n  ".join(lines)
         super().__init__(f"{len(failed)} of {total} {what} cannot be read, so there is no result:\n  {shown}\n{remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -38,19 +39,16 @@ class MissingVideos(UserError, RuntimeError):
 
 
 def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
-    """The middle window of some videos, its largest central square: uint8 `(B, C, T, side, side)`. Raises MissingVideos."""
+    """The middle window of some videos, centre-cropped: uint8 `(B, C, T, side, side)`. Raises MissingVideos."""
     return torch.cat(list(evaluated_clips(clips, rows, frames, stride, side)))
 
 
 def evaluated_clips(
     clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int, batch: int = 32, choose: Choose | None = None
-) -> Iterator[Tensor]:  # fmt: skip
-    """What is evaluated, in batches: the middle window's central square of each row, uint8 `(B, C, T, side, side)`.
+) -> Iterator[Tensor]:
+    """Batches of the middle window of each row, or of the frames that `choose` picks: uint8 `(B, C, T, side, side)`.
 
-    `choose` takes other frames than the middle window's.
-
-    What follows a video that cannot be read is only tried, and after the last one MissingVideos is raised, naming all: so no
-    average comes of it.
+    After an unreadable video the others are only checked. At the end MissingVideos is raised, which names all unreadable ones.
     """
     failed: dict[int, VideoError] = {}
     for some in batches_of(rows, batch):
@@ -63,7 +61,7 @@ def evaluated_clips(
 
 
 def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> tuple[list[int], MissingVideos | None]:
-    """Those of some rows whose middle window can be read, and what is missing, where something is. It reads them all."""
+    """The rows whose middle window can be read, and the error that names the others, if any. Reads all of them."""
     try:
         for _ in evaluated_clips(clips, rows, frames, stride, side):
             pass
@@ -73,5 +71,5 @@ def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: 
 
 
 def batches_of(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Rows in order, `size` at a time, the last batch smaller: every row once."""
+    """Rows in order, `size` at a time; the last batch may be smaller."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

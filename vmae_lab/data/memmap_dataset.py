@@ -1,4 +1,4 @@
-"""Decoded clips of the embedded data set: one uint8 array beside its files, whose pages every process maps."""
+"""Decoded clips of the embedded data set: one uint8 array in a file next to the videos, which all processes map."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,20 @@ from vmae_lab.utils.atomic_io import atomic_write
 from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.progress import Progress
 
+BATCH = 50  # files that a process decodes at a time
+
 
 @dataclass(frozen=True)
 class MemmapDataset:
-    """Decoded clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and each one's record."""
+    """Clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and the record of each."""
 
     frames: np.memmap
     rows: np.ndarray
     records: list[ClipRecord]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _mapped_again, (self.frames.filename, self.rows, self.records)
+        """Pickle the file's name instead of its pixels, for spawned loader processes."""
+        return _open_again, (self.frames.filename, self.rows, self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -55,23 +58,21 @@ class MemmapDataset:
         return self.records[index].path
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
-        window = choose(self.length)
-        whole = self.frames[self.rows[index]]
-        # A range reads only its own frames of the file. Colours stay innermost in memory, which makes resizing faster.
-        frames = whole[window.start : window.stop : window.step] if isinstance(window, range) else whole[list(window)]
+        window, clip = choose(self.length), self.frames[self.rows[index]]
+        # A slice reads only its own frames from the file. Colours stay innermost in memory, which makes resizing faster.
+        frames = clip[window.start : window.stop : window.step] if isinstance(window, range) else clip[list(window)]
         return torch.from_numpy(np.array(frames)).permute(3, 0, 1, 2)
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor]:
         return (self.video(index, choose) for index in rows)
 
 
-def _mapped_again(path: Path, rows: np.ndarray, records: list[ClipRecord]) -> MemmapDataset:
-    """As a loader process that is spawned gets them: by the file's name, not by its pixels."""
+def _open_again(path: Path, rows: np.ndarray, records: list[ClipRecord]) -> MemmapDataset:
     return MemmapDataset(np.load(path, mmap_mode="r"), rows, records)
 
 
 def decoded_frames(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.memmap:
-    """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, mapped from one file."""
+    """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, decoded first if the file does not exist."""
     path = folder / f"decoded-{side}.npy"
     with FileLock(folder / f".{path.name}.lock"):
         if not path.exists():
@@ -82,37 +83,24 @@ def decoded_frames(folder: Path, records: list[ClipRecord], side: int, processes
 
 def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: int, path: Path) -> None:
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(records), records[0].frames, side, side, 3))
-    _take_room(path)
-    starts = range(0, len(records), 50)
-    jobs = [[folder / record.path for record in records[start : start + 50]] for start in starts]
-    with (
-        worker_pool(processes) as pool,
-        Progress(total=len(records), desc="decoding clips", unit="clips") as bar,
-    ):
+    if hasattr(os, "posix_fallocate"):  # reserve the space now: writing to a mapped file on a full disk kills the process
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    starts = range(0, len(records), BATCH)
+    jobs = [[folder / record.path for record in records[start : start + BATCH]] for start in starts]
+    with worker_pool(processes) as pool, Progress(total=len(records), desc="decoding clips", unit="clips") as bar:
         for start, decoded in zip(starts, pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
             array[start : start + len(decoded)] = decoded
             bar.update(len(decoded))
     array.flush()
 
 
-def _take_room(path: Path) -> None:
-    """Take a sparse file's room now, where the system can: a mapped file that finds the disk full kills its process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
 def _decode(paths: list[Path], side: int) -> np.ndarray:
-    """Decode and shrink whole files: uint8 `(n, T, side, side, 3)`."""
+    """Whole files, decoded and resized: uint8 `(n, T, side, side, 3)`."""
     torch.set_num_threads(1)
-    clips = []
-    for path in paths:
-        video = torch.from_numpy(read_frames(path)).permute(0, 3, 1, 2)
-        small = functional.resize(video, [side, side], antialias=True)
-        clips.append(small.permute(0, 2, 3, 1).numpy())
+    videos = (torch.from_numpy(read_frames(path)).permute(0, 3, 1, 2) for path in paths)
+    clips = [functional.resize(video, [side, side], antialias=True).permute(0, 2, 3, 1).numpy() for video in videos]
     lengths = {len(clip) for clip in clips}
     if len(lengths) > 1:
-        raise VideoError(
-            paths[0], f"files beside it have different lengths {sorted(lengths)}: delete that folder to write it anew"
-        )
+        raise VideoError(paths[0], f"files in its folder have different lengths {sorted(lengths)}: delete the folder")
     return np.stack(clips)

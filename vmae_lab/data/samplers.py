@@ -14,15 +14,15 @@ class Order(Protocol):
     def __getitem__(self, position: int) -> int: ...
 
     def stand_in(self, position: int, attempt: int) -> int:
-        """Who takes a place whose sample cannot be read: another one of its source, at the `attempt`-th try (from 1)."""
+        """Another sample of the same source, to replace an unreadable one at the `attempt`-th try (from 1)."""
         ...
 
 
 class EpochOrder:
-    """An endless stream over `size` samples, each once an epoch, each epoch in a new order.
+    """An endless stream over `size` samples, each once per epoch, each epoch in a new order.
 
-    Position p of the stream is sample `order(p // size)[p % size]`, so that a resumed run or another number of workers
-    or processes sees the same samples.
+    The sample at position p is `order(p // size)[p % size]`, so a resumed run or another number of workers or processes sees
+    the same samples.
     """
 
     def __init__(self, size: int, seed: int, purpose: str = "order"):
@@ -48,9 +48,8 @@ class EpochOrder:
 class MixtureOrder:
     """An endless stream over several sources, in shares that differ from their sizes.
 
-    The stream goes in rounds as long as all sources together. A round holds a fixed number of samples of each source,
-    shuffled; each source is walked through in epochs of its own, so that none of its samples is seen twice before all of
-    them were seen once. Position p is again a pure function of the seed.
+    A round has as many positions as all sources have samples. It holds a fixed number of samples of each source, shuffled. Each
+    source has epochs of its own: no sample is seen twice before all of its source were seen once.
     """
 
     def __init__(
@@ -63,39 +62,35 @@ class MixtureOrder:
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]
         sizes = [len(rows) for rows in self.members]
-        explicit = [weights[name] for name in names] if weights else None
-        self.counts, self.seed = round_counts(sizes, exponent, explicit), seed
-        self.inside = [EpochOrder(n, seed, f"order in {name}") for name, n in zip(names, sizes, strict=True)]
+        self.counts = round_counts(sizes, exponent, [weights[name] for name in names] if weights else None)
+        self.seed = seed
+        self.orders = [EpochOrder(size, seed, f"order in {name}") for name, size in zip(names, sizes, strict=True)]
         self._round, self._sources, self._ranks = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
-        source, walked = self._place(position)
-        return int(self.members[source][self.inside[source][walked]])
+        source, place = self._place(position)
+        return int(self.members[source][self.orders[source][place]])
 
     def stand_in(self, position: int, attempt: int) -> int:
-        source, walked = self._place(position)
-        return int(self.members[source][self.inside[source].stand_in(walked, attempt)])
+        source, place = self._place(position)
+        return int(self.members[source][self.orders[source].stand_in(place, attempt)])
 
     def _place(self, position: int) -> tuple[int, int]:
-        """The source whose turn it is at a position, and how many of its samples came before."""
+        """The source at a position, and the place in that source's own order."""
         number, place = divmod(position, sum(self.counts))
         if number != self._round:
-            self._shuffle(number)
+            rng = numpy_generator(self.seed, "order of sources", number)
+            self._sources = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+            self._ranks = np.empty_like(self._sources)  # samples of the same source before each place of the round
+            for source, count in enumerate(self.counts):
+                self._ranks[self._sources == source] = np.arange(count)
+            self._round = number
         source = int(self._sources[place])
         return source, number * self.counts[source] + int(self._ranks[place])
 
-    def _shuffle(self, number: int) -> None:
-        """The source at each place of a round, and how many samples of it came before in the round."""
-        rng = numpy_generator(self.seed, "order of sources", number)
-        self._sources = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
-        self._ranks = np.empty_like(self._sources)
-        for source, count in enumerate(self.counts):
-            self._ranks[self._sources == source] = np.arange(count)
-        self._round = number
-
 
 def round_counts(sizes: Sequence[int], exponent: float, weights: Sequence[float] | None = None) -> list[int]:
-    """Samples of each source in a round of `sum(sizes)`: in proportion to `size ** exponent`, or to `weights`; one at least.
+    """Samples of each source in a round of `sum(sizes)`: in proportion to `weights` or to `size ** exponent`, at least one.
 
     Exponent 1 is by size, 0 uniform over sources; between them the mixture is tempered (exponent 1/2 is temperature 2).
     """
@@ -110,10 +105,7 @@ def round_counts(sizes: Sequence[int], exponent: float, weights: Sequence[float]
 def sample_order(
     sources: Sequence[str] | np.ndarray, exponent: float, seed: int, weights: Mapping[str, float] | None = None
 ) -> Order:
-    """The stream for a pool whose samples come from `sources` (a name a sample), in shares as `round_counts` says.
-
-    By size it is one shuffled pool.
-    """
+    """The stream over samples that come from `sources` (a name per sample): one shuffled pool if shares are by size."""
     if exponent == 1.0 and not weights:
         return EpochOrder(len(sources), seed)
     return MixtureOrder(sources, exponent, seed, weights)

@@ -1,4 +1,4 @@
-"""Videos of list files, decoded when they are asked for, in processes that may die without harm."""
+"""Videos of list files, decoded when they are read, in separate processes that may crash without harm."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,21 +17,23 @@ from vmae_lab.data.video_lists import ListSettings, VideoList, read_pretrain, re
 from vmae_lab.utils.atomic_io import readable
 
 ONE_SOURCE = "lists"
-PLACE = ("start", "total", "offset", "size", "frames", "bytes")  # of a VideoFile
+LOCATION = ("start", "total", "offset", "size", "frames", "bytes")  # whole numbers of a VideoFile
+TEXT = np.dtypes.StringDType()
 
 
 @dataclass(frozen=True)
 class VideoDataset:
-    """The videos of one split, of one source or several, one after the other. Columns of numbers, so that a million of
-    paths is no million of Python objects, which forked loader processes would copy by and by.
+    """The videos of one split, of one or several sources, in order.
+
+    They are columns of numbers and NumPy text: a million Python objects would be copied gradually into forked loader processes.
     """
 
     paths: np.ndarray  # str, absolute
-    places: np.ndarray  # int64 (n, 6), as PLACE names them; -1: not told
-    decoders_seen: np.ndarray  # str, as a check chose them; empty where there was none
+    locations: np.ndarray  # int64 (n, 6), as named by LOCATION; -1 if unknown
+    decoders_seen: np.ndarray  # str, chosen by a check of the list; empty without one
     labels: np.ndarray
-    codes: np.ndarray  # the source of each
-    names: tuple[str, ...]  # of the sources
+    codes: np.ndarray  # index of each video's source in the following tuples
+    names: tuple[str, ...]
     roots: tuple[str, ...]
     patterns: tuple[str, ...]
     decoders: Decoders
@@ -45,87 +47,66 @@ class VideoDataset:
 
     def file(self, index: int) -> VideoFile:
         """Where a video is."""
-        code, place = self.codes[index], dict(zip(PLACE, self.places[index].tolist(), strict=True))
+        code, location = self.codes[index], dict(zip(LOCATION, self.locations[index].tolist(), strict=True))
+        decoder = str(self.decoders_seen[index])
         return VideoFile(
-            _unpacked(self.paths[index]),
-            self.roots[code],
-            pattern=self.patterns[code],
-            decoder=str(self.decoders_seen[index]),
-            **place,
+            _from_text(self.paths[index]), self.roots[code], pattern=self.patterns[code], decoder=decoder, **location
         )
 
     def subset(self, rows: Sequence[int]) -> "VideoDataset":
         chosen = np.asarray(rows, dtype=np.int64)
-        columns = {name: getattr(self, name)[chosen] for name in ("paths", "places", "decoders_seen", "labels", "codes")}
-        return replace(self, **columns)
+        columns = ("paths", "locations", "decoders_seen", "labels", "codes")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def name(self, index: int) -> str:
         """The file, for messages and tables."""
-        return readable(_unpacked(self.paths[index]))
+        return readable(_from_text(self.paths[index]))
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
-        """The frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError naming the file."""
-        return _clip(self.decoders.read(self.file(index), choose, short_side))
+        """The frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError, which names the file."""
+        return _to_tensor(self.decoders.read(self.file(index), choose, short_side))
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
-        """The same of several videos, in order, read side by side; one that cannot be read gives its error."""
+        """Frames of several videos, in order, read in parallel; the error of a video that cannot be read."""
         for read in self.decoders.read_all((self.file(index), choose, short_side) for index in rows):
-            yield read if isinstance(read, VideoError) else _clip(read)
+            yield read if isinstance(read, VideoError) else _to_tensor(read)
 
 
 def listed_clips(settings: ListSettings, split: str, sources: Sequence[str] = (), processes: int = 1) -> VideoDataset:
-    """The videos of a split (`pretrain`, `train`, `validation`, `test`), of some sources or all. Raises ListError."""
+    """The videos of a split (`pretrain`, `train`, `validation`, `test`), of some or all sources. Raises ListError."""
     if split == "pretrain":
-        videos = {name: one for name, one in read_pretrain(settings).items() if not sources or name in sources}
-        lists = {name: (one, settings.pretrain_sources[name].frame_pattern) for name, one in videos.items()}
+        videos = {name: listed for name, listed in read_pretrain(settings).items() if not sources or name in sources}
+        lists = {name: (listed, settings.pretrain_sources[name].frame_pattern) for name, listed in videos.items()}
     else:
         lists = {ONE_SOURCE: (read_split(settings, split, warn=False), settings.frame_pattern)}
     return clips_of(lists, settings.decoding, processes)
 
 
 def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings, processes: int = 1) -> VideoDataset:
-    """The videos of lists, by the names of their sources; each with how pictures in folders are named."""
+    """The videos of lists by source; each list comes with the name pattern of pictures in its frame folders."""
     videos, patterns = zip(*lists.values(), strict=True)
+    tables = [listed.table for listed in videos]
+    paths = [f"{listed.root}/{path}" if path[:1] != "/" else path for listed in videos for path in listed.table["path"]]
     return VideoDataset(
-        np.concatenate([_absolute(one) for one in videos]),
-        np.concatenate([_places(one.table) for one in videos]),
-        np.concatenate([_decoders_seen(one.table) for one in videos]),
-        np.concatenate([one.table["label"].to_numpy(np.int64) for one in videos]),
-        np.repeat(np.arange(len(videos), dtype=np.int16), [len(one) for one in videos]),
-        tuple(lists), tuple(str(one.root) for one in videos), patterns, Decoders(decoding, processes),
+        np.array([path if path.isascii() else _to_text(path) for path in paths], dtype=TEXT),
+        np.concatenate([table.reindex(columns=list(LOCATION), fill_value=-1).to_numpy(np.int64) for table in tables]),
+        np.concatenate([table.get("decoder", pd.Series("", table.index)).to_numpy("U10") for table in tables]),
+        np.concatenate([table["label"].to_numpy(np.int64) for table in tables]),
+        np.repeat(np.arange(len(tables), dtype=np.int16), [len(table) for table in tables]),
+        tuple(lists), tuple(str(listed.root) for listed in videos), patterns, Decoders(decoding, processes),
     )  # fmt: skip
 
 
-def _clip(decoded: Decoded) -> Tensor:
-    """uint8 `(C, T, H, W)` over the decoded memory, colours innermost: what follows crops and resizes it."""
+def _to_tensor(decoded: Decoded) -> Tensor:
+    """uint8 `(C, T, H, W)`, colours innermost in memory, without a copy."""
     return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
 
 
-def _absolute(videos: VideoList) -> np.ndarray:
-    paths = [f"{videos.root}/{path}" if path[:1] != "/" else path for path in videos.table["path"]]
-    return np.array([path if path.isascii() else _packed(path) for path in paths], dtype=_TEXT)
-
-
-def _packed(path: str) -> str:
-    """A path as numpy's text can hold it: a byte that is not UTF-8, which Python has as half a character, as NUL and a letter.
-
-    No path has a NUL of its own.
-    """
+def _to_text(path: str) -> str:
+    """A path as NumPy text: a byte that is not UTF-8 (a surrogate in Python) becomes NUL, which no path has, and a letter."""
     return re.sub(r"[\udc80-\udcff]", lambda half: f"\0{chr(ord(half[0]) - 0xDC00)}", path)
 
 
-def _unpacked(path: str) -> str:
-    """The path that `_packed` was given."""
-    return re.sub("\0(.)", lambda pair: chr(ord(pair[1]) + 0xDC00), path) if "\0" in path else str(path)
-
-
-def _places(table: pd.DataFrame) -> np.ndarray:
-    columns = [table[name] if name in table else pd.Series(-1, table.index) for name in PLACE]
-    return np.stack([column.to_numpy(np.int64) for column in columns], axis=1)
-
-
-def _decoders_seen(table: pd.DataFrame) -> np.ndarray:
-    return table["decoder"].to_numpy("U10") if "decoder" in table else np.zeros(len(table), "U10")
-
-
-_TEXT = np.dtypes.StringDType()
+def _from_text(text: str) -> str:
+    """The inverse of `_to_text`."""
+    return re.sub("\0(.)", lambda pair: chr(ord(pair[1]) + 0xDC00), text) if "\0" in text else str(text)

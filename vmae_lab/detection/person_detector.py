@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
 
-from vmae_lab.data.ava import Scenes
-from vmae_lab.data.ava_files import CORNERS, KEY
+from vmae_lab.data.ava import CORNERS, KEY, Scenes
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos
 from vmae_lab.models.checkpoints import CheckpointError, load_weights

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
-from vmae_lab.data.ava_files import CORNERS, KEY, keyed
+from vmae_lab.data.ava import CORNERS, KEY, keyed
 from vmae_lab.evaluation.average_precision import Matches, by_score, match_groups, mean_over_classes
 
 OVERLAP = 0.5

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings
-from vmae_lab.data.activitynet_files import write_predictions
-from vmae_lab.data.ava_files import write_detections
+from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, write_predictions
+from vmae_lab.data.ava import write_detections
 from vmae_lab.data.video_features import VideoFeatures
 from vmae_lab.evaluation.features import FeatureSettings, extract_features, open_encoder, open_extracted
 from vmae_lab.evaluation.frame_map import frame_map

@@ -13,7 +13,8 @@ from vmae_lab.data.activitynet import UntrimmedSettings
 from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.decoding import read_frames
 from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings
-from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, cache_home, render_clip, write_mp4
+from vmae_lab.data.motionworld.dataset import render_clip
+from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, cache_home, write_mp4
 from vmae_lab.evaluation.features import FeatureSettings
 from vmae_lab.evaluation.pixel_baselines import MOST_PIXELS
 from vmae_lab.evaluation.probes import ProbeSettings

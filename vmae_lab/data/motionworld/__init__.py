@@ -1,7 +1,4 @@
-"""motionworld: a small world of real mp4 files whose actions only motion tells apart.
-
-`motion.py` moves things, `sources.py` and `plaids.py` draw them, `dataset.py` writes the files and reads their list.
-"""
+"""motionworld: small embedded data sets of real mp4 files whose actions can only be recognised by motion."""
 
 from vmae_lab.data.motionworld.dataset import ClipRecord, MotionworldSettings, open_motionworld
 from vmae_lab.data.motionworld.motion import ACTIONS

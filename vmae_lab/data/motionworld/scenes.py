@@ -1,42 +1,44 @@
-"""Scenes of motionworld: several actors in one frame, each with a box and one or two actions, listed as AVA lists its movies.
+"""Scenes of motionworld: several actors in one frame, each with a box and one or two actions, in AVA's list format.
 
-An actor is a thing of the clips, farther away. Where it is in the key frame, and how large, is drawn without regard to what it
-does, so the key frame alone tells no action.
+An actor is a smaller copy of what the clips show. Its place and size in the key frame are drawn independently of its actions,
+so the key frame alone says nothing about them.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from vmae_lab.data.motionworld import motion
-from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, Split, check_room, in_batches, write_mp4, written_once
-from vmae_lab.data.motionworld.dataset import RENDERER_VERSION as THINGS_VERSION
+from vmae_lab.data.motionworld import dataset, motion
 from vmae_lab.data.motionworld.motion import ACTIONS
-from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES, WHOLE_FRAME
-from vmae_lab.utils.atomic_io import fingerprint, write_json, write_text
+from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES, THINGS
+from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, SPLITS, Job, WorldSettings, open_world, write_mp4
+from vmae_lab.utils.atomic_io import write_text
 from vmae_lab.utils.seeding import numpy_generator
 
 RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderer changes pixels
-SPLITS = ("train", "validation", "test")
-KINDS = (ACTIONS[:4], ACTIONS[4:6], ACTIONS[6:])  # shift, turn, growth: an actor does one of a kind
-TRIES = 100  # to place an actor beside the others; after that it stays away
-APART = 0.05  # overlap of boxes (IoU) up to which actors stand side by side
-# Our stand-in for a person detector: how often it finds an actor, how far its edges are off in parts of the box, how often it
-# sees one where none is.
+KINDS = (ACTIONS[:4], ACTIONS[4:6], ACTIONS[6:])  # shift, turn, growth: an actor does at most one of each kind
+TRIES = 100  # to place an actor next to the others; after that it is left out
+APART = 0.05  # largest overlap of two actors' boxes (IoU)
+# The simulated person detector: probability that it finds an actor, deviation of a box's edges in parts of the box,
+# probability of a false detection.
 FOUND, OFF, GHOSTS = 0.95, 0.05, 0.15
 
 
-class SceneWorldSettings(BaseModel):
-    """How many scenes are written, and what is in them."""
+class SceneWorldSettings(WorldSettings):
+    """How many scenes are written, and what they show."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix = "scenes"
+    versions: ClassVar = {"scenes": RENDERER_VERSION, "things": dataset.RENDERER_VERSION}
+    available = THINGS
 
     sources: tuple[str, ...] = ("digits", "sticks", "sprites")
     side: int = Field(64, ge=32, le=512, multiple_of=2, description="height and width of the files, pixels")
-    seconds: int = Field(2, ge=2, le=60, description="length of a scene at 12 frames a second; the key frame is in its middle")
+    seconds: int = Field(
+        2, ge=2, le=60, multiple_of=2, description="length of a scene at 12 frames a second; the key frame is in its middle"
+    )
     actors: int = Field(3, ge=1, le=6, description="at most; one at least")
     both: float = Field(0.25, ge=0, le=1, description="how often an actor does two actions at once")
     distance: float = Field(2.0, ge=1, description="how many times smaller than the things of the clips actors are")
@@ -45,41 +47,29 @@ class SceneWorldSettings(BaseModel):
     test: int = Field(150, ge=1)
     seed: int = 0
 
-    def model_post_init(self, _context: object) -> None:
-        things = [name for name in SOURCES if name not in WHOLE_FRAME]
-        if not self.sources or set(self.sources) - set(things):
-            raise ValueError(f"sources {list(self.sources)}: actors are of {', '.join(things)}")
-        if self.seconds % 2:
-            raise ValueError(f"seconds {self.seconds} is odd: the key frame, in the middle, is at a whole second")
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the data's content: equal settings give equal files."""
-        return fingerprint({"scenes": RENDERER_VERSION, "things": THINGS_VERSION, **self.model_dump(mode="json")})
-
     @property
     def key_second(self) -> int:
         return self.seconds // 2
 
 
 def open_scene_world(settings: SceneWorldSettings, processes: int = 1) -> Path:
-    """A folder with `videos/`, and per split what AVA has: `<split>.csv`, `<split>_persons.csv`; and `actions.pbtxt`.
+    """A folder with `videos/`, `actions.pbtxt` and, per split, `<split>.csv` and `<split>_persons.csv`, as AVA has them.
 
-    Written first if it is not there yet. Raises StorageError.
+    It is written first if it does not exist. Raises StorageError.
     """
-    return written_once(f"scenes-{settings.fingerprint}", lambda folder: _write(settings, folder, processes))
+    return open_world(settings, _write_scene, _write_lists, settings.seconds * FRAMES_A_SECOND * settings.side**2, processes)
 
 
 def render_scene(settings: SceneWorldSettings, split: str, index: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, ...]]]:
-    """Frames uint8 `(F, S, S, 3)`, and at the key frame each actor's box `(n, 4)` in [0, 1] and what it does."""
+    """Frames uint8 `(F, S, S, 3)`, and at the key frame each actor's box `(n, 4)` in [0, 1] and its actions."""
     rng = numpy_generator(settings.seed, f"scene {split}", index)
     frames, key = settings.seconds * FRAMES_A_SECOND, settings.key_second * FRAMES_A_SECOND
     boxes: list[np.ndarray] = []
     done, layers = [], []
     for actor in range(int(rng.integers(1, settings.actors + 1))):
-        actions = _actions(rng, settings.both)
+        actions = _draw_actions(rng, settings.both)
         step = rng.uniform(*motion.SPEED_SPREAD) * (np.arange(frames) - key)
-        start = _place(boxes, settings.distance, rng)
+        start = _draw_start(boxes, settings.distance, rng)
         if start is None:
             continue
         path = motion.moved(start, actions, step)
@@ -88,21 +78,20 @@ def render_scene(settings: SceneWorldSettings, split: str, index: int) -> tuple[
         layers.append(SOURCES[source](path, settings.side, look))
         boxes.append(path.boxes(SMALLEST, LARGEST)[key])
         done.append(actions)
-    # Things are brighter than any ground, so the brightest is what stands in front.
-    scene = np.maximum.reduce(layers)
+    scene = np.maximum.reduce(layers)  # actors are brighter than the ground, so the brightest layer is in front
     return (scene * 255).round().clip(0, 255).astype(np.uint8), np.array(boxes), done
 
 
-def _actions(rng: np.random.Generator, both: float) -> tuple[str, ...]:
-    """One action, each as often as the others, or with it one of another kind."""
+def _draw_actions(rng: np.random.Generator, both: float) -> tuple[str, ...]:
+    """One action, uniformly, or two of different kinds."""
     first = ACTIONS[rng.integers(len(ACTIONS))]
     others = [action for kind in KINDS if first not in kind for action in kind]
     second = others[rng.integers(len(others))]
     return (first, second) if rng.random() < both else (first,)
 
 
-def _place(boxes: list[np.ndarray], distance: float, rng: np.random.Generator) -> motion.Path | None:
-    """Where an actor is in the key frame: wholly in the picture, beside the others; None where there is no room."""
+def _draw_start(boxes: list[np.ndarray], distance: float, rng: np.random.Generator) -> motion.Path | None:
+    """An actor in the key frame, completely inside the picture and apart from the others; None if no place is found."""
     angle, size = rng.random() * 2 * np.pi, rng.random()
     for _ in range(TRIES):
         start = motion.Path(rng.random((1, 2)), np.array([angle]), np.array([size]), distance)
@@ -120,22 +109,8 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> float:
     return float(shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared))
 
 
-def _write(settings: SceneWorldSettings, folder: Path, processes: int) -> None:
-    pixels = settings.seconds * FRAMES_A_SECOND * settings.side**2
-    check_room(folder, settings.train + settings.validation + settings.test, pixels)
-    jobs = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
-    rows = in_batches(partial(_write_scene, settings, folder), jobs, folder, processes)
-    for split in SPLITS:
-        for part, name in enumerate((f"{split}.csv", f"{split}_persons.csv")):
-            lines = [line for (where, _), said in zip(jobs, rows, strict=True) if where == split for line in said[part]]
-            write_text(folder / name, "".join(f"{line}\n" for line in lines))
-    items = (f'item {{\n  name: "{action}"\n  id: {number}\n}}\n' for number, action in enumerate(ACTIONS, 1))
-    write_text(folder / "actions.pbtxt", "".join(items))
-    write_json(folder / "settings.json", {"renderer": RENDERER_VERSION, **settings.model_dump(mode="json")})
-
-
-def _write_scene(settings: SceneWorldSettings, folder: Path, split: Split, index: int) -> tuple[list[str], list[str]]:
-    """Write a scene's file; the lines of it in the list of boxes and in that of the person detector."""
+def _write_scene(settings: SceneWorldSettings, folder: Path, split: str, index: int) -> tuple[list[str], list[str]]:
+    """Write a scene's file. Return its lines for the list of boxes and for the person detector's list."""
     name = f"{split}_{index:05d}"
     frames, boxes, done = render_scene(settings, split, index)
     write_mp4(frames, folder / "videos" / f"{name}.mp4")
@@ -145,12 +120,21 @@ def _write_scene(settings: SceneWorldSettings, folder: Path, split: Split, index
         for person, (box, actions) in enumerate(zip(boxes, done, strict=True))
         for action in actions
     ]
-    seen = _seen(boxes, numpy_generator(settings.seed, f"person detector {split}", index))
-    return truth, [f"{key},{_corners(box)},,{score:.4f}" for box, score in seen]
+    detected = _detect(boxes, numpy_generator(settings.seed, f"person detector {split}", index))
+    return truth, [f"{key},{_corners(box)},,{score:.4f}" for box, score in detected]
 
 
-def _seen(boxes: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, float]]:
-    """What the stand-in for a person detector says of a key frame: boxes and scores."""
+def _write_lists(folder: Path, jobs: list[Job], lines: list[tuple[list[str], list[str]]]) -> None:
+    for split in SPLITS:
+        for part, name in enumerate((f"{split}.csv", f"{split}_persons.csv")):
+            of_split = (line for job, of_scene in zip(jobs, lines, strict=True) if job[0] == split for line in of_scene[part])
+            write_text(folder / name, "".join(f"{line}\n" for line in of_split))
+    items = (f'item {{\n  name: "{action}"\n  id: {number}\n}}\n' for number, action in enumerate(ACTIONS, 1))
+    write_text(folder / "actions.pbtxt", "".join(items))
+
+
+def _detect(boxes: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, float]]:
+    """Boxes and scores of the simulated person detector in a key frame."""
     for box in boxes:
         width, height = box[2:] - box[:2]
         edges = box + rng.normal(0, OFF, 4) * (width, height, width, height)

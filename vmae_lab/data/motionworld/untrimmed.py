@@ -1,43 +1,44 @@
-"""Untrimmed videos of motionworld: long files in which actions come and go, listed as ActivityNet lists its videos.
+"""Untrimmed videos of motionworld: long files in which actions come and go, in ActivityNet's list format.
 
-What happens is drawn apart from everything else: when, for how long, by which thing, where, after and before what. So nothing
-but the motion inside a segment tells its action; and since a shot may also change in the background, no cut says that an action
-begins.
+The actions are drawn independently of everything else: times, lengths, things, places and neighbours. So only the motion inside
+a segment reveals its action. A shot may also change in the background, so a cut does not announce an action.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.signal import lfilter
 
 from vmae_lab.data.motionworld import motion
-from vmae_lab.data.motionworld.dataset import FRAMES_A_SECOND, Segment, check_room, in_batches, write_mp4, written_once
+from vmae_lab.data.motionworld.dataset import Segment
 from vmae_lab.data.motionworld.motion import ACTIONS, SHIFT, SPEED_SPREAD, TURN
-from vmae_lab.data.motionworld.sources import SOURCES, WHOLE_FRAME
-from vmae_lab.utils.atomic_io import fingerprint, write_json
+from vmae_lab.data.motionworld.sources import SOURCES, THINGS
+from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, Job, WorldSettings, open_world, write_mp4
+from vmae_lab.utils.atomic_io import write_json
 from vmae_lab.utils.seeding import numpy_generator
 
 RENDERER_VERSION = 1  # part of the folder's name: raise it when a change here, in sources.py or in motion.py changes pixels
-SPLITS = ("train", "validation", "test")
 Range = tuple[float, float]
 BACKGROUNDS = ("still", "tremble", "drift")
-SPLIT = 0.5  # how often a background that is long enough is of two kinds, one after the other
-SHOT_CHANGE, FADED = 0.5, 0.5  # how often a piece begins with another shot, and how often that fades in
-RAMP = 3  # frames in which the speed goes over from one piece to the next: a quarter second around the border
-FADE = 5  # frames of a cross-fade around the border; odd, as RAMP is, so that the border is where half of it is done
+SPLIT = 0.5  # probability that a background that is long enough is of two kinds, one after the other
+SHOT_CHANGE, FADED = 0.5, 0.5  # probability that a piece begins with another shot, and that this shot fades in
+RAMP = 3  # frames in which the speed changes from one piece to the next: a quarter second around the border
+FADE = 5  # frames of a cross-fade around the border; odd, as RAMP is, so that half of it is done at the border
 DRIFT = (0.2, 0.4)  # speed along each axis, in parts of an action's
 TREMBLE = 0.6  # size of a trembling thing's steps, in parts of an action's
-CHUNK = 1 << 16  # pixels rendered at a time: bounds memory, and stays in the processor's cache
+CHUNK = 1 << 16  # pixels rendered at a time: limits memory, and fits into the processor's cache
 
 
-class UntrimmedWorldSettings(BaseModel):
-    """How many untrimmed videos are written, and what is in them. Ranges are `(low, high)`."""
+class UntrimmedWorldSettings(WorldSettings):
+    """How many untrimmed videos are written, and what they show. Ranges are `(low, high)`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix = "untrimmed"
+    versions: ClassVar = {"untrimmed": RENDERER_VERSION}
+    available = THINGS
 
     sources: tuple[str, ...] = ("digits", "sticks", "sprites")
     side: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the files, pixels")
@@ -54,9 +55,7 @@ class UntrimmedWorldSettings(BaseModel):
     seed: int = 0
 
     def model_post_init(self, _context: object) -> None:
-        things = [name for name in SOURCES if name not in WHOLE_FRAME]
-        if not self.sources or set(self.sources) - set(things):
-            raise ValueError(f"sources {list(self.sources)}: what moves in untrimmed videos is of {', '.join(things)}")
+        super().model_post_init(_context)
         for name, shortest in (("seconds", 1.0), ("action_seconds", 0.5), ("background_seconds", 0.5)):
             low, high = getattr(self, name)
             if not shortest <= low <= high <= 3600:
@@ -65,27 +64,13 @@ class UntrimmedWorldSettings(BaseModel):
         if _in_frames(self.seconds)[0] < needed:
             raise ValueError(
                 f"seconds starts at {self.seconds[0]:g}: an action between two backgrounds can take "
-                f"{needed / FRAMES_A_SECOND:.4g}, the least of action_seconds and twice the most of background_seconds"
+                f"{needed / FRAMES_A_SECOND:.4g} (the minimum of action_seconds and twice the maximum of background_seconds)"
             )
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the data's content: equal settings give equal files."""
-        return fingerprint({"untrimmed": RENDERER_VERSION, **self.model_dump(mode="json")})
-
-
-@dataclass(frozen=True)
-class Piece:
-    """From frame `start` up to, not including, `end`: an action, or background (None)."""
-
-    start: int
-    end: int
-    action: str | None
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One thing on one path, on screen from frame `start` for as long as the path is; it fades in over `fade` frames."""
+    """One thing on one path, visible from frame `start` to the path's end; it fades in over `fade` frames."""
 
     start: int
     fade: int
@@ -94,28 +79,30 @@ class Shot:
 
 
 def open_untrimmed_world(settings: UntrimmedWorldSettings, processes: int = 1) -> Path:
-    """A folder with `videos/<name>.mp4` and `annotations.json` as ActivityNet has it, written first if it is not there yet.
+    """A folder with `videos/<name>.mp4` and `annotations.json` as ActivityNet has it, written first if it does not exist.
 
     Raises StorageError.
     """
-    return written_once(f"untrimmed-{settings.fingerprint}", lambda folder: _write(settings, folder, processes))
+    pixels = _in_frames(settings.seconds)[1] * settings.side**2
+    # Small batches: one video takes as long as dozens of clips.
+    return open_world(settings, _write_video, _write_annotations, pixels, processes, batch=2)
 
 
 def render_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> tuple[np.ndarray, list[Segment]]:
-    """Frames uint8 `(F, S, S, 3)` and the actions in them, in frames: a pure function of its place and the seed."""
+    """Frames uint8 `(F, S, S, 3)` and their actions: a pure function of the split, the index and the seed."""
     pieces, shots = plan_untrimmed(settings, split, index)
     frames = np.zeros((pieces[-1].end, settings.side, settings.side, 3), np.uint8)
     for number, shot in enumerate(shots):
         _render_shot(shot, frames, (settings.seed, f"untrimmed look {split}", index, number))
-    return frames, [Segment(piece.start, piece.end, piece.action) for piece in pieces if piece.action]
+    return frames, [piece for piece in pieces if piece.action]
 
 
-def plan_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> tuple[list[Piece], list[Shot]]:
-    """What is rendered: pieces that tile the video, and shots, which overlap where one fades into the next."""
+def plan_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> tuple[list[Segment], list[Shot]]:
+    """Segments that tile the video (action None: background), and shots, which overlap if one fades into the next."""
     pieces = _pieces(settings, split, index)
     rng = numpy_generator(settings.seed, f"untrimmed shots {split}", index)
     changes = [0, *(n for n in range(1, len(pieces)) if rng.random() < SHOT_CHANGE), len(pieces)]
-    fades = [0, *(FADE // 2 if rng.random() < FADED else 0 for _ in changes[1:-1]), 0]  # frames on either side of the border
+    fades = [0, *(FADE // 2 if rng.random() < FADED else 0 for _ in changes[1:-1]), 0]  # frames on each side of the border
     shots = []
     for number, (first, last) in enumerate(pairwise(changes)):
         lengths = [piece.end - piece.start for piece in pieces[first:last]]
@@ -131,29 +118,29 @@ def plan_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> 
     return pieces, shots
 
 
-def _pieces(settings: UntrimmedWorldSettings, split: str, index: int) -> list[Piece]:
-    """Background and actions by turns. The draws of what happens are apart, so nothing else can depend on them."""
+def _pieces(settings: UntrimmedWorldSettings, split: str, index: int) -> list[Segment]:
+    """Background and actions in turn. Actions have a generator of their own, so that nothing else can depend on them."""
     rng = numpy_generator(settings.seed, f"untrimmed times {split}", index)
     happening = numpy_generator(settings.seed, f"untrimmed actions {split}", index)
     empty = rng.random() < settings.empty
     shortest = _in_frames(settings.background_seconds)[0]
-    pieces: list[Piece] = []
+    pieces: list[Segment] = []
     start = 0
     for number, length in enumerate(_lengths(settings, rng)):
         end = start + length
         if number % 2 and not empty:
-            pieces.append(Piece(start, end, ACTIONS[happening.integers(len(ACTIONS))]))
+            pieces.append(Segment(start, end, ACTIONS[happening.integers(len(ACTIONS))]))
         elif length >= 2 * shortest and rng.random() < SPLIT:
             middle = int(rng.integers(start + shortest, end - shortest + 1))
-            pieces += [Piece(start, middle, None), Piece(middle, end, None)]
+            pieces += [Segment(start, middle, None), Segment(middle, end, None)]
         else:
-            pieces.append(Piece(start, end, None))
+            pieces.append(Segment(start, end, None))
         start = end
     return pieces
 
 
 def _lengths(settings: UntrimmedWorldSettings, rng: np.random.Generator) -> list[int]:
-    """Frames of background, action, background and so on: an action that is too long for what is left is cut short."""
+    """Frames of background, action, background and so on. An action that is too long for the rest of the video is shortened."""
     (shortest, longest), pauses = _in_frames(settings.action_seconds), _in_frames(settings.background_seconds)
     left = int(rng.integers(*_in_frames(settings.seconds), endpoint=True))
     row = [int(rng.integers(*pauses, endpoint=True))]
@@ -173,21 +160,21 @@ def _in_frames(seconds: Range) -> tuple[int, int]:
 
 
 def _steps(action: str | None, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Changes of x, y, angle and size phase from each frame to the next, `(F, 4)`, at the pace of the clips."""
+    """Changes of x, y, angle and size phase from frame to frame, `(F, 4)`, at pace 1."""
     if action is not None:
         return np.tile(rng.uniform(*SPEED_SPREAD) * motion.rates([action]), (frames, 1))
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    if kind == "drift":  # along a diagonal: both axes at once, which no action does
+    if kind == "drift":  # along a diagonal, which no action does
         across, down = SHIFT * rng.uniform(*DRIFT) * rng.choice((-1, 1), 2)
         return np.tile((across, down, 0.0, 0.0), (frames, 1))
-    if kind == "tremble":  # a walk that is drawn back to its place; not of the size, which would leap between its two ends
+    if kind == "tremble":  # a random walk that returns to its place; not of the size, which would jump between its two ends
         place = lfilter([1.0], [1.0, -0.7], rng.standard_normal((frames, 4)), axis=0)
         return TREMBLE * np.array([SHIFT, SHIFT, TURN, 0.0]) * np.diff(place, axis=0, prepend=0)
     return np.zeros((frames, 4))
 
 
 def _path(steps: np.ndarray, rng: np.random.Generator) -> motion.Path:
-    """Steps `(F, 4)`, evened out where pieces meet, from a place that is uniform, so that all later places are."""
+    """The path of steps `(F, 4)`, smoothed at borders of pieces, from a uniform start, so that all later places are uniform."""
     padded = np.pad(steps, ((RAMP // 2, RAMP // 2), (0, 0)), mode="edge")
     even = np.lib.stride_tricks.sliding_window_view(padded, RAMP, axis=0).mean(-1)
     start = motion.Path(rng.random((1, 2)), rng.random(1) * 2 * np.pi, rng.random(1))
@@ -195,7 +182,7 @@ def _path(steps: np.ndarray, rng: np.random.Generator) -> motion.Path:
 
 
 def _render_shot(shot: Shot, frames: np.ndarray, look: tuple) -> None:
-    """Draw a shot into the frames `(F, S, S, 3)` of its video, over the end of the shot before where it fades in."""
+    """Draw a shot into the frames `(F, S, S, 3)` of its video. It fades in over the end of the shot before."""
     total, side = len(shot.path.angle), frames.shape[1]
     weight = np.ones(total)
     weight[: shot.fade] = (np.arange(shot.fade) + 1) / FADE
@@ -203,24 +190,15 @@ def _render_shot(shot: Shot, frames: np.ndarray, look: tuple) -> None:
     for begin in range(0, total, chunk):
         part = slice(begin, min(begin + chunk, total))
         path = motion.Path(shot.path.centre[part], shot.path.angle[part], shot.path.size[part])
-        drawn = SOURCES[shot.source](path, side, numpy_generator(*look)) * 255  # the same draws, so the same look, each time
+        drawn = SOURCES[shot.source](path, side, numpy_generator(*look)) * 255  # the same look in every chunk
         if begin < shot.fade:
             before, new = frames[shot.start + part.start : shot.start + part.stop], weight[part, None, None, None]
             drawn = new * drawn + (1 - new) * before
         frames[shot.start + part.start : shot.start + part.stop] = drawn.round().clip(0, 255).astype(np.uint8)
 
 
-def _write(settings: UntrimmedWorldSettings, folder: Path, processes: int) -> None:
-    jobs = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
-    check_room(folder, len(jobs), _in_frames(settings.seconds)[1] * settings.side**2)
-    # Few at a time: one video takes as long as dozens of clips.
-    database = dict(in_batches(partial(_write_video, settings, folder), jobs, folder, processes, size=2))
-    write_json(folder / "annotations.json", {"version": f"motionworld-untrimmed {RENDERER_VERSION}", "database": database})
-    write_json(folder / "settings.json", {"renderer": RENDERER_VERSION, **settings.model_dump(mode="json")})
-
-
-def _write_video(settings: UntrimmedWorldSettings, folder: Path, split: str, index: int) -> tuple[str, dict]:
-    """Write a video's file; its name and what the list says of it."""
+def _write_video(settings: UntrimmedWorldSettings, folder: Path, split: str, index: int) -> tuple[str, dict[str, Any]]:
+    """Write a video's file. Return its name and its entry in the list."""
     name = f"{split}_{index:05d}"
     frames, segments = render_untrimmed(settings, split, index)
     write_mp4(frames, folder / "videos" / f"{name}.mp4")
@@ -234,3 +212,8 @@ def _write_video(settings: UntrimmedWorldSettings, folder: Path, split: str, ind
     ]
     duration = len(frames) / FRAMES_A_SECOND
     return name, {"subset": split, "duration": duration, "fps": FRAMES_A_SECOND, "annotations": annotations}
+
+
+def _write_annotations(folder: Path, _jobs: list[Job], entries: list[tuple[str, dict[str, Any]]]) -> None:
+    version = f"motionworld-untrimmed {RENDERER_VERSION}"
+    write_json(folder / "annotations.json", {"version": version, "database": dict(entries)})

@@ -8,9 +8,8 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
-from vmae_lab.data.ava import Scenes
-from vmae_lab.data.ava_files import CORNERS, KEY, read_detections
-from vmae_lab.data.motionworld.dataset import Split
+from vmae_lab.data.ava import CORNERS, KEY, Scenes, read_detections
+from vmae_lab.data.motionworld.writer import Split
 from vmae_lab.evaluation.frame_map import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.config import require
 from vmae_lab.lab.loading import check_scenes, load_scenes

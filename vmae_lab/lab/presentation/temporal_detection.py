@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.activitynet import Split, Untrimmed
-from vmae_lab.data.activitynet_files import read_predictions
+from vmae_lab.data.activitynet import Split, Untrimmed, read_predictions
 from vmae_lab.evaluation.average_precision import by_score
 from vmae_lab.evaluation.temporal_map import DURATIONS, ErrorKinds, error_kinds, matches
 from vmae_lab.lab.config import require

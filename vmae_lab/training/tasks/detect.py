@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from vmae_lab.data.ava import Scenes, SceneSettings
-from vmae_lab.data.ava_files import COLUMNS, CORNERS, KEY
+from vmae_lab.data.ava import COLUMNS, CORNERS, KEY, Scenes, SceneSettings
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings
-from vmae_lab.data.activitynet_files import PREDICTIONS
+from vmae_lab.data.activitynet import PREDICTIONS, Untrimmed, UntrimmedSettings
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.video_features import VideoFeatures
 from vmae_lab.detection.label_assignment import Targets, assign, localisation_loss, positive_points
