@@ -6,9 +6,6 @@ from typing import Any
 
 import typer
 
-from vmae_lab.lab.report.provenance import provenance
-from vmae_lab.utils.paths import project_root, runs_folder
-
 commands = typer.Typer()
 
 
@@ -20,6 +17,8 @@ def info() -> None:
     import torch
 
     from vmae_lab.data.motionworld.writer import cache_home
+    from vmae_lab.lab.report.provenance import provenance
+    from vmae_lab.utils.paths import project_root, runs_folder
 
     made = provenance()
     lines = {
