@@ -9,7 +9,7 @@ from vmae_lab import __version__
 from vmae_lab.cli import app, main, notebooks
 from vmae_lab.cli.data import _repeated
 from vmae_lab.cli.parameters import _joined
-from vmae_lab.training.checkpoint import STOPPED, Stopped
+from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
     "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "features", "bench", "info",

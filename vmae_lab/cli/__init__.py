@@ -18,8 +18,9 @@ from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.features import FeatureError
 from vmae_lab.lab.config import RecipeError
 from vmae_lab.models.checkpoints import CheckpointError
-from vmae_lab.training.checkpoint import FolderInUse, Stopped, UnreadableCheckpoint
+from vmae_lab.training.checkpoint import FolderInUse, UnreadableCheckpoint
 from vmae_lab.training.divergence import TrainingDiverged
+from vmae_lab.training.preemption import Stopped
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import StorageError
 from vmae_lab.utils.distributed import ProcessLost
