@@ -136,17 +136,11 @@ class TimedTask(PretrainTask):
         super().__init__(*arguments)
         self.stamps: list[float] = []
 
-    def batches(self, rows: range):
-        made, stamps = super().batches(rows), self.stamps
-
-        class Timed(torch.utils.data.Dataset):
-            def __getitem__(self, step: int):
-                stamps.append(time.process_time())
-                batch = made[step]
-                stamps.append(time.process_time())
-                return batch
-
-        return Timed()
+    def batch(self, step: int, rows: range):
+        self.stamps.append(time.process_time())
+        batch = super().batch(step, rows)
+        self.stamps.append(time.process_time())
+        return batch
 
     def loss(self, *arguments):
         found = super().loss(*arguments)

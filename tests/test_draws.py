@@ -62,7 +62,7 @@ STEPS = {"steps": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32"}
 
 def batch_of(task: Any, step: int, rows: range) -> dict[str, Tensor]:
     """One process's rows of a training step's batch."""
-    return task.batches(rows)[step]
+    return task.batch(step, rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

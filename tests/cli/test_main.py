@@ -17,7 +17,7 @@ from vmae_lab.data.decoding.container import FRAMES
 from vmae_lab.evaluation.features import FeatureSettings
 from vmae_lab.lab import notebook_run
 from vmae_lab.lab.report import index
-from vmae_lab.training.checkpoint import STOPPED, Stopped
+from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
     "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "features", "bench", "info",

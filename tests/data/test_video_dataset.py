@@ -74,7 +74,7 @@ def test_sources_of_several_kinds_are_one_stream(videos):
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, seed=0)
     assert task.samples_by_source() == {"pictures": 30, "files": 10}, "the weights are the shares"
     for step in range(3):
-        for video in task.batches(range(4))[step]["video"]:
+        for video in task.batch(step, range(4))["video"]:
             gap = np.diff([float(frame.float().mean()) for frame in video.transpose(0, 1)]).mean()
             assert min(abs(gap - 40), abs(gap - 12)) < 2, "each source has its stride"
     alone = load_clips(data.model_copy(update={"pretrain_sources": ("files",)}), "pretrain", ("files",))

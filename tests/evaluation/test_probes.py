@@ -119,7 +119,7 @@ def test_tokens_on_a_gpu_are_indexed_there():
     with FakeTensorMode():
         tokens, device = torch.empty(4, 6, 8, device="cuda"), torch.device("cuda")
         task = AttentiveProbeTask(tokens, torch.tensor([0, 1, 0, 1]), 2, 2, settings, seed=0)
-        batch = task.batches(range(2))[1]
+        batch = task.batch(1, range(2))
         assert {name: part.device.type for name, part in batch.items()} == {"row": "cpu", "label": "cpu"}
         assert task.loss(lambda tokens: tokens.mean(1)[:, :2], batch, device).device.type == "cuda"
         read = ReadClips([np.array([3, 7])], np.array([3, 5, 7]), tokens, np.arange(8), tokens, None, {})
@@ -131,8 +131,8 @@ def test_an_attentive_probe_reads_the_rows_of_its_batch():
     tokens, labels = torch.randn(5, 6, 8), torch.arange(5) % 2
     settings = TrainSettings(steps=4, batch_size=3, lr=1e-3, warmup_steps=0, precision="fp32")
     task = AttentiveProbeTask(tokens, labels, 2, 2, settings, seed=0)
-    model, batch = task.build(), task.batches(range(3))[1]
+    model, batch = task.build(), task.batch(1, range(3))
     expected = torch.nn.functional.cross_entropy(model(tokens[batch["row"]]), labels[batch["row"]])
     assert torch.equal(task.loss(model, batch, torch.device("cpu")), expected)
     assert torch.equal(batch["label"], labels[batch["row"]])
-    assert sorted(row for step in range(5) for row in task.batches(range(3))[step]["row"].tolist()) == sorted([*range(5)] * 3)
+    assert sorted(row for step in range(5) for row in task.batch(step, range(3))["row"].tolist()) == sorted([*range(5)] * 3)

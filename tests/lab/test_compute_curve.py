@@ -16,7 +16,7 @@ from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stage_cost import step_macs
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.statistics import compare
-from vmae_lab.training.kept_weights import kept_file
+from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.utils.atomic_io import make_folder, write_json
 
 NONE, ARM = [(2, 10.0), (4, 20.0), (6, 24.0)], [(2, 9.0), (4, 19.0), (6, 23.5)]  # step, value

@@ -25,8 +25,9 @@ from vmae_lab.lab.stages import (
     probe_stage,
     views_stage,
 )  # fmt: skip
-from vmae_lab.training.checkpoint import STOPPED, Checkpoints
+from vmae_lab.training.checkpoint import Checkpoints
 from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.preemption import STOPPED
 from vmae_lab.utils.atomic_io import read_json
 
 ROOT = Path(__file__).parents[2]

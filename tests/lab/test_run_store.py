@@ -36,8 +36,9 @@ from vmae_lab.lab.stages import (
     views_stage,
 )
 from vmae_lab.models.checkpoints import CheckpointError
-from vmae_lab.training.checkpoint import STOPPED, Checkpoints
+from vmae_lab.training.checkpoint import Checkpoints
 from vmae_lab.training.metrics import latest_step
+from vmae_lab.training.preemption import STOPPED
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import StorageError, atomic_write, make_folder, write_json
 from vmae_lab.utils.progress import VARIABLE

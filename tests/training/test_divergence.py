@@ -19,20 +19,12 @@ class Poisoned(PretrainTask):
 
     bad: dict[int, float | None]  # step of the stream -> factor; None: a sound loss with gradients that are not numbers
 
-    def batches(self, rows):
-        return Marked(super().batches(rows))
+    def batch(self, step, rows):
+        return {**super().batch(step, rows), "position": torch.tensor([step])}
 
     def loss(self, model, batch, device):
         loss, factor = super().loss(model, batch, device), self.bad.get(int(batch["position"]), 1.0)
         return loss + (next(model.parameters()).sum() * 0).sqrt() if factor is None else loss * factor
-
-
-class Marked:
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __getitem__(self, step):
-        return {**self.batches[step], "position": torch.tensor([step])}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +71,7 @@ def test_it_goes_back_past_the_bad_samples(run, tmp_path):
     assert [(one["step"], one["to"]) for one in trained.rolled_back] == [(7, 6)]
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
     words = (tmp_path / "run.log").read_text()
-    assert "the loss is nan at step 7: back to step 6, past the samples of 3 steps" in words
+    assert "the loss is nan at step 7: rolled back to step 6; the samples of 3 steps are skipped" in words
     # The same as a stream that never held those samples: where it goes back on step 6 too, it skips the same ones.
     assert same(trained, run(tmp_path / "sixth", {6: NAN}, roll_back=3))
     assert not same(trained, run(tmp_path / "sound", {}, roll_back=3))
@@ -123,7 +115,7 @@ def test_back_at_the_start_nothing_is_left_of_the_steps_that_went_wrong(run, tmp
 @pytest.mark.filterwarnings("ignore:.*back to step")
 def test_it_does_not_go_back_for_ever(run, tmp_path):
     everywhere = dict.fromkeys(range(5, 100), NAN)
-    with pytest.raises(TrainingDiverged, match=r"nan at step 4 of 12 .*2 times gone back"):
+    with pytest.raises(TrainingDiverged, match=r"nan at step 4 of 12 .*rolled back 2 times"):
         run(tmp_path, everywhere, roll_back=2, at_most=2)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
 

@@ -17,6 +17,7 @@ from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.dataloader import TaskDataset
 from vmae_lab.training.loop import train
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
@@ -172,7 +173,7 @@ class Flat:
 def batches(**settings):
     given = FinetuneSettings(**{"steps": 20, "batch_size": 8, "lr": 1e-3, **settings})
     clips = Flat()
-    return FinetuneTask(MODEL, given, DATA, clips, list(range(8)), None, seed=0).batches(range(given.batch_size)), clips
+    return TaskDataset(FinetuneTask(MODEL, given, DATA, clips, list(range(8)), None, seed=0), range(given.batch_size)), clips
 
 
 def test_mixup_and_cutmix_mix_pixels_and_labels_in_the_same_shares():
@@ -236,7 +237,7 @@ def test_repeats_are_of_one_decoded_clip_and_count_as_samples():
 
 
 def test_repeats_are_augmented_each_in_its_own_way(recipe, clips):
-    one = task(recipe, clips, mix=None, batch_size=8).batches(range(8))[0]["video"]
+    one = task(recipe, clips, mix=None, batch_size=8).batch(0, range(8))["video"]
     assert all(not torch.equal(one[i], one[i + 1]) for i in range(0, 8, 2))
 
 
@@ -258,8 +259,8 @@ def test_what_cannot_be_mixed_is_refused(smoke):
     with pytest.raises(RecipeError, match=r"evaluate\.finetune\.mix: mixup and cutmix are both 0"):
         build_recipe({**smoke, "arms": ["none"], "override": {"evaluate.finetune.mix": {"mixup": 0, "cutmix": 0}}})
     given = FinetuneSettings(steps=1, batch_size=6, lr=1e-3, mix=MixSettings())
-    with pytest.raises(ValueError, match="3 clips a process and step are odd"):
-        FinetuneTask(MODEL, given, DATA, Flat(), list(range(8)), None, seed=0).batches(range(3))
+    with pytest.raises(ValueError, match="3 clips per process"):
+        FinetuneTask(MODEL, given, DATA, Flat(), list(range(8)), None, seed=0).batch(0, range(3))
 
 
 def test_one_setting_of_a_section_that_was_left_out_can_be_given(smoke):

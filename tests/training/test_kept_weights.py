@@ -7,8 +7,8 @@ from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.training.divergence import Divergence, TrainingDiverged
-from vmae_lab.training.kept_weights import kept_file
 from vmae_lab.training.loop import train
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
@@ -24,14 +24,8 @@ class Disturbed(PretrainTask):
         super().__init__(*given)
         self.bad, self.stop_at, self.calls = bad, stop_at, 0
 
-    def batches(self, rows):
-        inner = super().batches(rows)
-
-        class Marked:
-            def __getitem__(self, step):
-                return {**inner[step], "position": torch.tensor([step])}
-
-        return Marked()
+    def batch(self, step, rows):
+        return {**super().batch(step, rows), "position": torch.tensor([step])}
 
     def loss(self, model, batch, device):
         if self.calls == self.stop_at:

@@ -10,7 +10,7 @@ import torch
 from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, open_untrimmed, read_predictions, write_predictions
 from vmae_lab.evaluation.temporal_map import segment_map
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding
-from vmae_lab.training.dataloader import data_loader
+from vmae_lab.training.dataloader import TaskDataset, data_loader
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask, localise
@@ -106,19 +106,19 @@ def test_the_average_of_the_weights_is_the_result(make, tmp_path):
 def test_batches_are_a_function_of_the_step_whatever_the_workers(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(), videos, videos.features(), seed=1)
-    alone = list(data_loader(task.batches(range(2)), range(3, 8), workers=0, pin_memory=False))
-    apart = list(data_loader(task.batches(range(2)), range(3, 8), workers=2, pin_memory=False))
+    alone = list(data_loader(TaskDataset(task, range(2)), range(3, 8), workers=0, pin_memory=False))
+    apart = list(data_loader(TaskDataset(task, range(2)), range(3, 8), workers=2, pin_memory=False))
     for one, other in zip(alone, apart, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
-    later = task.batches(range(2))[7]  # as a resumed run asks first
+    later = LocaliseTask(make.settings(), videos, videos.features(), seed=1).batch(7, range(2))  # as a resumed run asks first
     assert all(torch.equal(later[name], alone[-1][name]) for name in later)
 
 
 def test_batches_go_to_a_spawned_process(make):
     """As loader processes are started on macOS: pickled."""
     videos = make(FEW)
-    batches = LocaliseTask(make.settings(), videos, videos.features(), seed=1).batches(range(2))
+    batches = TaskDataset(LocaliseTask(make.settings(), videos, videos.features(), seed=1), range(2))
     expected, got = batches[3], pickle.loads(pickle.dumps(batches))[3]
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
@@ -128,8 +128,8 @@ def test_parts_of_a_batch_add_up_to_its_loss(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(batch_size=4), videos, videos.features(), seed=0)
     model = task.build().eval()
-    whole = task.batches(range(4))[2]
-    parts = [task.batches(rows)[2] for rows in (range(3), range(3, 4))]
+    whole = task.batch(2, range(4))
+    parts = [task.batch(2, rows) for rows in (range(3), range(3, 4))]
     assert whole["positives"][0] == parts[0]["positives"][0] == parts[1]["positives"][0]
     cpu = torch.device("cpu")
     mean = sum(task.weight(part) / task.weight(whole) * task.loss(model, part, cpu) for part in parts)
@@ -139,9 +139,9 @@ def test_parts_of_a_batch_add_up_to_its_loss(make):
 def test_the_loss_is_by_a_moving_average_of_positives(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(), videos, videos.features(), seed=0)
-    batches, mean = task.batches(range(2)), 100.0
+    mean = 100.0
     for step in range(4):
-        batch = batches[step]
+        batch = task.batch(step, range(2))
         there = batch["label"].any(2) & ~pyramid_padding(batch["padding"], 4)
         mean = 0.9 * mean + 0.1 * max(1, int(there.sum()))
         assert batch["positives"].tolist() == pytest.approx([mean, mean])

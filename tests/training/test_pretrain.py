@@ -41,9 +41,8 @@ def test_the_samples_told_are_the_samples_drawn(mixing, repeats):
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, seed=0)
     told = task.samples_by_source()
     assert sum(told.values()) == 20 // repeats
-    batches = task.batches(range(4))
     for step in range(5):
-        assert batches[step]["video"].shape == (4, 3, 4, 16, 16)
+        assert task.batch(step, range(4))["video"].shape == (4, 3, 4, 16, 16)
     assert len(clips.asked) == 20 // repeats, "repeats are of one decoded clip"
     assert told == Counter(clips.sources[index] for index in clips.asked)
 
@@ -75,7 +74,7 @@ def noise(repeats: int = 1, scales: tuple[float, ...] = (1.0, 0.7)) -> tuple[Pre
 def test_processes_get_parts_of_one_batch(repeats):
     """Clips, masks and what is counted: the rows of two processes side by side are those of one, even if they split repeats."""
     task, _ = noise(repeats)
-    whole, first, last = (task.batches(rows)[5] for rows in (range(4), range(1), range(1, 4)))
+    whole, first, last = (task.batch(5, rows) for rows in (range(4), range(1), range(1, 4)))
     assert whole.keys() == {"video", "encoder_mask", "decoder_mask", "counted"}
     for name in whole:
         assert torch.equal(whole[name], torch.cat([first[name], last[name]])), name
@@ -83,7 +82,7 @@ def test_processes_get_parts_of_one_batch(repeats):
 
 def test_every_step_draws_masks_and_windows_anew():
     task, clips = noise()
-    batches = [task.batches(range(4))[step] for step in range(9)]
+    batches = [task.batch(step, range(4)) for step in range(9)]
     for name in ("encoder_mask", "decoder_mask"):
         assert len({mask.numpy().tobytes() for batch in batches for mask in batch[name]}) == 36, name
     assert {tuple(np.diff(frames)) for frames in clips.asked} == {(3, 3, 3)}
@@ -95,12 +94,12 @@ def test_every_step_draws_masks_and_windows_anew():
 def test_repeats_are_cropped_each_in_its_own_way():
     """The same frames of the same clip, of which one pair in seven draws the same of the few crops there are."""
     task, clips = noise(repeats=2)
-    pairs = [task.batches(range(4))[step]["video"].unflatten(0, (2, 2)) for step in range(50)]
+    pairs = [task.batch(step, range(4))["video"].unflatten(0, (2, 2)) for step in range(50)]
     assert len(clips.asked) == 100
     differ = [not torch.equal(one, other) for pair in pairs for one, other in pair]
     assert 0.7 < np.mean(differ) < 1
     uncropped, _ = noise(repeats=2, scales=(1.0,))
-    assert all(torch.equal(*pair) for pair in uncropped.batches(range(4))[0]["video"].unflatten(0, (2, 2)))
+    assert all(torch.equal(*pair) for pair in uncropped.batch(0, range(4))["video"].unflatten(0, (2, 2)))
 
 
 class Numbered(Watched):
@@ -116,7 +115,7 @@ def test_the_target_of_another_clip_is_the_next_clip_of_the_stream(repeats):
     settings = PretrainSettings(steps=5, batch_size=4, lr=1e-3, repeats=repeats, target_from="other_clip")
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)
     for step in range(5):
-        batch = task.batches(range(2, 4))[step]
+        batch = task.batch(step, range(2, 4))
         for row in (2, 3):
             place = (4 * step + row) // repeats
             assert batch["video"][row - 2].unique().tolist() == [16 * task.order[place]]
@@ -128,7 +127,7 @@ def test_the_loss_is_of_the_target_clip_and_the_encoder_sees_its_own():
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16)
     settings = PretrainSettings(steps=5, batch_size=2, lr=1e-3, target_from="other_clip", normalise_target=False)
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)
-    batch, model = task.batches(range(2))[0], task.build()
+    batch, model = task.batch(0, range(2)), task.build()
     prediction, decoded = model(batch["video"], batch["encoder_mask"], batch["decoder_mask"])
     by_hand = (prediction - model.target(batch["target"], decoded)).square()[batch["counted"]].mean()
     assert task.loss(model, batch, torch.device("cpu")).item() == pytest.approx(by_hand.item(), rel=1e-5)

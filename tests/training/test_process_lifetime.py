@@ -12,8 +12,9 @@ import psutil
 import pytest
 from made_videos import write_video
 
-from vmae_lab.training.checkpoint import STOPPED, Checkpoints
+from vmae_lab.training.checkpoint import Checkpoints
 from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.preemption import STOPPED
 
 pytestmark = pytest.mark.slow
 WITHIN = 10.0  # seconds
@@ -43,19 +44,12 @@ def trained(folder, data, workers):
         return flag.exists() and flag.read_text() == what
 
     class Disturbed(PretrainTask):
-        def batches(self, rows):
-            found = super().batches(rows)
-
-            class Dataset(type(found)):
-                def __getitem__(self, position):
-                    if flagged("loader"):
-                        raise VideoError("x.mp4", "gone", "h264")
-                    while flagged("wait"):
-                        time.sleep(0.1)
-                    return super().__getitem__(position)
-
-            found.__class__ = Dataset
-            return found
+        def batch(self, step, rows):
+            if flagged("loader"):
+                raise VideoError("x.mp4", "gone", "h264")
+            while flagged("wait"):
+                time.sleep(0.1)
+            return super().batch(step, rows)
 
         def loss(self, model, batch, device):
             time.sleep(0.1)

@@ -1,1 +1,1 @@
-"""Detection: who does what where in a key frame, and when in a long video."""
+"""Detection: labels of ActionFormer's points, Soft-NMS, and a person detector."""

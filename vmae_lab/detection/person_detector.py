@@ -1,4 +1,4 @@
-"""Boxes of people in key frames, for lists that have none: torchvision's detector, or any other, behind a small interface."""
+"""Boxes of people in key frames, for lists that have none: from torchvision's detector or any other with its interface."""
 
 import sys
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ SHORT_SIDE = 480  # pixels of the frames that are read; the detector scales them
 
 
 class PersonDetector(Protocol):
-    """Frames, uint8 `(C, H, W)` each, of any size -> for each frame boxes `(n, 4)` in its pixels and scores `(n,)`."""
+    """Frames, uint8 `(C, H, W)` of any size -> for each frame boxes `(n, 4)` in its pixels and scores `(n,)`."""
 
     def __call__(self, frames: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]: ...
 
 
 class TorchvisionDetector:
-    """Faster R-CNN (ResNet-50, FPN, v2) of torchvision, trained on COCO; of what it finds, the people."""
+    """The people that torchvision's Faster R-CNN (ResNet-50, FPN, v2; trained on COCO) finds."""
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu"):
-        """Weights from a file, or where left out the published ones, from a cache or the network. Raises CheckpointError."""
+        """Weights from a file, or the published ones (from a cache or the network). Raises CheckpointError."""
         self.device = device
         self.model: nn.Module = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
         load_weights(self.model, _state(weights), str(weights or PUBLISHED.url))
@@ -46,22 +46,22 @@ class TorchvisionDetector:
 
 
 def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float = 0.05, batch: int = 4) -> pd.DataFrame:
-    """What a detector sees in every key frame: KEY, CORNERS in parts of width and height, and `score`, from a score on.
+    """The people in every key frame: KEY, CORNERS in parts of width and height, and `score`, of at least `least_score`.
 
-    Boxes without area are left out. Raises MissingVideos where a key frame cannot be read.
+    Boxes without area are left out. Raises MissingVideos if a key frame cannot be read.
     """
     found: list[pd.DataFrame] = []
     failed: dict[int, VideoError] = {}
     with Progress(range(0, len(scenes), batch), desc="finding people", unit="batches") as starts:
         for start in starts:
-            there: list[tuple[int, Tensor]] = []
+            frames: dict[int, Tensor] = {}
             for index in range(start, min(start + batch, len(scenes))):
                 try:
-                    there.append((index, scenes.clip(index, 1, 1, SHORT_SIDE)[:, 0]))
+                    frames[index] = scenes.clip(index, 1, 1, SHORT_SIDE)[:, 0]
                 except VideoError as error:
                     failed[index] = error
-            seen = detector([frame for _, frame in there]) if there else []
-            found += [_rows(scenes, index, frame, *one) for (index, frame), one in zip(there, seen, strict=True)]
+            seen = detector(list(frames.values())) if frames else []
+            found += [_rows(scenes, *frame, *people) for frame, people in zip(frames.items(), seen, strict=True)]
     if failed:
         raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
     table = pd.concat([pd.DataFrame(columns=[*KEY, *CORNERS, "score"]), *found])
@@ -71,7 +71,7 @@ def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float =
 
 
 def _rows(scenes: Scenes, index: int, frame: Tensor, boxes: Tensor, scores: Tensor) -> pd.DataFrame:
-    """One frame's people, the surest first; rounded as they are written, so that none loses its area there."""
+    """One frame's people, highest score first; rounded as in files, so that no box loses its area when it is written."""
     height, width = frame.shape[-2:]
     parts = (boxes.double() / torch.tensor([width, height] * 2)).clamp(0, 1)
     table = pd.DataFrame(parts.numpy().round(6), columns=CORNERS).assign(score=scores.double().numpy())
@@ -84,18 +84,18 @@ def _state(weights: str | Path | None) -> dict[str, Tensor]:
     if weights is None:
         try:
             return PUBLISHED.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-        except OSError as error:  # no network, or no room
+        except OSError as error:  # no network, or a full disk
             raise CheckpointError(
-                f"cannot fetch the person detector's weights from {PUBLISHED.url}: {error}. Fetch that file where there is a "
-                "network, and give its path"
+                f"cannot fetch the person detector's weights from {PUBLISHED.url}: {error}. Fetch that file on a machine with "
+                "a network, and give its path"
             ) from error
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        cause = getattr(error, "strerror", None) or "it is no file of weights, or holds more than weights"
+        cause = getattr(error, "strerror", None) or "it is not a file of weights, or holds more than weights"
         raise CheckpointError(
-            f"cannot read the person detector's weights {weights}: {cause}. They are to be had at {PUBLISHED.url}"
+            f"cannot read the person detector's weights {weights}: {cause}. They can be downloaded from {PUBLISHED.url}"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{weights} holds no state dictionary; one is to be had at {PUBLISHED.url}")
+        raise CheckpointError(f"{weights} holds no state dictionary; one can be downloaded from {PUBLISHED.url}")
     return state

@@ -1,4 +1,4 @@
-"""Soft-NMS of segments in time, class by class, and voting (Bodla et al., ICCV 2017, arXiv 1704.04503): PyTorch alone."""
+"""Soft-NMS of segments in time, per class, and voting (Bodla et al., ICCV 2017, arXiv 1704.04503), in PyTorch only."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -6,26 +6,29 @@ from torch import Tensor
 
 
 class SuppressSettings(BaseModel):
-    """What becomes of the points' answers; the defaults are ActionFormer's on THUMOS14."""
+    """Post-processing of predictions; the defaults are ActionFormer's on THUMOS14."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    candidates: int = Field(2000, ge=1, description="best answers of a level of the pyramid that are looked at")
-    least_score: float = Field(0.001, ge=0, lt=1, description="answers below this score are not looked at, nor kept")
-    least_length: float = Field(0.05, ge=0, description="nor such as are no longer than this, in time steps of the features")
+    candidates: int = Field(2000, ge=1, description="best predictions per level of the pyramid")
+    least_score: float = Field(0.001, ge=0, lt=1, description="lowest score of a prediction, before and after suppression")
+    least_length: float = Field(0.05, ge=0, description="predictions must be longer than this, in time steps of the features")
     sigma: float = Field(0.5, gt=0, description="of Soft-NMS: scores are multiplied by exp(-IoU^2 / sigma)")
-    # ActionFormer's settings name .7, but its code votes only where all classes are suppressed together, which they are not.
+    # ActionFormer's settings name 0.7, but its code votes only if all classes are suppressed together, which they are not.
     voting: float | None = Field(
-        None, gt=0, le=1, description="ends are the mean, by score x IoU, of all answers of the class with this IoU or more"
+        None,
+        gt=0,
+        le=1,
+        description="ends are the mean, by score x IoU, of all predictions of the class with at least this IoU",
     )
-    kept: int = Field(200, ge=1, description="segments of a video that are kept, at most")
+    kept: int = Field(200, ge=1, description="largest number of segments per video")
 
 
 def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: SuppressSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Segments `(n, 2)`, scores `(n,)` and classes, int64 `(n,)` -> the same of those kept, best first; equal ones by place.
+    """Soft-NMS: segments `(n, 2)`, scores `(n,)`, classes int64 `(n,)` -> the same of those kept, best first (stable).
 
-    The best of each class is taken, all that overlap with it lose score, and so on. All classes take their steps together;
-    one step is linear in n, and there are `kept` of them at most: what a class would take later could not be among the best.
+    Each step takes the best of every class and lowers the scores of what overlaps with it. A step is linear in n, and `kept`
+    steps suffice: what a class would take later could not be among the best.
     """
     if not len(segments):
         return segments, scores, labels
@@ -40,9 +43,9 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
         taken_scores.append(left[best])
         of_class = torch.full((len(names),), -1, dtype=torch.int64, device=best.device)
         of_class[codes[best]] = best
-        mine = of_class[codes]
-        decay = torch.exp(-(_overlap(segments, segments[mine]) ** 2) / settings.sigma)
-        left = torch.where(mine >= 0, left * decay, left)
+        rival = of_class[codes]
+        decay = torch.exp(-(_overlap(segments, segments[rival]) ** 2) / settings.sigma)
+        left = torch.where(rival >= 0, left * decay, left)
         left[best] = -1.0
     if not taken:
         return segments[:0], scores[:0], labels[:0]
@@ -61,25 +64,26 @@ def overlaps(segments: Tensor, others: Tensor) -> Tensor:
 
 
 def _overlap(one: Tensor, other: Tensor) -> Tensor:
-    """IoU of segments `(..., 2)`, broadcast; 0 for such as have no length."""
+    """IoU of segments `(..., 2)`, broadcast; 0 for segments without length."""
     inner = (torch.minimum(one[..., 1], other[..., 1]) - torch.maximum(one[..., 0], other[..., 0])).clamp(min=0)
     union = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0]) - inner
     return inner / union.clamp(min=torch.finfo(union.dtype).eps)
 
 
 def _best_of_each(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
-    """The first place of the highest score of each class: int64 `(classes,)`. Every class has a place."""
+    """Index of the first highest score of each class: int64 `(classes,)`. Every class occurs in `codes`."""
     highest = torch.full((classes,), -torch.inf, dtype=scores.dtype, device=scores.device)
     highest.scatter_reduce_(0, codes, scores, "amax")
-    places = torch.where(scores == highest[codes], torch.arange(len(scores), device=scores.device), len(scores))
+    index = torch.where(scores == highest[codes], torch.arange(len(scores), device=scores.device), len(scores))
     first = torch.full((classes,), len(scores), dtype=torch.int64, device=scores.device)
-    return first.scatter_reduce_(0, codes, places, "amin")
+    return first.scatter_reduce_(0, codes, index, "amin")
 
 
 def _voted(ends: Tensor, classes: Tensor, segments: Tensor, scores: Tensor, labels: Tensor, least: float) -> Tensor:
-    """Ends of the kept as the mean, by first scores x IoU, of all answers of the class that overlap with them by `least`.
+    """Ends as the mean, by original score x IoU, of all predictions of the class that overlap by at least `least`.
 
-    A block at a time, so that memory stays linear in the number of answers."""
+    In blocks, so that memory is linear in the number of predictions.
+    """
     parts = []
     for some, kinds in zip(ends.split(16), classes.split(16), strict=True):
         shared = overlaps(some, segments)

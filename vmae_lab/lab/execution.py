@@ -25,7 +25,7 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.training.kept_weights import kept_file
+from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
 from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, predict

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from vmae_lab.lab.stages import Stage
-from vmae_lab.training.checkpoint import STOPPED, Stopped, stop_requests
 from vmae_lab.training.metrics import latest_step
+from vmae_lab.training.preemption import STOPPED, Stopped, stop_requests
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import write_json
 from vmae_lab.utils.paths import how_to_find_it, project_root

@@ -18,8 +18,9 @@ from vmae_lab.lab.jobs import Job
 from vmae_lab.lab.launcher import launch
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.stages import Stage
-from vmae_lab.training.checkpoint import Checkpoints, FolderInUse, Stopped, stop_requests
+from vmae_lab.training.checkpoint import Checkpoints, FolderInUse
 from vmae_lab.training.metrics import latest_step
+from vmae_lab.training.preemption import Stopped, stop_requests
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_text
 from vmae_lab.utils.processes import ProcessLost, launched, process_state, sendable, worker_pool

@@ -1,4 +1,4 @@
-"""When a training has gone wrong, and what is done then: stop, or go back and leave out the samples it went wrong on."""
+"""When a training counts as diverged, and what happens then: it stops, or it rolls back and skips the samples."""
 
 import math
 import statistics
@@ -9,26 +9,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.utils.errors import UserError
 
-RECENT = 100  # losses that a spike is measured against
-ENOUGH = 20  # of them before anything counts as one
+RECENT = 100  # losses that a spike is compared with
+ENOUGH = 20  # so many of them are needed before a loss can count as a spike
 
 
 class TrainingDiverged(UserError, RuntimeError):
-    """The loss or the weights are no longer finite numbers, or the loss has sprung up."""
+    """The loss or the weights are no longer finite, or the loss has a spike."""
 
     exit_status = 1
 
 
 class Divergence(BaseModel):
-    """What counts as diverged besides numbers that are not finite, and what is done. It names the stage: it changes results."""
+    """What counts as diverged besides numbers that are not finite, and what happens. Part of a stage's key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    spike: float | None = Field(None, gt=1, description="a loss of more than so many times the median of the last 100")
+    spike: float | None = Field(None, gt=1, description="a loss of more than this many times the median of the last 100")
     roll_back: int | None = Field(
-        None, ge=1, description="steps: go back to the last multiple of so many, and skip as many steps' samples; else stop"
+        None, ge=1, description="steps: roll back to the last multiple of it and skip the samples of as many steps; else stop"
     )
-    at_most: int = Field(3, ge=1, description="times; then it stops")
+    at_most: int = Field(3, ge=1, description="roll-backs; then the training stops")
 
 
 class Bad(NamedTuple):
@@ -39,7 +39,7 @@ class Bad(NamedTuple):
 
 
 def first_bad(losses: Sequence[float], recent: list[float], spike: float | None, first_step: int) -> Bad | None:
-    """The first of some losses in a row, `first_step` on, that is not finite or a spike; those before it go into `recent`."""
+    """The first of some losses, from `first_step` on, that is not finite or a spike. Those before it are added to `recent`."""
     for step, value in enumerate(losses, first_step):
         if not math.isfinite(value):
             return Bad(step, f"the loss is {value}")

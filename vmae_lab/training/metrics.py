@@ -1,4 +1,4 @@
-"""The log of a training: a line of numbers every few steps, in the run's folder and for those who watch it."""
+"""The log of a training: `metrics.jsonl` and `run.log` in its folder, TensorBoard and other trackers."""
 
 import importlib.util
 import json
@@ -13,61 +13,53 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import atomic_write, storing_in
 
-PROJECT = "vmae_lab"  # under which trackers file the runs
+PROJECT = "vmae_lab"  # the trackers' name for all runs together
 
 
 class MetricsLog:
-    """metrics.jsonl, and the same in TensorBoard and trackers. Lines behind the step that a run resumes from are dropped."""
+    """Writes metrics.jsonl, TensorBoard's files and trackers. It first drops lines after `step`, which the run will repeat."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool, trackers: tuple[str, ...] = ()):
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.trackers = [tracker(name, folder.name) for name in trackers]
+        if tensorboard:
+            self.trackers.append(LOGGER_TYPE_TO_CLASS["tensorboard"]("tensorboard", folder, purge_step=step + 1))
+        for each in self.trackers:
+            each.start()
 
     def write(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
         with storing_in(self.path.parent), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values, "seconds_per_step": round(seconds_per_step, 4)}) + "\n")
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-        for one in self.trackers:
-            one.log(values, step=step)
+        for each in self.trackers:
+            each.log(values, step=step)
 
     def close(self) -> None:
-        if self.writer:
-            self.writer.close()
-        for one in self.trackers:
-            one.finish()
+        for each in self.trackers:
+            each.finish()
 
 
 def tracker(name: str, run: str) -> Any:
-    """One of accelerate's trackers, `wandb` or `trackio`, started; a run that goes on is the same one there.
+    """One of accelerate's trackers, `wandb` or `trackio`. A resumed run is the same run there.
 
-    Raises ImpossibleHere where its package is not installed.
+    Raises ImpossibleHere if its package is not installed.
     """
     if importlib.util.find_spec(name) is None:
         raise ImpossibleHere(f"compute.trackers: {name} is not installed: `pip install {name}`, or leave it out")
-    same = {"id": run} if name == "wandb" else {}
-    made = LOGGER_TYPE_TO_CLASS[name](PROJECT, name=run, resume="allow", **same)
-    made.start()
-    return made
+    same_run = {"id": run} if name == "wandb" else {}
+    return LOGGER_TYPE_TO_CLASS[name](PROJECT, name=run, resume="allow", **same_run)
 
 
-def note(folder: Path, words: str) -> None:
-    """A dated line in the run's `run.log`: every start of it, on what, and what happened to it."""
+def note(folder: Path, text: str) -> None:
+    """Add a dated line to the run's `run.log`, which tells when the run was started, on what, and what happened to it."""
     with storing_in(folder), open(folder / "run.log", "a", encoding="utf-8") as file:
-        file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}  {words}\n")
+        file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}  {text}\n")
 
 
 def latest_step(folder: Path) -> int:
-    """The step of the last whole line of a run's log, or 0. It reads the end of the file only."""
+    """The step of the last whole line of a run's log, or 0. Reads the end of the file only."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -81,9 +73,8 @@ def latest_step(folder: Path) -> int:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log; a last line that a kill cut short is left out."""
-    rows = []
-    path = folder / "metrics.jsonl"
+    """The lines of a run's log, without a last line that a kill cut short."""
+    rows, path = [], folder / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))

@@ -1,4 +1,4 @@
-"""Parameter groups and schedules of the paper's recipes."""
+"""Parameter groups and the schedule of the paper's recipes."""
 
 import math
 from collections.abc import Collection
@@ -8,20 +8,20 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups for AdamW, through timm: no weight decay on 1-D parameters, biases, and what the model itself names.
+    """Groups for AdamW, through timm: no weight decay on 1-D parameters, biases, and what the model's `no_weight_decay` names.
 
-    With `layer_decay` below 1 each group carries an `lr_scale` of `layer_decay ** (layers above it)`.
+    With `layer_decay` below 1 each group has an `lr_scale` of `layer_decay ** (layers above it)`.
     """
-    spared: Collection[str] = getattr(model, "no_weight_decay", set)()
+    not_decayed: Collection[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay == 1.0:
-        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
-    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
+        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=not_decayed)
+    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=not_decayed, layer_decay=layer_decay)
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, start: float, peak: float, end: float) -> float:
-    """Linear warm-up from `start` that reaches `peak` at its last step, then a half cosine towards `end`.
+    """Linear warm-up from `start`, which reaches `peak` at its last step, then a half cosine towards `end`.
 
-    A pure function of the step, equal to the official schedule: nothing to store, nothing that steps once per process.
+    A pure function of the step, equal to the official schedule. There is no scheduler state to save.
     """
     if step < warmup:
         return peak if warmup == 1 else start + (peak - start) * step / (warmup - 1)

@@ -1,4 +1,4 @@
-"""What a training is decided by, and how the work is carried out."""
+"""Settings of every training: what decides its result (TrainSettings), and how it is computed (Compute)."""
 
 from typing import Literal
 
@@ -10,44 +10,46 @@ from vmae_lab.utils.errors import UserError
 
 
 class ImpossibleHere(UserError, ValueError):
-    """Settings that are sound, and cannot be carried out by these processes or in this installation: says what to change."""
+    """Valid settings that these processes or this installation cannot carry out. The message says what to change."""
 
 
 class TrainSettings(BaseModel):
-    """How long, how fast and with which optimiser. All of it changes the result, so all of it names the stage."""
+    """Length, rate and optimiser. All of it changes the result, so it is part of a stage's key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(..., ge=1)
-    batch_size: int = Field(..., ge=1, description="clips a step, over all processes and accumulated micro-batches")
+    batch_size: int = Field(..., ge=1, description="clips per step, over all processes and accumulated micro-batches")
     lr: float = Field(..., gt=0)
-    lr_reference_batch: int | None = Field(None, ge=1, description="lr is per so many clips; absolute where left out")
-    min_lr: float = Field(1e-5, ge=0, description="where the cosine ends; absolute unless scale_min_lr")
-    scale_min_lr: bool = Field(False, description="scale min_lr as lr, by lr_reference_batch; the official scripts do")
+    lr_reference_batch: int | None = Field(None, ge=1, description="lr is per this many clips; absolute if left out")
+    min_lr: float = Field(1e-5, ge=0, description="the rate at the end of the cosine; absolute unless scale_min_lr")
+    scale_min_lr: bool = Field(False, description="scale min_lr like lr, by lr_reference_batch, as the official scripts do")
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     layer_decay: float = Field(1.0, gt=0, le=1)
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    accumulation: int = Field(1, ge=1, description="micro-batches a step")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of the weights' moving average, which is the result")
+    accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay per step of the weights' moving average, which is the result"
+    )
     divergence: Divergence = Divergence()
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
 
     def model_post_init(self, _context: object) -> None:
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of the {self.steps} steps")
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}")
         if self.scale_min_lr and not self.lr_reference_batch:
-            raise ValueError("scale_min_lr scales min_lr by batch_size / lr_reference_batch: give lr_reference_batch")
+            raise ValueError("scale_min_lr scales min_lr by batch_size / lr_reference_batch: set lr_reference_batch")
 
     @property
     def peak_lr(self) -> float:
-        """The linear scaling rule: `lr * batch / reference`."""
+        """The linear scaling rule: `lr * batch_size / lr_reference_batch`."""
         return self._scaled(self.lr)
 
     @property
     def lowest_lr(self) -> float:
-        """Where the cosine ends: `min_lr`, scaled as `lr` if `scale_min_lr`; at most the peak."""
+        """The rate at the end of the cosine; at most the peak."""
         return min(self._scaled(self.min_lr) if self.scale_min_lr else self.min_lr, self.peak_lr)
 
     def _scaled(self, rate: float) -> float:
@@ -55,7 +57,7 @@ class TrainSettings(BaseModel):
 
     @property
     def lr_words(self) -> str:
-        """The rule, for a log: paper, section 4 and appendix (pre-training 1.5e-4, fine-tuning 5e-4 to 1e-3, per 256 clips)."""
+        """The peak rate and its rule, for a log. The paper sets 1.5e-4 (pre-training), 5e-4 to 1e-3 (fine-tuning) per 256."""
         if not self.lr_reference_batch:
             return f"peak learning rate {self.peak_lr:.3g}, set for this batch"
         scaled = f"{self.lr:.3g} x {self.batch_size} / {self.lr_reference_batch}"
@@ -66,10 +68,10 @@ class TrainSettings(BaseModel):
 
 
 class Compute(BaseModel):
-    """How the work is carried out: none of it names a stage.
+    """How the work is done; not part of any stage's key.
 
-    Threads, `compile` and the number of processes move results in the last bits. Each process draws drop path and the pairs of
-    mixup and cutmix for its own rows, so these change with how many there are. The rest moves nothing.
+    Threads, `compile` and the number of processes change the last bits of results. Each process draws drop path and the pairs
+    of mixup and cutmix for its own rows, so these depend on the number of processes. The rest changes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,25 +79,23 @@ class Compute(BaseModel):
     launch: str | None = Field(
         None, description="start trainings in several processes: an accelerate configuration of params/accelerate/, or a path"
     )
-    jobs: int = Field(1, ge=1, description="stages run side by side, each in a process of its own where above 1")
-    threads: int | None = Field(None, ge=1, description="CPU threads a process; PyTorch's choice where left out")
-    workers: int = Field(0, ge=0, description="loader processes a stage")
+    jobs: int = Field(1, ge=1, description="stages at the same time; if above 1, each in its own process")
+    threads: int | None = Field(None, ge=1, description="CPU threads per process; PyTorch's default if left out")
+    workers: int = Field(0, ge=0, description="loader processes per stage")
     checkpoint_every: int = Field(200, ge=1, description="steps")
-    log_every: int = Field(20, ge=1, description="steps; oftener in a training of fewer than twenty times as many")
+    log_every: int = Field(20, ge=1, description="steps; more often in a training of fewer than twenty times as many")
     tensorboard: bool = True
-    trackers: tuple[Literal["trackio", "wandb"], ...] = Field((), description="where else the log goes; to be installed first")
+    trackers: tuple[Literal["trackio", "wandb"], ...] = Field((), description="other trackers of the log; install them first")
     checkpoint_activations: bool = Field(
-        False, description="keep no activations inside a block, but compute them again for backward: less memory, more time"
+        False, description="keep no activations inside a block, compute them again for backward: less memory, more time"
     )
     compile: bool = Field(False, description="compile the blocks (torch.compile): a slow first step, then faster ones")
 
     @property
     def processes(self) -> int:
-        """Processes that stages and their loaders make up; the embedded data is written and decoded by as many."""
+        """Number of stage and loader processes; as many write and decode the embedded data."""
         return self.jobs * (1 + self.workers)
 
     def model_post_init(self, _context: object) -> None:
         if self.launch and self.jobs > 1:
-            raise ValueError(
-                f"jobs {self.jobs} side by side with launch {self.launch}, which takes all devices for one: set jobs 1"
-            )
+            raise ValueError(f"jobs {self.jobs} side by side with launch {self.launch}, which uses all devices: set jobs 1")

@@ -1,1 +1,1 @@
-"""What is trained, one file per task: settings, batches, loss."""
+"""What can be trained, one file each: settings, model, batches and loss."""

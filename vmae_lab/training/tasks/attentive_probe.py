@@ -1,8 +1,9 @@
-"""The attentive probe: one learned query over frozen tokens, trained through the one loop."""
+"""The attentive probe: one learned query over frozen tokens."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.models.classifier import ClassHead
@@ -10,19 +11,28 @@ from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 
 
+@dataclass(eq=False)
 class AttentiveProbeTask:
-    """Class scores from features `(n, N, D)` kept in memory, on any device; batches hold their rows alone."""
+    """Predict classes from features `(n, N, D)`, which stay in memory on any device; batches hold only their row numbers."""
 
-    def __init__(self, features: Tensor, labels: Tensor, heads: int, classes: int, settings: TrainSettings, seed: int):
-        self.features, self.labels, self.heads, self.classes = features, labels, heads, classes
-        self.settings, self.seed = settings, seed
+    features: Tensor
+    labels: Tensor
+    heads: int
+    classes: int
+    settings: TrainSettings
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.order = EpochOrder(len(self.labels), self.seed, "probe order")
 
     def build(self) -> nn.Module:
         _, tokens, width = self.features.shape
         return ClassHead(tokens, width, self.heads, self.classes, "attentive", init_scale=1.0)
 
-    def batches(self, rows: range) -> "ProbeBatches":
-        return ProbeBatches(self, rows)
+    def batch(self, step: int, rows: range) -> Batch:
+        """`row (B,)` of the features and `label (B,)`."""
+        chosen = torch.tensor([self.order[step * self.settings.batch_size + row] for row in rows])
+        return {"row": chosen, "label": self.labels[chosen]}
 
     def weight(self, batch: Batch) -> float:
         return float(len(batch["label"]))
@@ -30,16 +40,3 @@ class AttentiveProbeTask:
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         tokens = self.features[batch["row"].to(self.features.device)].to(device)
         return nn.functional.cross_entropy(model(tokens), batch["label"].to(device))
-
-
-class ProbeBatches(Dataset):
-    """Step -> `row (B,)` of the features, `label (B,)`."""
-
-    def __init__(self, task: AttentiveProbeTask, rows: range):
-        self.task, self.rows = task, rows
-        self.order = EpochOrder(len(task.labels), task.seed, "probe order")
-
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self.task.settings.batch_size
-        chosen = torch.tensor([self.order[first + row] for row in self.rows])
-        return {"row": chosen, "label": self.task.labels[chosen]}

@@ -1,15 +1,17 @@
-"""Spatial action detection: who does what, where, in a key frame (VideoMAE, section 4.2, on AVA)."""
+"""Spatial action detection: what each person in a key frame does (VideoMAE, section 4.2, on AVA)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.nn.utils.rnn import pad_sequence
 
 from vmae_lab.data.ava import COLUMNS, CORNERS, KEY, Scenes, SceneSettings
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
@@ -26,7 +28,7 @@ from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import derive, torch_generator
 
-Whose = Literal["true", "persons"]  # boxes that a model is asked about: the ground truth's, or a person detector's
+Whose = Literal["true", "persons"]  # boxes to classify: those of the ground truth, or a person detector's
 
 
 class DetectSettings(TrainSettings):
@@ -34,10 +36,10 @@ class DetectSettings(TrainSettings):
 
     scenes: SceneSettings
     stride: int = Field(4, ge=1, description="frames between two frames of a clip")
-    side: int = Field(224, ge=1, description="height and width of the crops trained on, pixels; testing takes whole frames")
+    side: int = Field(224, ge=1, description="height and width of the crops in training, pixels; testing takes whole frames")
     test_short_side: int = Field(256, ge=1, description="short side of the frames in testing, pixels")
     augment: BoxAugment = BoxAugment()
-    most_boxes: int = Field(100, ge=1, description="people of a key frame that are trained on, at most")
+    most_boxes: int = Field(100, ge=1, description="largest number of people of a key frame in training")
     person_score: float = Field(0.8, ge=0, le=1, description="least score of a person detector's box in testing")
     enlarge: tuple[float, float] = Field((0.1, 0.05), description="growth of such a box, in parts of its width and height")
     betas: tuple[float, float] = (0.9, 0.999)
@@ -49,83 +51,73 @@ class DetectSettings(TrainSettings):
         super().model_post_init(context)
         low, high = self.augment.short_side
         if not self.side <= low <= high:
-            raise ValueError(f"augment.short_side {[low, high]}: a rising pair from side {self.side} on is expected")
+            raise ValueError(f"augment.short_side {[low, high]}: expected an ascending pair, from side {self.side} on")
 
     def check_model(self, model: ModelSettings) -> None:
-        """Raise ValueError where the crops do not split into the model's cubes."""
+        """Raise ValueError if the crops cannot be divided into the model's cubes."""
         if self.side % model.clip.patch:
             raise ValueError(f"side {self.side} is not a multiple of the model's patch of {model.clip.patch} pixels")
 
+    @property
+    def keep_decoded(self) -> bool:
+        """Keep decoded clips in memory: the embedded scenes are few and small."""
+        return self.scenes.motionworld is not None
 
+
+@dataclass(eq=False)
 class DetectTask:
-    """Say of each person in a key frame what they do, from a pre-trained encoder's weights or from scratch (None)."""
+    """Predict the actions of each person in a key frame, from a pre-trained encoder's weights or from scratch (None)."""
 
-    def __init__(
-        self,
-        model: ModelSettings,
-        settings: DetectSettings,
-        scenes: Scenes,
-        encoder: State | None,
-        seed: int,
-        corrupt_videos: CorruptVideos | None = None,
-    ):
-        self.model, self.settings, self.scenes, self.encoder, self.seed = model, settings, scenes, encoder, seed
-        self.corrupt_videos = CorruptVideos() if corrupt_videos is None else corrupt_videos
+    model: ModelSettings
+    settings: DetectSettings
+    scenes: Scenes
+    encoder: State | None
+    seed: int
+    corrupt_videos: CorruptVideos = field(default_factory=CorruptVideos)
+
+    def __post_init__(self) -> None:
+        self.order = EpochOrder(len(self.scenes.labelled), self.seed, "detection order")
 
     def build(self) -> ActionDetector:
-        settings = self.settings
-        classes = len(self.scenes.actions)
-        model = ActionDetector(self.model.dimensions, self.model.clip, classes, settings.drop_path, settings.head_init_scale)
+        drop_path, init_scale = self.settings.drop_path, self.settings.head_init_scale
+        model = ActionDetector(self.model.dimensions, self.model.clip, len(self.scenes.actions), drop_path, init_scale)
         if self.encoder is not None:
             model.load_encoder(self.encoder)
         return model
 
-    def batches(self, rows: range) -> "DetectBatches":
-        return DetectBatches(self, rows)
+    def batch(self, step: int, rows: range) -> Batch:
+        """uint8 `video (B, C, T, S, S)`, `boxes (B, M, 4)` in its pixels, bool `there (B, M)` (False is padding), float `label
+        (B, M, classes)`; M is the largest number of people in a clip.
+        """
+        videos, boxes, labels = zip(*(self._sample(step * self.settings.batch_size + row) for row in rows), strict=True)
+        there = [torch.ones(len(some), dtype=torch.bool) for some in boxes]
+        padded = {name: _padded(parts) for name, parts in (("boxes", boxes), ("label", labels), ("there", there))}
+        return {"video": torch.stack(videos), **padded}
 
     def weight(self, batch: Batch) -> float:
         return float(batch["there"].sum())
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Binary cross-entropy, mean over people and classes; 0 where nobody is left in the crops (boxes under a pixel)."""
-        video, boxes, there, labels = (
-            batch[name].to(device, non_blocking=True) for name in ("video", "boxes", "there", "label")
-        )
-        scores = model(video, boxes)
-        terms = functional.binary_cross_entropy_with_logits(scores[there].float(), labels[there], reduction="none")
+        """Binary cross-entropy, mean over people and classes; 0 if the crops show nobody (boxes under a pixel)."""
+        on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        scores, there = model(on_device["video"], on_device["boxes"]), on_device["there"]
+        labels = on_device["label"][there]
+        terms = functional.binary_cross_entropy_with_logits(scores[there].float(), labels, reduction="none")
         return terms.sum() / max(1, terms.numel())
 
-
-class DetectBatches(Dataset):
-    """Step -> a process's rows: uint8 `video (B, C, T, S, S)`, `boxes (B, M, 4)` in its pixels, bool `there (B, M)`, float
-    `label (B, M, classes)`; M is the largest number of people in a clip. A pure function of (seed, step).
-    """
-
-    def __init__(self, task: DetectTask, rows: range):
-        self.task, self.rows = task, rows
-        self.order = EpochOrder(len(task.scenes.labelled), task.seed, "detection order")
-
-    def __getitem__(self, step: int) -> Batch:
-        samples = [self._sample(step * self.task.settings.batch_size + row) for row in self.rows]
-        videos, boxes, labels = zip(*samples, strict=True)
-        return {
-            "video": torch.stack(videos), "boxes": _padded(boxes), "label": _padded(labels),
-            "there": _padded([torch.ones(len(some), dtype=torch.bool) for some in boxes]),
-        }  # fmt: skip
-
     def _sample(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The augmented clip at a position of the stream, its boxes in pixels and what is done in them."""
-        task, settings, labelled = self.task, self.task.settings, self.task.scenes.labelled
+        """The augmented clip at a position of the stream, its boxes in pixels, and their labels."""
+        settings, labelled = self.settings, self.scenes.labelled
 
         def read(row: int) -> Tensor:
-            most = settings.augment.short_side[1]
-            return task.scenes.clip(labelled[row], task.model.frames, settings.stride, most, keep=_kept(settings))
+            short_side = settings.augment.short_side[1]
+            return self.scenes.clip(labelled[row], self.model.frames, settings.stride, short_side, settings.keep_decoded)
 
-        row, video = read_or_replace(self.order, position, read, task.corrupt_videos)
-        boxes, labels = task.scenes.labelled_boxes(labelled[row])
-        seed = derive(task.seed, "scene augmentation", position)
+        row, video = read_or_replace(self.order, position, read, self.corrupt_videos)
+        boxes, labels = self.scenes.labelled_boxes(labelled[row])
+        seed = derive(self.seed, "scene augmentation", position)
         video, boxes, kept = augment_scene(video, boxes, settings.side, settings.augment, seed)
-        chosen = torch.randperm(len(kept), generator=torch_generator(task.seed, "people trained on", position))
+        chosen = torch.randperm(len(kept), generator=torch_generator(self.seed, "people trained on", position))
         chosen = chosen[: settings.most_boxes]
         return video, boxes[chosen], labels[kept[chosen]].float()
 
@@ -135,35 +127,43 @@ def detect(
     model: ActionDetector, scenes: Scenes, settings: DetectSettings, shape: ModelSettings,
     whose: Sequence[Whose] = ("persons",), batch: int = 16,
 ) -> dict[Whose, pd.DataFrame]:  # fmt: skip
-    """What a model says of each person of each key frame: COLUMNS and `score`, a row a class, in the lists' order.
+    """Scores of the actions of each person in each key frame: COLUMNS and `score`, a row per class, in the lists' order.
 
-    `whose` boxes: of `persons`, those that the person detector is sure of, enlarged, and its score is a factor of theirs;
-    or the `true` ones. Whole frames, each clip read once and encoded once. Raises MissingVideos where one cannot be read,
-    ListError where there are no boxes.
+    `whose`: the boxes to score, of `people_of`. Those of `persons` are enlarged, and their scores are a factor of the result.
+    Frames are not cropped; each clip is read and encoded once. Raises MissingVideos, and ListError if there are no such boxes.
     """
-    people = {one: people_of(scenes, one, settings.person_score) for one in whose}
-    grow = {one: settings.enlarge if one == "persons" else (0.0, 0.0) for one in whose}
-    device = next(model.parameters()).device
-    found: dict[Whose, list[pd.DataFrame]] = {one: [] for one in whose}
+    tables = [people_of(scenes, kind, settings.person_score).assign(kind=kind) for kind in whose]
+    growths = [settings.enlarge if kind == "persons" else (0.0, 0.0) for kind in whose]
+    people = pd.concat(tables, ignore_index=True)
+    people[CORNERS] = people[CORNERS].astype(np.float32)
+    boxes = torch.cat([enlarged(torch.tensor(part[CORNERS].to_numpy(np.float32)), *growth)
+                       for part, growth in zip(tables, growths, strict=True)])  # fmt: skip
+    rows_of = people.groupby(KEY).indices
+    keys = list(scenes.keys[KEY].itertuples(index=False, name=None))
+    classes, device = sorted(scenes.actions), next(model.parameters()).device
+    rows, scores = [np.empty(0, dtype=int)], [torch.empty(0, len(classes))]
     model.eval()
-    for clips in _test_clips(scenes, settings, shape, people, batch):
-        padded = torch.stack([_to_patches(video, shape.clip.patch) for _, video, _ in clips])
-        pixels = [
-            torch.cat([enlarged(boxes, *grow[one]) for one, (boxes, _) in here.items()]) * torch.tensor(_size(video) * 2)
-            for _, video, here in clips
-        ]
-        scores = model(padded.to(device), _padded(pixels).to(device)).float().sigmoid().cpu()
-        for said, (index, _, here) in zip(scores, clips, strict=True):
-            counts = [len(boxes) for boxes, _ in here.values()]
-            for (one, (boxes, sure)), part in zip(here.items(), said[: sum(counts)].split(counts), strict=True):
-                if len(boxes):
-                    found[one].append(_rows(scenes, index, boxes, part * sure[:, None]))
-    empty = pd.DataFrame(columns=[*COLUMNS, "score"])
-    return {one: pd.concat(rows, ignore_index=True) if rows else empty for one, rows in found.items()}
+    wanted = [index for index, key in enumerate(keys) if key in rows_of]
+    for clips in _test_clips(scenes, wanted, settings, shape.frames, batch):
+        found = [rows_of[keys[index]] for index, _ in clips]
+        height, width = clips[0][1].shape[-2:]
+        pixels = _padded([boxes[some] * torch.tensor([width, height] * 2) for some in found])
+        videos = torch.stack([_to_patches(video, shape.clip.patch) for _, video in clips])
+        predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()
+        rows += found
+        scores += [each[: len(some)] for each, some in zip(predicted, found, strict=True)]
+    order = np.concatenate(rows)
+    sure = torch.tensor(people.score.to_numpy(float)[order]).float()
+    result = people.iloc[order.repeat(len(classes))].astype(dict.fromkeys(CORNERS, float))
+    result = result.assign(action_id=classes * len(order), score=(torch.cat(scores) * sure[:, None]).flatten().double().numpy())
+    return {kind: result.loc[result.kind == kind, [*COLUMNS, "score"]].reset_index(drop=True) for kind in whose}
 
 
 def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
-    """Who is asked about: KEY, CORNERS and `score`, of true boxes 1, of others from a score on. ListError without such."""
+    """Boxes of people: KEY, CORNERS and `score`. True boxes have score 1; of a person detector's, those from a score on.
+
+    Raises ListError if the split has no boxes of a person detector.
+    """
     if whose == "true":
         return scenes.truth.drop_duplicates([*KEY, *CORNERS]).assign(score=1.0)
     if scenes.persons is None:
@@ -172,25 +172,21 @@ def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
 
 
 def _test_clips(
-    scenes: Scenes, settings: DetectSettings, shape: ModelSettings, people: Mapping[Whose, pd.DataFrame], batch: int
-) -> Iterator[list[tuple[int, Tensor, Mapping[Whose, tuple[Tensor, Tensor]]]]]:
-    """Key frames with people in them, neighbours of one size together: number, clip, and boxes in [0, 1] and how sure they are.
+    scenes: Scenes, wanted: Sequence[int], settings: DetectSettings, frames: int, batch: int
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Numbers and clips of key frames, at most `batch` consecutive ones of one size at a time.
 
-    What follows one that cannot be read is only tried.
+    After the first clip that cannot be read the others are only tried, so that MissingVideos names all.
     """
-    rows = {one: table.groupby(KEY).indices for one, table in people.items()}
-    keys, side = list(scenes.keys[KEY].itertuples(index=False, name=None)), settings.test_short_side
-    wanted = [index for index, key in enumerate(keys) if any(key in there for there in rows.values())]
-    failed: dict[int, VideoError] = {}
+    side, failed = settings.test_short_side, dict[int, VideoError]()
 
-    def read() -> Iterator[tuple[int, Tensor, Mapping[Whose, tuple[Tensor, Tensor]]]]:
-        clips = scenes.clips(wanted, shape.frames, settings.stride, side, keep=_kept(settings))
+    def read() -> Iterator[tuple[int, Tensor]]:
+        clips = scenes.clips(wanted, frames, settings.stride, side, settings.keep_decoded)
         for index, video in zip(wanted, clips, strict=True):
             if isinstance(video, VideoError):
                 failed[index] = video
             elif not failed:
-                here = {one: people[one].iloc[rows[one].get(keys[index], [])] for one in people}
-                yield index, to_short_side(video, side), {one: _boxes(some) for one, some in here.items()}
+                yield index, to_short_side(video, side)
 
     for _, alike in groupby(read(), lambda clip: clip[1].shape):
         while clips := list(islice(alike, batch)):
@@ -199,37 +195,15 @@ def _test_clips(
         raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
 
 
-def _boxes(people: pd.DataFrame) -> tuple[Tensor, Tensor]:
-    """Boxes `(n, 4)` and scores `(n,)`."""
-    boxes, scores = (torch.tensor(people[names].to_numpy(float)).float() for names in (CORNERS, "score"))
-    return boxes, scores
-
-
-def _kept(settings: DetectSettings) -> bool:
-    """The embedded scenes are few and small enough to be kept."""
-    return settings.scenes.motionworld is not None
-
-
-def _rows(scenes: Scenes, index: int, boxes: Tensor, scores: Tensor) -> pd.DataFrame:
-    classes, key = sorted(scenes.actions), scenes.keys.iloc[index]
-    each = pd.DataFrame(boxes.double().numpy(), columns=CORNERS).assign(video=key.video, timestamp=key.timestamp)
-    table = each.loc[each.index.repeat(len(classes))].reset_index(drop=True)
-    return table.assign(action_id=classes * len(boxes), score=scores.flatten().double().numpy())[[*COLUMNS, "score"]]
-
-
-def _padded(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """`(n, ...)` of different n -> `(B, M, ...)`, filled up with zeros."""
-    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-
-
-def _size(video: Tensor) -> tuple[int, int]:
-    return video.shape[-1], video.shape[-2]
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """`(n, ...)` with different n -> `(B, M, ...)`, padded with zeros."""
+    return pad_sequence(list(parts), batch_first=True)
 
 
 def _to_patches(video: Tensor, patch: int) -> Tensor:
-    """A clip filled up with the mean colour, at its right and lower edges, to multiples of a patch: uint8 `(C, T, H, W)`."""
+    """A clip padded with the mean colour, on the right and at the bottom, to multiples of a patch: uint8 `(C, T, H, W)`."""
     height, width = video.shape[-2:]
-    filled = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1, 1)
-    filled = filled.repeat(1, video.shape[1], height + -height % patch, width + -width % patch)
-    filled[..., :height, :width] = video
-    return filled
+    colour = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1, 1)
+    padded = colour.repeat(1, video.shape[1], height + -height % patch, width + -width % patch)
+    padded[..., :height, :width] = video
+    return padded

@@ -1,4 +1,4 @@
-"""Distillation: a student learns to answer as a frozen teacher does (VideoMAE V2, section 3)."""
+"""Distillation: a student learns to predict what a frozen teacher predicts (VideoMAE V2, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from vmae_lab.models.checkpoints import State, load_weights
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch
-from vmae_lab.training.tasks.finetune import FinetuneBatches, FinetuneSettings, FinetuneTask
+from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask
 from vmae_lab.utils.seeding import seeded
 
 
 class DistillSettings(FinetuneSettings):
-    """Fine-tuning's recipe with a teacher's answers to learn from, beside the labels or in their place.
+    """Fine-tuning's recipe with a teacher's predictions as targets, in addition to the labels or instead of them.
 
-    The teacher sees the clips that the student sees, augmented and mixed, and runs in the stage's own precision.
+    The teacher sees the student's clips, augmented and mixed, and runs in the stage's own precision.
     """
 
-    temperature: float = Field(1.0, gt=0, description="both answers' logits are divided by it")
+    temperature: float = Field(1.0, gt=0, description="by which the logits of both are divided")
     hard_weight: float = Field(0.0, ge=0, description="of the labels' cross-entropy; 0 reads no labels")
     feature_weight: float = Field(0.0, ge=0, description="of the distance between the two encoders' mean tokens")
     feature_loss: Literal["mse", "cosine"] = Field("mse", description="that distance; cosine is 1 - cosine similarity")
@@ -33,7 +33,7 @@ class DistillSettings(FinetuneSettings):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained `VideoClassifier`: its weights, and what it is built from."""
+    """A trained `VideoClassifier`: its weights and what it is built from."""
 
     state: State
     model: ModelSettings
@@ -41,7 +41,7 @@ class Teacher:
 
 
 class Student(nn.Module):
-    """A classifier, and the linear map from its mean token to a teacher's, where features are learned too.
+    """A classifier and, if features are learned too, the linear map from its mean token to the teacher's.
 
     forward: `(B, C, T, H, W)` -> scores `(B, classes)`, and mean tokens `(B, teacher's width)` or None.
     """
@@ -56,7 +56,7 @@ class Student(nn.Module):
         return self.classifier.head(tokens), self.to_teacher(tokens.mean(1)) if self.to_teacher else None
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """The classifier's layers for layer decay; the map is with the head."""
+        """The classifier's layers for layer decay; the map belongs to the head's layer."""
         return {"stem": r"^classifier\.encoder\.embed", "blocks": [(r"^classifier\.encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
@@ -64,98 +64,75 @@ class Student(nn.Module):
 
 
 class DistillTask(FinetuneTask):
-    """Answer as the teacher does, from a pre-trained encoder's weights or from scratch (`encoder` None).
+    """Predict what the teacher predicts, starting from a pre-trained encoder's weights or from scratch (`encoder` None).
 
-    With `hard_weight` 0 clips need no labels. The teacher is part of the task, not of what is trained: no optimiser,
-    gradient, training mode or checkpoint touches it. Raises CheckpointError where its weights do not fit, ValueError where
-    the two cannot see the same clips or labels are wanted that are not there.
+    The teacher is part of the task, not of what is trained: no optimiser, gradient, training mode or checkpoint touches it.
+    Raises CheckpointError if its weights do not fit, ValueError if teacher and student take different clips or labels are
+    missing that `hard_weight` needs.
     """
 
     settings: DistillSettings
 
     def __init__(
-        self,
-        model: ModelSettings,
-        settings: DistillSettings,
-        data: DataSettings,
-        clips: Clips,
-        rows: list[int],
-        encoder: State | None,
-        teacher: Teacher,
-        seed: int,
-        corrupt_videos: CorruptVideos | None = None,
-    ):
-        super().__init__(model, settings, data, clips, rows, encoder, seed, corrupt_videos)
-        seen, shown = ((one.clip.frames, one.clip.side) for one in (teacher.model, model))
-        if seen != shown:
+        self, model: ModelSettings, settings: DistillSettings, data: DataSettings, clips: Clips, rows: list[int],
+        encoder: State | None, teacher: Teacher, seed: int, corrupt_videos: CorruptVideos | None = None,
+    ):  # fmt: skip
+        super().__init__(
+            model, settings, data, clips, rows, encoder, seed, CorruptVideos() if corrupt_videos is None else corrupt_videos
+        )
+        takes, given = ((one.clip.frames, one.clip.side) for one in (teacher.model, model))
+        if takes != given:
             raise ValueError(
-                f"the teacher sees clips of {seen[0]} frames of {seen[1]} pixels, the student of {shown[0]} of {shown[1]}: "
-                "one clip is shown to both"
+                f"the teacher takes clips of {takes[0]} frames of {takes[1]} pixels, the student of {given[0]} of {given[1]}: "
+                "both must take the same clips"
             )
         if settings.hard_weight and (clips.labels[rows] < 0).any():
-            raise ValueError(f"hard_weight {settings.hard_weight:g} learns from labels, and some clips have none; 0 needs none")
-        self.teacher = _frozen(teacher, data.classes)
+            raise ValueError(f"hard_weight {settings.hard_weight:g} needs labels, and some clips have none; set it to 0")
+        with seeded(0, "weights that the teacher's replace"):
+            self.teacher = VideoClassifier(teacher.model.dimensions, teacher.model.clip, data.classes, teacher.readout)
+        load_weights(self.teacher, teacher.state, "the teacher")
+        self.teacher.eval().requires_grad_(False)
 
     def build(self) -> Student:  # type: ignore[override]  # what is trained wraps the classifier
-        return Student(self.classifier(), self.teacher.encoder.width if self.settings.feature_weight else None)
+        return Student(super().build(), self.teacher.encoder.width if self.settings.feature_weight else None)
 
-    def batches(self, rows: range) -> "DistillBatches":
-        return DistillBatches(self, rows)
+    def batch(self, step: int, rows: range) -> Batch:
+        """Fine-tuning's batch, without `label` if no labels are learned from."""
+        batch = super().batch(step, rows)
+        return batch if self.settings.hard_weight else {"video": batch["video"]}
+
+    def labels(self, chosen: Sequence[int]) -> Tensor:
+        # Clips without labels are mixed too; their labels are not used.
+        return super().labels(chosen) if self.settings.hard_weight else torch.zeros(len(chosen), dtype=torch.int64)
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         settings = self.settings
         video = batch["video"].to(device, non_blocking=True)
-        wanted, wanted_features = self._taught(video)
+        with torch.no_grad():
+            tokens = self.teacher.to(device).encoder(video)
+            target_scores, target_features = self.teacher.head(tokens), tokens.mean(1)
         scores, features = model(video)
-        total = soft_loss(scores, wanted, settings.temperature)
+        total = soft_loss(scores, target_scores, settings.temperature)
         if settings.hard_weight:
             total = total + settings.hard_weight * self.criterion(scores.float(), batch["label"].to(device, non_blocking=True))
         if settings.feature_weight:
-            total = total + settings.feature_weight * feature_loss(features, wanted_features, settings.feature_loss)
+            total = total + settings.feature_weight * feature_loss(features, target_features, settings.feature_loss)
         return total
 
-    @torch.no_grad()
-    def _taught(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's scores `(B, classes)` and mean tokens `(B, D)`."""
-        tokens = self.teacher.to(video.device).encoder(video)
-        return self.teacher.head(tokens), tokens.mean(1)
 
+def soft_loss(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened predictions, mean over clips: `(B, classes)` twice -> scalar.
 
-class DistillBatches(FinetuneBatches):
-    """Fine-tuning's batches; without `label` where no label is learned from."""
-
-    task: DistillTask
-
-    def __getitem__(self, step: int) -> Batch:
-        batch = super().__getitem__(step)
-        return batch if self.task.settings.hard_weight else {"video": batch["video"]}
-
-    def labels(self, rows: Sequence[int]) -> Tensor:
-        # Clips without labels are mixed too; what comes of these is not looked at.
-        return super().labels(rows) if self.task.settings.hard_weight else torch.zeros(len(rows), dtype=torch.int64)
-
-
-def soft_loss(scores: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """KL divergence of softened answers, mean over clips: `(B, classes)` twice -> a number.
-
-    Times the squared temperature, so that its gradient's size stays while the temperature varies (Hinton et al.,
+    Times the squared temperature, so that the size of its gradient does not depend on the temperature (Hinton et al.,
     arXiv 1503.02531, section 2.1).
     """
-    ours, theirs = (functional.log_softmax(logits.float() / temperature, dim=1) for logits in (scores, wanted))
+    ours, theirs = (functional.log_softmax(logits.float() / temperature, dim=1) for logits in (scores, target))
     return temperature**2 * functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-def feature_loss(features: Tensor, wanted: Tensor, kind: Literal["mse", "cosine"]) -> Tensor:
-    """Distance of features, mean over clips (and for `mse` over their values): `(B, D)` twice -> a number."""
-    features, wanted = features.float(), wanted.float()
+def feature_loss(features: Tensor, target: Tensor, kind: Literal["mse", "cosine"]) -> Tensor:
+    """Distance of features, mean over clips (for `mse` over their values too): `(B, D)` twice -> scalar."""
+    features, target = features.float(), target.float()
     if kind == "mse":
-        return functional.mse_loss(features, wanted)
-    return 1 - functional.cosine_similarity(features, wanted, dim=1).mean()
-
-
-def _frozen(teacher: Teacher, classes: int) -> VideoClassifier:
-    """The teacher in evaluation mode, without gradients."""
-    with seeded(0, "weights that the teacher's replace"):
-        model = VideoClassifier(teacher.model.dimensions, teacher.model.clip, classes, teacher.readout)
-    load_weights(model, teacher.state, "the teacher")
-    return model.eval().requires_grad_(False)
+        return functional.mse_loss(features, target)
+    return 1 - functional.cosine_similarity(features, target, dim=1).mean()

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning of the whole encoder under a class head (VideoMAE V2's recipe)."""
+"""Supervised fine-tuning of the whole encoder with a class head (VideoMAE V2's recipe)."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
@@ -10,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from timm.data import FastCollateMixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.dataset import Clips, DataSettings
@@ -30,38 +30,38 @@ Sampling = Literal["dense", "sparse"]
 
 
 class MixSettings(BaseModel):
-    """Clips of a batch mixed in pairs, with their labels: mixup or cutmix, one of the two a batch (VideoMAE V2's recipe).
+    """Mixup or cutmix, one of the two per batch: its clips are mixed in pairs, with their labels (VideoMAE V2's recipe).
 
-    mixup (arXiv 1710.09412) adds two clips in shares drawn from Beta(mixup, mixup); cutmix (arXiv 1905.04899) puts a box of
-    one, the same in all frames, into the other.
+    mixup (arXiv 1710.09412) adds two clips in shares drawn from Beta(mixup, mixup). cutmix (arXiv 1905.04899) pastes a box of
+    one clip, the same in all frames, into the other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution; none where 0")
-    cutmix: float = Field(1.0, ge=0, description="the same of the box's area; none where 0")
-    probability: float = Field(1.0, gt=0, le=1, description="how often a batch is mixed")
-    switch: float = Field(0.5, ge=0, le=1, description="how often that is by cutmix, where both are on")
+    mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution; 0: no mixup")
+    cutmix: float = Field(1.0, ge=0, description="the same for the area of cutmix's box; 0: no cutmix")
+    probability: float = Field(1.0, gt=0, le=1, description="of mixing a batch")
+    switch: float = Field(0.5, ge=0, le=1, description="probability of cutmix instead of mixup, if both are on")
 
     def model_post_init(self, _context: object) -> None:
         if not (self.mixup or self.cutmix):
-            raise ValueError("mixup and cutmix are both 0: leave mix out (null) to mix nothing")
+            raise ValueError("mixup and cutmix are both 0: set mix to null to mix nothing")
 
 
 class FinetuneSettings(TrainSettings):
-    """The paper's fine-tuning recipe, to be scaled down."""
+    """The paper's fine-tuning recipe, scaled down."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = Field(0.75, gt=0, le=1)
     readout: Readout = "mean"
     drop_path: float = Field(0.1, ge=0, lt=1)
-    dropout: float = Field(0.0, ge=0, lt=1, description="part of the linear layer's inputs that is left out in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="part of the linear layer's inputs that is dropped in training")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     head_init_scale: float = Field(0.001, gt=0)
     sampling: Sampling = Field("dense", description="a window, or one frame of each equal segment (SSv2)")
-    repeats: int = Field(1, ge=1, description="repeated augmentation: samples drawn in a row from one decoded clip")
-    augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; pre-training's crops alone if null")
-    mix: MixSettings | None = Field(None, description="mixup and cutmix; none if null")
+    repeats: int = Field(1, ge=1, description="repeated augmentation: consecutive samples of one decoded clip")
+    augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; null: pre-training's crops only")
+    mix: MixSettings | None = Field(None, description="mixup and cutmix; null: none")
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
@@ -69,44 +69,61 @@ class FinetuneSettings(TrainSettings):
             raise ValueError(f"batch_size {self.batch_size} is odd: mixup and cutmix mix the clips of a batch in pairs")
 
 
+@dataclass(eq=False)
 class FinetuneTask:
-    """Name the action of labelled clips, from a pre-trained encoder's weights or from scratch (`encoder` None)."""
+    """Predict the action of labelled clips, starting from a pre-trained encoder's weights or from scratch (`encoder` None)."""
 
-    def __init__(
-        self,
-        model: ModelSettings,
-        settings: FinetuneSettings,
-        data: DataSettings,
-        clips: Clips,
-        labelled: list[int],
-        encoder: State | None,
-        seed: int,
-        corrupt_videos: CorruptVideos | None = None,
-    ):
-        self.model, self.settings, self.data, self.clips = model, settings, data, clips
-        self.labelled, self.encoder, self.seed = labelled, encoder, seed
-        self.corrupt_videos = CorruptVideos() if corrupt_videos is None else corrupt_videos
-        # What is mixed has its smoothing in its targets.
-        self.criterion = SoftTargetCrossEntropy() if settings.mix else LabelSmoothingCrossEntropy(settings.label_smoothing)
+    model: ModelSettings
+    settings: FinetuneSettings
+    data: DataSettings
+    clips: Clips
+    labelled: list[int]
+    encoder: State | None
+    seed: int
+    corrupt_videos: CorruptVideos = field(default_factory=CorruptVideos)
+
+    def __post_init__(self) -> None:
+        settings, mix = self.settings, self.settings.mix
+        self.order = EpochOrder(len(self.labelled), self.seed, "fine-tuning order")
+        # Mixed labels are smoothed when they are mixed.
+        self.criterion = SoftTargetCrossEntropy() if mix else LabelSmoothingCrossEntropy(settings.label_smoothing)
+        self.mixing = None if mix is None else FastCollateMixup(
+            mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.probability, switch_prob=mix.switch,
+            label_smoothing=settings.label_smoothing, num_classes=self.data.classes,
+        )  # fmt: skip
 
     def build(self) -> VideoClassifier:
-        return self.classifier()
-
-    def classifier(self) -> VideoClassifier:
-        """The classifier before its training."""
         settings = self.settings
         model = VideoClassifier(
             self.model.dimensions, self.model.clip, self.data.classes, settings.readout, settings.drop_path,
             settings.head_init_scale, settings.dropout,
         )  # fmt: skip
         if self.encoder is not None:
-            # The encoder's final LayerNorm is dropped: the head has a fresh one (as in the reference).
+            # Without the encoder's final LayerNorm: the head has a new one (as in the reference).
             state = {key: value for key, value in self.encoder.items() if not key.startswith("trunk.norm.")}
             load_weights(model.encoder, state, "the pre-trained encoder")
         return model
 
-    def batches(self, rows: range) -> "FinetuneBatches":
-        return FinetuneBatches(self, rows)
+    def batch(self, step: int, rows: range) -> Batch:
+        """uint8 `video (B, C, T, H, W)`; `label`, int64 `(B,)` or, if mixed, float `(B, classes)`.
+
+        Clips are mixed among the rows of a process, as in the reference.
+        """
+        if self.mixing and len(rows) % 2:
+            raise ValueError(f"{len(rows)} clips per process and step are odd: mixup and cutmix mix them in pairs")
+        chosen, videos = zip(*self._clips([step * self.settings.batch_size + row for row in rows]), strict=True)
+        labels = self.labels(chosen)
+        if not self.mixing:
+            return {"video": torch.stack(videos), "label": labels}
+        # timm mixes images. Colours and frames are their channels here, so all frames share the box.
+        images = [(video.flatten(0, 1).numpy(), label) for video, label in zip(videos, labels.tolist(), strict=True)]
+        with library_draws(derive(self.seed, "mixup and cutmix", step, rows.start)):
+            mixed, targets = self.mixing(images)
+        return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
+
+    def labels(self, chosen: Sequence[int]) -> Tensor:
+        """int64 `(B,)` of some of the labelled clips."""
+        return torch.from_numpy(self.clips.labels[[self.labelled[row] for row in chosen]])
 
     def weight(self, batch: Batch) -> float:
         return float(len(batch["video"]))
@@ -115,88 +132,42 @@ class FinetuneTask:
         scores = model(batch["video"].to(device, non_blocking=True))
         return self.criterion(scores.float(), batch["label"].to(device, non_blocking=True))
 
-
-class FinetuneBatches(Dataset):
-    """Step -> a process's rows: uint8 `video (B, C, T, H, W)`, and `label`, int64 `(B,)` or where mixed float `(B, classes)`.
-
-    A pure function of (seed, step). Clips are mixed inside a process's rows, as in the reference.
-    """
-
-    def __init__(self, task: FinetuneTask, rows: range):
-        self.task, self.rows = task, rows
-        self.order = EpochOrder(len(task.labelled), task.seed, "fine-tuning order")
-        settings = task.settings
-        if settings.mix and len(rows) % 2:
-            raise ValueError(f"{len(rows)} clips a process and step are odd: mixup and cutmix mix them in pairs")
-        mix, self.mixing = settings.mix, None
-        if mix:
-            self.mixing = FastCollateMixup(
-                mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.probability, switch_prob=mix.switch,
-                label_smoothing=settings.label_smoothing, num_classes=task.data.classes,
-            )  # fmt: skip
-
-    def __getitem__(self, step: int) -> Batch:
-        positions = [step * self.task.settings.batch_size + row for row in self.rows]
-        rows, videos = zip(*self._clips(positions), strict=True)
-        labels = self.labels(rows)
-        if self.mixing:
-            return self._mixed(self.mixing, videos, labels, step)
-        return {"video": torch.stack(videos), "label": labels}
-
-    def labels(self, rows: Sequence[int]) -> Tensor:
-        """int64 `(B,)` of some of the labelled clips."""
-        return torch.from_numpy(self.task.clips.labels[[self.task.labelled[row] for row in rows]])
-
-    def _mixed(self, mixing: FastCollateMixup, videos: Sequence[Tensor], labels: Tensor, step: int) -> Batch:
-        """timm's mixing of uint8 pixels, colours and frames as its channels, so that all frames share the box."""
-        flat = [video.flatten(0, 1).numpy() for video in videos]
-        with library_draws(derive(self.task.seed, "mixup and cutmix", step, self.rows.start)):
-            mixed, targets = mixing(list(zip(flat, labels.tolist(), strict=True)))
-        return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
-
     def _clips(self, positions: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """A labelled clip's row and a crop of it for each position; neighbours that repeat one clip share its decoding."""
-        for place, repeated in groupby(positions, lambda position: position // self.task.settings.repeats):
-            row, video = self._video(place)
+        """A labelled clip's row and a crop of it for each position. Neighbours that repeat one clip share its decoding."""
+        short_side = math.ceil(self.model.side / min(self.data.crop_scales))
+        for number, repeated in groupby(positions, lambda position: position // self.settings.repeats):
+            choose = self._choose(number)
+
+            def read(row: int, choose: Choose = choose) -> Tensor:
+                return self.clips.video(self.labelled[row], choose, short_side)
+
+            row, video = read_or_replace(self.order, number, read, self.corrupt_videos)
             for position in repeated:
                 yield row, self._crop(video, position)
 
-    def _video(self, place: int) -> tuple[int, Tensor]:
-        """Which labelled clip stands at a place of the order of clips, and its frames, no smaller than its crops need."""
-        task = self.task
-        choose = self._choose(place)
-        short_side = math.ceil(task.model.side / min(task.data.crop_scales))
-
-        def read(row: int) -> Tensor:
-            return task.clips.video(task.labelled[row], choose, short_side)
-
-        return read_or_replace(self.order, place, read, task.corrupt_videos)
-
-    def _choose(self, place: int) -> Choose:
-        """The frames of the clip at a place of the order."""
-        task = self.task
-        if task.settings.sampling == "sparse":
-            places = numpy_generator(task.seed, "fine-tuning segments", place).random(task.model.frames)
+    def _choose(self, number: int) -> Choose:
+        """The frames of a clip by its number in the order of clips."""
+        if self.settings.sampling == "sparse":
+            places = numpy_generator(self.seed, "fine-tuning segments", number).random(self.model.frames)
             return Sparse(tuple(places.tolist()))
-        where = numpy_generator(task.seed, "fine-tuning crop", place * task.settings.repeats).random()
-        return Dense(task.model.frames, task.data.stride, where)
+        where = numpy_generator(self.seed, "fine-tuning crop", number * self.settings.repeats).random()
+        return Dense(self.model.frames, self.data.stride, where)
 
     def _crop(self, video: Tensor, position: int) -> Tensor:
-        """What one sample sees of a clip: uint8 `(C, T, side, side)`."""
-        task = self.task
-        if task.settings.augment:
-            seed = derive(task.seed, "fine-tuning augmentation", position)
-            return finetune_augment(video, task.model.side, task.settings.augment, seed)
-        rng = numpy_generator(task.seed, "fine-tuning crop", position)
-        rng.random()  # the first draw places the window, of the first of the repeats
-        return multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
+        """One sample of a clip: uint8 `(C, T, side, side)`."""
+        side, augment = self.model.side, self.settings.augment
+        if augment:
+            return finetune_augment(video, side, augment, derive(self.seed, "fine-tuning augmentation", position))
+        rng = numpy_generator(self.seed, "fine-tuning crop", position)
+        rng.random()  # the first draw places the window
+        return multi_scale_crop(video, side, rng, self.data.crop_scales)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, sampling: Sampling = "dense") -> Tensor:
     """Class scores of each clip, whole frame: `(n, classes)` on the CPU. Raises MissingVideos.
 
-    Of its middle window or, where it was trained on sparse clips, of the middles of its segments.
+    From the middle window or, if the model was trained on sparse clips, from the middles of the segments.
     """
     device = next(model.parameters()).device
     model.eval()

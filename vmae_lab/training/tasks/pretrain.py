@@ -3,13 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.dataset import Clips, DataSettings
@@ -26,11 +26,11 @@ from vmae_lab.utils.seeding import numpy_generator, torch_generator
 
 
 class PretrainSettings(TrainSettings):
-    """The paper's pre-training recipe, to be scaled down by steps and batch."""
+    """The paper's pre-training recipe, scaled down by steps and batch."""
 
     normalise_target: bool = True
     target_eps: float = Field(TARGET_EPS, gt=0, description="added to a cube's deviation; 1e-6 on real videos")
-    repeats: int = Field(1, ge=1, description="repeated augmentation: crops and masks drawn in a row from one decoded clip")
+    repeats: int = Field(1, ge=1, description="repeated augmentation: consecutive crops and masks of one decoded clip")
     keep_at: tuple[float, ...] = Field(
         (),
         description="parts of the steps after which the weights are kept too, such as [0.25, 0.5], for accuracy over compute",
@@ -46,39 +46,47 @@ class PretrainSettings(TrainSettings):
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
-        """The steps of `keep_at`, rounded, each once; those that round to no step or to the last are left out."""
+        """The steps of `keep_at`, rounded, each once, without step 0 and the last one."""
         steps = dict.fromkeys(round(part * self.steps) for part in self.keep_at)
         return tuple(step for step in steps if 0 < step < self.steps)
 
 
+@dataclass(eq=False)
 class PretrainTask:
-    """Rebuild masked cubes."""
+    """Reconstruct masked cubes."""
 
-    def __init__(
-        self,
-        model: ModelSettings,
-        masks: MaskSettings,
-        settings: PretrainSettings,
-        data: DataSettings,
-        clips: Clips,
-        seed: int,
-        corrupt_videos: CorruptVideos | None = None,
-    ):
-        self.model, self.masks, self.settings, self.data, self.clips, self.seed = model, masks, settings, data, clips, seed
-        self.corrupt_videos = CorruptVideos() if corrupt_videos is None else corrupt_videos
-        self.strides = {source: data.stride_of(source) for source in set(clips.sources)}
-        self.order = sample_order(clips.sources, data.mixing, seed, data.weights)
+    model: ModelSettings
+    masks: MaskSettings
+    settings: PretrainSettings
+    data: DataSettings
+    clips: Clips
+    seed: int
+    corrupt_videos: CorruptVideos = field(default_factory=CorruptVideos)
+
+    def __post_init__(self) -> None:
+        self.strides = {source: self.data.stride_of(source) for source in set(self.clips.sources)}
+        self.order = sample_order(self.clips.sources, self.data.mixing, self.seed, self.data.weights)
 
     def build(self) -> VideoMAE:
         return VideoMAE(self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps)
 
-    def batches(self, rows: range) -> "PretrainBatches":
-        return PretrainBatches(self, rows)
-
-    def samples_by_source(self) -> dict[str, int]:
-        """How many samples of each source the whole training draws, repeats counted once."""
-        sources, drawn = self.clips.sources, self.settings.steps * self.settings.batch_size // self.settings.repeats
-        return dict(Counter(sources[self.order[position]] for position in range(drawn)))
+    def batch(self, step: int, rows: range) -> Batch:
+        """uint8 `video (B, C, T, H, W)`, bool `encoder_mask` and `decoder_mask (B, N)`, bool `counted (B, M)` (decoded tokens
+        in the loss); uint8 `target (B, C, T, H, W)` if the target is another clip.
+        """
+        first = step * self.settings.batch_size
+        positions = [first + row for row in rows]
+        batch = {"video": torch.stack(list(self._clips(positions)))}
+        if self.settings.target_from == "other_clip":  # the next one of the stream: a process may hold one clip of the batch
+            batch["target"] = torch.stack(list(self._clips([at + self.settings.repeats for at in positions])))
+        # Masks are drawn for the global batch and cut, so that they do not depend on the number of processes.
+        encoder_mask, decoder_mask = draw_masks(
+            self.masks, self.model.clip.grid, self.settings.batch_size,
+            torch_generator(self.seed, "encoder mask", step), torch_generator(self.seed, "decoder mask", step),
+        )  # fmt: skip
+        counted = loss_positions(encoder_mask, visible_index(decoder_mask), self.masks.loss_on)
+        masks = {"encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
+        return {**batch, **{name: mask[rows.start : rows.stop] for name, mask in masks.items()}}
 
     def weight(self, batch: Batch) -> float:
         return float(batch["counted"].sum())
@@ -86,58 +94,31 @@ class PretrainTask:
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         video = batch["video"].to(device, non_blocking=True)
         prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
-        rebuilt = batch["target"].to(device, non_blocking=True) if "target" in batch else video
+        target_clip = batch["target"].to(device, non_blocking=True) if "target" in batch else video
         counted = batch["counted"].to(device, non_blocking=True)
-        return unwrapped(model).forward_loss(rebuilt, prediction, decoded, counted)
+        return unwrapped(model).forward_loss(target_clip, prediction, decoded, counted)
 
-
-class PretrainBatches(Dataset):
-    """Step -> a process's rows of that step's batch: uint8 `video (B, C, T, H, W)`, bool masks `(B, N)`, bool `counted (B, M)`;
-    uint8 `target (B, C, T, H, W)` if the target is another clip.
-
-    A pure function of (seed, step): masks are drawn for the global batch and cut, crops by position in the stream.
-    """
-
-    def __init__(self, task: PretrainTask, rows: range):
-        self.task, self.rows = task, rows
-
-    def __getitem__(self, step: int) -> Batch:
-        task, batch_size = self.task, self.task.settings.batch_size
-        positions = [step * batch_size + row for row in self.rows]
-        videos = {"video": torch.stack(list(self._clips(positions)))}
-        if task.settings.target_from == "other_clip":  # of the stream, since a process may hold one clip of the batch
-            videos["target"] = torch.stack(list(self._clips([place + task.settings.repeats for place in positions])))
-        encoder_mask, decoder_mask = draw_masks(
-            task.masks,
-            task.model.clip.grid,
-            batch_size,
-            torch_generator(task.seed, "encoder mask", step),
-            torch_generator(task.seed, "decoder mask", step),
-        )
-        counted = loss_positions(encoder_mask, visible_index(decoder_mask), task.masks.loss_on)
-        masks = {"encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
-        return {**videos, **{name: mask[self.rows.start : self.rows.stop] for name, mask in masks.items()}}
+    def samples_by_source(self) -> dict[str, int]:
+        """How many samples of each source the training draws; repeats count once."""
+        drawn = self.settings.steps * self.settings.batch_size // self.settings.repeats
+        return dict(Counter(self.clips.sources[self.order[position]] for position in range(drawn)))
 
     def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """A crop for each position of the stream; neighbours that repeat one clip share its decoding."""
-        task = self.task
-        for place, repeated in groupby(positions, lambda position: position // task.settings.repeats):
-            first = place * task.settings.repeats
-            rng = numpy_generator(task.seed, "crop", first)
-            video = self._video(place, rng.random())  # the first draw places the window for all repeats
+        """A crop for each position of the stream of samples. Neighbours that repeat one clip share its decoding."""
+        repeats, scales = self.settings.repeats, self.data.crop_scales
+        short_side = math.ceil(self.model.side / min(scales))
+        for number, repeated in groupby(positions, lambda position: position // repeats):
+            first = number * repeats
+            rng = numpy_generator(self.seed, "crop", first)
+            where = rng.random()  # places the window of frames, for all repeats
+
+            def read(index: int, where: float = where) -> Tensor:
+                stride = self.strides[self.clips.sources[index]]
+                return self.clips.video(index, Dense(self.model.frames, stride, where), short_side)
+
+            _, video = read_or_replace(self.order, number, read, self.corrupt_videos)
             for position in repeated:
                 if position != first:
-                    rng = numpy_generator(task.seed, "crop", position)
-                    rng.random()  # places no window
-                yield multi_scale_crop(video, task.model.side, rng, task.data.crop_scales)
-
-    def _video(self, place: int, where: float) -> Tensor:
-        """The window of frames at a place of the order of clips: uint8 `(C, T, H, W)`, no larger than its crops need."""
-        task = self.task
-        short_side = math.ceil(task.model.side / min(task.data.crop_scales))
-
-        def read(index: int) -> Tensor:
-            stride = task.strides[task.clips.sources[index]]
-            return task.clips.video(index, Dense(task.model.frames, stride, where), short_side)
-
-        return read_or_replace(task.order, place, read, task.corrupt_videos)[1]
+                    rng = numpy_generator(self.seed, "crop", position)
+                    rng.random()  # would place a window
+                yield multi_scale_crop(video, self.model.side, rng, scales)

@@ -1,0 +1,75 @@
+"""Requests to stop (SIGTERM, which Slurm sends before it takes a node back): a training saves a checkpoint and ends."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+STOPPED = 128 + signal.SIGTERM  # the exit status that shells and Slurm expect
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop and has saved a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(STOPPED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stopped, ()
+
+
+class _StopRequested(BaseException):
+    """A stop request while the next item is awaited. A BaseException, so that no `except Exception` of a dataset catches it."""
+
+
+class StopRequests:
+    """When called, it returns whether the run was asked to stop: by SIGTERM, or because its launcher was killed."""
+
+    def __init__(self) -> None:
+        self.arrived, self._waiting = False, False
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def __call__(self) -> bool:
+        return self.arrived or self._launcher not in (None, os.getppid())
+
+    def handle(self, _number: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.arrived = True
+        if self._waiting:
+            self._waiting = False
+            raise _StopRequested
+
+    def until_requested(self, items: Iterator[T]) -> Iterator[T]:
+        """The items of an iterator up to a stop request, which also ends the wait for an item: that may never come."""
+        try:
+            while True:
+                self._waiting = True
+                item = None if self() else next(items, None)
+                self._waiting = False
+                if item is None:
+                    return
+                yield item
+        except _StopRequested:
+            return
+        finally:
+            self._waiting = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Turn SIGTERM into a stop request while the block runs. Python allows this in the main thread only."""
+    requests = StopRequests()
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+    earlier = signal.signal(signal.SIGTERM, requests.handle)
+    try:
+        yield requests
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    if requests.arrived:  # too late to end this block: pass it on to the enclosing one, or end the process
+        signal.raise_signal(signal.SIGTERM)
