@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from torchvision.ops import box_iou
+from vmae_lab.lab.stage_cost import BACKWARD, stage_macs
 
 from vmae_lab.data.ava_files import CORNERS, KEY, read_detections
 from vmae_lab.data.motionworld.scenes import open_scene_world
@@ -15,13 +16,12 @@ from vmae_lab.evaluation.frame_map import frame_map
 from vmae_lab.lab.arms import SPATIAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.loading import load_scenes
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.maps import letter_of, number_of
 from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stage_cost import BACKWARD, stage_macs
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage
+from vmae_lab.lab.stages.inputs import load_scenes
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ClipShape

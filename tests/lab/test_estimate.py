@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from vmae_lab.lab.stage_cost import H200, Machine, Work, data_work, ridge_macs, stage_work, this_machine
 
 from vmae_lab.lab import stage_cost
 from vmae_lab.lab.arms import DECODER_MASKS, PROGRESSIVE
@@ -13,7 +14,6 @@ from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.estimate import plan_cost, plan_summary, predicted_and_actual, stage_bytes, stage_macs
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stage_cost import H200, Machine, Work, data_work, ridge_macs, stage_work, this_machine
 from vmae_lab.lab.stages import (
     WEIGHTS,
     Stage,

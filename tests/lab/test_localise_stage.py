@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from vmae_lab.lab.detecting import judge
+from vmae_lab.lab.stage_cost import actionformer_macs, stage_macs
 
 from vmae_lab.data.activitynet_files import read_predictions
 from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.estimate import stage_bytes
 from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.loading import load_untrimmed
 from vmae_lab.lab.presentation import temporal_detection
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stage_cost import actionformer_macs, stage_macs
 from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.stages.inputs import load_untrimmed
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.training.tasks.localise import LocaliseSettings

@@ -12,8 +12,8 @@ from vmae_lab.data.ava import open_scenes
 from vmae_lab.data.ava_files import write_person_boxes
 from vmae_lab.detection.person_detector import TorchvisionDetector, detect_people
 from vmae_lab.lab.config import Recipe, RecipeError
-from vmae_lab.lab.loading import check_scenes, check_untrimmed
 from vmae_lab.lab.stages import Stage, detect_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.stages.inputs import check_scenes, check_untrimmed
 from vmae_lab.training.tasks.detect import DetectSettings
 from vmae_lab.utils.atomic_io import make_folder
 
