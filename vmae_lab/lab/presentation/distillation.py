@@ -81,8 +81,8 @@ def students_caption(plan: Plan, rows: pd.DataFrame) -> str:
 def sizes_table(plan: Plan) -> pd.DataFrame:
     """Teacher and student: parameters, and multiply-accumulates of one clip. Counted, not measured."""
     measures = plan.first(plan.possible[0]).measures
-    counted = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
-    counted = {name: stage for name, stage in counted.items() if isinstance(stage, SupervisedStage)}
+    stages = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
+    counted = {name: stage for name, stage in stages.items() if isinstance(stage, SupervisedStage)}
     most = counted["teacher"].clip_macs
     return pd.DataFrame([
         {

@@ -9,8 +9,8 @@ from vmae_lab.evaluation.pixel_baselines import MOST_PIXELS, raw_pixel_accuracy,
 from vmae_lab.evaluation.probes import ProbeSettings, labelled_draws
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work, reading_seconds, ridge_macs
-from vmae_lab.lab.stages.inputs import EvaluatedStage, evaluated_settings
-from vmae_lab.lab.stages.stage import Job
+from vmae_lab.lab.stages.inputs import EvaluatedStage
+from vmae_lab.lab.stages.stage import Job, Stage, build
 
 SOLVE_MACS = 8e9  # multiply-accumulates per second in float64, of one core
 
@@ -39,6 +39,10 @@ class ControlsStage(EvaluatedStage):
         return {"metrics": metrics, "single_frames": frames, **counts}
 
     @property
+    def macs(self) -> float:
+        return self.clip_macs * self.held_out_count  # for the weight in a progress bar
+
+    @property
     def work(self) -> Work:
         """Ridge on every single frame of all training clips, and on the pixels of the labelled clips."""
         world, labels, clips, classes = self.data.motionworld, self.labels or 0, self.held_out_count, self.data.classes
@@ -47,12 +51,13 @@ class ControlsStage(EvaluatedStage):
         pixels, small = 3 * self.model.frames * self.model.side**2, 3 * min(self.model.side // 2, MOST_PIXELS) ** 2
         solved = world.frames * ridge_macs(trained, small, clips, classes)
         solved += self.draws * ridge_macs(labels, pixels, clips, classes)
-        one_frame_s = reading_seconds(self.model.model_copy(update={"frames": 1}), self.data)
-        read_s = self.draws * (labels + clips) * self.reading_s + world.frames * (trained + clips) * one_frame_s
+        one_frame = self.model.model_copy(update={"frames": 1})
+        read_s = self.draws * (labels + clips) * reading_seconds(self.model, self.data)
+        read_s += world.frames * (trained + clips) * reading_seconds(one_frame, self.data)
         return Work(own_s=solved / SOLVE_MACS + read_s)
 
 
-def controls_stage(recipe: Recipe) -> ControlsStage:
+def controls_stage(recipe: Recipe) -> Stage:
     """What can be read without an encoder: raw pixels, and each single frame."""
     probe = recipe.evaluate.probe
-    return ControlsStage(**evaluated_settings(recipe), labels=probe.labels, draws=probe.draws)
+    return build(ControlsStage, recipe, labels=probe.labels, draws=probe.draws)

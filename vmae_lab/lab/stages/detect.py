@@ -7,7 +7,7 @@ from vmae_lab.evaluation.frame_map import frame_map
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters
 from vmae_lab.lab.stages.inputs import corrupt_videos_in, load_scenes, replaced_videos
-from vmae_lab.lab.stages.stage import DETECTIONS, Job, Stage, input_encoder_state, training_cost
+from vmae_lab.lab.stages.stage import DETECTIONS, Job, Stage, build, input_encoder_state, training_cost
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ClipShape, ModelSettings
@@ -54,7 +54,7 @@ class DetectStage(Stage):
         }  # fmt: skip
 
     @property
-    def macs(self) -> float:
+    def work(self) -> Work:
         """Training on square crops, and one pass over the held-out key frames, which are not counted for lists."""
         sides = (self.detect.side, self.detect.test_short_side - self.detect.test_short_side % self.model.clip.patch)
         crop, frame = (
@@ -64,21 +64,15 @@ class DetectStage(Stage):
             for side in sides
         )
         world = self.detect.scenes.motionworld
-        return BACKWARD * crop * self.steps * self.detect.batch_size + frame * (getattr(world, self.split) if world else 0)
-
-    @property
-    def work(self) -> Work:
-        return Work(training=self.macs)
+        evaluated = frame * (getattr(world, self.split) if world else 0)
+        return Work(training=BACKWARD * crop * self.steps * self.detect.batch_size + evaluated)
 
     @property
     def disk_bytes(self) -> int:
         return 4 * count_parameters(lambda: ActionDetector(self.model.dimensions, self.model.clip, AVA_CLASSES))
 
 
-def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> DetectStage:
+def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Spatial detection, from an encoder or from scratch. Raises RecipeError."""
     settings = require(recipe.detect, "detect", "the plan detects actions")
-    return DetectStage(
-        model=recipe.model, seed=seed, split=recipe.evaluate.split, detect=settings,
-        scenes_fingerprint=settings.scenes.fingerprint, inputs=() if encoder is None else (encoder,),
-    )  # fmt: skip
+    return build(DetectStage, recipe, encoder, seed=seed, detect=settings, scenes_fingerprint=settings.scenes.fingerprint)

@@ -5,10 +5,10 @@ from typing import Any
 
 from vmae_lab.evaluation.metrics import top1
 from vmae_lab.lab.config import Recipe, require
-from vmae_lab.lab.stages.cost import BACKWARD, Work
+from vmae_lab.lab.stages.cost import Work
 from vmae_lab.lab.stages.finetune import SupervisedStage
-from vmae_lab.lab.stages.inputs import clip_settings, corrupt_videos_in, replaced_videos
-from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, input_encoder_state, training_cost
+from vmae_lab.lab.stages.inputs import corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
@@ -60,20 +60,14 @@ class DistillStage(SupervisedStage):
         return self.distill.hard_weight > 0
 
     @property
-    def macs(self) -> float:
-        shown = self.steps * self.distill.batch_size
-        teacher = self.teacher.clip_macs * (shown + self.held_out_count)
-        return self.clip_macs * (BACKWARD * shown + self.held_out_count) + teacher
-
-    @property
     def work(self) -> Work:
-        return replace(super().work, own_s=2 * self.held_out_count * self.reading_s)  # student and teacher
+        """The student's, and the teacher's forward passes on the same clips."""
+        student, shown = super().work, self.steps * self.distill.batch_size
+        teacher = self.teacher.clip_macs * (shown + self.held_out_count)
+        return replace(student, training=student.training + teacher, own_s=2 * student.own_s)
 
 
-def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> DistillStage:
+def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
     """Teach `recipe.model`, from an encoder or from scratch, what a supervised stage's model predicts. Raises RecipeError."""
-    return DistillStage(
-        **clip_settings(recipe), split=recipe.evaluate.split, missing=recipe.evaluate.missing, seed=seed,
-        distill=require(recipe.distill, "distill", "the plan teaches a student"),
-        inputs=(teacher,) if encoder is None else (teacher, encoder),
-    )  # fmt: skip
+    settings = require(recipe.distill, "distill", "the plan teaches a student")
+    return build(DistillStage, recipe, teacher, encoder, seed=seed, distill=settings, sources=None)

@@ -10,8 +10,8 @@ from vmae_lab.evaluation.metrics import top1
 from vmae_lab.evaluation.probes import draw_labelled
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters, loading_seconds
-from vmae_lab.lab.stages.inputs import EvaluatedStage, clip_settings, corrupt_videos_in, evaluated_settings, replaced_videos
-from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, input_encoder_state, training_cost
+from vmae_lab.lab.stages.inputs import EvaluatedStage, corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.training.loop import train
@@ -59,15 +59,11 @@ class SupervisedStage(EvaluatedStage):
         return count_parameters(self.build)
 
     @property
-    def macs(self) -> float:
-        return self.clip_macs * (BACKWARD * self.steps * self.section.batch_size + self.held_out_count)
-
-    @property
     def work(self) -> Work:
-        predicted = self.clip_macs * self.held_out_count
         return Work(
-            self.macs - predicted, predicted, layer_steps=self.model.dimensions.depth * self.steps,
-            loading_s=loading_seconds(self.section, self.model, self.data), own_s=self.held_out_count * self.reading_s,
+            self.clip_macs * BACKWARD * self.steps * self.section.batch_size, self.clip_macs * self.held_out_count,
+            layer_steps=self.model.dimensions.depth * self.steps,
+            loading_s=loading_seconds(self.section, self.model, self.data), own_s=self.reading_s,
         )  # fmt: skip
 
     @property
@@ -112,17 +108,11 @@ class PostPretrainStage(SupervisedStage):
         return True
 
 
-def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> FinetuneStage:
+def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Fine-tuning with few labels, from an encoder or from scratch."""
-    return FinetuneStage(
-        **evaluated_settings(recipe), seed=seed, finetune=recipe.evaluate.finetune, labels=recipe.evaluate.finetune_labels,
-        inputs=() if encoder is None else (encoder,),
-    )  # fmt: skip
+    return build(FinetuneStage, recipe, encoder, seed=seed, labels=recipe.evaluate.finetune_labels)
 
 
-def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> PostPretrainStage:
+def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
     """Supervised training on all labels of the sources to pre-train on, from an encoder or from scratch."""
-    return PostPretrainStage(
-        **clip_settings(recipe), split=recipe.evaluate.split, missing=recipe.evaluate.missing, seed=seed,
-        post_pretrain=recipe.post_pretrain, inputs=() if encoder is None else (encoder,),
-    )  # fmt: skip
+    return build(PostPretrainStage, recipe, encoder, seed=seed, sources=None)

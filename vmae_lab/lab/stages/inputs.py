@@ -15,7 +15,6 @@ from vmae_lab.data.ava import Scenes, SceneSettings, open_scenes
 from vmae_lab.data.corrupt_videos import CorruptVideos
 from vmae_lab.data.dataset import Clips, DataSettings, load_clips
 from vmae_lab.data.eval_clips import readable
-from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import reading_seconds
 from vmae_lab.lab.stages.stage import Stage
 from vmae_lab.models.flops import classify_cost
@@ -36,7 +35,7 @@ class _Content(Protocol):
 
 def _open(opener: Callable[..., Opened], settings: _Content, *arguments: Any) -> Opened:
     """A data set, opened once per process and again if its content has changed meanwhile."""
-    return _opened(opener, type(settings), settings.model_dump_json(), settings.fingerprint, *arguments)  # type: ignore
+    return _opened(opener, type(settings), settings.model_dump_json(), settings.fingerprint, *arguments)
 
 
 @lru_cache(maxsize=16)
@@ -143,24 +142,9 @@ class EvaluatedStage(ClipStage):
         return len(self.evaluated_sources or self.data.sources) * self.data.classes * getattr(world, self.split) if world else 0
 
     @property
-    def macs(self) -> float:
-        return self.clip_macs * self.held_out_count
-
-    @property
     def reading_s(self) -> float:
-        """CPU seconds to read one clip of the evaluation."""
-        return reading_seconds(self.model, self.data)
-
-
-def clip_settings(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a ClipStage."""
-    return {"data": recipe.data, "data_fingerprint": recipe.data.fingerprint, "model": recipe.model}
-
-
-def evaluated_settings(recipe: Recipe) -> dict[str, Any]:
-    """The fields of an EvaluatedStage that is evaluated on the recipe's sources."""
-    evaluate = recipe.evaluate
-    return {**clip_settings(recipe), "split": evaluate.split, "missing": evaluate.missing, "sources": evaluate.sources}
+        """CPU seconds to read the clips that are evaluated on, once."""
+        return self.held_out_count * reading_seconds(self.model, self.data)
 
 
 # ---------------------------------------------------------------- videos that a training cannot read

@@ -16,7 +16,7 @@ from vmae_lab.evaluation.temporal_map import DURATIONS, SegmentMap, segment_map
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters
 from vmae_lab.lab.stages.inputs import load_untrimmed
-from vmae_lab.lab.stages.stage import FEATURES, SEGMENTS, Job, Stage, training_cost
+from vmae_lab.lab.stages.stage import FEATURES, SEGMENTS, Job, Stage, build, training_cost
 from vmae_lab.models.actionformer import CHUNK, ActionFormer, ActionFormerShape
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings
@@ -60,9 +60,9 @@ class FeaturesStage(Stage):
         return {"metrics": {}, "videos": len(clips), "windows": len(done.windows)}
 
     @property
-    def macs(self) -> float:
+    def work(self) -> Work:
         window = classify_cost(self.model.dimensions, self.model.clip, 1).macs
-        return window * feature_windows(self.videos, self.features, self.split)
+        return Work(prediction=window * feature_windows(self.videos, self.features, self.split))
 
     @property
     def disk_bytes(self) -> int:
@@ -83,7 +83,7 @@ class LocaliseStage(Stage):
     videos_fingerprint: str
 
     @property
-    def settings(self) -> dict[str, Any]:  # type: ignore[override]
+    def settings(self) -> dict[str, Any]:
         settings = super().settings
         if not self.inputs:  # how pre-extracted features were made is part of their fingerprint
             settings = {**settings, "localise": {k: v for k, v in settings["localise"].items() if k != "features"}}
@@ -114,21 +114,17 @@ class LocaliseStage(Stage):
         }  # fmt: skip
 
     @property
-    def macs(self) -> float:
+    def work(self) -> Work:
         """Training and one pass over the held-out videos: every weight is used once per time step of its level."""
         settings, world = self.localise, self.localise.videos.motionworld
         encoder = self.inputs[0] if self.inputs else None
         width = encoder.model.dimensions.width if isinstance(encoder, FeaturesStage) else I3D_WIDTH
         one = actionformer_macs(settings.shape, width, THUMOS_CLASSES)
         if world is None:
-            return BACKWARD * one * settings.steps * settings.batch_size * settings.longest
+            return Work(training=BACKWARD * one * settings.steps * settings.batch_size * settings.longest)
         trained, held_out = (feature_windows(settings.videos, settings.features, split) for split in ("train", self.split))
         per_video = min(settings.longest, trained / world.train)
-        return one * (BACKWARD * settings.steps * settings.batch_size * per_video + held_out)
-
-    @property
-    def work(self) -> Work:
-        return Work(training=self.macs)
+        return Work(training=one * (BACKWARD * settings.steps * settings.batch_size * per_video + held_out))
 
     @property
     def disk_bytes(self) -> int:
@@ -136,23 +132,20 @@ class LocaliseStage(Stage):
         return 4 * count_parameters(lambda: ActionFormer(self.localise.shape, I3D_WIDTH, [""] * THUMOS_CLASSES))
 
 
-def features_stage(recipe: Recipe, encoder: Stage, split: Split) -> FeaturesStage:
+def features_stage(recipe: Recipe, encoder: Stage, split: Split) -> Stage:
     """Features of windows along a split's untrimmed videos, whatever is annotated in them. Raises RecipeError."""
     settings = require(recipe.localise, "localise", "the plan extracts features")
-    return FeaturesStage(
-        model=recipe.model, split=split, features=settings.features, films=settings.videos.films(split), inputs=(encoder,),
-        where=settings.videos.model_dump_json(),
-    )  # fmt: skip
+    own = {"features": settings.features, "films": settings.videos.films(split), "where": settings.videos.model_dump_json()}
+    return build(FeaturesStage, recipe, encoder, split=split, **own)
 
 
-def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> LocaliseStage:
+def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
     """Temporal detection from an encoder's features, or from pre-extracted ones if the recipe has any. Raises RecipeError."""
     settings, split = require(recipe.localise, "localise", "the plan detects actions in time"), recipe.evaluate.split
     splits: tuple[Split, ...] = ("train", split) if settings.videos.extracted else ()
-    return LocaliseStage(
-        seed=seed, split=split, localise=settings, videos_fingerprint=settings.videos.fingerprint,
-        inputs=tuple(features_stage(recipe, encoder, part) for part in splits),
-    )  # fmt: skip
+    features = [features_stage(recipe, encoder, part) for part in splits]
+    fingerprint = settings.videos.fingerprint
+    return build(LocaliseStage, recipe, *features, seed=seed, localise=settings, videos_fingerprint=fingerprint)
 
 
 def judge(videos: Untrimmed, segments: pd.DataFrame, settings: LocaliseSettings) -> SegmentMap:

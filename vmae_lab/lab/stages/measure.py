@@ -16,7 +16,7 @@ from pydantic import Field
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.stages.cost import Work, parameter_count, step_macs, token_counts
-from vmae_lab.lab.stages.stage import Job, Stage
+from vmae_lab.lab.stages.stage import Job, Stage, build
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
@@ -47,20 +47,14 @@ class MeasureStage(Stage):
         return {"fits": measured.pop("fits"), "metrics": measured}
 
     @property
-    def macs(self) -> float:
-        return (self.timed_steps + 1) * step_macs(self.model, self.mask, self.batch_size)
-
-    @property
     def work(self) -> Work:
-        return Work(training=self.macs)
+        return Work(training=(self.timed_steps + 1) * step_macs(self.model, self.mask, self.batch_size))
 
 
-def measure_stage(recipe: Recipe, batch_size: int) -> MeasureStage:
+def measure_stage(recipe: Recipe, batch_size: int) -> Stage:
     """Seconds and memory of a pre-training step on this device, at `recipe.measure.size`."""
-    return MeasureStage(
-        model=recipe.measure.model_of(recipe.measure.size), mask=recipe.mask, batch_size=batch_size,
-        steps=recipe.measure.steps, device=provenance()["device"],
-    )  # fmt: skip
+    model, steps = recipe.measure.model_of(recipe.measure.size), recipe.measure.steps
+    return build(MeasureStage, recipe, model=model, batch_size=batch_size, steps=steps, device=provenance()["device"])
 
 
 def predicted_bytes(model: ModelSettings, masks: MaskSettings, batch_size: int, half: bool) -> int:

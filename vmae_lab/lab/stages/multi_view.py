@@ -7,8 +7,8 @@ from vmae_lab.evaluation.multi_view import ViewSettings, view_probabilities
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work
 from vmae_lab.lab.stages.finetune import SupervisedStage
-from vmae_lab.lab.stages.inputs import EvaluatedStage, evaluated_settings
-from vmae_lab.lab.stages.stage import HELD_OUT, PREDICTIONS, Job, Stage
+from vmae_lab.lab.stages.inputs import EvaluatedStage
+from vmae_lab.lab.stages.stage import HELD_OUT, PREDICTIONS, Job, Stage, build
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.utils.atomic_io import atomic_write
 from vmae_lab.utils.distributed import process_state
@@ -37,20 +37,16 @@ class ViewsStage(EvaluatedStage):
             with atomic_write(job.folder / PREDICTIONS) as temporary:
                 table = prediction_table(probabilities, held_out.labels, names, self.data.class_names)
                 table.to_parquet(temporary, index=False)
-        metrics = scores(probabilities, held_out.labels)
+        metrics = {f"views_{name}": value for name, value in scores(probabilities, held_out.labels).items()}
         intervals = score_intervals(probabilities, held_out.labels, self.data.seed)
-        found = {"metrics": metrics, "intervals": intervals}
-        return {part: {f"views_{name}": value for name, value in values.items()} for part, values in found.items()} | counts
-
-    @property
-    def macs(self) -> float:
-        return super().macs * self.views.clips * self.views.crops
+        return {"metrics": metrics, "intervals": {f"views_{name}": pair for name, pair in intervals.items()}, **counts}
 
     @property
     def work(self) -> Work:
-        return Work(prediction=self.macs, own_s=self.held_out_count * self.reading_s)
+        views = self.held_out_count * self.views.clips * self.views.crops
+        return Work(prediction=self.clip_macs * views, own_s=self.reading_s)
 
 
-def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> ViewsStage:
+def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:
     """A fine-tuned classifier on several views of each held-out video."""
-    return ViewsStage(**evaluated_settings(recipe), seed=seed, views=recipe.evaluate.views, inputs=(classifier,))
+    return build(ViewsStage, recipe, classifier, seed=seed)

@@ -5,7 +5,7 @@ from typing import Any
 
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import parameter_count
-from vmae_lab.lab.stages.stage import Job, Stage
+from vmae_lab.lab.stages.stage import Job, Stage, build
 from vmae_lab.models.checkpoints import Checkpoint, CheckpointError, weights_digest
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
@@ -24,13 +24,14 @@ class OpenedStage(Stage):
     model: ModelSettings
 
     def run(self, job: Job) -> dict[str, Any]:
-        clip = {"frames": self.model.frames, "side": self.model.side}
+        frames, side = self.model.frames, self.model.side
         if self.config.model == "VideoMAE":
-            opened: Pretrained = VideoMAE.from_pretrained(self.where, **clip)
+            opened: Pretrained = VideoMAE.from_pretrained(self.where, frames=frames, side=side)
         else:
             with warnings.catch_warnings():  # about a head that does not fit: then only the encoder is loaded
                 warnings.simplefilter("ignore")
-                opened = VideoClassifier.from_pretrained(self.where, classes=self.config.classes or 1, **clip)
+                classes = self.config.classes or 1
+                opened = VideoClassifier.from_pretrained(self.where, classes=classes, frames=frames, side=side)
         self.save(opened, job, f"opened from {self.where}")
         return {"metrics": {}, "opened": self.where}
 
@@ -39,7 +40,7 @@ class OpenedStage(Stage):
         return 4 * parameter_count(self.model)
 
 
-def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> OpenedStage:
+def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
     """A checkpoint on the recipe's clips. Raises CheckpointError if its encoder does not fit `recipe.model`."""
     ours, theirs = recipe.model, checkpoint.config
     if _encoder(ours.dimensions, ours.clip) != _encoder(theirs.size, theirs.clip):
@@ -49,10 +50,10 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> OpenedStage:
             "choose another checkpoint"
         )
     weights = weights_digest(dict(sorted(checkpoint.state.items())))  # files of one content order it differently
-    return OpenedStage(weights=weights, config=theirs, model=ours, where=checkpoint.where)
+    return build(OpenedStage, recipe, weights=weights, config=theirs, where=checkpoint.where)
 
 
-def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> OpenedStage:
+def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
     """A checkpoint that is evaluated without training. Raises CheckpointError if it has no head for the recipe's data."""
     config, stage = checkpoint.config, opened_stage(recipe, checkpoint)
     if config.classes is None:

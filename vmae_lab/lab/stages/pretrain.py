@@ -4,8 +4,8 @@ from typing import Any
 
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work, loading_seconds, parameter_count, step_macs
-from vmae_lab.lab.stages.inputs import ClipStage, clip_settings, corrupt_videos_in, replaced_videos
-from vmae_lab.lab.stages.stage import Job, Stage, training_cost
+from vmae_lab.lab.stages.inputs import ClipStage, corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.stage import Job, Stage, build, training_cost
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -26,25 +26,21 @@ class PretrainStage(ClipStage):
 
     def run(self, job: Job) -> dict[str, Any]:
         clips = self.clips("pretrain", self.data.pretrain_sources, job.compute)
-        task = PretrainTask(
-            self.model, self.mask, self.pretrain, self.data, clips, self.seed, corrupt_videos_in(job.folder)
-        )  # fmt: skip
+        corrupt = corrupt_videos_in(job.folder)
+        task = PretrainTask(self.model, self.mask, self.pretrain, self.data, clips, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress, self.pretrain.kept_steps)
         self.save(trained.model, job)
         return {
             "metrics": {}, "training": training_cost(trained), "samples_by_source": task.samples_by_source(),
-            **replaced_videos(task.corrupt_videos),
+            **replaced_videos(corrupt),
         }  # fmt: skip
-
-    @property
-    def macs(self) -> float:
-        return self.steps * step_macs(self.model, self.mask, self.pretrain.batch_size)
 
     @property
     def work(self) -> Work:
         layers = self.model.dimensions.depth + self.model.dimensions.decoder_depth
+        macs = self.steps * step_macs(self.model, self.mask, self.pretrain.batch_size)
         loading_s = loading_seconds(self.pretrain, self.model, self.data)
-        return Work(training=self.macs, layer_steps=layers * self.steps, loading_s=loading_s)
+        return Work(training=macs, layer_steps=layers * self.steps, loading_s=loading_s)
 
     @property
     def disk_bytes(self) -> int:
@@ -70,11 +66,11 @@ class InitialStage(Stage):
         return 4 * parameter_count(self.model)
 
 
-def pretrain_stage(recipe: Recipe, seed: int) -> PretrainStage:
+def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
     """Self-supervised pre-training of one model."""
-    return PretrainStage(**clip_settings(recipe), seed=seed, mask=recipe.mask, pretrain=recipe.pretrain)
+    return build(PretrainStage, recipe, seed=seed)
 
 
-def initial_stage(recipe: Recipe, seed: int) -> InitialStage:
+def initial_stage(recipe: Recipe, seed: int) -> Stage:
     """The untrained model that pre-training with this seed starts from."""
-    return InitialStage(model=recipe.model, seed=seed)
+    return build(InitialStage, recipe, seed=seed)

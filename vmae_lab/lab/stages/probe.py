@@ -10,19 +10,13 @@ import torch
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.evaluation.metrics import top1
-from vmae_lab.evaluation.probes import (
-    ProbeSettings,
-    classical_answers,
-    extract_tokens,
-    labelled_draws,
-    pooled_only,
-)
+from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, extract_tokens, labelled_draws, pooled_only
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.stages.cost import BACKWARD, Work, ridge_macs, token_counts
-from vmae_lab.lab.stages.inputs import EvaluatedStage, evaluated_settings
+from vmae_lab.lab.stages.cost import BACKWARD, Work, reading_seconds, ridge_macs, token_counts
+from vmae_lab.lab.stages.inputs import EvaluatedStage
 from vmae_lab.lab.stages.pretrain import PretrainStage
-from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.flops import pretrain_cost
 from vmae_lab.models.sizes import ModelSettings
@@ -142,31 +136,27 @@ class ProbeStage(EvaluatedStage):
             cost = pretrain_cost(self.model.dimensions, self.model.clip, counts.visible, counts.decoded, embed_visible=True)
             macs += clips * cost.macs
             read += clips
-        return Work(
-            prediction=macs, readout=probe.draws * solved, layer_steps=2 * trained_steps, own_s=read * self.reading_s
-        )  # fmt: skip
+        own_s = read * reading_seconds(self.model, self.data)
+        return Work(prediction=macs, readout=probe.draws * solved, layer_steps=2 * trained_steps, own_s=own_s)
 
 
-def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> ProbeStage:
+def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
     """Frozen readouts of an encoder, and its reconstruction error if it was pre-trained."""
-    return ProbeStage(**evaluated_settings(recipe), seed=seed, probe=recipe.evaluate.probe, inputs=(encoder,))
+    return build(ProbeStage, recipe, encoder, seed=seed)
 
 
-def kept_probe_stage(recipe: Recipe, encoder: Stage, seed: int, step: int) -> ProbeStage:
+def kept_probe_stage(recipe: Recipe, encoder: Stage, seed: int, step: int) -> Stage:
     """Frozen readouts of the weights that a pre-training kept after a step: the main one, and those of mean tokens."""
     probes = recipe.evaluate.probe.probes
     cheap = tuple(probe for probe in probes if probe == probes[0] or pooled_only([probe]))
-    return _variant(recipe, encoder, seed, cheap, step=step)
+    settings = recipe.evaluate.probe.model_copy(update={"probes": cheap})
+    return build(ProbeStage, recipe, encoder, seed=seed, probe=settings, step=step)
 
 
-def shuffled_probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> ProbeStage:
+def shuffled_probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
     """A control: the main frozen readout of an encoder, fitted to labels that are shuffled between the labelled clips."""
-    return _variant(recipe, encoder, seed, recipe.evaluate.probe.probes[:1], labels_shuffled=True)
-
-
-def _variant(recipe: Recipe, encoder: Stage, seed: int, probes: tuple[str, ...], **changes: Any) -> ProbeStage:
-    probe = recipe.evaluate.probe.model_copy(update={"probes": probes})
-    return ProbeStage(**evaluated_settings(recipe), seed=seed, probe=probe, inputs=(encoder,), **changes)
+    settings = recipe.evaluate.probe.model_copy(update={"probes": recipe.evaluate.probe.probes[:1]})
+    return build(ProbeStage, recipe, encoder, seed=seed, probe=settings, labels_shuffled=True)
 
 
 def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:

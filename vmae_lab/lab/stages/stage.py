@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
@@ -104,14 +105,14 @@ class Stage(BaseModel):
         return getattr(self.section, "steps", 0)
 
     @property
-    def macs(self) -> float:
-        """Multiply-accumulates: forward and backward of every step, and the forward passes of evaluation."""
-        return 0.0
-
-    @property
     def work(self) -> Work:
         """All the work, by the resource that limits it."""
-        return Work(prediction=self.macs)
+        return Work()
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates: forward and backward of every step, and the forward passes of evaluation."""
+        return self.work.training + self.work.prediction
 
     @property
     def disk_bytes(self) -> int:
@@ -137,6 +138,15 @@ class Stage(BaseModel):
         if process_state().is_main_process:
             origin = origin or f"{self.kind}, seed {self.settings['seed']}"
             model.save_pretrained(job.folder, story=f"Stage `{self.key}` of a run of vmae_lab: {origin}.")
+
+
+def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) -> Stage:
+    """A stage whose fields are the recipe's settings of the same names, and `own`. Inputs that are None are left out."""
+    settings = {**dict(recipe), **dict(recipe.evaluate), **own}
+    if "data_fingerprint" in kind.model_fields:
+        settings["data_fingerprint"] = recipe.data.fingerprint
+    fields = {name: value for name, value in settings.items() if name in own or name in kind.model_fields}
+    return kind(**fields, inputs=tuple(stage for stage in inputs if stage is not None))
 
 
 KINDS: dict[str, type[Stage]] = {}  # by name; lab/stages/__init__.py fills it
