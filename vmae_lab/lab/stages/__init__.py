@@ -1,35 +1,19 @@
-"""The stages that plans are made of. Each kind is one class in a file of its own; `register` lists them all.
+"""The registry of stages: each kind is one class in a file of its own, which is imported here together with its builders.
 
-Builders such as `pretrain_stage(recipe, seed)` make a stage from the sections of a recipe.
+A builder such as `pretrain_stage(recipe, seed)` makes a stage from the settings of a recipe.
 """
 
-from vmae_lab.lab.stages.controls import ControlsStage, controls_stage
-from vmae_lab.lab.stages.detect import DetectStage, detect_stage
-from vmae_lab.lab.stages.distill import DistillStage, distill_stage
-from vmae_lab.lab.stages.finetune import FinetuneStage, PostPretrainStage, finetune_stage, post_pretrain_stage
-from vmae_lab.lab.stages.localise import FeaturesStage, LocaliseStage, features_stage, localise_stage
-from vmae_lab.lab.stages.measure import MeasureStage, measure_stage
-from vmae_lab.lab.stages.multi_view import ViewsStage, views_stage
-from vmae_lab.lab.stages.opened import OpenedStage, opened_classifier_stage, opened_stage
-from vmae_lab.lab.stages.pretrain import InitialStage, PretrainStage, initial_stage, pretrain_stage
-from vmae_lab.lab.stages.probe import ProbeStage, kept_probe_stage, probe_stage, shuffled_probe_stage
-from vmae_lab.lab.stages.stage import DETECTIONS, FEATURES, HELD_OUT, PREDICTIONS, SEGMENTS, WEIGHTS, Job, Stage, register
-
-register(
-    PretrainStage,
-    InitialStage,
-    ProbeStage,
-    FinetuneStage,
-    PostPretrainStage,
-    DistillStage,
-    ViewsStage,
-    DetectStage,
-    FeaturesStage,
-    LocaliseStage,
-    ControlsStage,
-    MeasureStage,
-    OpenedStage,
-)
+from vmae_lab.lab.stages.controls import controls_stage
+from vmae_lab.lab.stages.detect import detect_stage
+from vmae_lab.lab.stages.distill import distill_stage
+from vmae_lab.lab.stages.finetune import finetune_stage, post_pretrain_stage
+from vmae_lab.lab.stages.localise import features_stage, localise_stage
+from vmae_lab.lab.stages.measure import measure_stage
+from vmae_lab.lab.stages.multi_view import views_stage
+from vmae_lab.lab.stages.opened import opened_classifier_stage, opened_stage
+from vmae_lab.lab.stages.pretrain import initial_stage, pretrain_stage
+from vmae_lab.lab.stages.probe import kept_probe_stage, probe_stage, shuffled_probe_stage
+from vmae_lab.lab.stages.stage import DETECTIONS, FEATURES, HELD_OUT, PREDICTIONS, SEGMENTS, WEIGHTS, Job, Stage
 
 __all__ = [
     "DETECTIONS", "FEATURES", "HELD_OUT", "PREDICTIONS", "SEGMENTS", "WEIGHTS", "Job", "Stage", "controls_stage",

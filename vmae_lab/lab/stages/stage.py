@@ -29,6 +29,7 @@ from vmae_lab.utils.distributed import process_state
 # Files of a stage's folder.
 WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
 FEATURES, SEGMENTS = "features", "segments.json"
+KINDS: dict[str, type["Stage"]] = {}  # by name: each kind is added when its file is imported (lab/stages/__init__.py)
 HELD_OUT = "held out"  # in `Stage.reads`: the split that the recipe evaluates on
 
 
@@ -85,6 +86,11 @@ class Stage(BaseModel):
         """The stage as plain values, for another process."""
         inputs = [stage.plain() for stage in self.inputs]
         return {"kind": self.kind, "settings": self.settings, "inputs": inputs, "where": self.where}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
 
     @staticmethod
     def from_plain(values: Mapping[str, Any]) -> "Stage":
@@ -147,14 +153,6 @@ def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) 
         settings["data_fingerprint"] = recipe.data.fingerprint
     fields = {name: value for name, value in settings.items() if name in own or name in kind.model_fields}
     return kind(**fields, inputs=tuple(stage for stage in inputs if stage is not None))
-
-
-KINDS: dict[str, type[Stage]] = {}  # by name; lab/stages/__init__.py fills it
-
-
-def register(*kinds: type[Stage]) -> None:
-    """Make kinds known to `Stage.from_plain`."""
-    KINDS.update({kind.kind: kind for kind in kinds})
 
 
 def input_encoder_state(folder: Path) -> State:
