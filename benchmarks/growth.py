@@ -16,9 +16,9 @@ from parts.timing import timed
 from parts.written import machine_words, write_benchmark
 
 from vmae_lab.data.samplers import sample_order
-from vmae_lab.lab.measure import measure_step
 from vmae_lab.lab.run_store import RESULT, RunStore
-from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.stages.measure import measure_step
+from vmae_lab.lab.stages.pretrain import InitialStage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import ModelSettings
@@ -110,7 +110,7 @@ def listing() -> dict:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             store = RunStore(Path(folder))
-            stages = [Stage("initial", {"seed": seed}) for seed in range(size)]
+            stages = [InitialStage(model=ModelSettings(size="micro", frames=4, side=16), seed=seed) for seed in range(size)]
             for stage in stages:
                 write_json(make_folder(store.folder(stage)) / RESULT, {})
             seconds.append(timed(lambda store=store, stages=stages: [store.progress(stage) for stage in stages]))

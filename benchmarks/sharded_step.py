@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmae_lab.lab.measure import resident_gib
+from vmae_lab.lab.stages.measure import resident_gib
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import TokenCounts, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape, Size

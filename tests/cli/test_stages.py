@@ -98,9 +98,9 @@ def test_a_checkpoint_of_another_size_or_patch_is_refused_with_both_named(projec
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (VideoMAE(SIZES["tiny"], CLIP), "holds no class head"),
-        (VideoClassifier(SIZES["tiny"], CLIP, 5), "5 classes apart; the recipe's data has 8"),
-        (VideoClassifier(SIZES["tiny"], ClipShape(8, 32, 2, 4), 8, "flat"), "256 tokens by a flat head"),
+        (VideoMAE(SIZES["tiny"], CLIP), "no class head"),
+        (VideoClassifier(SIZES["tiny"], CLIP, 5), "5 classes; the recipe's data has 8"),
+        (VideoClassifier(SIZES["tiny"], ClipShape(8, 32, 2, 4), 8, "flat"), "flat head for 256 tokens"),
     ],
     ids=["pre-trained", "classes", "flat"],
 )

@@ -10,7 +10,7 @@ from vmae_lab.evaluation.classification import top1
 from vmae_lab.evaluation.probes import arrange, classical_answers, draw_labelled, extract_tokens, token_bytes, token_device
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.config import build_recipe
-from vmae_lab.lab.readouts import ReadClips
+from vmae_lab.lab.stages.probe import ReadClips
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.training.tasks.attentive_probe import AttentiveProbeTask

@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.lab import curves, execution
+from vmae_lab.lab import curves
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import RecipeError, build_recipe
-from vmae_lab.lab.estimate import stage_bytes
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.presentation import common, compute_curve
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stage_cost import step_macs
-from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
+from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe, probe_stage, shuffled_probe_stage
+from vmae_lab.lab.stages.cost import step_macs
 from vmae_lab.lab.statistics import compare
 from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.utils.atomic_io import make_folder, write_json
@@ -162,8 +161,8 @@ def test_a_wrong_part_names_the_setting(smoke):
 
 def test_kept_weights_count_in_the_disk_space(smoke):
     recipe = build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.keep_at": []}})
-    alone = stage_bytes(pretrain_stage(recipe, 0))
-    assert stage_bytes(pretrain_stage(recipe.with_overrides({"pretrain.keep_at": [0.3, 0.7]}), 0)) == 3 * alone
+    alone = pretrain_stage(recipe, 0).disk_bytes
+    assert pretrain_stage(recipe.with_overrides({"pretrain.keep_at": [0.3, 0.7]}), 0).disk_bytes == 3 * alone
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +190,16 @@ def test_labels_are_shuffled_between_the_labelled_clips(pretrained, monkeypatch)
     recipe, store, stage = pretrained
     fitted = []
 
-    def seen(probe, features, labels, others, *grid):
-        fitted.append((probe, features, labels))
+    def seen(name, features, labels, others, *grid):
+        fitted.append((name, features, labels))
         return np.zeros(len(others), dtype=np.int64)
 
-    monkeypatch.setattr(execution, "classical_answers", seen)
+    monkeypatch.setattr(probe, "classical_answers", seen)
     for made in (probe_stage(recipe, stage, 7), shuffled_probe_stage(recipe, stage, 7)):
         result = store.complete(made, recipe.compute, progress=False)
     assert set(result["metrics"]) == {"linear_mean"}
-    (_, features, labels), *_, (probe, same_features, shuffled) = fitted
-    assert probe == "linear_mean"
+    (_, features, labels), *_, (name, same_features, shuffled) = fitted
+    assert name == "linear_mean"
     assert sorted(shuffled) == sorted(labels)
     assert shuffled.tolist() != labels.tolist()
     assert np.allclose(same_features.mean(1), features.mean(1), atol=1e-5)

@@ -15,13 +15,13 @@ from vmae_lab.evaluation.frame_map import frame_map
 from vmae_lab.lab.arms import SPATIAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.loading import load_scenes
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.maps import letter_of, number_of
 from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stage_cost import BACKWARD, stage_macs
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage
+from vmae_lab.lab.stages.cost import BACKWARD
+from vmae_lab.lab.stages.inputs import load_scenes
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ClipShape
@@ -49,7 +49,7 @@ def test_a_detector_is_trained_judged_and_kept(recipe, home, tmp_path, from_scra
     assert store.progress(stage) == 1.0
     # Forward and backward of 4 x 2 crops; one pass over each held-out key frame.
     clip = ClipShape(8, 24, 2, 4)
-    assert stage_macs(stage) == classify_cost(recipe.model.dimensions, clip, 1).macs * (BACKWARD * 4 * 2 + 4)
+    assert stage.macs == classify_cost(recipe.model.dimensions, clip, 1).macs * (BACKWARD * 4 * 2 + 4)
 
 
 def test_what_decides_the_result_names_the_stage(recipe):

@@ -6,11 +6,10 @@ import pytest
 
 from vmae_lab.lab.arms import DECODER_MASKS, DISTILLATION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.estimate import stage_bytes
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stage_cost import BACKWARD, stage_macs
 from vmae_lab.lab.stages import WEIGHTS, distill_stage, finetune_stage, initial_stage, post_pretrain_stage, pretrain_stage
+from vmae_lab.lab.stages.cost import BACKWARD
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.flops import classify_cost
@@ -63,12 +62,12 @@ def test_a_larger_model_teaches_a_smaller_one(recipe, home, tmp_path, from_scrat
     assert (student.size, student.clip, student.head.readout) == (small.model.dimensions, small.model.clip, "flat")
     if not from_scratch:
         assert VideoMAE.from_pretrained(store.folder(stage.inputs[1])).size == small.model.dimensions
-    assert stage_bytes(stage) == sum(4 * value.numel() for value in weights.values())
+    assert stage.disk_bytes == sum(4 * value.numel() for value in weights.values())
     # Forward and backward of the student on 6 x 4 clips, the teacher's forward, and both once on the 32 held-out clips.
     held_out = 2 * 8 * 2
     shown = 6 * 4
     student, other = (classify_cost(each.model.dimensions, each.model.clip, 8).macs for each in (small, recipe))
-    assert stage_macs(stage) == student * (BACKWARD * shown + held_out) + other * (shown + held_out)
+    assert stage.macs == student * (BACKWARD * shown + held_out) + other * (shown + held_out)
 
 
 def test_the_student_is_the_next_size_below_or_the_one_that_is_named(smoke):

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmae_lab.lab import stage_cost
+from vmae_lab.lab import estimate
 from vmae_lab.lab.arms import DECODER_MASKS, PROGRESSIVE
 from vmae_lab.lab.config import build_recipe
-from vmae_lab.lab.estimate import plan_cost, plan_summary, predicted_and_actual, stage_bytes, stage_macs
+from vmae_lab.lab.estimate import (
+    H200,
+    DataWork,
+    Machine,
+    data_work,
+    plan_cost,
+    plan_summary,
+    predicted_and_actual,
+    this_machine,
+)
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stage_cost import H200, Machine, Work, data_work, ridge_macs, stage_work, this_machine
 from vmae_lab.lab.stages import (
     WEIGHTS,
     Stage,
@@ -24,6 +32,7 @@ from vmae_lab.lab.stages import (
     probe_stage,
     views_stage,
 )
+from vmae_lab.lab.stages.cost import CLIP_S, RESIZE_PIXEL_S, Work, ridge_macs
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.training.settings import Compute
 
@@ -53,7 +62,7 @@ def test_the_disk_that_is_announced_is_what_the_weights_take(plan, home, tmp_pat
         one = plan.first("scratch").measures["finetune@0.25"]
     store.complete(one, Compute(threads=1, tensorboard=False), progress=False)
     assert (store.folder(one) / WEIGHTS).is_file()
-    assert sum(map(weights_in, store.folder(one).glob("*.safetensors"))) == stage_bytes(one), "with what is kept on the way"
+    assert sum(map(weights_in, store.folder(one).glob("*.safetensors"))) == one.disk_bytes, "with what is kept on the way"
 
 
 def test_the_work_of_a_stage_by_hand(plan):
@@ -68,16 +77,16 @@ def test_the_work_of_a_stage_by_hand(plan):
         (probe_stage(recipe, encoder, 0), 16 * 2 + 32),  # 16 labels
         (encoder, 0),
     ):
-        assert stage_macs(made) == passes * one, made.kind
-    step = stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 3}), 0)) / 3
-    assert stage_macs(pretrain_stage(recipe.with_overrides({"pretrain.steps": 9}), 0)) == 9 * step
+        assert made.macs == passes * one, made.kind
+    step = pretrain_stage(recipe.with_overrides({"pretrain.steps": 3}), 0).macs / 3
+    assert pretrain_stage(recipe.with_overrides({"pretrain.steps": 9}), 0).macs == 9 * step
 
 
 @pytest.fixture
 def unwritten(tmp_path, monkeypatch):
     """No embedded data, of which a pixel takes a microsecond."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(stage_cost, "pixel_seconds", lambda world: 1e-6)
+    monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 1e-6)
     return tmp_path / "home"
 
 
@@ -85,12 +94,12 @@ def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path, unwritten):
     """Two side by side take half as long, and keep a checkpoint of the largest weights and their two moments each."""
     two = plan_notebook("ablation_progressive_training", plan.recipe.with_overrides({"compute.jobs": 2}))
     cost, rate, world = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9, plan.recipe.data.motionworld
-    seconds = sum(this_machine(rate).seconds(stage_work(made), workers=0) for made in two.stages)
+    seconds = sum(this_machine(rate).seconds(made.work, workers=0) for made in two.stages)
     pixels = world.clips() * world.frames * world.side**2
     assert cost.part_minutes["data"] == pytest.approx(pixels * 1e-6 / 2 / 60)
     assert cost.minutes == pytest.approx((seconds + pixels * 1e-6) / 60 / 2)
     assert set(cost.part_minutes) == {"data", "pretrain", "post_pretrain", "finetune"}
-    sizes = [stage_bytes(made) for made in two.stages]
+    sizes = [made.disk_bytes for made in two.stages]
     assert cost.disk_bytes == sum(sizes) + 3 * 2 * max(sizes) + data_work(two.recipe, two.stages).disk_bytes
 
 
@@ -101,7 +110,7 @@ def test_data_that_is_written_costs_nothing(plan, unwritten):
     folder.mkdir(parents=True)
     assert data_work(plan.recipe, plan.stages).clips == world.clips(), "not decoded yet"
     (folder / f"decoded-{side}.npy").touch()
-    assert data_work(plan.recipe, plan.stages) == stage_cost.DataWork()
+    assert data_work(plan.recipe, plan.stages) == DataWork()
 
 
 def test_scenes_and_untrimmed_videos_are_data_too(smoke, unwritten):
@@ -133,19 +142,19 @@ def test_stages_that_share_a_device_wait_for_it(plan):
 
 
 def test_the_work_of_a_probe_by_hand(plan):
-    """Its readouts and what it reads count as well as the passes through the encoder, which `stage_macs` counts alone."""
+    """Its readouts and what it reads count as well as the passes through the encoder, which `macs` counts alone."""
     recipe = plan.recipe.with_overrides({"evaluate.probe.probes": ["ridge", "linear_mean", "knn"], "evaluate.probe.draws": 2})
-    done, model = stage_work(probe_stage(recipe, initial_stage(recipe, 0), 0)), recipe.model
+    done, model = probe_stage(recipe, initial_stage(recipe, 0), 0).work, recipe.model
     columns = model.clip.tokens * model.dimensions.width
     assert done.readout == 2 * (ridge_macs(16, columns, 32, 8) + ridge_macs(16, model.dimensions.width, 32, 8))
-    reading_s = stage_cost.CLIP_S + model.frames * model.side**2 * stage_cost.RESIZE_PIXEL_S
+    reading_s = CLIP_S + model.frames * model.side**2 * RESIZE_PIXEL_S
     assert done.own_s == pytest.approx((16 * 2 + 32) * reading_s)
     assert (done.training, done.layer_steps) == (0, 0)
-    pretrained = stage_work(probe_stage(recipe, pretrain_stage(recipe, 0), 0))
+    pretrained = probe_stage(recipe, pretrain_stage(recipe, 0), 0).work
     assert pretrained.prediction > done.prediction, "reconstruction"
     assert pretrained.own_s == pytest.approx((16 * 2 + 2 * 32) * reading_s)
     attentive = recipe.with_overrides({"evaluate.probe.probes": ["attentive"]})
-    assert stage_work(probe_stage(attentive, initial_stage(recipe, 0), 0)).layer_steps > 0
+    assert probe_stage(attentive, initial_stage(recipe, 0), 0).work.layer_steps > 0
 
 
 def test_ridge_is_counted_by_the_smaller_of_rows_and_columns():
@@ -156,17 +165,17 @@ def test_ridge_is_counted_by_the_smaller_of_rows_and_columns():
 
 def test_the_rendering_of_every_source_is_timed(plan, monkeypatch):
     world, timed = plan.recipe.data.motionworld, []
-    render = stage_cost.render_clip
-    monkeypatch.setattr(stage_cost, "render_clip", lambda source, *rest: timed.append(source) or render(source, *rest))
-    stage_cost.pixel_seconds.cache_clear()
-    assert 1e-9 < stage_cost.pixel_seconds(world) < 1e-3
+    render = estimate.render_clip
+    monkeypatch.setattr(estimate, "render_clip", lambda source, *rest: timed.append(source) or render(source, *rest))
+    estimate.pixel_seconds.cache_clear()
+    assert 1e-9 < estimate.pixel_seconds(world) < 1e-3
     assert set(timed) == set(world.sources)
 
 
 def test_the_scale_for_a_gpu_is_planned_for_less_than_an_hour(tmp_path, monkeypatch):
     """With every part on a line of its own; a pixel takes what it took on the machine that the file's header names."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(stage_cost, "pixel_seconds", lambda world: 3.5e-7)
+    monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 3.5e-7)
     parameters = yaml.safe_load((Path(__file__).parents[2] / "params" / "gpu.yaml").read_text(encoding="utf-8"))
     recipe = build_recipe({"arms": list(DECODER_MASKS), **parameters}, DECODER_MASKS)
     words = plan_summary(plan_notebook("ablation_decoder_mask", recipe), RunStore(tmp_path / "runs"))
@@ -187,7 +196,7 @@ def test_a_plan_says_what_is_finished_and_what_is_left(plan, tmp_path):
     (store.folder(done) / "result.json").write_text("{}")
     later = plan_cost(plan, store, rate=1e9)
     assert later.reused == {"pretrain": 1}
-    assert later.macs == fresh.macs - stage_macs(done)
+    assert later.macs == fresh.macs - done.macs
     assert "finished before and reused: 1 pretrain; to run: " in later.sentence()
 
 
@@ -196,7 +205,7 @@ def test_predicted_times_stand_beside_those_taken(plan, tmp_path):
     store, rate = RunStore(tmp_path), 1e9
     for one in plan.stages:
         store.folder(one).mkdir()
-        seconds = this_machine(rate).seconds(stage_work(one), workers=0)
+        seconds = this_machine(rate).seconds(one.work, workers=0)
         (store.folder(one) / "result.json").write_text(json.dumps({"seconds": 2 * seconds}))
     table = predicted_and_actual(plan, store, rate).set_index("kind")
     assert table.stages.to_dict() == {"pretrain": 1, "post_pretrain": 2, "finetune": 8, "all": 11}

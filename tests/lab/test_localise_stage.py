@@ -11,17 +11,14 @@ import torch
 from vmae_lab.data.activitynet import read_predictions
 from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
-from vmae_lab.lab.detecting import judge
-from vmae_lab.lab.estimate import stage_bytes
 from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.loading import load_untrimmed
 from vmae_lab.lab.presentation import temporal_detection
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stage_cost import actionformer_macs, stage_macs
-from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.stages import FEATURES, SEGMENTS, Stage, features_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.stages.inputs import load_untrimmed
+from vmae_lab.lab.stages.localise import actionformer_macs, judge
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
 from vmae_lab.models.flops import classify_cost
-from vmae_lab.training.tasks.localise import LocaliseSettings
 
 
 @pytest.fixture
@@ -48,9 +45,9 @@ def test_features_are_extracted_and_a_detector_trained_judged_and_kept(recipe, h
     files = list((test_features / FEATURES).glob("*.npy"))
     assert len(files) == store.result(stage.inputs[1])["videos"] == 2
     windows = sum(len(np.load(file)) for file in files)
-    counted = stage_macs(stage.inputs[1]) / classify_cost(recipe.model.dimensions, recipe.model.clip, 1).macs
+    counted = stage.inputs[1].macs / classify_cost(recipe.model.dimensions, recipe.model.clip, 1).macs
     assert counted == pytest.approx(windows, rel=0.25), "the cost is foreseen"
-    assert stage_bytes(stage.inputs[1]) == pytest.approx(4 * windows * 96, rel=0.25)
+    assert stage.inputs[1].disk_bytes == pytest.approx(4 * windows * 96, rel=0.25)
 
 
 def test_what_decides_the_result_names_the_stage(recipe):
@@ -71,7 +68,7 @@ def test_what_a_stage_was_told_is_what_it_does(recipe):
     """`ema: null` once fell out of the stage's settings, as it may where null is what is meant by nothing."""
     for ema in (None, 0.9, 0.999):
         stage = localise_stage(recipe.with_overrides({"localise.ema": ema}), initial_stage(recipe, 0), 0)
-        assert LocaliseSettings(**stage.settings["localise"]).ema == ema
+        assert Stage.from_plain(stage.plain()).localise.ema == ema
 
 
 def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
@@ -88,7 +85,7 @@ def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
     own = recipe.with_overrides({"localise.videos": {"lists": {**lists, "test": ["test"]}}})
     stage = localise_stage(own, initial_stage(own, 0), 0)
     assert stage.inputs == ()
-    assert stage_macs(stage) > 0
+    assert stage.macs > 0
     store = RunStore(tmp_path / "runs")
     result = store.complete(stage, own.compute, progress=False)
     assert (result["training_videos"], result["videos"]) == (3, 1)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.lab import measure
-from vmae_lab.lab.measure import GIB, largest_batch, measure_step, parameter_count, predicted_bytes
+from vmae_lab.lab.stages import measure
+from vmae_lab.lab.stages.cost import parameter_count
+from vmae_lab.lab.stages.measure import GIB, largest_batch, measure_step, predicted_bytes
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vmae_lab.evaluation.probes import ProbeSettings
-from vmae_lab.lab.readouts import attentive_answers
+from vmae_lab.lab.stages.probe import attentive_answers
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training import metrics
 from vmae_lab.training.settings import Compute

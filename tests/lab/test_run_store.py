@@ -15,7 +15,6 @@ import pytest
 from vmae_lab.data.activitynet import UntrimmedSettings
 from vmae_lab.data.ava import SceneSettings
 from vmae_lab.data.dataset import DataSettings
-from vmae_lab.lab import execution, stages
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.estimate import work_of
@@ -23,6 +22,8 @@ from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.plan import plan_ablation
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import (
+    WEIGHTS,
+    Job,
     Stage,
     controls_stage,
     detect_stage,
@@ -35,6 +36,7 @@ from vmae_lab.lab.stages import (
     probe_stage,
     views_stage,
 )
+from vmae_lab.lab.stages.pretrain import PretrainStage
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.training.checkpoint import Checkpoints
 from vmae_lab.training.metrics import latest_step
@@ -113,7 +115,7 @@ def test_other_content_of_the_same_files_is_another_stage(recipe, monkeypatch, s
 
 def test_another_version_of_the_code_is_another_stage(recipe, monkeypatch):
     before = pretrain_stage(recipe, 0).key
-    monkeypatch.setitem(stages.VERSIONS, "pretrain", stages.VERSIONS["pretrain"] + 1)
+    monkeypatch.setattr(PretrainStage, "version", PretrainStage.version + 1)
     assert pretrain_stage(recipe, 0).key != before
 
 
@@ -138,31 +140,31 @@ def test_inputs_come_first(recipe):
 COUNT = "count.txt"
 
 
-def _counting(job: execution.Job) -> dict:
-    with open(job.folder.parent / COUNT, "a") as file:
-        file.write("x")
-    time.sleep(job.stage.settings["sleep"])
-    if job.stage.settings.get("fails"):
-        raise RuntimeError("on purpose")
-    return {"metrics": {"value": 1.0}}
+class CountingStage(Stage):
+    kind = "counting"
+
+    sleep: float
+    fails: bool = False
+
+    def run(self, job: Job) -> dict:
+        with open(job.folder.parent / COUNT, "a") as file:
+            file.write("x")
+        time.sleep(self.sleep)
+        if self.fails:
+            raise RuntimeError("on purpose")
+        return {"metrics": {"value": 1.0}}
 
 
-@pytest.fixture
-def counting(monkeypatch):
-    monkeypatch.setitem(execution.RUNS, "counting", _counting)
-    monkeypatch.setitem(stages.VERSIONS, "counting", 1)
-
-
-def test_a_finished_stage_is_not_run_again(counting, tmp_path):
-    store, stage = RunStore(tmp_path), Stage("counting", {"sleep": 0})
+def test_a_finished_stage_is_not_run_again(tmp_path):
+    store, stage = RunStore(tmp_path), CountingStage(sleep=0)
     first = store.complete(stage, Compute())
     assert store.complete(stage, Compute()) == first
     assert (tmp_path / COUNT).read_text() == "x"
     assert first["provenance"]["packages"]["torch"]
 
 
-def test_a_failed_stage_leaves_no_result(counting, tmp_path):
-    store, stage = RunStore(tmp_path), Stage("counting", {"sleep": 0, "fails": True})
+def test_a_failed_stage_leaves_no_result(tmp_path):
+    store, stage = RunStore(tmp_path), CountingStage(sleep=0, fails=True)
     with pytest.raises(RuntimeError, match="on purpose"):
         store.complete(stage, Compute())
     assert not store.finished(stage)
@@ -174,7 +176,7 @@ def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_pa
     plan = plan_notebook(BOOK, recipe.with_overrides({"compute.jobs": 2, "seeds": [0]}))
     store, cell = RunStore(tmp_path), plan.cell("scratch", 0)
     store.complete(cell.encoder, Compute())
-    (store.folder(cell.encoder) / stages.WEIGHTS).unlink()
+    (store.folder(cell.encoder) / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="cannot read the checkpoint") as caught:
         store.complete_all([cell.measures["probe"]], plan.recipe.compute, work_of(plan))
     assert any(cell.measures["probe"].key in note for note in caught.value.__notes__)
@@ -185,7 +187,7 @@ def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, 
     """Everything trained, nothing written: the second start runs no step, and still knows what a step took."""
     stage, store = pretrain_stage(recipe, 0), RunStore(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(PretrainStage, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             store.complete(stage, recipe.compute, progress=False)
     assert not store.finished(stage)
@@ -193,14 +195,12 @@ def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, 
 
 
 def _start(root, began) -> None:
-    execution.RUNS["counting"] = _counting
-    stages.VERSIONS["counting"] = 1
     began.set()
-    RunStore(root).complete(Stage("counting", {"sleep": 2.0}), Compute())
+    RunStore(root).complete(CountingStage(sleep=2.0), Compute())
 
 
 @pytest.mark.slow
-def test_a_second_start_waits_and_takes_the_result(counting, tmp_path, capsys):
+def test_a_second_start_waits_and_takes_the_result(tmp_path, capsys):
     context = multiprocessing.get_context("spawn")
     began = context.Event()
     other = context.Process(target=_start, args=(tmp_path, began))
@@ -208,7 +208,7 @@ def test_a_second_start_waits_and_takes_the_result(counting, tmp_path, capsys):
     began.wait(60)
     while not (tmp_path / COUNT).exists():
         time.sleep(0.02)
-    result = RunStore(tmp_path).complete(Stage("counting", {"sleep": 2.0}), Compute())
+    result = RunStore(tmp_path).complete(CountingStage(sleep=2.0), Compute())
     other.join()
     assert result["metrics"] == {"value": 1.0}
     assert (tmp_path / COUNT).read_text() == "x", "run once, by the first"

@@ -24,8 +24,8 @@ BOXES = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true
 def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Train a spatial action detector on a recipe's scenes. Prints each seed's frame mAP, and the folder of its detections."""
     from vmae_lab.lab.config import require
-    from vmae_lab.lab.loading import check_scenes
     from vmae_lab.lab.stages import detect_stage, pretrain_stage
+    from vmae_lab.lab.stages.inputs import check_scenes
 
     recipe = read_recipe(parameters, override, seed)
     settings = require(recipe.detect, "detect", SHOWN_IN_AVA)
@@ -54,8 +54,8 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     detections.
     """
     from vmae_lab.lab.config import require
-    from vmae_lab.lab.loading import check_untrimmed
     from vmae_lab.lab.stages import initial_stage, localise_stage, pretrain_stage
+    from vmae_lab.lab.stages.inputs import check_untrimmed
 
     recipe = read_recipe(parameters, override, seed)
     settings = require(recipe.localise, "localise", "params/paper/thumos14.yaml shows this section")

@@ -38,13 +38,13 @@ def accelerate_config(name: str) -> Path:
     return path
 
 
-def launch(stage: Stage, root: Path, compute: Compute, progress: bool) -> None:
-    """Carry out a stage of the store at `root` in the processes of `compute.launch`, and wait for them.
+def launch(stage: Stage, folder: Path, compute: Compute, progress: bool) -> None:
+    """Run a stage, whose folder is in a store, in the processes of `compute.launch`, and wait for them.
 
-    What they print goes where this process prints; their progress is read from the run's log. Raises ProcessLost if one of them
-    failed, and Stopped if this process was asked to stop, after they have saved.
+    They print where this process prints; their progress is read from the run's log. Raises ProcessLost if one of them fails,
+    and Stopped, after they have saved, if this process is asked to stop.
     """
-    folder, config = root / stage.key, accelerate_config(str(compute.launch))
+    config = accelerate_config(str(compute.launch))
     inside = compute.model_copy(update={"launch": None})
     plain = {"stage": stage.plain(), "compute": inside.model_dump(mode="json"), "progress": progress}
     write_json(folder / SPECIFICATION, plain)

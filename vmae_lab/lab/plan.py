@@ -10,6 +10,7 @@ from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.own_data import list_notes, list_problems
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import (
+    HELD_OUT,
     Stage,
     controls_stage,
     initial_stage,
@@ -169,24 +170,11 @@ def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -
     return controls
 
 
-# The splits that a stage reads, "held out" being `evaluate.split`. Others read no clips, or those of their inputs.
-READ = {
-    "pretrain": ("pretrain",),
-    "post_pretrain": ("pretrain", "held out"),
-    "distill": ("pretrain", "held out"),
-    "probe": ("train", "held out"),
-    "finetune": ("train", "held out"),
-    "views": ("held out",),
-}
-
-
 def _splits_read(plan: Plan) -> list[str]:
     """The splits of the recipe's data that the stages read."""
-    recipe = plan.recipe
-    read = dict.fromkeys(split for stage in plan.stages for split in READ.get(stage.kind, ()))
-    if not recipe.data.labelled:
-        return [split for split in read if split == "pretrain"]
-    return list(dict.fromkeys(recipe.evaluate.split if split == "held out" else split for split in read))
+    data, split = plan.recipe.data, plan.recipe.evaluate.split
+    read = dict.fromkeys(split if name == HELD_OUT else name for stage in plan.stages for name in stage.reads)
+    return [name for name in read if data.labelled or name == "pretrain"]
 
 
 def _list_problems(plan: Plan, ahead: bool) -> list[str]:
@@ -194,21 +182,20 @@ def _list_problems(plan: Plan, ahead: bool) -> list[str]:
     lists = plan.recipe.data.lists
     if lists is None:
         return []
-    drawn = {("evaluate.finetune_labels", stage.settings["labels"]) for stage in plan.stages if stage.kind == "finetune"}
-    drawn |= {("evaluate.probe.labels", stage.settings["probe"]["labels"]) for stage in plan.stages if stage.kind == "probe"}
+    drawn = {pair for stage in plan.stages for pair in stage.drawn_labels.items()}
     counts = [(name, count) for name, count in sorted(drawn, key=str) if count is not None]
     problems = list_problems(lists, _splits_read(plan), counts, ahead)
-    if not lists.missing("pretrain") and any(map(_learns_labels_of_the_pool, plan.stages)):
-        arms = [cell.arm for cell in plan.cells if any(map(_learns_labels_of_the_pool, in_order(cell.measures.values())))]
+    if not lists.missing("pretrain") and any(stage.learns_pretraining_labels for stage in plan.stages):
+        arms = dict.fromkeys(
+            cell.arm
+            for cell in plan.cells
+            if any(stage.learns_pretraining_labels for stage in in_order(cell.measures.values()))
+        )
         problems.append(
-            f"arms {', '.join(dict.fromkeys(arms))}: they learn from labels of the videos to pre-train on, and data.lists has "
-            "none of these; leave these arms out"
+            f"arms {', '.join(arms)}: they learn from labels of the videos to pre-train on, and data.lists has none of these; "
+            "leave these arms out"
         )
     return problems
-
-
-def _learns_labels_of_the_pool(stage: Stage) -> bool:
-    return stage.kind == "post_pretrain" or (stage.kind == "distill" and stage.settings["distill"]["hard_weight"] > 0)
 
 
 def _list_notes(plan: Plan) -> list[str]:

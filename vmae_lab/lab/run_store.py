@@ -13,17 +13,15 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from vmae_lab.lab.execution import execute
-from vmae_lab.lab.jobs import Job
 from vmae_lab.lab.launcher import launch
 from vmae_lab.lab.report.provenance import provenance
-from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.stages import Job, Stage
 from vmae_lab.training.checkpoint import Checkpoints, FolderInUse
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.preemption import Stopped, stop_requests
 from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_text
-from vmae_lab.utils.processes import ProcessLost, launched, process_state, sendable, worker_pool
+from vmae_lab.utils.processes import ProcessLost, fixed_threads, launched, process_state, sendable, worker_pool
 from vmae_lab.utils.progress import Progress
 
 RESULT = "result.json"
@@ -51,49 +49,17 @@ class RunStore:
         return latest_step(self.folder(stage)) / stage.steps if stage.steps else 0.0
 
     def complete(self, stage: Stage, compute: Compute, progress: bool = True) -> dict[str, Any]:
-        """The stage's result: at once where it is finished, else after running it. Its inputs must be finished.
+        """The stage's result: at once if it is finished, else after running it. Its inputs must be finished.
 
-        While another process works on the same stage, this waits and then takes that result. Among the processes of a launcher
-        all call this together; the first of them writes, and does not wait for others' locks, but raises FolderInUse.
+        While another process works on the same stage, this waits and then returns that result. The processes of a launcher
+        all call this together; the first of them writes, and raises FolderInUse instead of waiting for another's lock.
         """
-        if launched():
-            return self._complete_together(stage, compute, progress)
-        make_folder(self.folder(stage))
-        if compute.launch and stage.steps:
-            with self._lock(stage, ".launch"):
-                with self._lock(stage):  # until those are done that a killed notebook has left
-                    pass
-                if not self.finished(stage):
-                    launch(stage, self.root, compute, progress)
-            return self.result(stage)
-        with self._lock(stage):
-            if not self.finished(stage):
-                self._run_stage(stage, compute, progress)
-        return self.result(stage)
-
-    def _complete_together(self, stage: Stage, compute: Compute, progress: bool) -> dict[str, Any]:
+        with self._claim(stage, compute, progress) as job:
+            if job:
+                self._finish(stage, job, stage.run(job))
         first = process_state().is_main_process
-        if first:
-            make_folder(self.folder(stage))
-        with self._lock(stage, wait=False) if first else nullcontext():
-            [finished] = broadcast_object_list([self.finished(stage)])
-            if not finished:
-                self._run_stage(stage, compute, progress)
         [result] = broadcast_object_list([self.result(stage) if first else None])
         return result
-
-    def _run_stage(self, stage: Stage, compute: Compute, progress: bool) -> None:
-        """Run a stage; what goes beside its files is written by the first process."""
-        folder, first = self.folder(stage), process_state().is_main_process
-        started = time.perf_counter()
-        if first:
-            write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
-        inputs = tuple(self.folder(source) for source in stage.inputs)
-        result = execute(Job(stage, folder, inputs, compute, progress))
-        if first:
-            seconds = time.perf_counter() - started
-            write_json(folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
-            _tidy(folder)
 
     def complete_all(self, stages: Iterable[Stage], compute: Compute, work: Mapping[str, float]) -> None:
         """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
@@ -105,13 +71,48 @@ class RunStore:
         todo = [stage for stage in order if not self.finished(stage)]
         make_folder(self.root)
         with _StageBar(self, todo, work) as bar:
-            if compute.jobs == 1 or launched():
-                # Launched processes complete all stages together: their own looks at the disk might not agree on the rest.
-                for stage in order if launched() else todo:
-                    with Progress(desc=stage.key, disable=bool(bar.disable)):
-                        self.complete(stage, compute)
-            elif todo:
+            if todo and compute.jobs > 1 and not launched():
                 self._in_processes(todo, compute, bar)
+                return
+            # Launched processes go through all stages together, since each might find others finished on the disk.
+            for stage in order if launched() else todo:
+                with Progress(desc=stage.key, disable=bool(bar.disable)), self._claim(stage, compute) as job:
+                    if job:
+                        self._finish(stage, job, stage.run(job))
+
+    @contextmanager
+    def _claim(self, stage: Stage, compute: Compute, progress: bool = True) -> Iterator[Job | None]:
+        """Hold the stage's lock. Gives what to run it with, or None if it is finished or was run by other processes."""
+        folder, first = self.folder(stage), process_state().is_main_process
+        if first:
+            make_folder(folder)
+        if compute.launch and stage.steps and not launched():
+            with self._lock(stage, ".launch"):
+                with self._lock(stage):  # until processes are done that a killed notebook has left
+                    pass
+                if not self.finished(stage):
+                    launch(stage, folder, compute, progress)
+            yield None
+            return
+        with self._lock(stage, wait=not launched()) if first else nullcontext():
+            [finished] = broadcast_object_list([self.finished(stage)])
+            if not finished and first:
+                write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
+            with fixed_threads(compute.threads):
+                inputs = tuple(self.folder(source) for source in stage.inputs)
+                yield None if finished else Job(folder, inputs, compute, progress)
+            process_state().wait_for_everyone()  # the others read what the first one has written
+
+    def _finish(self, stage: Stage, job: Job, result: Mapping[str, Any]) -> None:
+        """Write the result, last of all, and drop what only an unfinished run needs: the first process does."""
+        if not process_state().is_main_process:
+            return
+        seconds = time.perf_counter() - job.started
+        write_json(job.folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
+        for name in ("checkpoint", "turning_point"):
+            Checkpoints(job.folder, name).drop()
+        for probe in job.folder.glob("attentive-*"):
+            shutil.rmtree(probe)
 
     def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
@@ -173,14 +174,6 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
     except Exception as error:
         error.add_note(f"in {stage.key}")
         raise
-
-
-def _tidy(folder: Path) -> None:
-    """Drop what only an unfinished run needs: the optimiser's state."""
-    for name in ("checkpoint", "turning_point"):
-        Checkpoints(folder, name).drop()
-    for part in folder.glob("attentive-*"):
-        shutil.rmtree(part)
 
 
 class _StageBar(Progress):

@@ -9,11 +9,11 @@ from einops import rearrange
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import MissingVideos, batches_of, middle_clips, readable
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.loading import load_split
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.figures import HIDDEN
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.stages.inputs import split_clips
 from vmae_lab.masking import draw_masks
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
@@ -28,7 +28,7 @@ def example_clips(plan: Plan) -> Clips:
     split, sources = "pretrain", recipe.data.pretrain_sources
     if recipe.data.labelled:
         split, sources = recipe.evaluate.split, recipe.evaluate.sources
-    return load_split({"data": recipe.data.model_dump(mode="json")}, split, sources, recipe.compute)[1]
+    return split_clips(recipe.data, split, sources, recipe.compute)
 
 
 def random_clips(plan: Plan, count: int) -> list[int]:

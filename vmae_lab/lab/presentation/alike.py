@@ -17,9 +17,9 @@ from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.maps import QUERIES
 from vmae_lab.lab.plots.pictures import example_clips, names_of, window
 from vmae_lab.lab.presentation.common import compared, comparison_cells, gain_words, how_compared, mean_and_spread
-from vmae_lab.lab.readouts import load_encoder
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.stages.probe import load_encoder
 from vmae_lab.lab.statistics import summarise
 from vmae_lab.utils.processes import fixed_threads
 from vmae_lab.utils.seeding import numpy_generator

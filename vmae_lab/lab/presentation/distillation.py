@@ -2,10 +2,8 @@
 
 import pandas as pd
 
-from vmae_lab.data.dataset import DataSettings
 from vmae_lab.lab.arms import DISTILLATION, TEACHER, Arm
 from vmae_lab.lab.config import require
-from vmae_lab.lab.estimate import classifier_parameters
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.presentation.common import (
     clips_words,
@@ -18,9 +16,8 @@ from vmae_lab.lab.presentation.common import (
 )
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.stages.finetune import SupervisedStage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
-from vmae_lab.models.flops import classify_cost
-from vmae_lab.models.sizes import ModelSettings
 
 ACCURACY = "top-1"
 STYLES: dict[str, Arm] = {"teacher": TEACHER, **DISTILLATION}
@@ -84,14 +81,15 @@ def students_caption(plan: Plan, rows: pd.DataFrame) -> str:
 def sizes_table(plan: Plan) -> pd.DataFrame:
     """Teacher and student: parameters, and multiply-accumulates of one clip. Counted, not measured."""
     measures = plan.first(plan.possible[0]).measures
-    counted = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
-    most = _clip_macs(counted["teacher"])
+    stages = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
+    counted = {name: stage for name, stage in stages.items() if isinstance(stage, SupervisedStage)}
+    most = counted["teacher"].clip_macs
     return pd.DataFrame([
         {
             "model": f"{name} ({stage.settings['model']['size']})",
-            "parameters, thousands": f"{classifier_parameters(stage) / 1e3:.0f}",
-            "one clip, M multiply-accumulates": f"{_clip_macs(stage) / 1e6:.1f}",
-            "part of the teacher's": f"{100 * _clip_macs(stage) / most:.0f} %",
+            "parameters, thousands": f"{stage.parameters / 1e3:.0f}",
+            "one clip, M multiply-accumulates": f"{stage.clip_macs / 1e6:.1f}",
+            "part of the teacher's": f"{100 * stage.clip_macs / most:.0f} %",
         }
         for name, stage in counted.items()
     ])  # fmt: skip
@@ -127,9 +125,3 @@ def _taught_on(stage: Stage, store: RunStore) -> str:
     """What a taught student learns from: it reads labels only where the recipe weighs them."""
     labels = "and their labels" if stage.settings["distill"]["hard_weight"] else "no label"
     return f"the teacher's answers on {store.result(stage)['clips']} clips, {labels}"
-
-
-def _clip_macs(stage: Stage) -> float:
-    """Multiply-accumulates of a classifier's forward pass on one clip."""
-    model, data = ModelSettings(**stage.settings["model"]), DataSettings(**stage.settings["data"])
-    return classify_cost(model.dimensions, model.clip, data.classes).macs

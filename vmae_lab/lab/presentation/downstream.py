@@ -9,7 +9,6 @@ from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.arms import LONGER
-from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.labels import short
 from vmae_lab.lab.plots.maps import Strip
@@ -22,10 +21,11 @@ from vmae_lab.lab.presentation.common import (
     how_run,
     mean_and_spread,
 )
-from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
+from vmae_lab.lab.stages import PREDICTIONS
+from vmae_lab.lab.stages.finetune import FinetuneStage
+from vmae_lab.lab.stages.multi_view import ViewsStage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
@@ -178,7 +178,8 @@ def attention_strips(plan: Plan, store: RunStore, arm: str, said: pd.DataFrame, 
     chosen = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(first))[:count]
     rows, clips = first.iloc[chosen].row.tolist(), _judged_clips(plan)
     stage = plan.first(arm).measures["finetune"]
-    model = load_classifier(stage.settings, store.folder(stage) / WEIGHTS)
+    assert isinstance(stage, FinetuneStage)
+    model = stage.load(store.folder(stage))
     video = middle_clips(clips, rows, *window(plan.recipe)).to(process_state().device)
     grid = dict(zip(("t", "h", "w"), plan.recipe.model.clip.grid, strict=True))
     shares = attention_rollout(model.encoder, video).cpu() * plan.recipe.model.clip.tokens
@@ -239,8 +240,9 @@ def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
 
 def _judged_clips(plan: Plan) -> Clips:
     """The clips that the predictions' rows number: without those that cannot be read, where these are skipped."""
-    settings = plan.first(plan.pretrained[0]).measures["views"].settings
-    return held_out_clips(settings, settings["sources"], plan.recipe.compute)[0]
+    stage = plan.first(plan.pretrained[0]).measures["views"]
+    assert isinstance(stage, ViewsStage)
+    return stage.held_out_clips(plan.recipe.compute)[0]
 
 
 def _by_views(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:

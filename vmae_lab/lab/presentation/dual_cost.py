@@ -7,8 +7,9 @@ import pandas as pd
 
 from vmae_lab.lab.arms import BLACK, BLUE, PAPER_SIZES, Arm
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.measure import GIB, largest_batch, parameter_count, predicted_bytes
 from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.stages.cost import parameter_count
+from vmae_lab.lab.stages.measure import GIB, largest_batch, predicted_bytes
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import ModelSettings

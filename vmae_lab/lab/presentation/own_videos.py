@@ -24,9 +24,9 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     test_set_interval,
 )
-from vmae_lab.lab.readouts import load_encoder, read_with
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
+from vmae_lab.lab.stages.probe import ProbeStage, load_encoder
 from vmae_lab.lab.statistics import summarise
 from vmae_lab.utils.processes import fixed_threads
 
@@ -100,7 +100,9 @@ def confusion(plan: Plan, store: RunStore, arm: str) -> np.ndarray:
     for cell in (cell for cell in plan.cells if cell.arm == arm):
         with fixed_threads(plan.recipe.compute.threads):
             encoder = load_encoder(cell.recipe.model, store.folder(cell.encoder) / WEIGHTS)
-            read = read_with(encoder, cell.measures["probe"].settings, plan.recipe.compute, pooled=False)
+            probe = cell.measures["probe"]
+            assert isinstance(probe, ProbeStage)
+            read = probe.read(encoder, plan.recipe.compute)
             for tokens, labels in read.draws():
                 answers = classical_answers("ridge", tokens, labels, read.test_tokens, cell.recipe.model.clip.grid)
                 np.add.at(counts, (read.held_out.labels, answers), 1)

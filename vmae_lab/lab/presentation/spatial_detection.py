@@ -12,7 +12,6 @@ from vmae_lab.data.ava import CORNERS, KEY, Scenes, read_detections
 from vmae_lab.data.motionworld.writer import Split
 from vmae_lab.evaluation.frame_map import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.config import require
-from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.maps import Scene
 from vmae_lab.lab.presentation.common import (
@@ -26,6 +25,7 @@ from vmae_lab.lab.presentation.common import (
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import DETECTIONS
+from vmae_lab.lab.stages.inputs import check_scenes, load_scenes
 from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.training.tasks.detect import DetectSettings, people_of

@@ -9,8 +9,6 @@ from vmae_lab.data.activitynet import Split, Untrimmed, read_predictions
 from vmae_lab.evaluation.average_precision import by_score
 from vmae_lab.evaluation.temporal_map import DURATIONS, ErrorKinds, error_kinds, matches
 from vmae_lab.lab.config import require
-from vmae_lab.lab.detecting import judge
-from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.timelines import Timeline
 from vmae_lab.lab.presentation.common import (
@@ -24,6 +22,8 @@ from vmae_lab.lab.presentation.common import (
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import SEGMENTS
+from vmae_lab.lab.stages.inputs import check_untrimmed, load_untrimmed
+from vmae_lab.lab.stages.localise import judge
 from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.paper import SEGMENT_MAP
 from vmae_lab.training.tasks.localise import LocaliseSettings

@@ -1,4 +1,4 @@
-"""What one pre-training step takes on the device at hand: seconds and peak memory, beside what was counted for it."""
+"""Seconds and memory of one pre-training step on this device, next to what was counted for it."""
 
 import os
 import resource
@@ -7,14 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
+from vmae_lab.lab.config import Recipe
+from vmae_lab.lab.report.provenance import provenance
+from vmae_lab.lab.stages.cost import Work, parameter_count, step_macs, token_counts
+from vmae_lab.lab.stages.stage import Job, Stage, build
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
-from vmae_lab.models.flops import TokenCounts, saved_bytes, state_bytes
+from vmae_lab.models.flops import saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.distributed import bf16_is_native
@@ -22,34 +26,54 @@ from vmae_lab.training.optim import parameter_groups
 from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.seeding import seeded, torch_generator
 
-ROOM = 0.9  # of the device's memory; more is not tried, so that a machine is not brought to its knees
+MARGIN = 0.9  # part of the device's memory that is tried; more could make the machine swap
 GIB = 2**30
 
 
-@cache
-def parameter_count(model: ModelSettings) -> int:
-    """Parameters of the whole autoencoder. Its fused qkv bias has a part for k that the official layout leaves out."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in VideoMAE(model.dimensions, model.clip).parameters())
+class MeasureStage(Stage):
+    """Seconds and memory of a pre-training step on this device."""
+
+    kind = "measure"
+
+    model: ModelSettings
+    mask: MaskSettings
+    batch_size: int
+    timed_steps: int = Field(alias="steps")
+    device: str
+
+    def run(self, job: Job) -> dict[str, Any]:
+        # On all cores, whatever the other stages use: it runs alone, and this process's number of threads is not its own.
+        measured = measure_step(self.model, self.mask, self.batch_size, self.timed_steps)
+        return {"fits": measured.pop("fits"), "metrics": measured}
+
+    @property
+    def work(self) -> Work:
+        return Work(training=(self.timed_steps + 1) * step_macs(self.model, self.mask, self.batch_size))
+
+
+def measure_stage(recipe: Recipe, batch_size: int) -> Stage:
+    """Seconds and memory of a pre-training step on this device, at `recipe.measure.size`."""
+    model, steps = recipe.measure.model_of(recipe.measure.size), recipe.measure.steps
+    return build(MeasureStage, recipe, model=model, batch_size=batch_size, steps=steps, device=provenance()["device"])
 
 
 def predicted_bytes(model: ModelSettings, masks: MaskSettings, batch_size: int, half: bool) -> int:
-    """Peak memory of training: weights and AdamW's moments, and the greater of gradients and what backward still needs.
+    """Peak memory of training: weights, AdamW's moments, and the larger of gradients and saved activations.
 
-    Gradients are made while what was kept for them is freed, so the two do not add up.
+    Backward frees activations while it makes gradients, so the two do not add up.
     """
-    counts, parameters = TokenCounts.of(masks, model.clip), parameter_count(model)
+    counts, parameters = token_counts(masks, model.clip), parameter_count(model)
     kept = batch_size * saved_bytes(model.dimensions, model.clip, counts.visible, counts.decoded, half)
     return state_bytes(parameters, half) - 4 * parameters + max(4 * parameters, kept)
 
 
 def largest_batch(model: ModelSettings, masks: MaskSettings, memory_bytes: float, half: bool) -> int:
-    """Clips a step that fit in a memory, by the prediction; 0 where not even the model does."""
-    counts, parameters = TokenCounts.of(masks, model.clip), parameter_count(model)
+    """Clips per step that fit into a memory, by the same prediction; 0 if the model itself does not fit."""
+    counts, parameters = token_counts(masks, model.clip), parameter_count(model)
     if memory_bytes < state_bytes(parameters, half):
         return 0
-    room = memory_bytes - state_bytes(parameters, half) + 4 * parameters
-    return int(room // saved_bytes(model.dimensions, model.clip, counts.visible, counts.decoded, half))
+    free = memory_bytes - state_bytes(parameters, half) + 4 * parameters
+    return int(free // saved_bytes(model.dimensions, model.clip, counts.visible, counts.decoded, half))
 
 
 def device_memory() -> int:
@@ -60,12 +84,12 @@ def device_memory() -> int:
 
 
 def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
-    """Seconds a step (median) and peak memory in GiB, in a process of its own; only `fits: False` where memory is short.
+    """Seconds per step (median) and peak memory in GiB, in a process of its own; only `fits: False` if memory is short.
 
     A step is forward, target, loss, backward and AdamW on random pixels; no data loading. bf16 on a GPU that has it.
     """
     half = bf16_is_native()
-    if predicted_bytes(model, masks, batch_size, half) > ROOM * device_memory():
+    if predicted_bytes(model, masks, batch_size, half) > MARGIN * device_memory():
         return {"fits": False}
     with worker_pool(1) as pool:
         try:
@@ -87,7 +111,7 @@ def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: 
 
 
 def _stepper(model: ModelSettings, masks: MaskSettings, batch_size: int, device: torch.device) -> Callable[[int], None]:
-    """A fresh model's whole optimiser step, by its index: each draws its own masks."""
+    """The whole optimiser step of a new model, by its index: each draws its own masks."""
     with seeded(0, "initial weights"):
         network = VideoMAE(model.dimensions, model.clip).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
@@ -122,7 +146,7 @@ def _timed(step: Callable[[int], None], index: int) -> float:
 def resident_gib() -> float:
     """The largest memory this process has held so far.
 
-    Linux's `ru_maxrss` starts from what the parent held when it started this process, so the kernel's own line is read there.
+    Linux's `ru_maxrss` starts from the parent's memory at the start of this process, so `/proc` is read instead.
     """
     status = Path("/proc/self/status")
     if status.exists():

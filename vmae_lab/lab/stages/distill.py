@@ -1,0 +1,73 @@
+"""Distillation: a student learns to predict what a supervised stage's classifier predicts (VideoMAE V2)."""
+
+from dataclasses import replace
+from typing import Any
+
+from vmae_lab.evaluation.classification import top1
+from vmae_lab.lab.config import Recipe, require
+from vmae_lab.lab.stages.cost import Work
+from vmae_lab.lab.stages.finetune import SupervisedStage
+from vmae_lab.lab.stages.inputs import corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
+from vmae_lab.models.checkpoints import read_weights
+from vmae_lab.training.loop import train
+from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
+from vmae_lab.training.tasks.finetune import predict
+
+
+class DistillStage(SupervisedStage):
+    """Training of a student on the clips to pre-train on. If these have labels, student and teacher are both evaluated.
+
+    Inputs: the teacher and, unless the student starts from scratch, the student's encoder.
+    """
+
+    kind = "distill"
+    reads = ("pretrain", HELD_OUT)
+
+    distill: DistillSettings
+
+    @property
+    def teacher(self) -> SupervisedStage:
+        teacher = self.inputs[0]
+        assert isinstance(teacher, SupervisedStage), "a teacher is a supervised stage"
+        return teacher
+
+    def run(self, job: Job) -> dict[str, Any]:
+        clips = self.clips("pretrain", self.data.pretrain_sources, job.compute)
+        teacher = Teacher(read_weights(job.inputs[0] / WEIGHTS), self.teacher.model, self.teacher.section.readout)
+        encoder = input_encoder_state(job.inputs[1]) if job.inputs[1:] else None
+        rows, corrupt = list(range(len(clips))), corrupt_videos_in(job.folder)
+        task = DistillTask(self.model, self.distill, self.data, clips, rows, encoder, teacher, self.seed, corrupt)
+        trained = train(task, job.folder, job.compute, job.progress)
+        self.save(trained.model.classifier, job)
+        result = {"metrics": {}, "training": training_cost(trained), "clips": len(clips), **replaced_videos(corrupt)}
+        if not self.data.labelled:
+            return result
+        held_out, counts = self.held_out_clips(job.compute)
+        student, taught_by = (
+            predict(model, held_out, self.model, self.data.stride, task.settings.sampling).argmax(1).numpy()
+            for model in (trained.model.classifier, task.teacher)
+        )
+        metrics = {
+            "distill": top1(student, held_out.labels),
+            "distill_teacher": top1(taught_by, held_out.labels),
+            "distill_agreement": top1(student, taught_by),
+        }
+        return {**result, "metrics": metrics, **counts}
+
+    @property
+    def learns_pretraining_labels(self) -> bool:
+        return self.distill.hard_weight > 0
+
+    @property
+    def work(self) -> Work:
+        """The student's, and the teacher's forward passes on the same clips."""
+        student, shown = super().work, self.steps * self.distill.batch_size
+        teacher = self.teacher.clip_macs * (shown + self.held_out_count)
+        return replace(student, training=student.training + teacher, own_s=2 * student.own_s)
+
+
+def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
+    """Teach `recipe.model`, from an encoder or from scratch, what a supervised stage's model predicts. Raises RecipeError."""
+    settings = require(recipe.distill, "distill", "the plan teaches a student")
+    return build(DistillStage, recipe, teacher, encoder, seed=seed, distill=settings, sources=None)

@@ -1,0 +1,118 @@
+"""Supervised training of a classifier: fine-tuning with few labels, and post-pre-training with all labels of the pool."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmae_lab.data.dataset import Clips
+from vmae_lab.evaluation.classification import top1
+from vmae_lab.evaluation.probes import draw_labelled
+from vmae_lab.lab.config import Recipe
+from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters, loading_seconds
+from vmae_lab.lab.stages.inputs import EvaluatedStage, corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
+from vmae_lab.models.checkpoints import load_weights, read_weights
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, predict
+from vmae_lab.utils.processes import process_state
+
+
+class SupervisedStage(EvaluatedStage):
+    """Training of a classifier from the encoder of its input, or from scratch without one; evaluated by top-1."""
+
+    seed: int
+
+    def labelled(self, compute: Compute) -> tuple[Clips, np.ndarray]:
+        """The clips, and which rows of them to train on."""
+        raise NotImplementedError
+
+    def run(self, job: Job) -> dict[str, Any]:
+        clips, rows = self.labelled(job.compute)
+        held_out, counts = self.held_out_clips(job.compute)
+        encoder = input_encoder_state(job.inputs[0]) if job.inputs else None
+        corrupt = corrupt_videos_in(job.folder)
+        task = FinetuneTask(self.model, self.section, self.data, clips, rows.tolist(), encoder, self.seed, corrupt)
+        trained = train(task, job.folder, job.compute, job.progress)
+        self.save(trained.model, job)
+        scores = predict(trained.model, held_out, self.model, self.data.stride, task.settings.sampling)
+        return {
+            "metrics": {self.kind: top1(scores.argmax(1).numpy(), held_out.labels)}, "training": training_cost(trained),
+            "labelled_clips": len(rows), **counts, **replaced_videos(corrupt),
+        }  # fmt: skip
+
+    def build(self) -> VideoClassifier:
+        """The trained classifier without its weights."""
+        return VideoClassifier(self.model.dimensions, self.model.clip, self.data.classes, self.section.readout)
+
+    def load(self, folder: Path) -> VideoClassifier:
+        """The classifier that the finished stage left in its folder, on the device, for evaluation."""
+        classifier = self.build()
+        load_weights(classifier, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        return classifier.to(process_state().device).eval()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the classifier."""
+        return count_parameters(self.build)
+
+    @property
+    def work(self) -> Work:
+        return Work(
+            self.clip_macs * BACKWARD * self.steps * self.section.batch_size, self.clip_macs * self.held_out_count,
+            layer_steps=self.model.dimensions.depth * self.steps,
+            loading_s=loading_seconds(self.section, self.model, self.data), own_s=self.reading_s,
+        )  # fmt: skip
+
+    @property
+    def disk_bytes(self) -> int:
+        return 4 * self.parameters
+
+
+class FinetuneStage(SupervisedStage):
+    """Fine-tuning with few labels, or with all if `labels` is None."""
+
+    kind = "finetune"
+    reads = ("train", HELD_OUT)
+
+    finetune: FinetuneSettings
+    labels: int | None
+
+    def labelled(self, compute: Compute) -> tuple[Clips, np.ndarray]:
+        clips = self.clips("train", self.evaluated_sources, compute)
+        if self.labels is None:
+            return clips, np.arange(len(clips))
+        return clips, draw_labelled(clips.labels, self.labels, self.data.seed, self.seed)
+
+    @property
+    def drawn_labels(self) -> dict[str, int | None]:
+        return {"evaluate.finetune_labels": self.labels}
+
+
+class PostPretrainStage(SupervisedStage):
+    """Supervised training on all labels of the clips to pre-train on; evaluated on held-out clips of the same sources."""
+
+    kind = "post_pretrain"
+    reads = ("pretrain", HELD_OUT)
+
+    post_pretrain: FinetuneSettings
+
+    def labelled(self, compute: Compute) -> tuple[Clips, np.ndarray]:
+        clips = self.clips("pretrain", self.data.pretrain_sources, compute)
+        return clips, np.arange(len(clips))
+
+    @property
+    def learns_pretraining_labels(self) -> bool:
+        return True
+
+
+def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
+    """Fine-tuning with few labels, from an encoder or from scratch."""
+    return build(FinetuneStage, recipe, encoder, seed=seed, labels=recipe.evaluate.finetune_labels)
+
+
+def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
+    """Supervised training on all labels of the sources to pre-train on, from an encoder or from scratch."""
+    return build(PostPretrainStage, recipe, encoder, seed=seed, sources=None)

@@ -1,0 +1,76 @@
+"""Self-supervised pre-training, and the untrained model that it starts from."""
+
+from typing import Any
+
+from vmae_lab.lab.config import Recipe
+from vmae_lab.lab.stages.cost import Work, loading_seconds, parameter_count, step_macs
+from vmae_lab.lab.stages.inputs import ClipStage, corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.stage import Job, Stage, build, training_cost
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.training.loop import train
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.seeding import seeded
+
+
+class PretrainStage(ClipStage):
+    """Self-supervised pre-training of one model."""
+
+    kind = "pretrain"
+    reads = ("pretrain",)
+
+    seed: int
+    mask: MaskSettings
+    pretrain: PretrainSettings
+
+    def run(self, job: Job) -> dict[str, Any]:
+        clips = self.clips("pretrain", self.data.pretrain_sources, job.compute)
+        corrupt = corrupt_videos_in(job.folder)
+        task = PretrainTask(self.model, self.mask, self.pretrain, self.data, clips, self.seed, corrupt)
+        trained = train(task, job.folder, job.compute, job.progress, self.pretrain.kept_steps)
+        self.save(trained.model, job)
+        return {
+            "metrics": {}, "training": training_cost(trained), "samples_by_source": task.samples_by_source(),
+            **replaced_videos(corrupt),
+        }  # fmt: skip
+
+    @property
+    def work(self) -> Work:
+        layers = self.model.dimensions.depth + self.model.dimensions.decoder_depth
+        macs = self.steps * step_macs(self.model, self.mask, self.pretrain.batch_size)
+        loading_s = loading_seconds(self.pretrain, self.model, self.data)
+        return Work(training=macs, layer_steps=layers * self.steps, loading_s=loading_s)
+
+    @property
+    def disk_bytes(self) -> int:
+        return 4 * parameter_count(self.model) * (1 + len(self.pretrain.kept_steps))
+
+
+class InitialStage(Stage):
+    """The untrained model that pre-training with the same seed starts from: the lower bound of every frozen readout."""
+
+    kind = "initial"
+
+    model: ModelSettings
+    seed: int
+
+    def run(self, job: Job) -> dict[str, Any]:
+        with seeded(self.seed, "initial weights"):
+            model = VideoMAE(self.model.dimensions, self.model.clip)
+        self.save(model, job)
+        return {"metrics": {}}
+
+    @property
+    def disk_bytes(self) -> int:
+        return 4 * parameter_count(self.model)
+
+
+def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
+    """Self-supervised pre-training of one model."""
+    return build(PretrainStage, recipe, seed=seed)
+
+
+def initial_stage(recipe: Recipe, seed: int) -> Stage:
+    """The untrained model that pre-training with this seed starts from."""
+    return build(InitialStage, recipe, seed=seed)
