@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.lab import curves, execution
+from vmae_lab.lab import execution
 from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.estimate import stage_bytes
-from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.presentation import common, compute_curve
+from vmae_lab.lab.experiments import common, compute_curve, plan_notebook
+from vmae_lab.lab.plots import curves
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stage_cost import step_macs
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage

@@ -14,11 +14,11 @@ from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.frame_map import frame_map
 from vmae_lab.lab.arms import SPATIAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.experiments import downstream_spatial_detection as spatial_detection
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.loading import load_scenes
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.maps import letter_of, number_of
-from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stage_cost import BACKWARD, stage_macs
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage

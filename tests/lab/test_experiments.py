@@ -10,9 +10,10 @@ import yaml
 from vmae_lab.lab.arms import POOLS, PRINTED, TARGET, UNSEEN, Arm
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.estimate import plan_summary, stage_table
-from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments import EXPERIMENTS, common, distillation, plan_notebook
+from vmae_lab.lab.experiments import ablation_progressive_training as progressive
+from vmae_lab.lab.experiments import cost_of_dual_masking as dual_cost
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation import common, distillation, dual_cost, progressive
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
 

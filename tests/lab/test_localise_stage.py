@@ -13,9 +13,9 @@ from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.estimate import stage_bytes
+from vmae_lab.lab.experiments import downstream_temporal_detection as temporal_detection
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.loading import load_untrimmed
-from vmae_lab.lab.presentation import temporal_detection
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stage_cost import actionformer_macs, stage_macs
 from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage

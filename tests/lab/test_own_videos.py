@@ -17,9 +17,11 @@ from vmae_lab.evaluation.retrieval import feature_map, nearest, same_class, same
 from vmae_lab.lab import estimate
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments import bring_your_own_videos as own_videos
+from vmae_lab.lab.experiments import retrieval as alike
+from vmae_lab.lab.experiments import video_checks as checks
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots import maps
-from vmae_lab.lab.presentation import alike, checks, own_videos
 from vmae_lab.lab.run_store import RunStore
 
 NAME = "bring_your_own_videos"

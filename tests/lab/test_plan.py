@@ -10,9 +10,9 @@ from vmae_lab.evaluation.metrics import top1, wilson_interval
 from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import conclusions
+from vmae_lab.lab.experiments.common import comparison_cells, comparison_words, how_compared
 from vmae_lab.lab.plan import plan_ablation
-from vmae_lab.lab.presentation.common import comparison_cells, comparison_words, how_compared
-from vmae_lab.lab.presentation.decoder_mask import conclusions
 from vmae_lab.lab.report.tables import interval, plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import compare

@@ -3,8 +3,7 @@
 import pandas as pd
 
 from vmae_lab.lab.estimate import token_table
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     compared,
     comparison_cells,
     floor_words,
@@ -15,6 +14,7 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     verdict_words,
 )
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.statistics import pareto_front, summarise
 from vmae_lab.masking import MaskSettings

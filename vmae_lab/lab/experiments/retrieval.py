@@ -13,10 +13,10 @@ from vmae_lab.data.video_lists import groups_of
 from vmae_lab.evaluation.probes import tokens_of
 from vmae_lab.evaluation.retrieval import nearest as nearest_rows
 from vmae_lab.evaluation.retrieval import perplexity_of, same_class, same_class_by_chance, standardised
+from vmae_lab.lab.experiments.common import compared, comparison_cells, gain_words, how_compared, mean_and_spread
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.maps import QUERIES
 from vmae_lab.lab.plots.pictures import example_clips, names_of, window
-from vmae_lab.lab.presentation.common import compared, comparison_cells, gain_words, how_compared, mean_and_spread
 from vmae_lab.lab.readouts import load_encoder
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS

@@ -4,8 +4,7 @@ import pandas as pd
 
 from vmae_lab.lab.arms import UNSEEN
 from vmae_lab.lab.experiments import labels_of
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     compared,
     comparison_cells,
     comparison_words,
@@ -13,6 +12,7 @@ from vmae_lab.lab.presentation.common import (
     how_run,
     mean_and_spread,
 )
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import compare_pairs, summarise
 

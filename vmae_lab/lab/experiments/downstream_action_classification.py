@@ -9,12 +9,7 @@ from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.arms import LONGER
-from vmae_lab.lab.loading import held_out_clips
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.labels import short
-from vmae_lab.lab.plots.maps import Strip
-from vmae_lab.lab.plots.pictures import clip_frames, window
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     clips_words,
     comparison_cells,
     comparison_words,
@@ -22,6 +17,11 @@ from vmae_lab.lab.presentation.common import (
     how_run,
     mean_and_spread,
 )
+from vmae_lab.lab.loading import held_out_clips
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.maps import Strip
+from vmae_lab.lab.plots.pictures import clip_frames, window
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from vmae_lab.lab.experiments.common import compared, difference_cell, how_compared, main_probe, verdict_words
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation.common import compared, difference_cell, how_compared, main_probe, verdict_words
 from vmae_lab.lab.stage_cost import step_macs
 from vmae_lab.lab.statistics import COLUMNS, summarise
 

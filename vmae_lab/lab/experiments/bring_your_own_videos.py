@@ -9,11 +9,7 @@ import pandas as pd
 from vmae_lab.evaluation.probes import PROBE_NAMES, classical_answers
 from vmae_lab.evaluation.retrieval import FEWEST
 from vmae_lab.lab.config import RecipeError
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.labels import short
-from vmae_lab.lab.plots.maps import SHOWN
-from vmae_lab.lab.plots.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     clips_words,
     compared,
     comparison_cells,
@@ -24,6 +20,10 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     test_set_interval,
 )
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.maps import SHOWN
+from vmae_lab.lab.plots.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions
 from vmae_lab.lab.readouts import load_encoder, read_with
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.lab.arms import Arm
+from vmae_lab.lab.experiments.common import impossible_words, main_probe, mean_and_spread
 from vmae_lab.lab.measure import parameter_count
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation.common import impossible_words, main_probe, mean_and_spread
 from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.statistics import linear_trend, points, summarise
 

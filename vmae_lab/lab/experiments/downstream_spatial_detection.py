@@ -13,10 +13,7 @@ from vmae_lab.data.ava_files import CORNERS, KEY, read_detections
 from vmae_lab.data.motionworld.dataset import Split
 from vmae_lab.evaluation.frame_map import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.config import require
-from vmae_lab.lab.loading import check_scenes, load_scenes
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.maps import Scene
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     compared,
     comparison_cells,
     comparison_words,
@@ -24,6 +21,9 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     over_seeds,
 )
+from vmae_lab.lab.loading import check_scenes, load_scenes
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.maps import Scene
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import DETECTIONS

@@ -11,10 +11,7 @@ from vmae_lab.evaluation.segment_errors import ErrorKinds, error_kinds
 from vmae_lab.evaluation.temporal_map import DURATIONS, by_score, matches
 from vmae_lab.lab.config import require
 from vmae_lab.lab.detecting import judge
-from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.timelines import Timeline
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     compared,
     comparison_cells,
     comparison_words,
@@ -22,6 +19,9 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     over_seeds,
 )
+from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.timelines import Timeline
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import SEGMENTS

@@ -3,8 +3,7 @@
 import pandas as pd
 
 from vmae_lab.lab.arms import JUDGED_ON, TARGET, pool_limits
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     compared,
     comparison_cells,
     floor_words,
@@ -14,6 +13,7 @@ from vmae_lab.lab.presentation.common import (
     mean_and_spread,
     verdict_words,
 )
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import summarise
 

@@ -7,9 +7,7 @@ import pandas as pd
 
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.estimate import token_table
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.pictures import masks_of_pictures, picture_clip
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     compared,
     comparison_cells,
     difference_range,
@@ -21,6 +19,8 @@ from vmae_lab.lab.presentation.common import (
     test_set_interval,
     verdict_words,
 )
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.pictures import masks_of_pictures, picture_clip
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import summarise
 from vmae_lab.paper import DecoderMaskRow

@@ -6,8 +6,7 @@ from vmae_lab.data.dataset import DataSettings
 from vmae_lab.lab.arms import DISTILLATION, TEACHER, Arm
 from vmae_lab.lab.config import require
 from vmae_lab.lab.estimate import classifier_parameters
-from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.presentation.common import (
+from vmae_lab.lab.experiments.common import (
     clips_words,
     comparison_cells,
     comparison_words,
@@ -16,6 +15,7 @@ from vmae_lab.lab.presentation.common import (
     loss_history,
     mean_and_spread,
 )
+from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
