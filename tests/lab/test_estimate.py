@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from vmae_lab.lab import stage_cost
-from vmae_lab.lab.arms import DECODER_MASKS, PROGRESSIVE
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.estimate import plan_cost, plan_summary, predicted_and_actual, stage_bytes, stage_macs
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.experiments.ablation_progressive_training import ARMS as PROGRESSIVE
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stage_cost import H200, Machine, Work, data_work, ridge_macs, stage_work, this_machine
 from vmae_lab.lab.stages import (

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from vmae_lab.data.activitynet_files import read_predictions
-from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.detecting import judge
 from vmae_lab.lab.estimate import stage_bytes
 from vmae_lab.lab.experiments import downstream_temporal_detection as temporal_detection
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.common import Results
+from vmae_lab.lab.experiments.downstream_temporal_detection import ARMS as TEMPORAL_DETECTION
 from vmae_lab.lab.loading import load_untrimmed
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stage_cost import actionformer_macs, stage_macs
@@ -139,15 +140,14 @@ def test_the_reading_follows_the_numbers(recipe, home, monkeypatch):
         "missed": 50.0,
     }
     table = pd.DataFrame([{"features of": plan.arms[arm].label, **kinds} for arm in plan.possible])
-    monkeypatch.setattr(temporal_detection, "kinds_table", lambda *_: table)
+    monkeypatch.setattr(temporal_detection, "error_table", lambda *_: table)
     values = {"untrained": (30.0, 31.0), "pretrained": (50.0, 51.2), "supervised": (50.0, 51.0)}
     rows = [(arm, seed, value) for arm, pair in values.items() for seed, value in enumerate(pair)]
-    words = temporal_detection.conclusions(
-        plan, pd.DataFrame(rows, columns=["arm", "seed", "value"]).assign(metric="segment_map"), RunStore(home)
-    )
+    found = pd.DataFrame(rows, columns=["arm", "seed", "value"]).assign(metric="segment_map")
+    words = temporal_detection.conclusions(Results(plan, found, RunStore(home)))
     gained, _, none, wrong = words
     assert "'pre-trained': mean mAP 50.6 ± 0.8%, of 'untrained encoder' 30.5 ± 0.7%: +20.1 [" in gained
     assert gained.endswith("points, higher.")
     assert "-0.1 [" in none
     assert re.search(r"points, undecided \(about \d+ more seeds? needed\)\.$", none)
-    assert wrong.endswith("most are confusion (60 %).")
+    assert wrong.endswith("most are confusion (60%).")

@@ -26,7 +26,7 @@ from vmae_lab.utils.paths import how_to_find_it, project_root, runs_folder
 from vmae_lab.utils.progress import VARIABLE as PROGRESS
 
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
-PLANNED = re.compile(r"""plan_notebook\(\s*["'](\w+)["']""")
+PLANNED = re.compile(r"""(?:open_experiment|plan_notebook)\(\s*["'](\w+)["']""")
 commands = typer.Typer()
 Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Of notebooks/, one after the other.")]
 Scale = Annotated[str, typer.Option(help="A file of params/, or the path of another YAML.")]
@@ -53,8 +53,8 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
 def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Say what a run would cost; runs nothing."""
     from vmae_lab.lab.estimate import plan_summary
+    from vmae_lab.lab.experiments import seeds_summary
     from vmae_lab.lab.run_store import RunStore
-    from vmae_lab.lab.seeds import seeds_summary
 
     for planned in [checked_parameters(notebook, scale, override)[1] for notebook in notebooks]:
         planned.check_lists(costed=True)
@@ -159,7 +159,7 @@ def checked_parameters(notebook: Path, scale: str, overrides: list[str]) -> tupl
 
 
 def experiment_of(notebook: Path) -> str:
-    """What a notebook compares: the name that its code gives to `plan_notebook`. Raises RecipeError."""
+    """What a notebook compares: the name that its code gives to `open_experiment` or `plan_notebook`. Raises RecipeError."""
     try:
         code = "\n".join("".join(cell["source"]) for cell in read_cells(notebook))
     except (ValueError, KeyError, AttributeError):
@@ -167,5 +167,5 @@ def experiment_of(notebook: Path) -> str:
     found = PLANNED.search(code)
     if found and found[1] in EXPERIMENTS:
         return found[1]
-    what = f"plan_notebook is given '{found[1]}'" if found else 'no cell calls plan_notebook("NAME", recipe)'
+    what = f"there is no experiment '{found[1]}'" if found else 'no cell calls open_experiment("NAME", globals())'
     raise RecipeError(f"{notebook} is no notebook of this workbook: {what}; names are {', '.join(EXPERIMENTS)}")

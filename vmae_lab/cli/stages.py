@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
-from vmae_lab.lab.arms import BLUE, Arm
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.estimate import plan_summary, work_of
-from vmae_lab.lab.plan import plan_ablation
+from vmae_lab.lab.plan import Arm, plan_ablation
+from vmae_lab.lab.plots.palette import BLUE
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import (
     Stage,

@@ -1,99 +1,144 @@
-"""Mask ratios: how much the encoder does not see, times how much the decoder does not rebuild."""
+"""Mask ratios: how much is hidden from the encoder, times how much the decoder does not rebuild."""
+
+from itertools import product
 
 import pandas as pd
 
 from vmae_lab.lab.estimate import token_table
 from vmae_lab.lab.experiments.common import (
-    compared,
+    SCRATCH,
+    Experiment,
+    Plot,
+    Results,
+    Table,
     comparison_cells,
     floor_words,
+    frozen_readouts,
     how_compared,
     how_made,
     impossible_words,
-    main_probe,
-    mean_and_spread,
+    running_cells,
     verdict_words,
 )
-from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plan import Arm, Plan
+from vmae_lab.lab.plots import figures
+from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, SKY
 from vmae_lab.lab.report.tables import interval
-from vmae_lab.lab.statistics import pareto_front, summarise
+from vmae_lab.lab.statistics import pareto_front
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts
 
+BASELINE, FLOOR = "tube_90_cell_0", "scratch"
+ENCODER_RATIOS = {0.5: "none", 0.75: "left", 0.9: "full", 0.95: "top"}  # ratio -> how a marker is filled
+# Colour and marker are those of the decoder mask in ablation_decoder_mask, which has the encoder's ratio 90%.
+DECODER_RATIOS = {0.0: (BLACK, "o"), 0.25: (SKY, "P"), 0.5: (BLUE, "D"), 0.75: (GREEN, "*")}
+ARMS: dict[str, Arm] = {"scratch": SCRATCH} | {
+    f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}": Arm(
+        f"tube {encoder:.0%}, cell {decoder:.0%}",
+        colour,
+        marker,
+        {"mask.encoder_ratio": encoder, **running_cells(decoder)},
+        fill=fill,
+    )
+    for (encoder, fill), (decoder, (colour, marker)) in product(ENCODER_RATIOS.items(), DECODER_RATIOS.items())
+}
+EXPERIMENT = Experiment(
+    title="Mask ratios of encoder and decoder",
+    question="How much should be hidden, and how much rebuilt?",
+    arms=ARMS,
+    stages=frozen_readouts,
+    skip_impossible=True,
+    baseline=BASELINE,
+    floor=FLOOR,
+)
 
-def ratios_on_the_grid(plan: Plan) -> pd.DataFrame:
-    """What each encoder ratio leaves of a frame of this grid: ratios that differ may leave the same, small grids few."""
+
+def ratios_table(plan: Plan) -> Table:
+    """How many tubes each encoder ratio masks on this grid: on a small grid two ratios may mask the same number."""
     (time, height, width), lines = plan.recipe.model.clip.grid, []
     for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _cells(plan)):
         masks = MaskSettings(encoder_ratio=ratio, decoder="none", decoder_ratio=0.0)
         seen = TokenCounts.of(masks, plan.recipe.model.clip).visible // time
         masked = height * width - seen
         lines.append({
-            "tube ratio asked for": f"{ratio:g}", "tubes masked": f"{masked} of {height * width}",
-            "ratio got": f"{masked / (height * width):.3f}", "tubes seen": seen,
+            "requested tube ratio": f"{ratio:g}", "tubes masked": f"{masked} of {height * width}",
+            "actual ratio": f"{masked / (height * width):.3f}", "tubes seen": seen,
         })  # fmt: skip
-    return pd.DataFrame(lines)
+    return Table(pd.DataFrame(lines), "grid", "The number of tubes that each encoder ratio masks on this grid.")
 
 
-def impossible_table(plan: Plan) -> pd.DataFrame:
-    """The cells that this grid cannot have, and why; empty where it has all."""
+def impossible_table(plan: Plan) -> Table:
+    """The cells that this grid does not allow, and why."""
     lines = [{"cell": plan.arms[arm].label, "why it cannot be run": reason} for arm, reason in plan.impossible.items()]
-    return pd.DataFrame(lines, columns=["cell", "why it cannot be run"])
+    frame = pd.DataFrame(lines, columns=["cell", "why it cannot be run"])
+    return Table(frame, "impossible", f"Cells that this grid does not allow: {len(frame)}.")
 
 
 def grid_of(plan: Plan, values: pd.Series) -> pd.DataFrame:
-    """Values by arm as a table, encoder ratios down and decoder ratios across; missing where a cell is not possible."""
+    """Values by arm as a table of encoder ratios (rows) and decoder ratios (columns); missing if a cell is impossible."""
     table: dict[str, dict[str, float]] = {}
     for arm in _cells(plan):
         encoder, decoder = _ratios(plan, arm)
-        table.setdefault(f"{100 * decoder:.0f} %", {})[f"{100 * encoder:.0f} %"] = values.get(arm)
+        table.setdefault(f"{decoder:.0%}", {})[f"{encoder:.0%}"] = values.get(arm)
     return pd.DataFrame(table).astype(float)
 
 
-def front(plan: Plan, rows: pd.DataFrame) -> list[str]:
+def maps(results: Results) -> Plot:
+    plan, accuracy = results.plan, results.summary(results.probe)["mean"]
+    tables = {
+        "frozen few-label readout, top-1 (%)": grid_of(plan, accuracy),
+        "pre-training cost (1e6 MAC per clip)": grid_of(plan, token_table(plan).MMAC),
+    }
+    figure = figures.heat_maps(tables, "decoder: running cells left out", "encoder: tubes hidden")
+    return Plot(figure, "maps", "Accuracy and cost over both ratios; means over seeds.")
+
+
+def front(results: Results) -> list[str]:
     """The cells on the Pareto front of accuracy and forward cost, cheapest first."""
-    accuracy = summarise(rows, main_probe(plan))["mean"]
-    return pareto_front(token_table(plan).MMAC, accuracy[plan.pretrained])
+    accuracy = results.summary(results.probe)["mean"]
+    return pareto_front(token_table(results.plan).MMAC, accuracy[results.plan.pretrained])
 
 
-def results_table(plan: Plan, rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One line a cell: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
-    probe = main_probe(plan)
-    accuracy, differences = summarise(rows, probe), compared(plan, rows, probe, baseline, plan.pretrained)
-    counts, best = token_table(plan), front(plan, rows)
-    lines = []
-    for arm in plan.possible:
+def pareto(results: Results) -> Plot:
+    figure = figures.accuracy_against_cost(
+        results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
+        "frozen few-label readout, top-1 (%)", legend="masks", front=front(results),
+    )  # fmt: skip
+    caption = "Accuracy against pre-training cost; bars: 95% t interval over seeds, line: the front of the means."
+    return Plot(figure, "pareto", caption)
+
+
+def results_table(results: Results) -> Table:
+    """One line per cell: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
+    differences = results.compare(results.probe, BASELINE, results.plan.pretrained)
+    counts, best, lines = token_table(results.plan), front(results), []
+    for arm in results.plan.possible:
         row = counts.loc[arm] if arm in counts.index else None
         lines.append({
-            "masks": plan.arms[arm].label,
+            "masks": results.label(arm),
             "seen / decoded tokens": "" if row is None else f"{row.seen:.0f} / {row.decoded:.0f}",
-            "M MAC a clip": "" if row is None else f"{row.MMAC:.2f}",
-            "top-1 %": mean_and_spread(accuracy, arm),
-            **comparison_cells(differences, arm, plan.arms[baseline].label),
+            "M MAC per clip": "" if row is None else f"{row.MMAC:.2f}",
+            "top-1 %": results.value(arm, results.probe),
+            **comparison_cells(differences, arm, ARMS[BASELINE].label),
             "on the front": "yes" if arm in best else "",
         })  # fmt: skip
-    return pd.DataFrame(lines)
+    return Table(pd.DataFrame(lines), "mask_ratios", f"{how_made(results.plan)} {how_compared(results.margin, differences)}")
 
 
-def results_caption(plan: Plan, rows: pd.DataFrame, baseline: str) -> str:
-    """How the main table was made."""
-    return f"{how_made(plan)} {how_compared(plan, compared(plan, rows, main_probe(plan), baseline, plan.pretrained))}"
-
-
-def conclusions(plan: Plan, rows: pd.DataFrame, baseline: str, floor: str) -> list[str]:
-    """What the numbers say, in words computed from them."""
-    probe = main_probe(plan)
-    words = floor_words(plan, rows, probe, floor)
-    accuracy = summarise(rows, probe).loc[plan.pretrained]
-    best, costs = accuracy["mean"].idxmax(), token_table(plan).MMAC
+def conclusions(results: Results) -> list[str]:
+    """The results in sentences."""
+    plan, probe = results.plan, results.probe
+    words = floor_words(results, probe, FLOOR)
+    accuracy, costs = results.summary(probe).loc[plan.pretrained], token_table(plan).MMAC
+    best, cheapest = accuracy["mean"].idxmax(), front(results)[0]
     row = accuracy.loc[best]
     words.append(
-        f"The highest mean is that of '{plan.arms[best].label}', {interval(row['mean'], row.low, row.high)[1:]} %, at "
-        f"{costs[best]:.1f} M MAC a clip; the cheapest cell on the Pareto front is '{plan.arms[front(plan, rows)[0]].label}' "
-        f"at {costs[front(plan, rows)[0]]:.1f}. Cells whose intervals overlap are not ranked by this."
+        f"The highest mean is that of '{results.label(best)}', {interval(row['mean'], row.low, row.high)[1:]}%, at "
+        f"{costs[best]:.1f} M MAC per clip; the cheapest cell on the Pareto front is '{results.label(cheapest)}' "
+        f"at {costs[cheapest]:.1f}. This does not rank cells whose intervals overlap."
     )
-    if baseline in plan.possible:
-        words.append(verdict_words(plan, compared(plan, rows, probe, baseline, plan.pretrained), baseline))
+    if BASELINE in plan.possible:
+        words.append(verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
     return words + impossible_words(plan)
 
 

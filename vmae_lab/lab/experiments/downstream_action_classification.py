@@ -1,4 +1,6 @@
-"""Downstream: a frozen readout, fine-tuning and training from scratch side by side; views; what a classifier gets wrong."""
+"""Classification with few labels: frozen readouts, fine-tuning, training from scratch; several views; errors."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -8,30 +10,73 @@ from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
-from vmae_lab.lab.arms import LONGER
+from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments.common import (
+    PRETRAINED,
+    SCRATCH,
+    Experiment,
+    Plot,
+    Results,
+    Table,
     clips_words,
     comparison_cells,
     comparison_words,
     how_compared,
-    how_run,
+    how_made,
+    loss_plot,
     mean_and_spread,
+    readouts_and_finetuning,
+    running_cells,
 )
 from vmae_lab.lab.loading import held_out_clips
-from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plan import Arm, Overrides, Plan
+from vmae_lab.lab.plots import figures, maps
 from vmae_lab.lab.plots.labels import short
-from vmae_lab.lab.plots.maps import Strip
+from vmae_lab.lab.plots.palette import ORANGE, RED
 from vmae_lab.lab.plots.pictures import clip_frames, window
 from vmae_lab.lab.readouts import load_classifier
 from vmae_lab.lab.report.tables import plus_minus
-from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS
+from vmae_lab.lab.stages import PREDICTIONS, WEIGHTS, Stage, views_stage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.utils.distributed import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
+LONGER = 6  # times the steps: training from scratch needs them, so few steps alone would be an unfair comparison
+
+
+def longer(recipe: Recipe) -> Overrides:
+    tuning = recipe.evaluate.finetune
+    steps = {"steps": LONGER * tuning.steps, "warmup_steps": LONGER * tuning.warmup_steps}
+    return {**running_cells(0.5), **{f"evaluate.finetune.{name}": value for name, value in steps.items()}}
+
+
+ARMS: dict[str, Arm] = {
+    "scratch": SCRATCH,
+    "pretrained": PRETRAINED,
+    "scratch_long": Arm(f"no pre-training, {LONGER} x the steps", ORANGE, "s", longer, pretrained=False),
+    "pretrained_long": Arm(f"pre-trained, {LONGER} x the steps", RED, "^", longer),
+}
+
+
+def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
+    found = readouts_and_finetuning(recipe, arm, encoder, seed)
+    return {**found, "views": views_stage(recipe, found["finetune"], seed)}
+
+
+EXPERIMENT = Experiment(
+    title="Action classification",
+    question="What can be done with few labels?",
+    arms=ARMS,
+    stages=stages,
+    baseline="scratch",
+    metric="finetune",
+)
+
+# ---- Ways to use few labels ----
+
 FEW = "few labels"
-# What few labels are used for: what it is called, and the arm and the metric that tell it.
+# Name, and the arm and the metric that measure it.
 METHODS = {
     "scratch": ("trained from scratch", "scratch", "finetune"),
     "untrained": ("frozen untrained encoder, attentive readout", "scratch", "attentive"),
@@ -46,218 +91,211 @@ PAIRS = (
 )  # fmt: skip
 
 
-def by_method(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+def by_method(results: Results) -> pd.DataFrame:
     """Accuracies with few labels: columns arm (a name in METHODS), seed, metric, value."""
-    parts = []
+    parts, rows = [], results.rows
     for name, (_, arm, metric) in METHODS.items():
-        if arm in plan.possible:
+        if arm in results.plan.possible:
             chosen = rows[(rows.arm == arm) & (rows.metric == metric)]
             parts.append(chosen[["seed", "value"]].assign(arm=name, metric=FEW))
     return pd.concat(parts, ignore_index=True)
 
 
-def methods_table(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
-    """One line a way to use the labels, with its paired difference to training from scratch."""
-    few = by_method(plan, rows)
-    accuracy = summarise(few, FEW)
-    differences = _to_scratch(plan, rows)
-    return pd.DataFrame([
+def methods_table(results: Results) -> Table:
+    """One line per way to use the labels, with its paired difference to training from scratch."""
+    few, evaluate = by_method(results), results.recipe.evaluate
+    accuracy, differences = summarise(few, FEW), compare(few, FEW, "scratch", results.margin)
+    lines = [
         {
             "what the labels are used for": METHODS[name][0], "top-1 %": mean_and_spread(accuracy, name),
             **comparison_cells(differences, name, "training from scratch"),
         }
         for name in accuracy.index
-    ])  # fmt: skip
-
-
-def _to_scratch(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
-    return compare(by_method(plan, rows), FEW, "scratch", plan.recipe.evaluate.margin)
-
-
-def methods_caption(plan: Plan, rows: pd.DataFrame) -> str:
-    """How many labels each way had, and how long it was trained."""
-    evaluate = plan.recipe.evaluate
+    ]  # fmt: skip
     draws = (
         f"averaged over {evaluate.probe.draws} draws of {evaluate.probe.labels} labels"
         if evaluate.probe.labels
         else "with all labels"
     )
-    tuned = f"one draw of {evaluate.finetune_labels} labels a seed" if evaluate.finetune_labels else "all labels"
-    labels = (
-        f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, "
-        f"{evaluate.finetune.steps} steps of {evaluate.finetune.batch_size} clips where it says no more; the middle clip of a "
-        "video"
+    tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
+    made = how_made(
+        results.plan,
+        f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} steps of "
+        f"{evaluate.finetune.batch_size} clips unless the name says more; the middle clip of a video",
     )
-    return f"{how_run(plan, labels)} {how_compared(plan, _to_scratch(plan, rows))}"
+    return Table(pd.DataFrame(lines), "methods", f"{made} {how_compared(results.margin, differences)}")
 
 
-def views_table(plan: Plan, rows: pd.DataFrame, store: RunStore) -> pd.DataFrame:
-    """One line an arm: the fine-tuned classifier on one clip of a video and on several views, and its calibration."""
+def losses(results: Results) -> Plot:
+    return loss_plot(results, "finetune", legend="start from", loss="classification loss")
+
+
+# ---- Several views of a video ----
+
+
+def views_table(results: Results) -> Table:
+    """One line per arm: the fine-tuned classifier on one clip of a video and on several views, and its calibration."""
+    columns = {
+        "one clip: top-1 %": "finetune", "views: top-1 %": "views_top1", "top-5 %": "views_top5",
+        "calibration error (ECE), %": "views_ece",
+    }  # fmt: skip
     lines = []
-    for arm in plan.possible:
-        low, high = store.result(plan.first(arm).measures["views"])["intervals"]["views_top1"]
+    for arm in results.plan.possible:
+        low, high = results.stage_result(arm, "views")["intervals"]["views_top1"]
         lines.append({
-            "classifier": _trained(arm),
-            **{name: mean_and_spread(summarise(rows, metric), arm) for name, metric in (
-                ("one clip: top-1 %", "finetune"), ("views: top-1 %", "views_top1"), ("top-5 %", "views_top5"),
-                ("calibration error (ECE), %", "views_ece"),
-            )},
-            "95 % interval of the test set (views, first seed)": f"{low:.1f} to {high:.1f}",
+            "classifier": _trained(arm), **{name: results.value(arm, metric) for name, metric in columns.items()},
+            "95% interval of the test set (views, first seed)": f"{low:.1f} to {high:.1f}",
         })  # fmt: skip
-    return pd.DataFrame(lines)
-
-
-def views_caption(plan: Plan) -> str:
-    """Which views, and how the interval was found."""
-    views = plan.recipe.evaluate.views
+    views = results.recipe.evaluate.views
     crops = f"{views.crops} crops" if views.crops > 1 else "1 crop"
-    return (
+    caption = (
         f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {crops} of each video of the "
-        f"{plan.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
-        f"{len(plan.recipe.seeds)} seeds. ECE: 15 bins of equal width. The interval is a percentile bootstrap over videos."
+        f"{results.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
+        f"{len(results.recipe.seeds)} seeds. ECE: 15 bins of equal width. The interval is a percentile bootstrap over videos."
     )
+    return Table(pd.DataFrame(lines), "views", caption)
 
 
-def predictions(plan: Plan, store: RunStore, arm: str) -> pd.DataFrame:
-    """What an arm's classifiers said of every evaluated video, all seeds: `prediction_table`'s columns, and `seed`."""
+# ---- Predictions of the first pre-trained arm ----
+
+
+def predictions(results: Results) -> pd.DataFrame:
+    """The classifiers' predictions for every evaluated video, all seeds: `prediction_table`'s columns, and `seed`."""
     parts = []
-    for seed in plan.recipe.seeds:
-        folder = store.folder(plan.cell(arm, seed).measures["views"])
-        parts.append(pd.read_parquet(folder / PREDICTIONS).assign(seed=seed))
+    for seed in results.recipe.seeds:
+        stage = results.plan.cell(results.plan.pretrained[0], seed).measures["views"]
+        parts.append(pd.read_parquet(results.store.folder(stage) / PREDICTIONS).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 
 
-def confusion(plan: Plan, said: pd.DataFrame) -> np.ndarray:
-    """Answers by class, added over seeds: int64, class x answer."""
+def confusion(plan: Plan, predicted: pd.DataFrame) -> np.ndarray:
+    """Predictions by class, added over seeds: int64, class x prediction."""
     counts = np.zeros((plan.recipe.data.classes,) * 2, dtype=np.int64)
-    np.add.at(counts, (said.label.to_numpy(), said.predicted.to_numpy()), 1)
+    np.add.at(counts, (predicted.label.to_numpy(), predicted.predicted.to_numpy()), 1)
     return counts
 
 
-def classes_table(plan: Plan, said: pd.DataFrame) -> pd.DataFrame:
-    """One line a class, the best first: how many of its videos are named right, over seeds, and what it is taken for."""
-    names, counts = plan.recipe.data.class_names, confusion(plan, said)
+def confusion_plot(results: Results, predicted: pd.DataFrame) -> Plot:
+    figure = maps.confusion_matrix(confusion(results.plan, predicted), results.recipe.data.class_names)
+    caption = (
+        f"Predictions of the classifier '{_first(results)}' on views of the {results.recipe.evaluate.split} split, in % of a "
+        f"class's videos, numbers of predictions in brackets; added up over {len(results.recipe.seeds)} seeds."
+    )
+    return Plot(figure, "confusion", caption)
+
+
+def classes_table(results: Results, predicted: pd.DataFrame) -> Table:
+    """One line per class, the best first: accuracy over seeds, and the most frequent wrong prediction."""
+    names, counts = results.recipe.data.class_names, confusion(results.plan, predicted)
     by_seed = np.array([
-        class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names)) for _, part in said.groupby("seed")
+        class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names))
+        for _, part in predicted.groupby("seed")
     ])  # fmt: skip
     spread = by_seed.std(0, ddof=1) if len(by_seed) > 1 else np.full(len(names), np.nan)
     wrong = counts - np.diag(np.diag(counts))
-    there = [label for label in np.argsort(-by_seed.mean(0), kind="stable") if counts[label].any()]
-    return pd.DataFrame([
+    lines = [
         {
             "class": names[label], "videos": counts[label].sum() // len(by_seed),
             "right, %": plus_minus(by_seed[:, label].mean(), spread[label]),
-            "most often taken for": f"{names[wrong[label].argmax()]} ({100 * wrong[label].max() / counts[label].sum():.0f} %)"
+            "most frequent wrong prediction":
+            f"{names[wrong[label].argmax()]} ({100 * wrong[label].max() / counts[label].sum():.0f}%)"
             if wrong[label].any() else "",
         }
-        for label in there
-    ])  # fmt: skip
-
-
-def confident_mistakes(plan: Plan, said: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The wrong answers of the first seed that were given with the highest probability, the surest first."""
-    wrong = said[(said.seed == plan.recipe.seeds[0]) & ~said.correct]
-    return wrong.sort_values(["probability", "row"], ascending=[False, True]).head(count)
-
-
-def mistake_strips(plan: Plan, mistakes: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Frames of some wrongly named clips under their class and what was said: uint8 `(T', side, side, 3)` each."""
-    if mistakes.empty:
-        return {}
-    frames = clip_frames(plan, mistakes.row.tolist(), _judged_clips(plan))
-    return dict(zip(_titles(plan, mistakes), frames, strict=True))
-
-
-def attention_strips(plan: Plan, store: RunStore, arm: str, said: pd.DataFrame, count: int) -> dict[str, Strip]:
-    """Some clips at random, each with how much of each token reaches the class head, of an arm's first seed.
-
-    Under their class and what was said: frames uint8 `(T', side, side, 3)`, shares `(T', H', W')`, 1 where no token is told
-    apart.
-    """
-    first = said[said.seed == plan.recipe.seeds[0]].set_index("row", drop=False)
-    chosen = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(first))[:count]
-    rows, clips = first.iloc[chosen].row.tolist(), _judged_clips(plan)
-    stage = plan.first(arm).measures["finetune"]
-    model = load_classifier(stage.settings, store.folder(stage) / WEIGHTS)
-    video = middle_clips(clips, rows, *window(plan.recipe)).to(process_state().device)
-    grid = dict(zip(("t", "h", "w"), plan.recipe.model.clip.grid, strict=True))
-    shares = attention_rollout(model.encoder, video).cpu() * plan.recipe.model.clip.tokens
-    pairs = zip(clip_frames(plan, rows, clips), rearrange(shares, "b (t h w) -> b t h w", **grid).numpy(), strict=True)
-    return dict(zip(_titles(plan, first.iloc[chosen]), pairs, strict=True))
-
-
-def confusion_caption(plan: Plan) -> str:
-    """Whose answers the matrix holds."""
-    return (
-        f"Answers of the classifier '{_trained(plan.pretrained[0])}' on views of the {plan.recipe.evaluate.split} split, "
-        f"in % of a class's videos, numbers of answers in brackets; added up over {len(plan.recipe.seeds)} seeds."
+        for label in np.argsort(-by_seed.mean(0), kind="stable") if counts[label].any()
+    ]  # fmt: skip
+    caption = (
+        "The same predictions by class, the best class first: mean ± standard deviation over "
+        f"{len(results.recipe.seeds)} seeds, and the class that most of the wrong predictions name."
     )
+    return Table(pd.DataFrame(lines), "classes", caption)
 
 
-def classes_caption(plan: Plan) -> str:
-    """Whose answers are counted by class."""
-    return (
-        f"The same answers by class, the best class first: mean ± standard deviation over {len(plan.recipe.seeds)} seeds, and "
-        "the class that most of the wrong answers name."
+def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot | None:
+    """The wrong predictions of the first seed with the highest probability; None if all are right."""
+    wrong = predicted[(predicted.seed == results.recipe.seeds[0]) & ~predicted.correct]
+    chosen = wrong.sort_values(["probability", "row"], ascending=[False, True]).head(count)
+    if chosen.empty:
+        return None
+    frames = clip_frames(results.plan, chosen.row.tolist(), _evaluated_clips(results))
+    figure = figures.reconstruction_strips(dict(zip(_titles(results, chosen), frames, strict=True)))
+    caption = (
+        f"The wrong predictions of '{_first(results)}', seed {results.recipe.seeds[0]}, with the highest probability. The "
+        "middle clip of each video, one frame per time step; the prediction is that of all views."
     )
+    return Plot(figure, "mistakes", caption)
 
 
-def mistakes_caption(plan: Plan) -> str:
-    """Which wrong answers are shown."""
-    return (
-        f"The wrong answers of '{_trained(plan.pretrained[0])}', seed {plan.recipe.seeds[0]}, that were given with the "
-        "greatest probability. The middle clip of each video, one frame a time step; the answer is that of all views."
+def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot:
+    """Some clips at random, each with how much of each token reaches the class head of the first seed's classifier."""
+    seed, clip = results.recipe.seeds[0], results.recipe.model.clip
+    first = predicted[predicted.seed == seed].set_index("row", drop=False)
+    chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
+    rows, clips = first.iloc[chosen].row.tolist(), _evaluated_clips(results)
+    stage = results.plan.first(results.plan.pretrained[0]).measures["finetune"]
+    model = load_classifier(stage.settings, results.store.folder(stage) / WEIGHTS)
+    video = middle_clips(clips, rows, *window(results.recipe)).to(process_state().device)
+    grid = dict(zip(("t", "h", "w"), clip.grid, strict=True))
+    shares = rearrange(attention_rollout(model.encoder, video).cpu(), "b (t h w) -> b t h w", **grid).numpy() * clip.tokens
+    strips = zip(clip_frames(results.plan, rows, clips), shares, strict=True)
+    figure = maps.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
+    caption = (
+        f"Attention rolled out over the blocks of '{_first(results)}', seed {seed} (Abnar and Zuidema 2020): how much of each "
+        "token can reach the mean of the last ones, where 1 is the same for all tokens. Random clips. It shows where "
+        "information could have come from, not what was used."
     )
+    return Plot(figure, "attention", caption)
 
 
-def attention_caption(plan: Plan) -> str:
-    """How the shares were found, and what they do not say."""
-    return (
-        f"Attention rolled out over the blocks of '{_trained(plan.pretrained[0])}', seed {plan.recipe.seeds[0]} (Abnar "
-        "and Zuidema 2020): how much of each token can reach the mean of the last ones, against 1 for all alike. Clips at "
-        "random. It says where information could have come from, not what was used."
-    )
-
-
-def conclusions(plan: Plan, rows: pd.DataFrame, store: RunStore) -> list[str]:
-    """Which use of the labels is best, whether views help, in words computed from the numbers."""
-    few = by_method(plan, rows)
-    accuracy = summarise(few, FEW)
-    best = accuracy["mean"].idxmax()
-    clips = store.result(plan.first(plan.pretrained[0]).measures["views"])["test_clips"]
-    words = [
-        f"With {plan.recipe.evaluate.finetune_labels or 'all'} labels most are right for '{METHODS[best][0]}': "
-        f"{mean_and_spread(accuracy, best)} %.",
-        clips_words(float(accuracy["mean"][best]), clips),
-    ]
-    for (name, other), row in compare_pairs(few, FEW, PAIRS, plan.recipe.evaluate.margin).iterrows():
-        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {comparison_words(row)}.")
-    for arm, row in _by_views(plan, rows).iterrows():
-        words.append(f"Several views instead of one, {_trained(str(arm))}: {comparison_words(row)}.")
-    return words
-
-
-def _judged_clips(plan: Plan) -> Clips:
-    """The clips that the predictions' rows number: without those that cannot be read, where these are skipped."""
-    settings = plan.first(plan.pretrained[0]).measures["views"].settings
-    return held_out_clips(settings, settings["sources"], plan.recipe.compute)[0]
-
-
-def _by_views(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
-    """Each arm's classifier on several views of a video compared with one clip. Index: arm."""
-    chosen = rows[rows.arm.isin(plan.possible) & rows.metric.isin(["views_top1", "finetune"])]
-    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in plan.possible]
-    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
-    return compare_pairs(named, FEW, pairs, plan.recipe.evaluate.margin).set_axis(plan.possible)
+def _evaluated_clips(results: Results) -> Clips:
+    """The clips that the rows of the predictions number: without unreadable ones, if these are skipped."""
+    settings = results.plan.first(results.plan.pretrained[0]).measures["views"].settings
+    return held_out_clips(settings, settings["sources"], results.recipe.compute)[0]
 
 
 def _trained(arm: str) -> str:
-    return next(words for words, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
+    """How an arm's classifier was trained."""
+    return next(name for name, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
 
 
-def _titles(plan: Plan, mistakes: pd.DataFrame) -> list[str]:
-    names = plan.recipe.data.class_names
+def _first(results: Results) -> str:
+    return _trained(results.plan.pretrained[0])
+
+
+def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
+    names = results.recipe.data.class_names
     return [
-        f"{place}. {short(names[row.label], 24)}\nsaid: {short(names[row.predicted], 24)}\n(probability {row.probability:.2f})"
-        for place, row in enumerate(mistakes.itertuples(), 1)
-    ]
+        f"{place}. {short(names[row.label], 24)}\npredicted: {short(names[row.predicted], 24)}\n"
+        f"(probability {row.probability:.2f})"
+        for place, row in enumerate(predicted.itertuples(), 1)
+    ]  # fmt: skip
+
+
+# ---- Conclusions ----
+
+
+def by_views(results: Results) -> pd.DataFrame:
+    """Each arm's classifier on several views of a video compared with one clip. Index: arm."""
+    rows, arms = results.rows, results.plan.possible
+    chosen = rows[rows.arm.isin(arms) & rows.metric.isin(["views_top1", "finetune"])]
+    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
+    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in arms]
+    return compare_pairs(named, FEW, pairs, results.margin).set_axis(arms)
+
+
+def conclusions(results: Results) -> list[str]:
+    """Which use of the labels is best and whether several views help, in sentences."""
+    few = by_method(results)
+    accuracy = summarise(few, FEW)
+    best = accuracy["mean"].idxmax()
+    words = [
+        f"With {results.recipe.evaluate.finetune_labels or 'all'} labels the accuracy is highest for '{METHODS[best][0]}': "
+        f"{mean_and_spread(accuracy, best)}%.",
+        clips_words(
+            float(accuracy["mean"][best]), results.stage_result(results.plan.pretrained[0], "views")["test_clips"]
+        ),
+    ]  # fmt: skip
+    for (name, other), row in compare_pairs(few, FEW, PAIRS, results.margin).iterrows():
+        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {comparison_words(row)}.")
+    for arm, row in by_views(results).iterrows():
+        words.append(f"Several views instead of one, {_trained(str(arm))}: {comparison_words(row)}.")
+    return words
