@@ -9,25 +9,8 @@ from scipy.stats import binom
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.estimate import token_table
-from vmae_lab.lab.experiments.common import (
-    SCRATCH,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    comparison_cells,
-    decoder_mask,
-    difference_cell,
-    difference_range,
-    floor_words,
-    how_compared,
-    how_made,
-    loss_plot,
-    mean_and_spread,
-    readouts_and_finetuning,
-    test_set_interval,
-    verdict_words,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import curves, figures, pictures
 from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
@@ -38,14 +21,14 @@ from vmae_lab.paper import CITATION, TABLE_1
 
 BASELINE, FLOOR = "none", "scratch"
 ARMS: dict[str, Arm] = {
-    "scratch": SCRATCH,
-    "none": Arm("none (V1)", BLACK, "o", decoder_mask("none", 0.0)),
-    "frame_50": Arm("frame 50%", ORANGE, "s", decoder_mask("frame", 0.5)),
-    "random_50": Arm("random 50%", RED, "^", decoder_mask("random", 0.5)),
-    "running_cell_50_all": Arm("cell 50%, loss on all", PINK, "v", decoder_mask("running_cell", 0.5, "all_decoded")),
-    "running_cell_25": Arm("cell 25%", SKY, "P", decoder_mask("running_cell", 0.25)),
-    "running_cell_50": Arm("cell 50%", BLUE, "D", decoder_mask("running_cell", 0.5)),
-    "running_cell_75": Arm("cell 75%", GREEN, "*", decoder_mask("running_cell", 0.75)),
+    "scratch": common.SCRATCH,
+    "none": Arm("none (V1)", BLACK, "o", common.decoder_mask("none", 0.0)),
+    "frame_50": Arm("frame 50%", ORANGE, "s", common.decoder_mask("frame", 0.5)),
+    "random_50": Arm("random 50%", RED, "^", common.decoder_mask("random", 0.5)),
+    "running_cell_50_all": Arm("cell 50%, loss on all", PINK, "v", common.decoder_mask("running_cell", 0.5, "all_decoded")),
+    "running_cell_25": Arm("cell 25%", SKY, "P", common.decoder_mask("running_cell", 0.25)),
+    "running_cell_50": Arm("cell 50%", BLUE, "D", common.decoder_mask("running_cell", 0.5)),
+    "running_cell_75": Arm("cell 75%", GREEN, "*", common.decoder_mask("running_cell", 0.75)),
 }
 
 
@@ -53,7 +36,7 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
     """Frozen readouts at the end and at the steps where pre-training keeps its weights, and fine-tuning."""
     kept = recipe.pretrain.kept_steps if arm.pretrained else ()
     along = {f"probe@step{step}": kept_probe_stage(recipe, encoder, seed, step) for step in kept}
-    return {**readouts_and_finetuning(recipe, arm, encoder, seed), **along}
+    return {**common.readouts_and_finetuning(recipe, arm, encoder, seed), **along}
 
 
 EXPERIMENT = Experiment(
@@ -97,21 +80,18 @@ def results_table(results: Results) -> Table:
     cost = token_table(results.plan)
     lines = []
     for arm in results.recipe.arms:
-        paper = TABLE_1.get(arm)
+        reported = TABLE_1.get(arm)
         lines.append({
             "decoder mask": results.label(arm),
             f"frozen, {PROBE_NAMES[probe]}, {evaluate.probe.labels or 'all'} labels: top-1 %": results.value(arm, probe),
-            **comparison_cells(differences, arm, ARMS[BASELINE].label),
+            **common.comparison_cells(differences, arm, ARMS[BASELINE].label),
             f"fine-tuned, {evaluate.finetune_labels or 'all'} labels: top-1 %": results.value(arm, "finetune"),
             "M MAC per clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
-            "paper, reported: SSv2 top-1 %": f"{paper.top1_percent:.2f}" if paper else "",
-            "paper, reported: G MAC": f"{paper.giga:.2f}" if paper else "",
+            "paper, reported: SSv2 top-1 %": f"{reported.top1_percent:.2f}" if reported else "",
+            "paper, reported: G MAC": f"{reported.giga:.2f}" if reported else "",
         })  # fmt: skip
-    caption = (
-        f"{how_made(results.plan)} {how_compared(results.margin, differences)} Paper: {CITATION}, table 1, ViT-B, 800 epochs; "
-        "not a result of this run."
-    )
-    return Table(pd.DataFrame(lines), "decoder_mask", caption)
+    paper = f"Paper: {CITATION}, table 1, ViT-B, 800 epochs; not a result of this run."
+    return Table(pd.DataFrame(lines), "decoder_mask", f"{common.caption(results, differences)} {paper}")
 
 
 def accuracy_against_cost(results: Results) -> Plot:
@@ -136,7 +116,7 @@ def details_table(results: Results) -> Table:
     lines = [
         {
             "decoder mask": results.label(arm),
-            f"{PROBE_NAMES[results.probe]}: 95% interval of the test set": test_set_interval(results, arm),
+            f"{PROBE_NAMES[results.probe]}: 95% interval of the test set": common.test_set_interval(results, arm),
             **{name: results.value(arm, metric, digits) for metric, (name, digits) in measured.items()},
         }
         for arm in results.recipe.arms
@@ -149,7 +129,7 @@ def details_table(results: Results) -> Table:
 
 
 def losses(results: Results) -> Plot:
-    return loss_plot(results, legend="decoder mask", note="; not comparable between arms")
+    return common.loss_plot(results, legend="decoder mask", note="; not comparable between arms")
 
 
 def reconstruction(results: Results, clip: int = 0) -> Plot:
@@ -274,7 +254,7 @@ def difference_against_steps(results: Results, curve: pd.DataFrame) -> Plot | No
     columns = [table for _, table in found.groupby(["equal", "step"])]
     caption = (
         f"Difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
-        f"multiply-accumulates. {how_compared(results.margin, *columns)} At equal compute, the accuracy of '{name}' is "
+        f"multiply-accumulates. {common.how_compared(results.margin, *columns)} At equal compute, the accuracy of '{name}' is "
         "interpolated linearly between its points; there is no value before its first point. Between distant points of a curve "
         f"that flattens, this understates '{name}'. {SCHEDULE} At equal compute this favours the arm at its last step. "
         "The axis is cut to the differences and to the intervals of the last step."
@@ -293,7 +273,7 @@ def equal_compute_table(results: Results, curve: pd.DataFrame) -> Table | None:
                 "decoder mask": results.label(arm),
                 f"compute per step, % of {name}": f"{100 * cost[arm] / cost[BASELINE]:.0f}",
                 f"difference to {name} [95%] at equal": equal,
-                **{f"after {step} steps": difference_cell(by_step, step) for step in sorted(curve.step.unique())},
+                **{f"after {step} steps": common.difference_cell(by_step, step) for step in sorted(curve.step.unique())},
                 f"verdict after {last} steps": by_step.verdict.get(last, ""),
             })  # fmt: skip
     caption = f"The differences of the figure above in numbers, to '{name}' [95%], over {_seeds(results)}."
@@ -354,14 +334,14 @@ def _trained_controls(results: Results) -> list[dict[str, str]]:
             continue
         own = rows[(rows.arm == "controls") & (rows.metric == f"{probe}@{control}")].assign(metric=probe)
         summary = summarise(own, probe)
-        line = _control_line(results, name, mean_and_spread(summary, "controls"))
+        line = _control_line(results, name, common.mean_and_spread(summary, "controls"))
         low, high = summary.low["controls"], summary.high["controls"]
         if not np.isnan(low):
             line["95% interval over seeds"] = f"{low:.1f} to {high:.1f}"
         if control == "other_clip" and FLOOR in results.plan.possible:
             both = pd.concat([own, rows[(rows.arm == FLOOR) & (rows.metric == probe)]])
             comparisons = compare(both, probe, FLOOR, results.margin, ["controls"])
-            line |= comparison_cells(comparisons, "controls", "the untrained encoder")
+            line |= common.comparison_cells(comparisons, "controls", "the untrained encoder")
         lines.append(line)
     return lines
 
@@ -383,9 +363,9 @@ def conclusions(results: Results) -> list[str]:
     plan, probe = results.plan, results.probe
     words = _single_frame_words(results)
     if FLOOR in plan.recipe.arms and plan.pretrained:
-        words += floor_words(results, probe, FLOOR)
+        words += common.floor_words(results, probe, FLOOR)
         others = [
-            f"{PROBE_NAMES[other]} {difference_range(results.compare(other, FLOOR, plan.pretrained))}"
+            f"{PROBE_NAMES[other]} {common.difference_range(results.compare(other, FLOOR, plan.pretrained))}"
             for other in plan.recipe.evaluate.probe.probes[1:]
         ]
         if others:
@@ -393,11 +373,11 @@ def conclusions(results: Results) -> list[str]:
         tuned = results.compare("finetune", FLOOR, plan.pretrained)
         words.append(
             "Compared with training from scratch, pre-training changes the accuracy after fine-tuning "
-            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {difference_range(tuned)} points."
+            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {common.difference_range(tuned)} points."
         )
     words.append(_reconstruction_words(results))
     if BASELINE in plan.pretrained and len(plan.pretrained) > 1:
-        words.append(verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
+        words.append(common.verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
     return words + equal_compute_words(results, curve_rows(results))
 
 
@@ -407,7 +387,7 @@ def equal_compute_words(results: Results, curve: pd.DataFrame) -> list[str]:
     last = found[(found.equal == "compute") & (found.step == curve.step.max())].set_index("arm")
     if last.empty:
         return []
-    words = verdict_words(results, last, BASELINE)
+    words = common.verdict_words(results, last, BASELINE)
     return [f"At equal compute, after the arms' last step: {words[0].lower()}{words[1:]}"]
 
 

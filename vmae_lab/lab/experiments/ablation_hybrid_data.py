@@ -5,19 +5,8 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.experiments.common import (
-    SCRATCH,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    clips_per_action,
-    comparison_cells,
-    floor_words,
-    how_compared,
-    how_made,
-    verdict_words,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
@@ -42,8 +31,8 @@ def hybrid_pool(pool: str, equal_epochs: bool = False, mixing: float = 1.0) -> C
     """Overrides to pre-train on a pool, for the recipe's steps or for as many epochs as these are of the smallest pool."""
 
     def overrides(recipe: Recipe) -> Overrides:
-        limits = clips_per_action(recipe, POOLS[pool])
-        growth = sum(limits.values()) / sum(clips_per_action(recipe, POOLS["one"]).values()) if equal_epochs else 1
+        limits = common.clips_per_action(recipe, POOLS[pool])
+        growth = sum(limits.values()) / sum(common.clips_per_action(recipe, POOLS["one"]).values()) if equal_epochs else 1
         return {
             "data.pretrain_sources": list(limits), "data.pretrain_limits": limits, "data.mixing": mixing,
             "pretrain.steps": round(recipe.pretrain.steps * growth),
@@ -53,7 +42,7 @@ def hybrid_pool(pool: str, equal_epochs: bool = False, mixing: float = 1.0) -> C
 
 
 ARMS: dict[str, Arm] = {
-    "scratch": SCRATCH,
+    "scratch": common.SCRATCH,
     "one": Arm("one source", BLACK, "o", hybrid_pool("one")),
     "two": Arm("two sources", SKY, "P", hybrid_pool("two")),
     "all": Arm("four sources", BLUE, "D", hybrid_pool("all")),
@@ -141,10 +130,10 @@ def results_table(results: Results) -> Table:
         line = {"pre-trained on": results.label(arm)}
         for name, metric in metrics.items():
             line[f"{name}: top-1 %"] = results.value(arm, metric)
-            line |= comparison_cells(differences[name], arm, ARMS[BASELINE].label, f"{name}: ")
+            line |= common.comparison_cells(differences[name], arm, ARMS[BASELINE].label, f"{name}: ")
         lines.append(line)
-    made = how_made(results.plan, sources=list(NAMES.values()))
-    return Table(pd.DataFrame(lines), "hybrid_data", f"{made} {how_compared(results.margin, *differences.values())}")
+    caption = common.caption(results, *differences.values(), sources=list(NAMES.values()))
+    return Table(pd.DataFrame(lines), "hybrid_data", caption)
 
 
 def conclusions(results: Results) -> list[str]:
@@ -152,8 +141,8 @@ def conclusions(results: Results) -> list[str]:
     words = []
     for place, name in NAMES.items():
         metric = f"{results.probe}@{place}"
-        found = floor_words(results, metric, FLOOR)
+        found = common.floor_words(results, metric, FLOOR)
         if BASELINE in results.plan.possible:
-            found.append(verdict_words(results, results.compare(metric, BASELINE, results.plan.pretrained), BASELINE))
+            found.append(common.verdict_words(results, results.compare(metric, BASELINE, results.plan.pretrained), BASELINE))
         words += [f"{name.capitalize()}. {sentence}" for sentence in found]
     return words

@@ -5,21 +5,8 @@ from itertools import product
 import pandas as pd
 
 from vmae_lab.lab.estimate import token_table
-from vmae_lab.lab.experiments.common import (
-    SCRATCH,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    comparison_cells,
-    floor_words,
-    frozen_readouts,
-    how_compared,
-    how_made,
-    impossible_words,
-    running_cells,
-    verdict_words,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, SKY
@@ -32,12 +19,12 @@ BASELINE, FLOOR = "tube_90_cell_0", "scratch"
 ENCODER_RATIOS = {0.5: "none", 0.75: "left", 0.9: "full", 0.95: "top"}  # ratio -> how a marker is filled
 # Colour and marker are those of the decoder mask in ablation_decoder_mask, which has the encoder's ratio 90%.
 DECODER_RATIOS = {0.0: (BLACK, "o"), 0.25: (SKY, "P"), 0.5: (BLUE, "D"), 0.75: (GREEN, "*")}
-ARMS: dict[str, Arm] = {"scratch": SCRATCH} | {
+ARMS: dict[str, Arm] = {"scratch": common.SCRATCH} | {
     f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}": Arm(
         f"tube {encoder:.0%}, cell {decoder:.0%}",
         colour,
         marker,
-        {"mask.encoder_ratio": encoder, **running_cells(decoder)},
+        {"mask.encoder_ratio": encoder, **common.running_cells(decoder)},
         fill=fill,
     )
     for (encoder, fill), (decoder, (colour, marker)) in product(ENCODER_RATIOS.items(), DECODER_RATIOS.items())
@@ -46,7 +33,7 @@ EXPERIMENT = Experiment(
     title="Mask ratios of encoder and decoder",
     question="How much should be hidden, and how much rebuilt?",
     arms=ARMS,
-    stages=frozen_readouts,
+    stages=common.frozen_readouts,
     skip_impossible=True,
     baseline=BASELINE,
     floor=FLOOR,
@@ -119,16 +106,16 @@ def results_table(results: Results) -> Table:
             "seen / decoded tokens": "" if row is None else f"{row.seen:.0f} / {row.decoded:.0f}",
             "M MAC per clip": "" if row is None else f"{row.MMAC:.2f}",
             "top-1 %": results.value(arm, results.probe),
-            **comparison_cells(differences, arm, ARMS[BASELINE].label),
+            **common.comparison_cells(differences, arm, ARMS[BASELINE].label),
             "on the front": "yes" if arm in best else "",
         })  # fmt: skip
-    return Table(pd.DataFrame(lines), "mask_ratios", f"{how_made(results.plan)} {how_compared(results.margin, differences)}")
+    return Table(pd.DataFrame(lines), "mask_ratios", common.caption(results, differences))
 
 
 def conclusions(results: Results) -> list[str]:
     """The results in sentences."""
     plan, probe = results.plan, results.probe
-    words = floor_words(results, probe, FLOOR)
+    words = common.floor_words(results, probe, FLOOR)
     accuracy, costs = results.summary(probe).loc[plan.pretrained], token_table(plan).MMAC
     best, cheapest = accuracy["mean"].idxmax(), front(results)[0]
     row = accuracy.loc[best]
@@ -138,8 +125,8 @@ def conclusions(results: Results) -> list[str]:
         f"at {costs[cheapest]:.1f}. This does not rank cells whose intervals overlap."
     )
     if BASELINE in plan.possible:
-        words.append(verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
-    return words + impossible_words(plan)
+        words.append(common.verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
+    return words + common.impossible_words(plan)
 
 
 def _cells(plan: Plan) -> list[str]:

@@ -5,17 +5,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 from vmae_lab.lab.config import Recipe, require
+from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.ablation_hybrid_data import ALL_SOURCES, UNSEEN, hybrid_pool
-from vmae_lab.lab.experiments.common import (
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    comparison_cells,
-    comparison_words,
-    how_compared,
-    how_made,
-)
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.palette import BLUE, GREEN, GREY, ORANGE
@@ -91,7 +83,7 @@ def results_table(results: Results) -> Table:
 def results_caption(plan: Plan) -> str:
     tuning = plan.recipe.evaluate.finetune
     evaluation = f"fine-tuned for {tuning.steps} steps of {tuning.batch_size} clips with one draw of labels per seed"
-    return how_made(plan, evaluation, [TARGET])
+    return common.how_made(plan, evaluation, [TARGET])
 
 
 def differences_table(results: Results) -> Table:
@@ -102,8 +94,8 @@ def differences_table(results: Results) -> Table:
         if arm != BASELINE:
             lines.append({"before fine-tuning": results.label(arm)})
             for labels, table in tables.items():
-                lines[-1] |= comparison_cells(table, arm, ARMS[BASELINE].label, f"{labels} labels: ")
-    return Table(pd.DataFrame(lines), "differences", how_compared(results.margin, *tables.values()))
+                lines[-1] |= common.comparison_cells(table, arm, ARMS[BASELINE].label, f"{labels} labels: ")
+    return Table(pd.DataFrame(lines), "differences", common.how_compared(results.margin, *tables.values()))
 
 
 def supervised_table(results: Results) -> Table:
@@ -131,6 +123,6 @@ def conclusions(results: Results) -> list[str]:
     tables = {n: compare_pairs(results.rows, metric, pairs, results.margin) for metric, n in fractions(results.plan).items()}
     words = []
     for place, pair in enumerate(pairs):
-        parts = [f"{comparison_words(table.iloc[place])} with {labels} labels" for labels, table in tables.items()]
+        parts = [f"{common.comparison_words(table.iloc[place])} with {labels} labels" for labels, table in tables.items()]
         words.append(f"{questions[pair]}: {'; '.join(parts)}.")
     return words

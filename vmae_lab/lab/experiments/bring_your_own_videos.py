@@ -15,22 +15,8 @@ from vmae_lab.data.video_lists import groups_of, read_all
 from vmae_lab.evaluation import retrieval
 from vmae_lab.evaluation.probes import PROBE_NAMES, classical_answers, tokens_of
 from vmae_lab.lab.config import Recipe, RecipeError
-from vmae_lab.lab.experiments.common import (
-    PRETRAINED,
-    UNTRAINED,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    clips_words,
-    comparison_cells,
-    comparison_words,
-    frozen_readouts,
-    how_compared,
-    how_made,
-    loss_plot,
-    test_set_interval,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import figures, maps
 from vmae_lab.lab.plots.labels import short
@@ -42,14 +28,14 @@ from vmae_lab.utils.distributed import fixed_threads
 from vmae_lab.utils.seeding import numpy_generator
 
 BASELINE = "untrained"
-ARMS: dict[str, Arm] = {"untrained": UNTRAINED, "pretrained": PRETRAINED}
+ARMS: dict[str, Arm] = {"untrained": common.UNTRAINED, "pretrained": common.PRETRAINED}
 NO_LABELS = "There are no labels, so this part is left out."
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Frozen readouts; without labels pre-training alone, and nothing for the untrained encoder."""
     if recipe.data.labelled:
-        return frozen_readouts(recipe, arm, encoder, seed)
+        return common.frozen_readouts(recipe, arm, encoder, seed)
     return {"pretrain": encoder} if arm.pretrained else {}
 
 
@@ -151,7 +137,7 @@ def clips_plot(plan: Plan, rows: Sequence[int]) -> Plot:
 
 
 def losses(results: Results) -> Plot:
-    return loss_plot(results)
+    return common.loss_plot(results)
 
 
 def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
@@ -321,7 +307,8 @@ def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
     lines = [
         {
             "encoder": results.label(arm), "nearest clip is of the same class, %": results.value(arm, SAME_CLASS),
-            **comparison_cells(differences, arm, "the untrained one"), "by chance, %": f"{chance:.1f}", "clips": len(encoded),
+            **common.comparison_cells(differences, arm, "the untrained one"), "by chance, %": f"{chance:.1f}",
+            "clips": len(encoded),
         }
         for arm in results.plan.possible
     ]  # fmt: skip
@@ -334,7 +321,7 @@ def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
         f"How often the nearest other clip, by the cosine of standardised mean tokens, has the same class: {encoded.count} "
         f"clips of the {results.recipe.evaluate.split} split compared with each other, mean ± standard deviation over "
         f"{len(results.recipe.seeds)} seeds. {groups if results.recipe.data.lists else ''}"
-        f"{how_compared(results.margin, differences)}"
+        f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "retrieval", caption)
 
@@ -351,8 +338,8 @@ def readouts_table(results: Results) -> Table | None:
     lines = [
         {
             "encoder": results.label(arm), f"{PROBE_NAMES[probe]}: top-1 %": results.value(arm, probe),
-            **comparison_cells(differences, arm, "the untrained one"),
-            "95% interval of the test set": test_set_interval(results, arm),
+            **common.comparison_cells(differences, arm, "the untrained one"),
+            "95% interval of the test set": common.test_set_interval(results, arm),
             **{f"{PROBE_NAMES[name]}: top-1 %": results.value(arm, name) for name in others},
         }
         for arm in plan.possible
@@ -360,8 +347,8 @@ def readouts_table(results: Results) -> Table | None:
     labels = example_clips(plan).labels
     commonest = 100 * np.bincount(labels).max() / len(labels)
     caption = (
-        f"{how_made(plan)} By chance {results.chance:.1f}% are right; always predicting the most frequent class of the split "
-        f"gives {commonest:.1f}%. {how_compared(results.margin, differences)}"
+        f"{common.caption(results, differences)} By chance {results.chance:.1f}% are right; always predicting the most "
+        f"frequent class of the split gives {commonest:.1f}%."
     )
     return Table(pd.DataFrame(lines), "readouts", caption)
 
@@ -425,7 +412,7 @@ def conclusions(results: Results, checked: pd.DataFrame, encoded: Encoded) -> li
     arm, probe = results.plan.pretrained[0], results.probe
     words += _gain_words(results, probe, f"The readout ({PROBE_NAMES[probe]})")
     accuracy = float(results.summary(probe)["mean"][arm])
-    words.append(clips_words(accuracy, results.stage_result(arm, "probe")["test_clips"]))
+    words.append(common.clips_words(accuracy, results.stage_result(arm, "probe")["test_clips"]))
     if not retrieval.same_class_by_chance(encoded.labels, encoded.groups):
         return [*words, "Retrieval is not measured: no class has two clips that are compared."]
     return words + _gain_words(results, SAME_CLASS, "The class of the nearest clip")
@@ -437,7 +424,7 @@ def _gain_words(results: Results, metric: str, what: str) -> list[str]:
     for arm in results.plan.pretrained:
         sentence = f"{what} is correct for {results.value(arm, metric)}% with '{results.label(arm)}'"
         if arm in gains.index:
-            change = comparison_words(gains.loc[arm])
+            change = common.comparison_words(gains.loc[arm])
             sentence += f" and {results.value(BASELINE, metric)}% with the untrained encoder: a change of {change}"
         words.append(sentence + ".")
     return words

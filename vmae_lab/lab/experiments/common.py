@@ -188,6 +188,11 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     )
 
 
+def caption(results: Results, *comparisons: pd.DataFrame, evaluation: str = "", sources: Sequence[str] = ()) -> str:
+    """How a table with comparisons was made: `how_made` and `how_compared`."""
+    return f"{how_made(results.plan, evaluation, sources)} {how_compared(results.margin, *comparisons)}"
+
+
 # Where the error of a comparison comes from: pooled, or not.
 ERRORS = {
     True: "pooled over arms and seeds (two-way analysis of variance, Dunnett's critical value)",

@@ -7,20 +7,8 @@ import pandas as pd
 from vmae_lab.data.dataset import DataSettings
 from vmae_lab.lab.config import Recipe, RecipeError, require
 from vmae_lab.lab.estimate import classifier_parameters
-from vmae_lab.lab.experiments.common import (
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    clips_words,
-    comparison_cells,
-    comparison_words,
-    how_compared,
-    how_made,
-    loss_history,
-    mean_and_spread,
-    running_cells,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.palette import BLACK, BLUE, GREY, ORANGE, RED
@@ -36,7 +24,7 @@ def same_training(recipe: Recipe) -> Overrides:
     tuning = recipe.distill or recipe.evaluate.finetune
     shared = tuning.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
     own = {} if recipe.distill else {"distill": shared}
-    return {**running_cells(0.5), "evaluate.finetune": shared, **own}
+    return {**common.running_cells(0.5), "evaluate.finetune": shared, **own}
 
 
 ARMS: dict[str, Arm] = {
@@ -127,7 +115,7 @@ def students_table(results: Results) -> Table:
     clips = results.stage_result(first, "finetune@teacher")["labelled_clips"]
     lines = [{
         "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training", "learns from": f"{clips} labelled clips",
-        ACCURACY + " %": mean_and_spread(accuracy, "teacher"),
+        ACCURACY + " %": common.mean_and_spread(accuracy, "teacher"),
     }]  # fmt: skip
     for arm in plan.possible:
         stage, pool = plan.first(arm).measures["student"], f"{clips} labelled clips"
@@ -137,19 +125,19 @@ def students_table(results: Results) -> Table:
         lines.append({
             "model": f"student ({stage.settings['model']['size']})",
             "starts from": "pre-training" if plan.arms[arm].pretrained else "scratch", "learns from": pool,
-            ACCURACY + " %": mean_and_spread(accuracy, arm),
-            **comparison_cells(differences, arm, "it without a teacher"),
+            ACCURACY + " %": common.mean_and_spread(accuracy, arm),
+            **common.comparison_cells(differences, arm, "it without a teacher"),
             "agrees with the teacher, %": results.value(arm, "distill_agreement"),
         })  # fmt: skip
     recipe = plan.first(first).recipe
     tuning = require(recipe.distill, "distill")
-    made = how_made(
-        plan,
+    evaluation = (
         f"the teacher and every student trained with the same settings, {tuning.steps} steps of {tuning.batch_size} clips; one "
         f"draw of {recipe.evaluate.finetune_labels or 'all'} labels per seed; softened by temperature {tuning.temperature:g}; "
-        "the middle clip of a video",
+        "the middle clip of a video"
     )
-    return Table(pd.DataFrame(lines).fillna(""), "students", f"{made} {how_compared(results.margin, differences)}")
+    caption = common.caption(results, differences, evaluation=evaluation)
+    return Table(pd.DataFrame(lines).fillna(""), "students", caption)
 
 
 def accuracy_plot(results: Results) -> Plot:
@@ -161,7 +149,7 @@ def accuracy_plot(results: Results) -> Plot:
 
 def losses(results: Results) -> Plot | None:
     """How far the students' predictions are from the teacher's while they learn; None if no student has a teacher."""
-    history = loss_history(results, measure="student")
+    history = common.loss_history(results, measure="student")
     taught = history[history.arm.map(lambda arm: ARMS[arm].taught)]
     if taught.empty:
         return None
@@ -177,17 +165,17 @@ def conclusions(results: Results) -> list[str]:
     for arm, row in by_teacher(results).iterrows():
         start = "pre-trained student" if ARMS[arm].pretrained else "student from scratch"
         words.append(
-            f"The {start} has {mean_and_spread(accuracy, arm)}% top-1 with its teacher and "
-            f"{mean_and_spread(accuracy, PAIRS[arm])}% without: {comparison_words(row)}."
+            f"The {start} has {common.mean_and_spread(accuracy, arm)}% top-1 with its teacher and "
+            f"{common.mean_and_spread(accuracy, PAIRS[arm])}% without: {common.comparison_words(row)}."
         )
     best = accuracy["mean"].drop("teacher").idxmax()
     row = compare(found, ACCURACY, "teacher", results.margin).loc[best]
     words.append(
-        f"The teacher itself has {mean_and_spread(accuracy, 'teacher')}% top-1. The best student, "
-        f"'{results.label(best)}', differs by {comparison_words(row)}."
+        f"The teacher itself has {common.mean_and_spread(accuracy, 'teacher')}% top-1. The best student, "
+        f"'{results.label(best)}', differs by {common.comparison_words(row)}."
     )
     clips = results.stage_result(best, "finetune@teacher")["test_clips"]
-    return [*words, clips_words(float(accuracy["mean"][best]), clips)]
+    return [*words, common.clips_words(float(accuracy["mean"][best]), clips)]
 
 
 def _clip_macs(stage: Stage) -> float:

@@ -11,23 +11,8 @@ from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.experiments.common import (
-    PRETRAINED,
-    SCRATCH,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    clips_words,
-    comparison_cells,
-    comparison_words,
-    how_compared,
-    how_made,
-    loss_plot,
-    mean_and_spread,
-    readouts_and_finetuning,
-    running_cells,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.loading import held_out_clips
 from vmae_lab.lab.plan import Arm, Overrides, Plan
 from vmae_lab.lab.plots import figures, maps
@@ -47,12 +32,12 @@ LONGER = 6  # times the steps: training from scratch needs them, so few steps al
 def longer(recipe: Recipe) -> Overrides:
     tuning = recipe.evaluate.finetune
     steps = {"steps": LONGER * tuning.steps, "warmup_steps": LONGER * tuning.warmup_steps}
-    return {**running_cells(0.5), **{f"evaluate.finetune.{name}": value for name, value in steps.items()}}
+    return {**common.running_cells(0.5), **{f"evaluate.finetune.{name}": value for name, value in steps.items()}}
 
 
 ARMS: dict[str, Arm] = {
-    "scratch": SCRATCH,
-    "pretrained": PRETRAINED,
+    "scratch": common.SCRATCH,
+    "pretrained": common.PRETRAINED,
     "scratch_long": Arm(f"no pre-training, {LONGER} x the steps", ORANGE, "s", longer, pretrained=False),
     "pretrained_long": Arm(f"pre-trained, {LONGER} x the steps", RED, "^", longer),
 }
@@ -60,7 +45,7 @@ ARMS: dict[str, Arm] = {
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
-    found = readouts_and_finetuning(recipe, arm, encoder, seed)
+    found = common.readouts_and_finetuning(recipe, arm, encoder, seed)
     return {**found, "views": views_stage(recipe, found["finetune"], seed)}
 
 
@@ -107,8 +92,8 @@ def methods_table(results: Results) -> Table:
     accuracy, differences = summarise(few, FEW), compare(few, FEW, "scratch", results.margin)
     lines = [
         {
-            "what the labels are used for": METHODS[name][0], "top-1 %": mean_and_spread(accuracy, name),
-            **comparison_cells(differences, name, "training from scratch"),
+            "what the labels are used for": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
+            **common.comparison_cells(differences, name, "training from scratch"),
         }
         for name in accuracy.index
     ]  # fmt: skip
@@ -118,16 +103,15 @@ def methods_table(results: Results) -> Table:
         else "with all labels"
     )
     tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
-    made = how_made(
-        results.plan,
+    evaluation = (
         f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} steps of "
-        f"{evaluate.finetune.batch_size} clips unless the name says more; the middle clip of a video",
+        f"{evaluate.finetune.batch_size} clips unless the name says more; the middle clip of a video"
     )
-    return Table(pd.DataFrame(lines), "methods", f"{made} {how_compared(results.margin, differences)}")
+    return Table(pd.DataFrame(lines), "methods", common.caption(results, differences, evaluation=evaluation))
 
 
 def losses(results: Results) -> Plot:
-    return loss_plot(results, "finetune", legend="start from", loss="classification loss")
+    return common.loss_plot(results, "finetune", legend="start from", loss="classification loss")
 
 
 # ---- Several views of a video ----
@@ -289,13 +273,13 @@ def conclusions(results: Results) -> list[str]:
     best = accuracy["mean"].idxmax()
     words = [
         f"With {results.recipe.evaluate.finetune_labels or 'all'} labels the accuracy is highest for '{METHODS[best][0]}': "
-        f"{mean_and_spread(accuracy, best)}%.",
-        clips_words(
+        f"{common.mean_and_spread(accuracy, best)}%.",
+        common.clips_words(
             float(accuracy["mean"][best]), results.stage_result(results.plan.pretrained[0], "views")["test_clips"]
         ),
     ]  # fmt: skip
     for (name, other), row in compare_pairs(few, FEW, PAIRS, results.margin).iterrows():
-        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {comparison_words(row)}.")
+        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {common.comparison_words(row)}.")
     for arm, row in by_views(results).iterrows():
-        words.append(f"Several views instead of one, {_trained(str(arm))}: {comparison_words(row)}.")
+        words.append(f"Several views instead of one, {_trained(str(arm))}: {common.comparison_words(row)}.")
     return words

@@ -13,20 +13,8 @@ from vmae_lab.data.ava_files import CORNERS, KEY, read_detections
 from vmae_lab.data.motionworld.dataset import Split
 from vmae_lab.evaluation.frame_map import OVERLAP, SIZES, frame_map
 from vmae_lab.lab.config import Recipe, require
-from vmae_lab.lab.experiments.common import (
-    PRETRAINED,
-    SCRATCH,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    comparison_cells,
-    comparison_words,
-    how_compared,
-    loss_plot,
-    over_seeds,
-    running_cells,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.loading import check_scenes, load_scenes
 from vmae_lab.lab.plan import Arm, Overrides, Plan
 from vmae_lab.lab.plots import figures, maps
@@ -43,12 +31,12 @@ LONGER = 4  # times the steps, as in downstream_action_classification
 
 def longer(recipe: Recipe) -> Overrides:
     steps = {} if recipe.detect is None else {"detect.steps": LONGER * recipe.detect.steps}
-    return {**running_cells(0.5), **steps}
+    return {**common.running_cells(0.5), **steps}
 
 
 ARMS: dict[str, Arm] = {
-    "scratch": SCRATCH,
-    "pretrained": PRETRAINED,
+    "scratch": common.SCRATCH,
+    "pretrained": common.PRETRAINED,
     "scratch_long": Arm(f"no pre-training, {LONGER} x the steps", ORANGE, "s", longer, pretrained=False),
     "pretrained_long": Arm(f"pre-trained, {LONGER} x the steps", RED, "^", longer),
 }
@@ -98,12 +86,12 @@ def detection_table(results: Results) -> Table:
     plan, metric, settings = results.plan, main_metric(results.rows), _settings(results.plan)
     differences, lines = results.compare(metric, BASELINE), []
     for arm in plan.possible:
-        by_size = over_seeds(results, arm, "detect", "by_size", SIZES)
+        by_size = common.over_seeds(results, arm, "detect", "by_size", SIZES)
         lines.append({
             "start": results.label(arm), "steps": _steps(plan, arm), "frame mAP, %": results.value(arm, metric),
             "with true boxes, %": results.value(arm, TRUE_BOXES),
             **{f"{size} boxes, %": plus_minus(row["mean"], row["std"]) for size, row in by_size.iterrows()},
-            **comparison_cells(differences, arm, "no pre-training"),
+            **common.comparison_cells(differences, arm, "no pre-training"),
         })  # fmt: skip
     recipe, result = plan.recipe, results.stage_result(plan.possible[0], "detect")
     sizes = ", ".join(f"{name} {_range(*limits)}" for name, limits in SIZES.items())
@@ -114,13 +102,13 @@ def detection_table(results: Results) -> Table:
         f"{len(recipe.seeds)} seeds; mean ± standard deviation over seeds; {result['key_frames']} key frames of the "
         f"{recipe.evaluate.split} split. Frame mAP at IoU {OVERLAP:g} over {len(result['per_class'])} classes by AVA's own "
         f"protocol, on boxes of {_box_source(plan)}. Sizes in parts of the frame's area: {sizes}. "
-        f"{how_compared(results.margin, differences)}"
+        f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "detection", caption)
 
 
 def losses(results: Results) -> Plot:
-    return loss_plot(results, "detect", legend="start from", loss="binary cross-entropy")
+    return common.loss_plot(results, "detect", legend="start from", loss="binary cross-entropy")
 
 
 def reported_table() -> Table:
@@ -165,7 +153,8 @@ def _guessed(scenes: Scenes, least_score: float, seed: int) -> dict[str, float]:
 
 def _by_class(results: Results) -> dict[str, pd.DataFrame]:
     """Average precision by class of each arm: columns mean and std over seeds, in percent; index class."""
-    return {arm: over_seeds(results, arm, "detect", "per_class", guessing(results.plan)) for arm in results.plan.possible}
+    classes = guessing(results.plan)
+    return {arm: common.over_seeds(results, arm, "detect", "per_class", classes) for arm in results.plan.possible}
 
 
 def _classes_caption(results: Results) -> str:
@@ -290,7 +279,7 @@ def conclusions(results: Results) -> list[str]:
     for (arm, other), row in compare_pairs(results.rows, metric, PAIRS, results.margin).iterrows():
         words.append(
             f"'{results.label(arm)}' compared with '{results.label(other)}' ({results.value(other, metric)}%): "
-            f"{comparison_words(row)}."
+            f"{common.comparison_words(row)}."
         )
     recall = recall_of_persons(plan)
     return words if recall is None else [*words, f"The boxes cover {recall:.0f}% of the people: no detector finds more."]

@@ -11,20 +11,8 @@ from vmae_lab.evaluation.segment_errors import error_kinds
 from vmae_lab.evaluation.temporal_map import DURATIONS, by_score, matches
 from vmae_lab.lab.config import Recipe, RecipeError, require
 from vmae_lab.lab.detecting import judge
-from vmae_lab.lab.experiments.common import (
-    PRETRAINED,
-    UNTRAINED,
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    comparison_cells,
-    comparison_words,
-    how_compared,
-    loss_plot,
-    over_seeds,
-    running_cells,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.loading import check_untrimmed, load_untrimmed
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import figures, timelines
@@ -38,9 +26,9 @@ from vmae_lab.utils.seeding import numpy_generator
 
 MAP, BASELINE = "segment_map", "untrained"
 ARMS: dict[str, Arm] = {
-    "untrained": UNTRAINED,
-    "pretrained": PRETRAINED,
-    "supervised": Arm("pre-trained, then supervised", GREEN, "*", running_cells(0.5), post_pretrained=True),
+    "untrained": common.UNTRAINED,
+    "pretrained": common.PRETRAINED,
+    "supervised": Arm("pre-trained, then supervised", GREEN, "*", common.running_cells(0.5), post_pretrained=True),
 }
 PAIRS = (("pretrained", "untrained"), ("supervised", "untrained"), ("supervised", "pretrained"))
 
@@ -90,7 +78,7 @@ def localisation_table(results: Results) -> Table:
         {
             "features of": results.label(arm),
             **{f"mAP at {at:g}, %": results.value(arm, f"{MAP}_{100 * at:.0f}") for at in settings.thresholds},
-            "mean, %": results.value(arm, MAP), **comparison_cells(differences, arm, "untrained"),
+            "mean, %": results.value(arm, MAP), **common.comparison_cells(differences, arm, "untrained"),
         }
         for arm in results.plan.possible
     ]  # fmt: skip
@@ -102,13 +90,13 @@ def localisation_table(results: Results) -> Table:
         f"steps of {settings.batch_size}; {len(recipe.seeds)} seeds; mean ± standard deviation over seeds; "
         f"{result['videos']} videos of the {recipe.evaluate.split} split ({result['segments']} segments). mAP over "
         f"{len(result['per_class'])} classes, protocol of {settings.protocol}. "
-        f"{how_compared(results.margin, differences)}"
+        f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "localisation", caption)
 
 
 def losses(results: Results) -> Plot:
-    return loss_plot(results, "localise", legend="features of", loss="focal + DIoU loss")
+    return common.loss_plot(results, "localise", legend="features of", loss="focal + DIoU loss")
 
 
 def class_names(plan: Plan) -> tuple[str, ...]:
@@ -119,7 +107,7 @@ def class_names(plan: Plan) -> tuple[str, ...]:
 def classes_plot(results: Results) -> Plot:
     """Average precision by class of each arm, mean over overlaps."""
     plan = results.plan
-    by_class = {arm: over_seeds(results, arm, "localise", "per_class", class_names(plan)) for arm in plan.possible}
+    by_class = {arm: common.over_seeds(results, arm, "localise", "per_class", class_names(plan)) for arm in plan.possible}
     overlaps = ", ".join(f"{threshold:g}" for threshold in _settings(plan).thresholds)
     caption = (
         f"Average precision by class, mean over temporal IoU of {overlaps}; mean and standard deviation over "
@@ -138,7 +126,7 @@ def durations_table(results: Results) -> Table:
     }
     lines = []
     for arm in results.plan.possible:
-        summary = over_seeds(results, arm, "localise", "by_duration", limits)
+        summary = common.over_seeds(results, arm, "localise", "by_duration", limits)
         cells = {names[name]: plus_minus(row["mean"], row["std"]) for name, row in summary.iterrows()}
         lines.append({"features of": results.label(arm), **cells})
     caption = (
@@ -227,7 +215,7 @@ def conclusions(results: Results) -> list[str]:
     """What the training of the encoder changes, and which errors are left, in sentences."""
     words = [
         f"Features of '{results.label(arm)}': mean mAP {results.value(arm, MAP)}%, of '{results.label(other)}' "
-        f"{results.value(other, MAP)}%: {comparison_words(row)}."
+        f"{results.value(other, MAP)}%: {common.comparison_words(row)}."
         for (arm, other), row in compare_pairs(results.rows, MAP, PAIRS, results.margin).iterrows()
     ]
     best = results.label(results.summary(MAP)["mean"].idxmax())

@@ -8,16 +8,8 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.lab.config import Recipe, RecipeError
-from vmae_lab.lab.experiments.common import (
-    Experiment,
-    Plot,
-    Results,
-    Table,
-    clips_per_action,
-    frozen_readouts,
-    how_made,
-    impossible_words,
-)
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.measure import parameter_count
 from vmae_lab.lab.plan import Arm, Overrides, Plan
 from vmae_lab.lab.plots import figures
@@ -51,7 +43,7 @@ def scaled(size_step: int, data: float, steps: float) -> Callable[[Recipe], Over
             if recipe.data.motionworld is None:
                 raise RecipeError("a part of a list file's videos cannot be taken: use a shorter list")
             pool = recipe.data.pretrain_sources or recipe.data.sources
-            changes["data.pretrain_limits"] = clips_per_action(recipe, dict.fromkeys(pool, data))
+            changes["data.pretrain_limits"] = common.clips_per_action(recipe, dict.fromkeys(pool, data))
         return changes
 
     return overrides
@@ -73,7 +65,7 @@ EXPERIMENT = Experiment(
     title="Scaling: size, data, steps",
     question="What do size, data and time each buy?",
     arms=ARMS,
-    stages=frozen_readouts,
+    stages=common.frozen_readouts,
     skip_impossible=True,
 )
 
@@ -113,7 +105,7 @@ def results_table(results: Results) -> Table:
         }
         for arm, row in budgets(results.plan).iterrows()
     ]  # fmt: skip
-    return Table(pd.DataFrame(lines), "scaling", how_made(results.plan))
+    return Table(pd.DataFrame(lines), "scaling", common.how_made(results.plan))
 
 
 def trend(results: Results) -> pd.DataFrame:
@@ -152,4 +144,4 @@ def conclusions(results: Results) -> list[str]:
         "The trend is a straight line over the logarithms of what was used, over all runs taken as independent; it does not "
         "hold beyond the ranges that were run."
     )
-    return words + impossible_words(results.plan)
+    return words + common.impossible_words(results.plan)
