@@ -224,12 +224,12 @@ def in_copy(project: Path, code: str) -> str:
     return done.stdout
 
 
-def test_changes_that_are_shown_are_of_about_ten_lines():
+def test_changes_that_are_shown_are_short():
     diffs = blocks(EXTENDING, "diff")
     assert len(diffs) == 6
     for text in diffs:
         adds_a_file = "--- /dev/null" in text
-        assert len(re.findall(r"^[+-](?![+-]{2} )", text, re.MULTILINE)) <= (45 if adds_a_file else 12)
+        assert len(re.findall(r"^[+-](?![+-]{2} )", text, re.MULTILINE)) <= (45 if adds_a_file else 16)
 
 
 def test_changes_that_are_shown_work(changed):

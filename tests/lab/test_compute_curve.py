@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.lab import curves
-from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.experiments import ablation_decoder_mask as experiment
 from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.presentation import common, compute_curve
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.experiments.common import Results
+from vmae_lab.lab.plots import curves
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.stages.cost import step_macs
@@ -43,57 +44,56 @@ def curve() -> pd.DataFrame:
 
 
 def test_at_equal_steps(curve):
-    pairs = compute_curve.at_equal_steps(curve, "none").set_index(["seed", "step"])
+    pairs = experiment.at_equal_steps(curve, "none").set_index(["seed", "step"])
     assert set(pairs.arm) == {"running_cell_50"}
     assert pairs.baseline.to_dict() == {(0, 2): 10, (0, 4): 20, (0, 6): 24, (1, 2): 11, (1, 4): 21, (1, 6): 25}
 
 
 def test_at_equal_compute(curve):
     """30 MACs of the arm's step 6 are step 3 of the baseline, half way from 10 to 20; 10 MACs are before its first point."""
-    pairs = compute_curve.at_equal_compute(curve, "none").set_index(["seed", "step"])
+    pairs = experiment.at_equal_compute(curve, "none").set_index(["seed", "step"])
     assert pairs.baseline.to_dict() == {(0, 4): 10, (0, 6): 15, (1, 4): 11, (1, 6): 16}
     assert (pairs.value - pairs.baseline).to_dict() == {(0, 4): 9, (0, 6): 8.5, (1, 4): 9, (1, 6): 9.5}
 
 
 def test_at_equal_compute_nothing_is_extrapolated():
     curve = curve_of({"none": {0: NONE}, "dear": {0: ARM}}, {"none": 10.0, "dear": 20.0})
-    pairs = compute_curve.at_equal_compute(curve, "none")
+    pairs = experiment.at_equal_compute(curve, "none")
     assert pairs[["step", "baseline"]].to_numpy().tolist() == [[2, 20.0]]
-    assert compute_curve.at_equal_compute(curve, "absent").empty
+    assert experiment.at_equal_compute(curve, "absent").empty
 
 
 def test_rows_of_a_comparison_have_its_differences(curve):
     """So that one function makes the verdicts of all tables."""
-    pairs = compute_curve.at_equal_compute(curve, "none")
-    rows = compute_curve.comparison_rows(pairs, curve, "none")
+    pairs = experiment.at_equal_compute(curve, "none")
+    rows = experiment.comparison_rows(pairs, curve, "none")
     assert set(rows.metric) == {"step4", "step6"}
     found = compare(rows, "step6", "none").loc["running_cell_50"]
     assert (found.difference, found.seeds) == (9.0, 2)
     assert rows[(rows.arm == "none") & (rows.metric == "step6")].value.tolist() == [24.0, 25.0], "the baseline's own"
 
 
-def test_differences_hold_both_comparisons(smoke, curve):
+def test_differences_hold_both_comparisons(smoke, tmp_path, curve):
     plan = planned(smoke)
-    table = compute_curve.differences(plan, curve, "none").set_index(["equal", "step"])
+    table = experiment.curve_differences(plan, curve, "none").set_index(["equal", "step"])
     assert table.difference.to_dict() == pytest.approx(
         {("steps", 2): -1, ("steps", 4): -1, ("steps", 6): 0.0, ("compute", 4): 9, ("compute", 6): 9}
     )
-    alone = compare(
-        compute_curve.comparison_rows(compute_curve.at_equal_compute(curve, "none"), curve, "none"), "step6", "none"
-    )
+    alone = compare(experiment.comparison_rows(experiment.at_equal_compute(curve, "none"), curve, "none"), "step6", "none")
     row = table.loc["compute", 6]
     assert (row.low, row.high, row.verdict) == (alone.low.item(), alone.high.item(), alone.verdict.item())
-    [words] = compute_curve.conclusions(plan, curve, "none")
+    [words] = experiment.equal_compute_words(Results(plan, curve, RunStore(tmp_path)), curve)
     assert row.verdict.split(" (")[0] in words
-    assert compute_curve.differences(plan, curve, "absent").empty
+    assert experiment.curve_differences(plan, curve, "absent").empty
 
 
-def test_a_seed_that_the_baseline_lacks_is_left_out(smoke, curve):
+def test_a_seed_that_the_baseline_lacks_is_left_out(smoke, tmp_path, curve):
     fewer = curve[(curve.arm != "none") | (curve.seed == 0)]
-    table = compute_curve.differences(planned(smoke), fewer, "none")
+    table = experiment.curve_differences(planned(smoke), fewer, "none")
     assert set(table.seeds) == {1}
     assert table.low.isna().all()
-    assert "No comparison has an interval" in compute_curve.difference_caption(planned(smoke), fewer, "none")
+    drawn = experiment.difference_against_steps(Results(planned(smoke), fewer, RunStore(tmp_path)), fewer)
+    assert "No comparison has an interval" in drawn.caption
 
 
 def planned(smoke, arms=("scratch", "none", "running_cell_50"), **override):
@@ -108,7 +108,7 @@ def test_a_plan_has_a_probe_per_kept_step(smoke):
     assert not [name for cell in planned(smoke, **{"pretrain.keep_at": []}).cells for name in cell.measures if "@" in name]
 
 
-def test_rows_of_a_curve(smoke):
+def test_rows_of_a_curve(smoke, tmp_path):
     plan = planned(smoke)
     rows = pd.DataFrame(
         [
@@ -117,16 +117,17 @@ def test_rows_of_a_curve(smoke):
             for metric, value in {"ridge@step2": 1.0, "ridge@step4": 2.0, "ridge": 3.0, "knn@step2": 9.0}.items()
         ]
     )
-    curve = compute_curve.curve_rows(plan, rows)
+    results = Results(plan, rows, RunStore(tmp_path))
+    curve = experiment.curve_rows(results)
     assert set(curve.arm) == {"none", "running_cell_50"}
     assert curve[["step", "value"]].drop_duplicates().to_numpy().tolist() == [[2, 1.0], [4, 2.0], [6, 3.0]]
     for arm in plan.pretrained:
         recipe, part = plan.first(arm).recipe, curve[(curve.arm == arm) & (curve.seed == 0)]
         each = step_macs(recipe.model, recipe.mask, 4)
         assert part.macs.tolist() == [2 * each, 4 * each, 6 * each]
-    summary = compute_curve.curve_summary(curve)
+    summary = experiment.curve_summary(curve)
     assert summary[summary.arm == "none"]["mean"].tolist() == [1.0, 2.0, 3.0]
-    table = compute_curve.difference_table(plan, curve, "none")
+    table = experiment.equal_compute_table(results, curve).frame
     assert table.iloc[:, 2].tolist() == ["steps", "compute"]
     assert list(table.columns[3:]) == ["after 2 steps", "after 4 steps", "after 6 steps", "verdict after 6 steps"]
     assert table["after 2 steps"].tolist() == ["+0.0 [no interval]", ""]
@@ -134,14 +135,17 @@ def test_rows_of_a_curve(smoke):
     assert [cell.split()[0] for cell in table["after 6 steps"]] == ["+0.0", f"{3 * cheaper:+.1f}"]
 
 
-def test_without_kept_weights_there_is_no_curve(smoke):
+def test_without_kept_weights_there_is_no_curve(smoke, tmp_path):
     plan = planned(smoke, **{"pretrain.keep_at": []})
     rows = pd.DataFrame([{"arm": cell.arm, "seed": cell.seed, "metric": "ridge", "value": 3.0} for cell in plan.cells])
-    curve = compute_curve.curve_rows(plan, rows)
+    results = Results(plan, rows, RunStore(tmp_path))
+    curve = experiment.curve_rows(results)
     assert curve.empty
-    assert compute_curve.differences(plan, curve, "none").empty
-    assert compute_curve.conclusions(plan, curve, "none") == []
-    assert compute_curve.difference_table(plan, curve, "none").empty
+    assert experiment.curve_differences(plan, curve, "none").empty
+    assert experiment.equal_compute_words(results, curve) == []
+    assert experiment.accuracy_against_compute(results, curve) is None
+    assert experiment.difference_against_steps(results, curve) is None
+    assert experiment.equal_compute_table(results, curve) is None
 
 
 def test_settings_that_are_not_used_are_not_in_a_key(smoke):
@@ -243,17 +247,17 @@ def test_the_table_of_controls(smoke, tmp_path):
             for seed, value in enumerate(seeds)
         ]
     )
-    table = common.controls_table(plan, rows, store)
+    table = experiment.controls_table(Results(plan, rows, store)).frame
     assert table["top-1 %"].tolist() == ["15.0", "12.0", "20.0", "11.5 ± 0.7", "15.0 ± 1.4"]
     assert set(table["chance %"]) == {"12.5"}
     gain = table["difference to the untrained encoder [95%]"].tolist()
     assert gain[3].startswith("+0.0 [-12.7")
     assert gain[:3] + gain[4:] == [""] * 4
     assert table["95% interval over seeds"].tolist()[3:] == ["5.1 to 17.9", "2.3 to 27.7"], "of Student's t"
-    assert all(table["chance stays below, 95 %"][:3]), "the binomial limit is for what has one try"
-    assert table["chance stays below, 95 %"].tolist()[3:] == ["", ""]
+    assert all(table["chance stays below, 95%"][:3]), "the binomial limit is for what has one try"
+    assert table["chance stays below, 95%"].tolist()[3:] == ["", ""]
     without = planned(smoke, **{"evaluate.controls": []})
-    assert len(common.controls_table(without, rows, store)) == 3
+    assert len(experiment.controls_table(Results(without, rows, store)).frame) == 3
 
 
 @pytest.mark.parametrize("name", ["other", "shuffled_label"])
@@ -263,7 +267,7 @@ def test_an_unknown_control_is_refused(smoke, name):
 
 
 def test_looks_of_the_arms_are_those_of_all_figures(curve):
-    figure = curves.accuracy_curves(compute_curve.curve_summary(curve), DECODER_MASKS, "top-1")
+    figure = curves.accuracy_curves(experiment.curve_summary(curve), DECODER_MASKS, "top-1")
     for axes in figure.axes:
         assert [line.get_marker() for line in axes.get_lines()] == ["o", "D"]
     steps, compute = (np.array(axes.get_lines()[1].get_xdata()) for axes in figure.axes)

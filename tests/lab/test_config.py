@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import RecipeError, build_recipe, read_parameters
 from vmae_lab.lab.estimate import plan_summary
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
 from vmae_lab.lab.run_store import RunStore
 
 PARAMS = Path(__file__).parents[2] / "params"

@@ -12,12 +12,13 @@ from vmae_lab.data.ava import CORNERS, KEY, read_detections
 from vmae_lab.data.motionworld.scenes import open_scene_world
 from vmae_lab.data.video_lists import ListError
 from vmae_lab.evaluation.frame_map import frame_map
-from vmae_lab.lab.arms import SPATIAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.experiments import downstream_spatial_detection as spatial_detection
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.common import Results
+from vmae_lab.lab.experiments.downstream_spatial_detection import ARMS as SPATIAL_DETECTION
 from vmae_lab.lab.plots import figures
 from vmae_lab.lab.plots.maps import letter_of, number_of
-from vmae_lab.lab.presentation import spatial_detection
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage
 from vmae_lab.lab.stages.cost import BACKWARD
@@ -92,7 +93,7 @@ def test_the_reading_follows_the_numbers(recipe, home):
         }
         table = [(arm, seed, value) for arm, pair in values.items() for seed, value in enumerate(pair)]
         rows = pd.DataFrame(table, columns=["arm", "seed", "value"]).assign(metric="frame_map")
-        words[gain] = spatial_detection.conclusions(plan, rows)
+        words[gain] = spatial_detection.conclusions(Results(plan, rows, RunStore(home)))
     gained, none = (next(one for one in said if "compared with 'no pre-training' (" in one) for said in words.values())
     assert "(30.5 ± 0.7%): +20.1 [" in gained
     assert gained.endswith("points, higher.")

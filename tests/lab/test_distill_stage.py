@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vmae_lab.lab.arms import DECODER_MASKS, DISTILLATION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.experiments.distillation import ARMS as DISTILLATION
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import WEIGHTS, distill_stage, finetune_stage, initial_stage, post_pretrain_stage, pretrain_stage
 from vmae_lab.lab.stages.cost import BACKWARD

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from vmae_lab.lab import estimate
-from vmae_lab.lab.arms import DECODER_MASKS, PROGRESSIVE
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.estimate import (
     H200,
@@ -21,6 +20,8 @@ from vmae_lab.lab.estimate import (
     this_machine,
 )
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.experiments.ablation_progressive_training import ARMS as PROGRESSIVE
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import (
     WEIGHTS,

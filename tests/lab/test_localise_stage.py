@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from vmae_lab.data.activitynet import read_predictions
-from vmae_lab.lab.arms import TEMPORAL_DETECTION
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
+from vmae_lab.lab.experiments import downstream_temporal_detection as temporal_detection
 from vmae_lab.lab.experiments import plan_notebook
-from vmae_lab.lab.presentation import temporal_detection
+from vmae_lab.lab.experiments.common import Results
+from vmae_lab.lab.experiments.downstream_temporal_detection import ARMS as TEMPORAL_DETECTION
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import FEATURES, SEGMENTS, Stage, features_stage, initial_stage, localise_stage, pretrain_stage
 from vmae_lab.lab.stages.inputs import load_untrimmed
-from vmae_lab.lab.stages.localise import actionformer_macs, judge
+from vmae_lab.lab.stages.localise import actionformer_macs, score_segments
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
 from vmae_lab.models.flops import classify_cost
 
@@ -37,7 +38,7 @@ def test_features_are_extracted_and_a_detector_trained_judged_and_kept(recipe, h
     assert set(result["metrics"]) == {"segment_map", *overlaps}
     assert (result["videos"], result["training_videos"]) == (2, 4)
     videos = load_untrimmed(recipe.localise.videos, "test", recipe.compute)
-    again = judge(videos, read_predictions(folder / SEGMENTS), recipe.localise)
+    again = score_segments(videos, read_predictions(folder / SEGMENTS), recipe.localise)
     assert 100 * again.mean == pytest.approx(result["metrics"]["segment_map"])
     assert ActionFormer.from_pretrained(folder).features == 96
     assert store.progress(stage) == 1.0
@@ -136,15 +137,14 @@ def test_the_reading_follows_the_numbers(recipe, home, monkeypatch):
         "missed": 50.0,
     }
     table = pd.DataFrame([{"features of": plan.arms[arm].label, **kinds} for arm in plan.possible])
-    monkeypatch.setattr(temporal_detection, "kinds_table", lambda *_: table)
+    monkeypatch.setattr(temporal_detection, "error_table", lambda *_: table)
     values = {"untrained": (30.0, 31.0), "pretrained": (50.0, 51.2), "supervised": (50.0, 51.0)}
     rows = [(arm, seed, value) for arm, pair in values.items() for seed, value in enumerate(pair)]
-    words = temporal_detection.conclusions(
-        plan, pd.DataFrame(rows, columns=["arm", "seed", "value"]).assign(metric="segment_map"), RunStore(home)
-    )
+    found = pd.DataFrame(rows, columns=["arm", "seed", "value"]).assign(metric="segment_map")
+    words = temporal_detection.conclusions(Results(plan, found, RunStore(home)))
     gained, _, none, wrong = words
     assert "'pre-trained': mean mAP 50.6 ± 0.8%, of 'untrained encoder' 30.5 ± 0.7%: +20.1 [" in gained
     assert gained.endswith("points, higher.")
     assert "-0.1 [" in none
     assert re.search(r"points, undecided \(about \d+ more seeds? needed\)\.$", none)
-    assert wrong.endswith("most are confusion (60 %).")
+    assert wrong.endswith("most are confusion (60%).")

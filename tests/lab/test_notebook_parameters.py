@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import RecipeError, read_parameters
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
 from vmae_lab.lab.notebook_parameters import refuse_dotted_names
 
 

@@ -17,9 +17,10 @@ from vmae_lab.evaluation.retrieval import feature_map, nearest, same_class, same
 from vmae_lab.lab import estimate
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments import bring_your_own_videos as experiment
+from vmae_lab.lab.experiments.common import Results
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots import maps
-from vmae_lab.lab.presentation import alike, checks, own_videos
 from vmae_lab.lab.run_store import RunStore
 
 NAME = "bring_your_own_videos"
@@ -115,40 +116,41 @@ def test_names_are_shortened_in_the_middle():
 
 
 @pytest.fixture(scope="module")
-def finished(smoke, tmp_path_factory) -> tuple[Plan, RunStore, pd.DataFrame]:
+def finished(smoke, tmp_path_factory) -> Results:
     plan, store = planned(smoke), RunStore(tmp_path_factory.mktemp("runs"))
-    return plan, store, plan.run(store, estimate.work_of(plan))
+    return Results(plan, plan.run(store, estimate.work_of(plan)), store)
 
 
 @pytest.mark.slow
 def test_the_confusion_is_of_the_answers_that_were_scored(finished):
     """Its rows add up to the held-out clips of each class, its diagonal to the accuracies of the table."""
-    plan, store, rows = finished
+    plan, rows = finished.plan, finished.rows
     for arm in plan.arms:
-        counts = own_videos.confusion(plan, store, arm)
+        counts = experiment.confusion(finished, arm)
         each = len(plan.recipe.evaluate.sources) * plan.recipe.data.motionworld.test * len(plan.recipe.seeds)
         assert counts.sum(1).tolist() == [each] * 8
         scored = rows[(rows.arm == arm) & (rows.metric == "ridge")].value.mean()
         assert 100 * np.trace(counts) / counts.sum() == pytest.approx(scored)
-        table = own_videos.confused_table(plan, counts)
-        assert (table["class"] != table["taken for"]).all()
-        assert table.answers.iloc[0] == (counts - np.diag(np.diag(counts))).max()
+        table = experiment.confused_table(plan, counts).frame
+        assert (table["class"] != table.predicted).all()
+        assert table.predictions.iloc[0] == (counts - np.diag(np.diag(counts))).max()
 
 
 @pytest.mark.slow
 def test_features_are_of_every_arm_and_seed_and_of_as_many_clips_as_are_wanted(finished):
-    plan, store, rows = finished
-    encoded = alike.encode_clips(plan, store)
+    plan = finished.plan
+    encoded = experiment.encode_clips(finished)
     assert set(encoded.features) == {(arm, seed) for arm in plan.arms for seed in plan.recipe.seeds}
     assert len(encoded) == len(encoded.frames) == encoded.total == 32
     assert all(features.shape == (32, plan.recipe.model.dimensions.width) for features in encoded.features.values())
-    more = alike.with_neighbours(plan, rows, encoded)
-    assert len(more) == len(rows) + 4
-    chosen = alike.queries(plan, encoded)
+    more = experiment.with_neighbours(finished, encoded)
+    assert len(more.rows) == len(finished.rows) + 4
+    assert len(experiment.with_neighbours(more, encoded).rows) == len(more.rows), "a cell that runs twice adds nothing"
+    chosen = experiment.queries(finished, encoded)
     assert len({encoded.names[row] for row in chosen}) == len(chosen) == maps.QUERIES, "each of another class"
-    few = alike.encode_clips(plan, store, most=9)
+    few = experiment.encode_clips(finished, most=9)
     assert (len(few), few.total) == (9, 32)
-    assert "9 of 32 clips of the test split" in alike.map_caption(plan, few)
+    assert "9 of 32 clips of the test split" in experiment.map_plot(finished, few).caption
 
 
 def of_lists(smoke: dict, lists: dict, **evaluate) -> dict:
@@ -260,7 +262,7 @@ def test_a_folder_of_own_videos_from_end_to_end(run_own, project, capfd):
     assert BROKEN in failures.read_text()
     assert "17 videos, 17 of them seen by an earlier check" in said.out, "the second check decodes nothing"
     rows = pd.read_csv(folder / "tables" / "results.csv")
-    scored = {"ridge", "knn", alike.SAME_CLASS}
+    scored = {"ridge", "knn", experiment.SAME_CLASS}
     assert {(row.arm, row.metric) for row in rows.itertuples() if row.metric in scored} == {
         (arm, metric) for arm in ("untrained", "pretrained") for metric in scored
     }
@@ -279,7 +281,7 @@ def test_a_folder_without_labels_is_looked_at_and_not_scored(run_own, capfd):
     assert figures == {"neighbours", "map", "reconstruction", "loss", "clips"}
     assert {path.stem for path in (folder / "tables").glob("*.csv")} == {"check", "broken", "cost", "results"}
     page = (folder / "README.md").read_text()
-    assert "Without labels nothing is scored" in page
+    assert "Without labels there are no scores" in page
     assert "16 of 17 clips of the videos to pre-train on (unreadable and left out: 1)" in page
     assert "untrained" not in page
 
@@ -289,8 +291,8 @@ def test_too_few_readable_videos_are_reported_before_anything_is_trained(smoke, 
     """How many can be read is not known before they are decoded."""
     (tmp_path / "test.csv").write_text(f"path,label\nleft/0.mp4,left\n{BROKEN},right\n")
     plan = planned(of_lists(smoke, {"root": str(videos), "train": ".", "test": str(tmp_path / "test.csv")}))
-    with pytest.raises(RecipeError, match="the test split has 1 videos that can be read; 2 at least"):
-        own_videos.shown_clips(plan, 6)
+    with pytest.raises(RecipeError, match="the test split has 1 videos that can be read; at least 2"):
+        experiment.shown_clips(plan, 6)
 
 
 @pytest.mark.slow
@@ -306,15 +308,14 @@ def test_the_documented_command_works_on_few_videos(sizes, tmp_path, project, ca
     assert status == 0, capfd.readouterr().err[-3000:]
     [folder] = project.glob(f"reports/own-variant-*/{NAME}")
     rows = pd.read_csv(folder / "tables" / "results.csv")
-    assert set(rows.metric) >= {"ridge", "attentive", "linear_mean", "knn", alike.SAME_CLASS}
+    assert set(rows.metric) >= {"ridge", "attentive", "linear_mean", "knn", experiment.SAME_CLASS}
     results = [json.loads(path.read_text()) for path in (project / "runs").glob("probe-*/result.json")]
     assert {result["test_clips"] for result in results} == {len(sizes)}, "one of each class"
 
 
 def test_the_embedded_set_needs_no_check(smoke, tmp_path):
     plan = planned(smoke)
-    checked = checks.check_videos(plan, tmp_path)
-    assert checks.check_table(plan, checked).shape == (1, 2)
-    assert checks.broken_table(checked).empty
-    assert checks.conclusions(checked) == []
+    checked = experiment.check_videos(plan, tmp_path)
+    assert experiment.check_table(plan, checked, tmp_path).frame.shape == (1, 2)
+    assert experiment.broken_table(checked) is None
     assert not list(tmp_path.iterdir())

@@ -1,18 +1,20 @@
 """Rows of a plan, and comparisons in words and in tables."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from vmae_lab.evaluation.classification import top1, wilson_interval
-from vmae_lab.lab.arms import DECODER_MASKS, HYBRID_DATA
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.experiments.ablation_decoder_mask import conclusions
+from vmae_lab.lab.experiments.ablation_hybrid_data import ARMS as HYBRID_DATA
+from vmae_lab.lab.experiments.common import Results, comparison_cells, comparison_words, how_compared
 from vmae_lab.lab.plan import plan_ablation
-from vmae_lab.lab.presentation.common import comparison_cells, comparison_words, how_compared
-from vmae_lab.lab.presentation.decoder_mask import conclusions
 from vmae_lab.lab.report.tables import interval, plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import compare
@@ -67,24 +69,25 @@ def test_accuracy_and_its_interval():
         (
             [70.0, 71.0, 69.0],
             [70.5, 69.0, 70.8],
-            r"3 seeds, undecided: 'cell 50 %' \(\+0.1 \[.*, about \d+ more seeds",
+            r"3 seeds, undecided: 'cell 50%' \(\+0.1 \[.*, about \d+ more seeds",
         ),
-        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50 %' \(-10.0 \["),
+        ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50%' \(-10.0 \["),
         ([70.0], [60.0], r"With one seed or arm, nothing can be concluded"),
     ],
 )
-def test_words_follow_the_numbers(smoke, none, cell, said):
+def test_words_follow_the_numbers(smoke, tmp_path, none, cell, said):
     seeds = list(range(len(none)))
-    recipe = build_recipe({**smoke, "arms": ["scratch", "none", "running_cell_50"], "seeds": seeds}, DECODER_MASKS)
+    changed = {"arms": ["scratch", "none", "running_cell_50"], "seeds": seeds, "override": {"pretrain.keep_at": []}}
+    plan = replace(plan_notebook("ablation_decoder_mask", build_recipe({**smoke, **changed}, DECODER_MASKS)), controls=None)
     values = {"scratch": [20.0] * len(none), "none": none, "running_cell_50": cell}
     errors = [rows({"none": [x] * len(none), "running_cell_50": [x] * len(none)}, metric) for metric, x in ERRORS.items()]
     every = [rows(values, metric) for metric in ("ridge", "finetune", "attentive", "linear_mean", "knn")]
     table = pd.concat([*every, *errors])
-    words = conclusions(plan_notebook("ablation_decoder_mask", recipe), table, "none", "scratch")
+    words = conclusions(Results(plan, table, RunStore(tmp_path)))
     assert re.search(said, words[-1])
     gains = [np.mean(arm) - 20 for arm in (none, cell)]
     assert f"{min(gains):+.1f} to {max(gains):+.1f} points" in words[0]
-    assert "lie 10.0 to 10.0 % below" in words[-2]
+    assert "10.0 to 10.0% below" in words[-2]
 
 
 def test_a_comparison_in_words_and_in_cells():
@@ -97,20 +100,20 @@ def test_a_comparison_in_words_and_in_cells():
     assert comparison_cells(table, "b", "b") == {"difference to b [95%]": "", "verdict": ""}
 
 
-def test_a_caption_names_comparisons_error_and_what_can_be_detected(plan):
+def test_a_caption_names_comparisons_error_and_what_can_be_detected():
     rng = np.random.default_rng(2)
     few, many = (compare(rows({arm: list(rng.normal(70, 1, seeds)) for arm in "abcd"}), "ridge", "a") for seeds in (3, 12))
     one = compare(rows({"a": [1.0], "b": [2.0]}), "ridge", "a")
     assert many.pooled.all()
-    words = how_compared(plan, few)
+    words = how_compared(2.0, few)
     assert "simultaneous over the 3 comparisons of the table" in words
     assert "paired differences (Bonferroni)" in words
     assert f"3 seeds detect with 80% power is {few.detectable.min():.1f} to {few.detectable.max():.1f} points" in words
     assert "less than 2 points" in words
-    assert "two-way" in how_compared(plan, many)
-    assert "3 comparisons of the column" in how_compared(plan, few, many)
-    assert "3 to 12 seeds" in how_compared(plan, few, many)
-    assert "No comparison has an interval" in how_compared(plan, one)
+    assert "two-way" in how_compared(2.0, many)
+    assert "3 comparisons of the column" in how_compared(2.0, few, many)
+    assert "3 to 12 seeds" in how_compared(2.0, few, many)
+    assert "No comparison has an interval" in how_compared(2.0, one)
 
 
 def test_cells_of_tables():

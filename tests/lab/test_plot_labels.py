@@ -12,9 +12,8 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from vmae_lab.lab import curves
-from vmae_lab.lab.arms import DECODER_MASKS
-from vmae_lab.lab.plots import figures, maps, timelines
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.plots import curves, figures, maps, timelines
 from vmae_lab.lab.plots.labels import NO_NAME, markdown, short
 from vmae_lab.lab.report.tables import save_table
 

@@ -15,10 +15,10 @@ import pytest
 from vmae_lab.data.activitynet import UntrimmedSettings
 from vmae_lab.data.ava import SceneSettings
 from vmae_lab.data.dataset import DataSettings
-from vmae_lab.lab.arms import DECODER_MASKS
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.estimate import work_of
 from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
 from vmae_lab.lab.plan import plan_ablation
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import (

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vmae_lab.lab.arms import DECODER_MASKS, SCALING
 from vmae_lab.lab.config import build_recipe
-from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook, seeds_summary
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
+from vmae_lab.lab.experiments.scaling import ARMS as SCALING
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.seeds import seeds_summary
 from vmae_lab.lab.statistics import seeds_needed, smallest_detectable
 from vmae_lab.utils.atomic_io import make_folder, write_json
 

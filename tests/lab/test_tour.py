@@ -12,11 +12,11 @@ from PIL import Image
 from vmae_lab.lab import widgets
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments import dual_masking_tour as tour
+from vmae_lab.lab.experiments.dual_masking_tour import PAPER_CLIP, Choice
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.animations import looping_gif, looping_png
 from vmae_lab.lab.plots.pictures import rebuilt
-from vmae_lab.lab.presentation import dual_masking
-from vmae_lab.lab.presentation.dual_masking import PAPER_CLIP, Choice
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -40,29 +40,29 @@ def test_the_tour_needs_one_seed_and_a_model_of_plain_pixels(plan):
 
 def test_the_counts_of_the_papers_grid():
     """Shared facts of the method: 160 of 1568 tokens are seen; of 784 decoded ones 80 were seen, the loss reads 704."""
-    counts = dual_masking.counts_table(dual_masking.compared(MaskSettings()), PAPER_CLIP)
-    assert counts.loc["running cell 50 %"].tolist() == [1568, 160, 784, 80, 704, 704]
+    counts = tour.counts_table(tour.ratio_choices(MaskSettings()), PAPER_CLIP)
+    assert counts.loc["running cell 50%"].tolist() == [1568, 160, 784, 80, 704, 704]
     assert counts.loc["no decoder mask (V1)"].tolist() == [1568, 160, 1408, 0, 1408, 0]
 
 
 def test_parts_are_a_partition_and_the_phase_is_the_chosen_one():
     drawn = [Choice(phase=phase).drawn(CLIP.grid) for phase in range(4)]
     for masks in drawn:
-        assert sum(part.int() for part in dual_masking.parts_of(*masks).values()).eq(1).all()
+        assert sum(part.int() for part in tour.parts_of(*masks).values()).eq(1).all()
     assert len({mask.numpy().tobytes() for _, mask in drawn}) == 4, "four phases, four decoder masks"
     assert len({mask.numpy().tobytes() for mask, _ in drawn}) == 1, "and one encoder mask"
     assert not torch.equal(Choice(draw=1).drawn(CLIP.grid)[0], drawn[0][0])
 
 
 def test_the_encoders_part_of_the_cost_is_the_same_without_a_decoder_mask():
-    costs = dual_masking.cost_table(Choice(), {"base": ModelSettings(size="base")})
+    costs = tour.cost_table(Choice(), {"base": ModelSettings(size="base")})
     assert costs.encoder.nunique() == 1
     assert costs.sum(axis=1).div(1e9).round(2).tolist() == [35.44, 25.84], "MACs of the paper's table 1, without norms"
 
 
 def test_a_choice_that_a_grid_cannot_have_is_left_out_of_the_costs():
     odd = ModelSettings(size="tiny", frames=6, side=20, patch=4)  # 3 x 5 x 5: running cells do not fit
-    costs = dual_masking.cost_table(Choice(MaskSettings(encoder_ratio=0.5)), {"odd": odd})
+    costs = tour.cost_table(Choice(MaskSettings(encoder_ratio=0.5)), {"odd": odd})
     assert list(costs.index) == [("odd", "no decoder mask")]
 
 
@@ -120,10 +120,10 @@ class Displayed:
 @pytest.fixture
 def shown(monkeypatch) -> list:
     """The widget's bundles, in order, of what is displayed in a cell; the pictures are outputs of their own."""
-    widgets = []
+    bundles = []
     monkeypatch.setattr(widgets, "DisplayHandle", Displayed)
-    monkeypatch.setattr(widgets, "display", lambda data, **given: widgets.append(data))
-    return widgets
+    monkeypatch.setattr(widgets, "display", lambda data, **given: bundles.append(data))
+    return bundles
 
 
 def all_panels(plan, controls) -> dict[str, widgets.Panel]:
@@ -192,8 +192,8 @@ def test_the_cost_panel_begins_where_the_saving_is_visible(plan, shown):
     controls = widgets.Controls(plan)
     panel = widgets.cost_panel(plan, controls)
     choice = controls.choice({name: widget.value for name, widget in panel.chosen.items()})
-    costs = dual_masking.cost_table(choice, dual_masking.cost_models(plan)).sum(axis=1)
-    for model in dual_masking.cost_models(plan):
+    costs = tour.cost_table(choice, tour.cost_models(plan)).sum(axis=1)
+    for model in tour.cost_models(plan):
         assert costs[model, "these masks"] < 0.9 * costs[model, "no decoder mask"]
 
 
@@ -221,7 +221,7 @@ def test_a_move_takes_little_time(plan, shown, panel):
     }[panel]  # fmt: skip
     spent = []
     for value in values:
-        dual_masking.leakage.cache_clear()
+        tour.leakage.cache_clear()
         started = time.process_time()
         made.chosen[control].value = value
         spent.append(time.process_time() - started)

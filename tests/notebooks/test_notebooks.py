@@ -161,7 +161,7 @@ def test_a_plan_is_costed_without_running_it(scale, place, capsys):
 def test_nbval_catches_a_changed_output(place):
     """The stored tables of counts and of mask pictures, a number and a hash changed, in a copy that holds no other outputs."""
     notebook = nbformat.read(ROOT / "notebooks" / "ablation_decoder_mask.ipynb", as_version=4)
-    counts, pictures = checked = [cell for cell in notebook.cells if "NBVAL_CHECK_OUTPUT" in cell.source]
+    counts, _, pictures = checked = [cell for cell in notebook.cells if "NBVAL_CHECK_OUTPUT" in cell.source]
     notebook.cells = notebook.cells[:4] + checked  # imports, parameters and recipe, and what is compared
     nbformat.write(notebook, place / "true.ipynb")
     digest = re.search(r"\b[0-9a-f]{12}\b", pictures.outputs[0].text)[0]

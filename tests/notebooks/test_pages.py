@@ -70,12 +70,12 @@ def test_times_of_the_demo_are_those_that_readme_tells():
 
 
 @each_notebook
-def test_ends_with_a_computed_reading_its_report_and_where_to_go_next(path):
+def test_ends_with_computed_conclusions_its_report_and_where_to_go_next(path):
     cells = nbformat.read(path, as_version=4).cells
-    place = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Reading"))
-    reading, report, ending = cells[place + 1 :]
-    assert "conclusions(" in reading.source, "computed, not written"
-    assert "page.reading(reading)" in report.source
+    place = next(i for i, cell in enumerate(cells) if cell.source == "## Conclusions")
+    conclusions, report, ending = cells[place + 1 :]
+    assert "conclusions(" in conclusions.source, "computed, not written"
+    assert re.search(r"lab\.report\(\s*results, conclusions, ", report.source)
     assert ending.source.startswith("## Where to go next\n")
     assert 2 <= len(re.findall(r"^- ", ending.source, re.MULTILINE)) <= 4
     links = re.findall(r"\]\(([^)]+)\)", ending.source)

@@ -15,11 +15,9 @@ from vmae_lab.cli import main
 
 ROOT = Path(__file__).parents[2]
 NAME = "00_dual_masking_tour"
-REPORT = f"""
-rows = plan.run(store, cost.work_of(plan))
-page = report.Report("{NAME}", recipe.scale, "A tour", "What do masks keep?")
-page.results(rows)
-print("report:", page.close(plan, store))
+REPORT = """
+results = lab.run()
+lab.report(results, ["A tour"])
 """
 pytestmark = pytest.mark.slow
 
@@ -34,7 +32,7 @@ def small(home, project, monkeypatch) -> Path:
     (project / "params" / "demo.yaml").write_text(text.replace("scale: smoke", "scale: demo").replace("steps: 6", "steps: 3"))
     notebook = nbformat.read(ROOT / "notebooks" / f"{NAME}.ipynb", as_version=4)
     setup, parameters, recipe = [cell for cell in notebook.cells if cell.cell_type == "code"][:3]
-    recipe.source = "\n".join(line for line in recipe.source.splitlines() if "panels" not in line)
+    recipe.source = "\n".join(line for line in recipe.source.splitlines() if "widgets" not in line)
     notebook.cells = [setup, parameters, recipe, nbformat.v4.new_code_cell(REPORT)]
     nbformat.write(notebook, project / "notebooks" / f"{NAME}.ipynb")
     monkeypatch.chdir(project)

@@ -34,9 +34,9 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
 def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Print what a run would cost. Runs nothing."""
     from vmae_lab.lab.estimate import plan_summary
+    from vmae_lab.lab.experiments import seeds_summary
     from vmae_lab.lab.notebook_run import checked_parameters
     from vmae_lab.lab.run_store import RunStore
-    from vmae_lab.lab.seeds import seeds_summary
     from vmae_lab.utils.paths import runs_folder
 
     for planned in [checked_parameters(path, scale, by_name(override))[1] for path in notebooks]:

@@ -22,7 +22,7 @@ from vmae_lab.utils.paths import how_to_find_it
 from vmae_lab.utils.progress import VARIABLE as PROGRESS
 
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
-PLANNED = re.compile(r"""plan_notebook\(\s*["'](\w+)["']""")
+PLANNED = re.compile(r"""(?:open_experiment|plan_notebook)\(\s*["'](\w+)["']""")
 
 
 def require_papermill() -> None:
@@ -115,7 +115,7 @@ def checked_parameters(notebook: Path, scale: str, overrides: Mapping[str, str])
 
 
 def experiment_of(notebook: Path) -> str:
-    """The experiment of a notebook: the name that its code gives to `plan_notebook`. Raises RecipeError."""
+    """The experiment of a notebook, as its code names it to `open_experiment` or `plan_notebook`. Raises RecipeError."""
     try:
         code = "\n".join("".join(cell["source"]) for cell in read_cells(notebook))
     except (ValueError, KeyError, AttributeError):
@@ -123,5 +123,5 @@ def experiment_of(notebook: Path) -> str:
     found = PLANNED.search(code)
     if found and found[1] in EXPERIMENTS:
         return found[1]
-    what = f"plan_notebook is given '{found[1]}'" if found else 'no cell calls plan_notebook("NAME", recipe)'
+    what = f"there is no experiment '{found[1]}'" if found else 'no cell calls open_experiment("NAME", globals())'
     raise RecipeError(f"{notebook} is not a notebook of this workbook: {what}; names are {', '.join(EXPERIMENTS)}")

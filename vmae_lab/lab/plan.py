@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
-from vmae_lab.lab.arms import Arm
 from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.own_data import list_notes, list_problems
+from vmae_lab.lab.plots.palette import PRINTED
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import (
     HELD_OUT,
@@ -18,6 +19,41 @@ from vmae_lab.lab.stages import (
     probe_stage,
     shuffled_probe_stage,
 )
+
+Overrides = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a comparison: its name and look in figures, and dotted overrides of the recipe (or a function of it).
+
+    `fill`: how much of the marker is filled, as matplotlib names it; arms of one colour and marker differ by it.
+    `pretrained` False: the arm starts from an untrained encoder. `post_pretrained`: supervised training on the labelled hybrid
+    data comes before the target. `taught`: the model learns from a teacher's predictions instead of labels.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    overrides: Overrides | Callable[[Recipe], Overrides] = field(default_factory=dict)
+    pretrained: bool = True
+    post_pretrained: bool = False
+    taught: bool = False
+    fill: str = "full"
+
+    @property
+    def dashes(self) -> Any:
+        """Line style, as matplotlib takes it."""
+        return PRINTED[self.colour][0]
+
+    @property
+    def hatch(self) -> str:
+        """Hatch of bars."""
+        return PRINTED[self.colour][1]
+
+    def changes(self, recipe: Recipe) -> Overrides:
+        """The dotted overrides for a recipe."""
+        return self.overrides(recipe) if callable(self.overrides) else self.overrides
 
 
 @dataclass(frozen=True)

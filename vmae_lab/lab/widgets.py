@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import ValidationError
 
+from vmae_lab.lab.experiments import dual_masking_tour as tour
+from vmae_lab.lab.experiments.dual_masking_tour import Choice
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.animations import looping_png
 from vmae_lab.lab.plots.pictures import example_clips, names_of, picture_clip, random_clips, rebuilt
-from vmae_lab.lab.presentation import dual_masking
-from vmae_lab.lab.presentation.dual_masking import Choice
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, MaskSettings
 from vmae_lab.models.videomae import VideoMAE
 
@@ -123,8 +123,8 @@ def mask_panel(plan: Plan, controls: Controls) -> Panel:
 
     def draw(values: Values) -> Shown:
         choice = controls.choice(values)
-        figure = dual_masking.mask_figure(_frames(plan, choice), choice, shape)
-        return _png(figure), dual_masking.counts_sentence(choice, shape)
+        figure = tour.mask_figure(_frames(plan, choice), choice, shape)
+        return _png(figure), tour.counts_sentence(choice, shape)
 
     names = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
     return Panel(controls, names, draw)
@@ -132,10 +132,10 @@ def mask_panel(plan: Plan, controls: Controls) -> Panel:
 
 def cost_panel(plan: Plan, controls: Controls) -> Panel:
     """What the masks cost, for the model here and for ViT-B. It begins with the paper's masks, whose saving is visible."""
-    models, paper = dual_masking.cost_models(plan), MaskSettings()
+    models, paper = tour.cost_models(plan), MaskSettings()
 
     def draw(values: Values) -> Shown:
-        return _png(dual_masking.cost_figure(dual_masking.cost_table(controls.choice(values), models))), ""
+        return _png(tour.cost_figure(tour.cost_table(controls.choice(values), models))), ""
 
     start = {"encoder_ratio": paper.encoder_ratio, "decoder": paper.decoder, "decoder_ratio": paper.decoder_ratio}
     return Panel(controls, tuple(start), draw, **start)
@@ -143,7 +143,7 @@ def cost_panel(plan: Plan, controls: Controls) -> Panel:
 
 def leakage_panel(controls: Controls) -> Panel:
     """What of a masked cube's surroundings is visible, for three kinds of mask at one ratio."""
-    return Panel(controls, ("masked",), lambda values: (_png(dual_masking.leakage_figure(values["masked"])), ""))
+    return Panel(controls, ("masked",), lambda values: (_png(tour.leakage_figure(values["masked"])), ""))
 
 
 def reconstruction_panel(plan: Plan, model: VideoMAE, controls: Controls) -> Panel:

@@ -13,8 +13,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from vmae_lab.lab.arms import BLUE, Arm
+from vmae_lab.lab.plan import Arm
 from vmae_lab.lab.plots.labels import fallback_fonts, short
+from vmae_lab.lab.plots.palette import BLUE
 from vmae_lab.utils.atomic_io import atomic_write, make_folder
 
 STYLE = {

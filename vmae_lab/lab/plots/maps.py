@@ -8,8 +8,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from vmae_lab.lab.arms import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 from vmae_lab.lab.plots.labels import short, wrapped
+from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, GREY), "osD^vP*X"
 LISTED = 24  # kinds in a legend; what is beyond them is drawn alike

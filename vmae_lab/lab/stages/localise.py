@@ -100,7 +100,7 @@ class LocaliseStage(Stage):
         if process_state().is_main_process:
             trained.model.save(job.folder)
             write_predictions(job.folder / SEGMENTS, segments)
-        score = judge(held_out, segments, settings)
+        score = score_segments(held_out, segments, settings)
         by_threshold = {
             f"segment_map_{100 * threshold:.0f}": 100 * value
             for threshold, value in zip(settings.thresholds, score.by_threshold, strict=True)
@@ -147,7 +147,7 @@ def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
     return build(LocaliseStage, recipe, *features, seed=seed, localise=settings, videos_fingerprint=fingerprint)
 
 
-def judge(videos: Untrimmed, segments: pd.DataFrame, settings: LocaliseSettings) -> SegmentMap:
+def score_segments(videos: Untrimmed, segments: pd.DataFrame, settings: LocaliseSettings) -> SegmentMap:
     """The mAP of predicted segments against the videos' annotations, by a stage's settings."""
     truth = videos.annotations
     durations = settings.durations or DURATIONS

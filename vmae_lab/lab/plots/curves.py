@@ -11,8 +11,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from vmae_lab.lab.arms import GREY, Arm
+from vmae_lab.lab.plan import Arm
 from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.palette import GREY
 
 COLUMNS = 3  # panels side by side
 

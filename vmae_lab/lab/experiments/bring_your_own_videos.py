@@ -1,0 +1,432 @@
+"""Own videos: checks of the files, a short pre-training, what it reconstructs, which clips it finds similar, readouts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vmae_lab.data.check import check_list
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import MissingVideos, middle_clips
+from vmae_lab.data.video_lists import groups_of, read_all
+from vmae_lab.evaluation import retrieval
+from vmae_lab.evaluation.probes import PROBE_NAMES, classical_answers, tokens_of
+from vmae_lab.lab.config import Recipe, RecipeError
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
+from vmae_lab.lab.plan import Arm, Plan
+from vmae_lab.lab.plots import figures, maps
+from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions, window
+from vmae_lab.lab.stages import WEIGHTS, Stage
+from vmae_lab.lab.stages.probe import ProbeStage, load_encoder
+from vmae_lab.utils.atomic_io import readable
+from vmae_lab.utils.processes import fixed_threads
+from vmae_lab.utils.seeding import numpy_generator
+
+BASELINE = "untrained"
+ARMS: dict[str, Arm] = {"untrained": common.UNTRAINED, "pretrained": common.PRETRAINED}
+NO_LABELS = "There are no labels, so this part is left out."
+
+
+def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts; without labels pre-training alone, and nothing for the untrained encoder."""
+    if recipe.data.labelled:
+        return common.frozen_readouts(recipe, arm, encoder, seed)
+    return {"pretrain": encoder} if arm.pretrained else {}
+
+
+EXPERIMENT = Experiment(
+    title="Bring your own videos",
+    question="What does a short pre-training make of these videos?",
+    arms=ARMS,
+    stages=stages,
+    needs_labels=False,
+    min_clips=retrieval.FEWEST,
+    baseline=BASELINE,
+)
+
+# ---- Checks of the listed files ----
+
+MOST_BROKEN, MOST_PAIRS = 20, 10  # lines of the tables of broken videos and of mixed-up pairs of classes
+CHECKED = ["list", "path", "status", "cause", "frames", "seconds", "bytes"]
+
+
+def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
+    """Decode every listed video once, whole: columns CHECKED; empty for the embedded data set.
+
+    Results are kept below `runs`/checks, so that only new or changed files are decoded again. Raises RecipeError if the lists
+    cannot be used.
+    """
+    plan.check_lists()
+    lists, tables = plan.recipe.data.lists, [pd.DataFrame(columns=CHECKED)]
+    if lists is None:
+        return tables[0]
+    folder, processes = _check_folder(plan, runs), plan.recipe.compute.processes
+    for name, (videos, pattern) in read_all(lists).items():
+        checked = check_list(videos, lists.decoding, folder / name, processes, pattern, journals=runs / "checks")
+        tables.append(checked.table.assign(list=name, path=checked.table.path.map(readable))[CHECKED])
+    return pd.concat(tables[1:], ignore_index=True)
+
+
+def _check_folder(plan: Plan, runs: Path) -> Path:
+    return runs / "checks" / plan.recipe.data.fingerprint
+
+
+def check_table(plan: Plan, checked: pd.DataFrame, runs: Path) -> Table:
+    """One line per list: number of videos, their state, and their length compared with the window of a clip."""
+    if checked.empty:
+        line = {"list": "embedded data set", "state": "written here by this project: there is nothing to check"}
+        return Table(pd.DataFrame([line]), "check", "The files of the data set.")
+    frames, stride, _ = window(plan.recipe)
+    needed, lines = (frames - 1) * stride + 1, []
+    for name, table in checked.groupby("list", sort=False):
+        read = table[table.status != "failed"]
+        lines.append({
+            "list": name, "videos": len(table),
+            **{status: int((table.status == status).sum()) for status in ("ok", "damaged", "failed")},
+            "hours": f"{read.seconds.astype(float).sum() / 3600:.2f}", "GiB": f"{read.bytes.astype(float).sum() / 2**30:.2f}",
+            "frames, median": f"{read.frames.median():.0f}" if len(read) else "",
+            f"shorter than a clip's window of {needed} frames": int((read.frames < needed).sum()),
+        })  # fmt: skip
+    caption = (
+        "The listed videos, each decoded once, whole: `damaged` ones decode with errors or end early, `failed` ones give no "
+        f"frame. All of them are listed in `{_check_folder(plan, runs).relative_to(runs.parent)}`."
+    )
+    return Table(pd.DataFrame(lines), "check", caption)
+
+
+def broken_table(checked: pd.DataFrame) -> Table | None:
+    """The first of the damaged and unreadable videos, with the cause; None if there are none."""
+    broken = checked[checked.status != "ok"]
+    first = f", the first {MOST_BROKEN}" if len(broken) > MOST_BROKEN else ""
+    caption = f"Videos that are damaged or cannot be read, {len(broken)} in all{first}; `failures.csv` of their list has all."
+    frame = broken[CHECKED[:4]].head(MOST_BROKEN).reset_index(drop=True)
+    return Table(frame, "broken", caption) if len(broken) else None
+
+
+# ---- Example clips ----
+
+
+def shown_clips(plan: Plan, count: int) -> list[int]:
+    """Rows of random clips to look at, drawn by the first seed. Raises RecipeError if too few can be read."""
+    rows = random_clips(plan, max(count, retrieval.FEWEST))
+    if len(rows) < retrieval.FEWEST:
+        split = plan.recipe.evaluate.split if plan.recipe.data.labelled else "pretrain"
+        raise RecipeError(
+            f"the {split} split has {len(rows)} videos that can be read; at least {retrieval.FEWEST} are needed to compare "
+            "clips with each other: list more videos, or hold out a larger part (data.lists.hold_out)"
+        )
+    return rows[:count]
+
+
+def clips_plot(plan: Plan, rows: Sequence[int]) -> Plot:
+    """Frames of example clips, each under its class (or source, if there are several) and file."""
+    clips, strips = example_clips(plan), clip_frames(plan, rows)
+    named = plan.recipe.data.labelled or len(plan.recipe.data.sources) > 1
+    names = [f"{short(name, 30)}\n" if named else "" for name in names_of(plan, clips, rows)]
+    titled = {
+        f"{place}. {name}{short(Path(clips.name(row)).name, 30)}": strip
+        for place, (name, row, strip) in enumerate(zip(names, rows, strips, strict=True), 1)
+    }
+    caption = "Random clips as they are evaluated, one frame per time step."
+    return Plot(figures.reconstruction_strips(titled), "clips", caption)
+
+
+def losses(results: Results) -> Plot:
+    return common.loss_plot(results)
+
+
+def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
+    """Reconstructions of example clips by the pre-trained arm."""
+    plan = results.plan
+    strips = {
+        f"{place}. {name}": strip
+        for place, row in enumerate(rows, 1)
+        for name, strip in reconstructions(plan, results.store, plan.pretrained[0], row).items()
+    }
+    kind = "held-out" if plan.recipe.data.labelled else "random (perhaps seen in training)"
+    caption = (
+        f"The first of the {kind} clips below, rebuilt by '{results.label(plan.pretrained[0])}', seed {plan.recipe.seeds[0]}; "
+        "the mean and contrast of each cube are taken from the truth."
+    )
+    return Plot(figures.reconstruction_strips(strips), "reconstruction", caption)
+
+
+# ---- Similar clips ----
+
+MOST = 1000  # clips of the map and the neighbours: more would hide each other, and take long
+BATCH = 32
+NEIGHBOURS = 5
+SAME_CLASS = "same_class"  # metric: share of clips whose nearest neighbour has the same class
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of clips, in one order.
+
+    `names`: class of each clip, or source without labels (`labels` is None then). `titles`: class, or file. `groups`: what was
+    held out together, whose clips are not compared; None without groups, or if all clips are of one. `frames`: the middle
+    frame of each, uint8 `(n, side, side, 3)`. `features`: by arm and seed, standardised mean tokens `(n, D)`. `pictured`: the
+    features that pictures are drawn from, of the pre-trained arm at the first seed. `total`: clips of the split; `unreadable`:
+    clips that were left out.
+    """
+
+    names: list[str]
+    titles: list[str]
+    labels: np.ndarray | None
+    groups: np.ndarray | None
+    frames: np.ndarray
+    features: dict[tuple[str, int], np.ndarray]
+    pictured: np.ndarray
+    total: int
+    unreadable: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def count(self) -> str:
+        return f"{len(self):,} of {self.total:,}" if len(self) < self.total else f"all {len(self):,}"
+
+
+def encode_clips(results: Results, most: int = MOST) -> Encoded:
+    """Features of the example clips, at most `most`, by each arm and seed; without labels by the pictured model alone.
+
+    A feature is the mean of an encoder's tokens over the middle clip. The mean does not hold where and when something happens:
+    it holds a direction of motion only if the encoder writes it into its tokens. Raises MissingVideos.
+    """
+    plan, recipe, clips = results.plan, results.recipe, example_clips(results.plan)
+    rng = numpy_generator(recipe.seeds[0], "clips of the map")
+    rows = np.sort(rng.permutation(len(clips))[:most]).tolist()
+    existing, video = _read(plan, clips, rows)
+    first, features = plan.first(plan.pretrained[0]), {}
+    for cell in plan.cells if recipe.data.labelled else [first]:
+        with fixed_threads(recipe.compute.threads):
+            encoder = load_encoder(cell.recipe.model, results.store.folder(cell.encoder) / WEIGHTS)
+            tokens = torch.cat([tokens_of(encoder, part, pooled=True) for part in video.split(BATCH)])
+        features[cell.arm, cell.seed] = retrieval.standardised(tokens[:, 0].cpu().numpy())
+    names, labels = names_of(plan, clips, existing), clips.labels[existing] if recipe.data.labelled else None
+    titles = [Path(clips.name(row)).name for row in existing] if labels is None else names
+    return Encoded(
+        names, titles, labels, _groups(recipe, existing), video[:, :, video.shape[2] // 2].permute(0, 2, 3, 1).numpy(),
+        features, features[first.arm, first.seed], len(clips), len(rows) - len(existing),
+    )  # fmt: skip
+
+
+def _read(plan: Plan, clips: Clips, rows: list[int]) -> tuple[list[int], torch.Tensor]:
+    """The readable rows and their clips. Raises MissingVideos if none is readable, or if none may be left out."""
+    try:
+        return rows, middle_clips(clips, rows, *window(plan.recipe))
+    except MissingVideos as missing:
+        existing = [row for row in rows if row not in missing.failed]
+        if not existing or (plan.recipe.data.labelled and plan.recipe.evaluate.missing == "refuse"):
+            raise
+    return existing, middle_clips(clips, existing, *window(plan.recipe))
+
+
+def _groups(recipe: Recipe, rows: list[int]) -> np.ndarray | None:
+    """The groups of example clips as numbers; None if there is only one."""
+    lists = recipe.data.lists
+    groups = groups_of(lists, recipe.evaluate.split) if lists and lists.train else None
+    if groups is None or len(set(groups[rows])) < 2:
+        return None
+    return np.unique(groups[rows].astype(str), return_inverse=True)[1]
+
+
+def map_plot(results: Results, encoded: Encoded) -> Plot:
+    points = retrieval.feature_map(encoded.pictured, results.recipe.seeds[0])
+    figure = maps.clip_map(points, encoded.names, "source" if encoded.labels is None else "class")
+    caption = (
+        f"{features_caption(results, encoded)}. t-SNE (perplexity {retrieval.perplexity_of(len(encoded)):.3g}, started at the "
+        "principal components): it shows which clips are near each other; distances and sizes of groups mean nothing."
+    )
+    return Plot(figure, "map", caption)
+
+
+def nearest_clips(encoded: Encoded) -> np.ndarray:
+    """The nearest other clips of each clip in the pictured features: rows `(n, 5)`, fewer if there are fewer clips."""
+    return retrieval.nearest(encoded.pictured, NEIGHBOURS, encoded.groups)
+
+
+def queries(results: Results, encoded: Encoded) -> list[int]:
+    """Clips whose neighbours are shown: drawn by the first seed, from as many classes (or sources) as possible."""
+    order = numpy_generator(results.recipe.seeds[0], "queries").permutation(len(encoded))
+    names = pd.Series(np.asarray(encoded.names)[order])
+    return order[names.groupby(names).cumcount().argsort(kind="stable")][: maps.QUERIES].tolist()
+
+
+def neighbours_plot(results: Results, encoded: Encoded) -> Plot:
+    chosen = queries(results, encoded)
+    figure = maps.neighbour_pictures(encoded.frames, chosen, nearest_clips(encoded), encoded.titles, encoded.labels)
+    others = "" if encoded.groups is None else " of other groups (hold_out.group)"
+    marks = "" if encoded.labels is None else ": blue and `=` of the query's class, vermilion and `x` of another"
+    caption = (
+        f"Random clips, and to the right the most similar clips{others} (cosine), the nearest first{marks}. A picture is the "
+        f"middle frame. {features_caption(results, encoded)}."
+    )
+    return Plot(figure, "neighbours", caption)
+
+
+def features_caption(results: Results, encoded: Encoded) -> str:
+    """What the pictured features are, in a sentence without its full stop."""
+    recipe, arm = results.recipe, results.plan.pretrained[0]
+    split = f"the {recipe.evaluate.split} split" if recipe.data.labelled else "the videos to pre-train on"
+    left_out = f" (unreadable and left out: {encoded.unreadable})" if encoded.unreadable else ""
+    return (
+        "Features: mean token of the frozen encoder over the middle clip of a video, each column standardised; "
+        f"{encoded.count} clips of {split}{left_out}; encoder '{results.label(arm)}', seed {recipe.seeds[0]}"
+    )
+
+
+def with_neighbours(results: Results, encoded: Encoded) -> Results:
+    """The results with one more metric, SAME_CLASS, per arm and seed; unchanged without labels."""
+    if encoded.labels is None:
+        return results
+    rows = [
+        {
+            "ablation": results.plan.name, "arm": arm, "seed": seed, "metric": SAME_CLASS,
+            "value": retrieval.same_class(encoded.labels, retrieval.nearest(features, 1, encoded.groups)),
+            "stage": results.plan.cell(arm, seed).encoder.key,
+        }
+        for (arm, seed), features in encoded.features.items()
+    ]  # fmt: skip
+    before = results.rows[results.rows.metric != SAME_CLASS]
+    return replace(results, rows=pd.concat([before, pd.DataFrame(rows)], ignore_index=True))
+
+
+def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
+    """One line per arm: share of clips whose nearest neighbour has the same class, and by chance; None without labels."""
+    if encoded.labels is None:
+        return None
+    differences = results.compare(SAME_CLASS, BASELINE)
+    chance = retrieval.same_class_by_chance(encoded.labels, encoded.groups)
+    lines = [
+        {
+            "encoder": results.label(arm), "nearest clip is of the same class, %": results.value(arm, SAME_CLASS),
+            **common.comparison_cells(differences, arm, "the untrained one"), "by chance, %": f"{chance:.1f}",
+            "clips": len(encoded),
+        }
+        for arm in results.plan.possible
+    ]  # fmt: skip
+    groups = (
+        "Clips of one group (hold_out.group) are not compared. "
+        if encoded.groups is not None
+        else "Clips of one scene are similar, whatever they show; hold_out.group would keep them apart. "
+    )
+    caption = (
+        f"How often the nearest other clip, by the cosine of standardised mean tokens, has the same class: {encoded.count} "
+        f"clips of the {results.recipe.evaluate.split} split compared with each other, mean ± standard deviation over "
+        f"{len(results.recipe.seeds)} seeds. {groups if results.recipe.data.lists else ''}"
+        f"{common.how_compared(results.margin, differences)}"
+    )
+    return Table(pd.DataFrame(lines), "retrieval", caption)
+
+
+# ---- Readouts ----
+
+
+def readouts_table(results: Results) -> Table | None:
+    """One line per arm: the main readout with its comparison and the interval of the test set, then the others."""
+    plan, (probe, *others) = results.plan, results.recipe.evaluate.probe.probes
+    if not plan.recipe.data.labelled:
+        return None
+    differences = results.compare(probe, BASELINE)
+    lines = [
+        {
+            "encoder": results.label(arm), f"{PROBE_NAMES[probe]}: top-1 %": results.value(arm, probe),
+            **common.comparison_cells(differences, arm, "the untrained one"),
+            "95% interval of the test set": common.test_set_interval(results, arm),
+            **{f"{PROBE_NAMES[name]}: top-1 %": results.value(arm, name) for name in others},
+        }
+        for arm in plan.possible
+    ]  # fmt: skip
+    labels = example_clips(plan).labels
+    commonest = 100 * np.bincount(labels).max() / len(labels)
+    caption = (
+        f"{common.caption(results, differences)} By chance {results.chance:.1f}% are right; always predicting the most "
+        f"frequent class of the split gives {commonest:.1f}%."
+    )
+    return Table(pd.DataFrame(lines), "readouts", caption)
+
+
+def confusion(results: Results, arm: str) -> np.ndarray:
+    """Predictions of an arm's ridge readout on the held-out clips, over all seeds and draws: int64, class x prediction.
+
+    They are computed again from the stages' encoders, labels and clips.
+    """
+    recipe, counts = results.recipe, np.zeros((results.recipe.data.classes,) * 2, dtype=np.int64)
+    for cell in (cell for cell in results.plan.cells if cell.arm == arm):
+        with fixed_threads(recipe.compute.threads):
+            encoder = load_encoder(cell.recipe.model, results.store.folder(cell.encoder) / WEIGHTS)
+            probe = cell.measures["probe"]
+            assert isinstance(probe, ProbeStage)
+            read = probe.read(encoder, recipe.compute)
+            for tokens, labels in read.draws():
+                predicted = classical_answers("ridge", tokens, labels, read.test_tokens, cell.recipe.model.clip.grid)
+                np.add.at(counts, (read.held_out.labels, predicted), 1)
+    return counts
+
+
+def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
+    probe, arm = results.recipe.evaluate.probe, results.plan.pretrained[0]
+    draws = f" and {probe.draws} draws of {probe.labels} labels" if probe.labels else ", all labels"
+    most = f" The {maps.SHOWN} classes with most clips." if (counts.sum(1) > 0).sum() > maps.SHOWN else ""
+    caption = (
+        f"Predictions of the ridge readout on flattened tokens of '{results.label(arm)}' on the "
+        f"{results.recipe.evaluate.split} split, in % of a class's clips, numbers of predictions in brackets; "
+        f"added up over {len(results.recipe.seeds)} seeds{draws}.{most}"
+    )
+    return Plot(maps.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
+
+
+def confused_table(plan: Plan, counts: np.ndarray) -> Table:
+    """The pairs of classes that are mixed up most often, the most frequent first."""
+    names, mixed = plan.recipe.data.class_names, counts * (1 - np.eye(len(counts), dtype=np.int64))
+    order = np.argsort(-mixed, axis=None, kind="stable")[:MOST_PAIRS]
+    lines = [
+        {
+            "class": names[true], "predicted": names[answer], "predictions": int(mixed[true, answer]),
+            "of the class's predictions, %": f"{100 * mixed[true, answer] / counts[true].sum():.0f}",
+        }
+        for true, answer in zip(*np.unravel_index(order, mixed.shape), strict=True) if mixed[true, answer]
+    ]  # fmt: skip
+    frame = pd.DataFrame(lines, columns=["class", "predicted", "predictions", "of the class's predictions, %"])
+    return Table(frame, "confused", "The pairs of classes that this readout mixes up most often.")
+
+
+# ---- Conclusions ----
+
+
+def conclusions(results: Results, checked: pd.DataFrame, encoded: Encoded) -> list[str]:
+    """The results in sentences; without labels, what was done."""
+    broken, words = int((checked.status != "ok").sum()), []
+    if len(checked):
+        words.append(f"Damaged or unreadable: {broken} of {len(checked):,} listed videos.")
+    replaced = max(results.store.result(stage).get("quarantined", 0) for stage in results.plan.stages)
+    if replaced:
+        words.append(f"Videos that pre-training could not read and replaced by others: {replaced}.")
+    if encoded.labels is None:
+        return [*words, "Without labels there are no scores: only the losses and the pictures show what was learned."]
+    arm, probe = results.plan.pretrained[0], results.probe
+    words += _gain_words(results, probe, f"The readout ({PROBE_NAMES[probe]})")
+    accuracy = float(results.summary(probe)["mean"][arm])
+    words.append(common.clips_words(accuracy, results.stage_result(arm, "probe")["test_clips"]))
+    if not retrieval.same_class_by_chance(encoded.labels, encoded.groups):
+        return [*words, "Retrieval is not measured: no class has two clips that are compared."]
+    return words + _gain_words(results, SAME_CLASS, "The class of the nearest clip")
+
+
+def _gain_words(results: Results, metric: str, what: str) -> list[str]:
+    """What pre-training changes, with interval and verdict: one sentence per arm."""
+    gains, words = results.compare(metric, BASELINE), []
+    for arm in results.plan.pretrained:
+        sentence = f"{what} is correct for {results.value(arm, metric)}% with '{results.label(arm)}'"
+        if arm in gains.index:
+            change = common.comparison_words(gains.loc[arm])
+            sentence += f" and {results.value(BASELINE, metric)}% with the untrained encoder: a change of {change}"
+        words.append(sentence + ".")
+    return words

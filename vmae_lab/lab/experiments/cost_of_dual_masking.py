@@ -1,0 +1,226 @@
+"""The cost of dual masking: counted for every size, measured on this device, and as the paper reports it (table 2)."""
+
+from collections.abc import Mapping
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from vmae_lab.lab.config import Recipe
+from vmae_lab.lab.estimate import calibrate_step
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table, running_cells
+from vmae_lab.lab.plan import Arm, Plan
+from vmae_lab.lab.plots import figures
+from vmae_lab.lab.plots.palette import BLACK, BLUE
+from vmae_lab.lab.stages import Stage, measure_stage
+from vmae_lab.lab.stages.cost import parameter_count
+from vmae_lab.lab.stages.measure import GIB, largest_batch, predicted_bytes
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.flops import Cost, TokenCounts, pretrain_cost, saved_bytes, training_macs
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.paper import CITATION, TABLE_2
+from vmae_lab.training.distributed import bf16_is_native
+
+PAPER_SIZES = ("small", "base", "large", "huge", "giant")
+MASKS = {"none": ("no decoder mask", 0.0, BLACK, "o"), "cell_50": ("cell 50%", 0.5, BLUE, "D")}
+ARMS: dict[str, Arm] = {
+    f"{size}_{name}": Arm(f"{size}, {label}", colour, marker, {"measure.size": size, **running_cells(ratio)})
+    for size, (name, (label, ratio, colour, marker)) in product(PAPER_SIZES, MASKS.items())
+}
+STYLES = {  # of the lines over sizes
+    "none": Arm("no decoder mask", BLACK, "o"),
+    "cell_50": Arm("cell 50%", BLUE, "D"),
+    "none, counted": Arm("no decoder mask, counted", BLACK, "x"),
+    "cell_50, counted": Arm("cell 50%, counted", BLUE, "+"),
+}
+
+
+def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """A measured step at each batch size, which seeds share; none for sizes that are only counted."""
+    if recipe.measure.size not in recipe.measure.sizes:
+        return {}
+    return {f"step@{batch_size}": measure_stage(recipe, batch_size) for batch_size in recipe.measure.batch_sizes}
+
+
+EXPERIMENT = Experiment(
+    title="The cost of dual masking",
+    question="What does dual masking save?",
+    arms=ARMS,
+    stages=stages,
+    prepare=lambda recipe: recipe.with_overrides({"compute.jobs": 1}),  # stages at the same time would slow each other down
+    calibrate=calibrate_step,
+)
+
+
+class Configuration:
+    """The model and masks of an arm, and what is counted from their shapes."""
+
+    def __init__(self, plan: Plan, arm: str):
+        recipe = plan.first(arm).recipe
+        self.model: ModelSettings = recipe.measure.model_of(recipe.measure.size)
+        self.masks: MaskSettings = recipe.mask
+        self.counts = TokenCounts.of(self.masks, self.model.clip)
+        self.shape = self.model.dimensions, self.model.clip, self.counts.visible, self.counts.decoded
+
+    @property
+    def forward(self) -> Cost:
+        return pretrain_cost(*self.shape)
+
+    @property
+    def training(self) -> int:
+        """Multiply-accumulates of one clip, forward and backward."""
+        return training_macs(*self.shape)
+
+    def predicted_gib(self, batch: int) -> float:
+        return predicted_bytes(self.model, self.masks, batch, bf16_is_native()) / GIB
+
+
+def counted_table(plan: Plan) -> Table:
+    """One line per size and mask: parameters, multiply-accumulates, and what the backward pass keeps of a clip."""
+    lines = []
+    for arm in plan.possible:
+        one = Configuration(plan, arm)
+        lines.append({
+            "model, decoder mask": plan.arms[arm].label, "parameters, M": f"{parameter_count(one.model) / 1e6:.1f}",
+            "seen / decoded tokens": f"{one.counts.visible} / {one.counts.decoded}",
+            "forward, G (fvcore)": f"{one.forward.giga:.2f}", "forward, G MAC": f"{one.forward.macs / 1e9:.2f}",
+            "forward and backward, G MAC": f"{one.training / 1e9:.1f}",
+            "kept per clip, MiB (float32)": f"{saved_bytes(*one.shape) / 2**20:.0f}",
+        })  # fmt: skip
+    return Table(pd.DataFrame(lines), "counted", "One clip of 16 x 224 x 224, encoder tube 90%, counted from the shapes.")
+
+
+def measured_table(results: Results) -> Table:
+    """One line per measured size, mask and batch: seconds, memory next to its prediction, multiply-accumulates per second."""
+    lines = []
+    for arm in results.plan.possible:
+        one = Configuration(results.plan, arm)
+        for name in results.plan.first(arm).measures:
+            batch = int(name.removeprefix("step@"))
+            seconds, peak = _measured(results, arm, batch)
+            predicted = one.predicted_gib(batch)
+            lines.append({
+                "model, decoder mask": results.label(arm), "clips per step": batch,
+                "seconds per step": _text(seconds, ".2f", "does not fit"), "peak memory, GiB": _text(peak, ".2f"),
+                "predicted, GiB": f"{predicted:.2f}", "measured / predicted": _text(peak / predicted, ".2f"),
+                "G MAC per second": _text(batch * one.training / seconds / 1e9, ".0f"),
+            })  # fmt: skip
+    steps = results.recipe.measure.steps
+    caption = f"Real steps on this device: median of {steps}, after one that is not counted; shared by seeds."
+    return Table(pd.DataFrame(lines), "measured", caption)
+
+
+def speed_up_table(results: Results) -> Table:
+    """One line per size: how much cheaper the decoder mask makes a step, counted, measured (largest common batch), reported."""
+    lines = []
+    for size in _sizes(results.plan):
+        none, cell = f"{size}_none", f"{size}_cell_50"
+        counted = Configuration(results.plan, none).training / Configuration(results.plan, cell).training
+        measured = _measured_batches(results, none), _measured_batches(results, cell)
+        common = sorted(set(measured[0]) & set(measured[1]))
+        time, memory = (
+            measured[0][common[-1]][i] / measured[1][common[-1]][i] if common else np.nan for i in (0, 1)
+        )  # fmt: skip
+        paper = TABLE_2.get(size)
+        lines.append({
+            "model": size, "counted: training MAC": f"{counted:.2f} x", "measured: seconds": _text(time, ".2f", suffix=" x"),
+            "at clips per step": common[-1] if common else "", "measured: peak memory": _text(memory, ".2f", suffix=" x"),
+            "paper, reported: time": f"{paper.speed_up:.2f} x" if paper else "",
+            "paper, reported: hours on 64 A100": f"{paper.hours[0]:g} -> {paper.hours[1]:g}" if paper else "",
+            "paper, reported: memory per clip, M": f"{paper.memory[0]} -> {paper.memory[1]}" if paper else "",
+            "paper, reported: G MAC": f"{paper.giga[0]:.2f} -> {paper.giga[1]:.2f}" if paper else "",
+        })  # fmt: skip
+    caption = f"Counted, measured on this device, and reported. Paper: {CITATION}, table 2; not a result of this run."
+    return Table(pd.DataFrame(lines), "speed_up", caption)
+
+
+def batch_table(results: Results) -> Table:
+    """The largest batch in each memory: by the count in both precisions, and by the line through two measured batches."""
+    lines = []
+    for arm in results.plan.possible:
+        one = Configuration(results.plan, arm)
+        line: dict[str, str | int] = {"model, decoder mask": results.label(arm)}
+        for budget in results.recipe.measure.budgets_gib:
+            line[f"{budget:g} GiB, counted, float32"] = largest_batch(one.model, one.masks, budget * GIB, half=False)
+            line[f"{budget:g} GiB, counted, bf16"] = largest_batch(one.model, one.masks, budget * GIB, half=True)
+            line[f"{budget:g} GiB, from measured"] = _extrapolated(_measured_batches(results, arm), budget)
+        lines.append(line)
+    return Table(pd.DataFrame(lines), "batches", "The largest batch that fits in a memory.")
+
+
+def panels(results: Results) -> Plot:
+    """Counted work, measured seconds and memory per clip over sizes."""
+    work, time, memory = (dict[str, dict[str, float]]() for _ in range(3))
+    for size, mask in product(_sizes(results.plan), MASKS):
+        arm = f"{size}_{mask}"
+        one, measured = Configuration(results.plan, arm), _measured_batches(results, arm)
+        batch = max(measured, default=1)
+        seconds, peak = measured.get(batch, (np.nan, np.nan))
+        work.setdefault(mask, {})[size] = one.training / 1e9
+        time.setdefault(mask, {})[size] = seconds / batch
+        memory.setdefault(mask, {})[size] = peak
+        memory.setdefault(f"{mask}, counted", {})[size] = one.predicted_gib(batch)
+    tables = {"G MAC per clip, forward and backward": work, "seconds per clip": time, "peak memory, GiB": memory}
+    figure = figures.panels_over_sizes({title: pd.DataFrame(table) for title, table in tables.items()}, STYLES)
+    return Plot(figure, "panels", "Work, time and memory over model sizes, at the largest batch that was measured.")
+
+
+def count_errors(plan: Plan) -> list[str]:
+    """Arms whose count is not the paper's figure within 0.035 G, in either of its two conventions.
+
+    The paper prints 263.93 for the giant, while our count and a counter over the official code give 263.96.
+    """
+    wrong = []
+    for (size, paper), place in product(TABLE_2.items(), (0, 1)):
+        arm = f"{size}_{list(MASKS)[place]}"
+        if arm in plan.possible:
+            cost = Configuration(plan, arm).forward
+            if min(abs(cost.giga - paper.giga[place]), abs(cost.macs / 1e9 - paper.giga[place])) >= 0.035:
+                wrong.append(f"{arm}: {cost.giga:.2f} G, the paper has {paper.giga[place]}")
+    return wrong
+
+
+def conclusions(results: Results) -> list[str]:
+    """What the decoder mask saves: counted, measured and reported."""
+    words = []
+    for _, row in speed_up_table(results).frame.iterrows():
+        sentence = f"{row['model']}: a step is {row['counted: training MAC']} cheaper by the count"
+        if row["measured: seconds"]:
+            sentence += f", {row['measured: seconds']} faster on this device"
+        if row["paper, reported: time"]:
+            sentence += f"; the paper reports {row['paper, reported: time']} for the whole training"
+        words.append(sentence + ".")
+    return words
+
+
+def _sizes(plan: Plan) -> list[str]:
+    return [size for size in PAPER_SIZES if {f"{size}_{mask}" for mask in MASKS} <= set(plan.possible)]
+
+
+def _measured(results: Results, arm: str, batch: int) -> tuple[float, float]:
+    """Seconds and GiB of a step, the mean over seeds (which share one measurement); NaN if it did not fit or was not run."""
+    rows = results.rows
+    if rows.empty:
+        return np.nan, np.nan
+    names = (f"seconds_per_step@{batch}", f"peak_gib@{batch}")
+    seconds, peak = (rows[(rows.arm == arm) & (rows.metric == name)].value.mean() for name in names)
+    return seconds, peak
+
+
+def _measured_batches(results: Results, arm: str) -> dict[int, tuple[float, float]]:
+    """Clips per step -> seconds, GiB of an arm's measured batches."""
+    found = {batch: _measured(results, arm, batch) for batch in results.recipe.measure.batch_sizes}
+    return {batch: measured for batch, measured in found.items() if not np.isnan(measured[0])}
+
+
+def _extrapolated(measured: Mapping[int, tuple[float, float]], budget: float) -> str:
+    """Clips that fit by the line through the smallest and the largest measured batch; empty with fewer than two."""
+    if len(measured) < 2:
+        return ""
+    (low, (_, small)), (high, (_, large)) = min(measured.items()), max(measured.items())
+    slope = (large - small) / (high - low)
+    return str(max(0, int((budget - small) / slope + low))) if slope > 0 else ""
+
+
+def _text(value: float, form: str, missing: str = "", suffix: str = "") -> str:
+    return missing if np.isnan(value) else f"{value:{form}}{suffix}"

@@ -1,0 +1,177 @@
+"""Distillation: a small student with and without a larger teacher, from scratch and pre-trained."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from vmae_lab.lab.config import Recipe, RecipeError, require
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
+from vmae_lab.lab.plan import Arm, Overrides, Plan
+from vmae_lab.lab.plots import figures
+from vmae_lab.lab.plots.palette import BLACK, BLUE, GREY, ORANGE, RED
+from vmae_lab.lab.stages import Stage, distill_stage, finetune_stage, pretrain_stage
+from vmae_lab.lab.stages.finetune import SupervisedStage
+from vmae_lab.lab.statistics import compare, compare_pairs, summarise
+from vmae_lab.models.sizes import SIZES
+from vmae_lab.training.tasks.finetune import FinetuneSettings
+
+
+def same_training(recipe: Recipe) -> Overrides:
+    """One training recipe for the teacher and all students: `distill` if it is set, else that of fine-tuning."""
+    tuning = recipe.distill or recipe.evaluate.finetune
+    shared = tuning.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
+    own = {} if recipe.distill else {"distill": shared}
+    return {**common.running_cells(0.5), "evaluate.finetune": shared, **own}
+
+
+ARMS: dict[str, Arm] = {
+    "scratch": Arm("student from scratch, labels", GREY, "X", same_training, pretrained=False),
+    "scratch_taught": Arm("student from scratch, teacher", ORANGE, "s", same_training, pretrained=False, taught=True),
+    "pretrained": Arm("pre-trained student, labels", BLUE, "D", same_training),
+    "pretrained_taught": Arm("pre-trained student, teacher", RED, "^", same_training, taught=True),
+}
+STYLES: dict[str, Arm] = {"teacher": Arm("teacher", BLACK, "o"), **ARMS}
+ACCURACY = "top-1"
+# A student with a teacher, and the same one without.
+PAIRS = {"scratch_taught": "scratch", "pretrained_taught": "pretrained"}
+
+
+def student_size(recipe: Recipe) -> str:
+    """The recipe's `student`, or the next size below `model.size`. Raises RecipeError if there is none."""
+    sizes = list(SIZES)
+    index = sizes.index(recipe.model.size)
+    if not (recipe.student or index):
+        raise RecipeError(f"student: there is no size below the teacher's model.size {recipe.model.size}")
+    return recipe.student or sizes[index - 1]
+
+
+def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """A pre-trained and fine-tuned teacher, and a smaller student that learns from its predictions or from the same labels."""
+    small = recipe.with_overrides({"model.size": student_size(recipe)})
+    before = pretrain_stage(small, seed) if arm.pretrained else None
+    teacher = finetune_stage(recipe, pretrain_stage(recipe, seed), seed)
+    student = distill_stage(small, teacher, before, seed) if arm.taught else finetune_stage(small, before, seed)
+    return {"finetune@teacher": teacher, "student": student}
+
+
+def prepare(recipe: Recipe) -> Recipe:
+    """Compare students on the sources that they are taught on."""
+    taught_on = recipe.data.pretrain_sources or recipe.data.sources
+    if recipe.data.motionworld and (recipe.evaluate.sources or recipe.data.sources) != taught_on:
+        return recipe.with_overrides({"evaluate.sources": list(taught_on)})
+    return recipe
+
+
+EXPERIMENT = Experiment(
+    title="Distillation",
+    question="What does a large teacher give a small student?",
+    arms=ARMS,
+    stages=stages,
+    prepare=prepare,
+)
+
+
+def sizes_table(plan: Plan) -> Table:
+    """Teacher and student: parameters, and multiply-accumulates of one clip. Counted, not measured."""
+    measures = plan.first(plan.possible[0]).measures
+    stages = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
+    counted = {name: stage for name, stage in stages.items() if isinstance(stage, SupervisedStage)}
+    macs = {name: stage.clip_macs for name, stage in counted.items()}
+    lines = [
+        {
+            "model": f"{name} ({stage.model.size})",
+            "parameters, thousands": f"{stage.parameters / 1e3:.0f}",
+            "one clip, M multiply-accumulates": f"{macs[name] / 1e6:.1f}",
+            "part of the teacher's": f"{macs[name] / macs['teacher']:.0%}",
+        }
+        for name, stage in counted.items()
+    ]
+    caption = "Teacher and student: parameters and multiply-accumulates of one clip's forward pass, counted."
+    return Table(pd.DataFrame(lines), "sizes", caption)
+
+
+def accuracies(results: Results) -> pd.DataFrame:
+    """Top-1 of the teacher and of every student: columns arm (`teacher`, or the student's), seed, metric, value."""
+    plan, rows = results.plan, results.rows
+    parts = [rows[(rows.metric == "finetune@teacher") & (rows.arm == plan.possible[0])].assign(arm="teacher")]
+    for arm in plan.possible:
+        metric = "distill" if plan.arms[arm].taught else "finetune"
+        parts.append(rows[(rows.arm == arm) & (rows.metric == metric)])
+    return pd.concat(parts, ignore_index=True)[["arm", "seed", "value"]].assign(metric=ACCURACY)
+
+
+def by_teacher(results: Results) -> pd.DataFrame:
+    """Each student with a teacher compared with the same one without. Index: the arm with a teacher."""
+    pairs = compare_pairs(accuracies(results), ACCURACY, list(PAIRS.items()), results.margin)
+    return pairs.set_axis([arm for arm, _ in pairs.index])
+
+
+def students_table(results: Results) -> Table:
+    """One line per model: what it starts from, what it learns from, its accuracy, and what the teacher changes."""
+    plan, accuracy, differences = results.plan, summarise(accuracies(results), ACCURACY), by_teacher(results)
+    first = plan.possible[0]
+    clips = results.stage_result(first, "finetune@teacher")["labelled_clips"]
+    lines = [{
+        "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training", "learns from": f"{clips} labelled clips",
+        ACCURACY + " %": common.mean_and_spread(accuracy, "teacher"),
+    }]  # fmt: skip
+    for arm in plan.possible:
+        stage, pool = plan.first(arm).measures["student"], f"{clips} labelled clips"
+        if plan.arms[arm].taught:  # it reads labels only if the recipe weighs them
+            labels = "and their labels" if stage.settings["distill"]["hard_weight"] else "no label"
+            pool = f"the teacher's predictions on {results.store.result(stage)['clips']} clips, {labels}"
+        lines.append({
+            "model": f"student ({stage.settings['model']['size']})",
+            "starts from": "pre-training" if plan.arms[arm].pretrained else "scratch", "learns from": pool,
+            ACCURACY + " %": common.mean_and_spread(accuracy, arm),
+            **common.comparison_cells(differences, arm, "it without a teacher"),
+            "agrees with the teacher, %": results.value(arm, "distill_agreement"),
+        })  # fmt: skip
+    recipe = plan.first(first).recipe
+    tuning = require(recipe.distill, "distill")
+    evaluation = (
+        f"the teacher and every student trained with the same settings, {tuning.steps} steps of {tuning.batch_size} clips; one "
+        f"draw of {recipe.evaluate.finetune_labels or 'all'} labels per seed; softened by temperature {tuning.temperature:g}; "
+        "the middle clip of a video"
+    )
+    caption = common.caption(results, differences, evaluation=evaluation)
+    return Table(pd.DataFrame(lines).fillna(""), "students", caption)
+
+
+def accuracy_plot(results: Results) -> Plot:
+    summaries = {"held-out clips": summarise(accuracies(results), ACCURACY)}
+    figure = figures.dots_by_arm(summaries, STYLES, results.chance, "top-1, %; mean and 95% interval over seeds")
+    caption = "Top-1 of teacher and students on held-out clips: mean and 95% t interval over seeds."
+    return Plot(figure, "accuracy", caption)
+
+
+def losses(results: Results) -> Plot | None:
+    """How far the students' predictions are from the teacher's while they learn; None if no student has a teacher."""
+    history = common.loss_history(results, measure="student")
+    taught = history[history.arm.map(lambda arm: ARMS[arm].taught)]
+    if taught.empty:
+        return None
+    figure = figures.loss_curves(taught, ARMS, legend="student", loss="divergence from the teacher")
+    caption = "Divergence of the student's predictions from the teacher's, mean and range over seeds."
+    return Plot(figure, "loss", caption)
+
+
+def conclusions(results: Results) -> list[str]:
+    """Whether a teacher helps the same student, and how far the best student is from the teacher, in sentences."""
+    found = accuracies(results)
+    accuracy, words = summarise(found, ACCURACY), []
+    for arm, row in by_teacher(results).iterrows():
+        start = "pre-trained student" if ARMS[arm].pretrained else "student from scratch"
+        words.append(
+            f"The {start} has {common.mean_and_spread(accuracy, arm)}% top-1 with its teacher and "
+            f"{common.mean_and_spread(accuracy, PAIRS[arm])}% without: {common.comparison_words(row)}."
+        )
+    best = accuracy["mean"].drop("teacher").idxmax()
+    row = compare(found, ACCURACY, "teacher", results.margin).loc[best]
+    words.append(
+        f"The teacher itself has {common.mean_and_spread(accuracy, 'teacher')}% top-1. The best student, "
+        f"'{results.label(best)}', differs by {common.comparison_words(row)}."
+    )
+    clips = results.stage_result(best, "finetune@teacher")["test_clips"]
+    return [*words, common.clips_words(float(accuracy["mean"][best]), clips)]

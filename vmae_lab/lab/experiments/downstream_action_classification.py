@@ -1,0 +1,287 @@
+"""Classification with few labels: frozen readouts, fine-tuning, training from scratch; several views; errors."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from einops import rearrange
+
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.eval_clips import middle_clips
+from vmae_lab.evaluation.attention import attention_rollout
+from vmae_lab.evaluation.classification import class_accuracies
+from vmae_lab.lab.config import Recipe
+from vmae_lab.lab.experiments import common
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
+from vmae_lab.lab.plan import Arm, Overrides, Plan
+from vmae_lab.lab.plots import figures, maps
+from vmae_lab.lab.plots.labels import short
+from vmae_lab.lab.plots.palette import ORANGE, RED
+from vmae_lab.lab.plots.pictures import clip_frames, window
+from vmae_lab.lab.report.tables import plus_minus
+from vmae_lab.lab.stages import PREDICTIONS, Stage, views_stage
+from vmae_lab.lab.stages.finetune import FinetuneStage
+from vmae_lab.lab.stages.multi_view import ViewsStage
+from vmae_lab.lab.statistics import compare, compare_pairs, summarise
+from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.seeding import numpy_generator
+
+LONGER = 6  # times the steps: training from scratch needs them, so few steps alone would be an unfair comparison
+
+
+def longer(recipe: Recipe) -> Overrides:
+    tuning = recipe.evaluate.finetune
+    steps = {"steps": LONGER * tuning.steps, "warmup_steps": LONGER * tuning.warmup_steps}
+    return {**common.running_cells(0.5), **{f"evaluate.finetune.{name}": value for name, value in steps.items()}}
+
+
+ARMS: dict[str, Arm] = {
+    "scratch": common.SCRATCH,
+    "pretrained": common.PRETRAINED,
+    "scratch_long": Arm(f"no pre-training, {LONGER} x the steps", ORANGE, "s", longer, pretrained=False),
+    "pretrained_long": Arm(f"pre-trained, {LONGER} x the steps", RED, "^", longer),
+}
+
+
+def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
+    """Frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
+    found = common.readouts_and_finetuning(recipe, arm, encoder, seed)
+    return {**found, "views": views_stage(recipe, found["finetune"], seed)}
+
+
+EXPERIMENT = Experiment(
+    title="Action classification",
+    question="What can be done with few labels?",
+    arms=ARMS,
+    stages=stages,
+    baseline="scratch",
+    metric="finetune",
+)
+
+# ---- Ways to use few labels ----
+
+FEW = "few labels"
+# Name, and the arm and the metric that measure it.
+METHODS = {
+    "scratch": ("trained from scratch", "scratch", "finetune"),
+    "untrained": ("frozen untrained encoder, attentive readout", "scratch", "attentive"),
+    "frozen": ("frozen pre-trained encoder, attentive readout", "pretrained", "attentive"),
+    "finetuned": ("pre-trained, then fine-tuned", "pretrained", "finetune"),
+    "scratch_long": (f"trained from scratch, {LONGER} x the steps", "scratch_long", "finetune"),
+    "finetuned_long": (f"pre-trained, then fine-tuned, {LONGER} x the steps", "pretrained_long", "finetune"),
+}
+PAIRS = (
+    ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("scratch_long", "scratch"),
+    ("finetuned_long", "scratch_long"), ("frozen", "scratch_long"),
+)  # fmt: skip
+
+
+def by_method(results: Results) -> pd.DataFrame:
+    """Accuracies with few labels: columns arm (a name in METHODS), seed, metric, value."""
+    parts, rows = [], results.rows
+    for name, (_, arm, metric) in METHODS.items():
+        if arm in results.plan.possible:
+            chosen = rows[(rows.arm == arm) & (rows.metric == metric)]
+            parts.append(chosen[["seed", "value"]].assign(arm=name, metric=FEW))
+    return pd.concat(parts, ignore_index=True)
+
+
+def methods_table(results: Results) -> Table:
+    """One line per way to use the labels, with its paired difference to training from scratch."""
+    few, evaluate = by_method(results), results.recipe.evaluate
+    accuracy, differences = summarise(few, FEW), compare(few, FEW, "scratch", results.margin)
+    lines = [
+        {
+            "what the labels are used for": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
+            **common.comparison_cells(differences, name, "training from scratch"),
+        }
+        for name in accuracy.index
+    ]  # fmt: skip
+    draws = (
+        f"averaged over {evaluate.probe.draws} draws of {evaluate.probe.labels} labels"
+        if evaluate.probe.labels
+        else "with all labels"
+    )
+    tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
+    evaluation = (
+        f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} steps of "
+        f"{evaluate.finetune.batch_size} clips unless the name says more; the middle clip of a video"
+    )
+    return Table(pd.DataFrame(lines), "methods", common.caption(results, differences, evaluation=evaluation))
+
+
+def losses(results: Results) -> Plot:
+    return common.loss_plot(results, "finetune", legend="start from", loss="classification loss")
+
+
+# ---- Several views of a video ----
+
+
+def views_table(results: Results) -> Table:
+    """One line per arm: the fine-tuned classifier on one clip of a video and on several views, and its calibration."""
+    columns = {
+        "one clip: top-1 %": "finetune", "views: top-1 %": "views_top1", "top-5 %": "views_top5",
+        "calibration error (ECE), %": "views_ece",
+    }  # fmt: skip
+    lines = []
+    for arm in results.plan.possible:
+        low, high = results.stage_result(arm, "views")["intervals"]["views_top1"]
+        lines.append({
+            "classifier": _trained(arm), **{name: results.value(arm, metric) for name, metric in columns.items()},
+            "95% interval of the test set (views, first seed)": f"{low:.1f} to {high:.1f}",
+        })  # fmt: skip
+    views = results.recipe.evaluate.views
+    crops = f"{views.crops} crops" if views.crops > 1 else "1 crop"
+    caption = (
+        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {crops} of each video of the "
+        f"{results.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
+        f"{len(results.recipe.seeds)} seeds. ECE: 15 bins of equal width. The interval is a percentile bootstrap over videos."
+    )
+    return Table(pd.DataFrame(lines), "views", caption)
+
+
+# ---- Predictions of the first pre-trained arm ----
+
+
+def predictions(results: Results) -> pd.DataFrame:
+    """The classifiers' predictions for every evaluated video, all seeds: `prediction_table`'s columns, and `seed`."""
+    parts = []
+    for seed in results.recipe.seeds:
+        stage = results.plan.cell(results.plan.pretrained[0], seed).measures["views"]
+        parts.append(pd.read_parquet(results.store.folder(stage) / PREDICTIONS).assign(seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def confusion(plan: Plan, predicted: pd.DataFrame) -> np.ndarray:
+    """Predictions by class, added over seeds: int64, class x prediction."""
+    counts = np.zeros((plan.recipe.data.classes,) * 2, dtype=np.int64)
+    np.add.at(counts, (predicted.label.to_numpy(), predicted.predicted.to_numpy()), 1)
+    return counts
+
+
+def confusion_plot(results: Results, predicted: pd.DataFrame) -> Plot:
+    figure = maps.confusion_matrix(confusion(results.plan, predicted), results.recipe.data.class_names)
+    caption = (
+        f"Predictions of the classifier '{_first(results)}' on views of the {results.recipe.evaluate.split} split, in % of a "
+        f"class's videos, numbers of predictions in brackets; added up over {len(results.recipe.seeds)} seeds."
+    )
+    return Plot(figure, "confusion", caption)
+
+
+def classes_table(results: Results, predicted: pd.DataFrame) -> Table:
+    """One line per class, the best first: accuracy over seeds, and the most frequent wrong prediction."""
+    names, counts = results.recipe.data.class_names, confusion(results.plan, predicted)
+    by_seed = np.array([
+        class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names))
+        for _, part in predicted.groupby("seed")
+    ])  # fmt: skip
+    spread = by_seed.std(0, ddof=1) if len(by_seed) > 1 else np.full(len(names), np.nan)
+    wrong = counts - np.diag(np.diag(counts))
+    lines = [
+        {
+            "class": names[label], "videos": counts[label].sum() // len(by_seed),
+            "right, %": plus_minus(by_seed[:, label].mean(), spread[label]),
+            "most frequent wrong prediction":
+            f"{names[wrong[label].argmax()]} ({100 * wrong[label].max() / counts[label].sum():.0f}%)"
+            if wrong[label].any() else "",
+        }
+        for label in np.argsort(-by_seed.mean(0), kind="stable") if counts[label].any()
+    ]  # fmt: skip
+    caption = (
+        "The same predictions by class, the best class first: mean ± standard deviation over "
+        f"{len(results.recipe.seeds)} seeds, and the class that most of the wrong predictions name."
+    )
+    return Table(pd.DataFrame(lines), "classes", caption)
+
+
+def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot | None:
+    """The wrong predictions of the first seed with the highest probability; None if all are right."""
+    wrong = predicted[(predicted.seed == results.recipe.seeds[0]) & ~predicted.correct]
+    chosen = wrong.sort_values(["probability", "row"], ascending=[False, True]).head(count)
+    if chosen.empty:
+        return None
+    frames = clip_frames(results.plan, chosen.row.tolist(), _evaluated_clips(results))
+    figure = figures.reconstruction_strips(dict(zip(_titles(results, chosen), frames, strict=True)))
+    caption = (
+        f"The wrong predictions of '{_first(results)}', seed {results.recipe.seeds[0]}, with the highest probability. The "
+        "middle clip of each video, one frame per time step; the prediction is that of all views."
+    )
+    return Plot(figure, "mistakes", caption)
+
+
+def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot:
+    """Some clips at random, each with how much of each token reaches the class head of the first seed's classifier."""
+    seed, clip = results.recipe.seeds[0], results.recipe.model.clip
+    first = predicted[predicted.seed == seed].set_index("row", drop=False)
+    chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
+    rows, clips = first.iloc[chosen].row.tolist(), _evaluated_clips(results)
+    stage = results.plan.first(results.plan.pretrained[0]).measures["finetune"]
+    assert isinstance(stage, FinetuneStage)
+    model = stage.load(results.store.folder(stage))
+    video = middle_clips(clips, rows, *window(results.recipe)).to(process_state().device)
+    grid = dict(zip(("t", "h", "w"), clip.grid, strict=True))
+    shares = rearrange(attention_rollout(model.encoder, video).cpu(), "b (t h w) -> b t h w", **grid).numpy() * clip.tokens
+    strips = zip(clip_frames(results.plan, rows, clips), shares, strict=True)
+    figure = maps.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
+    caption = (
+        f"Attention rolled out over the blocks of '{_first(results)}', seed {seed} (Abnar and Zuidema 2020): how much of each "
+        "token can reach the mean of the last ones, where 1 is the same for all tokens. Random clips. It shows where "
+        "information could have come from, not what was used."
+    )
+    return Plot(figure, "attention", caption)
+
+
+def _evaluated_clips(results: Results) -> Clips:
+    """The clips that the rows of the predictions number: without unreadable ones, if these are skipped."""
+    stage = results.plan.first(results.plan.pretrained[0]).measures["views"]
+    assert isinstance(stage, ViewsStage)
+    return stage.held_out_clips(results.recipe.compute)[0]
+
+
+def _trained(arm: str) -> str:
+    """How an arm's classifier was trained."""
+    return next(name for name, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
+
+
+def _first(results: Results) -> str:
+    return _trained(results.plan.pretrained[0])
+
+
+def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
+    names = results.recipe.data.class_names
+    return [
+        f"{place}. {short(names[row.label], 24)}\npredicted: {short(names[row.predicted], 24)}\n"
+        f"(probability {row.probability:.2f})"
+        for place, row in enumerate(predicted.itertuples(), 1)
+    ]  # fmt: skip
+
+
+# ---- Conclusions ----
+
+
+def by_views(results: Results) -> pd.DataFrame:
+    """Each arm's classifier on several views of a video compared with one clip. Index: arm."""
+    rows, arms = results.rows, results.plan.possible
+    chosen = rows[rows.arm.isin(arms) & rows.metric.isin(["views_top1", "finetune"])]
+    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
+    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in arms]
+    return compare_pairs(named, FEW, pairs, results.margin).set_axis(arms)
+
+
+def conclusions(results: Results) -> list[str]:
+    """Which use of the labels is best and whether several views help, in sentences."""
+    few = by_method(results)
+    accuracy = summarise(few, FEW)
+    best = accuracy["mean"].idxmax()
+    words = [
+        f"With {results.recipe.evaluate.finetune_labels or 'all'} labels the accuracy is highest for '{METHODS[best][0]}': "
+        f"{common.mean_and_spread(accuracy, best)}%.",
+        common.clips_words(
+            float(accuracy["mean"][best]), results.stage_result(results.plan.pretrained[0], "views")["test_clips"]
+        ),
+    ]  # fmt: skip
+    for (name, other), row in compare_pairs(few, FEW, PAIRS, results.margin).iterrows():
+        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {common.comparison_words(row)}.")
+    for arm, row in by_views(results).iterrows():
+        words.append(f"Several views instead of one, {_trained(str(arm))}: {common.comparison_words(row)}.")
+    return words

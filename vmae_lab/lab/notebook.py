@@ -1,0 +1,85 @@
+"""What the cells of a notebook call: open the experiment, estimate, run and report it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vmae_lab.lab.config import Recipe, read_parameters
+from vmae_lab.lab.estimate import SPENT_CAPTION, plan_cost, predicted_and_actual, stage_table, work_of
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
+from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
+from vmae_lab.lab.notebook_parameters import refuse_dotted_names
+from vmae_lab.lab.plan import Plan
+from vmae_lab.lab.plots.figures import use_style
+from vmae_lab.lab.report.report import Report
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.utils.paths import runs_folder
+
+__all__ = ["Plot", "Table", "open_experiment", "refuse_dotted_names"]
+
+
+def open_experiment(name: str, namespace: dict[str, Any]) -> "OpenExperiment":
+    """The experiment of a notebook with the values of its parameters cell: `lab = open_experiment("scaling", globals())`.
+
+    Sets the style of all figures. Raises RecipeError with everything that is wrong with the parameters.
+    """
+    experiment = EXPERIMENTS[name]
+    plan = plan_notebook(name, read_parameters(namespace, experiment.arms))
+    use_style()
+    return OpenExperiment(name, experiment, plan, RunStore(runs_folder()))
+
+
+@dataclass(frozen=True)
+class OpenExperiment:
+    """An experiment with its recipe: what a notebook estimates, runs and reports."""
+
+    name: str
+    experiment: Experiment
+    plan: Plan
+    store: RunStore
+
+    @property
+    def recipe(self) -> Recipe:
+        """All settings; `print(recipe.as_yaml())` shows them."""
+        return self.plan.recipe
+
+    @cached_property
+    def rate(self) -> float:
+        """Multiply-accumulates per second on this device, measured over a few steps."""
+        return self.experiment.calibrate(self.recipe)
+
+    def print_stages(self) -> None:
+        """Print how many stages of each kind there are, and their optimiser steps; the same on every machine."""
+        print(stage_table(self.plan).to_string(index=False))
+
+    def estimate(self) -> None:
+        """Print what is left to compute, and how long it takes on this device."""
+        print(plan_cost(self.plan, self.store, self.rate).sentence())
+
+    def run(self) -> Results:
+        """Run all stages that are not finished. Raises RecipeError if lists cannot be used."""
+        return Results(self.plan, self.plan.run(self.store, work_of(self.plan)), self.store)
+
+    def times(self) -> Table:
+        """Predicted and actual time of the stages."""
+        return Table(predicted_and_actual(self.plan, self.store, self.rate), "cost", SPENT_CAPTION)
+
+    def report(self, results: Results, conclusions: Sequence[str], *parts: Table | Plot | None) -> Path:
+        """Write the report: conclusions, then tables and figures in this order (None is skipped), then times.
+
+        Prints where it is, and whether it replaces another one. Returns the path of its page.
+        """
+        page = Report(self.name, self.recipe.scale, self.experiment.title, self.experiment.question)
+        page.reading(conclusions)
+        for part in (*parts, self.times()):
+            if isinstance(part, Table):
+                page.table(part.frame, part.name, part.caption)
+            elif isinstance(part, Plot):
+                add = page.animation if isinstance(part.figure, bytes) else page.figure
+                add(part.figure, part.name, part.caption)  # type: ignore[arg-type]
+        page.results(results.rows)
+        path = page.close(results.plan, results.store)
+        print("report:", path)
+        return path
