@@ -48,7 +48,7 @@ class SplitFiles(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    boxes: str = Field(description="who does what: video, timestamp, x1, y1, x2, y2, action_id, person_id")
+    boxes: str = Field(description="ground truth: video, timestamp, x1, y1, x2, y2, action_id, person_id")
     excluded: str | None = Field(None, description="key frames that are left out: video, timestamp")
     persons: str | None = Field(None, description="a person detector's boxes: video, timestamp, x1, y1, x2, y2, , score")
 
@@ -64,12 +64,12 @@ class SceneLists(BaseModel):
     validation: SplitFiles
     test: SplitFiles | None = None
     actions: str = Field(description="label map of all classes: pbtxt, or csv of numbers and names")
-    evaluated: str | None = Field(None, description="label map of the classes that are evaluated; all where left out")
-    first_second: float = Field(0.0, description="the timestamp of a video's first frame; 900 where AVA's were cut there")
-    folder_rate: float = Field(30.0, gt=0, description="frames a second in folders of pictures")
+    evaluated: str | None = Field(None, description="label map of the classes to evaluate; default all")
+    first_second: float = Field(0.0, description="timestamp of a video's first frame; 900 for AVA's videos cut at 900 s")
+    folder_rate: float = Field(30.0, gt=0, description="frames per second in folders of pictures")
     frame_pattern: str = Field(FRAMES, description="names of pictures; {video} stands for the video's name")
     first_frame: int = Field(1, ge=0, description="number of a folder's first picture")
-    rate: float | None = Field(None, gt=0, description="frames a second that the stride counts in; each video's own if null")
+    rate: float | None = Field(None, gt=0, description="frames per second that the stride counts; each video's own if null")
     decoding: VideoSettings = VideoSettings()
 
     def model_post_init(self, _context: object) -> None:
