@@ -53,10 +53,10 @@ class SegmentLists(BaseModel):
     annotations: str = Field(description="JSON, relative to the root: durations, rates, segments, labels, subsets")
     videos: str | None = Field(None, description="folder of the videos, `<name>.<suffix>`; their features are extracted")
     features: FeatureFolder | None = None
-    train: tuple[str, ...] = Field(description="subsets that are trained on, as the annotations call them")
+    train: tuple[str, ...] = Field(description="names of the annotations' subsets to train on")
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
-    rate: float | None = Field(None, gt=0, description="frames a second of all videos, where the annotations give none")
+    rate: float | None = Field(None, gt=0, description="frames per second of all videos whose annotations have none")
     beyond: Beyond = Field("refuse", description="segments that end after their video")
     decoding: VideoSettings = VideoSettings()
 

@@ -48,7 +48,7 @@ class SplitFiles(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    boxes: str = Field(description="who does what: video, timestamp, x1, y1, x2, y2, action_id, person_id")
+    boxes: str = Field(description="ground truth: video, timestamp, x1, y1, x2, y2, action_id, person_id")
     excluded: str | None = Field(None, description="key frames that are left out: video, timestamp")
     persons: str | None = Field(None, description="a person detector's boxes: video, timestamp, x1, y1, x2, y2, , score")
 
@@ -64,12 +64,12 @@ class SceneLists(BaseModel):
     validation: SplitFiles
     test: SplitFiles | None = None
     actions: str = Field(description="label map of all classes: pbtxt, or csv of numbers and names")
-    evaluated: str | None = Field(None, description="label map of the classes that are evaluated; all where left out")
-    first_second: float = Field(0.0, description="the timestamp of a video's first frame; 900 where AVA's were cut there")
-    folder_rate: float = Field(30.0, gt=0, description="frames a second in folders of pictures")
+    evaluated: str | None = Field(None, description="label map of the classes to evaluate; default all")
+    first_second: float = Field(0.0, description="timestamp of a video's first frame; 900 for AVA's videos cut at 900 s")
+    folder_rate: float = Field(30.0, gt=0, description="frames per second in folders of pictures")
     frame_pattern: str = Field(FRAMES, description="names of pictures; {video} stands for the video's name")
     first_frame: int = Field(1, ge=0, description="number of a folder's first picture")
-    rate: float | None = Field(None, gt=0, description="frames a second that the stride counts in; each video's own if null")
+    rate: float | None = Field(None, gt=0, description="frames per second that the stride counts; each video's own if null")
     decoding: VideoSettings = VideoSettings()
 
     def model_post_init(self, _context: object) -> None:
@@ -93,10 +93,10 @@ class SceneSettings(EmbeddedOrLists[SceneWorldSettings, SceneLists]):
         """The same settings without the person detector's lists, which may not be written yet."""
         if self.lists is None:
             return self
-        splits = {name: getattr(self.lists, name) for name in SPLITS}
-        bare: Mapping[str, object] = {
-            name: split and split.model_copy(update={"persons": None}) for name, split in splits.items()
-        }
+        bare: dict[str, SplitFiles | None] = {}
+        for name in SPLITS:
+            files = getattr(self.lists, name)
+            bare[name] = files and files.model_copy(update={"persons": None})
         return SceneSettings(lists=self.lists.model_copy(update=bare))
 
 
@@ -371,7 +371,11 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
     which names file, line and cause; StorageError.
     """
     given = settings.given
-    lists = given if isinstance(given, SceneLists) else _embedded_lists(open_scene_world(given, processes))
+    if isinstance(given, SceneLists):
+        lists = given
+    else:
+        splits = {name: SplitFiles(boxes=f"{name}.csv", persons=f"{name}_persons.csv") for name in SPLITS}
+        lists = SceneLists(root=str(open_scene_world(given, processes)), actions="actions.pbtxt", **splits)
     files: SplitFiles | None = getattr(lists, split)
     if files is None:
         raise ListError(f"scenes.lists: there is no {split} split; set its files, or evaluate on validation")
@@ -388,6 +392,7 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
     boxes_file = place_of(files.boxes, root)
     truth = read_ground_truth(boxes_file, actions)
     persons = read_person_boxes(place_of(files.persons, root)) if files.persons else None
+    excluded = read_excluded(place_of(files.excluded, root)) if files.excluded else truth[KEY].head(0)
     if truth.empty:
         raise ListError(f"{boxes_file}: the list is empty")
     decoders = Decoders(lists.decoding, processes)
@@ -396,20 +401,16 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
     _check_against_videos(truth, boxes_file, videos, lists)
     if persons is not None:
         _check_against_videos(persons, place_of(str(files.persons), root), videos, lists)
-    if files.excluded:
-        excluded = pd.MultiIndex.from_frame(read_excluded(place_of(files.excluded, root)))
-        truth = truth[~pd.MultiIndex.from_frame(truth[KEY]).isin(excluded)]
-        persons = None if persons is None else persons[~pd.MultiIndex.from_frame(persons[KEY]).isin(excluded)]
-        if truth.empty:
-            raise ListError(f"{place_of(files.excluded, root)} excludes all key frames of {boxes_file}")
+    truth, persons = _without(truth, excluded), None if persons is None else _without(persons, excluded)
+    if truth.empty:
+        raise ListError(f"{place_of(str(files.excluded), root)} excludes all key frames of {boxes_file}")
     keys = pd.concat([truth[KEY], *([] if persons is None else [persons[KEY]])]).drop_duplicates(ignore_index=True)
     opened = {name: video for name, video in videos.items() if isinstance(video, Video)}
     return Scenes(keys, truth.reset_index(drop=True), persons, actions, evaluated, opened, lists, decoders)
 
 
-def _embedded_lists(folder: Path) -> SceneLists:
-    splits = {split: SplitFiles(boxes=f"{split}.csv", persons=f"{split}_persons.csv") for split in SPLITS}
-    return SceneLists(root=str(folder), actions="actions.pbtxt", **splits)
+def _without(rows: pd.DataFrame, excluded: pd.DataFrame) -> pd.DataFrame:
+    return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(excluded[KEY]))]
 
 
 def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: Decoders) -> dict[str, Video | str]:

@@ -55,14 +55,14 @@ class DataSettings(EmbeddedOrLists[MotionworldSettings, ListSettings]):
 
     section = "data"
 
-    pretrain_sources: tuple[str, ...] = Field((), description="sources pre-trained on; all that are written where empty")
-    pretrain_limits: dict[str, int] = Field({}, description="clips per action to pre-train on, by source; all where left out")
+    pretrain_sources: tuple[str, ...] = Field((), description="sources to pre-train on; all if empty")
+    pretrain_limits: dict[str, int] = Field({}, description="clips per action to pre-train on, by source; default all")
     mixing: float = Field(
         1.0, ge=0, le=1, description="a source of n clips is drawn in proportion to n**mixing: 1 by size, 0 uniform"
     )
-    resident_side: int = Field(40, ge=8, description="pixels at which decoded clips are kept in memory")
+    resident_side: int = Field(40, ge=8, description="height and width of decoded clips in memory, pixels")
     stride: int = Field(1, ge=1, description="frames between two frames of a clip")
-    crop_scales: tuple[float, ...] = Field(SCALES, min_length=1, description="parts of the short side")
+    crop_scales: tuple[float, ...] = Field(SCALES, min_length=1, description="random crop sizes, in parts of the short side")
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:

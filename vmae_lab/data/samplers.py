@@ -53,11 +53,7 @@ class MixtureOrder:
     """
 
     def __init__(
-        self,
-        sources: Sequence[str] | np.ndarray,
-        exponent: float,
-        seed: int,
-        weights: Mapping[str, float] | None = None,
+        self, sources: Sequence[str] | np.ndarray, exponent: float, seed: int, weights: Mapping[str, float] | None = None
     ):
         names = list(dict.fromkeys(sources))
         self.members = [np.flatnonzero(np.asarray(sources) == name) for name in names]

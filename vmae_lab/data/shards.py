@@ -46,8 +46,7 @@ def pack(
     names = [f"shard-{number:06d}-of-{len(parts):06d}.tar" for number in range(len(parts))]
     if others := sorted({path.name for path in folder.glob("shard-*-of-*.tar")} - set(names)):
         raise VideoError(  # readers that stream a folder read every shard in it
-            folder,
-            f"{', '.join(others[:3])}: of another list or shard size: choose another folder, or delete them",
+            folder, f"{', '.join(others[:3])}: of another list or shard size: choose another folder, or delete them"
         )
     listed, rows = list(zip(videos.table["path"], videos.table["label"].tolist(), strict=True)), []
     with Progress(total=len(clips), unit="videos", desc="packing", disable=not progress) as bar:

@@ -26,7 +26,7 @@ class MotionworldSettings(WorldSettings):
 
     sources: tuple[str, ...] = ("sprites", "digits", "sticks", "camera", "kaleidoscope")
     side: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the files, pixels")
-    frames: int = Field(24, ge=2, le=1000, description="frames a file, at 12 frames a second")
+    frames: int = Field(24, ge=2, le=1000, description="frames per file, at 12 frames per second")
     train: int = Field(60, ge=1, description="clips per source and action in the training split")
     validation: int = Field(15, ge=1)
     test: int = Field(25, ge=1)

@@ -36,12 +36,10 @@ class SceneWorldSettings(WorldSettings):
 
     sources: tuple[str, ...] = ("digits", "sticks", "sprites")
     side: int = Field(64, ge=32, le=512, multiple_of=2, description="height and width of the files, pixels")
-    seconds: int = Field(
-        2, ge=2, le=60, multiple_of=2, description="length of a scene at 12 frames a second; the key frame is in its middle"
-    )
-    actors: int = Field(3, ge=1, le=6, description="at most; one at least")
-    both: float = Field(0.25, ge=0, le=1, description="how often an actor does two actions at once")
-    distance: float = Field(2.0, ge=1, description="how many times smaller than the things of the clips actors are")
+    seconds: int = Field(2, ge=2, le=60, multiple_of=2, description="length of a scene; its key frame is in the middle")
+    actors: int = Field(3, ge=1, le=6, description="maximum number per scene; at least one")
+    both: float = Field(0.25, ge=0, le=1, description="probability that an actor does two actions at once")
+    distance: float = Field(2.0, ge=1, description="how many times smaller actors are than the things of the clips")
     train: int = Field(300, ge=1, description="scenes")
     validation: int = Field(60, ge=1)
     test: int = Field(150, ge=1)

@@ -42,13 +42,11 @@ class UntrimmedWorldSettings(WorldSettings):
 
     sources: tuple[str, ...] = ("digits", "sticks", "sprites")
     side: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the files, pixels")
-    seconds: Range = Field((40.0, 60.0), description="length of a video at 12 frames a second")
-    pace: float = Field(
-        1.0, ge=0.25, le=10, description="how many times faster than in the clips of motionworld everything moves"
-    )
+    seconds: Range = Field((40.0, 60.0), description="length of a video")
+    pace: float = Field(1.0, ge=0.25, le=10, description="speed relative to the clips of motionworld")
     action_seconds: Range = (1.5, 6.0)
-    background_seconds: Range = Field((1.0, 4.0), description="between actions; the last one takes what is left as well")
-    empty: float = Field(0.05, ge=0, le=1, description="how often a video has no action at all")
+    background_seconds: Range = Field((1.0, 4.0), description="between actions; the last one includes the rest of the video")
+    empty: float = Field(0.05, ge=0, le=1, description="probability that a video has no action")
     train: int = Field(40, ge=1, description="videos")
     validation: int = Field(10, ge=1)
     test: int = Field(20, ge=1)
