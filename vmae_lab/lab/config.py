@@ -199,7 +199,7 @@ def _conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
             yield f"evaluate.sources {unknown} are not among the embedded data's sources {list(world.sources)}"
         else:
             yield f"evaluate.sources {unknown}: list files are evaluated as a whole; leave evaluate.sources out"
-    if world and model and (span := (model.frames - 1) * data.stride + 1) > world.frames:
+    if data and world and model and (span := (model.frames - 1) * data.stride + 1) > world.frames:
         yield (
             f"model.frames {model.frames} with data.stride {data.stride} spans {span} frames; the files have "
             f"{world.frames} (data.motionworld.frames)"
@@ -257,8 +257,8 @@ def _more_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     sections = {}
     for name, field in Recipe.model_fields.items():
         with suppress(ValidationError):
-            adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)
-            sections[name] = adapter.validate_python(tree.get(name, field.default))
+            annotation: Any = field.annotation
+            sections[name] = TypeAdapter(annotation).validate_python(tree.get(name, field.default))
     if "data" not in sections:
         with suppress(ValidationError, KeyError, TypeError):
             sections["data"] = DataSettings(lists=tree["data"]["lists"])
