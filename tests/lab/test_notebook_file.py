@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from vmae_lab.lab.notebook_file import _on_the_command_line, code_state, notebook_file, written_path
+from vmae_lab.lab.notebook_file import _on_command_line, _Parent, code_state, notebook_file, written_path
 
 ASK = "from vmae_lab.lab.notebook_file import notebook_file; print(notebook_file())"
 
@@ -56,8 +55,7 @@ def test_a_servers_word_is_not_inherited(notebook):
 
 def test_the_output_of_nbconvert_is_not_its_input(notebook):
     words = [sys.executable, "-m", "jupyter-nbconvert", "--execute", notebook.name, "--output", "out.ipynb", "--output=o.ipynb"]
-    process = SimpleNamespace(cmdline=lambda: words, cwd=lambda: str(notebook.parent), environ=dict)
-    assert set(_on_the_command_line(process)) == {notebook, Path(notebook.name)}
+    assert set(_on_command_line(_Parent(words, str(notebook.parent)))) == {notebook, Path(notebook.name)}
 
 
 def test_papermill_writes_its_input_into_its_output(notebook):

@@ -1,4 +1,4 @@
-"""Run a notebook by papermill at a scale, and keep the executed notebook and its page next to its report."""
+"""Run a notebook with papermill at a scale. The executed notebook and its HTML page are written next to its report."""
 
 import os
 import re
@@ -28,7 +28,7 @@ PLANNED = re.compile(r"""(?:open_experiment|plan_notebook)\(\s*["'](\w+)["']""")
 def require_papermill() -> None:
     """Raise FileNotFoundError if papermill is not installed."""
     if not find_spec("papermill"):
-        raise FileNotFoundError("notebooks are run by papermill, which is not installed: pip install 'vmae-lab[lab]'")
+        raise FileNotFoundError("running notebooks needs papermill, which is not installed: pip install 'vmae-lab[lab]'")
 
 
 def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
@@ -39,16 +39,19 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     folder = make_folder(report_place(plan, notebook.stem, notebook.absolute()).folder)
     name = folder.name
     executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
-    page.unlink(missing_ok=True)  # else a run that stops would leave its notebook next to another run's page
-    # The kernel's output is printed here, so its progress has the form that fits this process's output.
-    shown = os.environ.get(PROGRESS) or ("terminal" if sys.stdout.isatty() else "lines")
+    page.unlink(missing_ok=True)  # it would be another run's page if this run stops
+    variables = {
+        FILE: str(notebook.absolute()),
+        # The kernel has no terminal: its output is printed by this process.
+        PROGRESS: os.environ.get(PROGRESS) or ("terminal" if sys.stdout.isatty() else "lines"),
+        "COLUMNS": str(shutil.get_terminal_size().columns),
+    }
     try:
-        columns = str(shutil.get_terminal_size().columns)  # the kernel has no terminal to ask
-        with _environment({FILE: str(notebook.absolute()), PROGRESS: shown, "COLUMNS": columns}):
+        with _environment(variables):
             papermill.execute_notebook(
                 notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                coalesce_streams=True,  # the saved notebook holds the last state of a line that updates, not all of them
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else the kernel begins with a warning
+                coalesce_streams=True,  # saves only the last state of a progress line
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # avoids a warning of the kernel
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
@@ -63,39 +66,33 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which a kernel inherits, while the block runs."""
-    before = {name: os.environ.get(name) for name in values}
+    """Set environment variables, which a kernel inherits, inside the block."""
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def move_links(executed: Path, notebook: Path) -> None:
-    """Rewrite relative links in the text of an executed notebook, so that they lead to the same files."""
+    """Rewrite the relative links in the text of an executed notebook for its new folder."""
     import nbformat
 
     def moved(link: re.Match) -> str:
         target = os.path.relpath(notebook.resolve().parent / link[1], executed.resolve().parent)
         return f"]({Path(target).as_posix()})"
 
-    page = nbformat.read(executed, as_version=4)
-    for cell in page.cells:
+    content = nbformat.read(executed, as_version=4)
+    for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = RELATIVE_LINK.sub(moved, cell.source)
-    nbformat.write(page, executed)
+    nbformat.write(content, executed)
 
 
 def notebook_as_html(executed: Path) -> str:
-    """An executed notebook as one HTML page that a browser opens without Jupyter and without a network.
-
-    Widgets, whose code would come from a network, are replaced by their pictures.
-    """
+    """An executed notebook as one HTML page that needs neither Jupyter nor a network: widgets are replaced by pictures."""
     from nbconvert import HTMLExporter
     from nbconvert.utils.base import NbConvertBase
 
@@ -104,7 +101,7 @@ def notebook_as_html(executed: Path) -> str:
 
 
 def checked_parameters(notebook: Path, scale: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Plan]:
-    """The parameters to inject into a notebook, and the plan that it will make. Raises RecipeError and FileNotFoundError."""
+    """The parameters to inject into a notebook, and the plan that they make. Raises RecipeError and FileNotFoundError."""
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
     name = experiment_of(notebook)

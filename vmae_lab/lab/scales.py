@@ -1,4 +1,4 @@
-"""The values of a scale: `params/<scale>.yaml`, or a YAML file by its path."""
+"""Read the values of a scale: `params/<scale>.yaml`, or a YAML file by its path."""
 
 import os
 from collections.abc import Sequence
@@ -12,81 +12,73 @@ from vmae_lab.utils.paths import holds_the_project, how_to_find_it, project_root
 
 INSTALLED_FROM = Path(__file__).parents[2]
 YAML = (".yaml", ".yml")
-READ: dict[str, Path] = {}  # what gave a scale its name, in this process
+FILES_READ: dict[str, Path] = {}  # by the scale's name, in this process
 
 
 def params_folders(notebook: Path | None = None) -> list[Path]:
-    """Where scales are looked for: the project, the checkout of the notebook, and for a chosen project the package's own."""
-    roots = [project_root()]
-    if notebook:
-        roots.append(notebook.absolute().parent.parent)
-    if os.environ.get("VMAE_LAB_PROJECT"):
-        roots.append(INSTALLED_FROM)
-    found = [root / "params" for root in roots if root == project_root() or holds_the_project(root)]
-    return list(dict.fromkeys(found))
+    """The folders of scales: of the project, of the notebook's checkout and, if VMAE_LAB_PROJECT is set, of this package."""
+    project = project_root()
+    others = [notebook.absolute().parent.parent] if notebook else []
+    others += [INSTALLED_FROM] if os.environ.get("VMAE_LAB_PROJECT") else []
+    roots = dict.fromkeys([project, *filter(holds_the_project, others)])
+    return [root / "params" for root in roots]
 
 
 def find_scale(scale: str, folders: Sequence[Path]) -> Path | None:
-    """The file of a scale: `smoke`, `paper/k400`, or a path of a YAML."""
-    named = [Path(scale), project_root() / scale] if scale.endswith(YAML) else [folder / f"{scale}.yaml" for folder in folders]
-    return next((path for path in named if path.is_file()), None)
+    """The file of a scale: `smoke`, `paper/k400`, or the path of a YAML file."""
+    paths = [Path(scale), project_root() / scale] if scale.endswith(YAML) else [folder / f"{scale}.yaml" for folder in folders]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def file_that_names(scale: str, folders: Sequence[Path]) -> Path | None:
-    """The file whose own name is a scale's: in a folder of params/, or what this process has read, such as `my.yaml`."""
-    inside = [path for folder in folders for path in _scales_in(folder) if path.stem == scale]
-    return find_scale(scale, folders) or READ.get(scale) or next(iter(inside), None)
+    """The file that gives a scale its name: one in a folder of params/, or one that this process has read, e.g. `my.yaml`."""
+    same_stem = (path for folder in folders for path in _scales_in(folder) if path.stem == scale)
+    return find_scale(scale, folders) or FILES_READ.get(scale) or next(same_stem, None)
 
 
 def read_scale(scale: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """The values of a scale, scalars as they are written. Its own name is the file's if it gives none. Raises RecipeError."""
+    """The values of a scale, with scalars as text. `scale` is the file's name if the file has no such key. Raises RecipeError.
+
+    A file with `base: FILE` has the values of that file, and its `override` changes some of them.
+    """
     file = find_scale(scale, folders)
     if file is None:
-        known = {folder: names_in(folder) for folder in folders}
+        known = {
+            folder: [path.relative_to(folder).with_suffix("").as_posix() for path in _scales_in(folder)] for folder in folders
+        }
         nearest = next((folder for folder in folders if known[folder]), folders[0] if folders else Path())
         missing = scale if scale.endswith(YAML) else nearest / f"{scale}.yaml"
         scales = "; ".join(f"scales in {folder}: {', '.join(names) or 'none'}" for folder, names in known.items())
-        raise RecipeError(
-            f"there is no parameter file {missing}; {scales}{how_to_find_it() if not any(known.values()) else ''}"
-        )
-    values = _values_in(file)
-    values = {"scale": file.stem, **values}
-    READ[values["scale"]] = file
+        remedy = "" if any(known.values()) else how_to_find_it()
+        raise RecipeError(f"there is no parameter file {missing}; {scales}{remedy}")
+    values = {"scale": file.stem, **_read_mapping(file)}
+    if "base" in values:
+        base, override = file.parent / str(values.pop("base")), values.pop("override", None) or {}
+        if not base.is_file():
+            raise RecipeError(f"{file}: there is no base {base}; give its name relative to {file.parent}")
+        if extra := sorted({*values} - {"scale"}):
+            raise RecipeError(
+                f"{file}: next to base, only scale and override are accepted; move to override: {', '.join(extra)}"
+            )
+        inherited = _read_mapping(base)
+        if "base" in inherited:
+            raise RecipeError(f"{file}: its base {base} has a base itself; name that one, with all values in override")
+        values = inherited | values | {"override": {**(inherited.get("override") or {}), **override}}
+    FILES_READ[values["scale"]] = file
     return values
 
 
-def _values_in(file: Path) -> dict[str, Any]:
-    """The values of a file; with `base: FILE` those of that file, of which `override` changes some."""
-    values = _mapping_in(file)
-    if "base" not in values:
-        return values
-    base, override = file.parent / str(values.pop("base")), values.pop("override", None) or {}
-    if not base.is_file():
-        raise RecipeError(f"{file}: base {base} is not there; give its name relative to {file.parent}")
-    if strange := sorted({*values} - {"scale"}):
-        raise RecipeError(f"{file}: next to base, only scale and override are accepted; move to override: {', '.join(strange)}")
-    inherited = _mapping_in(base)
-    if "base" in inherited:
-        raise RecipeError(f"{file}: its base {base} has a base itself; name that one, with all values in override")
-    inherited.pop("scale", None)
-    return inherited | values | {"override": {**(inherited.get("override") or {}), **override}}
-
-
-def _mapping_in(file: Path) -> dict[str, Any]:
+def _read_mapping(file: Path) -> dict[str, Any]:
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{file} is not valid YAML: {error}. Text that begins with * or & needs quotes") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{file} holds no parameters: name: value lines were expected")
+        raise RecipeError(f"{file} has no parameters: lines `name: value` are expected")
     return values
 
 
-def names_in(folder: Path) -> list[str]:
-    """What the scales of a folder are called: `smoke`, `paper/k400`."""
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in _scales_in(folder)]
-
-
 def _scales_in(folder: Path) -> list[Path]:
+    """The files of a folder's scales, those of the folder itself first."""
     files = [path for path in folder.rglob("*.yaml") if path.parent.name != "accelerate"]
     return sorted(files, key=lambda path: (len(path.parts), path))

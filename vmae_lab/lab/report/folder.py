@@ -1,4 +1,4 @@
-"""Where a report is written: a folder for each notebook file and settings, so that none replaces one of another run."""
+"""The folder of a report: one for each notebook file and settings, so that no report replaces one of another run."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,14 @@ from vmae_lab.utils.atomic_io import fingerprint, read_json
 from vmae_lab.utils.paths import project_root, report_folder
 
 VARIANT = "-variant"
-NOT_RESULTS = {"compute", "scale"}  # parts of a recipe that change no result
 
 
 @dataclass(frozen=True)
 class ReportPlace:
-    """A report's folder. `changed`: settings that differ from the scale's; `replaced`: the manifest of the report there;
-    `kept`: why reports in nearer folders stay.
+    """A report's folder.
+
+    `changed`: settings that differ from the scale's; `replaced`: manifest of the report that is in the folder; `kept`: why
+    other folders could not be used.
     """
 
     folder: Path
@@ -32,7 +33,7 @@ class ReportPlace:
 
     @property
     def words(self) -> str:
-        """What writing there does to the reports that there are."""
+        """Which report is new or replaced, and which ones stay."""
         kept = "".join(f"; {reason}, and stays" for reason in self.kept)
         if self.replaced is None:
             return f"new report: {_short(self.folder)}{kept}"
@@ -43,102 +44,100 @@ class ReportPlace:
 def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
     """The folder of a plan's report: `reports/<scale>/<notebook>/` if the settings are the scale's.
 
-    Other settings have `reports/<scale>-variant-<digits>/`. So has a run whose folder holds a report of other settings, since
-    `params/<scale>.yaml` was changed. A notebook of the same name in another folder gets digits behind its name.
+    With other settings, or if that folder has a report of other settings because `params/<scale>.yaml` was changed, it is
+    `reports/<scale>-variant-<digits>/<notebook>/`. A notebook of the same name in another folder gets digits after its name.
     """
     scale, path = plan.recipe.scale, written_path(file) if file else None
-    mine, standard = decisive(plan.name, plan.recipe), _standard(plan, file)
-    same_as_scale = standard is None or decisive(plan.name, standard) == mine
-    changed = {} if standard is None or same_as_scale else _differences(_results(plan.recipe), _results(standard))
-    whole = [_results(plan.recipe), sorted(stage.key for stage in plan.stages)]
-    scales = [f"{scale}{VARIANT}-{_digits(one)}" for one in (changed, whole)]
-    if same_as_scale:
-        scales[0] = scale
+    own, standard = _identity(plan.name, plan.recipe), _scale_recipe(plan, file)
+    as_scale = standard is None or _identity(plan.name, standard) == own
+    changed = {} if standard is None or as_scale else _differences(_settings(plan.recipe), _settings(standard))
+    everything = [_settings(plan.recipe), sorted(stage.key for stage in plan.stages)]
+    scales = [scale if as_scale else f"{scale}{VARIANT}-{_digits(changed)}", f"{scale}{VARIANT}-{_digits(everything)}"]
     names = [notebook, f"{notebook}-{_digits(path)}"]
-    if path not in (None, f"notebooks/{notebook}.ipynb") and (project_root() / f"notebooks/{notebook}.ipynb").is_file():
-        del names[0]
+    original = f"notebooks/{notebook}.ipynb"
+    if path not in (None, original) and (project_root() / original).is_file():
+        del names[0]  # the name is the original's, even if that has no report yet
     kept: list[str] = []
-    for one_scale in scales:
+    for scale_name in scales:
         for name in names:
-            folder = report_folder(one_scale, name)
-            made = _manifest(folder)
-            if made is None:
-                return ReportPlace(folder, changed, None, tuple(kept))
-            maker = made.get("notebook_file", f"notebooks/{name}.ipynb")
+            folder = report_folder(scale_name, name)
+            manifest = _read_manifest(folder)
+            maker = manifest.get("notebook_file", f"notebooks/{name}.ipynb") if manifest is not None else path
             if maker != path:
                 kept.append(f"{_short(folder)} was made by {maker or 'another notebook'}")
-                continue
-            if _same_results(made, name, mine, plan):
-                return ReportPlace(folder, changed, made, tuple(kept))
-            kept.append(f"{_short(folder)} was made with other settings")
-            break
-    raise FileExistsError(f"{folder} holds a report of other settings: move it away")
+            elif manifest is None or _same_results(manifest, name, own, plan):
+                return ReportPlace(folder, changed, manifest, tuple(kept))
+            else:
+                kept.append(f"{_short(folder)} was made with other settings")
+                break
+    raise FileExistsError(f"{folder} has a report of other settings: move it away")
 
 
-def _same_results(made: Mapping[str, Any], name: str, mine: Any, plan: Plan) -> bool:
-    """Whether a report was made with the settings of a plan, and of the same videos.
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except (ValueError, OSError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
 
-    The settings are compared as this code names their stages, so a report stays the same one after a change of the code. A list
-    may have other videos since, or a relative root may be another folder, so then the names in the manifest count.
+
+def _same_results(manifest: Mapping[str, Any], name: str, own: Any, plan: Plan) -> bool:
+    """Whether a report was made with the settings of a plan, and from the same videos.
+
+    Settings are compared by the stage keys that this code gives them, so a change of the code makes no difference. With lists,
+    the keys in the manifest must be equal too: a list may have other videos by now, and a relative root may be another folder.
     """
-    if decisive(made.get("experiment", name), made.get("recipe")) != mine:
+    if _identity(manifest.get("experiment", name), manifest.get("recipe")) != own:
         return False
-    return not plan.recipe.data.lists or set(made.get("stages", ())) == {stage.key for stage in plan.stages}
+    return not plan.recipe.data.lists or set(manifest.get("stages", ())) == {stage.key for stage in plan.stages}
 
 
-def decisive(name: str, recipe: Recipe | Any) -> Any:
-    """What decides a notebook's results: arms, seeds, margin, and the keys of its stages as this code and machine name them."""
+def _identity(experiment: str, recipe: Any) -> Any:
+    """What decides a notebook's results: arms, seeds, margin, and the stage keys that this code and machine give its recipe."""
     try:
         recipe = Recipe.model_validate(recipe)
-        if name not in EXPERIMENTS:
-            return name, _results(recipe)
-        plan = plan_notebook(name, recipe)
+        if experiment not in EXPERIMENTS:
+            return experiment, _settings(recipe)
+        plan = plan_notebook(experiment, recipe)
         keys = sorted(stage.key for stage in plan.stages)
-    except (ValueError, OSError):  # a recipe of another version, or lists that are gone
+    except (ValueError, OSError):  # a recipe of another version, or lists that no longer exist
         return None
-    return name, plan.recipe.arms, plan.recipe.seeds, plan.recipe.measure, plan.recipe.evaluate.margin, keys
+    return experiment, plan.recipe.arms, plan.recipe.seeds, plan.recipe.measure, plan.recipe.evaluate.margin, keys
 
 
-def _standard(plan: Plan, file: Path | None) -> Recipe | None:
-    """The recipe of the scale as it is, with all arms of the notebook; None if no file of params/ has a valid one."""
-    folders = params_folders(file)
+def _scale_recipe(plan: Plan, file: Path | None) -> Recipe | None:
+    """The recipe of the scale without changes, with all arms of the notebook. None if no parameter file has a valid one."""
+    folders, experiment = params_folders(file), EXPERIMENTS.get(plan.name)
     scale = file_that_names(plan.recipe.scale, folders)
-    if plan.name not in EXPERIMENTS or not scale:
+    if experiment is None or scale is None:
         return None
-    book = EXPERIMENTS[plan.name]
     try:
-        with redirect_stdout(io.StringIO()):  # what is fitted to a template's own lists says nothing about this run
-            recipe = build_recipe({}, book.arms, {"arms": list(book.arms), **read_scale(str(scale), folders)})
+        with redirect_stdout(io.StringIO()):  # hides what follows from the scale's own lists
+            base = {"arms": list(experiment.arms), **read_scale(str(scale), folders)}
+            recipe = build_recipe({}, experiment.arms, base)
     except RecipeError:
         return None
-    return recipe.with_overrides({"seeds": recipe.seeds[:1]}) if book.one_seed else recipe
+    return recipe.with_overrides({"seeds": recipe.seeds[:1]}) if experiment.one_seed else recipe
 
 
-def _results(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude=NOT_RESULTS)
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that can change a result."""
+    return recipe.model_dump(mode="json", exclude={"compute", "scale"})
 
 
 def _differences(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a tree that another one has not, by dotted name; None for what only the other one has."""
-    ours, theirs = dict(_leaves(tree)), dict(_leaves(other))
-    changed = {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value}
-    return changed | {name: None for name in theirs if name not in ours}
+    """The values of `tree` that `other` does not have, by dotted name; None for names that only `other` has."""
+    values, others = dict(_leaves(tree)), dict(_leaves(other))
+    changed = {name: value for name, value in values.items() if name not in others or others[name] != value}
+    return changed | {name: None for name in others if name not in values}
 
 
-def _leaves(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{where}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{where}{name}", value
-
-
-def _manifest(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        made = read_json(folder / "manifest.json")
-    except (ValueError, OSError):
-        return None
-    return made if isinstance(made, dict) else None
+            yield f"{prefix}{name}", value
 
 
 def _short(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What code, machine and versions a result comes from."""
+"""The code, machine and package versions that a result was made with."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "decord", "av", "numpy
 
 
 def provenance() -> dict[str, Any]:
-    """Date, code version, device and the versions of what computes the numbers."""
+    """Date, code version, device, and the versions of Python and of the packages that compute the numbers."""
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **_machine()}
 
 
@@ -37,28 +37,26 @@ def _installed(name: str) -> str:
 
 
 def _code_version() -> str:
-    """The commit that runs, marked where files were changed since; the package's version outside a checkout."""
-    here = Path(__file__).parent
+    """The commit, marked if files of the package were changed since. The package's version outside a checkout."""
+    file = Path(__file__)
     try:
-        git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # else the checkout around is another project's
-        commit = git(here, "rev-parse", "--short=12", "HEAD")
-        changed = git(here, "status", "--porcelain", "--", ":/vmae_lab")
+        git(file.parent, "ls-files", "--error-unmatch", file.name)  # fails if the checkout around is another project's
+        commit = git(file.parent, "rev-parse", "--short=12", "HEAD")
+        changed = git(file.parent, "status", "--porcelain", "--", ":/vmae_lab")
     except (OSError, subprocess.CalledProcessError):
         return f"vmae-lab {version('vmae-lab')}"
     return commit + (" with local changes" if changed else "")
 
 
-def git(folder: Path, *words: str) -> str:
-    """What git prints in a folder. Raises CalledProcessError, or OSError without git."""
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def git(folder: Path, *arguments: str) -> str:
+    """The output of a git command in a folder. Raises CalledProcessError, or OSError without git."""
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:
     """The processor's name, and how many of its cores this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
+    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = names[0] if names else name
+        models = (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        name = next(models, name)
     return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
