@@ -16,7 +16,7 @@ from vmae_lab.cli import main
 ROOT = Path(__file__).parents[2]
 NAME = "00_dual_masking_tour"
 REPORT = f"""
-rows = plan.run(store, cost.work_of(plan))
+rows = plan.run(store, estimate.work_of(plan))
 page = report.Report("{NAME}", recipe.scale, "A tour", "What do masks keep?")
 page.results(rows)
 print("report:", page.close(plan, store))
