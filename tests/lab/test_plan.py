@@ -136,7 +136,7 @@ def five_waves(smoke, tmp_path):
 def test_more_labels_than_a_list_has_are_told_before_anything_runs(five_waves, name):
     plan_notebook("ablation_decoder_mask", build_recipe(five_waves))
     more = build_recipe({**five_waves, "override": {f"evaluate.{name}": 12}})
-    told = f"^evaluate.{name} 12 are 6 videos a class, and class 'wave' of data.lists.train has 5: set it to 10 at most, or"
+    told = f"^evaluate.{name} 12 are 6 videos per class, and class 'wave' of data.lists.train has 5: set it to 10 at most, or"
     with pytest.raises(RecipeError, match=told):
         plan_notebook("ablation_decoder_mask", more)
     plan_ablation("pretrain", more, DECODER_MASKS, lambda recipe, arm, encoder, seed: {"pretrain": encoder})  # draws none
