@@ -44,7 +44,7 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
         of_class = torch.full((len(names),), -1, dtype=torch.int64, device=best.device)
         of_class[codes[best]] = best
         rival = of_class[codes]
-        decay = torch.exp(-(_overlap(segments, segments[rival]) ** 2) / settings.sigma)
+        decay = torch.exp(-(overlap(segments, segments[rival]) ** 2) / settings.sigma)
         left = torch.where(rival >= 0, left * decay, left)
         left[best] = -1.0
     if not taken:
@@ -58,12 +58,7 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
     return ends, kept_scores, labels[index]
 
 
-def overlaps(segments: Tensor, others: Tensor) -> Tensor:
-    """IoU of each of `(n, 2)` with each of `(m, 2)`: `(n, m)`."""
-    return _overlap(segments[:, None], others)
-
-
-def _overlap(one: Tensor, other: Tensor) -> Tensor:
+def overlap(one: Tensor, other: Tensor) -> Tensor:
     """IoU of segments `(..., 2)`, broadcast; 0 for segments without length."""
     inner = (torch.minimum(one[..., 1], other[..., 1]) - torch.maximum(one[..., 0], other[..., 0])).clamp(min=0)
     union = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0]) - inner
@@ -86,7 +81,7 @@ def _voted(ends: Tensor, classes: Tensor, segments: Tensor, scores: Tensor, labe
     """
     parts = []
     for some, kinds in zip(ends.split(16), classes.split(16), strict=True):
-        shared = overlaps(some, segments)
+        shared = overlap(some[:, None], segments)
         weights = ((shared >= least) & (kinds[:, None] == labels)) * scores * shared
         parts.append(weights @ segments / weights.sum(1, keepdim=True))
     return torch.cat(parts)

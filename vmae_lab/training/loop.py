@@ -16,20 +16,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from vmae_lab.training import distributed
 from vmae_lab.training.checkpoint import Checkpoints, UnreadableCheckpoint, alone_in, drop_kept_weights, keep_weights
 from vmae_lab.training.dataloader import Batch, TaskDataset, data_loader, split_batch
-from vmae_lab.training.distributed import (
-    accelerator_for,
-    device_name,
-    full_state_dict,
-    gathered_weights,
-    load_full_state_dict,
-    load_full_weights,
-    prepare,
-    rows_of_process,
-    unwrapped,
-    weights_are_finite,
-)  # fmt: skip
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
@@ -106,7 +95,7 @@ def train(
     SIGTERM arrives.
     """
     with seeded(task.seed, "initial weights"), stop_requests() as stop_requested:
-        accelerator = accelerator_for(task.settings)
+        accelerator = distributed.accelerator_for(task.settings)
         main, on_gpu = accelerator.is_main_process, accelerator.device.type == "cuda"
         if main:
             make_folder(folder)
@@ -116,32 +105,27 @@ def train(
         with alone_in(folder) if main else nullcontext(), bar:
             trainer = Trainer(task, folder, compute, accelerator, keep)
             trainer.resume()
+            trainer.note_start(to_console=progress)
             trainer.fit(bar, stop_requested)
             peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
             model = trainer.full_model()
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     return Trained(
-        model, trainer.seconds_per_step, trainer.steps_run, device_name(accelerator.device),
-        "bf16" if accelerator.mixed_precision == "bf16" else "fp32", peak, accelerator.num_processes, trainer.state.rolled_back,
+        model, trainer.seconds_per_step, trainer.steps_run, distributed.device_name(accelerator.device), precision, peak,
+        processes=accelerator.num_processes, rolled_back=trainer.state.rolled_back,
     )  # fmt: skip
 
 
 class Trainer(Generic[Model]):
     """One training run: the model and optimiser on their devices, the state, and the files in its folder."""
 
-    def __init__(
-        self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int]
-    ):  # fmt: skip
-        self.task, self.settings, self.folder, self.compute, self.accelerator = (
-            task,
-            task.settings,
-            folder,
-            compute,
-            accelerator,
-        )
-        self.rows = rows_of_process(accelerator, task.settings)
-        self.model, self.optimizer = prepare(accelerator, task.build(), task.settings, compute)
+    def __init__(self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int]):
+        self.task, self.settings, self.folder, self.compute = task, task.settings, folder, compute
+        self.accelerator = accelerator
+        self.rows = distributed.rows_of_process(accelerator, task.settings)
+        self.model, self.optimizer = distributed.prepare(accelerator, task.build(), task.settings, compute)
         self.parameters = list(self.model.parameters())
-        self.average = ModelEmaV3(unwrapped(self.model), task.settings.ema) if task.settings.ema else None
+        self.average = ModelEmaV3(distributed.unwrapped(self.model), task.settings.ema) if task.settings.ema else None
         self.state, self.keep = TrainState(), keep
         self.checkpoints, self.roll_back_checkpoints = Checkpoints(folder), Checkpoints(folder, "turning_point")
         self.losses: list[Tensor] = []  # of the last steps; they stay on the device until they are checked
@@ -153,7 +137,6 @@ class Trainer(Generic[Model]):
         steps, compute = self.settings.steps, self.compute
         log_every = min(compute.log_every, steps // 20 or compute.log_every)  # a short training gets twenty lines too
         roll_back_every = self.settings.divergence.roll_back or steps
-        self._note_start(to_console=not bar.disable)
         bar.initial = bar.n = self.state.step
         self.model.train()
         started = time.perf_counter()
@@ -234,7 +217,7 @@ class Trainer(Generic[Model]):
             accelerator.clip_grad_norm_(self.parameters, settings.clip_grad)
         self.optimizer.step()
         if self.average:
-            self.average.update(unwrapped(self.model))
+            self.average.update(distributed.unwrapped(self.model))
         self.optimizer.zero_grad()
         return total, bool(stop)
 
@@ -256,7 +239,7 @@ class Trainer(Generic[Model]):
         if self.average:
             model.load_state_dict(self.average.module.state_dict())
         if isinstance(model, FSDPModule):
-            weights = gathered_weights(model)
+            weights = distributed.gathered_weights(model)
             model = self.task.build().to(self.accelerator.device)
             model.load_state_dict(weights)
         return model
@@ -274,7 +257,7 @@ class Trainer(Generic[Model]):
         self._open_log()
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        state = full_state_dict(self.model, self.optimizer)
+        state = distributed.full_state_dict(self.model, self.optimizer)
         if self.accelerator.is_main_process:
             average = {"average": self.average.module.state_dict()} if self.average else {}
             checkpoints.save({**state, **average, **vars(self.state)})
@@ -290,15 +273,15 @@ class Trainer(Generic[Model]):
         [state] = broadcast_object_list([{name: found[name] for name in names} if found else None])
         if state is None:
             return False
-        load_full_state_dict(self.accelerator, self.model, self.optimizer, found)
+        distributed.load_full_state_dict(self.accelerator, self.model, self.optimizer, found)
         if self.average:
-            load_full_weights(self.accelerator, self.average.module, found.get("average", {}))
+            distributed.load_full_weights(self.accelerator, self.average.module, found.get("average", {}))
         self.state = TrainState(**state)
         return True
 
     def _first_bad(self) -> Bad | None:
         """Fetch the last steps' losses from all processes. Returns the first step whose loss or weights are bad."""
-        values = torch.stack([*self.losses, (~weights_are_finite(self.model)).float()])
+        values = torch.stack([*self.losses, (~distributed.weights_are_finite(self.model)).float()])
         *losses, broken = self.accelerator.reduce(values, reduction="mean").tolist()
         self.losses.clear()
         self.state.window += losses
@@ -354,13 +337,13 @@ class Trainer(Generic[Model]):
             self.log.write(state.step, {"loss": mean, "lr": self.settings.lr_at(state.step - 1)}, self.seconds_per_step)
         state.window = []
 
-    def _note_start(self, to_console: bool) -> None:
+    def note_start(self, to_console: bool) -> None:
         """Note in run.log on what the run starts, from which step, with which batch and learning rate."""
         accelerator, settings = self.accelerator, self.settings
         sharing = "sharded (FSDP2)" if isinstance(self.model, FSDPModule) else accelerator.distributed_type.value
         text = (
             f"from step {self.state.step} of {settings.steps} on {accelerator.num_processes} x "
-            f"{device_name(accelerator.device)}, {sharing}, {accelerator.mixed_precision} mixed precision: "
+            f"{distributed.device_name(accelerator.device)}, {sharing}, {accelerator.mixed_precision} mixed precision: "
             f"{settings.batch_size} clips per step = {accelerator.num_processes} processes x {settings.accumulation} "
             f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}"
         )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 STOPPED = 128 + signal.SIGTERM  # the exit status that shells and Slurm expect
@@ -15,11 +15,8 @@ STOPPED = 128 + signal.SIGTERM  # the exit status that shells and Slurm expect
 class Stopped(SystemExit):
     """A run that was asked to stop and has saved a checkpoint."""
 
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Stopped, ()
+    def __init__(self, status: int = STOPPED) -> None:  # with a parameter it can be pickled
+        super().__init__(status)
 
 
 class _StopRequested(BaseException):
