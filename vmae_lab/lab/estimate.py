@@ -152,6 +152,7 @@ class PlanCost:
     rate: float
     jobs: int
     part_minutes: Mapping[str, float]
+    data: DataWork
 
     @property
     def minutes(self) -> float:
@@ -175,7 +176,8 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
     """A plan's parts line by line: stages, optimiser steps, multiply-accumulates and minutes on an H200. Nothing is run."""
     compute, machine = plan.recipe.compute, H200
     lines = [f"{plan.name} at scale '{plan.recipe.scale}': {len(plan.possible)} arms x {len(plan.recipe.seeds)} seeds"]
-    cost, data = _plan_cost(plan, store, machine, machine.training)
+    cost = _plan_cost(plan, store, machine)
+    data = cost.data
     if plan.recipe.data.motionworld is not None:
         lines.append(
             f"{'data':>10}: {data.clips:,d} files to write and decode, {duration(data.cpu_s / 60)} of one of this machine's "
@@ -202,10 +204,10 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
 
 def plan_cost(plan: Plan, store: RunStore, rate: float) -> PlanCost:
     """What is left of a plan, and how long it takes on this device. A running stage keeps its optimiser's two moments."""
-    return _plan_cost(plan, store, this_machine(rate), rate)[0]
+    return _plan_cost(plan, store, this_machine(rate))
 
 
-def _plan_cost(plan: Plan, store: RunStore, machine: Machine, rate: float) -> tuple[PlanCost, DataWork]:
+def _plan_cost(plan: Plan, store: RunStore, machine: Machine) -> PlanCost:
     stages, compute = plan.stages, plan.recipe.compute
     todo = [stage for stage in stages if not store.finished(stage)]
     data, sizes = data_work(plan.recipe, todo), [stage.disk_bytes for stage in todo]
@@ -215,7 +217,7 @@ def _plan_cost(plan: Plan, store: RunStore, machine: Machine, rate: float) -> tu
     for kind, group in _by_kind(todo).items():
         minutes[kind] = machine.wall_seconds([stage.work for stage in group], compute) / 60
     macs = sum(stage.macs for stage in todo)
-    return PlanCost(kinds, kinds - left, macs, disk, rate, compute.jobs, minutes), data
+    return PlanCost(kinds, kinds - left, macs, disk, machine.training, compute.jobs, minutes, data)
 
 
 def stage_table(plan: Plan) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A stage started in several processes, from a notebook, by accelerate's launcher."""
+"""Start a stage in several processes, with accelerate's launcher."""
 
 import os
 import signal
@@ -20,11 +20,11 @@ from vmae_lab.utils.processes import ProcessLost
 from vmae_lab.utils.progress import VARIABLE, Progress
 
 SPECIFICATION, LAUNCHED = "launch.json", "vmae_lab.lab.worker"
-GRACE = "300"  # seconds that the launcher lets a step and a checkpoint take; its own choice, 30, is short for large models
+GRACE = "300"  # seconds for a step and a checkpoint after a stop request; accelerate's default of 30 is short for large models
 
 
 def accelerate_config(name: str) -> Path:
-    """The accelerate configuration of that name in params/accelerate/, or at that path. Raises FileNotFoundError."""
+    """The path of an accelerate configuration, by its name in params/accelerate/ or its path. Raises FileNotFoundError."""
     folder = project_root() / "params" / "accelerate"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
@@ -67,9 +67,9 @@ def launch(stage: Stage, folder: Path, compute: Compute, progress: bool) -> None
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen]:
-    """A started command, which ends with the block: it is asked to stop, once, and waited for.
+    """Run a command during the block, then send it SIGTERM once and wait.
 
-    If this process is killed, the end of the pipe that is their standard input tells the command's processes (`launched`).
+    If this process is killed, the command's processes see that their standard input, a pipe, is closed (see worker.py).
     """
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ, VARIABLE: "off"}
     with subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE) as process:
@@ -77,5 +77,5 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen]:
             yield process
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)  # the group: of one process a launcher does not pass the signal on
+                os.killpg(process.pid, signal.SIGTERM)  # the group: for one process the launcher does not forward it
                 process.wait()

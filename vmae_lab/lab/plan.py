@@ -1,4 +1,4 @@
-"""Arms x seeds: the plan's stages, and the tidy table of their results."""
+"""Arms x seeds: the stages of a plan, and the tidy table of their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,8 +60,8 @@ class Arm:
 class Cell:
     """One arm at one seed: the stages whose results make its rows.
 
-    `encoder` is the pre-training, or the untrained model. `measures` are named by what they measure, with `@place` where
-    the same is measured in several places: the metrics of `probe@unseen` are told as `ridge@unseen`.
+    `encoder` is the pre-training, or the untrained model. `measures` are named by what they measure, with `@place` if the same
+    is measured in several places: the metric `ridge` of `probe@unseen` becomes `ridge@unseen` in the table.
     """
 
     arm: str
@@ -112,9 +112,9 @@ class Plan:
         return self.cell(arm, self.recipe.seeds[0])
 
     def check_lists(self, costed: bool = False) -> None:
-        """Raise RecipeError with all that is wrong with the recipe's lists, also that they are not there, one line each.
+        """Raise RecipeError with all problems of the recipe's lists, one line each; a missing list is one.
 
-        `costed`: lists that are not there yet will do if their classes need not be counted.
+        `costed`: for an estimate, a list may be missing if its classes need not be counted.
         """
         data = self.recipe.data
         ahead = costed and bool((data.lists and data.lists.classes) or not data.labelled)
@@ -158,9 +158,9 @@ def plan_ablation(
     controls: bool = False,
     skip_impossible: bool = False,
 ) -> Plan:
-    """Every arm at every seed. An arm that is impossible is refused here, or with `skip_impossible` left out and reported.
+    """Every arm at every seed. An impossible arm raises; with `skip_impossible` it is left out and reported.
 
-    Raises RecipeError with all that is impossible, one line each: in the arms, and in the lists that the stages read.
+    Raises RecipeError with all problems of the arms and of the lists that the stages read, one line each.
     """
     cells, impossible = [], {}
     for arm in recipe.arms:
@@ -177,9 +177,9 @@ def plan_ablation(
         problems = reasons
     elif impossible and not any(arms[cell.arm].pretrained for cell in cells):
         problems = [f"{name}: no arm with pre-training is possible, so there is nothing to compare", *reasons]
-    # The controls prove the embedded data; of list files there is nothing to prove.
-    proved = controls_stage(recipe) if controls and recipe.data.motionworld else None
-    plan = Plan(name, recipe, arms, cells, proved, impossible, _control_cells(recipe, arms, cells) if controls else [])
+    # Single frames and raw pixels are a check of the embedded data only.
+    pixels = controls_stage(recipe) if controls and recipe.data.motionworld else None
+    plan = Plan(name, recipe, arms, cells, pixels, impossible, _control_cells(recipe, arms, cells) if controls else [])
     if problems := [*problems, *_list_problems(plan, ahead=True)]:
         raise RecipeError("\n".join(problems))
     for note in _list_notes(plan):
@@ -188,12 +188,10 @@ def plan_ablation(
 
 
 def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -> list[Cell]:
-    """The recipe's controls, of the first arm that is pre-trained, at every seed."""
+    """The recipe's controls of the first pre-trained arm, at every seed."""
     pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
     controls = []
-    for cell in pretrained:
-        if cell.arm != pretrained[0].arm:
-            continue
+    for cell in (cell for cell in pretrained if cell.arm == pretrained[0].arm):
         for name in dict.fromkeys(recipe.evaluate.controls):
             if name == "other_clip":
                 varied = cell.recipe.with_overrides({"pretrain.target_from": "other_clip", "pretrain.keep_at": []})
@@ -214,7 +212,7 @@ def _splits_read(plan: Plan) -> list[str]:
 
 
 def _list_problems(plan: Plan, ahead: bool) -> list[str]:
-    """What the stages need of the recipe's lists and cannot have: reported before pre-training, not after."""
+    """What the stages need from the recipe's lists and the lists do not have. It is reported before any training."""
     lists = plan.recipe.data.lists
     if lists is None:
         return []

@@ -1,4 +1,4 @@
-"""The run store: one folder a stage, named by what it is. Finished work is reused, killed work resumed, others wait."""
+"""The run store: one folder per stage, named by its key. It reuses finished stages, resumes killed ones, waits for others."""
 
 import shutil
 import time
@@ -28,7 +28,7 @@ RESULT = "result.json"
 
 
 class RunStore:
-    """Folders `<root>/<stage key>/`; a stage is finished when its `result.json` stands there, which is written last."""
+    """Folders `<root>/<stage key>/`. A stage is finished when its folder has `result.json`, which is written last."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -43,7 +43,7 @@ class RunStore:
         return read_json(self.folder(stage) / RESULT)
 
     def progress(self, stage: Stage) -> float:
-        """Part of a stage that is done, 0 to 1, from its log."""
+        """How much of a stage is done, from 0 to 1, by its log."""
         if self.finished(stage):
             return 1.0
         return latest_step(self.folder(stage)) / stage.steps if stage.steps else 0.0
@@ -64,8 +64,8 @@ class RunStore:
     def complete_all(self, stages: Iterable[Stage], compute: Compute, work: Mapping[str, float]) -> None:
         """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
 
-        `work` weighs the stages (by key) for the bar and its time to go. A stage that fails stops the rest: what was
-        finished stays, what was running resumes the next time.
+        `work` has the stages' weights in the bar, by key. A stage that fails stops the rest: finished stages stay, and running
+        ones resume the next time.
         """
         order = in_order(stages)
         todo = [stage for stage in order if not self.finished(stage)]
@@ -131,13 +131,15 @@ class RunStore:
 
     @contextmanager
     def _lock(self, stage: Stage, what: str = "", wait: bool = True) -> Iterator[None]:
-        """Hold the stage's lock, which ends with its holder. Raises FolderInUse where not to `wait` for another's."""
+        """Hold the stage's lock, which is released when its holder dies. Raises FolderInUse if it is taken and not `wait`."""
         lock = FileLock(self.root / f".{stage.key}{what}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             if not wait:
-                raise FolderInUse(f"another process is working on {self.folder(stage)}: start again when it is done") from None
+                raise FolderInUse(
+                    f"another process is working on {self.folder(stage)}: start again when it has finished"
+                ) from None
             print(f"another process is working on {stage.key}; waiting for its result", flush=True)
             lock.acquire()
         try:
@@ -163,7 +165,7 @@ def _complete(root: Path, stage: Stage, compute: Compute) -> None:
 
 
 def _raise_with_name(future: Future, stage: Stage) -> None:
-    """A stage's own error, with the stage's name; a worker that was killed gives none of its own."""
+    """Raise a stage's own error with the stage's name; for a worker that was killed, ProcessLost."""
     try:
         future.result()
     except BrokenProcessPool as error:
@@ -177,16 +179,16 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
 
 
 class _StageBar(Progress):
-    """Progress over many stages, in parts of their predicted work."""
+    """Progress over many stages, weighted by their predicted work."""
 
     def __init__(self, store: RunStore, todo: list[Stage], work: Mapping[str, float]):
         total = sum(work[stage.key] for stage in todo)
-        if not total:  # nothing that is counted: all weigh the same
+        if not total:  # nothing is counted: equal weights
             work, total = {stage.key: 1.0 for stage in todo}, len(todo)
         self.store, self.todo, self.work = store, todo, work
         super().__init__(
             total=total,
-            smoothing=0,  # the average so far: stages end in bursts, on which a recent rate would jump
+            smoothing=0,  # the average so far: stages end in bursts, so a recent rate would jump
             disable=not process_state().is_main_process,
             bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} so far, {remaining} to go{postfix}",
         )

@@ -1,4 +1,4 @@
-"""Entry point of the processes that `together.launch` starts: each completes the stage that a JSON file describes."""
+"""Entry point of the processes that launcher.py starts: runs the stage described in a JSON file."""
 
 import os
 import select
@@ -11,13 +11,13 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.utils.atomic_io import read_json
 from vmae_lab.utils.processes import end_when
 
-GRACE_S = 5.0  # that a step and a checkpoint may take when the process that asked for them, or the launcher, is killed
+GRACE_S = 5.0  # for a step and a checkpoint when the process that started the launcher, or the launcher itself, is killed
 
 
 def main(specification: Path) -> None:
-    """Complete the stage that a file in its folder describes, with the settings in that file."""
+    """Run the stage that a file in its folder describes, with the compute settings in that file."""
     launcher = os.getppid()
-    # The standard input is a pipe from the process that asked for the stage. Nothing is written to it, so it only ends.
+    # The standard input is a pipe from the process that started the launcher. Nothing is written to it: readable means closed.
     end_when(lambda: os.getppid() != launcher or bool(select.select([sys.stdin], [], [], 0)[0]), GRACE_S)
     given = read_json(specification)
     store = RunStore(specification.parent.parent)

@@ -6,7 +6,7 @@ An evaluation may leave out videos that cannot be read if the recipe says so; a 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,22 +24,14 @@ from vmae_lab.training.settings import Compute
 Opened = TypeVar("Opened")
 
 
-class _Content(Protocol):
-    """Settings of a data set, embedded or listed."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def model_dump_json(self) -> str: ...
-
-
-def _open(opener: Callable[..., Opened], settings: _Content, *arguments: Any) -> Opened:
+def _open(opener: Callable[..., Opened], settings: Any, *arguments: Any) -> Opened:
     """A data set, opened once per process and again if its content has changed meanwhile."""
-    return _opened(opener, type(settings), settings.model_dump_json(), settings.fingerprint, *arguments)
+    opened: Opened = _opened(opener, type(settings), settings.model_dump_json(), settings.fingerprint, *arguments)
+    return opened
 
 
 @lru_cache(maxsize=16)
-def _opened(opener: Callable[..., Any], kind: Any, settings: str, content: str, *arguments: Any) -> Any:
+def _opened(opener: Callable[..., Any], kind: Any, settings: str, fingerprint: str, *arguments: Any) -> Any:
     return opener(kind.model_validate_json(settings), *arguments)
 
 

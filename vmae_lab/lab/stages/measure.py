@@ -5,7 +5,6 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -100,47 +99,31 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
 
 def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = 0.0 if device.type == "cuda" else resident_gib()
+    before, seconds, clip = 0.0 if device.type == "cuda" else resident_gib(), [], model.clip
     try:
-        step = _stepper(model, masks, batch_size, device)
-        seconds = [_timed(step, index) for index in range(steps + 1)]
+        with seeded(0, "initial weights"):
+            network = VideoMAE(model.dimensions, clip).to(device)
+        optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
+        shape = (batch_size, clip.channels, clip.frames, clip.side, clip.side)
+        pixels = torch_generator(0, "random pixels")
+        video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=pixels).to(device)
+        for index in range(steps + 1):
+            started = time.perf_counter()
+            generators = (torch_generator(index, f"{side} mask") for side in ("encoder", "decoder"))
+            encoder_mask, decoder_mask = draw_masks(masks, clip.grid, batch_size, *generators)
+            counted = loss_positions(encoder_mask, visible_index(decoder_mask), masks.loss_on).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native()):
+                prediction, decoded = network(video, encoder_mask, decoder_mask)
+            reconstruction_loss(prediction, network.target(video, decoded), counted).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
     except torch.OutOfMemoryError:
         return {"fits": False}
     peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else resident_gib() - before
     return {"fits": True, "seconds_per_step": statistics.median(seconds[1:]), "peak_gib": peak}
-
-
-def _stepper(model: ModelSettings, masks: MaskSettings, batch_size: int, device: torch.device) -> Callable[[int], None]:
-    """The whole optimiser step of a new model, by its index: each draws its own masks."""
-    with seeded(0, "initial weights"):
-        network = VideoMAE(model.dimensions, model.clip).to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
-    clip = model.clip
-    video = torch.randint(
-        0, 256, (batch_size, clip.channels, clip.frames, clip.side, clip.side), dtype=torch.uint8,
-        generator=torch_generator(0, "random pixels"),
-    ).to(device)  # fmt: skip
-
-    def step(index: int) -> None:
-        generators = (torch_generator(index, f"{side} mask") for side in ("encoder", "decoder"))
-        encoder_mask, decoder_mask = draw_masks(masks, clip.grid, batch_size, *generators)
-        counted = loss_positions(encoder_mask, visible_index(decoder_mask), masks.loss_on).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native()):
-            prediction, decoded = network(video, encoder_mask, decoder_mask)
-        network.forward_loss(video, prediction, decoded, counted).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def _timed(step: Callable[[int], None], index: int) -> float:
-    """Seconds until a step's work is done, on the GPU too."""
-    started = time.perf_counter()
-    step(index)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def resident_gib() -> float:

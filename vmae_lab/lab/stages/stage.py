@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work
@@ -81,6 +82,12 @@ class Stage(BaseModel):
     def key(self) -> str:
         parts = {"settings": self.settings, "inputs": [stage.key for stage in self.inputs], "version": self.version}
         return f"{self.kind}-{fingerprint(parts)}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def plain(self) -> dict[str, Any]:
         """The stage as plain values, for another process."""
@@ -183,19 +190,11 @@ ADDED: dict[type, dict[str, Any]] = {
 
 def plain_section(value: Any) -> Any:
     """A setting as plain values. Fields of a section that were added later are left out while they are not used."""
-    if not isinstance(value, BaseModel):
-        return list(value) if isinstance(value, tuple) else value
-    plain = value.model_dump(mode="json")
+    plain = to_jsonable_python(value)
     for kind, unused in ADDED.items():
         for name in unused if isinstance(value, kind) else ():
             # Only if reading the section again gives the same value: temporal detection averages weights unless it is null.
-            if plain[name] == unused[name] == _default(type(value), name):
+            default = to_jsonable_python(type(value).model_fields[name].get_default())
+            if plain[name] == unused[name] == default:
                 del plain[name]
     return plain
-
-
-def _default(section: type[BaseModel], name: str) -> Any:
-    value = section.model_fields[name].get_default()
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else value
