@@ -17,7 +17,7 @@ from vmae_lab.lab.plan import Arm, Plan, plan_ablation
 from vmae_lab.lab.plots.palette import BLUE
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, probe_stage
-from vmae_lab.lab.statistics import paired_differences, summarise
+from vmae_lab.lab.statistics import compare, summarise
 from vmae_lab.models.flops import TokenCounts, pretrain_cost
 from vmae_lab.utils.paths import project_root, runs_folder
 
@@ -70,7 +70,7 @@ def row_of(plan: Plan, rows: pd.DataFrame, ratio: float) -> dict:
     row["MACs saved, %"] = 100 * (1 - macs[pruned] / macs[whole])
     for metric in ("ridge", "attentive"):
         means = summarise(rows, metric)
-        difference = paired_differences(rows[rows.arm.isin([whole, pruned])], metric, whole).loc[pruned]
+        difference = compare(rows, metric, whole, arms=[pruned]).loc[pruned]
         row[metric] = " -> ".join(f"{means.loc[name, 'mean']:.1f} +- {means.loc[name, 'std']:.1f}" for name in (whole, pruned))
         row[f"{metric}, difference"] = f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
     return row
