@@ -65,13 +65,7 @@ def prepare(recipe: Recipe) -> Recipe:
     return recipe
 
 
-EXPERIMENT = Experiment(
-    title="Distillation",
-    question="What does a large teacher give a small student?",
-    arms=ARMS,
-    stages=stages,
-    prepare=prepare,
-)
+EXPERIMENT = Experiment("Distillation", "What does a large teacher give a small student?", ARMS, stages, prepare=prepare)
 
 
 def sizes_table(plan: Plan) -> Table:
