@@ -1,6 +1,6 @@
 """Statistics over seeds: summaries, comparisons with simultaneous intervals and one verdict each, power, trends.
 
-`compare` makes every verdict of the workbook. docs/statistics.md describes the method and its measured error rates.
+`compare` makes all verdicts in reports. docs/statistics.md describes the method and its measured error rates.
 """
 
 from bisect import bisect_left
@@ -21,7 +21,7 @@ LEVEL = 1 - CONFIDENCE  # of the tests, 5%
 # (Bancroft 1964). With fewer seeds than this, no test finds unequal spreads reliably.
 POOLING_LEVEL, POOLING_SEEDS = 0.25, 8
 POWER = 0.8
-MOST = 100  # seeds; a verdict does not ask for more
+MOST = 100  # seeds; no verdict recommends more
 HIGHER, LOWER, UNDECIDED, NOT_MEASURED = "higher", "lower", "undecided", "not measured"
 COLUMNS = (
     "difference", "low", "high", "p", "p_adjusted", "p_tost", "p_tost_adjusted", "std", "df", "seeds", "pooled", "comparisons",
@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Per arm: mean, standard deviation and t interval over seeds, and how many seeds. Index: arm, in the rows' order."""
+    """Mean, standard deviation, t interval and number of seeds. Index: arm, in the rows' order."""
     chosen = rows[rows.metric == metric]
     table = {}
     for arm in chosen.arm.unique():
@@ -80,11 +80,11 @@ def compare_pairs(rows: pd.DataFrame, metric: str, pairs: Sequence[tuple[str, st
     Pairs with an arm that has no value are left out.
     """
     values = _by_seed(rows, metric)
-    there = [(arm, other) for arm, other in pairs if {arm, other} <= set(values.columns)]
+    existing = [pair for pair in pairs if set(pair) <= set(values.columns)]
     differences = pd.DataFrame(
-        {place: values[arm] - values[other] for place, (arm, other) in enumerate(there)}, index=values.index
+        {place: values[arm] - values[other] for place, (arm, other) in enumerate(existing)}, index=values.index
     )
-    return _table(differences, margin, one_baseline=False).set_axis(pd.Index(there, tupleize_cols=False))
+    return _table(differences, margin, one_baseline=False).set_axis(pd.Index(existing, tupleize_cols=False))
 
 
 def _by_seed(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -123,18 +123,17 @@ def judge(differences: np.ndarray, margin: float, one_baseline: bool = True) -> 
     """
     count = differences.shape[-1]
     seeds = np.isfinite(differences).sum(-2)
-    there = seeds > 0
     total = np.nansum(differences, -2)
-    difference = np.divide(total, seeds, out=np.full(total.shape, np.nan), where=there)
+    difference = np.divide(total, seeds, out=np.full(total.shape, np.nan), where=seeds > 0)
     squares = np.nansum((differences - difference[..., None, :]) ** 2, -2)
     own = np.sqrt(np.divide(squares, seeds - 1, out=np.full(total.shape, np.nan), where=seeds > 1))
     pooled = _equal_spread(differences) if one_baseline else np.zeros(differences.shape[:-2], bool)
-    # Where errors are pooled, the comparison takes the largest of three estimates: the two-way residual error assumes equal
-    # spread, and the other two see a baseline or an arm that varies more. So pooling adds degrees of freedom only.
+    # If errors are pooled, the comparison takes the largest of three estimates: the two-way residual error assumes equal
+    # spread, and the other two include a baseline or an arm that varies more. So pooling only adds degrees of freedom.
     common = np.sqrt(np.maximum(2 * _two_way_error(differences), (own**2).mean(-1)))[..., None]
     pooled = pooled[..., None]
     std = np.where(pooled, np.maximum(own, common), own)
-    std = np.where(std > 1e-9, std, np.nan)  # equal differences say nothing about their error
+    std = np.where(std > 1e-9, std, np.nan)  # equal differences give no estimate of their error
     df = np.where(pooled, count * (differences.shape[-2] - 1), seeds - 1)
     critical = stats.t.ppf(1 - LEVEL / 2 / count, np.maximum(df, 1))
     if pooled.any():
@@ -151,7 +150,7 @@ def judge(differences: np.ndarray, margin: float, one_baseline: bool = True) -> 
 
 
 def _verdicts(low: np.ndarray, high: np.ndarray, p_equivalence: np.ndarray, margin: float) -> np.ndarray:
-    """Equivalence comes first: if a difference is both not zero and inside the margin, the margin is what matters."""
+    """Verdicts. Equivalence comes first: a difference that is not zero but inside the margin is equivalent."""
     equivalent = f"equivalent within {points(margin)}"
     return np.select([p_equivalence <= LEVEL, low > 0, high < 0], [equivalent, HIGHER, LOWER], UNDECIDED)
 
@@ -171,7 +170,7 @@ def _holm(p: np.ndarray) -> np.ndarray:
 
 
 def _residuals(differences: np.ndarray) -> np.ndarray:
-    """What the effects of arm and seed leave of the table: `(..., seeds, comparisons + 1)`, the baseline first.
+    """Residuals of the table after the effects of arm and seed: `(..., seeds, comparisons + 1)`, the baseline first.
 
     The baseline's own values are part of the seeds' effects, so differences are enough.
     """
@@ -313,7 +312,7 @@ def linear_trend(design: pd.DataFrame, values: np.ndarray, margin: float = 2.0) 
 
 
 def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
-    """Names of what nothing else beats: no other costs as little or less and is worth as much or more. Cheapest first."""
+    """Names on the Pareto front: no other one costs as little or less and has as high a value or higher. Cheapest first."""
     order = pd.DataFrame({"cost": cost, "value": value}).sort_values(["cost", "value"], ascending=[True, False])
     best = order.value.cummax().shift(fill_value=-np.inf)
     return list(order.index[order.value > best])

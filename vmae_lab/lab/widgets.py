@@ -1,4 +1,4 @@
-"""Interactive panels for a notebook: controls, and below them a picture that follows them and stays without them."""
+"""Interactive panels for a notebook: controls, and below them a picture that follows them and is saved without them."""
 
 import io
 from base64 import b64encode
@@ -23,10 +23,10 @@ from vmae_lab.lab.plots.pictures import example_clips, names_of, picture_clip, r
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, MaskSettings
 from vmae_lab.models.videomae import VideoMAE
 
-Values = Mapping[str, Any]  # of a panel's controls, by name
-Shown = tuple[bytes, str]  # a PNG, and words about it in HTML
+Values = Mapping[str, Any]  # values of a panel's controls, by name
+Shown = tuple[bytes, str]  # a PNG, and a sentence about it in HTML
 ENCODER_RATIOS = (0.25, 0.5, 0.75, 0.9, 0.95)
-CLIPS, DRAWS = 8, 8  # how many clips and random draws are to choose from
+CLIPS, DRAWS = 8, 8  # number of clips and random draws to choose from
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDTH, LABEL = "300px", "80px"  # of a control and of its label; controls that do not fit next to one another wrap
 FADED = 0.7  # how much white covers a picture that does not show the choice
@@ -34,8 +34,8 @@ WRONG = "<b style='color: #b00020'>{}. The picture shows the last choice that is
 
 
 class Controls:
-    """What a panel's controls begin with: the masks of the plan's model, and some clips. Each panel has controls of its own,
-    so a move redraws one picture.
+    """Initial values of the panels' controls: the masks of the plan's model, and some clips. Each panel has its own controls,
+    so that a change redraws one picture.
     """
 
     def __init__(self, plan: Plan):
@@ -47,7 +47,7 @@ class Controls:
         }  # fmt: skip
 
     def widgets(self, names: Sequence[str], start: Values) -> dict[str, ipywidgets.Widget]:
-        """New controls by name, which begin with the values of `start`, or with those of the plan."""
+        """New controls by name, with the values of `start`, or else with those of the plan."""
         style = {"style": {"description_width": LABEL}, "layout": {"width": WIDTH}}
         slider = partial(ipywidgets.SelectionSlider, continuous_update=False, **style)
         whole = partial(ipywidgets.IntSlider, continuous_update=False, min=0, **style)
@@ -70,21 +70,21 @@ class Controls:
         return {name: makers[name](value=values[name]) for name in names}
 
     def choice(self, values: Values) -> Choice:
-        """The choice of a panel's values. Raises ValueError if the masks do not go together."""
-        all_of_them = {**self.start, **values}
-        decoder = all_of_them["decoder"]
+        """The choice of a panel's values. Raises ValueError if the masks cannot be combined."""
+        values = {**self.start, **values}
+        decoder = values["decoder"]
         masks = MaskSettings(
-            encoder=all_of_them["encoder"], encoder_ratio=all_of_them["encoder_ratio"], decoder=decoder,
-            decoder_ratio=0.0 if decoder == "none" else all_of_them["decoder_ratio"],
+            encoder=values["encoder"], encoder_ratio=values["encoder_ratio"], decoder=decoder,
+            decoder_ratio=0.0 if decoder == "none" else values["decoder_ratio"],
         )  # fmt: skip
-        return Choice(masks, all_of_them["phase"], all_of_them["draw"], self.rows[all_of_them["clip"]])
+        return Choice(masks, values["phase"], values["draw"], self.rows[values["clip"]])
 
 
 class Panel:
-    """Some controls, words below them, and a picture. Words and picture follow the controls.
+    """Controls, a sentence below them, and a picture. Sentence and picture follow the controls.
 
-    The picture is an output of its own, not part of the widget: a saved notebook holds the last one, and shows it without a
-    kernel, as a page, or in a viewer that has no widgets.
+    The picture is an output of its own, not part of the widget: a saved notebook has the last one and shows it without a
+    kernel, as a page, or in a viewer without widgets.
     """
 
     def __init__(self, controls: Controls, names: Sequence[str], draw: Callable[[Values], Shown], **start: Any):
@@ -99,7 +99,7 @@ class Panel:
         self._follow()
 
     def _follow(self, _change: object = None) -> None:
-        """Draw what is chosen. If the grid cannot have it, say why and let the last picture fade."""
+        """Draw what is chosen. If the grid does not allow it, show the error and fade the last picture."""
         try:
             self.picture, self.words.value = self._draw({name: widget.value for name, widget in self.chosen.items()})
             shown = self.picture
@@ -111,14 +111,14 @@ class Panel:
 
     def _ipython_display_(self) -> None:
         view = {"model_id": self.widget.model_id, "version_major": 2, "version_minor": 0}
-        display({WIDGET: view, "text/plain": ""}, raw=True)  # without a widget's code there is nothing to say of it
+        display({WIDGET: view, "text/plain": ""}, raw=True)  # shown by viewers without the widget's code
         data, metadata = _output(self.picture)
         self._handle.display(data, metadata=metadata, raw=True)
         self._displayed = True
 
 
 def mask_panel(plan: Plan, controls: Controls) -> Panel:
-    """Both masks on a clip, and who has which cube, counted."""
+    """Both masks on a clip, and who has which cube, with counts."""
     shape = plan.recipe.model.clip
 
     def draw(values: Values) -> Shown:
@@ -131,7 +131,7 @@ def mask_panel(plan: Plan, controls: Controls) -> Panel:
 
 
 def cost_panel(plan: Plan, controls: Controls) -> Panel:
-    """What the masks cost, for the model here and for ViT-B. It begins with the paper's masks, whose saving is visible."""
+    """What the masks cost, for the model here and for ViT-B. It starts with the paper's masks, whose saving is visible."""
     models, paper = tour.cost_models(plan), MaskSettings()
 
     def draw(values: Values) -> Shown:
@@ -142,12 +142,12 @@ def cost_panel(plan: Plan, controls: Controls) -> Panel:
 
 
 def leakage_panel(controls: Controls) -> Panel:
-    """What of a masked cube's surroundings is visible, for three kinds of mask at one ratio."""
+    """The visible neighbourhood of a masked cube, for three kinds of mask at one ratio."""
     return Panel(controls, ("masked",), lambda values: (_png(tour.leakage_figure(values["masked"])), ""))
 
 
 def reconstruction_panel(plan: Plan, model: VideoMAE, controls: Controls) -> Panel:
-    """A clip, what the encoder sees, and what the model rebuilds under the chosen masks, as a loop."""
+    """A clip, what the encoder sees, and what the model reconstructs under the chosen masks, as a loop."""
 
     def draw(values: Values) -> Shown:
         choice = controls.choice(values)
@@ -165,14 +165,14 @@ def _frames(plan: Plan, choice: Choice) -> np.ndarray:
 
 def _png(figure: Figure) -> bytes:
     written = io.BytesIO()
-    with plt.rc_context({"savefig.bbox": "standard"}):  # these figures have margins of their own; "tight" draws them twice
+    with plt.rc_context({"savefig.bbox": "standard"}):  # these figures have their own margins; "tight" draws them twice
         figure.savefig(written, format="png", metadata={"Software": None}, dpi=110)
     plt.close(figure)  # else the notebook shows it a second time
     return written.getvalue()
 
 
 def _output(picture: bytes) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """A picture as an output's data and metadata. The size keeps a page in place while the next picture is loaded."""
+    """A picture as an output's data and metadata. The size keeps the page from moving while the next picture loads."""
     width, height = Image.open(io.BytesIO(picture)).size
     return {"image/png": b64encode(picture).decode(), "text/plain": ""}, {"image/png": {"width": width, "height": height}}
 
@@ -186,7 +186,7 @@ def _faded(picture: bytes) -> bytes:
 
 
 def _plain(error: ValueError) -> str:
-    """What is wrong, without pydantic's frame."""
+    """The message of an error, without what pydantic adds."""
     if isinstance(error, ValidationError):
         return "; ".join(finding["msg"].removeprefix("Value error, ") for finding in error.errors())
     return str(error)

@@ -40,14 +40,9 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Decoder masks: accuracy against cost",
-    question="Which tokens should the decoder rebuild?",
-    arms=ARMS,
-    stages=stages,
-    baseline=BASELINE,
-    floor=FLOOR,
-    controls=True,
-)
+    "Decoder masks: accuracy against cost", "Which tokens should the decoder rebuild?",
+    ARMS, stages, baseline=BASELINE, floor=FLOOR, controls=True,
+)  # fmt: skip
 
 # ---- Masks on a clip ----
 

@@ -62,15 +62,9 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Hybrid data: sources, shares, steps",
-    question="Does a mixture of sources help?",
-    arms=ARMS,
-    stages=stages,
-    sources=ALL_SOURCES,
-    baseline=BASELINE,
-    metric="probe@target",
-    floor=FLOOR,
-)
+    "Hybrid data: sources, shares, steps", "Does a mixture of sources help?",
+    ARMS, stages, sources=ALL_SOURCES, baseline=BASELINE, metric="probe@target", floor=FLOOR,
+)  # fmt: skip
 
 
 def planned_pools(plan: Plan) -> pd.DataFrame:

@@ -30,14 +30,9 @@ ARMS: dict[str, Arm] = {"scratch": common.SCRATCH} | {
     for (encoder, fill), (decoder, (colour, marker)) in product(ENCODER_RATIOS.items(), DECODER_RATIOS.items())
 }
 EXPERIMENT = Experiment(
-    title="Mask ratios of encoder and decoder",
-    question="How much should be hidden, and how much rebuilt?",
-    arms=ARMS,
-    stages=common.frozen_readouts,
-    skip_impossible=True,
-    baseline=BASELINE,
-    floor=FLOOR,
-)
+    "Mask ratios of encoder and decoder", "How much should be hidden, and how much rebuilt?",
+    ARMS, common.frozen_readouts, skip_impossible=True, baseline=BASELINE, floor=FLOOR,
+)  # fmt: skip
 
 
 def ratios_table(plan: Plan) -> Table:

@@ -41,14 +41,9 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Progressive training",
-    question="Is it better to train in several steps?",
-    arms=ARMS,
-    stages=stages,
-    sources=ALL_SOURCES,
-    baseline=BASELINE,
-    metric="finetune@1",
-)
+    "Progressive training", "Is it better to train in several steps?",
+    ARMS, stages, sources=ALL_SOURCES, baseline=BASELINE, metric="finetune@1",
+)  # fmt: skip
 
 
 def fractions(plan: Plan) -> dict[str, int]:

@@ -40,14 +40,9 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Bring your own videos",
-    question="What does a short pre-training make of these videos?",
-    arms=ARMS,
-    stages=stages,
-    needs_labels=False,
-    min_clips=retrieval.FEWEST,
-    baseline=BASELINE,
-)
+    "Bring your own videos", "What does a short pre-training make of these videos?",
+    ARMS, stages, needs_labels=False, min_clips=retrieval.FEWEST, baseline=BASELINE,
+)  # fmt: skip
 
 # ---- Checks of the listed files ----
 

@@ -42,7 +42,7 @@ def student_size(recipe: Recipe) -> str:
     sizes = list(SIZES)
     index = sizes.index(recipe.model.size)
     if not (recipe.student or index):
-        raise RecipeError(f"student: there is no size below the teacher's model.size {recipe.model.size}")
+        raise RecipeError(f"student: there is no size below model.size {recipe.model.size}, which the teacher has")
     return recipe.student or sizes[index - 1]
 
 
@@ -63,13 +63,7 @@ def prepare(recipe: Recipe) -> Recipe:
     return recipe
 
 
-EXPERIMENT = Experiment(
-    title="Distillation",
-    question="What does a large teacher give a small student?",
-    arms=ARMS,
-    stages=stages,
-    prepare=prepare,
-)
+EXPERIMENT = Experiment("Distillation", "What does a large teacher give a small student?", ARMS, stages, prepare=prepare)
 
 
 def sizes_table(plan: Plan) -> Table:

@@ -50,12 +50,7 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Action classification",
-    question="What can be done with few labels?",
-    arms=ARMS,
-    stages=stages,
-    baseline="scratch",
-    metric="finetune",
+    "Action classification", "What can be done with few labels?", ARMS, stages, baseline="scratch", metric="finetune"
 )
 
 # ---- Ways to use few labels ----

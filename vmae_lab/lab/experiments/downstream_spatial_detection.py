@@ -48,12 +48,7 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Spatial action detection",
-    question="Who does what, where, in a key frame?",
-    arms=ARMS,
-    stages=stages,
-    baseline=BASELINE,
-    metric=FRAME_MAP,
+    "Spatial action detection", "Who does what, where, in a key frame?", ARMS, stages, baseline=BASELINE, metric=FRAME_MAP
 )
 
 

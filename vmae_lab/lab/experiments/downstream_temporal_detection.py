@@ -43,12 +43,7 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    title="Temporal action detection",
-    question="Which action happens when, in a long video?",
-    arms=ARMS,
-    stages=stages,
-    baseline=BASELINE,
-    metric=MAP,
+    "Temporal action detection", "Which action happens when, in a long video?", ARMS, stages, baseline=BASELINE, metric=MAP
 )
 
 

@@ -39,13 +39,9 @@ def plain_pixels(recipe: Recipe) -> Overrides:
 
 ARMS: dict[str, Arm] = {"pixels": Arm("tube 50%, cell 50%, plain pixels", BLUE, "D", plain_pixels)}
 EXPERIMENT = Experiment(
-    title="A tour of dual masking",
-    question="What do the two masks keep, leak and cost?",
-    arms=ARMS,
-    stages=lambda recipe, arm, encoder, seed: {"pretrain": encoder},
-    needs_labels=False,
-    one_seed=True,
-)
+    "A tour of dual masking", "What do the two masks keep, leak and cost?",
+    ARMS, lambda recipe, arm, encoder, seed: {"pretrain": encoder}, needs_labels=False, one_seed=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,7 @@ ARMS: dict[str, Arm] = {
     )
 }
 EXPERIMENT = Experiment(
-    title="Scaling: size, data, steps",
-    question="What do size, data and time each buy?",
-    arms=ARMS,
-    stages=common.frozen_readouts,
-    skip_impossible=True,
+    "Scaling: size, data, steps", "What do size, data and time each buy?", ARMS, common.frozen_readouts, skip_impossible=True
 )
 
 
