@@ -114,7 +114,7 @@ def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: 
             counted = loss_positions(encoder_mask, visible_index(decoder_mask), masks.loss_on).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native()):
                 prediction, decoded = network(video, encoder_mask, decoder_mask)
-            reconstruction_loss(prediction, network.target(video, decoded), counted).backward()
+            network.forward_loss(video, prediction, decoded, counted).backward()
             optimizer.step()
             optimizer.zero_grad()
             if device.type == "cuda":
