@@ -262,7 +262,7 @@ def test_heads_that_cannot_be_converted():
     assert convert_head(state, [2, 0, 2], "head.")["head.bias"].tolist() == [2, 0, 2]
     assert state["head.bias"].tolist() == [0, 1, 2], "the state that was given stays"
     for rows in ([0, 3], [-1]):
-        with pytest.raises(CheckpointError, match=f"row {rows[-1]} was asked for; the head has 3 classes"):
+        with pytest.raises(CheckpointError, match=f"row {rows[-1]} .*3 classes"):
             convert_head(state, rows, "head.")
     with pytest.raises(CheckpointError, match=r"the state has no head\.head\.weight"):
         convert_head(state, [0])

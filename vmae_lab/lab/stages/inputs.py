@@ -3,7 +3,7 @@
 An evaluation may leave out videos that cannot be read if the recipe says so; a training replaces them and counts them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,8 +26,7 @@ Opened = TypeVar("Opened")
 
 def _open(opener: Callable[..., Opened], settings: Any, *arguments: Any) -> Opened:
     """A data set, opened once per process and again if its content has changed meanwhile."""
-    kind: Hashable = type(settings)
-    opened: Opened = _opened(opener, kind, settings.model_dump_json(), settings.fingerprint, *arguments)
+    opened: Opened = _opened(opener, settings.__class__, settings.model_dump_json(), settings.fingerprint, *arguments)
     return opened
 
 
