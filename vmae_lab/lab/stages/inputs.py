@@ -26,7 +26,8 @@ Opened = TypeVar("Opened")
 
 def _open(opener: Callable[..., Opened], settings: Any, *arguments: Any) -> Opened:
     """A data set, opened once per process and again if its content has changed meanwhile."""
-    opened: Opened = _opened(opener, type(settings), settings.model_dump_json(), settings.fingerprint, *arguments)
+    kind: Any = type(settings)
+    opened: Opened = _opened(opener, kind, settings.model_dump_json(), settings.fingerprint, *arguments)
     return opened
 
 
