@@ -38,7 +38,7 @@ def test_what_is_added_names_a_stage_once_it_is_used(recipe):
 
 def test_a_plan_that_teaches_needs_the_section(recipe):
     plain = recipe.model_copy(update={"distill": None})
-    with pytest.raises(RecipeError, match="distill: this parameter is missing"):
+    with pytest.raises(RecipeError, match="distill: this section is missing"):
         distill_stage(plain, post_pretrain_stage(plain, None, 0), None, 0)
     with pytest.raises(RecipeError, match=r"distill\.temprature: unknown parameter \(did you mean 'temperature'\?\)"):
         recipe.with_overrides({"distill.temprature": 1})
