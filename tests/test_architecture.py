@@ -62,6 +62,7 @@ def test_no_module_imports_itself_through_others():
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules of a cycle
 
 
+@pytest.mark.slow
 def test_the_package_imports_without_warnings():
     modules = (path.relative_to(ROOT).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
     code = "import " + ", ".join(".".join(parts) for parts in modules if not parts[-1].startswith("__"))
@@ -124,6 +125,7 @@ def test_notebooks_are_thin_and_stored_clean(path):
                 assert {name.split(".")[0] for name in names} <= {"vmae_lab", "torch"}, "a notebook imports these only"
 
 
+@pytest.mark.slow
 def test_the_commit_hook_leaves_stored_notebooks_as_they_are(tmp_path):
     """Outputs that nbval compares, and their counts, survive a commit."""
     hooks = [hook for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"] for hook in repo["hooks"]]

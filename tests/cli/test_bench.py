@@ -38,6 +38,7 @@ def test_outside_a_project_it_is_said_where_to_go(project, capsys):
         assert "set VMAE_LAB_PROJECT to its folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_sharded_step_says_how_it_is_started(monkeypatch, capfd):
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(ROOT))
     monkeypatch.delenv("RANK", raising=False)

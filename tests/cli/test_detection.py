@@ -35,6 +35,7 @@ def test_a_recipe_without_scenes_is_refused(project, tmp_path, capsys):
         assert "detect: this section is missing; params/paper/ava.yaml shows this section" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["train", "test"])
 def test_wrong_lists_are_told_before_anything_is_trained(project, tmp_path, capsys, home, wrong):
     """Not after the pre-training that a detector starts from, which may take days."""

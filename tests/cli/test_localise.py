@@ -35,6 +35,7 @@ def own(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_features_are_extracted_and_a_detector_judged(project, capsys):
     small = ["--seed", "0", "-p", "localise.steps", "2", "-p", "localise.videos.motionworld.train", "1"]
     assert main(["localise", str(SMOKE), *small, "--encoder", "scratch"]) == 0

@@ -39,6 +39,7 @@ def test_every_help_shows_an_example_that_can_be_copied(command, capsys):
     assert example.startswith(f"    vmae-lab {command}")
 
 
+@pytest.mark.slow
 def test_help_and_usage_errors_import_no_torch():
     """Nor pandas: they take a fraction of a second."""
     words = [["--help"], ["run", "--help"], ["run"], ["none"], ["features", "."], ["--version"]]

@@ -259,6 +259,7 @@ def test_what_is_missing_is_named(root, tmp_path):
         opened(root, "")
 
 
+@pytest.mark.slow
 def test_the_embedded_scenes_are_lists_like_any_others(home):
     for split, count in (("train", 5), ("validation", 2), ("test", 3)):
         scenes = open_scenes(SceneSettings(motionworld=SMALL), split)

@@ -20,6 +20,7 @@ from vmae_lab.utils.seeding import numpy_generator
 WORLD = MotionworldSettings(sources=("digits", "sticks"), side=32, frames=6, train=2, validation=1, test=1)
 
 
+@pytest.mark.slow
 def test_resident_clips_equal_their_files(home):
     data = DataSettings(motionworld=WORLD, resident_side=32)
     folder, _ = open_motionworld(WORLD)

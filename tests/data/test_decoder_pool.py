@@ -100,6 +100,7 @@ def test_errors_come_back_whole_and_cost_no_process(patient, video):
     assert patient.pid == pid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_decoder_that_fails_is_told_and_replaced(video, failing, how):
     decoder = DecoderProcess(VideoSettings(timeout_s=1, memory_mib=512))
@@ -116,6 +117,7 @@ def test_a_decoder_that_fails_is_told_and_replaced(video, failing, how):
     assert gone(last, 0.1)
 
 
+@pytest.mark.slow
 def test_the_time_a_process_takes_to_start_is_not_the_files(video, failing):
     """Else a file behind one that crashed the decoder would be blamed, or a hang take a minute longer."""
     decoder = DecoderProcess(VideoSettings(timeout_s=0.5))
@@ -150,6 +152,7 @@ def test_what_a_decoder_prints_does_not_come_between_the_answers(video, failing)
     decoder.close()
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_can_be_wrong_without_harm(video, failing):
     """A choice that fails, and an answer that was not waited for: it must not be taken for the next one."""
     decoder = DecoderProcess(VideoSettings())
@@ -273,6 +276,7 @@ def pid_of(decoders: Decoders, video: VideoFile) -> int:
     return decoders._idle[0].pid
 
 
+@pytest.mark.slow
 def test_a_fork_and_a_pickled_copy_have_processes_of_their_own(video):
     decoders = Decoders(VideoSettings(timeout_s=20))
     mine = pid_of(decoders, video)
@@ -293,6 +297,7 @@ def test_a_fork_and_a_pickled_copy_have_processes_of_their_own(video):
     decoders.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "hang", "loop"])
 def test_a_process_ends_with_the_one_that_started_it(video, failing, how):
     script = f"""
@@ -316,6 +321,7 @@ time.sleep(600)
     assert gone(pid)
 
 
+@pytest.mark.slow
 def test_many_files_leave_nothing_open_and_no_memory_taken(tmp_path):
     good = [
         write_video(tmp_path / name, 12, codec) for name, codec in (("a.mp4", "h264"), ("b.avi", "mpeg4"), ("c.ts", "h264"))

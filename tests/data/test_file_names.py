@@ -100,6 +100,7 @@ def test_broken_files_are_reported_by_name(tmp_path, capsys):
     assert r"caf\xe9" in str(caught.value).encode().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES)
 def test_names_are_the_same_in_every_locale(root, tmp_path, locale):
     """A list is UTF-8 whatever the locale; what a file system call takes is the same bytes."""

@@ -247,6 +247,7 @@ def test_a_class_whose_name_is_not_utf8_is_named(tmp_path):
     assert len(read_list("videos", tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_labels_of_a_long_list_are_looked_at_once_each(write):
     file = write("path,label,class_index\n" + "".join(f"{i}.mp4,c{i % 700},{i % 700}\n" for i in range(300_000)))
     start = time.process_time()

@@ -27,6 +27,7 @@ def written(home):
     return open_motionworld(SMALL)
 
 
+@pytest.mark.slow
 def test_every_clip_is_a_file_that_decord_reads(written):
     folder, records = written
     assert len(records) == SMALL.clips() == 5 * len(ACTIONS) * 4

@@ -46,6 +46,7 @@ def expected_decoder(row: dict[str, str]) -> str:
     return "pyav" if kind or pixels or row["codec"] == "av1" or row["decord_random_access"] == "WRONG" else "decord"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", real_files() or [None], ids=lambda row: row["path"] if row else "none")
 def test_real_videos_are_read_frame_exact(row):
     """Unsorted, repeated frames against decoding from the start with nothing of this project."""
@@ -120,6 +121,7 @@ def decoder():
     process.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BAD or [None], ids=lambda path: re.sub(r"\W", "_", path.name[:40]) if path else "none")
 def test_broken_and_hostile_files_are_errors_or_read_right(decoder, path):
     """Never a hang, a crash of this process, or much memory; what is read equals the undamaged file's frames."""

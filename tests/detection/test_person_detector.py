@@ -70,6 +70,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_torchvisions_detector_is_opened_from_a_file_and_runs(weights):
     detector = TorchvisionDetector(weights)
     detector.model.transform.min_size = (64,)

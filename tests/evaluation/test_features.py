@@ -60,6 +60,7 @@ def by_hand(clips: VideoDataset, row: int, starts: list[int], model: VideoClassi
     return np.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [3, 4, 6])
 def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tmp_path, stride):
     clips, model = listed(folder), classifier()

@@ -20,6 +20,7 @@ def parameters(smoke) -> dict:
     return {**copy.deepcopy(smoke), "arms": list(DECODER_MASKS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "demo", "gpu", "paper"])
 def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path):
     parameters = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())

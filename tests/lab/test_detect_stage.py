@@ -33,6 +33,7 @@ def recipe(smoke) -> Recipe:
     return build_recipe({**smoke, "arms": list(SPATIAL_DETECTION)}, SPATIAL_DETECTION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_scratch", [True, False])
 def test_a_detector_is_trained_judged_and_kept(recipe, home, tmp_path, from_scratch):
     store = RunStore(tmp_path)
@@ -105,6 +106,7 @@ def test_the_reading_follows_the_numbers(recipe, home):
     assert "of the people" in words[0.0][-1]
 
 
+@pytest.mark.slow
 def test_guessing_is_what_random_scores_give(recipe, home):
     """By this evaluator: more than the share of people who do it, and what many draws of scores come to."""
     plan = plan_notebook("downstream_spatial_detection", recipe.with_overrides({"detect.scenes.motionworld.test": 60}))

@@ -164,6 +164,7 @@ def test_the_configurations_are_accelerates(file):
     assert config.mixed_precision == "no", "the recipe says the precision"
 
 
+@pytest.mark.slow
 def test_a_launched_process_that_fails_is_told(recipe, home, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     odd = recipe.with_overrides({"pretrain.batch_size": 5})

@@ -27,6 +27,7 @@ def recipe(smoke) -> Recipe:
     return build_recipe({**smoke, "arms": list(TEMPORAL_DETECTION)}, TEMPORAL_DETECTION)
 
 
+@pytest.mark.slow
 def test_features_are_extracted_and_a_detector_trained_judged_and_kept(recipe, home, tmp_path):
     store = RunStore(tmp_path)
     stage = localise_stage(recipe, initial_stage(recipe, 0), 0)

@@ -44,6 +44,7 @@ def test_what_is_no_notebook_is_not_believed(value, notebook, monkeypatch):
     assert notebook_file() is None
 
 
+@pytest.mark.slow
 def test_a_servers_word_is_not_inherited(notebook):
     """A notebook in JupyterLab may start papermill, whose kernel is of another notebook."""
     env = {**os.environ, "JPY_SESSION_NAME": str(notebook)}

@@ -143,6 +143,7 @@ def pixels(bundle) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(b64decode(bundle["image/png"]))).convert("RGB"), dtype=float)
 
 
+@pytest.mark.slow
 def test_a_move_redraws_its_own_panel_alone(plan, shown):
     made = all_panels(plan, widgets.Controls(plan))
     moves = {

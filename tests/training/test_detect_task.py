@@ -49,6 +49,7 @@ def task_of(scenes: Scenes, seed: int = 0, **more) -> DetectTask:
     return DetectTask(MODEL, settings_of(**more), scenes, None, seed)
 
 
+@pytest.mark.slow
 def test_a_handful_of_scenes_is_learned_by_heart(scenes, tmp_path):
     """The whole path: were boxes, labels, features or rows mixed up anywhere, this could not be had."""
     task = task_of(

@@ -138,6 +138,7 @@ print(before, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_memory_that_a_step_frees_is_not_returned_to_the_kernel():
     done = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True, text=True)

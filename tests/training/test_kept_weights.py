@@ -66,6 +66,7 @@ def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_they_are_the_weights_at_that_step(run, unbroken, tmp_path):
     """Against the checkpoint of a training that is stopped after just so many steps."""
     for step in KEEP:

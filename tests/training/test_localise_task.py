@@ -71,6 +71,7 @@ FEW = {
 }
 
 
+@pytest.mark.slow
 def test_a_few_videos_are_learned_by_heart(make, tmp_path):
     """Features from files, training through the loop, whole videos, Soft-NMS, the results file, mAP: the whole path."""
     videos = make(FEW)
