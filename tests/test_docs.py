@@ -146,6 +146,7 @@ def test_files_of_the_project_that_are_named_are_there(path):
             assert (ROOT / name).exists(), f"{path.name} names {name}, which is not there"
 
 
+@pytest.mark.slow
 def test_the_map_is_that_of_the_code():
     """Every folder is on the map, every arrow goes down, and along imports that there are."""
     (drawn,) = blocks(ROOT / "docs" / "architecture.md", "mermaid")
@@ -232,6 +233,7 @@ def test_changes_that_are_shown_are_short():
         assert len(re.findall(r"^[+-](?![+-]{2} )", text, re.MULTILINE)) <= (45 if adds_a_file else 16)
 
 
+@pytest.mark.slow
 def test_changes_that_are_shown_work(changed):
     """Each section's Python, and its plans, in one process over the changed copy."""
     code = [text for text in blocks(EXTENDING, "python") if not text.startswith(PATCHED)]

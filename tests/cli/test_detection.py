@@ -78,6 +78,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anybody_is_looked_for(pro
     assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lists_may_name_the_file_that_is_still_to_be_written(project, tmp_path, capsys, sees_one, home):
     """The recipe of AVA names the detector's file; the command that makes it must not want it first."""
     root = open_scene_world(SceneWorldSettings(side=32, train=2, validation=3, test=1))

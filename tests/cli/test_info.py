@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 
 from vmae_lab.cli import main
@@ -24,6 +25,7 @@ def test_what_is_kept_is_counted(tmp_path, monkeypatch, capsys):
     assert "av" in said["decoders"]
 
 
+@pytest.mark.slow
 def test_ten_thousand_stages_are_listed_at_once(tmp_path, monkeypatch, capsys):
     """Whatever grows with the square of the stages would take minutes."""
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(tmp_path))

@@ -40,6 +40,7 @@ def stages(project: Path, kind: str) -> list[Path]:
     return sorted((project / "runs").glob(f"{kind}-*"))
 
 
+@pytest.mark.slow
 def test_from_pre_training_to_a_judged_classifier(say, project):
     """Each command does what it needs and reuses what is done; the folder it prints last is of its own stage."""
     folder = Path(say("pretrain")[-1])

@@ -194,6 +194,7 @@ def at_times(path: Path, times: list[int]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_videos_of_a_variable_rate_are_refused_with_the_remedy(root, suffix):
     """Slow first, then fast: at the mean rate, a second in is another frame. One dropped frame is no matter."""
@@ -269,6 +270,7 @@ def test_the_embedded_scenes_are_lists_like_any_others(home):
         assert len(scenes.persons) > 0
 
 
+@pytest.mark.slow
 def test_a_scene_is_a_pure_function_of_its_name(home):
     one, other = (render_scene(SMALL, "train", 1) for _ in range(2))
     assert np.array_equal(one[0], other[0])
@@ -293,6 +295,7 @@ def many() -> list[tuple[np.ndarray, list[tuple[str, ...]]]]:
     return [render_scene(settings, "train", index)[1:] for index in range(250)]
 
 
+@pytest.mark.slow
 def test_actors_are_in_the_picture_and_beside_one_another(many):
     for boxes, done in many:
         assert 1 <= len(boxes) == len(done) <= 3

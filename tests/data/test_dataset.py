@@ -35,6 +35,7 @@ def test_resident_clips_equal_their_files(home):
             assert torch.equal(clips.video(index, Dense(3, 2, 0.5)), video)
 
 
+@pytest.mark.slow
 def test_resident_clips_are_copies_whose_colours_are_innermost(home):
     clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
     for choose in (Dense(3, 2, 0.5), Everything(), Exactly((1, 3, 5))):

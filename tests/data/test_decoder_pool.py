@@ -182,6 +182,7 @@ def test_an_answer_that_makes_no_sense_is_an_error_of_that_file(failing, how, tm
     assert decoder.pid is None
 
 
+@pytest.mark.slow
 def test_what_a_decoder_says_unasked_is_not_taken_for_an_answer(video, failing):
     decoder = DecoderProcess(VideoSettings())
     assert shown(decoder.read(failing("surplus"), FIRST).frames) == [0]
@@ -191,6 +192,7 @@ def test_what_a_decoder_says_unasked_is_not_taken_for_an_answer(video, failing):
     decoder.close()
 
 
+@pytest.mark.slow
 def test_a_decoder_that_reads_no_request_is_not_waited_for(video, monkeypatch):
     """A request may be longer than a pipe holds: the frames of a film, by number."""
     decoder = DecoderProcess(VideoSettings(timeout_s=1))

@@ -133,6 +133,7 @@ def test_all_ways_to_read_a_video_agree_on_its_frames(tmp_path, name):
 SEGMENTED = pytest.mark.parametrize("movflags", ["dash", "frag_keyframe+empty_moov+default_base_moof"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain.mp4", "dash.mp4", "first_fragment_in_table.mp4", "dash_open_gop.mp4", "b_frames.mkv"])
 def test_a_part_of_a_shard_is_looked_at_and_read_as_the_file_itself(tmp_path, name):
     """It is larger than what is read of it at a time: whoever reads it twice at once would lose the place."""

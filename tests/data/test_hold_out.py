@@ -34,6 +34,7 @@ def wanted(hold_out: HoldOut, number: int) -> set[str]:
     return set(["train", *held][:number])
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), SHARES, st.integers(0, 10**6))
 @settings(max_examples=400, deadline=None)
 def test_every_class_is_in_as_many_splits_as_it_has_videos_for(sizes, shares, salt):
@@ -53,6 +54,7 @@ def test_every_class_is_in_as_many_splits_as_it_has_videos_for(sizes, shares, sa
     assert again.tolist() == parts[order].tolist(), "the order of the list has no part in it"
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=60), SHARES)
 @settings(max_examples=200, deadline=None)
 def test_groups_stay_whole_also_where_classes_share_them(videos, shares):

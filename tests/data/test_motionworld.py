@@ -43,6 +43,7 @@ def test_every_clip_is_a_file_that_decord_reads(written):
         assert (boxes[:, :2] < boxes[:, 2:]).all()
 
 
+@pytest.mark.slow
 def test_files_hold_what_was_rendered(written):
     """H.264 at this quality is close; a channel swap or a shifted frame is not."""
     folder, records = written
@@ -60,6 +61,7 @@ def test_equal_settings_give_equal_bytes(written, tmp_path, monkeypatch):
     assert all((other / r.path).read_bytes() == (folder / r.path).read_bytes() for r in records)
 
 
+@pytest.mark.slow
 def test_the_box_holds_the_thing():
     """Where the thing lies whole inside the frame, all that is brighter than the dark ground lies in its box."""
     settings = MotionworldSettings(side=64, frames=8)

@@ -67,6 +67,7 @@ WAYS = np.array(
 )
 
 
+@pytest.mark.slow
 def test_the_list_says_what_the_files_hold(folder):
     database = read_json(folder / "annotations.json")["database"]
     assert list(database) == sorted(f"{split}_{index:05d}" for split, index in PLACES)

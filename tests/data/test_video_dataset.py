@@ -111,6 +111,7 @@ def test_a_check_sorts_broken_from_sound_and_is_not_done_twice(videos, tmp_path,
     assert len(check_list(listed, VideoSettings(), out, progress=False).broken) == 0, "all of it was seen"
 
 
+@pytest.mark.slow
 def test_every_frame_of_a_fragmented_video_is_read_from_a_checked_list_and_from_shards(tmp_path):
     root = tmp_path / "videos"
     root.mkdir()
@@ -160,6 +161,7 @@ def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, mon
     assert "nowhere.txt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_give_the_same_samples_as_the_files(videos, tmp_path):
     (videos / "run" / "broken.mp4").unlink()
     listed, out = read_list("*/*.m*", videos, labelled=True), tmp_path / "shards"

@@ -31,6 +31,7 @@ def brightest(frames):
     return found
 
 
+@pytest.mark.slow
 def test_what_a_detector_sees_is_told_of_every_key_frame(scenes, tmp_path):
     table = detect_people(brightest, scenes, batch=2)
     assert table.groupby("video").size().tolist() == [2] * 5, "without those that are faint or have no area"

@@ -84,6 +84,7 @@ def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tm
         assert pd.read_csv(out / "windows.csv").first_frame.tolist() == done.windows.first_frame.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])
 def test_a_fragmented_video_has_all_its_windows(tmp_path, codec):
     """Its sample table lists the first 12 of its 40 frames; decord reads one, PyAV the other."""
@@ -205,6 +206,7 @@ def test_other_formats_hold_the_same(folder, tmp_path):
     assert table["first_frame"].tolist() == [0, 4, 8, 12, 16, 20]
 
 
+@pytest.mark.slow
 def test_the_command_line_says_by_its_status_what_failed(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = str(classifier().save_pretrained(tmp_path / "model"))

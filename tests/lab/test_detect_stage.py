@@ -84,6 +84,7 @@ def test_impossible_settings_are_one_message(recipe, override, message):
         plan_notebook("downstream_spatial_detection", recipe.with_overrides(override))
 
 
+@pytest.mark.slow
 def test_the_reading_follows_the_numbers(recipe, home):
     plan = plan_notebook("downstream_spatial_detection", recipe)
     words = {}

@@ -84,6 +84,7 @@ def test_other_notebooks_take_own_videos_too(book, folder, smoke):
     assert planned(parameters, book).stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "base", "labels"),
     [

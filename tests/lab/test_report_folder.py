@@ -114,6 +114,7 @@ def test_a_report_without_a_manifest_or_with_a_broken_one_is_replaced(root):
         assert place(root)[0].folder == folder
 
 
+@pytest.mark.slow
 def test_committed_reports_are_found_again(monkeypatch):
     """A run with the settings of a scale replaces its report. Reports of an earlier params/demo.yaml stay."""
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(ROOT))

@@ -212,6 +212,7 @@ def test_a_ratio_of_the_recipe_that_is_no_usual_one_can_be_chosen(plan):
     assert widgets.mask_panel(plan, controls).chosen["encoder_ratio"].value == 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", ["masks", "leakage", "cost", "reconstruction"])
 def test_a_move_takes_little_time(plan, shown, panel):
     """0.4 CPU seconds of a quiet core; a process's own time is measured, the best of four moves."""

@@ -65,6 +65,7 @@ def test_a_handful_of_scenes_is_learned_by_heart(scenes, tmp_path):
     assert frame_map(wrong, said, scenes.evaluated).mean < 0.5, "of other actions it says nothing"
 
 
+@pytest.mark.slow
 def test_scores_are_of_the_classes_by_number_however_their_map_is_sorted(scenes):
     model = task_of(scenes).build()
     turned = replace(scenes, actions=dict(reversed(scenes.actions.items())))
@@ -148,6 +149,7 @@ def model() -> ActionDetector:
     return ActionDetector(MODEL.dimensions, MODEL.clip, 2, init_scale=1.0)
 
 
+@pytest.mark.slow
 def test_videos_of_different_shapes_and_rates_are_trained_on_and_judged(lists, tmp_path):
     settings, scenes = settings_of(lists, test_short_side=32), open_scenes(lists, "train")
     learned = train(DetectTask(MODEL, settings, scenes, None, 0), tmp_path / "run", CPU, progress=False).model
@@ -218,6 +220,7 @@ def test_a_clip_is_read_and_encoded_once_for_both_kinds_of_boxes(lists, model):
     assert [len(table) for table in together.values()] == [4 * 2, 4 * 2]
 
 
+@pytest.mark.slow
 def test_crops_in_which_nobody_is_left_teach_nothing_and_break_nothing(lists, tmp_path):
     """People of less than a pixel: a batch of them has no term, a batch with one other has that one's alone."""
     root = Path(lists.lists.root)

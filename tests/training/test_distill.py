@@ -78,6 +78,7 @@ def test_feature_losses_by_hand():
     assert feature_loss(ours, theirs, "cosine").item() == pytest.approx((1 - math.sqrt(0.5)) / 2, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [None, MixSettings()])
 def test_a_student_comes_closer_to_its_teacher_without_a_label(teacher, tmp_path, mix):
     """On unlabelled clips: the divergence from the teacher's answers to the clips as they are, before and after."""

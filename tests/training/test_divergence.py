@@ -65,6 +65,7 @@ def same(one, other) -> bool:
 NAN = float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*back to step")
 def test_it_goes_back_past_the_bad_samples(run, tmp_path):
     trained = run(tmp_path, {7: NAN}, roll_back=3)
@@ -87,6 +88,7 @@ def gone_back_twice(run, tmp_path_factory):
         return run(tmp_path_factory.mktemp("whole"), TWICE_BAD, roll_back=3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*back to step")
 @pytest.mark.parametrize("stop_at", [2, 8, 9, 13])
 @pytest.mark.parametrize("compute", [{}, {"checkpoint_every": 5, "log_every": 4, "workers": 1}])

@@ -14,6 +14,7 @@ from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 
+pytestmark = pytest.mark.slow  # all share trainings that take half a minute
 KEEP, NAN = (4, 8), float("nan")
 
 
@@ -66,7 +67,6 @@ def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
 def test_they_are_the_weights_at_that_step(run, unbroken, tmp_path):
     """Against the checkpoint of a training that is stopped after just so many steps."""
     for step in KEEP:
