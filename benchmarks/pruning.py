@@ -14,7 +14,7 @@ from vmae_lab.cli.parameters import scale_parameters
 from vmae_lab.lab.config import Recipe, build_recipe
 from vmae_lab.lab.estimate import plan_summary, work_of
 from vmae_lab.lab.plan import Arm, Plan, plan_ablation
-from vmae_lab.lab.plots.palette import BLUE
+from vmae_lab.lab.plots.style import BLUE
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, probe_stage
 from vmae_lab.lab.statistics import compare, summarise

@@ -17,8 +17,8 @@ from vmae_lab.lab.experiments import downstream_spatial_detection as spatial_det
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.experiments.common import Results
 from vmae_lab.lab.experiments.downstream_spatial_detection import ARMS as SPATIAL_DETECTION
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.maps import letter_of, number_of
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.detection import letter_of, number_of
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import DETECTIONS, detect_stage, pretrain_stage
 from vmae_lab.lab.stages.cost import BACKWARD
@@ -173,7 +173,7 @@ def test_figures_hold_many_classes_and_many_people():
     summary = pd.DataFrame({"mean": 20.0, "std": 1.0}, index=[f"class {number}" for number in range(60)])
     arms = dict(list(SPATIAL_DETECTION.items())[:4])
     for guess in ({}, dict.fromkeys(summary.index, 5.0)):
-        figure = figures.bars_by_class(dict.fromkeys(arms, summary), arms, guess, "average precision, %")
+        figure = charts.bars_by_class(dict.fromkeys(arms, summary), arms, guess, "average precision, %")
         assert figure.get_size_inches()[0] <= 16
         assert len(figure.axes[0].get_xticklabels()) == 60
     assert [number_of(place) for place in (0, 8, 9)] == ["1", "9", "10"]

@@ -14,7 +14,7 @@ from vmae_lab.lab.experiments import ablation_progressive_training as progressiv
 from vmae_lab.lab.experiments import cost_of_dual_masking as dual_cost
 from vmae_lab.lab.experiments.ablation_hybrid_data import POOLS, TARGET, UNSEEN
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots.palette import PRINTED
+from vmae_lab.lab.plots.style import PRINTED
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
 

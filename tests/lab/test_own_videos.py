@@ -20,7 +20,8 @@ from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments import bring_your_own_videos as experiment
 from vmae_lab.lab.experiments.common import Results
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots import maps
+from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots.text import short
 from vmae_lab.lab.run_store import RunStore
 
 NAME = "bring_your_own_videos"
@@ -93,9 +94,9 @@ def test_the_map_keeps_groups_together():
 @pytest.mark.parametrize("kinds", [3, 8, 20, 60])
 def test_kinds_are_told_apart_on_the_map_as_far_as_a_legend_reaches(kinds):
     names = [f"class {i % kinds:02d}" for i in range(2 * kinds)]
-    axes = maps.clip_map(np.random.default_rng(0).normal(size=(2 * kinds, 2)), names, "class").axes[0]
+    axes = charts.clip_map(np.random.default_rng(0).normal(size=(2 * kinds, 2)), names, "class").axes[0]
     drawn = [(tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes()) for dots in axes.collections]
-    assert len(set(drawn)) == len(drawn) == min(kinds, maps.LISTED)
+    assert len(set(drawn)) == len(drawn) == min(kinds, charts.LISTED)
     assert sum(len(dots.get_offsets()) for dots in axes.collections) == 2 * kinds, "none is left out"
     told = [text.get_text() for text in axes.get_legend().get_texts()]
     assert ("37 others (74)" in told) == (kinds == 60)
@@ -103,16 +104,16 @@ def test_kinds_are_told_apart_on_the_map_as_far_as_a_legend_reaches(kinds):
 
 def test_a_matrix_of_many_classes_shows_the_commonest():
     counts = np.diag(np.arange(40))
-    axes = maps.confusion_matrix(counts, [f"class {i}" for i in range(40)]).axes[0]
+    axes = charts.confusion_matrix(counts, [f"class {i}" for i in range(40)]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == [f"class {i}" for i in range(15, 40)]
-    few = maps.confusion_matrix(np.array([[3, 1], [0, 4]]), ["a", "b"]).axes[0]
+    few = charts.confusion_matrix(np.array([[3, 1], [0, 4]]), ["a", "b"]).axes[0]
     assert [text.get_text() for text in few.texts] == ["75\n(3)", "25\n(1)", "", "100\n(4)"]
 
 
 def test_names_are_shortened_in_the_middle():
-    assert maps.short("clip", 9) == "clip"
-    assert maps.short("a_very_long_name.mp4", 9) == "a_ve….mp4"
-    assert all(len(maps.short("x" * 50, most)) == most for most in (5, 12, 13))
+    assert short("clip", 9) == "clip"
+    assert short("a_very_long_name.mp4", 9) == "a_ve….mp4"
+    assert all(len(short("x" * 50, most)) == most for most in (5, 12, 13))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_features_are_of_every_arm_and_seed_and_of_as_many_clips_as_are_wanted(f
     assert len(more.rows) == len(finished.rows) + 4
     assert len(experiment.with_neighbours(more, encoded).rows) == len(more.rows), "a cell that runs twice adds nothing"
     chosen = experiment.queries(finished, encoded)
-    assert len({encoded.names[row] for row in chosen}) == len(chosen) == maps.QUERIES, "each of another class"
+    assert len({encoded.names[row] for row in chosen}) == len(chosen) == clip_pictures.QUERIES, "each of another class"
     few = experiment.encode_clips(finished, most=9)
     assert (len(few), few.total) == (9, 32)
     assert "9 of 32 clips of the test split" in experiment.map_plot(finished, few).caption

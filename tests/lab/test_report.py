@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots.palette import BLUE
+from vmae_lab.lab.plots.style import BLUE
 from vmae_lab.lab.report.report import Report
 from vmae_lab.lab.run_store import RunStore
 

@@ -15,8 +15,8 @@ from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments import dual_masking_tour as tour
 from vmae_lab.lab.experiments.dual_masking_tour import PAPER_CLIP, Choice
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.animations import looping_gif, looping_png
-from vmae_lab.lab.plots.pictures import rebuilt
+from vmae_lab.lab.plots.clip_pictures import looping_gif, looping_png
+from vmae_lab.lab.plots.examples import rebuilt
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE

@@ -135,7 +135,7 @@ def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> l
     """Print what a stage costs, and run it and its inputs for every seed. Returns seeds, folders and results."""
     from vmae_lab.lab.estimate import plan_summary, work_of
     from vmae_lab.lab.plan import Arm, plan_ablation
-    from vmae_lab.lab.plots.palette import BLUE
+    from vmae_lab.lab.plots.style import BLUE
     from vmae_lab.lab.run_store import RunStore
     from vmae_lab.utils.paths import runs_folder
 

@@ -12,7 +12,7 @@ from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.notebook_parameters import refuse_dotted_names
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.figures import use_style
+from vmae_lab.lab.plots.style import use_style
 from vmae_lab.lab.report.report import Report
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.utils.paths import runs_folder

@@ -8,7 +8,7 @@ import pandas as pd
 
 from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.own_data import list_notes, list_problems
-from vmae_lab.lab.plots.palette import PRINTED
+from vmae_lab.lab.plots.style import PRINTED
 from vmae_lab.lab.run_store import RunStore, in_order
 from vmae_lab.lab.stages import (
     HELD_OUT,

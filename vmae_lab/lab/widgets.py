@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from vmae_lab.lab.experiments import dual_masking_tour as tour
 from vmae_lab.lab.experiments.dual_masking_tour import Choice
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.animations import looping_png
-from vmae_lab.lab.plots.pictures import example_clips, names_of, picture_clip, random_clips, rebuilt
+from vmae_lab.lab.plots.clip_pictures import looping_png
+from vmae_lab.lab.plots.examples import example_clips, names_of, picture_clip, random_clips, rebuilt
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, MaskSettings
 from vmae_lab.models.videomae import VideoMAE
 

@@ -12,8 +12,8 @@ from vmae_lab.lab.estimate import token_table
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots import curves, figures, pictures
-from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
+from vmae_lab.lab.plots import charts, clip_pictures, curves, examples
+from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from vmae_lab.lab.stages import Stage, kept_probe_stage
 from vmae_lab.lab.stages.cost import step_macs
 from vmae_lab.lab.statistics import COLUMNS, compare, summarise
@@ -52,7 +52,7 @@ def mask_gallery(plan: Plan, clip: int = 0) -> Plot:
     masks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for arm in plan.pretrained:
         encoder_mask, decoded = (
-            mask[0].reshape(plan.recipe.model.clip.grid).numpy() for mask in pictures.masks_of_pictures(plan.first(arm).recipe)
+            mask[0].reshape(plan.recipe.model.clip.grid).numpy() for mask in examples.masks_of_pictures(plan.first(arm).recipe)
         )
         label = plan.arms[arm].label
         for other, (_, shown) in list(masks.items()):  # arms that differ in the loss alone share a row, under the shorter name
@@ -60,8 +60,8 @@ def mask_gallery(plan: Plan, clip: int = 0) -> Plot:
                 label = min(label, other, key=len)
                 del masks[other]
         masks[label] = encoder_mask, decoded
-    video = pictures.picture_clip(plan, clip)[0].permute(1, 2, 3, 0).numpy()
-    figure = figures.mask_gallery(video, masks, plan.recipe.model.tubelet, plan.recipe.model.clip.patch)
+    video = examples.picture_clip(plan, clip)[0].permute(1, 2, 3, 0).numpy()
+    figure = clip_pictures.mask_gallery(video, masks, plan.recipe.model.tubelet, plan.recipe.model.clip.patch)
     return Plot(figure, "masks", "What the encoder sees, and what each decoder rebuilds; grey cubes are left out.")
 
 
@@ -90,7 +90,7 @@ def results_table(results: Results) -> Table:
 
 
 def accuracy_against_cost(results: Results) -> Plot:
-    figure = figures.accuracy_against_cost(
+    figure = charts.accuracy_against_cost(
         results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
         "frozen few-label readout, top-1 (%)",
     )  # fmt: skip
@@ -131,7 +131,7 @@ def reconstruction(results: Results, clip: int = 0) -> Plot:
     """A held-out clip as the arm with running cells of 50% rebuilds it, or else the first pre-trained arm."""
     plan = results.plan
     arm = "running_cell_50" if "running_cell_50" in plan.pretrained else plan.pretrained[0]
-    figure = figures.reconstruction_strips(pictures.reconstructions(plan, results.store, arm, clip))
+    figure = clip_pictures.reconstruction_strips(examples.reconstructions(plan, results.store, arm, clip))
     caption = f"A held-out clip rebuilt by '{results.label(arm)}'; the mean and contrast of each cube are taken from the truth."
     return Plot(figure, "reconstruction", caption)
 

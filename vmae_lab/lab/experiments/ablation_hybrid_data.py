@@ -8,8 +8,8 @@ from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from vmae_lab.lab.stages import Stage, probe_stage
 
 BASELINE, FLOOR = "one", "scratch"
@@ -87,7 +87,7 @@ def shares(results: Results) -> pd.DataFrame:
 
 
 def shares_plot(results: Results) -> Plot:
-    figure = figures.stacked_shares(shares(results), "share of the pre-training samples (%)")
+    figure = charts.stacked_shares(shares(results), "share of the pre-training samples (%)")
     return Plot(figure, "shares", "The part of the pre-training samples that came from each source.")
 
 
@@ -110,7 +110,7 @@ def pools_table(results: Results) -> Table:
 
 def accuracy_plot(results: Results) -> Plot:
     summaries = {NAMES[place]: results.summary(f"{results.probe}@{place}") for place in PLACES}
-    figure = figures.dots_by_arm(summaries, results.plan.arms, results.chance, "frozen few-label readout, top-1 (%)")
+    figure = charts.dots_by_arm(summaries, results.plan.arms, results.chance, "frozen few-label readout, top-1 (%)")
     caption = "Frozen readout on a source in every pool and on one in none; bars: 95% t interval over seeds."
     return Plot(figure, "accuracy", caption)
 

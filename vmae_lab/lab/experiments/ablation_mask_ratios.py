@@ -8,8 +8,8 @@ from vmae_lab.lab.estimate import token_table
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.palette import BLACK, BLUE, GREEN, SKY
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, SKY
 from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.statistics import pareto_front
 from vmae_lab.masking import MaskSettings
@@ -71,7 +71,7 @@ def maps(results: Results) -> Plot:
         "frozen few-label readout, top-1 (%)": grid_of(plan, accuracy),
         "pre-training cost (1e6 MAC per clip)": grid_of(plan, token_table(plan).MMAC),
     }
-    figure = figures.heat_maps(tables, "decoder: running cells left out", "encoder: tubes hidden")
+    figure = charts.heat_maps(tables, "decoder: running cells left out", "encoder: tubes hidden")
     return Plot(figure, "maps", "Accuracy and cost over both ratios; means over seeds.")
 
 
@@ -82,7 +82,7 @@ def front(results: Results) -> list[str]:
 
 
 def pareto(results: Results) -> Plot:
-    figure = figures.accuracy_against_cost(
+    figure = charts.accuracy_against_cost(
         results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
         "frozen few-label readout, top-1 (%)", legend="masks", front=front(results),
     )  # fmt: skip

@@ -9,8 +9,8 @@ from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.ablation_hybrid_data import ALL_SOURCES, UNSEEN, hybrid_pool
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.palette import BLUE, GREEN, GREY, ORANGE
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.style import BLUE, GREEN, GREY, ORANGE
 from vmae_lab.lab.stages import Stage, finetune_stage, post_pretrain_stage
 from vmae_lab.lab.statistics import compare_pairs
 
@@ -55,7 +55,7 @@ def accuracy_plot(results: Results) -> Plot:
     """Accuracy over labelled clips, one line per arm."""
     tables = {labels: results.summary(metric) for metric, labels in fractions(results.plan).items()}
     lines = {arm: pd.DataFrame({labels: table.loc[arm] for labels, table in tables.items()}).T for arm in results.plan.possible}
-    figure = figures.lines_by_arm(
+    figure = charts.lines_by_arm(
         lines, results.plan.arms, "labelled clips of the target", "fine-tuned, top-1 (%)", results.chance
     )
     return Plot(figure, "accuracy", "Accuracy on the target over its labels; bars: 95% t interval over seeds.")

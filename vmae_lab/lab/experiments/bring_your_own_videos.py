@@ -18,9 +18,9 @@ from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots import figures, maps
-from vmae_lab.lab.plots.labels import short
-from vmae_lab.lab.plots.pictures import clip_frames, example_clips, names_of, random_clips, reconstructions, window
+from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots.examples import clip_frames, example_clips, names_of, random_clips, reconstructions, window
+from vmae_lab.lab.plots.text import short
 from vmae_lab.lab.stages import WEIGHTS, Stage
 from vmae_lab.lab.stages.probe import ProbeStage, load_encoder
 from vmae_lab.utils.atomic_io import readable
@@ -128,7 +128,7 @@ def clips_plot(plan: Plan, rows: Sequence[int]) -> Plot:
         for place, (name, row, strip) in enumerate(zip(names, rows, strips, strict=True), 1)
     }
     caption = "Random clips as they are evaluated, one frame per time step."
-    return Plot(figures.reconstruction_strips(titled), "clips", caption)
+    return Plot(clip_pictures.reconstruction_strips(titled), "clips", caption)
 
 
 def losses(results: Results) -> Plot:
@@ -148,7 +148,7 @@ def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
         f"The first of the {kind} clips below, rebuilt by '{results.label(plan.pretrained[0])}', seed {plan.recipe.seeds[0]}; "
         "the mean and contrast of each cube are taken from the truth."
     )
-    return Plot(figures.reconstruction_strips(strips), "reconstruction", caption)
+    return Plot(clip_pictures.reconstruction_strips(strips), "reconstruction", caption)
 
 
 # ---- Similar clips ----
@@ -234,7 +234,7 @@ def _groups(recipe: Recipe, rows: list[int]) -> np.ndarray | None:
 
 def map_plot(results: Results, encoded: Encoded) -> Plot:
     points = retrieval.feature_map(encoded.pictured, results.recipe.seeds[0])
-    figure = maps.clip_map(points, encoded.names, "source" if encoded.labels is None else "class")
+    figure = charts.clip_map(points, encoded.names, "source" if encoded.labels is None else "class")
     caption = (
         f"{features_caption(results, encoded)}. t-SNE (perplexity {retrieval.perplexity_of(len(encoded)):.3g}, started at the "
         "principal components): it shows which clips are near each other; distances and sizes of groups mean nothing."
@@ -251,12 +251,12 @@ def queries(results: Results, encoded: Encoded) -> list[int]:
     """Clips whose neighbours are shown: drawn by the first seed, from as many classes (or sources) as possible."""
     order = numpy_generator(results.recipe.seeds[0], "queries").permutation(len(encoded))
     names = pd.Series(np.asarray(encoded.names)[order])
-    return order[names.groupby(names).cumcount().argsort(kind="stable")][: maps.QUERIES].tolist()
+    return order[names.groupby(names).cumcount().argsort(kind="stable")][: clip_pictures.QUERIES].tolist()
 
 
 def neighbours_plot(results: Results, encoded: Encoded) -> Plot:
     chosen = queries(results, encoded)
-    figure = maps.neighbour_pictures(encoded.frames, chosen, nearest_clips(encoded), encoded.titles, encoded.labels)
+    figure = clip_pictures.neighbour_pictures(encoded.frames, chosen, nearest_clips(encoded), encoded.titles, encoded.labels)
     others = "" if encoded.groups is None else " of other groups (hold_out.group)"
     marks = "" if encoded.labels is None else ": blue and `=` of the query's class, vermilion and `x` of another"
     caption = (
@@ -369,13 +369,13 @@ def confusion(results: Results, arm: str) -> np.ndarray:
 def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
     probe, arm = results.recipe.evaluate.probe, results.plan.pretrained[0]
     draws = f" and {probe.draws} draws of {probe.labels} labels" if probe.labels else ", all labels"
-    most = f" The {maps.SHOWN} classes with most clips." if (counts.sum(1) > 0).sum() > maps.SHOWN else ""
+    most = f" The {charts.SHOWN} classes with most clips." if (counts.sum(1) > 0).sum() > charts.SHOWN else ""
     caption = (
         f"Predictions of the ridge readout on flattened tokens of '{results.label(arm)}' on the "
         f"{results.recipe.evaluate.split} split, in % of a class's clips, numbers of predictions in brackets; "
         f"added up over {len(results.recipe.seeds)} seeds{draws}.{most}"
     )
-    return Plot(maps.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
+    return Plot(charts.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
 
 
 def confused_table(plan: Plan, counts: np.ndarray) -> Table:

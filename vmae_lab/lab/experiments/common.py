@@ -14,10 +14,10 @@ from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.estimate import calibrate
 from vmae_lab.lab.plan import Arm, Measures, Overrides, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.labels import markdown
-from vmae_lab.lab.plots.palette import BLUE, GREY
-from vmae_lab.lab.plots.pictures import masks_of_pictures
+from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots.examples import masks_of_pictures
+from vmae_lab.lab.plots.style import BLUE, GREY
+from vmae_lab.lab.plots.text import markdown
 from vmae_lab.lab.report.tables import interval, plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, finetune_stage, probe_stage
@@ -330,7 +330,7 @@ def loss_plot(
     results: Results, measure: str | None = None, legend: str = "", loss: str = "reconstruction loss", note: str = ""
 ) -> Plot:
     """Training losses of the pre-training, or of a measure's stages."""
-    figure = figures.loss_curves(loss_history(results, measure), results.plan.arms, legend, loss)
+    figure = charts.loss_curves(loss_history(results, measure), results.plan.arms, legend, loss)
     words = f"{'training loss' if measure is None else loss} after the first tenth of the steps, mean and range over seeds"
     return Plot(figure, "loss", f"{words[0].upper()}{words[1:]}{note}.")
 
@@ -346,6 +346,6 @@ def mask_pictures(plan: Plan) -> pd.DataFrame:
         recipe = plan.first(arm).recipe
         clip, masks = recipe.model.clip, masks_of_pictures(recipe)
         white = np.full((clip.grid[0], clip.side, clip.side, 3), 255, np.uint8)
-        pictures = (figures.painted(white, mask[0].reshape(clip.grid).numpy(), clip.patch) for mask in masks)
+        pictures = (clip_pictures.painted(white, mask[0].reshape(clip.grid).numpy(), clip.patch) for mask in masks)
         table[arm] = [sha256(picture.tobytes()).hexdigest()[:12] for picture in pictures]
     return pd.DataFrame.from_dict(table, orient="index", columns=["encoder sees", "decoder rebuilds"])

@@ -10,8 +10,8 @@ from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.estimate import calibrate_step
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table, running_cells
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.palette import BLACK, BLUE
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.style import BLACK, BLUE
 from vmae_lab.lab.stages import Stage, measure_stage
 from vmae_lab.lab.stages.cost import parameter_count
 from vmae_lab.lab.stages.measure import GIB, largest_batch, predicted_bytes
@@ -161,7 +161,7 @@ def panels(results: Results) -> Plot:
         memory.setdefault(mask, {})[size] = peak
         memory.setdefault(f"{mask}, counted", {})[size] = one.predicted_gib(batch)
     tables = {"G MAC per clip, forward and backward": work, "seconds per clip": time, "peak memory, GiB": memory}
-    figure = figures.panels_over_sizes({title: pd.DataFrame(table) for title, table in tables.items()}, STYLES)
+    figure = charts.panels_over_sizes({title: pd.DataFrame(table) for title, table in tables.items()}, STYLES)
     return Plot(figure, "panels", "Work, time and memory over model sizes, at the largest batch that was measured.")
 
 

@@ -8,8 +8,8 @@ from vmae_lab.lab.config import Recipe, RecipeError, require
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.palette import BLACK, BLUE, GREY, ORANGE, RED
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.style import BLACK, BLUE, GREY, ORANGE, RED
 from vmae_lab.lab.stages import Stage, distill_stage, finetune_stage, pretrain_stage
 from vmae_lab.lab.stages.finetune import SupervisedStage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
@@ -135,7 +135,7 @@ def students_table(results: Results) -> Table:
 
 def accuracy_plot(results: Results) -> Plot:
     summaries = {"held-out clips": summarise(accuracies(results), ACCURACY)}
-    figure = figures.dots_by_arm(summaries, STYLES, results.chance, "top-1, %; mean and 95% interval over seeds")
+    figure = charts.dots_by_arm(summaries, STYLES, results.chance, "top-1, %; mean and 95% interval over seeds")
     caption = "Top-1 of teacher and students on held-out clips: mean and 95% t interval over seeds."
     return Plot(figure, "accuracy", caption)
 
@@ -146,7 +146,7 @@ def losses(results: Results) -> Plot | None:
     taught = history[history.arm.map(lambda arm: ARMS[arm].taught)]
     if taught.empty:
         return None
-    figure = figures.loss_curves(taught, ARMS, legend="student", loss="divergence from the teacher")
+    figure = charts.loss_curves(taught, ARMS, legend="student", loss="divergence from the teacher")
     caption = "Divergence of the student's predictions from the teacher's, mean and range over seeds."
     return Plot(figure, "loss", caption)
 

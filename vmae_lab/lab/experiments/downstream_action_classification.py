@@ -14,10 +14,10 @@ from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots import figures, maps
-from vmae_lab.lab.plots.labels import short
-from vmae_lab.lab.plots.palette import ORANGE, RED
-from vmae_lab.lab.plots.pictures import clip_frames, window
+from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots.examples import clip_frames, window
+from vmae_lab.lab.plots.style import ORANGE, RED
+from vmae_lab.lab.plots.text import short
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import PREDICTIONS, Stage, views_stage
 from vmae_lab.lab.stages.finetune import FinetuneStage
@@ -155,7 +155,7 @@ def confusion(plan: Plan, predicted: pd.DataFrame) -> np.ndarray:
 
 
 def confusion_plot(results: Results, predicted: pd.DataFrame) -> Plot:
-    figure = maps.confusion_matrix(confusion(results.plan, predicted), results.recipe.data.class_names)
+    figure = charts.confusion_matrix(confusion(results.plan, predicted), results.recipe.data.class_names)
     caption = (
         f"Predictions of the classifier '{_first(results)}' on views of the {results.recipe.evaluate.split} split, in % of a "
         f"class's videos, numbers of predictions in brackets; added up over {len(results.recipe.seeds)} seeds."
@@ -196,7 +196,7 @@ def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot 
     if chosen.empty:
         return None
     frames = clip_frames(results.plan, chosen.row.tolist(), _evaluated_clips(results))
-    figure = figures.reconstruction_strips(dict(zip(_titles(results, chosen), frames, strict=True)))
+    figure = clip_pictures.reconstruction_strips(dict(zip(_titles(results, chosen), frames, strict=True)))
     caption = (
         f"The wrong predictions of '{_first(results)}', seed {results.recipe.seeds[0]}, with the highest probability. The "
         "middle clip of each video, one frame per time step; the prediction is that of all views."
@@ -217,7 +217,7 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
     grid = dict(zip(("t", "h", "w"), clip.grid, strict=True))
     shares = rearrange(attention_rollout(model.encoder, video).cpu(), "b (t h w) -> b t h w", **grid).numpy() * clip.tokens
     strips = zip(clip_frames(results.plan, rows, clips), shares, strict=True)
-    figure = maps.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
+    figure = clip_pictures.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
     caption = (
         f"Attention rolled out over the blocks of '{_first(results)}', seed {seed} (Abnar and Zuidema 2020): how much of each "
         "token can reach the mean of the last ones, where 1 is the same for all tokens. Random clips. It shows where "

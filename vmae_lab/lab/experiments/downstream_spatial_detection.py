@@ -15,8 +15,8 @@ from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots import figures, maps
-from vmae_lab.lab.plots.palette import ORANGE, RED
+from vmae_lab.lab.plots import charts, detection
+from vmae_lab.lab.plots.style import ORANGE, RED
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import DETECTIONS, Stage, detect_stage
 from vmae_lab.lab.stages.inputs import check_scenes, load_scenes
@@ -174,7 +174,7 @@ def classes_table(results: Results) -> Table:
 
 def classes_plot(results: Results) -> Plot:
     guess = guessing(results.plan)
-    figure = figures.bars_by_class(_by_class(results), results.plan.arms, guess, "average precision, %")
+    figure = charts.bars_by_class(_by_class(results), results.plan.arms, guess, "average precision, %")
     return Plot(figure, "classes", _classes_caption(results))
 
 
@@ -195,12 +195,12 @@ def scenes_plot(results: Results, count: int = 5) -> Plot:
         f"true, dashed ones are those of {_box_source(plan)}. Actions with a score of {SURE:g} or more, at most {MOST}, or "
         "else the most likely one; = is right, x is wrong. A score is the action's times the box's."
     )
-    return Plot(maps.scene_strips(examples), "scenes", caption)
+    return Plot(detection.scene_strips(examples), "scenes", caption)
 
 
 def _scene(
     scenes: Scenes, settings: DetectSettings, predicted: pd.DataFrame, index: int, frames: int, tubelet: int
-) -> maps.Scene:  # fmt: skip
+) -> detection.Scene:  # fmt: skip
     key = frames // 2
     video = scenes.clip(index, frames, settings.stride, settings.test_short_side).permute(1, 2, 3, 0).numpy()
     video = video[key % tubelet :: tubelet]  # one frame per time step, the key frame among them
@@ -217,7 +217,7 @@ def _scene(
         right = actions[int(overlap.argmax())] if matched else []
         words.append(_scored_actions(scores, scenes, right) + ("" if matched else " (nobody there)"))
     true = [", ".join(names) for names in actions]
-    return maps.Scene(video, key // tubelet, boxes.numpy(), np.array(seen).reshape(-1, 4), true, words)
+    return detection.Scene(video, key // tubelet, boxes.numpy(), np.array(seen).reshape(-1, 4), true, words)
 
 
 def _scored_actions(predicted: pd.DataFrame, scenes: Scenes, right: Sequence[str]) -> str:

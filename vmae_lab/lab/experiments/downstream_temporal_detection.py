@@ -11,8 +11,8 @@ from vmae_lab.lab.config import Recipe, RecipeError, require
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
-from vmae_lab.lab.plots import figures, timelines
-from vmae_lab.lab.plots.palette import GREEN
+from vmae_lab.lab.plots import charts, detection
+from vmae_lab.lab.plots.style import GREEN
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import SEGMENTS, Stage, localise_stage, post_pretrain_stage
 from vmae_lab.lab.stages.inputs import check_untrimmed, load_untrimmed
@@ -106,7 +106,7 @@ def classes_plot(results: Results) -> Plot:
         f"Average precision by class, mean over temporal IoU of {overlaps}; mean and standard deviation over "
         f"{len(results.recipe.seeds)} seeds."
     )
-    return Plot(figures.bars_by_class(by_class, plan.arms, {}, "average precision, %"), "classes", caption)
+    return Plot(charts.bars_by_class(by_class, plan.arms, {}, "average precision, %"), "classes", caption)
 
 
 def durations_table(results: Results) -> Table:
@@ -158,7 +158,7 @@ def errors_table(results: Results) -> Table:
 
 def errors_plot(results: Results) -> Plot:
     shares = error_table(results).drop(columns="missed").set_index("features of")
-    figure = figures.stacked_shares(shares, "best predictions, as many as there are segments, %")
+    figure = charts.stacked_shares(shares, "best predictions, as many as there are segments, %")
     return Plot(figure, "errors", KINDS_CAPTION)
 
 
@@ -174,13 +174,13 @@ def timelines_plot(results: Results, count: int = 4) -> Plot:
         for name, table in predicted.items():
             best = by_score(table[table.video == video.video]).head(max(1, len(truth)))
             lanes[name] = best.assign(right=matches(truth, best, np.array([ENOUGH]))[0] >= 0)
-        examples.append(timelines.Timeline(video.video, video.duration, lanes))
+        examples.append(detection.Timeline(video.video, video.duration, lanes))
     caption = (
         f"Random videos of the {results.recipe.evaluate.split} split; below the truth, by encoder, the predictions with the "
         f"highest scores, as many as there are segments (at least one), seed {seed}. Pale and hatched: wrong class, or overlap "
         f"below {ENOUGH:g}."
     )
-    return Plot(timelines.timelines(examples, class_names(results.plan)), "timelines", caption)
+    return Plot(detection.timelines(examples, class_names(results.plan)), "timelines", caption)
 
 
 # ---- Reported values, checks and conclusions ----

@@ -19,10 +19,9 @@ from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table, running_cells
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots.animations import looping_gif
-from vmae_lab.lab.plots.figures import painted
-from vmae_lab.lab.plots.palette import BLACK, BLUE, ORANGE, SKY
-from vmae_lab.lab.plots.pictures import example_clips, picture_clip, rebuilt, trained_model
+from vmae_lab.lab.plots.clip_pictures import looping_gif, painted
+from vmae_lab.lab.plots.examples import example_clips, picture_clip, rebuilt, trained_model
+from vmae_lab.lab.plots.style import BLACK, BLUE, ORANGE, SKY
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, Grid, MaskSettings, draw_masks, running_cell_maps
 from vmae_lab.models.flops import encoder_macs, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings

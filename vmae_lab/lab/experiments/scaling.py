@@ -11,8 +11,8 @@ from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots import figures
-from vmae_lab.lab.plots.palette import BLUE, ORANGE, RED, SKY
+from vmae_lab.lab.plots import charts
+from vmae_lab.lab.plots.style import BLUE, ORANGE, RED, SKY
 from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.stages.cost import parameter_count
 from vmae_lab.lab.statistics import linear_trend, points
@@ -87,7 +87,7 @@ def accuracy_plot(results: Results) -> Plot:
         lines[name] = accuracy.loc[group.index].set_index(group.parameters / 1e6).sort_index()
         styles[name] = replace(results.plan.arms[group.index[0]], label=name)
     axes = "parameters of encoder and decoder (millions)", "frozen few-label readout, top-1 (%)"
-    figure = figures.lines_by_arm(lines, styles, *axes, results.chance)
+    figure = charts.lines_by_arm(lines, styles, *axes, results.chance)
     caption = "Accuracy over model size for each amount of data and steps; bars: 95% t interval over seeds."
     return Plot(figure, "accuracy", caption)
 
@@ -116,7 +116,7 @@ def trend(results: Results) -> pd.DataFrame:
 
 
 def trend_plot(results: Results) -> Plot:
-    figure = figures.slopes(trend(results), "points of top-1 per doubling, 95% interval")
+    figure = charts.slopes(trend(results), "points of top-1 per doubling, 95% interval")
     return Plot(figure, "trend", "Points of accuracy for each doubling, fitted over all runs.")
 
 

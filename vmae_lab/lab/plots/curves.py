@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vmae_lab.lab.plan import Arm
-from vmae_lab.lab.plots.labels import short
-from vmae_lab.lab.plots.palette import GREY
+from vmae_lab.lab.plots.style import GREY
+from vmae_lab.lab.plots.text import short
 
 COLUMNS = 3  # panels side by side
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from vmae_lab.lab.notebook_file import VARIABLE, code_digest, code_state, notebook_file, read_cells, written_path
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.figures import save_figure
-from vmae_lab.lab.plots.labels import markdown
+from vmae_lab.lab.plots.style import save_figure
+from vmae_lab.lab.plots.text import markdown
 from vmae_lab.lab.report.folder import ReportPlace, report_place
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.report.tables import save_table

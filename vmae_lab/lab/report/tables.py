@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vmae_lab.lab.plots.labels import markdown
+from vmae_lab.lab.plots.text import markdown
 from vmae_lab.utils.atomic_io import make_folder, write_text
 
 

@@ -10,7 +10,7 @@ from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import MissingVideos, batches_of, middle_clips, readable
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.plan import Plan
-from vmae_lab.lab.plots.figures import HIDDEN
+from vmae_lab.lab.plots.clip_pictures import HIDDEN
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.stages.inputs import split_clips

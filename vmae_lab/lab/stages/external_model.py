@@ -1,4 +1,4 @@
-"""A checkpoint from outside, as a folder like that of a stage that trained it."""
+"""The kind `opened`: a checkpoint from elsewhere, as a folder like that of a stage that trained it."""
 
 import warnings
 from typing import Any

@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
-from vmae_lab.lab.plots import curves, figures, maps, timelines
-from vmae_lab.lab.plots.labels import NO_NAME, markdown, short
+from vmae_lab.lab.plots import charts, clip_pictures, curves, detection, style
+from vmae_lab.lab.plots.text import NO_NAME, markdown, short
 from vmae_lab.lab.report.tables import save_table
 
 NAMES = {
@@ -66,35 +66,33 @@ APART = ALONG.rename(columns={"mean": "difference"}).assign(equal=["steps", "com
 DRAWN = {
     "accuracy_curves": lambda name: curves.accuracy_curves(ALONG, arms(name), "top-1"),
     "difference_curves": lambda name: curves.difference_curves(APART, arms(name), "a", "points"),
-    "clip_map": lambda name: maps.clip_map(np.random.default_rng(0).random((4, 2)), [name, name, "b", "c"], name),
-    "neighbour_pictures": lambda name: maps.neighbour_pictures(
+    "clip_map": lambda name: charts.clip_map(np.random.default_rng(0).random((4, 2)), [name, name, "b", "c"], name),
+    "neighbour_pictures": lambda name: clip_pictures.neighbour_pictures(
         np.zeros((3, 8, 8, 3), np.uint8), [0], np.array([[1, 2], [0, 2], [0, 1]]), [name, "b", name], np.array([0, 1, 0])
     ),
-    "confusion_matrix": lambda name: maps.confusion_matrix(np.eye(3, dtype=int), [name, f"{name}!", "c"]),
-    "attention_strips": lambda name: maps.attention_strips({name: (FRAMES, np.ones((2, 2, 2)))}),
-    "scene_strips": lambda name: maps.scene_strips(
-        [maps.Scene(FRAMES, 0, np.array([[0.1, 0.1, 0.5, 0.5]]), np.zeros((0, 4)), [name], [])]
+    "confusion_matrix": lambda name: charts.confusion_matrix(np.eye(3, dtype=int), [name, f"{name}!", "c"]),
+    "attention_strips": lambda name: clip_pictures.attention_strips({name: (FRAMES, np.ones((2, 2, 2)))}),
+    "scene_strips": lambda name: detection.scene_strips(
+        [detection.Scene(FRAMES, 0, np.array([[0.1, 0.1, 0.5, 0.5]]), np.zeros((0, 4)), [name], [])]
     ),
-    "timelines": lambda name: timelines.timelines([timelines.Timeline(name, 9.0, {name: segments(name)})], [name, "b"]),
-    "mask_gallery": lambda name: figures.mask_gallery(FRAMES, {name: (np.ones((1, 2, 2), bool),) * 2}, 2, 4),
-    "reconstruction_strips": lambda name: figures.reconstruction_strips({name: FRAMES}),
-    "loss_curves": lambda name: figures.loss_curves(CURVES, arms(name)),
-    "accuracy_against_cost": lambda name: figures.accuracy_against_cost(
+    "timelines": lambda name: detection.timelines([detection.Timeline(name, 9.0, {name: segments(name)})], [name, "b"]),
+    "mask_gallery": lambda name: clip_pictures.mask_gallery(FRAMES, {name: (np.ones((1, 2, 2), bool),) * 2}, 2, 4),
+    "reconstruction_strips": lambda name: clip_pictures.reconstruction_strips({name: FRAMES}),
+    "loss_curves": lambda name: charts.loss_curves(CURVES, arms(name)),
+    "accuracy_against_cost": lambda name: charts.accuracy_against_cost(
         summary("ab"), {"a": 1.0, "b": 2.0}, arms(name), "a", 12.5, "top-1"
     ),
-    "heat_maps": lambda name: figures.heat_maps(
-        {name: pd.DataFrame([[1.0, 2.0]], index=[name], columns=[name, "b"])}, "x", "y"
-    ),
-    "dots_by_arm": lambda name: figures.dots_by_arm({name: summary("ab")}, arms(name), 12.5, "top-1"),
-    "bars_by_class": lambda name: figures.bars_by_class({"a": summary([name, "b"])}, arms(name), {name: 1.0, "b": 2.0}, "AP"),
-    "stacked_shares": lambda name: figures.stacked_shares(
+    "heat_maps": lambda name: charts.heat_maps({name: pd.DataFrame([[1.0, 2.0]], index=[name], columns=[name, "b"])}, "x", "y"),
+    "dots_by_arm": lambda name: charts.dots_by_arm({name: summary("ab")}, arms(name), 12.5, "top-1"),
+    "bars_by_class": lambda name: charts.bars_by_class({"a": summary([name, "b"])}, arms(name), {name: 1.0, "b": 2.0}, "AP"),
+    "stacked_shares": lambda name: charts.stacked_shares(
         pd.DataFrame([[40.0, 60.0], [1.0, 99.0]], index=[name, "b"], columns=[name, "c"]), "%"
     ),
-    "lines_by_arm": lambda name: figures.lines_by_arm({"a": summary([10, 20])}, arms(name), "labels", "top-1", 12.5),
-    "panels_over_sizes": lambda name: figures.panels_over_sizes(
+    "lines_by_arm": lambda name: charts.lines_by_arm({"a": summary([10, 20])}, arms(name), "labels", "top-1", 12.5),
+    "panels_over_sizes": lambda name: charts.panels_over_sizes(
         {name: pd.DataFrame({"a": [1.0, 2.0]}, index=[name, "b"])}, arms(name)
     ),
-    "slopes": lambda name: figures.slopes(pd.DataFrame({"slope": [1.0], "low": [0.5], "high": [1.5]}, index=[name]), "points"),
+    "slopes": lambda name: charts.slopes(pd.DataFrame({"slope": [1.0], "low": [0.5], "high": [1.5]}, index=[name]), "points"),
 }
 
 
@@ -118,7 +116,7 @@ def drawn_without_a_warning(draw, name) -> tuple[list[str], tuple[int, int]]:
 def test_a_figure_shows_any_name(draw, name):
     """No error, no warning of a missing character, nothing read as a formula, and no picture many times as wide."""
     with plt.rc_context():
-        figures.use_style()
+        style.use_style()
         texts, size = drawn_without_a_warning(draw, name)
     assert any(short(name)[:8].strip() in text.replace("\n", " ") for text in texts), "the name is shown"
     assert max(size) < 1200
@@ -133,7 +131,7 @@ def test_every_figure_function_is_tried():
     """Functions of the modules of figures that return a figure."""
     made = {
         name
-        for module in (curves, figures, maps, timelines)
+        for module in (charts, clip_pictures, curves, detection)
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
         if getattr(value, "__annotations__", {}).get("return") is plt.Figure

@@ -1,9 +1,8 @@
-"""Figures: one look for all of them, saved as png and svg that do not change when nothing did."""
+"""Charts of numbers: losses, accuracies, costs, counts, maps of features."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,67 +13,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from vmae_lab.lab.plan import Arm
-from vmae_lab.lab.plots.labels import fallback_fonts, short
-from vmae_lab.lab.plots.palette import BLUE
-from vmae_lab.utils.atomic_io import atomic_write, make_folder
+from vmae_lab.lab.plots.style import BLUE, COLOURS, MARKERS
+from vmae_lab.lab.plots.text import short
 
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "svg.hashsalt": "vmae_lab",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-}
-GUESS = "#444444"  # the colour of what guessing gives
-HIDDEN = (0.55, 0.55, 0.58)  # what a masked cube is painted with
-
-
-def use_style() -> None:
-    """The look of every figure of the workbook."""
-    sns.set_theme(context="notebook", style="ticks", rc={**STYLE, "font.family": ["sans-serif", *fallback_fonts()]})
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Write `<name>.png` and `<name>.svg`; returns the png's path."""
-    make_folder(folder)
-    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        with atomic_write(folder / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, metadata=metadata)
-    return folder / f"{name}.png"
-
-
-def mask_gallery(video: np.ndarray, masks: Mapping[str, tuple[np.ndarray, np.ndarray]], tubelet: int, patch: int) -> Figure:
-    """A clip, what the encoder sees of it, and what each arm's decoder rebuilds, one column a time step.
-
-    video: uint8 `(T, H, W, 3)`; masks: label -> encoder and decoder mask, bool `(T', H', W')`, True = masked.
-    """
-    frames = video[::tubelet]
-    encoder_mask = next(iter(masks.values()))[0]
-    rows = {"clip": frames, "encoder sees": painted(frames, encoder_mask, patch)}
-    rows |= {f"decodes: {short(label)}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
-    return _strips(rows, f"time step of the token grid ({tubelet} frames each) →")
-
-
-def painted(frames: np.ndarray, mask: np.ndarray, patch: int) -> np.ndarray:
-    """Frames, one a time step, with the masked cubes covered: uint8 `(T', H, W, 3)`, bool `(T', H', W')` -> as the frames."""
-    covered = np.kron(mask, np.ones((1, patch, patch), dtype=bool))[..., None]
-    return np.where(covered, np.array(HIDDEN) * 255, frames).astype(np.uint8)
-
-
-def reconstruction_strips(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of frames, uint8 `(T, H, W, 3)` each, under their names."""
-    return _strips(dict(rows))
+GUESS = "#444444"  # colour of the lines of guessing
+FAR_ABOVE = 20  # points above chance, from which a line at chance would only press the results together
+LISTED = 24  # kinds in a legend; what is beyond them is drawn alike
+SHOWN = 25  # classes of a matrix
+WITH_COUNTS = 12  # classes up to which its cells also hold counts
 
 
 def loss_curves(
     curves: pd.DataFrame, arms: Mapping[str, Arm], legend: str = "decoder mask", loss: str = "reconstruction loss"
 ) -> Figure:  # fmt: skip
-    """Training loss over steps, a line an arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss.
+    """Training loss over steps, one line per arm (mean over seeds) with the range over seeds. Columns: arm, seed, step, loss.
 
-    The vertical axis is cut to what comes after the first tenth of the steps. Markers are staggered, so that lines that lie
-    on one another are still told apart, and ranges are the paler the more of them there are.
+    The vertical axis shows the range after the first tenth of the steps. Markers are staggered, so that lines that overlap
+    can be distinguished.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
     names = list(curves.arm.unique())
@@ -133,9 +88,9 @@ def accuracy_against_cost(
 
 
 def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
-    """Tables side by side as colours with their numbers, one colour scale each; what was not run says so.
+    """Tables side by side as colours with their numbers, one colour scale each. Missing cells show "not run".
 
-    tables: title -> numbers, rows and columns named as they are to be written.
+    tables: title -> numbers, with the labels of rows and columns.
     """
     figure, places = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), squeeze=False, layout="constrained")
     for axes, (title, table) in zip(places[0], tables.items(), strict=True):
@@ -154,7 +109,7 @@ def heat_maps(tables: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> F
 
 
 def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], chance: float, xlabel: str) -> Figure:
-    """A panel a measure, a line an arm: mean and t interval over seeds. summaries: title -> columns mean, low, high."""
+    """One panel per metric, one line per arm: mean and t interval over seeds. summaries: title -> columns mean, low, high."""
     names = list(next(iter(summaries.values())).index)
     size = (3.6 * len(summaries) + 1.6, 0.42 * len(names) + 1.2)
     figure, places = plt.subplots(1, len(summaries), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -176,7 +131,7 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
 def bars_by_class(
     summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], guess: Mapping[str, float], ylabel: str
 ) -> Figure:  # fmt: skip
-    """A group of bars a class, a bar an arm, error bars the standard deviation over seeds; a line where guessing would be.
+    """One group of bars per class, one bar per arm, error bars of one standard deviation over seeds, lines for guessing.
 
     summaries: arm -> columns mean, std; index class. guess: class -> value; no line where it is empty.
     """
@@ -209,7 +164,7 @@ def bars_by_class(
 
 
 def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
-    """Parts of a whole, a bar a row, a colour a column with its own hatch; rows add up to 100."""
+    """Parts of a whole: one bar per row, one colour and hatch per column. Rows add up to 100."""
     rows, columns = ([short(name) for name in axis] for axis in (shares.index, shares.columns))
     width = max(6.4, 3.2 + 0.09 * (max(map(len, rows)) + max(map(len, columns))))  # names stand on both sides of the bars
     figure, axes = plt.subplots(figsize=(width, 0.42 * len(shares) + 1.2), layout="constrained")
@@ -231,7 +186,7 @@ def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
 def lines_by_arm(
     curves: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], xlabel: str, ylabel: str, chance: float
 ) -> Figure:
-    """A line an arm over a logarithmic axis: mean, t interval over seeds. curves: arm -> columns mean, low, high; index x."""
+    """One line per arm over a logarithmic axis: mean and t interval. curves: arm -> columns mean, low, high; index x."""
     figure, axes = plt.subplots(figsize=(6.4, 3.9))
     for place, (arm, curve) in enumerate(curves.items()):
         style, beside = arms[arm], 1.03 ** (place - (len(curves) - 1) / 2)  # a little apart, so that no bar hides another
@@ -253,7 +208,7 @@ def lines_by_arm(
 
 
 def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, Arm]) -> Figure:
-    """A panel a quantity on a logarithmic axis, a line a style over model sizes; a gap where nothing was measured.
+    """One panel per quantity on a logarithmic axis, one line per style over model sizes; a gap if a value is missing.
 
     panels: title with its unit -> one column a style, index the size's name.
     """
@@ -287,7 +242,7 @@ def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, A
 
 
 def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
-    """Slopes with their intervals, one a line, beside zero. trend: columns slope, low, high; index what is doubled."""
+    """Slopes with their intervals, one per line, and zero. trend: columns slope, low, high; index: what is doubled."""
     figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(trend) + 1.0), layout="constrained")
     error = [trend.slope - trend.low, trend.high - trend.slope]
     axes.errorbar(trend.slope, range(len(trend)), xerr=error, color=BLUE, marker="D", linestyle="none", capsize=3)
@@ -299,14 +254,11 @@ def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def _point(style: Arm, size: float) -> dict[str, Any]:
-    """How an arm's point is drawn. Stars and crosses look smaller than other markers of their size."""
+    """Marker of an arm. Stars and crosses look smaller than other markers of their size."""
     return {
         "color": style.colour, "marker": style.marker, "fillstyle": style.fill, "markerfacecoloralt": "white",
         "markersize": size * (1.4 if style.marker in "*P" else 1),
     }  # fmt: skip
-
-
-FAR_ABOVE = 20  # points above chance, from which a line at chance would only press the results together
 
 
 def _chance_line(axes: plt.Axes, chance: float) -> None:
@@ -314,29 +266,70 @@ def _chance_line(axes: plt.Axes, chance: float) -> None:
 
 
 def _side_by_side(cost: pd.Series) -> pd.Series:
-    """Horizontal places: the cost, with equal ones spread around it."""
+    """Horizontal positions: the costs, with equal ones spread apart."""
     gap = 0.025 * max(cost.max() - cost.min(), 0.01 * cost.max())
     rank, count = cost.groupby(cost).cumcount(), cost.groupby(cost).transform("size")
     return cost + gap * (rank - (count - 1) / 2)
 
 
-def _strips(rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], xlabel: str = "") -> Figure:
-    """Rows of small pictures under their names; the grid has the pictures' own proportions, so that no gaps open."""
-    columns = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(0.95 * columns, 0.95 * len(rows)),
-        squeeze=False,
-        gridspec_kw={"wspace": 0.06, "hspace": 0.06, "left": 0, "right": 1, "bottom": 0, "top": 1},
-    )
-    for line, (name, frames) in zip(axes, rows.items(), strict=True):
-        for place, frame in zip(line, frames, strict=True):
-            place.imshow(frame, interpolation="nearest")
-            place.set_xticks([])
-            place.set_yticks([])
-            sns.despine(ax=place, left=True, bottom=True)
-        shown = "\n".join(short(part) for part in name.splitlines() or [""])
-        line[0].set_ylabel(shown, rotation=0, ha="right", va="center", fontsize=9)
-    figure.text(0.5, -0.02, xlabel, ha="center", va="top", fontsize=9)
+def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
+    """Clips as points `(n, 2)`, one colour and marker per kind, the most frequent kinds first."""
+    names, codes, counts = np.unique(np.asarray(kinds), return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    listed = order if len(order) <= LISTED else order[: LISTED - 1]
+    figure, axes = plt.subplots(figsize=(6.0, 5.2))
+    others = ~np.isin(codes, listed)
+    if others.any():
+        label = f"{len(order) - len(listed)} others ({others.sum()})"
+        x, y = points[others].T
+        axes.scatter(x, y, s=14, color="#CCCCCC", marker=".", label=label)
+    for place, kind in enumerate(listed):
+        colour, marker = COLOURS[place % 8], MARKERS[(place + place // 8) % 8]
+        x, y = points[codes == kind].T
+        axes.scatter(
+            x, y, s=38 if len(points) < 300 else 20, color=colour, marker=marker, alpha=0.85, linewidths=0,
+            label=f"{short(names[kind], 36)} ({counts[kind]})",
+        )  # fmt: skip
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel("map axis 1 (no unit)", fontsize=9)
+    axes.set_ylabel("map axis 2 (no unit)", fontsize=9)
+    axes.margins(0.06)
+    handles, labels = axes.get_legend_handles_labels()
+    if others.any():  # drawn first, below the kinds that are told apart; listed last
+        handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
+    if len(order) > 1:
+        axes.legend(
+            handles, labels, title=short(title), title_fontsize=10, loc="center left", bbox_to_anchor=(1.01, 0.5),
+            ncols=1 + (len(listed) > 12), fontsize=9,
+        )  # fmt: skip
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Answers by class, whole numbers `(classes, classes)`, rows the truth, in percent of a row; the commonest if many."""
+    kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:SHOWN])
+    kept = kept[counts.sum(1)[kept] > 0]
+    cells, names = counts[np.ix_(kept, kept)], [short(names[i], 24) for i in kept]
+    percent = 100 * cells / counts.sum(1)[kept, None]
+    words = [[f"{share:.0f}" if share else "" for share in row] for row in percent]
+    if len(kept) <= WITH_COUNTS:
+        words = [
+            [f"{word}\n({n})" if n else "" for word, n in zip(*row, strict=True)] for row in zip(words, cells, strict=True)
+        ]
+    side = 0.5 * len(kept) + 1.0
+    figure, axes = plt.subplots(figsize=(side + 1.0, side), layout="constrained")
+    sns.heatmap(
+        percent, ax=axes, annot=np.array(words), fmt="", cmap="Greys", vmin=0, vmax=100, square=True, linewidths=0.5,
+        linecolor="#DDDDDD", annot_kws={"fontsize": 8}, cbar_kws={"shrink": 0.7},
+    )  # fmt: skip
+    bar = axes.collections[0].colorbar
+    assert bar is not None, "seaborn draws one beside a heatmap"
+    bar.set_label("% of the class's answers", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    rows = [f"{name} ({n})" for name, n in zip(names, counts.sum(1)[kept], strict=True)]
+    axes.set_xticks(np.arange(len(kept)) + 0.5, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(np.arange(len(kept)) + 0.5, rows, rotation=0, fontsize=9)
+    axes.tick_params(length=0)
+    axes.set_xlabel("answer", fontsize=10)
+    axes.set_ylabel("class (number of answers)", fontsize=10)
     return figure
