@@ -60,7 +60,9 @@ class OpenExperiment:
 
     def run(self) -> Results:
         """Run all stages that are not finished. Raises RecipeError if lists cannot be used."""
-        return Results(self.plan, self.plan.run(self.store, work_of(self.plan)), self.store)
+        self.plan.check_lists()
+        self.store.complete_all(self.plan.stages, self.recipe.compute, work_of(self.plan))
+        return Results(self.plan, self.plan.rows(self.store), self.store)
 
     def times(self) -> Table:
         """Predicted and actual time of the stages."""
