@@ -49,10 +49,10 @@ def running_cell(grid: Grid, ratio: float, batch: int, generator: torch.Generato
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> Tensor:
-    """The four possible running-cell masks of a grid, one a start phase: bool `(4, N)`.
+    """The four possible running-cell masks of a grid, one per start phase: bool `(4, N)`.
 
     The frame is tiled by 2x2 cells; a cell is a ring of four flags (row-major), `4*ratio` of them masked, and the ring
-    advances one step every time step, so that every position is decoded at some time (VideoMAE V2, section 3.2). On odd
+    advances by one at every time step, so that every position is decoded at some time (VideoMAE V2, section 3.2). On odd
     heights and widths the tiling is cropped.
 
     Raises ValueError for a ratio other than .25, .5, .75, or a cropped grid on which the phases mask unequal counts.
@@ -115,8 +115,8 @@ def draw_masks(
 ) -> tuple[Tensor, Tensor]:
     """Encoder and decoder mask of a batch, bool `(batch, N)` each.
 
-    The two generators are apart so that arms that differ in the decoder mask alone see the same encoder masks. Without
-    a decoder mask the decoder rebuilds just what the encoder did not see: its mask is the encoder mask's complement.
+    There are two generators, so that arms that differ only in the decoder mask get the same encoder masks. Without a decoder
+    mask the decoder rebuilds exactly what the encoder did not see: its mask is the complement of the encoder mask.
     """
     encoder_mask = MASKS[settings.encoder](grid, settings.encoder_ratio, batch, encoder_generator)
     if settings.decoder == "none":

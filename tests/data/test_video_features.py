@@ -107,5 +107,5 @@ def test_a_pickle_is_not_run(tmp_path):
 def test_patterns_are_checked():
     assert FeatureFolder(folder="x", pattern="v_{video}.npz").pattern == "v_{video}.npz"
     for wrong in ("features.npy", "{video}.h5"):
-        with pytest.raises(ValueError, match="pattern"):
+        with pytest.raises(ValueError, match=r"pattern '.*\{video\}"):
             FeatureFolder(folder="x", pattern=wrong)

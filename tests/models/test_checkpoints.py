@@ -78,7 +78,7 @@ def test_our_folder_keeps_what_others_have_no_place_for(tmp_path):
     assert VideoMAE.from_pretrained(raw.save_pretrained(tmp_path / "raw")).config == raw.config
     with pytest.raises(CheckpointError, match="readout 'flat'"):
         flat.save_pretrained(tmp_path / "x", "transformers")
-    with pytest.raises(CheckpointError, match="remote_code"):
+    with pytest.raises(CheckpointError, match=r"'remote_code'.* decoder"):
         raw.save_pretrained(tmp_path / "x", "remote_code")
     with pytest.raises(CheckpointError, match="no layout 'onnx'; layouts are vmae_lab, transformers"):
         raw.save_pretrained(tmp_path / "x", "onnx")
@@ -109,7 +109,7 @@ def test_pretrained_to_classifier(pretrained, tmp_path):
         same, other = (VideoClassifier.from_pretrained(folder, classes=7, seed=seed) for seed in (0, 1))
     assert equal(same.state_dict(), state)
     assert not equal(other.state_dict(), state)
-    with pytest.raises(CheckpointError, match="classes="):
+    with pytest.raises(CheckpointError, match=r"class head.*classes="):
         VideoClassifier.from_pretrained(folder)
 
 
@@ -314,9 +314,9 @@ def test_a_file_that_is_cut_short_is_told(classifier, tmp_path, layout, part):
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match="/nowhere/at/all"):
+    with pytest.raises(CheckpointError, match="no checkpoint /nowhere/at/all"):
         VideoClassifier.from_pretrained("/nowhere/at/all")
-    with pytest.raises(CheckpointError, match=str(tmp_path)):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} should hold one file of weights"):
         VideoClassifier.from_pretrained(tmp_path)
     torch.save({"epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"x\.pth holds no weights"):
@@ -398,5 +398,5 @@ def test_timm_knows_our_encoders():
     assert encoder(VIDEO).shape == (2, 2 * 4 * 4, 96)
     model = timm.create_model("vmae_tiny", num_classes=5, num_frames=4, img_size=16, patch_size=4, drop_path_rate=0.1)
     assert model(VIDEO).shape == (2, 5)
-    with pytest.raises(ValueError, match="vmae_tiny"):
+    with pytest.raises(ValueError, match=r"vmae_tiny.* weights"):
         timm.create_model("vmae_tiny", pretrained=True)

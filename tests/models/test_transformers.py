@@ -114,7 +114,7 @@ def test_a_pretraining_folder_of_the_default_config_has_an_encoder_without_its_l
         assert torch.equal(back(VIDEO, MASK)[0], ours(VIDEO, MASK)[0])
     again = opened_whole(transformers.VideoMAEForPreTraining, tmp_path / "transformers")
     torch.testing.assert_close(theirs(again, MASK), theirs(model, MASK), **CLOSE)
-    with pytest.raises(CheckpointError, match="official"):
+    with pytest.raises(CheckpointError, match=r"'official'.* LayerNorm"):
         ours.save_pretrained(tmp_path / "official", "official")
     with pytest.warns(UserWarning, match="newly initialized"):
         VideoClassifier.from_pretrained(tmp_path / "theirs", classes=3)

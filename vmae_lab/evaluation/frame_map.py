@@ -43,7 +43,7 @@ def frame_map(
     excluded: pd.DataFrame | None = None,
     protocol: Protocol = "activitynet",
 ) -> FrameMap:
-    """Evaluate detections (`read_detections` of data.ava_files) against ground truth (`read_ground_truth`) over `actions`.
+    """Evaluate detections (`read_detections` of data.ava) against ground truth (`read_ground_truth`) over `actions`.
 
     Rows of other classes or `excluded` key frames, and boxes without area, are left out. `activitynet`, AVA's own script, reads
     the 50 best rows of a frame and skips frames without ground truth; `all` counts every row, as AlphAction does, and SlowFast

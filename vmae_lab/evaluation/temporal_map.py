@@ -47,7 +47,7 @@ def segment_map(
     protocol: Protocol = "activitynet",
     durations: Mapping[str, tuple[float, float]] = DURATIONS,
 ) -> SegmentMap:
-    """Evaluate predictions (`read_predictions` of data.activitynet_files) against `Annotations.segments` over `classes`.
+    """Evaluate predictions (`read_predictions` of data.activitynet) against `Annotations.segments` over `classes`.
 
     Rows of other classes do not count. Predictions in videos without ground truth are wrong. `actionformer` drops a segment
     whose start and end are within 0.001 s of an earlier one of its video and class; `activitynet` keeps it. Equal scores keep
@@ -144,7 +144,7 @@ class ErrorKinds:
 
 
 def error_kinds(truth: pd.DataFrame, predictions: pd.DataFrame, threshold: float = 0.5, background: float = 0.1) -> ErrorKinds:
-    """Count predictions (`read_predictions` of data.activitynet_files) by kinds of errors, given `Annotations.segments`.
+    """Count predictions (`read_predictions` of data.activitynet) by kinds of errors, given `Annotations.segments`.
 
     Of a class with G segments, the G predictions of highest score are examined. An overlap (intersection over union) of
     `threshold` is enough, one below `background` is none. Equal scores keep the order of the file. Raises ValueError unless
