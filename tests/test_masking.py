@@ -76,7 +76,7 @@ def test_any_mask_has_equal_counts_and_leaves_something_on_both_sides(grid, kind
     frames = mask.view(batch, time, -1)
     if kind == "tube":
         assert (frames == frames[:, :1]).all()
-        assert counts[0] == time * int(ratio * height * width)
+        assert counts[0] == time * int(ratio * (height * width))  # of the tokens per frame, as in the official code
     if kind == "frame":
         assert (frames.all(2) | ~frames.any(2)).all()
     assert torch.equal(mask, MASKS[kind](grid, ratio, batch, generator(seed)))

@@ -35,5 +35,5 @@ def test_the_wheel_holds_every_module_and_the_mark_of_types(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     [wheel] = wheels.glob("vmae_lab-*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    assert packed == {*modules, "vmae_lab/py.typed"}
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.jinja"), PACKAGE / "py.typed"]
+    assert packed == {path.relative_to(ROOT).as_posix() for path in files}

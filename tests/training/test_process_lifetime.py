@@ -22,6 +22,7 @@ WITHIN = 10.0  # seconds
 SERVER = """
 import json, os, sys, time
 from pathlib import Path
+import tabulate  # PyTorch imports it at exit, and while Python imports it, it forgets that SIGINT ended the process (status 1)
 import vmae_lab.cli
 from vmae_lab.data.dataset import DataSettings, load_clips
 from vmae_lab.data.corrupt_videos import CorruptVideos
