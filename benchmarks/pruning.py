@@ -12,7 +12,7 @@ from parts.written import machine_words, write_benchmark
 
 from vmae_lab.cli.parameters import scale_parameters
 from vmae_lab.lab.config import Recipe, build_recipe
-from vmae_lab.lab.estimate import plan_summary, work_of
+from vmae_lab.lab.estimate import plan_summary
 from vmae_lab.lab.plan import Arm, Plan, plan_ablation
 from vmae_lab.lab.plots.style import BLUE
 from vmae_lab.lab.run_store import RunStore
@@ -41,7 +41,7 @@ def main() -> None:
     plan = plan_ablation("pruning", build_recipe(tree, ARMS), ARMS, measures)
     store = RunStore(runs_folder())
     print(plan_summary(plan, store), flush=True)
-    rows = plan.run(store, work_of(plan))
+    rows = plan.run(store)
     seeds = len(plan.recipe.seeds)
     write_benchmark(
         options.out, "pruning", "Decoding only what enters the loss",

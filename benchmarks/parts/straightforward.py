@@ -1,7 +1,7 @@
 """VideoMAE V2's pre-training model in the usual style of the field's reference code, to be measured against: not for use.
 
 Every patch is embedded before the masks drop most of them, tokens are picked by boolean masks, attention forms its matrix of
-scores and takes a softmax of it, the bias of q, k and v is put together anew at each call, targets are made of all patches, and
+scores and takes a softmax of it, the bias of q, k and v is concatenated at each call, targets are made of all patches, and
 the loss is fetched at each step. It takes the weights of our own model, by our names.
 """
 

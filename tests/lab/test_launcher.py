@@ -41,7 +41,7 @@ from test_launcher import every_kind
 if __name__ == "__main__":
     recipe = build_recipe(json.loads(sys.argv[1]))
     stages = every_kind(recipe)
-    RunStore(Path(sys.argv[2])).complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+    RunStore(Path(sys.argv[2])).complete_all(stages, recipe.compute)
 """
 
 
@@ -68,7 +68,7 @@ def recipe(smoke) -> Recipe:
 @pytest.fixture(scope="module")
 def alone(home, recipe, tmp_path_factory):
     store, stages = RunStore(tmp_path_factory.mktemp("alone")), every_kind(recipe)
-    store.complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+    store.complete_all(stages, recipe.compute)
     return store
 
 

@@ -119,7 +119,7 @@ def test_names_are_shortened_in_the_middle():
 @pytest.fixture(scope="module")
 def finished(smoke, tmp_path_factory) -> Results:
     plan, store = planned(smoke), RunStore(tmp_path_factory.mktemp("runs"))
-    return Results(plan, plan.run(store, estimate.work_of(plan)), store)
+    return Results(plan, plan.run(store), store)
 
 
 @pytest.mark.slow

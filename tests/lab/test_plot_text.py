@@ -77,7 +77,7 @@ DRAWN = {
     ),
     "timelines": lambda name: detection.timelines([detection.Timeline(name, 9.0, {name: segments(name)})], [name, "b"]),
     "mask_gallery": lambda name: clip_pictures.mask_gallery(FRAMES, {name: (np.ones((1, 2, 2), bool),) * 2}, 2, 4),
-    "reconstruction_strips": lambda name: clip_pictures.reconstruction_strips({name: FRAMES}),
+    "strips": lambda name: clip_pictures.strips({name: FRAMES}),
     "loss_curves": lambda name: charts.loss_curves(CURVES, arms(name)),
     "accuracy_against_cost": lambda name: charts.accuracy_against_cost(
         summary("ab"), {"a": 1.0, "b": 2.0}, arms(name), "a", 12.5, "top-1"

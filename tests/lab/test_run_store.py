@@ -16,7 +16,6 @@ from vmae_lab.data.activitynet import UntrimmedSettings
 from vmae_lab.data.ava import SceneSettings
 from vmae_lab.data.dataset import DataSettings
 from vmae_lab.lab.config import build_recipe
-from vmae_lab.lab.estimate import work_of
 from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
 from vmae_lab.lab.plan import plan_ablation
@@ -178,7 +177,7 @@ def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_pa
     store.complete(cell.encoder, Compute())
     (store.folder(cell.encoder) / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="cannot read the checkpoint") as caught:
-        store.complete_all([cell.measures["probe"]], plan.recipe.compute, work_of(plan))
+        store.complete_all([cell.measures["probe"]], plan.recipe.compute)
     assert any(cell.measures["probe"].key in note for note in caught.value.__notes__)
     assert not store.finished(cell.measures["probe"])
 
@@ -219,9 +218,9 @@ def test_a_second_start_waits_and_takes_the_result(tmp_path, capsys):
 def test_processes_give_the_same_numbers_as_one(recipe, home, tmp_path):
     """The ablation in this process and in two others: every value equal, bit for bit."""
     plan = plan_notebook(BOOK, recipe.model_copy(update={"seeds": (0,)}))
-    alone = plan.run(RunStore(tmp_path / "alone"), work_of(plan))
+    alone = plan.run(RunStore(tmp_path / "alone"))
     spread = plan_notebook(BOOK, plan.recipe.with_overrides({"compute.jobs": 2}))
-    beside = spread.run(RunStore(tmp_path / "beside"), work_of(spread))
+    beside = spread.run(RunStore(tmp_path / "beside"))
     measured = ~alone.metric.str.contains("seconds|memory")
     pd.testing.assert_frame_equal(alone[measured], beside[measured])
     assert not list((tmp_path / "beside").rglob("checkpoint.pt")), "what only a running stage needs is gone"
@@ -281,7 +280,7 @@ def test_stages_share_one_line_of_progress(recipe, home, tmp_path, capfd, monkey
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     stages = [pretrain_stage(recipe, seed) for seed in recipe.seeds]
     changed = recipe.with_overrides({"pretrain.batch_size": 4, **how})
-    RunStore(tmp_path).complete_all(stages, changed.compute, {stage.key: 1.0 for stage in stages})
+    RunStore(tmp_path).complete_all(stages, changed.compute)
     shown = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if "%" in line]
     assert 1 <= len(shown) <= 12, "a line per 10%, one after a minute, and the last one, on however slow a machine"
     assert "2/2 stages 100%" in shown[-1]
@@ -305,7 +304,7 @@ from vmae_lab.lab.stages import pretrain_stage
 if __name__ == "__main__":
     recipe = build_recipe(json.loads(sys.argv[1]))
     stages = [pretrain_stage(recipe, seed) for seed in recipe.seeds]
-    RunStore(Path(sys.argv[2])).complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+    RunStore(Path(sys.argv[2])).complete_all(stages, recipe.compute)
 """
 
 

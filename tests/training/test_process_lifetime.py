@@ -69,7 +69,7 @@ def trained(folder, data, workers):
 def stored(folder, parameters, seeds):
     recipe = build_recipe(parameters)
     stages = [pretrain_stage(recipe, seed) for seed in range(seeds)]
-    RunStore(Path(folder)).complete_all(stages, recipe.compute, {stage.key: 1.0 for stage in stages})
+    RunStore(Path(folder)).complete_all(stages, recipe.compute)
 
 
 def command(folder, child, *words):

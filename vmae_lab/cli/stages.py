@@ -133,7 +133,7 @@ def labelled(recipe: "Recipe") -> "Recipe":
 
 def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> list[tuple[int, Path, dict[str, Any]]]:
     """Print what a stage costs, and run it and its inputs for every seed. Returns seeds, folders and results."""
-    from vmae_lab.lab.estimate import plan_summary, work_of
+    from vmae_lab.lab.estimate import plan_summary
     from vmae_lab.lab.plan import Arm, plan_ablation
     from vmae_lab.lab.plots.style import BLUE
     from vmae_lab.lab.run_store import RunStore
@@ -144,7 +144,7 @@ def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> l
     plan.check_lists()
     store = RunStore(runs_folder())
     print(plan_summary(plan, store), flush=True)
-    plan.run(store, work_of(plan))
+    plan.run(store)
     stages = {cell.seed: cell.measures[name] for cell in plan.cells}
     return [(seed, store.folder(done), store.result(done)) for seed, done in stages.items()]
 

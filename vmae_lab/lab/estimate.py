@@ -250,11 +250,6 @@ def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFra
     return frame.astype({"stages": int})
 
 
-def work_of(plan: Plan) -> dict[str, float]:
-    """Weights of the plan's stages for a progress bar, by key."""
-    return {stage.key: stage.macs for stage in plan.stages}
-
-
 def calibrate(recipe: Recipe) -> float:
     """Multiply-accumulates per second of real pre-training steps on this device, data loading included."""
     steps = recipe.pretrain.model_copy(update={"steps": CALIBRATION_STEPS, "warmup_steps": 0})

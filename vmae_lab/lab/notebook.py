@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae_lab.lab.config import Recipe, read_parameters
-from vmae_lab.lab.estimate import SPENT_CAPTION, plan_cost, predicted_and_actual, stage_table, work_of
+from vmae_lab.lab.estimate import SPENT_CAPTION, plan_cost, predicted_and_actual, stage_table
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.notebook_parameters import refuse_dotted_names
@@ -61,7 +61,7 @@ class OpenExperiment:
     def run(self) -> Results:
         """Run all stages that are not finished. Raises RecipeError if lists cannot be used."""
         self.plan.check_lists()
-        self.store.complete_all(self.plan.stages, self.recipe.compute, work_of(self.plan))
+        self.store.complete_all(self.plan.stages, self.recipe.compute)
         return Results(self.plan, self.plan.rows(self.store), self.store)
 
     def times(self) -> Table:

@@ -121,10 +121,10 @@ class Plan:
         if problems := _list_problems(self, ahead):
             raise RecipeError("\n".join(problems))
 
-    def run(self, store: RunStore, work: Mapping[str, float]) -> pd.DataFrame:
+    def run(self, store: RunStore) -> pd.DataFrame:
         """Complete every stage and collect the rows. Raises RecipeError as `check_lists` does."""
         self.check_lists()
-        store.complete_all(self.stages, self.recipe.compute, work)
+        store.complete_all(self.stages, self.recipe.compute)
         return self.rows(store)
 
     def rows(self, store: RunStore) -> pd.DataFrame:

@@ -61,16 +61,15 @@ class RunStore:
         [result] = broadcast_object_list([self.result(stage) if first else None])
         return result
 
-    def complete_all(self, stages: Iterable[Stage], compute: Compute, work: Mapping[str, float]) -> None:
+    def complete_all(self, stages: Iterable[Stage], compute: Compute) -> None:
         """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
 
-        `work` has the stages' weights in the bar, by key. A stage that fails stops the rest: finished stages stay, and running
-        ones resume the next time.
+        A stage that fails stops the rest: finished stages stay, and running ones resume the next time.
         """
         order = in_order(stages)
         todo = [stage for stage in order if not self.finished(stage)]
         make_folder(self.root)
-        with _StageBar(self, todo, work) as bar:
+        with _StageBar(self, todo) as bar:
             if todo and compute.jobs > 1 and not launched():
                 self._in_processes(todo, compute, bar)
                 return
@@ -179,15 +178,14 @@ def _raise_with_name(future: Future, stage: Stage) -> None:
 
 
 class _StageBar(Progress):
-    """Progress over many stages, weighted by their predicted work."""
+    """Progress over many stages, weighted by their multiply-accumulates, or equally if none has any."""
 
-    def __init__(self, store: RunStore, todo: list[Stage], work: Mapping[str, float]):
-        total = sum(work[stage.key] for stage in todo)
-        if not total:  # nothing is counted: equal weights
-            work, total = {stage.key: 1.0 for stage in todo}, len(todo)
-        self.store, self.todo, self.work = store, todo, work
+    def __init__(self, store: RunStore, todo: list[Stage]):
+        self.store, self.todo, self.weights = store, todo, [stage.macs for stage in todo]
+        if not any(self.weights):
+            self.weights = [1.0] * len(todo)
         super().__init__(
-            total=total,
+            total=sum(self.weights),
             smoothing=0,  # the average so far: stages end in bursts, so a recent rate would jump
             disable=not process_state().is_main_process,
             bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} so far, {remaining} to go{postfix}",
@@ -196,4 +194,4 @@ class _StageBar(Progress):
     def measure(self) -> None:
         parts = [self.store.progress(stage) for stage in self.todo]
         self.desc = f"{sum(part == 1.0 for part in parts)}/{len(parts)} stages"
-        self.n = sum(part * self.work[stage.key] for part, stage in zip(parts, self.todo, strict=True))
+        self.n = sum(part * weight for part, weight in zip(parts, self.weights, strict=True))

@@ -131,7 +131,7 @@ def reconstruction(results: Results, clip: int = 0) -> Plot:
     """A held-out clip as the arm with running cells of 50% rebuilds it, or else the first pre-trained arm."""
     plan = results.plan
     arm = "running_cell_50" if "running_cell_50" in plan.pretrained else plan.pretrained[0]
-    figure = clip_pictures.reconstruction_strips(examples.reconstructions(plan, results.store, arm, clip))
+    figure = clip_pictures.strips(examples.reconstructions(plan, results.store, arm, clip))
     caption = f"A held-out clip rebuilt by '{results.label(arm)}'; the mean and contrast of each cube are taken from the truth."
     return Plot(figure, "reconstruction", caption)
 

@@ -128,7 +128,7 @@ def clips_plot(plan: Plan, rows: Sequence[int]) -> Plot:
         for place, (name, row, strip) in enumerate(zip(names, rows, strips, strict=True), 1)
     }
     caption = "Random clips as they are evaluated, one frame per time step."
-    return Plot(clip_pictures.reconstruction_strips(titled), "clips", caption)
+    return Plot(clip_pictures.strips(titled), "clips", caption)
 
 
 def losses(results: Results) -> Plot:
@@ -148,7 +148,7 @@ def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
         f"The first of the {kind} clips below, rebuilt by '{results.label(plan.pretrained[0])}', seed {plan.recipe.seeds[0]}; "
         "the mean and contrast of each cube are taken from the truth."
     )
-    return Plot(clip_pictures.reconstruction_strips(strips), "reconstruction", caption)
+    return Plot(clip_pictures.strips(strips), "reconstruction", caption)
 
 
 # ---- Similar clips ----

@@ -196,7 +196,7 @@ def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot 
     if chosen.empty:
         return None
     frames = clip_frames(results.plan, chosen.row.tolist(), _evaluated_clips(results))
-    figure = clip_pictures.reconstruction_strips(dict(zip(_titles(results, chosen), frames, strict=True)))
+    figure = clip_pictures.strips(dict(zip(_titles(results, chosen), frames, strict=True)))
     caption = (
         f"The wrong predictions of '{_first(results)}', seed {results.recipe.seeds[0]}, with the highest probability. The "
         "middle clip of each video, one frame per time step; the prediction is that of all views."

@@ -295,7 +295,7 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
     axes.set_ylabel("map axis 2 (no unit)", fontsize=9)
     axes.margins(0.06)
     handles, labels = axes.get_legend_handles_labels()
-    if others.any():  # drawn first, below the kinds that are told apart; listed last
+    if others.any():  # drawn first, below the listed kinds; last in the legend
         handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
     if len(order) > 1:
         axes.legend(

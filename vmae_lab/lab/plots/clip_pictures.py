@@ -29,18 +29,13 @@ def mask_gallery(video: np.ndarray, masks: Mapping[str, tuple[np.ndarray, np.nda
     encoder_mask = next(iter(masks.values()))[0]
     rows = {"clip": frames, "encoder sees": painted(frames, encoder_mask, patch)}
     rows |= {f"decodes: {short(label)}": painted(frames, decoder_mask, patch) for label, (_, decoder_mask) in masks.items()}
-    return _strips(rows, f"time step of the token grid ({tubelet} frames each) →")
+    return strips(rows, f"time step of the token grid ({tubelet} frames each) →")
 
 
 def painted(frames: np.ndarray, mask: np.ndarray, patch: int) -> np.ndarray:
     """Cover masked patches with grey. frames: uint8 `(T', H, W, 3)`; mask: bool `(T', H', W')`. Returns the shape of frames."""
     covered = np.kron(mask, np.ones((1, patch, patch), dtype=bool))[..., None]
     return np.where(covered, np.array(HIDDEN) * 255, frames).astype(np.uint8)
-
-
-def reconstruction_strips(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of frames, uint8 `(T, H, W, 3)` each, with their names."""
-    return _strips(dict(rows))
 
 
 def neighbour_pictures(
@@ -130,7 +125,7 @@ def _written(pages: list[Image.Image], form: str) -> bytes:
     return written.getvalue()
 
 
-def _strips(rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], xlabel: str = "") -> Figure:
+def strips(rows: Mapping[str, Sequence[np.ndarray] | np.ndarray], xlabel: str = "") -> Figure:
     """Rows of small pictures under their names; the grid has the pictures' own proportions, so that no gaps open."""
     columns = len(next(iter(rows.values())))
     figure, axes = plt.subplots(
