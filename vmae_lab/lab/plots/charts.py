@@ -17,7 +17,7 @@ from vmae_lab.lab.plots.style import BLUE, COLOURS, MARKERS
 from vmae_lab.lab.plots.text import short
 
 GUESS = "#444444"  # colour of the lines of guessing
-FAR_ABOVE = 20  # points above chance, from which a line at chance would only press the results together
+FAR_ABOVE = 20  # points above chance, from which a line at chance would squeeze the results
 LISTED = 24  # kinds in a legend; what is beyond them is drawn alike
 SHOWN = 25  # classes of a matrix
 WITH_COUNTS = 12  # classes up to which its cells also hold counts

@@ -1,4 +1,4 @@
-"""Clips as pictures: which ones are shown, what they look like, and what a pre-trained model makes of what it does not see."""
+"""The clips that figures show, their frames, and a pre-trained model's reconstructions of them."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from vmae_lab.utils.seeding import numpy_generator, torch_generator
 
 
 def example_clips(plan: Plan) -> Clips:
-    """The clips that pictures are drawn from: the evaluated split, or without labels, where there is none, all."""
+    """The clips that figures may show: those of the evaluated split, or all if there are no labels."""
     recipe = plan.recipe
     split, sources = "pretrain", recipe.data.pretrain_sources
     if recipe.data.labelled:
@@ -32,13 +32,13 @@ def example_clips(plan: Plan) -> Clips:
 
 
 def random_clips(plan: Plan, count: int) -> list[int]:
-    """Rows of some example clips that can be read, drawn by the recipe's first seed. Raises MissingVideos where none can."""
+    """Rows of readable example clips, drawn by the recipe's first seed. Raises MissingVideos if none can be read."""
     clips, found = example_clips(plan), list[int]()
     missing: MissingVideos | None = None
     order = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(clips)).tolist()
-    for some in batches_of(order, count):
-        there, failed = readable(clips, some, *window(plan.recipe))
-        found, missing = found + there, failed or missing
+    for rows in batches_of(order, count):
+        good, failed = readable(clips, rows, *window(plan.recipe))
+        found, missing = found + good, failed or missing
         if len(found) >= count:
             break
     if missing and not found:
@@ -47,12 +47,12 @@ def random_clips(plan: Plan, count: int) -> list[int]:
 
 
 def window(recipe: Recipe) -> tuple[int, int, int]:
-    """The shape of a clip as it is evaluated: frames, stride and side."""
+    """Frames, stride and side of an evaluated clip."""
     return recipe.model.frames, recipe.data.stride, recipe.model.side
 
 
 def names_of(plan: Plan, clips: Clips, rows: Sequence[int]) -> list[str]:
-    """What each of some clips is called under a picture: its class, or its source where there are no labels."""
+    """The captions of clips: their classes, or their sources if there are no labels."""
     if plan.recipe.data.labelled:
         names = plan.recipe.data.class_names
         return [names[clips.labels[row]] for row in rows]
@@ -60,8 +60,9 @@ def names_of(plan: Plan, clips: Clips, rows: Sequence[int]) -> list[str]:
 
 
 def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
-    """The middle of one example clip, to be shown: uint8 `(1, C, T, H, W)`. Where missing ones are skipped, of the next that
-    can be read. Raises MissingVideos.
+    """The middle window of one example clip: uint8 `(1, C, T, H, W)`. Raises MissingVideos.
+
+    If the recipe skips unreadable videos, the next readable clip is taken.
     """
     clips, shape = example_clips(plan), window(plan.recipe)
     if plan.recipe.evaluate.missing == "skip":
@@ -70,7 +71,7 @@ def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
 
 
 def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> list[np.ndarray]:
-    """Example clips, or others, as they are evaluated, one frame a time step: uint8 `(T', side, side, 3)` each."""
+    """Example clips, or `clips`, as they are evaluated, one frame per time step: uint8 `(T', side, side, 3)` each."""
     video = middle_clips(example_clips(plan) if clips is None else clips, rows, *window(plan.recipe))[
         :, :, :: plan.recipe.model.tubelet
     ]
@@ -78,7 +79,7 @@ def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> 
 
 
 def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
-    """What an arm's pre-training left at the first seed, on this process's device, for evaluation. Raises CheckpointError."""
+    """The pre-trained model of an arm at the first seed, on the device, for evaluation. Raises CheckpointError."""
     cell = plan.first(arm)
     settings, pretrain = cell.recipe.model, cell.recipe.pretrain
     model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
@@ -88,7 +89,7 @@ def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
 
 
 def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
-    """Strips of `rebuilt` for one example clip under the masks of pictures, one frame a time step."""
+    """`rebuilt` of one example clip with the masks of figures, one frame per time step."""
     encoder_mask, _ = masks_of_pictures(plan.first(arm).recipe)
     frames = rebuilt(trained_model(plan, store, arm), picture_clip(plan, clip), encoder_mask)
     return {name: strip[:: plan.recipe.model.tubelet] for name, strip in frames.items()}
@@ -98,31 +99,30 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
 def rebuilt(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None = None
 ) -> dict[str, np.ndarray]:
-    """A clip as the model sees and rebuilds it, uint8 `(T, H, W, 3)` each: original, what the encoder sees, with a decoder mask
-    what the decoder rebuilds under it, where the target is normalised cube means, and the reconstruction of every hidden cube.
+    """A clip as the model sees and rebuilds it, uint8 `(T, H, W, 3)` each: original, what the encoder sees, what the decoder
+    rebuilds (with a decoder mask), patch means (with a normalised target), and the reconstruction of all masked patches.
 
-    video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked. With a normalised target the model says nothing of a
-    cube's mean and deviation: they are taken from the true cube, which flatters the picture, so the cube means stand beside
-    it as what the truth alone gives.
+    video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked. A normalised target has no mean and deviation
+    of a patch: both are taken from the true patch, so the row of patch means shows what that alone gives.
     """
     video = video.to(next(model.parameters()).device)
     original = video[0].permute(1, 2, 3, 0).cpu().numpy()
-    hidden, filled, means = _said(model, video, encoder_mask, None)
+    hidden, filled, means = _predicted(model, video, encoder_mask, None)
     frames = {"original": original, "encoder sees": _paste(original, np.broadcast_to(HIDDEN, filled.shape), hidden, model.clip)}
     if decoder_mask is not None:
-        decoded, said, _ = _said(model, video, encoder_mask, decoder_mask)
+        decoded, pixels, _ = _predicted(model, video, encoder_mask, decoder_mask)
         blank = np.broadcast_to(np.round(255 * np.array(HIDDEN)), original.shape).astype(np.uint8)
-        frames["decoder rebuilds"] = _paste(blank, said, decoded, model.clip)
+        frames["decoder rebuilds"] = _paste(blank, pixels, decoded, model.clip)
     if model.normalise_target:
         frames["cube means"] = _paste(original, means, hidden, model.clip)
     frames["reconstruction"] = _paste(original, filled, hidden, model.clip)
     return frames
 
 
-def _said(
+def _predicted(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which cubes are decoded, int `(M,)`; the pixels that the model says of them, and their true means, `(M, t*p*p, 3)`."""
+    """Positions of the decoded patches, int `(M,)`; their predicted pixels and true means, `(M, t*p*p, 3)` each."""
     prediction, decoded = model(video, encoder_mask, decoder_mask)
     raw = model.pixels_at(video, decoded)
     mean, deviation = patch_statistics(raw)
@@ -133,13 +133,13 @@ def _said(
 
 
 def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """The encoder's and the decoder's mask that pictures are drawn with, bool `(1, N)`: one draw for all of them."""
+    """The encoder and decoder mask of all figures, bool `(1, N)`: one draw."""
     generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
     return draw_masks(recipe.mask, recipe.model.clip.grid, 1, *generators)
 
 
 def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
-    """Frames with some cubes replaced: uint8 `(T, H, W, 3)`, float `(M, t*p*p, 3)` in [0, 1], int `(M,)`."""
+    """Frames with patches replaced: frames uint8 `(T, H, W, 3)`, values float `(M, t*p*p, 3)` in [0, 1], positions int `(M,)`."""
     (time, height, width), patch = clip.grid, clip.patch
     layout = "(t k) (h p) (w q) c -> (t h w) (k p q) c"
     tokens = rearrange(frames, layout, k=clip.tubelet, p=patch, q=patch).copy()
