@@ -139,7 +139,7 @@ def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
-    """Frames with patches replaced: frames uint8 `(T, H, W, 3)`, values float `(M, t*p*p, 3)` in [0, 1], positions int `(M,)`."""
+    """Frames `(T, H, W, 3)`, uint8, with the patches at positions `(M,)` replaced by values `(M, t*p*p, 3)` in [0, 1]."""
     (time, height, width), patch = clip.grid, clip.patch
     layout = "(t k) (h p) (w q) c -> (t h w) (k p q) c"
     tokens = rearrange(frames, layout, k=clip.tubelet, p=patch, q=patch).copy()
