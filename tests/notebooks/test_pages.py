@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -122,3 +123,9 @@ def test_a_wrong_command_would_be_found(monkeypatch):
     for wrong in ("vmae-lab rnu notebooks/scaling.ipynb", "vmae-lab run notebooks/scaling.ipynb --scael demo"):
         with pytest.raises(UsageError):
             understood(commands(f"`{wrong}`")[0])
+
+
+def test_links_from_notebooks_reach_the_whole_project_in_jupyterlab():
+    """The root of `make lab` is the project: Lab opens no file outside its root."""
+    shown = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f'jupyter lab --ServerApp.root_dir="{ROOT}"' in shown.splitlines()[-1]
