@@ -9,7 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vmae_lab.lab.notebook_file import _on_command_line, _Parent, code_state, notebook_file, written_path
+from vmae_lab.lab.notebook_file import _on_command_line, _Parent, code_state, notebook_file
+from vmae_lab.utils.paths import project_path
 
 ASK = "from vmae_lab.lab.notebook_file import notebook_file; print(notebook_file())"
 
@@ -71,9 +72,9 @@ def test_papermill_writes_its_input_into_its_output(notebook):
 
 
 def test_paths_are_written_from_the_project(project, tmp_path_factory):
-    assert written_path(project / "notebooks" / "a.ipynb") == "notebooks/a.ipynb"
+    assert project_path(project / "notebooks" / "a.ipynb") == "notebooks/a.ipynb"
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.ipynb"
-    assert written_path(elsewhere) == elsewhere.as_posix()
+    assert project_path(elsewhere) == elsewhere.as_posix()
 
 
 def test_code_is_compared_with_the_committed_one(notebook):

@@ -46,7 +46,7 @@ def test_a_scale_as_it_is_has_its_own_folder_and_replaces_its_own_report(root):
     found, _ = place(root)
     assert found.replaced
     assert (found.folder.parent.name, found.changed) == ("demo", {})
-    assert found.words == f"replaced reports/demo/{NAME} of 2026-01-02, made with the same settings"
+    assert found.message.startswith(f"replaced reports/demo/{NAME} of 2026-01-02")
 
 
 def test_settings_that_change_no_result_have_no_folder_of_their_own(root):
@@ -71,7 +71,7 @@ def test_after_a_change_of_the_scale_the_old_report_stays(root):
     file.write_text(file.read_text().replace("steps: 1000", "steps: 1001"))
     found, _ = place(root)
     assert found.folder.parent.name.startswith("demo-variant-")
-    assert f"reports/demo/{NAME} was made with other settings" in found.words
+    assert f"kept reports/demo/{NAME}" in found.message
 
 
 def test_another_file_of_the_same_scales_name_replaces_nothing(root):

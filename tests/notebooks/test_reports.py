@@ -59,8 +59,8 @@ def test_papermill_runs_the_scale_that_it_is_given_and_replaces_no_other_report(
     assert reports(small)[mine]["recipe"]["pretrain"]["steps"] == 3
     page = small / "reports" / mine / "README.md"
     before = page.read_text()
-    assert "Scale `demo`, seeds 0;" in before
-    assert f"Made by `{notebook}`;" in before
+    assert "Scale `demo`, seeds 0." in before
+    assert f"Made by `{notebook}` on" in before
     said = run_papermill(small, notebook, "-p", "scale", "demo", "-p", "override", "{pretrain.steps: 4}", "-p", "seeds", "[1]")
     [variant] = set(reports(small)) - {mine}
     assert f"new report: reports/{variant}\n" in said
@@ -145,10 +145,10 @@ def test_an_edited_notebook_is_not_taken_for_the_committed_one(small):
     path = small / "notebooks" / f"{NAME}.ipynb"
     page = small / "reports" / "smoke" / NAME / "README.md"
     run_papermill(small, f"notebooks/{NAME}.ipynb")
-    assert f"Made by `notebooks/{NAME}.ipynb`;" in page.read_text()
+    assert f"Made by `notebooks/{NAME}.ipynb` on" in page.read_text()
     first = reports(small)[f"smoke/{NAME}"]["notebook_code"]
     path.write_text(path.read_text().replace("A tour", "My tour"))
     said = run_papermill(small, f"notebooks/{NAME}.ipynb")
-    assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the code of the notebook was another one\n", said)
-    assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit;" in page.read_text()
+    assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the notebook's code has changed since\n", said)
+    assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit on" in page.read_text()
     assert reports(small)[f"smoke/{NAME}"]["notebook_code"]["digest"] != first["digest"]

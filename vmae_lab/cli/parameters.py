@@ -8,13 +8,13 @@ import typer
 from typer.core import TyperCommand
 
 PAIR = ("-p", "--override")
-NOTHING: list[Any] = []  # the default of options that may be repeated: typer takes them for lists by their type
+NOTHING: list[Any] = []  # the default of options that may be repeated
 Overrides = Annotated[
     list[str],
     typer.Option(
         *PAIR,
         metavar="NAME VALUE",
-        help="One dotted setting, e.g. -p pretrain.steps 200; VALUE is YAML, or plain text for a text setting.",
+        help="Change a setting by its dotted name, e.g. -p pretrain.steps 200. VALUE is YAML, or plain text for a text setting.",
     ),
 ]
 
@@ -40,7 +40,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def scale_parameters(scale: str, folder: Path, pairs: Sequence[str]) -> dict[str, Any]:
-    """A scale's parameters, from a folder or by path, with the overrides as text. Raises RecipeError."""
+    """Return a scale's parameters, from a folder or by path, with the overrides as text. Raises RecipeError."""
     from vmae_lab.lab.scales import read_scale
 
     parameters = read_scale(scale, [folder])
@@ -48,5 +48,5 @@ def scale_parameters(scale: str, folder: Path, pairs: Sequence[str]) -> dict[str
 
 
 def by_name(pairs: Sequence[str]) -> dict[str, str]:
-    """Values by dotted name, from NAME=VALUE."""
+    """Return a dictionary of NAME=VALUE pairs."""
     return {name: text for name, _, text in (pair.partition("=") for pair in pairs)}
