@@ -41,7 +41,7 @@ def test_features_are_extracted_and_a_detector_judged(project, capsys):
     assert main(["localise", str(SMOKE), *small, "--encoder", "scratch"]) == 0
     *_, score, folder = capsys.readouterr().out.splitlines()
     assert score.startswith("seed 0: mAP ")
-    assert "% at 0.3, " in score
+    assert "% at IoU 0.3, " in score
     assert score.endswith("2 test videos")
     assert (Path(folder) / "segments.json").exists()
     assert {path.name.split("-")[0] for path in (project / "runs").glob("[a-z]*-*")} == {"initial", "features", "localise"}

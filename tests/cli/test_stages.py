@@ -51,10 +51,10 @@ def test_from_pre_training_to_a_judged_classifier(say, project):
     assert lines[-2].startswith("seed 0: top-1 ")
     assert [Path(lines[-1])] == stages(project, "finetune")
     judged = say("evaluate")
-    assert "95 % interval" in judged[-2]
+    assert "95% interval" in judged[-2]
     assert [Path(lines[-1])] == stages(project, "finetune")
     metrics = read_json(Path(judged[-1]) / "result.json")["metrics"]
-    assert f"top-1 {metrics['views_top1']:.1f} %" in judged[-2]
+    assert f"top-1 {metrics['views_top1']:.1f}%" in judged[-2]
     again = say("evaluate", "--model", lines[-1])
     assert read_json(Path(again[-1]) / "result.json")["metrics"] == metrics, "the same model, opened from its folder"
     assert len(stages(project, "opened")) == 1
@@ -129,7 +129,7 @@ def test_an_opened_stage_is_named_by_weights_and_by_the_model_of_the_recipe(reci
     [
         (["pretrain", SMOKE, "-p", "pretrain.stpes", "3"], "did you mean 'steps'"),
         (["finetune", SMOKE, "--encoder", "nowhere"], "there is no checkpoint nowhere"),
-        (["evaluate", SMOKE, "--seed", "1", "--seed", "1"], "repeat"),
+        (["evaluate", SMOKE, "--seed", "1", "--seed", "1"], "seeds: [1, 1]"),
         (["pretrain", "hugh"], "scales in"),
     ],
 )

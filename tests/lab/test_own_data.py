@@ -125,7 +125,7 @@ def test_defaults_and_values_of_a_file_are_fitted_and_it_is_printed(folder, smok
     for probe in ({"labels": 16}, {}):
         data, evaluate = {"lists": {"root": folder(THREE)}}, {**smoke["evaluate"], "sources": [], "probe": probe}
         assert planned({**smoke, "data": data, "evaluate": evaluate}).recipe.evaluate.probe.labels is None
-        assert f"evaluate.probe.labels null, all labels in place of {probe.get('labels', 160)}" in capsys.readouterr().out
+        assert f"evaluate.probe.labels null (all labels) instead of {probe.get('labels', 160)}" in capsys.readouterr().out
 
 
 def warm_ups() -> list[tuple[str, str]]:
@@ -170,7 +170,7 @@ def test_a_folder_without_classes_is_pretrained_on_without_labels(sizes, folder,
         plan = planned(scale(name), **{"data.lists.root": root})
         assert (plan.recipe.data.lists.pretrain, plan.recipe.data.lists.train) == (".", None)
         assert {stage.kind for stage in plan.stages} == {"pretrain"}
-        assert "without labels" in capsys.readouterr().out
+        assert "no labels" in capsys.readouterr().out
     [line] = refused(scale("own"), "downstream_action_classification", **{"data.lists.root": root})
     assert "data.lists.train" in line
 
@@ -199,7 +199,7 @@ def test_videos_that_are_trained_and_tested_on_are_named(folder, capsys):
     root = Path(folder(THREE))
     (root / "t.csv").write_text("path,label\n" + "".join(f"{k}/v00.mp4,{k}\nother/{k}.mp4,{k}\n" for k in THREE))
     planned(scale("own"), **{"data.lists.root": str(root), "data.lists.test": "t.csv"})
-    assert "3 of 6 videos are in data.lists.train" in capsys.readouterr().out
+    assert "3 of 6 videos are also in data.lists.train" in capsys.readouterr().out
 
 
 def test_folders_that_are_called_like_splits_are_the_splits(folder):
@@ -234,7 +234,7 @@ def test_two_classes_of_any_size_can_be_planned(number, folder):
 def test_sizes_may_differ_and_a_class_of_one_is_named(folder, capsys):
     planned(scale("own"), **{"data.lists.root": folder({"1": 1, "02": 2, "300": 90})})
     assert [line for line in capsys.readouterr().out.splitlines() if "hold_out" in line] == [
-        "data.lists.hold_out: classes with too few videos to be in test: 1"
+        "data.lists.hold_out: classes with too few videos, which test does not have: 1"
     ]
 
 

@@ -278,7 +278,7 @@ def test_a_run_leaves_its_notebook_as_a_page_too(project, capsys, monkeypatch):
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"report: {folder / 'README.md'}"
-    assert f"as a page: {page}" in lines
+    assert f"executed notebook as HTML: {page}" in lines
     assert "forty-two" in page.read_text(encoding="utf-8")
 
     def stop(*words, **options):

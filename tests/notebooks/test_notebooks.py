@@ -139,7 +139,7 @@ def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
             r"there is no parameter file .*hugh.yaml; scales in .*: demo, gpu, own, paper, smoke",
         ),
         (["run", "NOTEBOOK", "-p", "pretrain.stpes", "3"], r"did you mean 'steps'"),
-        (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"-p seeds '\[0' is not valid YAML"),
+        (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"seeds: '\[0' is not valid YAML"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_message(words, message, place, capsys):

@@ -14,7 +14,7 @@ from typer.main import get_command
 from vmae_lab.cli import app
 from vmae_lab.cli.parameters import by_name
 from vmae_lab.lab.config import RecipeError
-from vmae_lab.lab.notebook_run import checked_parameters, move_links
+from vmae_lab.lab.notebook_run import checked_parameters, make_portable, notebook_as_html
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -97,10 +97,32 @@ def test_links_of_an_executed_notebook_lead_to_the_same_places(tmp_path):
     text = "[b](b.ipynb) [masks](../vmae_lab/masking.py) [paper](https://arxiv.org/abs/2303.16727) [up](#top)"
     executed.parent.mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), executed)
-    move_links(executed, notebook)
+    make_portable(executed, notebook)
     [moved] = texts(executed)
     assert "[b](../../../notebooks/b.ipynb) [masks](../../../vmae_lab/masking.py)" in moved
     assert moved.endswith("[paper](https://arxiv.org/abs/2303.16727) [up](#top)")
+
+
+def test_an_executed_notebook_has_no_paths_of_this_machine(project):
+    """In outputs, in parameters, in papermill's metadata and in the HTML page. Paths outside the project are not changed."""
+    executed = project / "reports" / "smoke" / "a" / "a.ipynb"
+    executed.parent.mkdir(parents=True)
+    image = f"+{project}/"  # base64 may contain any text
+    stream = nbformat.v4.new_output("stream", text=f"report: {executed}\n{project}\n{project}-2/a /b{project}/c\n")
+    shown = nbformat.v4.new_output("display_data", {"text/plain": f"'{project}/runs'", "image/png": image})
+    cell = nbformat.v4.new_code_cell(f'scale = "{project}/mine.yaml"', outputs=[stream, shown])
+    metadata = {"papermill": {"input_path": str(project / "notebooks" / "a.ipynb"), "output_path": str(executed)}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), executed)
+    make_portable(executed, project / "notebooks" / "a.ipynb")
+    notebook = nbformat.read(executed, as_version=4)
+    [cell] = notebook.cells
+    assert cell.source == 'scale = "mine.yaml"'
+    assert cell.outputs[0].text == f"report: reports/smoke/a/a.ipynb\n.\n{project}-2/a /b{project}/c\n"
+    assert cell.outputs[1].data == {"text/plain": "'runs'", "image/png": image}
+    assert notebook.metadata.papermill == {"input_path": "notebooks/a.ipynb", "output_path": "reports/smoke/a/a.ipynb"}
+    cell.outputs = [nbformat.v4.new_output("stream", text="report: reports/smoke/a/a.ipynb\n")]
+    nbformat.write(notebook, executed)
+    assert str(project) not in notebook_as_html(executed)
 
 
 @each_notebook

@@ -69,6 +69,10 @@ def test_papermill_runs_the_scale_that_it_is_given_and_replaces_no_other_report(
     assert page.read_text() == before
     assert main(["run", notebook, "--scale", "demo", "-p", "pretrain.steps", "4", "-p", "seeds", "1"]) == 0
     assert set(reports(small)) == {mine, variant}, "the command line comes to the same folder"
+    for suffix in ("ipynb", "html"):
+        text = (small / "reports" / variant / f"{NAME}.{suffix}").read_text(encoding="utf-8")
+        assert f"report: reports/{variant}/README.md" in text
+        assert str(small) not in text, "an executed notebook has no paths of this machine"
     assert f"replaced reports/{mine} of 20" in run_papermill(small, notebook, "-f", "params/demo.yaml")
 
 

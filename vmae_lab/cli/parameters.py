@@ -14,7 +14,7 @@ Overrides = Annotated[
     typer.Option(
         *PAIR,
         metavar="NAME VALUE",
-        help="Change a setting by its dotted name, e.g. -p pretrain.steps 200. VALUE is YAML, or plain text for a text setting.",
+        help="Change a setting by its dotted name: -p pretrain.steps 200. VALUE is YAML, or plain text for a text setting.",
     ),
 ]
 

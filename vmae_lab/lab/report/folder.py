@@ -21,8 +21,8 @@ VARIANT = "-variant"
 class ReportPlace:
     """The folder of a report.
 
-    `changed`: settings that differ from the scale's. `replaced`: the manifest of the report that is in the folder. `kept`: other
-    reports that might have been replaced, and why they are kept.
+    `changed`: settings that differ from the scale's. `replaced`: the manifest of the report that is in the folder. `kept`:
+    reports that might have been replaced, and why they are not.
     """
 
     folder: Path

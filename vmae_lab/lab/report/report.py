@@ -123,8 +123,8 @@ def _made_with(results: Results, place: ReportPlace, code: Mapping[str, Any], ma
         state = "" if code["state"] in ("", "as committed") else f", whose code is {code['state']}"
         notebook = f"`{code['file']}`{other_name}{state}"
     return (
-        f"Scale `{recipe.scale}`{changed}, seeds {', '.join(map(str, recipe.seeds))}. Made by {notebook} on {made['date']} with "
-        f"code {made['code']} on {made['device']}. [manifest.json](manifest.json) has the settings, versions and stages; "
+        f"Scale `{recipe.scale}`{changed}, seeds {', '.join(map(str, recipe.seeds))}. Made by {notebook} on {made['date']} "
+        f"with code {made['code']} on {made['device']}. [manifest.json](manifest.json) has the settings, versions and stages; "
         "[tables/results.csv](tables/results.csv) has all single results."
     )
 
