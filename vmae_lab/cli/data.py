@@ -1,7 +1,7 @@
 """`vmae-lab data …`: check the videos of a list, pack them into shards, merge the Kinetics annotations."""
 
 import os
-from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,19 +33,14 @@ class TakesLists(TyperCommand):
     """A command whose annotation options take several files. typer takes one file per option, so options are repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _repeated(args))
-
-
-def _repeated(words: Sequence[str]) -> list[str]:
-    repeated, option, first = list[str](), "", False
-    for word in words:
-        if word.startswith("-"):
-            option, first = word if word in ANNOTATIONS else "", True
+        repeated, option = list[str](), ""
+        for before, word in pairwise(["", *args]):
+            if word.startswith("-"):
+                option = word if word in ANNOTATIONS else ""
+            elif option and before != option:
+                repeated.append(option)
             repeated.append(word)
-        else:
-            repeated += [word] if first or not option else [option, word]
-            first = False
-    return repeated
+        return super().parse_args(ctx, repeated)
 
 
 def named_after_list(listed: str, root: str, ending: str) -> Path:

@@ -23,20 +23,16 @@ class TakesPairs(TyperCommand):
     """A command whose `-p` takes two values. typer repeats options of one value only, so they are joined: NAME=VALUE."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _joined(args))
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    left, joined = list(words), list[str]()
-    while left:
-        joined.append(word := left.pop(0))
-        if word == "--":
-            return joined + left
-        if word in PAIR:
-            if len(left) < 2 or "=" in left[0]:
-                raise typer.BadParameter("a name and a value are expected, e.g. -p pretrain.steps 200", param_hint=word)
-            joined.append(f"{left.pop(0)}={left.pop(0)}")
-    return joined
+        left, joined = list(args), list[str]()
+        while left:
+            joined.append(word := left.pop(0))
+            if word == "--":
+                break
+            if word in PAIR:
+                if len(left) < 2 or "=" in left[0]:
+                    raise typer.BadParameter("a name and a value are expected, e.g. -p pretrain.steps 200", param_hint=word)
+                joined.append(f"{left.pop(0)}={left.pop(0)}")
+        return super().parse_args(ctx, joined + left)
 
 
 def scale_parameters(scale: str, folder: Path, pairs: Sequence[str]) -> dict[str, Any]:

@@ -45,12 +45,7 @@ def pretrain(parameters: Parameters, override: Overrides = NOTHING, seed: Seeds 
     epilog="\b\nExamples:\n  vmae-lab finetune smoke\n  vmae-lab finetune demo --encoder scratch --seed 0\n"
     "  vmae-lab finetune paper/k400 --encoder MCG-NJU/videomae-base",
 )
-def finetune(
-    parameters: Parameters,
-    encoder: Encoder = PRETRAIN,
-    override: Overrides = NOTHING,
-    seed: Seeds = NOTHING,
-) -> None:
+def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Fine-tune the model of a recipe on its labels. Prints the accuracy on held-out clips and the model's folder per seed."""
     from vmae_lab.lab.stages import finetune_stage, pretrain_stage
 
