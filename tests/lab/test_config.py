@@ -66,7 +66,7 @@ def test_every_scale_opens_with_what_to_expect(scale):
         ({"arms": ["none", "none"]}, r"arms: \['none', 'none'\]"),
         ({"data.motionworld.trian": 3}, r"data\.motionworld\.trian: unknown parameter \(did you mean 'train'\?\)"),
         ({"evaluate.probe.labels": 20}, r"evaluate\.probe\.labels: 20 is not a multiple of the 8 classes"),
-        ({"evaluate.finetune_labels": 104}, r"evaluate\.finetune_labels: 104 is more than the 64 labelled clips"),
+        ({"evaluate.finetune_labels": 104}, r"evaluate\.finetune_labels: 104 is more than the 64 labeled clips"),
         ({"pretrain.warmup_steps": 6}, r"pretrain: warmup_steps 6"),
         (
             {"data.lists": {"pretrain": "a"}, "data.motionworld.side": 32},

@@ -125,7 +125,7 @@ def kinetics710(
         str, typer.Option(help=f"File name of a video, with the fields {', '.join(FIELDS)} of its annotation.")
     ] = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4",
 ) -> None:
-    """Merge Kinetics-400, -600 and -700 annotations into the labelled hybrid of 710 classes."""
+    """Merge Kinetics-400, -600 and -700 annotations into the labeled hybrid of 710 classes."""
     from vmae_lab.data.kinetics710 import merge_kinetics, write_hybrid
     from vmae_lab.data.video_lists.formats import read_lines
 

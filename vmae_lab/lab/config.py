@@ -49,7 +49,7 @@ class EvaluateSettings(BaseModel):
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings
     finetune_labels: int | None = Field(
-        LABELS, ge=1, description="labelled clips for fine-tuning, the same number per class; all if null"
+        LABELS, ge=1, description="labeled clips for fine-tuning, the same number per class; all if null"
     )
     views: ViewSettings = ViewSettings()
     controls: tuple[Control, ...] = Field(
@@ -93,7 +93,7 @@ class Recipe(BaseModel):
     mask: MaskSettings
     pretrain: PretrainSettings
     post_pretrain: FinetuneSettings = Field(
-        description="supervised training on the labelled hybrid, between pre-training and fine-tuning"
+        description="supervised training on the labeled hybrid, between pre-training and fine-tuning"
     )
     distill: DistillSettings | None = Field(None, description="distillation into a small student, if the plan has it")
     detect: DetectSettings | None = Field(None, description="spatial action detection, if the plan has it")
@@ -223,7 +223,7 @@ def _error_of(check: Callable[[], object]) -> Iterator[str]:
 
 
 def _wrong_labels(data: DataSettings, evaluate: EvaluateSettings) -> Iterator[str]:
-    """Yield wrong numbers of labelled clips: not a multiple of the classes, or more than the embedded data set has."""
+    """Yield wrong numbers of labeled clips: not a multiple of the classes, or more than the embedded data set has."""
     try:
         classes = data.classes
     except ListError:  # the plan reports it with all other problems of the lists
@@ -234,11 +234,11 @@ def _wrong_labels(data: DataSettings, evaluate: EvaluateSettings) -> Iterator[st
         if count % classes:
             yield f"{name}: {count} is not a multiple of the {classes} classes; every class gets as many labels (null: use all)"
         elif available and count > available:
-            yield f"{name}: {count} is more than the {available} labelled clips of the training split (null: use all)"
+            yield f"{name}: {count} is more than the {available} labeled clips of the training split (null: use all)"
 
 
 def _label_counts(evaluate: EvaluateSettings) -> list[tuple[str, int]]:
-    """Return the settings that draw labelled clips, with their numbers."""
+    """Return the settings that draw labeled clips, with their numbers."""
     counts = {"evaluate.probe.labels": evaluate.probe.labels, "evaluate.finetune_labels": evaluate.finetune_labels}
     return [(name, count) for name, count in counts.items() if count is not None]
 

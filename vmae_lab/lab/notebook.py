@@ -51,7 +51,7 @@ class OpenExperiment:
         return self.experiment.calibrate(self.recipe)
 
     def print_stages(self) -> None:
-        """Print the number of stages of each kind and their optimiser steps. They are equal on all machines."""
+        """Print the number of stages of each kind and their optimizer steps. They are equal on all machines."""
         print(stage_table(self.plan).to_string(index=False))
 
     def estimate(self) -> None:

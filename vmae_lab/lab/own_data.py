@@ -18,7 +18,7 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-LABELS = 160  # the default number of labelled clips
+LABELS = 160  # the default number of labeled clips
 MIN_LABELS = 8  # if an equal number per class gives fewer labels, all labels are used
 CLASSES_NAMED = 10  # at most, in a message
 FILES_CHECKED = 100  # about so many per list
@@ -127,7 +127,7 @@ def _choose_split(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Col
 
 
 def _fit_labels(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Collection[str]) -> Iterator[str]:
-    """Fit the numbers of labelled clips that the user did not set to the videos of each class."""
+    """Fit the numbers of labeled clips that the user did not set to the videos of each class."""
     counts = {"evaluate.probe.labels": evaluate.setdefault("probe", {}), "evaluate.finetune_labels": evaluate}
     counts = {name: section for name, section in counts.items() if isinstance(section, dict) and not _is_given(name, given)}
     if not lists.get("train") or not counts:
@@ -169,7 +169,7 @@ def list_problems(
 ) -> list[str]:  # fmt: skip
     """Return what makes the splits `used` (`pretrain`, `train`, `validation`, `test`) impossible, one line per problem.
 
-    `labels` has settings with the number of labelled clips that each draws from the train split. With `ahead`, the listed files
+    `labels` has settings with the number of labeled clips that each draws from the train split. With `ahead`, the listed files
     need not exist. The lists need not exist either, unless the root exists and the classes have to be counted.
     """
     used, root, problems = list(dict.fromkeys(used)), absolute(lists.root), list[str]()
