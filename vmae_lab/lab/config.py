@@ -232,9 +232,9 @@ def _wrong_labels(data: DataSettings, evaluate: EvaluateSettings) -> Iterator[st
     available = world and len(evaluate.sources or world.sources) * world.train * classes
     for name, count in _label_counts(evaluate):
         if count % classes:
-            yield f"{name}: {count} is not a multiple of the {classes} classes; every class gets as many labels (null: use all)"
+            yield f"{name}: {count} is not a multiple of the {classes} classes, which get equal numbers (null: use all labels)"
         elif available and count > available:
-            yield f"{name}: {count} is more than the {available} labeled clips of the training split (null: use all)"
+            yield f"{name}: {count} is more than the {available} labeled clips of the training split (null: use all of them)"
 
 
 def _label_counts(evaluate: EvaluateSettings) -> list[tuple[str, int]]:

@@ -46,9 +46,13 @@ def read_scale(scale: str, folders: Sequence[Path]) -> dict[str, Any]:
     file = find_scale(scale, folders)
     if file is None:
         missing = scale if scale.endswith(YAML) else folders[0] / f"{scale}.yaml"
-        scales = {folder: [p.relative_to(folder).with_suffix("").as_posix() for p in _scales_in(folder)] for folder in folders}
-        listed = "; ".join(f"scales in {folder}: {', '.join(names) or 'none'}" for folder, names in scales.items())
-        raise RecipeError(f"there is no parameter file {missing}; {listed}{'' if any(scales.values()) else how_to_find_it()}")
+        listed, known = [], set[str]()
+        for folder in folders:
+            names = [path.relative_to(folder).with_suffix("").as_posix() for path in _scales_in(folder)]
+            new = [name for name in names if name not in known]
+            known.update(new)
+            listed += [f"scales in {folder}: {', '.join(new)}"] if new else []
+        raise RecipeError(f"there is no parameter file {missing}; {'; '.join(listed) or f'no scales{how_to_find_it()}'}")
     values = {"scale": file.stem, **_read_mapping(file)}
     if "base" in values:
         base, override = file.parent / str(values.pop("base")), values.pop("override", None) or {}
