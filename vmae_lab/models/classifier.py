@@ -24,15 +24,9 @@ class ClassHead(nn.Module):
     """
 
     def __init__(
-        self,
-        tokens: int,
-        width: int,
-        heads: int,
-        classes: int,
-        readout: Readout = "mean",
-        init_scale: float = 0.001,
+        self, tokens: int, width: int, heads: int, classes: int, readout: Readout = "mean", init_scale: float = 0.001,
         dropout: float = 0.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.readout = readout
         self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -57,15 +51,9 @@ class VideoClassifier(Pretrained):
     """
 
     def __init__(
-        self,
-        size: Size,
-        clip: ClipShape,
-        classes: int,
-        readout: Readout = "mean",
-        drop_path: float = 0.0,
-        init_scale: float = 0.001,
-        dropout: float = 0.0,
-    ):
+        self, size: Size, clip: ClipShape, classes: int, readout: Readout = "mean", drop_path: float = 0.0,
+        init_scale: float = 0.001, dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.size, self.clip, self.classes = size, clip, classes
         self.encoder = VideoEncoder(size, clip, drop_path, norm=False)
@@ -74,17 +62,9 @@ class VideoClassifier(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls,
-        where: str | Path,
-        *,
-        classes: int | None = None,
-        readout: Readout | None = None,
-        frames: int | None = None,
-        side: int | None = None,
-        size: Size | str | None = None,
-        revision: str | None = None,
-        seed: int = 0,
-    ) -> Self:
+        cls, where: str | Path, *, classes: int | None = None, readout: Readout | None = None, frames: int | None = None,
+        side: int | None = None, size: Size | str | None = None, revision: str | None = None, seed: int = 0,
+    ) -> Self:  # fmt: skip
         """Open a classifier, or a pre-trained model as one, of any format that `open_checkpoint` reads, in evaluation mode.
 
         Positions are computed for `frames` and `side` (pixels) if given. Weights of the head that are missing or do not fit

@@ -17,17 +17,10 @@ def _registered(name: str) -> Any:
     size = SIZES[name]
 
     def build(
-        pretrained: bool = False,
-        num_classes: int = 0,
-        img_size: int = 224,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        patch_size: int = size.patch,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        readout: Readout = "mean",
+        pretrained: bool = False, num_classes: int = 0, img_size: int = 224, num_frames: int = 16, tubelet_size: int = 2,
+        patch_size: int = size.patch, drop_path_rate: float = 0.0, drop_rate: float = 0.0, readout: Readout = "mean",
         **_ignored: Any,  # timm's own, e.g. pretrained_cfg
-    ) -> nn.Module:
+    ) -> nn.Module:  # fmt: skip
         """A VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
         if pretrained:
             raise ValueError(f"vmae_{name} has no published weights; open a checkpoint with VideoClassifier.from_pretrained")

@@ -31,13 +31,9 @@ class VideoMAE(Pretrained):
     positions: Tensor
 
     def __init__(
-        self,
-        size: Size,
-        clip: ClipShape,
-        normalise_target: bool = True,
-        target_eps: float = TARGET_EPS,
+        self, size: Size, clip: ClipShape, normalise_target: bool = True, target_eps: float = TARGET_EPS,
         encoder_norm: bool = True,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.size, self.clip, self.normalise_target, self.target_eps = size, clip, normalise_target, target_eps
         self.encoder_norm = encoder_norm
@@ -54,14 +50,9 @@ class VideoMAE(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls,
-        where: str | Path,
-        *,
-        frames: int | None = None,
-        side: int | None = None,
-        size: Size | str | None = None,
+        cls, where: str | Path, *, frames: int | None = None, side: int | None = None, size: Size | str | None = None,
         revision: str | None = None,
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """Open a pre-trained model of any format that `open_checkpoint` reads, in evaluation mode.
 
         Positions are computed for `frames` and `side` (pixels) if given. Raises CheckpointError, and ValueError if such a clip

@@ -64,7 +64,9 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
         size = SIZES[size]
     path, name = _find(where, revision), str(where)
     state, arguments = _read_weights(path)
-    state, config = without_prefixes(state, name), _read_config(path)
+    state = without_prefixes(state, name)
+    file = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
+    config = _read_object(file) if file.exists() else {}
     unknown = [key for key in state if EMBEDDING.fullmatch(key) and key not in OFFICIAL + TRANSFORMERS + OURS]
     if unknown:
         raise CheckpointError(
@@ -146,25 +148,19 @@ SHOWN = 10  # names per kind of problem in a message
 
 def load_weights(model: nn.Module, state: State, where: str) -> None:
     """Load every weight of the model from `state`. Raises CheckpointError, listing what does not fit."""
-    check_fit(model.state_dict(), state, where)
-    model.load_state_dict(state)
-
-
-def check_fit(expected: Mapping[str, Tensor], found: State, where: str) -> None:
-    """Raise CheckpointError if names, shapes or kinds of number differ from `expected`."""
-    common = [key for key in expected if key in found]
-    problems = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "of another shape": [
-            f"{key}: file {tuple(found[key].shape)}, model {tuple(expected[key].shape)}"
-            for key in common
-            if expected[key].shape != found[key].shape
-        ],
-        "of another kind of number": [
-            key for key in common if expected[key].is_floating_point() != found[key].is_floating_point()
-        ],
+    expected = model.state_dict()
+    problems: dict[str, list[str]] = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [],
+        "of another kind of number": [],
     }
+    for key in (key for key in expected if key in state):
+        ours, theirs = expected[key], state[key]
+        if ours.shape != theirs.shape:
+            problems["of another shape"].append(f"{key}: file {tuple(theirs.shape)}, model {tuple(ours.shape)}")
+        elif ours.is_floating_point() != theirs.is_floating_point():
+            problems["of another kind of number"].append(key)
     lines = [
         f"{len(keys)} {problem}: {', '.join(keys[:SHOWN])}" + (f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else "")
         for problem, keys in problems.items()
@@ -172,6 +168,7 @@ def check_fit(expected: Mapping[str, Tensor], found: State, where: str) -> None:
     ]
     if lines:
         raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}")
+    model.load_state_dict(state)
 
 
 def part_of(state: State, prefix: str) -> State:
@@ -253,12 +250,6 @@ def _file_in(folder: Path) -> Path:
         )
     found = f"has {len(files)} ({', '.join(file.name for file in files[:10])})" if files else "has none"
     raise CheckpointError(f"{folder} should hold one file of weights ({', '.join(SUFFIXES)}) and {found}; name the file")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The config of a folder, or the one next to a file; empty if there is none."""
-    file = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
-    return _read_object(file) if file.exists() else {}
 
 
 def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
@@ -403,6 +394,7 @@ TRANSPARENT = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
 # Attributes that hold the model in a trainer, a detector or an average of weights.
 HOLDERS = {"model", "encoder", "backbone", "student", "net", "network"}
 AVERAGES = {"ema", "model_ema", "ema_model", "averaged_model"}
+AVERAGE = re.compile(r"(^|[_.])(ema|averaged)($|[_.])")  # in the key of a dictionary
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 # How names begin in the official format, in transformers' and in ours.
 BEGINNING = re.compile(
@@ -419,7 +411,7 @@ def state_in(content: Any, where: str) -> State:
     models, or no weights.
     """
     found = dict(_find_states(content, ()))
-    models = {place: state for place, state in found.items() if not _is_average(place)}
+    models = {place: state for place, state in found.items() if not any(AVERAGE.search(key.lower()) for key in place)}
     if models and len(models) < len(found):
         averages = ", ".join(repr(_text(place)) for place in found if place not in models)
         _warn_of_average(where, repr(_text(next(iter(models)))), averages)
@@ -492,10 +484,6 @@ def _any_tensors(content: Any, where: str) -> Mapping[str, Any]:
         f"{where} holds no weights: neither it nor any dictionary in it has a tensor named patch_embed.proj.weight "
         "(official), patch_embeddings.projection.weight (transformers) or encoder.embed.weight (ours)"
     )
-
-
-def _is_average(place: Place) -> bool:
-    return any(re.search(r"(^|[_.])(ema|averaged)($|[_.])", key.lower()) for key in place)
 
 
 def _text(place: Place) -> str:

@@ -91,8 +91,8 @@ class DetectTask:
         """
         videos, boxes, labels = zip(*(self._sample(step * self.settings.batch_size + row) for row in rows), strict=True)
         there = [torch.ones(len(some), dtype=torch.bool) for some in boxes]
-        padded = {name: _padded(parts) for name, parts in (("boxes", boxes), ("label", labels), ("there", there))}
-        return {"video": torch.stack(videos), **padded}
+        parts = {"boxes": boxes, "label": labels, "there": there}
+        return {"video": torch.stack(videos), **{name: pad_sequence(list(some), True) for name, some in parts.items()}}
 
     def weight(self, batch: Batch) -> float:
         return float(batch["there"].sum())
@@ -147,7 +147,7 @@ def detect(
     for clips in _test_clips(scenes, wanted, settings, shape.frames, batch):
         found = [rows_of[keys[index]] for index, _ in clips]
         height, width = clips[0][1].shape[-2:]
-        pixels = _padded([boxes[some] * torch.tensor([width, height] * 2) for some in found])
+        pixels = pad_sequence([boxes[some] * torch.tensor([width, height] * 2) for some in found], batch_first=True)
         videos = torch.stack([_to_patches(video, shape.clip.patch) for _, video in clips])
         predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()
         rows += found
@@ -193,11 +193,6 @@ def _test_clips(
             yield clips
     if failed:
         raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
-
-
-def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """`(n, ...)` with different n -> `(B, M, ...)`, padded with zeros."""
-    return pad_sequence(list(parts), batch_first=True)
 
 
 def _to_patches(video: Tensor, patch: int) -> Tensor:

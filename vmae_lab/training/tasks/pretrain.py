@@ -32,8 +32,7 @@ class PretrainSettings(TrainSettings):
     target_eps: float = Field(TARGET_EPS, gt=0, description="added to a cube's deviation; 1e-6 on real videos")
     repeats: int = Field(1, ge=1, description="repeated augmentation: consecutive crops and masks of one decoded clip")
     keep_at: tuple[float, ...] = Field(
-        (),
-        description="parts of the steps after which the weights are kept too, such as [0.25, 0.5], for accuracy over compute",
+        (), description="parts of the steps after which the weights are kept too, e.g. [0.25, 0.5], for accuracy over compute"
     )
     target_from: Literal["clip", "other_clip"] = Field(
         "clip", description="other_clip: predict the cubes of the next clip instead, as a control"
@@ -108,9 +107,7 @@ class PretrainTask:
         repeats, scales = self.settings.repeats, self.data.crop_scales
         short_side = math.ceil(self.model.side / min(scales))
         for number, repeated in groupby(positions, lambda position: position // repeats):
-            first = number * repeats
-            rng = numpy_generator(self.seed, "crop", first)
-            where = rng.random()  # places the window of frames, for all repeats
+            where = numpy_generator(self.seed, "crop", number * repeats).random()  # of the window of frames, for all repeats
 
             def read(index: int, where: float = where) -> Tensor:
                 stride = self.strides[self.clips.sources[index]]
@@ -118,7 +115,6 @@ class PretrainTask:
 
             _, video = read_or_replace(self.order, number, read, self.corrupt_videos)
             for position in repeated:
-                if position != first:
-                    rng = numpy_generator(self.seed, "crop", position)
-                    rng.random()  # would place a window
+                rng = numpy_generator(self.seed, "crop", position)
+                rng.random()  # the first draw places the window
                 yield multi_scale_crop(video, self.model.side, rng, scales)
