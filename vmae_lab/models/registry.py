@@ -1,4 +1,4 @@
-"""Importing this module registers all sizes in timm: `timm.create_model("vmae_base", num_classes=400)`."""
+"""Register all sizes in timm. After importing this module, `timm.create_model("vmae_base", num_classes=400)` works."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def _registered(name: str) -> Any:
     ) -> nn.Module:  # fmt: skip
         """A VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
         if pretrained:
-            raise ValueError(f"vmae_{name} has no published weights; open a checkpoint with VideoClassifier.from_pretrained")
+            raise ValueError(f"vmae_{name} has no published weights; load a checkpoint with VideoClassifier.from_pretrained")
         clip = ClipShape(num_frames, img_size, tubelet_size, patch_size)
         if num_classes:
             return VideoClassifier(size, clip, num_classes, readout, drop_path_rate, dropout=drop_rate)
