@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -91,18 +91,20 @@ class Step:
 @pytest.fixture(
     scope="module",
     params=[
-        (name, clip, ratio)
-        for name, clip in (("tiny", ClipShape(8, 24, 2, 4)), ("small", ClipShape(8, 64, 2, 16)))
-        for ratio in (0.0, 0.5)
+        ("tiny", ClipShape(8, 24, 2, 4), 0.0, None),
+        ("tiny", ClipShape(8, 24, 2, 4), 0.5, 0.1),
+        ("small", ClipShape(8, 64, 2, 16), 0.0, None),
+        ("small", ClipShape(8, 64, 2, 16), 0.5, None),
     ],
-    ids=lambda p: f"{p[0]}-{'cell' if p[2] else 'none'}",
+    ids=lambda p: f"{p[0]}-{'cell' if p[2] else 'none'}{'-layer scale' if p[3] else ''}",
 )
 def step(request) -> Step:
-    name, clip, ratio = request.param
+    name, clip, ratio, layer_scale = request.param
     masks = MaskSettings(encoder_ratio=0.75, decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
     drawn = draw_masks(masks, clip.grid, BATCH, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     video = torch.randint(0, 256, (BATCH, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8)
-    return Step(VideoMAE(SIZES[name], clip), SIZES[name], clip, video, *drawn)
+    size = replace(SIZES[name], layer_scale=layer_scale)
+    return Step(VideoMAE(size, clip), size, clip, video, *drawn)
 
 
 def test_pretraining_costs_what_pytorch_counts(step):

@@ -30,10 +30,14 @@ class ModelConfig(BaseModel):
     )
 
     @model_serializer(mode="wrap")
-    def _without_default_norm(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `encoder_norm` if true: it was added later, and older files and stage keys do not have it."""
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit fields that were added later if they have their defaults: older files and stage keys do not have them."""
         values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if name != "encoder_norm" or not value}
+        if self.encoder_norm:
+            del values["encoder_norm"]
+        if self.size.layer_scale is None:
+            values["size"] = {name: value for name, value in values["size"].items() if name != "layer_scale"}
+        return values
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
         """The clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""

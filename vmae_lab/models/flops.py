@@ -97,9 +97,10 @@ def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: b
     their copies are not included (see `state_bytes`).
     """
     cast, joint = 2 if half else 4, visible + decoded
-    encoder = _trunk_saved_bytes(visible, size.width, size.depth, size.heads, size.mlp_hidden, cast)
+    scaled = size.layer_scale is not None
+    encoder = _trunk_saved_bytes(visible, size.width, size.depth, size.heads, size.mlp_hidden, scaled, cast)
     decoder = _trunk_saved_bytes(
-        joint, size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, cast
+        joint, size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, scaled, cast
     )
     final_norm = visible * (4 * size.width + 8) + joint * 4 * size.decoder_width + decoded * 8
     linear_inputs = cast * (visible * (clip.patch_values + size.width) + decoded * size.decoder_width)
@@ -107,10 +108,11 @@ def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: b
     return encoder + decoder + final_norm + linear_inputs + loss
 
 
-def _trunk_saved_bytes(tokens: int, width: int, depth: int, heads: int, mlp_hidden: int, cast: int) -> int:
+def _trunk_saved_bytes(tokens: int, width: int, depth: int, heads: int, mlp_hidden: int, scaled: bool, cast: int) -> int:
     stream = 2 * (4 * width + 8)  # inputs, means and standard deviations of both LayerNorms
     products = cast * (6 * width + 2 * mlp_hidden)  # qkv's input, q, k, v, attention's output, MLP's input and hidden layer
-    return depth * tokens * (stream + products + 4 * heads)
+    layer_scales = cast * 2 * width if scaled else 0  # inputs of both
+    return depth * tokens * (stream + products + layer_scales + 4 * heads)
 
 
 def state_bytes(parameters: int, half: bool = False) -> int:

@@ -1,13 +1,16 @@
 """Model sizes and clip shapes (VideoMAE V2, table 7 and the official configurations)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True)
 class Size:
-    """Widths, depths, heads and MLP widths of encoder and decoder. `patch` is the side of a patch in pixels."""
+    """Widths, depths, heads and MLP widths of encoder and decoder. `patch` is the side of a patch in pixels.
+
+    `layer_scale` is the initial value of the blocks' layer scale (CaiT, arXiv 2103.17239), or None for blocks without it.
+    """
 
     width: int
     depth: int
@@ -18,6 +21,7 @@ class Size:
     decoder_heads: int
     decoder_mlp_hidden: int
     patch: int = 16
+    layer_scale: float | None = None
 
 
 SIZES: dict[str, Size] = {
@@ -78,6 +82,9 @@ class ModelSettings(BaseModel):
     side: int = Field(224, ge=1, description="height and width of a clip, pixels")
     tubelet: int = Field(2, ge=1)
     patch: int | None = Field(None, ge=1, description="pixels; if left out, the size's own")
+    layer_scale: float | None = Field(
+        None, gt=0, description="initial value of a learned scale of each block's branches; if left out, no scale"
+    )
 
     def model_post_init(self, _context: object) -> None:
         if self.size not in SIZES:
@@ -86,7 +93,7 @@ class ModelSettings(BaseModel):
 
     @property
     def dimensions(self) -> Size:
-        return SIZES[self.size]
+        return replace(SIZES[self.size], layer_scale=self.layer_scale)
 
     @property
     def clip(self) -> ClipShape:

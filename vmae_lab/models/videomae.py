@@ -41,7 +41,10 @@ class VideoMAE(Pretrained):
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
         self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
-        self.decoder = Trunk(size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False)
+        self.decoder = Trunk(
+            size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False,
+            layer_scale=size.layer_scale,
+        )  # fmt: skip
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)  # applied only to the outputs of mask tokens
         self.head = nn.Linear(size.decoder_width, clip.patch_values)
         for part in (self.encoder.trunk, self.bridge, self.decoder, self.head):

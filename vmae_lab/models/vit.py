@@ -90,13 +90,19 @@ class PixelScale(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Pre-norm transformer blocks and a final LayerNorm: `(B, V, D)` -> `(B, V, D)`."""
+    """Pre-norm transformer blocks and, if `norm`, a final LayerNorm: `(B, V, D)` -> `(B, V, D)`.
 
-    def __init__(self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True):
+    With `layer_scale`, each branch of a block is multiplied by a learned vector with this initial value.
+    """
+
+    def __init__(
+        self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True,
+        layer_scale: float | None = None,
+    ):  # fmt: skip
         super().__init__()
         # The block computes int(width * mlp_ratio). The 0.5 keeps rounding errors from making that mlp_hidden - 1.
         block: Callable[..., nn.Module] = partial(
-            Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True,
+            Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True, init_values=layer_scale,
             norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),  # type: ignore[arg-type]  # timm only calls it
         )  # fmt: skip
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, depth))
@@ -123,7 +129,7 @@ class VideoEncoder(nn.Module):
         self.pixels = PixelScale(clip)
         self.embed = nn.Linear(clip.patch_values, size.width)  # equal to a Conv3d whose stride is its kernel
         self.register_buffer("positions", sincos_positions(clip.tokens, size.width), persistent=False)
-        self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm)
+        self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm, size.layer_scale)
 
     def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode the visible tokens: `(B, C, T, H, W)`, int64 `(B, V)` or None for all -> `(B, V, D)`.

@@ -47,6 +47,7 @@ PRETRAINING = (
     ("head.", "decoder.head."),
 )
 CLASSIFIER = (*ENCODER, ("head.fc_norm.", "fc_norm."), ("head.head.", "head."))
+SCALES = (("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2"))  # layer scale, in a block
 # One weight here is several there, in rows of q, k and v. None: zero here, no weight there (a k bias does not change a
 # softmax).
 BIASES = ("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"))
@@ -98,7 +99,7 @@ def from_official_classifier(state: State) -> State:
 
 
 def _from_official(state: State, pairs: Pairs) -> State:
-    ours = _joined(_renamed(state, _inverse(pairs)), *BIASES)
+    ours = _joined(_renamed(state, _inverse(pairs), _inverse(SCALES)), *BIASES)
     if "encoder.embed.weight" in ours:  # (D, C, t, p, p) -> (D, C*t*p*p)
         ours["encoder.embed.weight"] = ours["encoder.embed.weight"].flatten(1)
     if "mask_token" in ours:  # (1, 1, D) -> (D,)
@@ -112,7 +113,7 @@ def to_official(state: State, clip: ClipShape) -> State:
     state = {**state, "encoder.embed.weight": state["encoder.embed.weight"].unflatten(1, kernel)}
     if "mask_token" in state:
         state["mask_token"] = state["mask_token"][None, None]
-    return _renamed(_split(state, *BIASES), names)
+    return _renamed(_split(state, *BIASES), names, SCALES)
 
 
 def from_transformers(theirs: State) -> State:
@@ -211,6 +212,20 @@ CHANNELS = 3
 HEAD_WIDTH = 64  # in all official decoders
 
 
+OFFICIAL_LAYER_SCALE = 1e-5  # initial value for files that do not state it; the weights replace it
+
+
+def has_layer_scale(official: State) -> bool:
+    """Whether the blocks of official weights have layer scale."""
+    return any(key.endswith(".gamma_1") for key in official)
+
+
+def with_layer_scale(size: Size, official: State) -> Size:
+    """Add layer scale to the size if the weights have it."""
+    missing = size.layer_scale is None and has_layer_scale(official)
+    return replace(size, layer_scale=OFFICIAL_LAYER_SCALE) if missing else size
+
+
 def size_in(official: State, where: str, heads: int | None = None) -> Size:
     """The size of official weights. `heads` defaults to that of the known size with the same widths and depth.
 
@@ -253,11 +268,12 @@ def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipSh
 
 def check_fit_of_config(size: Size, clip: ClipShape, official: State, where: str) -> None:
     """Raise CheckpointError if a config describes a different encoder than the weights next to it."""
-    described = (size.width, size.depth, clip.channels, clip.tubelet, clip.patch)
-    names = ("width", "depth", "channels", "tubelet", "patch")
+    described = (size.width, size.depth, clip.channels, clip.tubelet, clip.patch, size.layer_scale is not None)
+    names = ("width", "depth", "channels", "tubelet", "patch", "layer_scale")
+    found = (*_encoder_shape(official, where), has_layer_scale(official))
     differences = [
         f"{name} {theirs} (weights: {ours})"
-        for name, theirs, ours in zip(names, described, _encoder_shape(official, where), strict=True)
+        for name, theirs, ours in zip(names, described, found, strict=True)
         if theirs != ours
     ]
     if differences:
@@ -315,8 +331,8 @@ REMOTE_CODE = "OpenGVLab/VideoMAEv2-Base"  # the repository with the model's cod
 REMOTE_CLIP = {**HF_CLIP, "side": "img_size", "channels": "in_chans"}
 REMOTE_SIZE = {"width": "embed_dim", "depth": "depth", "heads": "num_heads"}
 REMOTE_FIXED = {
-    "cos_attn": False, "use_learnable_pos_emb": False, "use_mean_pooling": True, "init_values": 0.0,
-    "norm_layer": "nn.LayerNorm", "in_chans": CHANNELS,
+    "cos_attn": False, "use_learnable_pos_emb": False, "use_mean_pooling": True, "norm_layer": "nn.LayerNorm",
+    "in_chans": CHANNELS,
 }  # fmt: skip
 
 
@@ -369,6 +385,7 @@ def remote_code_config(model: ModelConfig) -> dict[str, Any]:
         **_theirs(model.clip, REMOTE_CLIP),
         **REMOTE_FIXED,
         "num_classes": model.classes or 0,
+        "init_values": model.size.layer_scale or 0.0,
         "mlp_ratio": (model.size.mlp_hidden + 0.5) / model.size.width,  # the 0.5 keeps int(width * ratio) exact
         "qkv_bias": True,
         "qk_scale": None,
@@ -396,8 +413,12 @@ def read_remote_code_config(config: Mapping[str, Any], official: State, where: s
         raise CheckpointError(f"{named} is {section!r}; it must contain the model's settings")
     _check_settings(section, REMOTE_FIXED, ("drop_rate", "attn_drop_rate"), named)
     found = size_in(official, where, section.get("num_heads"))
+    scale = section.get("init_values") or None
+    if (scale is not None) != has_layer_scale(official):
+        found_scale = "no layer scale (gamma_1)" if scale else "layer scale (gamma_1)"
+        raise CheckpointError(f"{named} has init_values {scale!r}, but the weights next to it have {found_scale}")
     clip = _built(ClipShape, section, REMOTE_CLIP, named)
-    size = _built(partial(replace, found), {"depth": found.depth, **section}, REMOTE_SIZE, named)
+    size = _built(partial(replace, found, layer_scale=scale), {"depth": found.depth, **section}, REMOTE_SIZE, named)
     check_heads(size, decoder=False, where=named)
     scale = (size.width / size.heads) ** -0.5
     if not math.isclose(section.get("qk_scale") or scale, scale):

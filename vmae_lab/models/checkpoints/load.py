@@ -116,7 +116,8 @@ def _open_official(
         normalise_target = bool(config.get("norm_pix_loss", True))
     else:
         formats.refuse_others(arguments, {"use_mean_pooling": True}, f"{where}: its arguments")
-        size, clip = size or formats.size_in(state, where), formats.clip_in(state, arguments, where)
+        size = formats.with_layer_scale(size or formats.size_in(state, where), state)
+        clip = formats.clip_in(state, arguments, where)
         return _in_our_names(state, size, clip, where, arguments.get("normlize_target") is not False)  # sic
     formats.check_fit_of_config(size, clip, state, named)
     return _in_our_names(state, size, clip, where, normalise_target)

@@ -82,6 +82,8 @@ def check_layout(config: ModelConfig, layout: Layout) -> None:
         return
     if config.model == "ActionDetector":
         raise CheckpointError(f"the layout '{layout}' does not support action detectors; save as 'vmae_lab'")
+    if layout == "transformers" and config.size.layer_scale is not None:
+        raise CheckpointError("the layout 'transformers' does not support layer scale; save as 'official' or 'vmae_lab'")
     if config.model == "VideoMAE" and layout == "remote_code":
         raise CheckpointError("the layout 'remote_code' does not support a decoder; save as 'official' or 'vmae_lab'")
     if config.model == "VideoMAE" and layout == "official" and not config.encoder_norm:
