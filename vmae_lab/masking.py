@@ -130,8 +130,8 @@ def draw_masks(
 def pruned(encoder_mask: Tensor, decoder_mask: Tensor) -> Tensor:
     """Add the encoder's visible tokens to the decoder mask, so that only tokens in the loss are decoded: bool `(B, N)`.
 
-    All clips of a batch need the same number of decoded tokens. A clip with fewer than the maximum keeps its first visible
-    tokens, which do not enter the loss, to fill up.
+    All clips of a batch need the same number of decoded tokens. A clip with fewer than the maximum also decodes some tokens
+    that the encoder sees. These do not enter the loss.
     """
     decoded = ~decoder_mask
     wanted = decoded & encoder_mask

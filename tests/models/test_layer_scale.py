@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import vmae_lab.models.registry  # noqa: F401  (registers the encoders)
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.stages.external_model import opened_stage
 from vmae_lab.lab.stages.stage import plain_section
 from vmae_lab.models.checkpoints import CheckpointError, open_checkpoint, part_of
 from vmae_lab.models.checkpoints.load import read_file
@@ -18,6 +20,7 @@ from vmae_lab.models.sizes import ClipShape, ModelSettings, Size
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import Trunk, sincos_positions
 from vmae_lab.training.optim import parameter_groups
+from vmae_lab.training.tasks.finetune import FinetuneTask, encoder_state
 
 SIZE = Size(32, 2, 2, 64, 24, 1, 2, 48, patch=4, layer_scale=0.1)
 CLIP = ClipShape(frames=4, side=16, patch=4)
@@ -145,6 +148,26 @@ def test_a_config_must_agree_with_the_weights(tmp_path, scaled):
     other.save_pretrained(tmp_path / "ours", "official")
     with pytest.raises(CheckpointError, match=rf"layer_scale {scaled} \(weights: {not scaled}\)"):
         open_checkpoint(tmp_path / "ours" / "model.pth")
+
+
+def test_training_from_such_an_encoder(smoke, tmp_path):
+    """`model.layer_scale` must be set if and only if the encoder has layer scale."""
+    recipe = build_recipe({**smoke, "arms": ["none"]})
+    scaled = recipe.with_overrides({"model.layer_scale": 0.1})
+    model = randomize(VideoMAE(scaled.model.dimensions, scaled.model.clip))
+    checkpoint = open_checkpoint(model.save_pretrained(tmp_path))
+    assert opened_stage(scaled, checkpoint).config.size.layer_scale == 0.1
+    with pytest.raises(CheckpointError, match=r"layer_scale 0\.1.*Set .*model\.layer_scale"):
+        opened_stage(recipe, checkpoint)
+    encoder = encoder_state(checkpoint.state)
+    tasks = {
+        name: FinetuneTask(given.model, given.evaluate.finetune, given.data, None, [0], encoder, seed=0)
+        for name, given in (("scaled", scaled), ("plain", recipe))
+    }
+    built = tasks["scaled"].build().encoder
+    assert torch.equal(built.trunk.blocks[0].ls1.gamma, model.encoder.trunk.blocks[0].ls1.gamma)
+    with pytest.raises(CheckpointError, match=r"unexpected: .*ls1\.gamma"):
+        tasks["plain"].build()
 
 
 def test_scales_are_not_decayed(classifier):

@@ -48,10 +48,8 @@ class TaskDataset(Dataset):
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Split a batch into micro-batches with equal numbers of rows."""
-    if parts == 1:
-        return [batch]
-    pieces = {name: value.chunk(parts) for name, value in batch.items()}
-    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+    pieces = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
 def data_loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) -> Iterator[Batch]:

@@ -48,8 +48,7 @@ PRETRAINING = (
 )
 CLASSIFIER = (*ENCODER, ("head.fc_norm.", "fc_norm."), ("head.head.", "head."))
 SCALES = (("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2"))  # layer scale, in a block
-# One weight here is several there, in rows of q, k and v. None: zero here, no weight there (a k bias does not change a
-# softmax).
+# One weight here is several there, in rows of q, k and v. None: zero here, no weight there. A k bias has no effect.
 BIASES = ("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"))
 
 HF_ENCODER = (
@@ -342,13 +341,10 @@ def transformers_config(model: ModelConfig) -> dict[str, Any]:
         **_theirs(model.size, HF_SIZE),
         **_theirs(model.clip, HF_CLIP),
         **HF_FIXED,
-        "model_type": HF_TYPE,
+        "model_type": HF_TYPE, "dtype": "float32", "layer_norm_eps": NORM_EPS, "qkv_bias": True,
         "architectures": ["VideoMAEForVideoClassification" if model.classes else "VideoMAEForPreTraining"],
-        "layer_norm_eps": NORM_EPS,
-        "qkv_bias": True,
         "use_mean_pooling": model.classes is not None or not model.encoder_norm,  # true: no final LayerNorm in the encoder
-        "dtype": "float32",
-    }
+    }  # fmt: skip
     if model.classes is None:
         return {**config, "norm_pix_loss": bool(model.normalise_target)}
     labels = {str(row): f"LABEL_{row}" for row in range(model.classes)}
@@ -387,23 +383,16 @@ def remote_code_config(model: ModelConfig) -> dict[str, Any]:
         "num_classes": model.classes or 0,
         "init_values": model.size.layer_scale or 0.0,
         "mlp_ratio": (model.size.mlp_hidden + 0.5) / model.size.width,  # the 0.5 keeps int(width * ratio) exact
-        "qkv_bias": True,
-        "qk_scale": None,
-        "layer_norm_eps": NORM_EPS,
-        "drop_rate": 0.0,
-        "attn_drop_rate": 0.0,
-        "drop_path_rate": 0.0,
-        "with_cp": False,
-    }
+        "qkv_bias": True, "qk_scale": None, "layer_norm_eps": NORM_EPS, "with_cp": False,
+        "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0,
+    }  # fmt: skip
     return {
-        "model_type": "VideoMAEv2",
-        "architectures": ["VideoMAEv2"],
+        "model_type": "VideoMAEv2", "architectures": ["VideoMAEv2"], REMOTE_SECTION: section,
         "auto_map": {
             "AutoConfig": f"{REMOTE_CODE}--modeling_config.VideoMAEv2Config",
             "AutoModel": f"{REMOTE_CODE}--modeling_videomaev2.VideoMAEv2",
         },
-        REMOTE_SECTION: section,
-    }
+    }  # fmt: skip
 
 
 def read_remote_code_config(config: Mapping[str, Any], official: State, where: str) -> tuple[Size, ClipShape]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import SIZES, ClipShape, Size
+from vmae_lab.models.sizes import SIZES, Size
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = ".index.json"
@@ -74,10 +74,8 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
         raise CheckpointError(
             f"{name} has an encoder with an unknown prefix: {unknown[0]}. Save the weights again without this prefix"
         )
-    if not state.keys().isdisjoint(OFFICIAL):
-        return _open_official(formats.without_encoder_prefix(state), config, arguments, size, name)
-    if any(key.startswith(("videomae.", "embeddings.")) for key in state):
-        return _open_transformers(state, config, name)
+    if not state.keys().isdisjoint(OFFICIAL + TRANSFORMERS):
+        return _convert(state, config, arguments, size, name)
     if config.get("library") == "vmae_lab":
         return Checkpoint(state, _our_config(config, name), name)
     if any(key.startswith("encoder.trunk.") for key in state):
@@ -88,22 +86,19 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
     raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
 
 
-def _open_transformers(state: State, config: dict[str, Any], where: str) -> Checkpoint:
-    if config.get("model_type") != formats.HF_TYPE:
-        raise CheckpointError(
-            f"{where} has weights in transformers' names, but no {CONFIG} with model_type {formats.HF_TYPE!r} next to it"
-        )
-    size, clip = formats.read_transformers_config(config, f"{where}: {CONFIG}")
-    official, encoder_norm = formats.transformers_weights(state, config, f"{where}: {CONFIG}")
-    official = formats.without_encoder_prefix(official)
-    return _in_our_names(official, size, clip, where, bool(config.get("norm_pix_loss", True)), encoder_norm)
+def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str) -> Checkpoint:
+    """Convert official or transformers' weights to our names.
 
-
-def _open_official(
-    state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str
-) -> Checkpoint:  # fmt: skip
-    """Official weights. Size and clip come from a config of any format next to them, else from the weights and arguments."""
-    named, normalise_target = f"{where}: {CONFIG}", True
+    Size and clip come from the config next to them (for official weights, of any format), else from weights and arguments.
+    """
+    named, has_config, normalise_target, encoder_norm = f"{where}: {CONFIG}", True, True, True
+    if state.keys().isdisjoint(OFFICIAL):
+        if config.get("model_type") != formats.HF_TYPE:
+            raise CheckpointError(
+                f"{where} has weights in transformers' names, but no {CONFIG} with model_type {formats.HF_TYPE!r} next to it"
+            )
+        state, encoder_norm = formats.transformers_weights(state, config, named)
+    state = formats.without_encoder_prefix(state)
     if formats.REMOTE_SECTION in config:
         size, clip = formats.read_remote_code_config(config, state, named)
         section = config[formats.REMOTE_SECTION]
@@ -118,30 +113,25 @@ def _open_official(
         formats.refuse_others(arguments, {"use_mean_pooling": True}, f"{where}: its arguments")
         size = formats.with_layer_scale(size or formats.size_in(state, where), state)
         clip = formats.clip_in(state, arguments, where)
-        return _in_our_names(state, size, clip, where, arguments.get("normlize_target") is not False)  # sic
-    formats.check_fit_of_config(size, clip, state, named)
-    return _in_our_names(state, size, clip, where, normalise_target)
-
-
-def _in_our_names(
-    official: State, size: Size, clip: ClipShape, where: str, normalise_target: bool, encoder_norm: bool = True
-) -> Checkpoint:  # fmt: skip
-    pretraining = formats.is_pretraining(official)
+        normalise_target = arguments.get("normlize_target") is not False  # sic
+        has_config = False
+    if has_config:
+        formats.check_fit_of_config(size, clip, state, named)
+    pretraining = formats.is_pretraining(state)
     formats.check_heads(size, pretraining, where)
     if pretraining:
-        config = ModelConfig(
+        model = ModelConfig(
             model="VideoMAE", size=size, clip=clip, normalise_target=normalise_target, encoder_norm=encoder_norm
         )
-        return Checkpoint(formats.from_official_pretrain(official), config, where)
-    if "norm.weight" in official:  # of a classifier: without_encoder_prefix removes that of a bare encoder
+        return Checkpoint(formats.from_official_pretrain(state), model, where)
+    if "norm.weight" in state:  # of a classifier: without_encoder_prefix removes that of a bare encoder
         raise CheckpointError(
             f"{where} classifies by its first token (use_mean_pooling false, or the official --use_cls); this package supports "
             "only classifiers that use the mean token"
         )
-    state = formats.from_official_classifier(official)
-    head = state.get("head.head.weight")
-    classes = None if head is None else len(head)
-    return Checkpoint(state, ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean"), where)
+    classes = len(state["head.weight"]) if "head.weight" in state else None
+    model = ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean")
+    return Checkpoint(formats.from_official_classifier(state), model, where)
 
 
 # --- State dictionaries ------------------------------------------------------------------------------------

@@ -133,30 +133,36 @@ def detect(
     scores are multiplied by theirs. Frames are not cropped. Each clip is read and encoded once. Raises MissingVideos, and
     ListError if the split has no boxes of this kind.
     """
+    # The boxes of all kinds together, so that each clip is encoded once.
     tables = [people_of(scenes, kind, settings.person_score).assign(kind=kind) for kind in whose]
-    growths = [settings.enlarge if kind == "persons" else (0.0, 0.0) for kind in whose]
     people = pd.concat(tables, ignore_index=True)
     people[CORNERS] = people[CORNERS].astype(np.float32)
-    boxes = torch.cat([enlarged(torch.tensor(part[CORNERS].to_numpy(np.float32)), *growth)
-                       for part, growth in zip(tables, growths, strict=True)])  # fmt: skip
-    rows_of = people.groupby(KEY).indices
+    growths = [settings.enlarge if kind == "persons" else (0.0, 0.0) for kind in whose]
+    corners = [torch.tensor(table[CORNERS].to_numpy(np.float32)) for table in tables]
+    boxes = torch.cat([enlarged(part, *growth) for part, growth in zip(corners, growths, strict=True)])
+    rows_of = people.groupby(KEY).indices  # by key frame
+
+    # Scores of all boxes, batch by batch.
     keys = list(scenes.keys[KEY].itertuples(index=False, name=None))
     classes, device = sorted(scenes.actions), next(model.parameters()).device
     rows, scores = [np.empty(0, dtype=int)], [torch.empty(0, len(classes))]
     model.eval()
     wanted = [index for index, key in enumerate(keys) if key in rows_of]
     for clips in _test_clips(scenes, wanted, settings, shape.frames, batch):
-        found = [rows_of[keys[index]] for index, _ in clips]
+        clip_rows = [rows_of[keys[index]] for index, _ in clips]
         height, width = clips[0][1].shape[-2:]
-        pixels = pad_sequence([boxes[some] * torch.tensor([width, height] * 2) for some in found], batch_first=True)
+        pixels = pad_sequence([boxes[part] * torch.tensor([width, height] * 2) for part in clip_rows], batch_first=True)
         videos = torch.stack([_to_patches(video, shape.clip.patch) for _, video in clips])
-        predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()
-        rows += found
-        scores += [each[: len(some)] for each, some in zip(predicted, found, strict=True)]
+        predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()  # (B, M, classes), padded
+        rows += clip_rows
+        scores += [values[: len(part)] for values, part in zip(predicted, clip_rows, strict=True)]
+
+    # One row per box and class.
     order = np.concatenate(rows)
-    sure = torch.tensor(people.score.to_numpy(float)[order]).float()
+    box_scores = torch.tensor(people.score.to_numpy(float)[order]).float()
+    products = (torch.cat(scores) * box_scores[:, None]).flatten().double().numpy()
     result = people.iloc[order.repeat(len(classes))].astype(dict.fromkeys(CORNERS, float))
-    result = result.assign(action_id=classes * len(order), score=(torch.cat(scores) * sure[:, None]).flatten().double().numpy())
+    result = result.assign(action_id=classes * len(order), score=products)
     return {kind: result.loc[result.kind == kind, [*COLUMNS, "score"]].reset_index(drop=True) for kind in whose}
 
 

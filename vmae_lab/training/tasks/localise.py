@@ -80,7 +80,7 @@ class LocaliseTask:
 
     def batch(self, step: int, rows: range) -> Batch:
         """`features`, `(B, T, C)`; `padding`, bool `(B, T)`; targets of the pyramid's points: `label`, `(B, P, classes)`, and
-        `distances`, `(B, P, 2)`; `positives`, `(B,)`, all the number that divides the loss.
+        `distances`, `(B, P, 2)`; `positives`, `(B,)`: the number that divides the loss, repeated for each row.
         """
         shape, radius = self.settings.shape, self.settings.radius
         stretches = self._stretches(step, rows)
