@@ -79,7 +79,7 @@ def data_loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) 
                     lost += 1
                     warnings.warn(
                         f"a loader worker was lost, perhaps out of memory; starting new workers at batch {steps.start} "
-                        f"({lost} of at most {MOST_LOST} times)",
+                        f"({lost} of {MOST_LOST} times)",
                         stacklevel=2,
                     )
                     break

@@ -209,8 +209,6 @@ def _joined(state: State, whole: str, parts: Sequence[str | None]) -> State:
 # --- Size and clip from the shapes of official weights ----------------------------------------------------------------
 CHANNELS = 3
 HEAD_WIDTH = 64  # in all official decoders
-
-
 OFFICIAL_LAYER_SCALE = 1e-5  # initial value for files that do not state it; the weights replace it
 
 

@@ -395,7 +395,7 @@ BEGINNING = re.compile(
     r"(patch_embed|blocks|norm|fc_norm|head|encoder_to_decoder|decoder|mask_token|encoder\.(patch_embed|blocks|norm)"
     r"|videomae|embeddings|encoder\.layer|layernorm|classifier|encoder\.(trunk|embed)|bridge)(\.|$)"
 )
-Place = tuple[str, ...]  # the keys of nested dictionaries
+KeyPath = tuple[str, ...]  # keys of nested dictionaries, from the outermost
 
 
 def state_in(content: Any, where: str) -> State:
@@ -404,15 +404,15 @@ def state_in(content: Any, where: str) -> State:
     A moving average is used only if there is no other model. Raises CheckpointError if there are several models or no weights.
     """
     found = dict(_find_states(content, ()))
-    models = {place: state for place, state in found.items() if not any(AVERAGE.search(key.lower()) for key in place)}
+    models = {keys: state for keys, state in found.items() if not any(AVERAGE.search(key.lower()) for key in keys)}
     if models and len(models) < len(found):
-        averages = ", ".join(repr(_text(place)) for place in found if place not in models)
-        _warn_of_average(where, repr(_text(next(iter(models)))), averages)
+        averages = ", ".join(repr(_dotted(keys)) for keys in found if keys not in models)
+        _warn_of_average(where, repr(_dotted(next(iter(models)))), averages)
     candidates = models or found
     if len(candidates) > 1:
         index = "".join(f"[{key!r}]" for key in next(iter(candidates)))
         raise CheckpointError(
-            f"{where} contains {len(candidates)} models: {', '.join(map(_text, candidates))}. Save one of them in its own "
+            f"{where} contains {len(candidates)} models: {', '.join(map(_dotted, candidates))}. Save one of them in its own "
             f"file, e.g. torch.save(torch.load(file, weights_only=True){index}, 'weights.pth')"
         )
     state = next(iter(candidates.values())) if candidates else _any_tensors(content, where)
@@ -445,26 +445,27 @@ def without_prefixes(state: State, where: str) -> State:
 
 def _without_prefix(key: str) -> tuple[str, bool]:
     """The name without prefixes of wrappers, and whether one of them is a moving average."""
-    parts, before = _parts(key), []
+    parts, holders = _parts(key), []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
-        before.append(parts.pop(0))
+        holders.append(parts.pop(0))
     name = ".".join(parts)
-    return name if BEGINNING.match(name) else key, not AVERAGES.isdisjoint(before)
+    return name if BEGINNING.match(name) else key, not AVERAGES.isdisjoint(holders)
 
 
 def _parts(key: str) -> list[str]:
+    """The parts of a name, without those of wrappers."""
     return [part for part in key.split(".") if part not in TRANSPARENT]
 
 
-def _find_states(content: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """All dictionaries in the content that have an encoder's embedding, with their places."""
+def _find_states(content: Any, keys: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Yield all dictionaries in the content that have an encoder's embedding, with their keys."""
     if not isinstance(content, Mapping):
         return
     if any(isinstance(key, str) and EMBEDDING.fullmatch(".".join(_parts(key))) for key in content):
-        yield place, content
+        yield keys, content
         return
     for key, value in content.items():
-        yield from _find_states(value, (*place, str(key)))
+        yield from _find_states(value, (*keys, str(key)))
 
 
 def _any_tensors(content: Any, where: str) -> Mapping[str, Any]:
@@ -479,8 +480,8 @@ def _any_tensors(content: Any, where: str) -> Mapping[str, Any]:
     )
 
 
-def _text(place: Place) -> str:
-    return ".".join(place) or "the file itself"
+def _dotted(keys: KeyPath) -> str:
+    return ".".join(keys) or "the file itself"
 
 
 def _warn_of_average(where: str, loaded: str, skipped: str) -> None:
