@@ -128,11 +128,11 @@ def test_masks_are_uniform_over_positions(kind):
 
 def test_the_decoder_mask_has_its_own_generator():
     masks = MaskSettings(decoder="random", decoder_ratio=0.5)
-    (_, one), (_, same), (_, other) = (
+    (_, first), (_, same), (_, second) = (
         draw_masks(masks, (4, 6, 6), 4, generator(encoder), generator(decoder)) for encoder, decoder in ((1, 2), (3, 2), (1, 4))
     )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_save_and_load(tmp_path):
     loaded = ActionFormer.from_pretrained(tmp_path / "kept")
     assert not loaded.training
     assert loaded.classes == ("a", "b", "c", "d")
-    for one, other in zip(net(features, nothing), loaded(features, nothing), strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(net(features, nothing), loaded(features, nothing), strict=True):
+        assert torch.equal(first, second)
     with pytest.raises(CheckpointError, match=r"elsewhere .*vmae-lab localise"):
         ActionFormer.from_pretrained(tmp_path / "elsewhere")

@@ -30,8 +30,8 @@ def model():
     return VideoClassifier(SIZES["tiny"], CLIP, classes=5).eval()
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.ckpt", "w.safetensors", "mp_rank_00_model_states.pt"])

@@ -44,8 +44,8 @@ def pretrained():
     return randomized(VideoMAE(SIZES["tiny"], CLIP))
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

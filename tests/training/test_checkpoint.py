@@ -132,8 +132,8 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children()
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def losses(folder_or_rows) -> list[float]:

@@ -82,9 +82,9 @@ def test_feature_losses_by_hand():
 @pytest.mark.parametrize("mix", [None, MixSettings()])
 def test_a_student_approaches_its_teacher_without_labels(teacher, tmp_path, mix):
     """On unlabelled clips: KL divergence from the teacher's predictions before and after training."""
-    one = task(teacher, temperature=2.0, mix=mix)
+    distill_task = task(teacher, temperature=2.0, mix=mix)
     with torch.no_grad():
-        wanted = one.teacher(Noise().pixels)
+        wanted = distill_task.teacher(Noise().pixels)
 
     def divergence(model) -> float:
         with torch.no_grad():
@@ -92,19 +92,19 @@ def test_a_student_approaches_its_teacher_without_labels(teacher, tmp_path, mix)
 
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
-        before = divergence(one.build().classifier)
-    after = divergence(train(one, tmp_path, compute(), progress=False).model.classifier)
+        before = divergence(distill_task.build().classifier)
+    after = divergence(train(distill_task, tmp_path, compute(), progress=False).model.classifier)
     assert after < before / 2
     losses = [row["loss"] for row in read_metrics(tmp_path)]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 1.5
 
 
 def test_the_teacher_is_not_changed(teacher, tmp_path):
-    one = task(teacher, steps=4, feature_weight=1.0, hard_weight=0.0)
-    trained = train(one, tmp_path, compute(), progress=False)
-    assert all(torch.equal(value, teacher.state[name]) for name, value in one.teacher.state_dict().items())
-    assert not one.teacher.training
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in one.teacher.parameters())
+    distill_task = task(teacher, steps=4, feature_weight=1.0, hard_weight=0.0)
+    trained = train(distill_task, tmp_path, compute(), progress=False)
+    assert all(torch.equal(value, teacher.state[name]) for name, value in distill_task.teacher.state_dict().items())
+    assert not distill_task.teacher.training
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in distill_task.teacher.parameters())
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     assert kept.keys() == trained.model.state_dict().keys()
     assert all(name.startswith(("classifier.", "to_teacher.")) for name in kept), "the checkpoint does not contain the teacher"
@@ -112,14 +112,16 @@ def test_the_teacher_is_not_changed(teacher, tmp_path):
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(teacher):
     """Predictions, labels and features of one batch, each computed separately."""
-    one = task(teacher, Noise(labelled=True), temperature=3.0, hard_weight=0.5, feature_weight=0.25, label_smoothing=0.0)
-    student, batch = one.build().eval(), one.batch(0, range(8))
-    video, wanted = batch["video"], one.teacher(batch["video"])
+    distill_task = task(
+        teacher, Noise(labelled=True), temperature=3.0, hard_weight=0.5, feature_weight=0.25, label_smoothing=0.0
+    )
+    student, batch = distill_task.build().eval(), distill_task.batch(0, range(8))
+    video, wanted = batch["video"], distill_task.teacher(batch["video"])
     tokens = student.classifier.encoder(video)
     soft = soft_loss(student.classifier(video), wanted, 3.0)
     hard = functional.cross_entropy(student.classifier(video), batch["label"])
-    far = functional.mse_loss(student.to_teacher(tokens.mean(1)), one.teacher.encoder(video).mean(1))
-    total = one.loss(student, batch, CPU)
+    far = functional.mse_loss(student.to_teacher(tokens.mean(1)), distill_task.teacher.encoder(video).mean(1))
+    total = distill_task.loss(student, batch, CPU)
     torch.testing.assert_close(total, soft + 0.5 * hard + 0.25 * far)
     total.backward()
     assert student.to_teacher.weight.grad.abs().sum() > 0

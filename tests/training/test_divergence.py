@@ -56,9 +56,9 @@ def run(home, recipe):
     return go
 
 
-def same(one, other) -> bool:
+def same(first, second) -> bool:
     return all(
-        torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
     )
 
 

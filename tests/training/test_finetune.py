@@ -53,8 +53,8 @@ def checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +132,10 @@ def test_without_a_moving_average_the_result_is_the_last_weights(recipe, clips, 
 
 def test_learning_rates_of_layers_in_a_run(recipe, clips, tmp_path):
     """Groups of the optimizer after the last step: learning rate times decay to the power of the number of layers above."""
-    one = task(recipe, clips, steps=3, layer_decay=0.5)
-    train(one, tmp_path, compute(), progress=False)
+    finetune_task = task(recipe, clips, steps=3, layer_decay=0.5)
+    train(finetune_task, tmp_path, compute(), progress=False)
     depth = recipe.model.dimensions.depth
-    expected = {one.settings.lr_at(2) * 0.5**above for above in range(depth + 2)}
+    expected = {finetune_task.settings.lr_at(2) * 0.5**above for above in range(depth + 2)}
     assert sorted({group["lr"] for group in checkpoint(tmp_path)["optimizer"]["param_groups"]}) == pytest.approx(
         sorted(expected)
     )
@@ -182,15 +182,15 @@ def test_mixup_and_cutmix_mix_pixels_and_labels_equally():
     plain, _ = batches()
     seen = {"mixup": 0, "cutmix": 0}
     for step in range(16):
-        one, other = mixed[step], plain[step]
-        assert one["video"].shape == other["video"].shape
-        assert one["video"].dtype == torch.uint8
-        torch.testing.assert_close(one["label"].sum(1), torch.ones(8))
-        grays, labels = 10 * other["label"], other["label"]
-        shares = (one["label"].gather(1, labels[:, None])[:, 0] - 0.02) / 0.84  # of 8 classes, smoothed by 0.16
-        torch.testing.assert_close(one["label"].gather(1, labels.flip(0)[:, None])[:, 0], 0.84 * (1 - shares) + 0.02)
+        first, second = mixed[step], plain[step]
+        assert first["video"].shape == second["video"].shape
+        assert first["video"].dtype == torch.uint8
+        torch.testing.assert_close(first["label"].sum(1), torch.ones(8))
+        grays, labels = 10 * second["label"], second["label"]
+        shares = (first["label"].gather(1, labels[:, None])[:, 0] - 0.02) / 0.84  # of 8 classes, smoothed by 0.16
+        torch.testing.assert_close(first["label"].gather(1, labels.flip(0)[:, None])[:, 0], 0.84 * (1 - shares) + 0.02)
         assert shares.max() - shares.min() < 1e-5, "one share per batch"
-        for clip, gray, partner, share in zip(one["video"], grays, grays.flip(0), shares, strict=True):
+        for clip, gray, partner, share in zip(first["video"], grays, grays.flip(0), shares, strict=True):
             values = clip.unique().tolist()
             if set(values) <= {gray.item(), partner.item()} and len(values) == 2:
                 seen["cutmix"] += 1
@@ -218,12 +218,12 @@ def test_a_batch_is_a_function_of_its_step():
 
 def test_loss_of_mixed_labels_by_hand():
     given = FinetuneSettings(steps=1, batch_size=2, lr=1e-3, mix=MixSettings())
-    one = FinetuneTask(MODEL, given, DATA, Flat(), list(range(8)), None, seed=0)
+    finetune_task = FinetuneTask(MODEL, given, DATA, Flat(), list(range(8)), None, seed=0)
     scores, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.7, 0.3], [0.5, 0.5]])
     by_hand = -(0.7 * -np.log1p(np.exp(-2)) + 0.3 * (-2 - np.log1p(np.exp(-2)))
                 + 0.5 * (-1 - np.log1p(np.exp(-1))) + 0.5 * -np.log1p(np.exp(-1))) / 2  # fmt: skip
     batch = {"video": torch.zeros(2, 1), "label": targets}
-    assert one.loss(lambda video: scores, batch, torch.device("cpu")).item() == pytest.approx(by_hand, rel=1e-6)
+    assert finetune_task.loss(lambda video: scores, batch, torch.device("cpu")).item() == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_repeats_share_a_decoded_clip_and_count_as_samples():
@@ -237,8 +237,8 @@ def test_repeats_share_a_decoded_clip_and_count_as_samples():
 
 
 def test_repeats_are_augmented_independently(recipe, clips):
-    one = task(recipe, clips, mix=None, batch_size=8).batch(0, range(8))["video"]
-    assert all(not torch.equal(one[i], one[i + 1]) for i in range(0, 8, 2))
+    first = task(recipe, clips, mix=None, batch_size=8).batch(0, range(8))["video"]
+    assert all(not torch.equal(first[i], first[i + 1]) for i in range(0, 8, 2))
 
 
 def test_sparse_clips_have_one_frame_per_segment():

@@ -63,8 +63,8 @@ def kept(folder) -> dict[int, bytes]:
     return {step: (folder / kept_file(step)).read_bytes() for step in KEEP if (folder / kept_file(step)).exists()}
 
 
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_kept_weights_equal_those_of_the_checkpoint(run, unbroken, tmp_path):

@@ -41,8 +41,8 @@ def compute(**settings) -> Compute:
     return Compute(**{"checkpoint_every": 4, "log_every": 3, "tensorboard": False, **settings})
 
 
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 
 @pytest.fixture(scope="module")

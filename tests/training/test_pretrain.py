@@ -96,7 +96,7 @@ def test_repeats_are_cropped_independently():
     task, clips = noise(repeats=2)
     pairs = [task.batch(step, range(4))["video"].unflatten(0, (2, 2)) for step in range(50)]
     assert len(clips.requests) == 100
-    differ = [not torch.equal(one, other) for pair in pairs for one, other in pair]
+    differ = [not torch.equal(first, second) for pair in pairs for first, second in pair]
     assert 0.7 < np.mean(differ) < 1
     uncropped, _ = noise(repeats=2, scales=(1.0,))
     assert all(torch.equal(*pair) for pair in uncropped.batch(0, range(4))["video"].unflatten(0, (2, 2)))
