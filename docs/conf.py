@@ -55,9 +55,9 @@ include_patterns = [
 exclude_patterns = [".*", "build", "runs", "tests", "vmae_lab", "**/.ipynb_checkpoints"]
 
 
-def contents(*names: str, caption: str = "", hidden: bool = True) -> str:
-    """A table of contents of these pages, as Markdown."""
-    options = [":hidden:"] * hidden + [f":caption: {caption}"] * bool(caption)
+def contents(*names: str, caption: str = "") -> str:
+    """A table of contents of these pages for the navigation, as Markdown."""
+    options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
     return "\n".join(["", "```{toctree}", *options, "", *(f"/{name}" for name in names), "```", ""])
 
 
@@ -66,7 +66,7 @@ CONTENTS = {
     "README": contents(
         "docs/tutorials", "docs/how_to", "docs/api/index", "reports/README", "docs/glossary", "CONTRIBUTING", "CHANGELOG"
     ),
-    "docs/tutorials": contents(*pages("notebooks/*.ipynb"), hidden=False),
+    "docs/tutorials": contents(*pages("notebooks/*.ipynb")),
     "docs/how_to": "".join(
         contents(*(f"docs/{name}" for name in names), caption=caption)
         for caption, names in (
@@ -104,11 +104,11 @@ def tutorial(name: str, stored: str) -> str:
     # An executed copy lies two folders deeper than the notebook; its links were made for that place.
     text = executed.read_text(encoding="utf-8").replace("](../../../", "](../") if executed.is_file() else stored
     notebook = json.loads(text)
-    note = "The outputs are those of the `demo` run" if executed.is_file() else "Stored without most of its outputs"
+    note = "This page shows the outputs of the `demo` run." if executed.is_file() else "Most outputs are not stored here."
     if f"reports/demo/{name}/README" in REPORTS["demo"]:
-        note += f"; its figures and tables: [report of the demo run](../reports/demo/{name}/README.md)"
+        note += f" Figures and tables: [report of the demo run](../reports/demo/{name}/README.md)."
     title, _, rest = "".join(notebook["cells"][0]["source"]).partition("\n")
-    notebook["cells"][0]["source"] = f"{title}\n\n```{{note}}\n{note}.\n```\n{rest}"
+    notebook["cells"][0]["source"] = f"{title}\n\n```{{note}}\n{note}\n```\n{rest}"
     return json.dumps(notebook)
 
 

@@ -170,6 +170,11 @@ def test_the_readme_names_every_notebook():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {path.stem for path in NOTEBOOKS}
 
 
+def test_the_tutorials_page_links_every_notebook():
+    linked = re.findall(r"\]\(\.\./notebooks/(\w+)\.ipynb\)", (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8"))
+    assert set(linked) == {path.stem for path in NOTEBOOKS}
+
+
 def test_the_readme_names_every_command():
     top = typer.main.get_command(app)
     existing = {name for name in top.commands if name != "data"} | {f"data {name}" for name in top.commands["data"].commands}
