@@ -29,12 +29,6 @@ ablations: .venv/installed
 reports: .venv/installed
 	$(BIN)/vmae-lab report
 
-# The documentation site, from nothing each time; a warning or a broken link is an error.
-docs: .venv/installed
-	rm -rf build/docs
-	$(BIN)/python -m sphinx -b html -c docs --fail-on-warning --keep-going --quiet . build/docs
-	@echo "open $(CURDIR)/build/docs/index.html"
-
 # A file of tests, or a notebook, stays with one worker: its tests share data and stages. One thread each, since two that
 # wait for one another on the same cores take many times as long.
 test: .venv/installed
@@ -51,6 +45,12 @@ coverage: .venv/installed
 # The root is the project, so that links lead to all of its files.
 lab: .venv/installed
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --FileContentsManager.preferred_dir="$(CURDIR)/notebooks"
+
+# The documentation site, from nothing each time; a warning or a broken link is an error.
+docs: .venv/installed
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -b html -c docs --fail-on-warning --keep-going --quiet . build/docs
+	@echo "open $(CURDIR)/build/docs/index.html"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

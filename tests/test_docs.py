@@ -258,19 +258,19 @@ def test_shown_changes_are_short():
 
 
 @pytest.mark.slow
-def test_shown_changes_work(changed):
-    """Run the Python and the plans of all sections in one process on the changed copy."""
+def test_changes_that_are_shown_work(changed):
+    """Each section's Python, and its plans, in one process over the changed copy."""
     code = [text for text in blocks(EXTENDING, "python") if not text.startswith(PATCHED)]
-    plans = [arguments for arguments in commands(EXTENDING) if arguments[0] == "plan"]
-    code += ["from vmae_lab.cli import main"] + [f"assert main({arguments}) == 0, {arguments}" for arguments in plans]
+    plans = [words for words in commands(EXTENDING) if words[0] == "plan"]
+    code += ["from vmae_lab.cli import main"] + [f"assert main({words}) == 0, {words}" for words in plans]
     notebook = ["plan", "notebooks/ablation_tubelets.ipynb", "--scale", "smoke"]
-    output = in_copy(changed, "\n".join([*code, f"assert main({notebook}) == 0"]))
-    assert output.count("left to run:") == len(plans) + 1 == 4
+    said = in_copy(changed, "\n".join([*code, f"assert main({notebook}) == 0"]))
+    assert said.count("left to run:") == len(plans) + 1 == 4
 
 
 @pytest.mark.slow
-def test_a_shown_notebook_writes_a_report(changed):
-    (arguments,) = (found for found in commands(EXTENDING) if found[:1] == ["run"] and len(found) > 1)
-    in_copy(changed, f"from vmae_lab.cli import main\nassert main({arguments}) == 0")
+def test_a_notebook_that_is_shown_leaves_a_report(changed):
+    (words,) = (words for words in commands(EXTENDING) if words[:1] == ["run"] and len(words) > 1)
+    in_copy(changed, f"from vmae_lab.cli import main\nassert main({words}) == 0")
     page = next((changed / "reports").glob("smoke-variant-*/ablation_tubelets/README.md"))
     assert "How many frames should a cube span?" in page.read_text(encoding="utf-8")
