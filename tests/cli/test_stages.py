@@ -130,7 +130,7 @@ def test_an_opened_stage_is_named_by_weights_and_by_the_model_of_the_recipe(reci
         (["pretrain", SMOKE, "-p", "pretrain.stpes", "3"], "did you mean 'steps'"),
         (["finetune", SMOKE, "--encoder", "nowhere"], "there is no checkpoint nowhere"),
         (["evaluate", SMOKE, "--seed", "1", "--seed", "1"], "seeds: [1, 1]"),
-        (["pretrain", "hugh"], "scales in"),
+        (["pretrain", "hugh"], "hugh.yaml"),
     ],
 )
 def test_mistakes_are_one_message(words, message, project, capsys):

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import timm
 import torch
+from random_weights import randomized
 from safetensors.torch import load_file, save_file
 
 import vmae_lab.models.registry  # noqa: F401  (registers the encoders)
@@ -24,24 +25,14 @@ OWN_SIZE = Size(32, 2, 2, 64, 24, 1, 2, 48, patch=4)
 LAYOUTS = ("vmae_lab", "transformers", "official", "remote_code")
 
 
-def randomized(model):
-    """Give every weight random values, except k biases, which other layouts do not have."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-        if name.endswith("qkv.bias"):
-            parameter.data.chunk(3)[1].zero_()
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def classifier():
-    return randomized(VideoClassifier(SIZES["tiny"], CLIP, classes=5))
+    return randomized(VideoClassifier(SIZES["tiny"], CLIP, classes=5), k_biases=False)
 
 
 @pytest.fixture(scope="module")
 def pretrained():
-    return randomized(VideoMAE(SIZES["tiny"], CLIP))
+    return randomized(VideoMAE(SIZES["tiny"], CLIP), k_biases=False)
 
 
 def equal(first, second):
@@ -71,7 +62,7 @@ def test_a_pretrained_round_trip_is_bit_equal(pretrained, tmp_path, layout):
 
 
 def test_only_our_layout_supports_all_settings(tmp_path):
-    flat = randomized(VideoClassifier(OWN_SIZE, CLIP, classes=3, readout="flat"))
+    flat = randomized(VideoClassifier(OWN_SIZE, CLIP, classes=3, readout="flat"), k_biases=False)
     back = VideoClassifier.from_pretrained(flat.save_pretrained(tmp_path / "flat"))
     assert back.config == flat.config
     raw = VideoMAE(OWN_SIZE, CLIP, normalise_target=False, target_eps=0.01)
@@ -246,14 +237,14 @@ def test_a_classifier_of_the_first_token_is_refused(classifier, tmp_path):
 
 def test_decoder_depth_is_read_from_the_weights(tmp_path):
     """V1's base and large models have decoders of 4 and 12 blocks."""
-    deep = randomized(VideoMAE(Size(96, 4, 3, 384, 64, 5, 1, 192, patch=4), CLIP))
+    deep = randomized(VideoMAE(Size(96, 4, 3, 384, 64, 5, 1, 192, patch=4), CLIP), k_biases=False)
     back = VideoMAE.from_pretrained(deep.save_pretrained(tmp_path, "official"), **GIVEN)
     assert back.size.decoder_depth == 5
     assert equal(back.state_dict(), deep.state_dict())
 
 
 def test_official_files_of_unknown_size_need_a_size(tmp_path):
-    model = randomized(VideoClassifier(OWN_SIZE, CLIP, classes=5))
+    model = randomized(VideoClassifier(OWN_SIZE, CLIP, classes=5), k_biases=False)
     folder = model.save_pretrained(tmp_path, "official")
     with pytest.raises(CheckpointError, match=r"2 blocks of width 32 .*64.*size=Size"):
         VideoClassifier.from_pretrained(folder, **GIVEN)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from random_weights import randomized
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -29,24 +30,14 @@ MASK = torch.arange(CLIP.tokens).expand(2, -1) % 4 > 0
 OFFICIAL = {"frames": 4, "side": 16, "size": SIZE}  # not in official files
 
 
-def randomize(model):
-    """Give every weight random values, except k biases, which other layouts do not have."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-        if name.endswith("qkv.bias"):
-            parameter.data.chunk(3)[1].zero_()
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def classifier():
-    return randomize(VideoClassifier(SIZE, CLIP, classes=5))
+    return randomized(VideoClassifier(SIZE, CLIP, classes=5), k_biases=False)
 
 
 @pytest.fixture(scope="module")
 def pretrained():
-    return randomize(VideoMAE(SIZE, CLIP))
+    return randomized(VideoMAE(SIZE, CLIP), k_biases=False)
 
 
 def equal(state, other):
@@ -154,7 +145,7 @@ def test_training_from_such_an_encoder(smoke, tmp_path):
     """`model.layer_scale` must be set if and only if the encoder has layer scale."""
     recipe = build_recipe({**smoke, "arms": ["none"]})
     scaled = recipe.with_overrides({"model.layer_scale": 0.1})
-    model = randomize(VideoMAE(scaled.model.dimensions, scaled.model.clip))
+    model = randomized(VideoMAE(scaled.model.dimensions, scaled.model.clip), k_biases=False)
     checkpoint = open_checkpoint(model.save_pretrained(tmp_path))
     assert opened_stage(scaled, checkpoint).config.size.layer_scale == 0.1
     with pytest.raises(CheckpointError, match=r"layer_scale 0\.1.*Set .*model\.layer_scale"):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from random_weights import randomized
 
 from vmae_lab.evaluation.features import open_encoder
 from vmae_lab.models.checkpoints import CheckpointError
@@ -19,14 +20,6 @@ VIDEO = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(CLIP.tokens).expand(2, -1) % 4 > 0
 # After the mean and after the decoder, transformers uses a LayerNorm with eps 1e-5; we and the official code use 1e-6.
 CLOSE = {"atol": 1e-5, "rtol": 0}
-
-
-def randomized(model):
-    """Give every weight, also k biases, random values large enough to reveal wrong names."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=0.1 if parameter.ndim == 1 else 0.0, std=0.2, generator=generator)
-    return model.eval()
 
 
 def theirs(model, *inputs):
