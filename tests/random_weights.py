@@ -6,7 +6,7 @@ import torch
 def randomized(model, k_biases=True):
     """Give every weight random values large enough to reveal wrong names.
 
-    Without `k_biases`, those of the keys stay zero: official files and our layout do not have them.
+    Without `k_biases`, the biases of the keys stay zero, since some layouts do not have them.
     """
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
