@@ -51,6 +51,13 @@ class Arm:
         """Hatch of bars."""
         return PRINTED[self.colour][1]
 
+    def point(self, size: float) -> dict[str, Any]:
+        """Marker, as matplotlib takes it. Stars and crosses look smaller than other markers of their size."""
+        return {
+            "color": self.colour, "marker": self.marker, "fillstyle": self.fill, "markerfacecoloralt": "white",
+            "markersize": size * (1.4 if self.marker in "*P" else 1),
+        }  # fmt: skip
+
     def changes(self, recipe: Recipe) -> Overrides:
         """The dotted overrides for a recipe."""
         return self.overrides(recipe) if callable(self.overrides) else self.overrides
