@@ -238,7 +238,7 @@ def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_pa
     wait_for_step(1, first, tmp_path)
     second = start(tmp_path)
     assert second.wait(60) == 1
-    assert f"FolderInUse: another process trains in {tmp_path}" in (tmp_path / "words.txt").read_text()
+    assert f"FolderInUse: another process is working in {tmp_path}" in (tmp_path / "words.txt").read_text()
     assert same(finish(first, tmp_path), unbroken(1)[0])
     assert losses(tmp_path) == losses(unbroken(1)[1])
 
