@@ -17,9 +17,9 @@ from vmae_lab.lab.plots.style import BLUE, COLOURS, MARKERS
 from vmae_lab.lab.plots.text import short
 
 FAR_ABOVE = 20  # points above chance from which the line of chance is left out: it would squeeze the results
-MAP_KINDS = 24  # kinds in the legend of a map; the rest share one color
-MATRIX_CLASSES = 25  # classes in a confusion matrix
-MATRIX_COUNTS = 12  # up to so many classes, the cells of a confusion matrix also show counts
+LISTED = 24  # kinds in the legend of a map; the rest share one color
+SHOWN = 25  # classes in a confusion matrix
+WITH_COUNTS = 12  # up to so many classes, the cells of a confusion matrix also show counts
 
 
 def loss_curves(
@@ -229,7 +229,7 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
     """Plot clips as points `(n, 2)`, one color and marker per kind, the most frequent kinds first."""
     names, codes, counts = np.unique(np.asarray(kinds), return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    listed = order if len(order) <= MAP_KINDS else order[: MAP_KINDS - 1]
+    listed = order if len(order) <= LISTED else order[: LISTED - 1]
     figure, axes = plt.subplots(figsize=(6.0, 5.2))
     entries = []
     for index, kind in enumerate(listed):
@@ -258,14 +258,14 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
 
     counts: whole numbers `(classes, classes)`, one row per true class.
     """
-    kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:MATRIX_CLASSES])
+    kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:SHOWN])
     kept = kept[counts.sum(1)[kept] > 0]
     cells, totals, names = counts[np.ix_(kept, kept)], counts.sum(1)[kept], [short(names[i], 24) for i in kept]
     percent = 100 * cells / totals[:, None]
 
     def cell_text(share: float, count: int) -> str:
         text = f"{share:.0f}" if share else ""
-        return f"{text}\n({count})" if text and len(kept) <= MATRIX_COUNTS else text
+        return f"{text}\n({count})" if text and len(kept) <= WITH_COUNTS else text
 
     side = 0.5 * len(kept) + 1.0
     figure, axes = plt.subplots(figsize=(side + 1.0, side), layout="constrained")

@@ -119,7 +119,7 @@ def show_picture(axes: plt.Axes, frame: np.ndarray, title: str, colour: str) -> 
 
 
 def looping_gif(strips: Mapping[str, np.ndarray], form: str = "GIF") -> bytes:
-    """Returns an endless animation of clips side by side, with their names above. strips: name -> uint8 `(T, H, W, 3)`."""
+    """Return an endless animation of clips side by side, with their names above. strips: name -> uint8 `(T, H, W, 3)`."""
     frames, height, width, _ = next(iter(strips.values())).shape
     scale = -(-MIN_HEIGHT // height)
     step, total_height = scale * width + MARGIN, scale * height + HEAD + MARGIN
@@ -135,5 +135,5 @@ def looping_gif(strips: Mapping[str, np.ndarray], form: str = "GIF") -> bytes:
 
 
 def looping_png(strips: Mapping[str, np.ndarray]) -> bytes:
-    """Returns `looping_gif` as an animated PNG. A viewer that cannot play it shows its first frame."""
+    """Return `looping_gif` as an animated PNG. A viewer that cannot play it shows its first frame."""
     return looping_gif(strips, "PNG")

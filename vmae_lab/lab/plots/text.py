@@ -18,13 +18,13 @@ NO_NAME = "(no name)"
 
 
 def fallback_fonts() -> list[str]:
-    """Returns the installed fonts of FALLBACK_FONTS."""
+    """Return the installed fonts of FALLBACK_FONTS."""
     installed = set(fontManager.get_font_names())
     return [name for name in FALLBACK_FONTS if name in installed]
 
 
 def short(name: object, most: int = LONGEST) -> str:
-    """Returns a name as one line of at most about `most` characters that matplotlib can draw.
+    """Return a name as one line of at most about `most` characters that matplotlib can draw.
 
     `$` starts no formula, a leading `_` hides no legend entry, a character that no font has becomes its code (`\\u4e2d`), and
     the middle of a long name is left out. Any other name stays unchanged.
@@ -39,20 +39,20 @@ def short(name: object, most: int = LONGEST) -> str:
 
 
 def wrapped(name: object, most: int, width: int) -> str:
-    """Returns a drawable name (see `short`) on up to three lines."""
+    """Return a drawable name (see `short`) on up to three lines."""
     lines = fill(short(name, most).replace(r"\$", "$"), width, max_lines=3, placeholder=" …").splitlines()
     return "\n".join(map(short, lines))
 
 
 def markdown(name: object) -> str:
-    """Returns a name as one line of Markdown text, also for a cell of a table."""
+    """Return a name as one line of Markdown text, also for a cell of a table."""
     text = " ".join(str(name).split()).encode("utf-8", "backslashreplace").decode("utf-8")  # surrogates as their codes
     return re.sub(r"([\\`*|$~]|(?<!\w)_|_(?!\w)|(?<=\])\(|&(?=#?\w+;))", r"\\\1", text).replace("<", "&lt;")
 
 
 @lru_cache
 def _drawable(families: tuple[str, ...]) -> frozenset[int]:
-    """Returns the code points that at least one of the fonts can draw."""
+    """Return the code points that at least one of the fonts can draw."""
     found: set[int] = set()
     for family in families:
         try:
