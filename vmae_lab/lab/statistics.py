@@ -132,7 +132,7 @@ def judge(differences: np.ndarray, margin: float, one_baseline: bool = True) -> 
         critical = np.where(pooled, dunnett_critical(count, count * (differences.shape[-2] - 1)), critical)
     error = std / np.sqrt(np.maximum(seeds, 1))
     low, high = difference - critical * error, difference + critical * error
-    p_tost = stats.t.sf((margin - np.abs(difference)) / error, np.maximum(df, 1))
+    p_tost = np.asarray(stats.t.sf((margin - np.abs(difference)) / error, np.maximum(df, 1)))
     p_holm = _holm(p_tost)
     return {
         "difference": difference, "low": low, "high": high, "p": 2 * stats.t.sf(np.abs(difference) / error, np.maximum(df, 1)),

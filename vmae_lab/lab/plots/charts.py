@@ -233,15 +233,17 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6.0, 5.2))
     entries = []
     for index, kind in enumerate(listed):
+        x, y = points[codes == kind].T
         entries.append(axes.scatter(
-            *points[codes == kind].T, s=38 if len(points) < 300 else 20, color=COLOURS[index % 8],
+            x, y, s=38 if len(points) < 300 else 20, color=COLOURS[index % 8],
             marker=MARKERS[(index + index // 8) % 8], alpha=0.85, linewidths=0,
             label=f"{short(names[kind], 36)} ({counts[kind]})",
         ))  # fmt: skip
     others = ~np.isin(codes, listed)
     if others.any():  # below the listed kinds
         label = f"{len(order) - len(listed)} others ({others.sum()})"
-        entries.append(axes.scatter(*points[others].T, s=14, color="#CCCCCC", marker=".", label=label, zorder=0.9))
+        x, y = points[others].T
+        entries.append(axes.scatter(x, y, s=14, color="#CCCCCC", marker=".", label=label, zorder=0.9))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.set_xlabel("map axis 1 (no unit)", fontsize=9)
