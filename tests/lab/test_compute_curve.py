@@ -1,4 +1,4 @@
-"""Accuracy against compute: which stages make a curve, and the comparison at equal compute, worked out by hand."""
+"""Accuracy against compute: the stages of a curve, and the comparison at equal compute, calculated by hand."""
 
 import shutil
 
@@ -23,7 +23,7 @@ NONE, ARM = [(2, 10.0), (4, 20.0), (6, 24.0)], [(2, 9.0), (4, 19.0), (6, 23.5)] 
 
 
 def curve_of(values: dict[str, dict[int, list[tuple[int, float]]]], macs: dict[str, float]) -> pd.DataFrame:
-    """Arm -> seed -> points."""
+    """values: arm -> seed -> points."""
     return pd.DataFrame(
         [
             {"arm": arm, "seed": seed, "step": step, "macs": step * macs[arm], "value": value}
@@ -36,7 +36,7 @@ def curve_of(values: dict[str, dict[int, list[tuple[int, float]]]], macs: dict[s
 
 @pytest.fixture
 def curve() -> pd.DataFrame:
-    """An arm at half of the baseline's cost per step; at the second seed all of it is 1 higher, the arm's end 2 higher."""
+    """An arm at half the cost per step of the baseline. At the second seed, values are 1 higher, the arm's last value 2."""
     higher = [(step, value + 1) for step, value in NONE], [(2, 10.0), (4, 20.0), (6, 25.5)]
     return curve_of(
         {"none": {0: NONE, 1: higher[0]}, "running_cell_50": {0: ARM, 1: higher[1]}}, {"none": 10.0, "running_cell_50": 5.0}
@@ -50,7 +50,7 @@ def test_at_equal_steps(curve):
 
 
 def test_at_equal_compute(curve):
-    """30 MACs of the arm's step 6 are step 3 of the baseline, half way from 10 to 20; 10 MACs are before its first point."""
+    """30 MACs (step 6 of the arm) are step 3 of the baseline, halfway between 10 and 20. 10 MACs are before its first point."""
     pairs = experiment.at_equal_compute(curve, "none").set_index(["seed", "step"])
     assert pairs.baseline.to_dict() == {(0, 4): 10, (0, 6): 15, (1, 4): 11, (1, 6): 16}
     assert (pairs.value - pairs.baseline).to_dict() == {(0, 4): 9, (0, 6): 8.5, (1, 4): 9, (1, 6): 9.5}
@@ -64,7 +64,7 @@ def test_at_equal_compute_nothing_is_extrapolated():
 
 
 def test_rows_of_a_comparison_have_its_differences(curve):
-    """So that one function makes the verdicts of all tables."""
+    """`compare` makes the verdicts of this table, too."""
     pairs = experiment.at_equal_compute(curve, "none")
     rows = experiment.comparison_rows(pairs, curve, "none")
     assert set(rows.metric) == {"step4", "step6"}
@@ -178,19 +178,19 @@ def pretrained(home, smoke, tmp_path_factory):
 
 
 def test_a_probe_at_a_step_reads_the_weights_of_that_step(pretrained, tmp_path):
-    """As the probe of a pre-training whose result they were."""
+    """It gives the same result as the probe of a pre-training that ended with these weights."""
     recipe, store, stage = pretrained
     other = RunStore(tmp_path)
     shutil.copytree(store.folder(stage), other.folder(stage))
     shutil.copy(store.folder(stage) / kept_file(2), other.folder(stage) / WEIGHTS)
     expected = other.complete(probe_stage(recipe, stage, 0), recipe.compute, progress=False)["metrics"]
     found = store.complete(kept_probe_stage(recipe, stage, 0, 2), recipe.compute, progress=False)["metrics"]
-    assert set(found) == {"linear_mean", "knn"}, "of tokens side by side only if it is the main readout"
+    assert set(found) == {"linear_mean", "knn"}, "readouts of all tokens only if it is the main readout"
     assert found == {name: expected[name] for name in found}
 
 
 def test_labels_are_shuffled_between_the_labelled_clips(pretrained, monkeypatch):
-    """The main readout alone; the clips and the classes are those of the probe, which clip has which class is not."""
+    """Only the main readout is run. Clips and classes are those of the probe, but assigned to each other at random."""
     recipe, store, stage = pretrained
     fitted = []
 

@@ -1,4 +1,4 @@
-"""The stage of spatial detection, from its settings to what it leaves, and the words and tables that are made of it."""
+"""The spatial detection stage: settings, files, tables and texts."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def recipe(smoke) -> Recipe:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("from_scratch", [True, False])
-def test_a_detector_is_trained_judged_and_kept(recipe, home, tmp_path, from_scratch):
+def test_a_detector_is_trained_evaluated_and_saved(recipe, home, tmp_path, from_scratch):
     store = RunStore(tmp_path)
     stage = detect_stage(recipe, None if from_scratch else pretrain_stage(recipe, 0), 0)
     for one in in_order([stage]):
@@ -109,7 +109,7 @@ def test_the_reading_follows_the_numbers(recipe, home):
 
 @pytest.mark.slow
 def test_guessing_is_what_random_scores_give(recipe, home):
-    """By this evaluator: more than the share of people who do it, and what many draws of scores come to."""
+    """The mAP of random scores is higher than the share of people who do the action, and equals the mean over many draws."""
     plan = plan_notebook("downstream_spatial_detection", recipe.with_overrides({"detect.scenes.motionworld.test": 60}))
     scenes, guess = load_scenes(plan.recipe.detect.scenes, "test", recipe.compute), spatial_detection.guessing(plan)
     assert spatial_detection.guessing(plan) == guess
@@ -134,8 +134,8 @@ def test_pairs_of_boxes_overlap_as_in_the_matrix_of_all():
     assert np.allclose(spatial_detection._overlaps(one, other), expected)
 
 
-def test_wrong_lists_are_told_before_anything_runs(recipe, home, tmp_path):
-    """Of the training as of the split that is judged."""
+def test_wrong_lists_are_reported_before_anything_runs(recipe, home, tmp_path):
+    """Lists of the training split and of the evaluated split."""
     root = open_scene_world(recipe.detect.scenes.motionworld)
     splits = {name: {"boxes": f"{name}.csv"} for name in ("train", "validation", "test")}
     for wrong in ("train", "test"):
@@ -160,7 +160,7 @@ def test_a_list_that_is_changed_meanwhile_is_read_again(recipe, home, tmp_path):
 
 @pytest.mark.parametrize("frames", [8, 6])
 def test_the_picture_that_is_called_the_key_frame_is_it(recipe, home, frames):
-    """Of 8 frames number 4 is the key frame, of 6 number 3, which pairs of frames do not begin with."""
+    """The key frame is number 4 of 8, and number 3 of 6, which is not the first frame of a tubelet."""
     scenes, settings = load_scenes(recipe.detect.scenes, "test", recipe.compute), recipe.detect
     scene = spatial_detection._scene(scenes, settings, pd.DataFrame(columns=[*KEY, *CORNERS]), 0, frames, 2)
     clip = scenes.clip(0, frames, settings.stride, settings.test_short_side).permute(1, 2, 3, 0).numpy()

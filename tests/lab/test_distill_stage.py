@@ -1,4 +1,4 @@
-"""The distillation stage: what it needs, what it is judged by, and that its being there renames nothing."""
+"""The distillation stage: what it needs, how it is evaluated, and that adding it did not rename other stages."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_a_plan_that_teaches_needs_the_section(recipe):
 
 @pytest.mark.parametrize("from_scratch", [True, False])
 def test_a_larger_model_teaches_a_smaller_one(recipe, home, tmp_path, from_scratch):
-    """From end to end: a tiny teacher, trained on labels; a micro student, from scratch or from its own pre-training."""
+    """End to end: a tiny teacher, trained on labels, and a micro student, from scratch or from its own pre-training."""
     store, small = RunStore(tmp_path), recipe.with_overrides({"model.size": "micro"})
     teacher = post_pretrain_stage(recipe, None, 0)
     stage = distill_stage(small, teacher, None if from_scratch else pretrain_stage(small, 0), 0)

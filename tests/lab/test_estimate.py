@@ -1,4 +1,4 @@
-"""What a plan is said to cost: counted stages, bytes that are really written, and predictions set beside what was taken."""
+"""The estimated cost of a plan: number of stages, bytes on disk, and predicted and actual times."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def stage(plan, kind: str) -> Stage:
 
 
 def weights_in(path) -> int:
-    """Bytes of the tensors in a safetensors file: what is behind its header."""
+    """Return the bytes of the tensors in a safetensors file, without its header."""
     data = path.read_bytes()
     header = int.from_bytes(data[:8], "little")
     assert json.loads(data[8 : 8 + header])
@@ -57,17 +57,17 @@ def weights_in(path) -> int:
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_the_disk_that_is_announced_is_what_the_weights_take(plan, home, tmp_path, kind):
-    store, one = RunStore(tmp_path), stage(plan, kind)
+def test_estimated_disk_space_is_the_size_of_the_weights(plan, home, tmp_path, kind):
+    store, run = RunStore(tmp_path), stage(plan, kind)
     if kind == "finetune":
-        one = plan.first("scratch").measures["finetune@0.25"]
-    store.complete(one, Compute(threads=1, tensorboard=False), progress=False)
-    assert (store.folder(one) / WEIGHTS).is_file()
-    assert sum(map(weights_in, store.folder(one).glob("*.safetensors"))) == one.disk_bytes, "with what is kept on the way"
+        run = plan.first("scratch").measures["finetune@0.25"]
+    store.complete(run, Compute(threads=1, tensorboard=False), progress=False)
+    assert (store.folder(run) / WEIGHTS).is_file()
+    assert sum(map(weights_in, store.folder(run).glob("*.safetensors"))) == run.disk_bytes, "with intermediate weights"
 
 
 def test_the_work_of_a_stage_by_hand(plan):
-    """In passes of a clip through the classifier: 32 held-out ones of two sources, 8 classes, 2 clips each; backward as two."""
+    """Counted in forward passes of a clip: 32 held-out clips (2 sources x 8 classes x 2); backward costs two passes."""
     recipe = plan.recipe.with_overrides({"evaluate.views.clips": 5, "evaluate.views.crops": 3, "evaluate.probe.draws": 2})
     one = classify_cost(recipe.model.dimensions, recipe.model.clip, 8).macs
     tuned, encoder = finetune_stage(recipe, None, 0), initial_stage(recipe, 0)
@@ -85,14 +85,14 @@ def test_the_work_of_a_stage_by_hand(plan):
 
 @pytest.fixture
 def unwritten(tmp_path, monkeypatch):
-    """No embedded data, of which a pixel takes a microsecond."""
+    """The embedded data is not written; a pixel takes a microsecond."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 1e-6)
     return tmp_path / "home"
 
 
 def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path, unwritten):
-    """Two side by side take half as long, and keep a checkpoint of the largest weights and their two moments each."""
+    """Two stages at a time take half as long. Each keeps a checkpoint with the largest weights and their two moments."""
     two = plan_notebook("ablation_progressive_training", plan.recipe.with_overrides({"compute.jobs": 2}))
     cost, rate, world = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9, plan.recipe.data.motionworld
     seconds = sum(this_machine(rate).seconds(made.work, workers=0) for made in two.stages)
@@ -143,7 +143,7 @@ def test_stages_that_share_a_device_wait_for_it(plan):
 
 
 def test_the_work_of_a_probe_by_hand(plan):
-    """Its readouts and what it reads count as well as the passes through the encoder, which `macs` counts alone."""
+    """The work includes readouts and reading clips. `macs` counts only the passes through the encoder."""
     recipe = plan.recipe.with_overrides({"evaluate.probe.probes": ["ridge", "linear_mean", "knn"], "evaluate.probe.draws": 2})
     done, model = probe_stage(recipe, initial_stage(recipe, 0), 0).work, recipe.model
     columns = model.clip.tokens * model.dimensions.width
@@ -159,7 +159,7 @@ def test_the_work_of_a_probe_by_hand(plan):
 
 
 def test_ridge_is_counted_by_the_smaller_of_rows_and_columns():
-    """A Gram matrix of 160 clips, not a covariance of 602,112 columns."""
+    """A Gram matrix of 160 clips, not a covariance matrix of 602,112 columns."""
     assert ridge_macs(160, 602_112, 1440, 8) < 3e10
     assert ridge_macs(6000, 432, 0, 8) == 6000 * 432 * 432 + 10 * 432**3 + 6000 * 432 * 8
 
@@ -174,7 +174,7 @@ def test_the_rendering_of_every_source_is_timed(plan, monkeypatch):
 
 
 def test_the_scale_for_a_gpu_is_planned_for_less_than_an_hour(tmp_path, monkeypatch):
-    """With every part on a line of its own; a pixel takes what it took on the machine that the file's header names."""
+    """Each part has its own line. A pixel takes as long as on the machine in the header of the file."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 3.5e-7)
     parameters = yaml.safe_load((Path(__file__).parents[2] / "params" / "gpu.yaml").read_text(encoding="utf-8"))
@@ -187,7 +187,7 @@ def test_the_scale_for_a_gpu_is_planned_for_less_than_an_hour(tmp_path, monkeypa
     assert recipe.compute.processes == 16
 
 
-def test_a_plan_says_what_is_finished_and_what_is_left(plan, tmp_path):
+def test_a_plan_reports_finished_and_remaining_stages(plan, tmp_path):
     store, kinds = RunStore(tmp_path), {"pretrain": 1, "post_pretrain": 2, "finetune": 8}
     fresh = plan_cost(plan, store, rate=1e9)
     assert (fresh.stages, fresh.reused) == (kinds, {})
@@ -201,8 +201,8 @@ def test_a_plan_says_what_is_finished_and_what_is_left(plan, tmp_path):
     assert "finished before and reused: 1 pretrain; to run: " in later.sentence()
 
 
-def test_predicted_times_stand_beside_those_taken(plan, tmp_path):
-    """At half of the rate that was assumed, everything takes twice as long."""
+def test_predicted_and_actual_times(plan, tmp_path):
+    """At half of the assumed rate, everything takes twice as long."""
     store, rate = RunStore(tmp_path), 1e9
     for one in plan.stages:
         store.folder(one).mkdir()

@@ -1,4 +1,4 @@
-"""The stages of temporal detection, from settings to what they leave, and the words and tables that are made of it."""
+"""The temporal detection stages: settings, files, tables and texts."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from vmae_lab.lab.experiments import plan_notebook
 from vmae_lab.lab.experiments.common import Results
 from vmae_lab.lab.experiments.downstream_temporal_detection import ARMS as TEMPORAL_DETECTION
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stages import FEATURES, SEGMENTS, Stage, features_stage, initial_stage, localise_stage, pretrain_stage
+from vmae_lab.lab.stages import FEATURES, SEGMENTS, features_stage, initial_stage, localise_stage, pretrain_stage
 from vmae_lab.lab.stages.inputs import load_untrimmed
 from vmae_lab.lab.stages.localise import actionformer_macs, score_segments
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
@@ -28,7 +28,7 @@ def recipe(smoke) -> Recipe:
 
 
 @pytest.mark.slow
-def test_features_are_extracted_and_a_detector_trained_judged_and_kept(recipe, home, tmp_path):
+def test_features_are_extracted_and_a_detector_trained_evaluated_and_saved(recipe, home, tmp_path):
     store = RunStore(tmp_path)
     stage = localise_stage(recipe, initial_stage(recipe, 0), 0)
     assert [one.kind for one in in_order([stage])] == ["initial", "features", "features", "localise"]
@@ -66,14 +66,15 @@ def test_what_decides_the_result_names_the_stage(recipe):
     assert features_stage(same, encoder, "test").key == stage.inputs[1].key, "detectors share the features of an encoder"
 
 
-def test_what_a_stage_was_told_is_what_it_does(recipe):
-    """`ema: null` once fell out of the stage's settings, as it may where null is what is meant by nothing."""
+def test_the_moving_average_is_part_of_the_key(recipe):
+    """`ema: null` differs from the default, so it must be part of the key."""
     for ema in (None, 0.9, 0.999):
         stage = localise_stage(recipe.with_overrides({"localise.ema": ema}), initial_stage(recipe, 0), 0)
-        assert Stage.from_plain(stage.plain()).localise.ema == ema
+        assert stage.localise.ema == ema
+        assert stage.settings["localise"]["ema"] == ema
 
 
-def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
+def test_pre_extracted_features_need_no_encoder(recipe, home, tmp_path):
     (tmp_path / "i3d").mkdir()
     database = {}
     for number in range(4):
@@ -101,7 +102,7 @@ def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
 
 
 def test_multiply_accumulates_are_those_of_the_model():
-    """Against PyTorch's own count of a forward pass."""
+    """Compared with PyTorch's count of a forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     shape, length = ActionFormerShape(width=64, heads=2, window=9, levels=4), 512

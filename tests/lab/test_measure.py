@@ -1,4 +1,4 @@
-"""What is predicted of a step's memory agrees with itself, and what is measured is measured."""
+"""The predicted memory of a step is consistent, and a step can be measured."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ MASKS = MaskSettings()
 @pytest.mark.parametrize("gib", [16.0, 80.0])
 @pytest.mark.parametrize("size", ["small", "base", "giant"])
 def test_the_largest_batch_fits_and_one_clip_more_does_not(size, gib, half):
-    """Two ways to one answer: a table of largest batches must not contradict the prediction that a measurement trusts."""
+    """The largest batch in a table must agree with the prediction that decides whether a step is measured."""
     model = ModelSettings(size=size)
     batch = largest_batch(model, MASKS, gib * GIB, half)
     if batch:
@@ -32,7 +32,7 @@ def test_the_largest_batch_fits_and_one_clip_more_does_not(size, gib, half):
 def test_a_memory_that_does_not_hold_the_model_holds_no_clip(half):
     state = (18 if half else 16) * parameter_count(TINY)  # float32 weights, gradients, two moments; bf16 copies
     assert largest_batch(TINY, MASKS, state - 1, half) == 0
-    assert largest_batch(TINY, MASKS, state, half) > 0, "what backward still needs may fill the gradients' place"
+    assert largest_batch(TINY, MASKS, state, half) > 0, "activations may use the memory of the gradients"
 
 
 @pytest.mark.parametrize("size", ["micro", "tiny"])
@@ -41,8 +41,8 @@ def test_parameters_are_those_of_a_real_model(size):
     assert parameter_count(model) == sum(p.numel() for p in VideoMAE(model.dimensions, model.clip).parameters())
 
 
-def test_what_cannot_fit_is_said_without_trying(monkeypatch):
-    """Trying would push the machine into its swap, or end its kernel."""
+def test_a_step_that_cannot_fit_is_not_tried(monkeypatch):
+    """Trying could make the machine swap, or kill the notebook's kernel."""
 
     def refuse(*_arguments):
         raise AssertionError("a process was started")
@@ -53,20 +53,20 @@ def test_what_cannot_fit_is_said_without_trying(monkeypatch):
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_bf16_is_foreseen_on_a_gpu_that_has_it_alone(monkeypatch, native):
-    """A GPU that emulates bf16 is measured in float32, as it trains."""
-    foreseen = []
+def test_bf16_is_predicted_only_for_a_gpu_that_supports_it(monkeypatch, native):
+    """A GPU that emulates bf16 trains in float32, so it is measured in float32."""
+    predicted = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(measure, "device_memory", lambda: 0)
-    monkeypatch.setattr(measure, "predicted_bytes", lambda *arguments: foreseen.append(arguments[-1]) or GIB)
+    monkeypatch.setattr(measure, "predicted_bytes", lambda *arguments: predicted.append(arguments[-1]) or GIB)
     assert measure_step(TINY, MASKS, 1, steps=1) == {"fits": False}
-    assert foreseen == [native]
+    assert predicted == [native]
 
 
 @pytest.mark.slow
 def test_a_measured_step_has_a_time_and_a_memory(monkeypatch):
-    """The caller holds more than the step does: a process that it starts must not take the caller's memory for its own."""
+    """The caller uses more memory than the step, which must not be counted for the process that it starts."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the process that is started: it reads this, not our threads
     ballast = np.ones(GIB // 8)
     measured = measure_step(TINY, MASKS, 8, steps=2)

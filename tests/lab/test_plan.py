@@ -1,4 +1,4 @@
-"""Rows of a plan, and comparisons in words and in tables."""
+"""Rows of a plan, and comparisons as text and in tables."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ def rows(values: dict[str, list[float]], metric: str = "ridge") -> pd.DataFrame:
 
 
 def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
-    """Two probes of one arm must not end up under one name; a measure that an arm lacks gives no row."""
+    """Two probes of an arm must have different names. A measure that an arm lacks has no row."""
     recipe = build_recipe({**smoke, "arms": ["scratch", "one"], "seeds": [0]}, HYBRID_DATA)
     plan, store = plan_notebook("ablation_hybrid_data", recipe), RunStore(tmp_path)
     for stage in plan.stages:
@@ -124,7 +124,7 @@ def test_cells_of_tables():
 
 @pytest.fixture
 def five_waves(smoke, tmp_path):
-    """The smoke recipe on a list of five videos that wave and nine that jump. None of these files exists."""
+    """The smoke recipe on a list of five videos of class wave and nine of class jump, without the files."""
     videos = [*(f"wave/{n}.mp4,wave" for n in range(5)), *(f"jump/{n}.mp4,jump" for n in range(9))]
     (tmp_path / "train.csv").write_text("\n".join(["path,label", *videos]))
     lists = {"root": str(tmp_path), "train": "train.csv", "test": "train.csv"}

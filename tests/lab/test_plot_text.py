@@ -1,4 +1,4 @@
-"""Names of users in figures, tables and pages: anything that can name a class, a file, a source or an arm."""
+"""Names from users in figures, tables and pages: of classes, files, sources and arms."""
 
 import io
 import re
@@ -103,7 +103,7 @@ def closed():
 
 
 def drawn_without_a_warning(draw, name) -> tuple[list[str], tuple[int, int]]:
-    """The texts of a figure, and the size of its picture in pixels at 40 dpi."""
+    """Return the texts of a figure, and its size in pixels at 40 dpi."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure, written = draw(name), io.BytesIO()
@@ -114,7 +114,7 @@ def drawn_without_a_warning(draw, name) -> tuple[list[str], tuple[int, int]]:
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_a_figure_shows_any_name(draw, name):
-    """No error, no warning of a missing character, nothing read as a formula, and no picture many times as wide."""
+    """There is no error, no warning of a missing character, no formula, and no very wide picture."""
     with plt.rc_context():
         style.use_style()
         texts, size = drawn_without_a_warning(draw, name)
@@ -128,7 +128,7 @@ def test_also_without_the_style_of_the_workbook(draw):
 
 
 def test_every_figure_function_is_tried():
-    """Functions of the modules of figures that return a figure."""
+    """All functions in these modules that return a figure."""
     made = {
         name
         for module in (charts, clip_pictures, curves, detection)
@@ -161,7 +161,7 @@ def cells_of(line: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_a_table_holds_any_name(name, tmp_path):
-    """As many cells and lines as the table has, in Markdown and in LaTeX, and nothing that either reads as markup."""
+    """Markdown and LaTeX have as many cells and lines as the table, and no markup from names."""
     page = save_table(pd.DataFrame({name or "x": [name, "b"], "top-1": ["1.0 ± 0.5", "+1.2 [-0.3, +2.7]"]}), tmp_path, "table")
     lines = page.splitlines()
     assert [len(cells_of(line)) for line in lines] == [2, 2, 2, 2]

@@ -1,4 +1,4 @@
-"""What a probe stage does with an encoder, where that is not seen in its numbers."""
+"""Effects of a probe stage that its numbers do not show."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from vmae_lab.training.settings import Compute
 
 
 def test_attentive_probes_are_no_runs_of_a_tracker(tmp_path, monkeypatch):
-    """All folders of them are called alike, and a tracker's runs go by that name."""
+    """Their folders have equal names, which a tracker would use for its runs."""
     monkeypatch.setattr(metrics, "tracker", lambda *_: pytest.fail("a probe is told to a tracker"))
     model = ModelSettings(size="micro", frames=4, side=16)
     tokens, labels = torch.randn(4, model.clip.tokens, model.dimensions.width), np.array([0, 1, 0, 1])

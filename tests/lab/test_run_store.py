@@ -1,4 +1,4 @@
-"""The run store: shared, reused, resumed, never half-taken for whole."""
+"""The run store: stages are shared, reused and resumed, and unfinished ones are never used."""
 
 import json
 import multiprocessing
@@ -81,7 +81,7 @@ READ_BY = {
 
 @pytest.mark.parametrize("kind", READ_BY)
 def test_every_kind_of_stage_is_named_by_all_that_changes_its_result(recipe, kind):
-    """A setting that is not in the key would give another setting's result without a word."""
+    """If a setting were not in the key, the result of another setting would be reused silently."""
     make, changes = READ_BY[kind]
     source = pretrain_stage(recipe, 0)
     keys = [make(recipe, source, 0).key, make(recipe, source, 1).key, make(recipe, pretrain_stage(recipe, 1), 0).key]
@@ -170,8 +170,8 @@ def test_a_failed_stage_leaves_no_result(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_path, monkeypatch):
-    """A stage that fails for a real reason: its input's weights are not there."""
+def test_an_error_in_another_process_names_its_stage(recipe, tmp_path, monkeypatch):
+    """The stage fails because the weights of its input are missing."""
     plan = plan_notebook(BOOK, recipe.with_overrides({"compute.jobs": 2, "seeds": [0]}))
     store, cell = RunStore(tmp_path), plan.cell("scratch", 0)
     store.complete(cell.encoder, Compute())
@@ -182,8 +182,8 @@ def test_an_error_in_another_process_arrives_with_its_stage_named(recipe, tmp_pa
     assert not store.finished(cell.measures["probe"])
 
 
-def test_a_run_killed_between_training_and_its_result_is_taken_up(recipe, home, tmp_path):
-    """Everything trained, nothing written: the second start runs no step, and still knows what a step took."""
+def test_a_run_killed_between_training_and_its_result_is_resumed(recipe, home, tmp_path):
+    """If a run is killed after training, the next start runs no step, and still reports the seconds per step."""
     stage, store = pretrain_stage(recipe, 0), RunStore(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PretrainStage, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -199,7 +199,7 @@ def _start(root, began) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_start_waits_and_takes_the_result(tmp_path, capsys):
+def test_a_second_start_waits_for_the_result(tmp_path, capsys):
     context = multiprocessing.get_context("spawn")
     began = context.Event()
     other = context.Process(target=_start, args=(tmp_path, began))
@@ -210,25 +210,25 @@ def test_a_second_start_waits_and_takes_the_result(tmp_path, capsys):
     result = RunStore(tmp_path).complete(CountingStage(sleep=2.0), Compute())
     other.join()
     assert result["metrics"] == {"value": 1.0}
-    assert (tmp_path / COUNT).read_text() == "x", "run once, by the first"
+    assert (tmp_path / COUNT).read_text() == "x", "only the first process ran it"
     assert "another process is working on counting-" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_numbers_as_one(recipe, home, tmp_path):
-    """The ablation in this process and in two others: every value equal, bit for bit."""
+    """An ablation in this process and in two others gives bit-equal values."""
     plan = plan_notebook(BOOK, recipe.model_copy(update={"seeds": (0,)}))
     alone = plan.run(RunStore(tmp_path / "alone"))
     spread = plan_notebook(BOOK, plan.recipe.with_overrides({"compute.jobs": 2}))
     beside = spread.run(RunStore(tmp_path / "beside"))
     measured = ~alone.metric.str.contains("seconds|memory")
     pd.testing.assert_frame_equal(alone[measured], beside[measured])
-    assert not list((tmp_path / "beside").rglob("checkpoint.pt")), "what only a running stage needs is gone"
+    assert not list((tmp_path / "beside").rglob("checkpoint.pt")), "checkpoints of finished stages are removed"
     settings = next((tmp_path / "alone").glob("pretrain-*")) / "settings.yaml"
     assert "encoder_ratio" in settings.read_text()
 
 
-def test_a_file_is_whole_or_not_there(tmp_path):
+def test_a_file_is_complete_or_missing(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(AttributeError), atomic_write(tmp_path / "a.json") as temporary:
         temporary.write_text("half").no_such_thing()
@@ -236,20 +236,20 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_full_disk_is_named_also_where_a_library_hides_it(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_even_if_a_library_hides_it(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 0}))
     with pytest.raises(StorageError, match="disk is full"), atomic_write(tmp_path / "weights"):
-        raise RuntimeError("unexpected pos 64 vs 0")  # what torch.save says
+        raise RuntimeError("unexpected pos 64 vs 0")  # the message of torch.save
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path):
+def test_files_of_a_killed_writer_are_removed(tmp_path):
     (tmp_path / ".a.json.999.tmp").write_text("half")
     write_json(tmp_path / "a.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "read-only"), (13, "no permission"), (122, "quota")])
-def test_a_place_that_refuses_is_named_with_the_reason(tmp_path, monkeypatch, number, words):
+def test_an_unwritable_folder_is_reported_with_the_reason(tmp_path, monkeypatch, number, words):
     def refuse(*_arguments, **_options):
         raise OSError(number, "refused")
 
@@ -259,7 +259,7 @@ def test_a_place_that_refuses_is_named_with_the_reason(tmp_path, monkeypatch, nu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_below_a_file_is_named(tmp_path):
+def test_a_folder_below_a_file_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write to .*file/runs: a part of the path is a file"):
         make_folder(tmp_path / "file" / "runs")
@@ -275,14 +275,14 @@ def test_a_folder_below_a_file_is_named(tmp_path):
     ids=["one by one", "side by side", "launched"],
 )
 def test_stages_share_one_line_of_progress(recipe, home, tmp_path, capfd, monkeypatch, how):
-    """Also the data that a stage writes and the processes that it starts."""
+    """This includes writing the embedded data and launched processes."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     stages = [pretrain_stage(recipe, seed) for seed in recipe.seeds]
     changed = recipe.with_overrides({"pretrain.batch_size": 4, **how})
     RunStore(tmp_path).complete_all(stages, changed.compute)
     shown = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if "%" in line]
-    assert 1 <= len(shown) <= 12, "a line per 10%, one after a minute, and the last one, on however slow a machine"
+    assert 1 <= len(shown) <= 12, "one line per 10%, one after a minute, and the last, even on a slow machine"
     assert "2/2 stages 100%" in shown[-1]
 
 
@@ -309,8 +309,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_stages_side_by_side_save_where_the_store_is_asked_to_stop(recipe, home, tmp_path):
-    """SIGTERM to the process that started them alone, as `kill` sends it: each saves, and goes on later from there."""
+def test_stages_in_processes_save_on_a_stop_request(recipe, home, tmp_path):
+    """SIGTERM goes only to the process that started them, as with `kill`. Each stage saves its state."""
     long = recipe.with_overrides(
         {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 10**5}
     )

@@ -1,4 +1,4 @@
-"""The statistics against scipy and statsmodels, and the error rates of the verdicts on tables whose truth is known."""
+"""The statistics compared with scipy and statsmodels, and error rates of verdicts on simulated tables."""
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ def rows(values: dict[str, list[float]], metric: str = "ridge") -> pd.DataFrame:
 
 
 def drawn(seed: int, seeds: int, spreads: dict[str, float], means: dict[str, float] | None = None) -> pd.DataFrame:
-    """A table of normal values, with an effect of each seed that all arms share."""
+    """Return a table of normal values, with an effect of each seed that all arms share."""
     rng, means = RNG(seed), means or {}
     shared = rng.normal(0, 3, seeds)
     return rows({arm: list(70 + means.get(arm, 0) + shared + rng.normal(0, s, seeds)) for arm, s in spreads.items()})
@@ -70,7 +70,7 @@ def test_equivalence_equals_statsmodels(margin):
 
 
 def test_adjusted_p_values_of_few_seeds():
-    """Bonferroni for differences, as for their intervals; Holm for equivalence."""
+    """Bonferroni for differences and their intervals, Holm for equivalence."""
     table = drawn(2, 4, {"b": 1.0, "a": 0.3, "c": 1.0, "d": 0.5}, {"c": 4.0})
     ours = compare(table, "ridge", "b")
     assert not ours.pooled.any()
@@ -84,7 +84,7 @@ def test_adjusted_p_values_of_few_seeds():
 
 
 def test_the_pooled_error_is_that_of_a_two_way_analysis_of_variance():
-    """No comparison gets a smaller error than its own paired differences have, nor than these have on average."""
+    """The pooled error is not smaller than that of the comparison's paired differences, or than their average."""
     counted = []
     for seed in range(12):
         table = drawn(seed, 10, {"b": 1.0, "a": 1.0, "c": 1.0, "d": 1.0})
@@ -117,7 +117,7 @@ def test_errors_are_pooled_where_levenes_test_allows_it():
     [(2, 5, 3.03), (3, 16, 2.59), (6, 60, 2.64), (9, 60, 2.77), (2, 120, 2.24), (9, 10, 3.24)],
 )
 def test_critical_values_are_dunnetts(comparisons, df, published):
-    """Dunnett (1964), two-sided, joint confidence 95%; and scipy's multivariate t."""
+    """The values are those of Dunnett (1964), two-sided with joint confidence 95%, and of scipy's multivariate t."""
     ours = dunnett_critical(comparisons, df)
     correlated = stats.multivariate_t(shape=(np.eye(comparisons) + 1) / 2, df=df, seed=0)
     assert ours == pytest.approx(published, abs=0.0051)
@@ -145,9 +145,9 @@ def test_a_trend_equals_statsmodels_and_scipy():
     rng = RNG(0)
     design = pd.DataFrame({"size": np.tile([0.0, 1.0, 2.0], 4), "data": np.repeat([0.0, 2.0], 6)})
     values = 3 + 5 * design["size"].to_numpy() - design.data.to_numpy() + rng.normal(size=12)
-    one, line = linear_trend(design[["size"]], values).loc["size"], stats.linregress(design["size"], values)
+    slope, line = linear_trend(design[["size"]], values).loc["size"], stats.linregress(design["size"], values)
     half = stats.t.ppf(0.975, 10) * line.stderr
-    assert (one.slope, one.low, one.high) == pytest.approx((line.slope, line.slope - half, line.slope + half))
+    assert (slope.slope, slope.low, slope.high) == pytest.approx((line.slope, line.slope - half, line.slope + half))
     both, fit = linear_trend(design, values), ols("y ~ size + data", design.assign(y=values)).fit()
     assert list(both.index) == ["size", "data"]
     assert both[["low", "high"]].to_numpy() == pytest.approx(fit.conf_int(0.025).loc[["size", "data"]].to_numpy())
@@ -158,7 +158,7 @@ def test_a_trend_equals_statsmodels_and_scipy():
     "design", [{"x": [1.0, 1.0, 1.0, 1.0]}, {"x": [1.0, 2.0, 3.0, 4.0], "y": [2.0, 4.0, 6.0, 8.0]}, {"x": [1.0, 2.0]}]
 )
 def test_a_trend_that_the_runs_do_not_determine_is_refused(design):
-    """A constant column, two that say the same, no run to spare: least squares would give some number all the same."""
+    """A constant column, two dependent columns, too few runs: least squares would still return numbers."""
     frame = pd.DataFrame(design)
     with pytest.raises(ValueError, match="do not determine"):
         linear_trend(frame, np.arange(len(frame), dtype=float))
@@ -168,13 +168,13 @@ def test_a_trend_that_the_runs_do_not_determine_is_refused(design):
 
 
 def simulated(seed: int, seeds: int, spreads: list[float], means: list[float]) -> np.ndarray:
-    """Paired differences `(TABLES, seeds, arms - 1)` to the first arm, which like the others has a spread and a mean."""
+    """Return paired differences `(TABLES, seeds, arms - 1)` to the first arm. All arms have a spread and a mean."""
     values = RNG(seed).normal(size=(TABLES, seeds, len(spreads))) * spreads + means
     return values[..., 1:] - values[..., :1]
 
 
 def at_most(rate: float) -> float:
-    """What the observed share of TABLES events of this rate stays below with 99.9% probability."""
+    """Return the limit that the observed rate in TABLES tables does not exceed, with 99.9% probability."""
     return stats.binom.ppf(0.999, TABLES, rate) / TABLES
 
 
@@ -191,8 +191,8 @@ SPREADS = {
 @pytest.mark.parametrize("spreads", SPREADS)
 @pytest.mark.parametrize("seeds", [3, POOLING_SEEDS, 10])
 @pytest.mark.parametrize("arms", [2, 3, 6])
-def test_equal_arms_are_seldom_called_different(arms, seeds, spreads):
-    """Family-wise: any false `higher` or `lower` in the table. The margin is too small for `equivalent` to hide one."""
+def test_equal_arms_are_rarely_called_different(arms, seeds, spreads):
+    """Family-wise: any false `higher` or `lower` in the table counts. The margin is too small for `equivalent`."""
     found = judge(simulated(arms * seeds, seeds, SPREADS[spreads](arms), [0.0] * arms), margin=1e-9)
     wrong = np.isin(found["verdict"], ["higher", "lower"]).any(-1)
     assert wrong.mean() <= at_most(0.05)
@@ -202,8 +202,8 @@ def test_equal_arms_are_seldom_called_different(arms, seeds, spreads):
 @pytest.mark.parametrize("spreads", SPREADS)
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("arms", [2, 6])
-def test_arms_at_the_margin_are_seldom_called_equivalent(arms, seeds, spreads):
-    """Family-wise again, above and below the baseline by just the margin. Small spreads give the tests their full size."""
+def test_arms_at_the_margin_are_rarely_called_equivalent(arms, seeds, spreads):
+    """Family-wise, for arms at the margin above and below the baseline. With small spreads the tests reach their level."""
     signs = np.resize([1.0, -1.0], arms - 1)
     spread = np.array(SPREADS[spreads](arms)) / 10
     found = judge(simulated(arms * seeds, seeds, list(spread), [0.0, *(2.0 * signs)]), margin=2.0)
@@ -211,8 +211,8 @@ def test_arms_at_the_margin_are_seldom_called_equivalent(arms, seeds, spreads):
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
-def test_a_difference_is_seldom_of_the_wrong_sign(seeds):
-    """Small true differences of both signs, where a wrong sign is likeliest."""
+def test_a_difference_rarely_has_the_wrong_sign(seeds):
+    """Small true differences of both signs, for which a wrong sign is most likely."""
     means = [0.0, 0.3, -0.3, 0.3, -0.3]
     verdict = judge(simulated(seeds, seeds, [1.0] * 5, means), margin=1e-9)["verdict"]
     wrong = (verdict == np.where(np.array(means[1:]) > 0, "lower", "higher")).any(-1)
@@ -221,7 +221,7 @@ def test_a_difference_is_seldom_of_the_wrong_sign(seeds):
 
 @pytest.mark.parametrize(("sd", "comparisons"), [(1.0, 1), (2.0, 1), (1.0, 5)])
 def test_the_seeds_that_are_planned_have_the_planned_power(sd, comparisons):
-    """The last seed count below reaches less than 80%, this one 80% or a little more. Own errors, as planned."""
+    """One seed less has less than 80% power, this number has 80% or a little more. Errors are not pooled."""
     seeds = seeds_needed(sd, 2.0, comparisons)
     spreads = [1e-6] + [sd] * comparisons  # the spread of paired differences
     power = {}
@@ -234,8 +234,8 @@ def test_the_seeds_that_are_planned_have_the_planned_power(sd, comparisons):
 
 
 @pytest.mark.parametrize(("mean", "sd"), [(0.0, 3.0), (1.2, 2.0), (3.0, 4.0)])
-def test_the_seeds_that_a_verdict_asks_for_decide_it(mean, sd):
-    """If the observed difference and spread are the true ones, about 80% of tables are decided; fewer with one seed less."""
+def test_the_seeds_that_a_verdict_recommends_decide_it(mean, sd):
+    """If difference and spread are the true ones, about 80% of tables are decided, and fewer with one seed less."""
     values = RNG(3).normal(size=6)
     values = mean + sd * (values - values.mean()) / values.std(ddof=1)
     row = compare(rows({"b": [0.0] * 6, "a": values.tolist()}), "ridge", "b").loc["a"]
@@ -258,7 +258,7 @@ def test_the_seeds_that_a_verdict_asks_for_decide_it(mean, sd):
         ([5.0, 5.1, 4.9, 5.2], "higher"),
         ([-5.0, -5.1, -4.9, -5.2], "lower"),
         ([0.1, -0.1, 0.2, 0.0], EQUIVALENT),
-        ([1.0, 1.1, 0.9, 1.05], EQUIVALENT),  # not zero, yet inside the margin
+        ([1.0, 1.1, 0.9, 1.05], EQUIVALENT),  # not zero, but inside the margin
         ([2.5, 2.6, 2.4, 2.55], "higher"),
     ],
 )
@@ -270,7 +270,7 @@ def test_verdicts(differences, verdict):
 
 
 def test_no_verdict_contradicts_its_interval():
-    """Higher and lower exclude zero; undecided includes it and is not inside the margin; p values agree."""
+    """`higher` and `lower` exclude zero; `undecided` includes zero and exceeds the margin; p values agree."""
     seen = set()
     for seed in range(24):
         spread, means = (0.5, 2.5)[seed // 4 % 2], {"a": 0.5 * (seed % 5), "c": -4.0, "d": 4.0}
@@ -294,13 +294,13 @@ def test_no_verdict_contradicts_its_interval():
 
 
 def test_a_pair_needs_both_of_its_seeds():
-    """An arm that ran at more seeds than the baseline is compared at the seeds they share."""
+    """An arm with more seeds than the baseline is compared at the seeds that both have."""
     paired = compare(rows({"a": [10.0, 20.0, 90.0], "b": [1.0, 2.0]}), "ridge", "b").loc["a"]
     assert (paired.difference, paired.seeds) == (13.5, 2)
 
 
 def test_a_seed_that_one_arm_lacks_shifts_no_pair():
-    """The baseline ran at all three seeds, the arm not at the second: 10 - 1 and 30 - 4. NaN is no value either."""
+    """The baseline has three seeds, the arm lacks the second: 10 - 1 and 30 - 4. NaN counts as a missing value."""
     table = rows({"a": [10.0, 20.0, 30.0], "b": [1.0, 2.0, 4.0]})
     lacks = (table.arm == "a") & (table.seed == 1)
     for gap in (table[~lacks], table.assign(value=table.value.mask(lacks))):
@@ -314,7 +314,7 @@ def test_seeds_are_paired_by_number_not_by_order():
 
 
 def test_a_gap_in_one_arm_leaves_the_others_as_they_are():
-    """The error is not pooled then: each arm is compared at the seeds that it has."""
+    """The error is not pooled, and each arm is compared at its own seeds."""
     table = drawn(5, 10, {"b": 1.0, "a": 1.0, "c": 1.0})
     assert compare(table, "ridge", "b").pooled.all()
     gap = table[(table.arm != "c") | (table.seed > 1)]
@@ -346,14 +346,14 @@ def test_one_seed_gives_a_difference_and_no_interval():
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 30.0])
 def test_equal_differences_at_all_seeds_decide_nothing(shift):
-    """With a handful of clips, accuracies are multiples of a large step and differences are often equal by chance."""
+    """With few clips, accuracies are multiples of a large step, and differences are often equal by chance."""
     values = [12.5, 37.5, 25.0]
     row = compare(rows({"a": [x + shift for x in values], "b": values}), "ridge", "b").loc["a"]
     assert (row.difference, row.verdict) == (shift, "undecided (no spread over seeds)")
     assert np.isnan(row.low)
 
 
-def test_what_no_affordable_number_of_seeds_decides():
+def test_a_comparison_that_needs_too_many_seeds():
     row = compare(rows({"a": [50.0, 60.0, 90.0], "b": [62.0, 58.0, 70.0]}), "ridge", "b").loc["a"]
     assert (row.verdict, row.more_seeds) == ("undecided (more than 100 more seeds needed)", np.inf)
 
@@ -387,7 +387,7 @@ def test_a_summary_holds_scipys_interval_of_each_arm():
         assert (table["mean"][arm], table["std"][arm], table.seeds[arm]) == pytest.approx((np.mean(seen), stats.tstd(seen), 3))
 
 
-def test_the_front_holds_what_nothing_else_beats():
+def test_the_pareto_front():
     cost = pd.Series({"dear": 9.0, "cheap": 1.0, "beaten": 5.0, "fair": 4.0, "wasteful": 9.0, "no better": 6.0})
     value = pd.Series({"dear": 80.0, "cheap": 50.0, "beaten": 60.0, "fair": 70.0, "wasteful": 75.0, "no better": 70.0})
     assert pareto_front(cost, value) == ["cheap", "fair", "dear"]

@@ -178,14 +178,14 @@ def test_an_impossible_choice_is_reported_and_the_old_picture_is_marked(plan, sh
     panel.chosen["encoder_ratio"].value = 0.9
     before = pixels(panel._handle.bundles[-1])
     panel.chosen["encoder"].value = "running_cell"
-    assert "ratio" in panel.words.value
-    _, words = panel.widget.children
-    assert words is panel.words, "right below the controls, above the picture"
+    assert "ratio" in panel.text.value
+    _, text = panel.widget.children
+    assert text is panel.text, "right below the controls, above the picture"
     after = pixels(panel._handle.bundles[-1])
     assert after.shape == before.shape
     assert (255 - after).mean() < 0.5 * (255 - before).mean(), "paler"
     panel.chosen["encoder"].value = "random"
-    assert "ratio" not in panel.words.value
+    assert "ratio" not in panel.text.value
     assert (255 - pixels(panel._handle.bundles[-1])).mean() > 0.8 * (255 - before).mean()
 
 

@@ -232,7 +232,7 @@ def test_a_second_run_in_the_same_folder_is_refused(start, unbroken, tmp_path):
     wait_for_step(1, first, tmp_path)
     second = start(tmp_path)
     assert second.wait(60) == 1
-    assert f"FolderInUse: another process is training in {tmp_path}" in (tmp_path / "output.txt").read_text()
+    assert f"FolderInUse: another process is working in {tmp_path}" in (tmp_path / "output.txt").read_text()
     assert same(finish(first, tmp_path), unbroken(1)[0])
     assert losses(tmp_path) == losses(unbroken(1)[1])
 

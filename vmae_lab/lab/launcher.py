@@ -1,6 +1,7 @@
-"""Start a stage in several processes, with accelerate's launcher."""
+"""Run a stage in several processes, with accelerate's launcher."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,42 +15,39 @@ from vmae_lab.lab.stages import Stage
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.preemption import STOPPED, Stopped, stop_requests
 from vmae_lab.training.settings import Compute
-from vmae_lab.utils.atomic_io import write_json
+from vmae_lab.utils.atomic_io import atomic_write
 from vmae_lab.utils.paths import how_to_find_it, project_root
 from vmae_lab.utils.processes import ProcessLost
 from vmae_lab.utils.progress import VARIABLE, Progress
 
-SPECIFICATION, LAUNCHED = "launch.json", "vmae_lab.lab.worker"
-GRACE = "300"  # seconds for a step and a checkpoint after a stop request; accelerate's default of 30 is short for large models
+GRACE = "300"  # seconds to finish a step and save after a stop request; accelerate's 30 are too few for large models
 
 
 def accelerate_config(name: str) -> Path:
-    """The path of an accelerate configuration, by its name in params/accelerate/ or its path. Raises FileNotFoundError."""
+    """Find an accelerate configuration by its name in params/accelerate/ or its path. Raises FileNotFoundError."""
     folder = project_root() / "params" / "accelerate"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml"))) or "none"
-        raise FileNotFoundError(
-            f"compute.launch: there is no accelerate configuration {path}; those in {folder}: {known}{how_to_find_it()}"
-        )
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+        raise FileNotFoundError(f"compute.launch: no accelerate configuration {path}; {folder} has: {known}{how_to_find_it()}")
     machines = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("num_machines", 1)
     if machines > 1:
-        raise FileNotFoundError(f"compute.launch: {path} is of {machines} machines, which a cluster starts: see docs/slurm.sh")
+        raise FileNotFoundError(f"compute.launch: {path} is for {machines} machines. Run it on a cluster: see docs/slurm.sh")
     return path
 
 
 def launch(stage: Stage, folder: Path, compute: Compute, progress: bool) -> None:
-    """Run a stage, whose folder is in a store, in the processes of `compute.launch`, and wait for them.
+    """Run a stage in the processes of `compute.launch` and wait for them. `folder` is the stage's folder in a run store.
 
-    They print where this process prints; their progress is read from the run's log. Raises ProcessLost if one of them fails,
-    and Stopped, after they have saved, if this process is asked to stop.
+    The processes print to this process's output. Their progress is read from the log of the run. Raises ProcessLost if one of
+    them fails, and Stopped, after they have saved, if this process gets a stop request.
     """
-    config = accelerate_config(str(compute.launch))
+    config, specification = accelerate_config(str(compute.launch)), folder / "launch.pickle"
     inside = compute.model_copy(update={"launch": None})
-    plain = {"stage": stage.plain(), "compute": inside.model_dump(mode="json"), "progress": progress}
-    write_json(folder / SPECIFICATION, plain)
+    with atomic_write(specification) as temporary:
+        temporary.write_bytes(pickle.dumps((stage, inside, progress)))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["-m", LAUNCHED, str(folder / SPECIFICATION)]
+    command += ["-m", "vmae_lab.lab.worker", str(specification)]
     bar = Progress(total=stage.steps, desc=stage.key, unit="steps", disable=not progress)
     with stop_requests() as stop_requested, bar, _running(command) as process:
         while process.poll() is None and not stop_requested():
@@ -60,16 +58,16 @@ def launch(stage: Stage, folder: Path, compute: Compute, progress: bool) -> None
             raise Stopped
     if process.returncode:
         raise ProcessLost(
-            f"{stage.key} failed in the processes that were started with {config}: their messages are above. "
-            "If it is started again, it goes on from its last checkpoint"
+            f"{stage.key} failed in the processes started with {config}. Their messages are above. If it is started again, it "
+            "resumes from its last checkpoint"
         )
 
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[subprocess.Popen]:
-    """Run a command during the block, then send it SIGTERM once and wait.
+    """Start a command. After the block, send it SIGTERM if it is still running, and wait for it.
 
-    If this process is killed, the command's processes see that their standard input, a pipe, is closed (see worker.py).
+    If this process is killed, the standard input of the command, a pipe, is closed, and its processes end (see worker.py).
     """
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, **os.environ, VARIABLE: "off"}
     with subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE) as process:
@@ -77,5 +75,5 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen]:
             yield process
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)  # the group: for one process the launcher does not forward it
+                os.killpg(process.pid, signal.SIGTERM)  # to the group: with one process, the launcher does not forward it
                 process.wait()

@@ -1,4 +1,4 @@
-"""Arms x seeds: the stages of a plan, and the tidy table of their results."""
+"""Plans: the stages of arms x seeds, and the tidy table of their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,18 +18,18 @@ from vmae_lab.lab.stages import (
     pretrain_stage,
     probe_stage,
     shuffled_probe_stage,
-)
+)  # fmt: skip
 
 Overrides = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a comparison: its name and look in figures, and dotted overrides of the recipe (or a function of it).
+    """One arm of a comparison: its label and style in figures, and dotted overrides of the recipe (or a function of it).
 
-    `fill`: how much of the marker is filled, as matplotlib names it; arms of one colour and marker differ by it.
-    `pretrained` False: the arm starts from an untrained encoder. `post_pretrained`: supervised training on the labelled hybrid
-    data comes before the target. `taught`: the model learns from a teacher's predictions instead of labels.
+    `fill`: matplotlib's fill style of the marker, to distinguish arms of one color and marker. `pretrained`: if False, the arm
+    starts from an untrained encoder. `post_pretrained`: supervised training on the labelled hybrid data comes before that on
+    the target. `taught`: the model learns from a teacher's predictions instead of labels.
     """
 
     label: str
@@ -43,25 +43,32 @@ class Arm:
 
     @property
     def dashes(self) -> Any:
-        """Line style, as matplotlib takes it."""
+        """Line style for matplotlib."""
         return PRINTED[self.colour][0]
 
     @property
     def hatch(self) -> str:
-        """Hatch of bars."""
+        """Hatch of bars for matplotlib."""
         return PRINTED[self.colour][1]
 
+    def point(self, size: float) -> dict[str, Any]:
+        """Return marker options for matplotlib. Stars and crosses are enlarged, since they look smaller than other markers."""
+        return {
+            "color": self.colour, "marker": self.marker, "fillstyle": self.fill, "markerfacecoloralt": "white",
+            "markersize": size * (1.4 if self.marker in "*P" else 1),
+        }  # fmt: skip
+
     def changes(self, recipe: Recipe) -> Overrides:
-        """The dotted overrides for a recipe."""
+        """Return the dotted overrides for a recipe."""
         return self.overrides(recipe) if callable(self.overrides) else self.overrides
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm at one seed: the stages whose results make its rows.
+    """One arm at one seed: the stages whose results are its rows.
 
-    `encoder` is the pre-training, or the untrained model. `measures` are named by what they measure, with `@place` if the same
-    is measured in several places: the metric `ridge` of `probe@unseen` becomes `ridge@unseen` in the table.
+    `encoder`: the pre-training or the untrained model. `measures`: name -> stage. A name can have a suffix: the metric `ridge`
+    of the stage `probe@unseen` becomes `ridge@unseen` in the table.
     """
 
     arm: str
@@ -76,9 +83,9 @@ Measures = Callable[[Recipe, Arm, Stage, int], Mapping[str, Stage]]
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation before it runs. `impossible` are the arms that the recipe's grid cannot have, and why.
+    """The stages of an ablation. `impossible`: arms that the recipe's token grid does not allow -> the reason.
 
-    `control_cells` have the arm "controls": one per control of the recipe and seed.
+    `control_cells`: the cells of the arm "controls", one per control of the recipe and seed.
     """
 
     name: str
@@ -91,13 +98,13 @@ class Plan:
 
     @property
     def stages(self) -> list[Stage]:
-        """All stages, inputs first, shared ones once."""
+        """All stages without duplicates, inputs first."""
         measures = [stage for cell in [*self.cells, *self.control_cells] for stage in cell.measures.values()]
         return in_order(measures + ([self.controls] if self.controls else []))
 
     @property
     def possible(self) -> list[str]:
-        """The arms that run, in the recipe's order."""
+        """The arms that run, in the order of the recipe."""
         return [arm for arm in self.recipe.arms if arm not in self.impossible]
 
     @property
@@ -108,13 +115,13 @@ class Plan:
         return next(cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
 
     def first(self, arm: str) -> Cell:
-        """An arm's cell at the first seed."""
+        """Return the cell of an arm at the first seed."""
         return self.cell(arm, self.recipe.seeds[0])
 
     def check_lists(self, costed: bool = False) -> None:
-        """Raise RecipeError with all problems of the recipe's lists, one line each; a missing list is one.
+        """Raise RecipeError with all problems of the recipe's lists, one per line. A missing list is a problem.
 
-        `costed`: for an estimate, a list may be missing if its classes need not be counted.
+        `costed`: only an estimate is made, for which lists may be missing if their classes need not be counted.
         """
         data = self.recipe.data
         ahead = costed and bool((data.lists and data.lists.classes) or not data.labelled)
@@ -122,13 +129,13 @@ class Plan:
             raise RecipeError("\n".join(problems))
 
     def run(self, store: RunStore) -> pd.DataFrame:
-        """Complete every stage and collect the rows. Raises RecipeError as `check_lists` does."""
+        """Complete all stages and return the rows. Raises RecipeError if `check_lists` does."""
         self.check_lists()
         store.complete_all(self.stages, self.recipe.compute)
         return self.rows(store)
 
     def rows(self, store: RunStore) -> pd.DataFrame:
-        """Tidy results: ablation, arm, seed, metric, value, and the stage each value came from."""
+        """Return tidy results: columns ablation, arm, seed, metric, value, and the key of the stage."""
         rows, planned = self._measured(store, [*self.cells, *self.control_cells]), self.stages
         for cell in self.cells:
             if cell.encoder in planned and cell.encoder not in cell.measures.values():
@@ -138,7 +145,7 @@ class Plan:
         return pd.DataFrame(rows)
 
     def rows_so_far(self, store: RunStore) -> pd.DataFrame:
-        """The rows of the cells whose measures are finished."""
+        """Return the rows of the cells whose stages are finished."""
         return pd.DataFrame(self._measured(store, [c for c in self.cells if all(map(store.finished, c.measures.values()))]))
 
     def _measured(self, store: RunStore, cells: Sequence[Cell]) -> list[dict]:
@@ -151,16 +158,12 @@ class Plan:
 
 
 def plan_ablation(
-    name: str,
-    recipe: Recipe,
-    arms: Mapping[str, Arm],
-    measures: Measures,
-    controls: bool = False,
+    name: str, recipe: Recipe, arms: Mapping[str, Arm], measures: Measures, controls: bool = False,
     skip_impossible: bool = False,
-) -> Plan:
-    """Every arm at every seed. An impossible arm raises; with `skip_impossible` it is left out and reported.
+) -> Plan:  # fmt: skip
+    """Plan every arm at every seed. With `skip_impossible`, impossible arms are left out and reported.
 
-    Raises RecipeError with all problems of the arms and of the lists that the stages read, one line each.
+    Raises RecipeError with all problems of the arms and of the lists that the stages read, one per line.
     """
     cells, impossible = [], {}
     for arm in recipe.arms:
@@ -177,7 +180,7 @@ def plan_ablation(
         problems = reasons
     elif impossible and not any(arms[cell.arm].pretrained for cell in cells):
         problems = [f"{name}: no arm with pre-training is possible, so there is nothing to compare", *reasons]
-    # Single frames and raw pixels are a check of the embedded data only.
+    # Accuracy from single frames and raw pixels is a check of the embedded data only.
     pixels = controls_stage(recipe) if controls and recipe.data.motionworld else None
     plan = Plan(name, recipe, arms, cells, pixels, impossible, _control_cells(recipe, arms, cells) if controls else [])
     if problems := [*problems, *_list_problems(plan, ahead=True)]:
@@ -188,7 +191,7 @@ def plan_ablation(
 
 
 def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -> list[Cell]:
-    """The recipe's controls of the first pre-trained arm, at every seed."""
+    """Return the controls of the recipe, for the first pre-trained arm at every seed."""
     pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
     controls = []
     for cell in (cell for cell in pretrained if cell.arm == pretrained[0].arm):
@@ -205,14 +208,14 @@ def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -
 
 
 def _splits_read(plan: Plan) -> list[str]:
-    """The splits of the recipe's data that the stages read."""
+    """Return the splits of the recipe's data that the stages read."""
     data, split = plan.recipe.data, plan.recipe.evaluate.split
     read = dict.fromkeys(split if name == HELD_OUT else name for stage in plan.stages for name in stage.reads)
     return [name for name in read if data.labelled or name == "pretrain"]
 
 
 def _list_problems(plan: Plan, ahead: bool) -> list[str]:
-    """What the stages need from the recipe's lists and the lists do not have. It is reported before any training."""
+    """Return what the stages need from the recipe's lists and the lists lack. It is reported before any training."""
     lists = plan.recipe.data.lists
     if lists is None:
         return []
@@ -220,35 +223,30 @@ def _list_problems(plan: Plan, ahead: bool) -> list[str]:
     counts = [(name, count) for name, count in sorted(drawn, key=str) if count is not None]
     problems = list_problems(lists, _splits_read(plan), counts, ahead)
     if not lists.missing("pretrain") and any(stage.learns_pretraining_labels for stage in plan.stages):
-        arms = dict.fromkeys(
-            cell.arm
-            for cell in plan.cells
-            if any(stage.learns_pretraining_labels for stage in in_order(cell.measures.values()))
-        )
+        learning = [c.arm for c in plan.cells if any(s.learns_pretraining_labels for s in in_order(c.measures.values()))]
+        arms = dict.fromkeys(learning)
         problems.append(
-            f"arms {', '.join(arms)}: they learn from labels of the videos to pre-train on, and data.lists has none of these; "
-            "leave these arms out"
+            f"arms {', '.join(arms)} learn from labels of the videos to pre-train on, but data.lists has none. Leave these "
+            "arms out"
         )
     return problems
 
 
 def _list_notes(plan: Plan) -> list[str]:
-    lists = plan.recipe.data.lists
-    splits = _splits_read(plan)
+    """Return remarks about lists that can be used."""
+    lists, splits = plan.recipe.data.lists, _splits_read(plan)
     if lists is None or any(map(lists.missing, ["train", *splits])):
         return []
     return [note for split in splits if split != "pretrain" for note in list_notes(lists, split)]
 
 
 def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int, name: str = "") -> list[dict]:
-    result = store.result(stage)
-    place = name[name.index("@") :] if "@" in name else ""
-    values = {metric + place: value for metric, value in result["metrics"].items()}
-    if "training" in result:
-        values[f"{stage.kind}_seconds_per_step{place}"] = result["training"]["seconds_per_step"]
-        if result["training"]["peak_memory_mib"] is not None:
-            values[f"{stage.kind}_peak_memory_mib{place}"] = result["training"]["peak_memory_mib"]
+    result, suffix = store.result(stage), "".join(name.partition("@")[1:])
+    values = dict(result["metrics"])
+    for cost in ("seconds_per_step", "peak_memory_mib"):
+        if result.get("training", {}).get(cost) is not None:
+            values[f"{stage.kind}_{cost}"] = result["training"][cost]
     return [
-        {"ablation": ablation, "arm": arm, "seed": seed, "metric": metric, "value": value, "stage": stage.key}
+        {"ablation": ablation, "arm": arm, "seed": seed, "metric": metric + suffix, "value": value, "stage": stage.key}
         for metric, value in values.items()
     ]

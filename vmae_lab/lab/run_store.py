@@ -1,22 +1,20 @@
-"""The run store: one folder per stage, named by its key. It reuses finished stages, resumes killed ones, waits for others."""
+"""The run store: one folder per stage, named by its key. It reuses finished stages and resumes interrupted ones."""
 
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 
 from vmae_lab.lab.launcher import launch
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.stages import Job, Stage
-from vmae_lab.training.checkpoint import Checkpoints, FolderInUse
+from vmae_lab.training.checkpoint import alone_in
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.preemption import Stopped, stop_requests
 from vmae_lab.training.settings import Compute
@@ -43,134 +41,103 @@ class RunStore:
         return read_json(self.folder(stage) / RESULT)
 
     def progress(self, stage: Stage) -> float:
-        """How much of a stage is done, from 0 to 1, by its log."""
+        """Return how much of a stage is done, from 0 to 1, according to its log."""
         if self.finished(stage):
             return 1.0
         return latest_step(self.folder(stage)) / stage.steps if stage.steps else 0.0
 
     def complete(self, stage: Stage, compute: Compute, progress: bool = True) -> dict[str, Any]:
-        """The stage's result: at once if it is finished, else after running it. Its inputs must be finished.
+        """Return the result of a stage. Runs the stage unless it is finished; its inputs must be finished.
 
-        While another process works on the same stage, this waits and then returns that result. The processes of a launcher
-        all call this together; the first of them writes, and raises FolderInUse instead of waiting for another's lock.
+        If another process is working on the stage, this waits for its result. All processes of a launcher call this together.
+        Only the first of them writes, and it raises FolderInUse if another process is working on the stage.
         """
-        with self._claim(stage, compute, progress) as job:
-            if job:
-                self._finish(stage, job, stage.run(job))
-        first = process_state().is_main_process
-        [result] = broadcast_object_list([self.result(stage) if first else None])
+        self._run(stage, compute, progress)
+        [result] = broadcast_object_list([self.result(stage) if process_state().is_main_process else None])
         return result
 
     def complete_all(self, stages: Iterable[Stage], compute: Compute) -> None:
-        """Complete stages and their inputs, `compute.jobs` at a time, under one progress bar.
+        """Complete stages and their inputs, `compute.jobs` at a time, with one progress bar.
 
-        A stage that fails stops the rest: finished stages stay, and running ones resume the next time.
+        If a stage fails, the others are stopped. Finished stages are kept, and interrupted ones resume the next time.
         """
         order = in_order(stages)
         todo = [stage for stage in order if not self.finished(stage)]
         make_folder(self.root)
         with _StageBar(self, todo) as bar:
             if todo and compute.jobs > 1 and not launched():
-                self._in_processes(todo, compute, bar)
+                self._run_in_processes(todo, compute, bar)
                 return
-            # Launched processes go through all stages together, since each might find others finished on the disk.
+            # Launched processes go through all stages together: each could find a different set of finished stages.
             for stage in order if launched() else todo:
-                with Progress(desc=stage.key, disable=bool(bar.disable)), self._claim(stage, compute) as job:
-                    if job:
-                        self._finish(stage, job, stage.run(job))
+                with Progress(desc=stage.key, disable=bool(bar.disable)):
+                    self._run(stage, compute)
 
-    @contextmanager
-    def _claim(self, stage: Stage, compute: Compute, progress: bool = True) -> Iterator[Job | None]:
-        """Hold the stage's lock. Gives what to run it with, or None if it is finished or was run by other processes."""
+    def _run(self, stage: Stage, compute: Compute, progress: bool = True) -> None:
+        """Run a stage, unless it is finished when this process gets its lock."""
         folder, first = self.folder(stage), process_state().is_main_process
+        lock, waiting = self.root / f".{stage.key}.lock", f"another process is working on {stage.key}; waiting for its result"
         if first:
             make_folder(folder)
         if compute.launch and stage.steps and not launched():
-            with self._lock(stage, ".launch"):
-                with self._lock(stage):  # until processes are done that a killed notebook has left
+            with alone_in(folder, self.root / f".{stage.key}.launch.lock", waiting):
+                with alone_in(folder, lock, waiting):  # wait for processes that a killed notebook has left
                     pass
                 if not self.finished(stage):
                     launch(stage, folder, compute, progress)
-            yield None
             return
-        with self._lock(stage, wait=not launched()) if first else nullcontext():
+        with alone_in(folder, lock, None if launched() else waiting) if first else nullcontext():
             [finished] = broadcast_object_list([self.finished(stage)])
-            if not finished and first:
-                write_text(folder / "settings.yaml", yaml.safe_dump({"stage": stage.kind, **stage.settings}, sort_keys=True))
-            with fixed_threads(compute.threads):
-                inputs = tuple(self.folder(source) for source in stage.inputs)
-                yield None if finished else Job(folder, inputs, compute, progress)
-            process_state().wait_for_everyone()  # the others read what the first one has written
+            if not finished:
+                if first:
+                    settings = {"stage": stage.kind, **stage.settings}
+                    write_text(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=True))
+                job, started = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress), time.perf_counter()
+                with fixed_threads(compute.threads):
+                    result = stage.run(job)
+                if first:  # the result is written last
+                    times = {"seconds": time.perf_counter() - started, "provenance": provenance()}
+                    write_json(folder / RESULT, {"stage": stage.key, **result, **times})
+                    stage.remove_checkpoints(folder)
+            process_state().wait_for_everyone()  # the other processes read what the first one has written
 
-    def _finish(self, stage: Stage, job: Job, result: Mapping[str, Any]) -> None:
-        """Write the result, last of all, and drop what only an unfinished run needs: the first process does."""
-        if not process_state().is_main_process:
-            return
-        seconds = time.perf_counter() - job.started
-        write_json(job.folder / RESULT, {"stage": stage.key, **result, "seconds": seconds, "provenance": provenance()})
-        for name in ("checkpoint", "turning_point"):
-            Checkpoints(job.folder, name).drop()
-        for probe in job.folder.glob("attentive-*"):
-            shutil.rmtree(probe)
-
-    def _in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
+    def _run_in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
         waiting, running = list(todo), dict[Future, Stage]()
         with stop_requests() as stop_requested, worker_pool(compute.jobs) as pool:
             while waiting or running:
                 if stop_requested():
                     raise Stopped
-                ready = [s for s in waiting if all(self.finished(source) for source in s.inputs)]
+                ready = [stage for stage in waiting if all(map(self.finished, stage.inputs))]
                 for stage in ready[: compute.jobs - len(running)]:
                     running[pool.submit(_complete, self.root, stage, compute)] = stage
                     waiting.remove(stage)
                 done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
-                    _raise_with_name(future, running.pop(future))
+                    _raise_error(future, running.pop(future))
                 bar.set_postfix_str(", ".join(stage.key for stage in running.values()))
-
-    @contextmanager
-    def _lock(self, stage: Stage, what: str = "", wait: bool = True) -> Iterator[None]:
-        """Hold the stage's lock, which is released when its holder dies. Raises FolderInUse if it is taken and not `wait`."""
-        lock = FileLock(self.root / f".{stage.key}{what}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait:
-                raise FolderInUse(
-                    f"another process is working on {self.folder(stage)}: start again when it has finished"
-                ) from None
-            print(f"another process is working on {stage.key}; waiting for its result", flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages and all their inputs, each once, inputs first."""
-    ordered: dict[str, Stage] = {}
-    for stage in stages:
-        for one in (*in_order(stage.inputs), stage):
-            ordered.setdefault(one.key, one)
-    return list(ordered.values())
+    """Return the stages and all their inputs, inputs first, without duplicates."""
+    return list(dict.fromkeys(each for stage in stages for each in (*in_order(stage.inputs), stage)))
 
 
 def _complete(root: Path, stage: Stage, compute: Compute) -> None:
+    """Complete a stage in a worker process."""
     try:
         RunStore(root).complete(stage, compute, progress=False)
     except Exception as error:
         raise sendable(error) from error.__cause__
 
 
-def _raise_with_name(future: Future, stage: Stage) -> None:
-    """Raise a stage's own error with the stage's name; for a worker that was killed, ProcessLost."""
+def _raise_error(future: Future, stage: Stage) -> None:
+    """Raise the error of a stage with the key of the stage, if it failed; ProcessLost if its process was killed."""
     try:
         future.result()
     except BrokenProcessPool as error:
         raise ProcessLost(
-            f"the process working on {stage.key} was killed, perhaps for lack of memory; start again to go on where it "
-            "stopped, with a smaller compute.jobs if memory is short"
+            f"the process working on {stage.key} was killed, perhaps because memory ran out. Start again to resume it; lower "
+            "compute.jobs if memory is short"
         ) from error
     except Exception as error:
         error.add_note(f"in {stage.key}")
@@ -181,12 +148,11 @@ class _StageBar(Progress):
     """Progress over many stages, weighted by their multiply-accumulates, or equally if none has any."""
 
     def __init__(self, store: RunStore, todo: list[Stage]):
-        self.store, self.todo, self.weights = store, todo, [stage.macs for stage in todo]
-        if not any(self.weights):
-            self.weights = [1.0] * len(todo)
+        self.store, self.todo, weights = store, todo, [stage.macs for stage in todo]
+        self.weights = weights if any(weights) else [1.0] * len(todo)
         super().__init__(
             total=sum(self.weights),
-            smoothing=0,  # the average so far: stages end in bursts, so a recent rate would jump
+            smoothing=0,  # use the average rate so far: stages end in bursts, so a recent rate would jump
             disable=not process_state().is_main_process,
             bar_format="{desc} {percentage:3.0f}% |{bar:12}| {elapsed} so far, {remaining} to go{postfix}",
         )

@@ -1,4 +1,4 @@
-"""Statistics over seeds: summaries, comparisons with simultaneous intervals and one verdict each, power, trends.
+"""Statistics over seeds: summaries, comparisons with simultaneous intervals and verdicts, power, trends.
 
 `compare` makes all verdicts in reports. docs/statistics.md describes the method and its measured error rates.
 """
@@ -16,12 +16,12 @@ from statsmodels.regression.linear_model import OLS
 
 from vmae_lab.evaluation.classification import CONFIDENCE
 
-LEVEL = 1 - CONFIDENCE  # of the tests, 5%
-# Arms share one error if Levene's test finds no difference of their spreads at this level. Preliminary tests need a high level
-# (Bancroft 1964). With fewer seeds than this, no test finds unequal spreads reliably.
+LEVEL = 1 - CONFIDENCE  # significance level of the tests: 5%
+# The error is pooled over arms if Levene's test at this level does not find unequal spreads. A preliminary test needs a high
+# level (Bancroft 1964), and with fewer seeds than this none finds unequal spreads reliably.
 POOLING_LEVEL, POOLING_SEEDS = 0.25, 8
 POWER = 0.8
-MOST = 100  # seeds; no verdict recommends more
+MAX_MORE_SEEDS = 100  # the largest number that a verdict recommends
 HIGHER, LOWER, UNDECIDED, NOT_MEASURED = "higher", "lower", "undecided", "not measured"
 COLUMNS = (
     "difference", "low", "high", "p", "p_adjusted", "p_tost", "p_tost_adjusted", "std", "df", "seeds", "pooled", "comparisons",
@@ -30,11 +30,10 @@ COLUMNS = (
 
 
 def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean, standard deviation, t interval and number of seeds. Index: arm, in the rows' order."""
-    chosen = rows[rows.metric == metric]
+    """Return mean, standard deviation, t interval and number of seeds of each arm (the index), in the order of the rows."""
     table = {}
-    for arm in chosen.arm.unique():
-        values = chosen[chosen.arm == arm].value.to_numpy()
+    for arm, group in rows[rows.metric == metric].groupby("arm", sort=False):
+        values = group.value.to_numpy()
         low, high = t_interval(values)
         spread = values.std(ddof=1) if len(values) > 1 else np.nan
         table[arm] = {"mean": values.mean(), "std": spread, "low": low, "high": high, "seeds": len(values)}
@@ -42,7 +41,7 @@ def summarise(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of a mean; NaN for a single value."""
+    """Return Student's 95% interval of a mean; NaN for a single value."""
     if len(values) < 2:
         return np.nan, np.nan
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -52,19 +51,19 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
 def compare(
     rows: pd.DataFrame, metric: str, baseline: str, margin: float = 2.0, arms: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Compare arms with a baseline at the same seeds: one row per arm (the index), columns COLUMNS.
+    """Compare arms with a baseline at the same seeds. Return one row per arm (the index) with the columns COLUMNS.
 
-    `difference` is the mean over the seeds that arm and baseline share. `low` and `high` are 95% intervals that hold for all
-    rows at once. `std` is the standard deviation of a paired difference that the interval is based on. It comes from the arm's
-    own paired differences (Bonferroni over the rows), or, with at least 8 complete seeds and no sign of unequal spread, from
-    all arms (`pooled`, Dunnett's critical value).
+    `difference` is the mean over the seeds that arm and baseline share. `low` and `high` are 95% intervals, simultaneous over
+    all rows. `std` is the standard deviation of a paired difference on which the interval is based: that of the arm's own
+    paired differences (Bonferroni over the rows), or, with at least 8 complete seeds and no sign of unequal spread, one from
+    all arms (`pooled`, with Dunnett's critical value).
 
-    `verdict`, the first that applies: `equivalent within 2 points` (two one-sided tests at 5%, Holm over the rows), `higher`
-    or `lower` (the interval excludes zero), else `undecided`. `more_seeds` estimates what 80% power takes. `detectable` is the
-    smallest true difference that is found with 80% power.
+    `verdict` is the first that applies: `equivalent within 2 points` (two one-sided tests at 5%, Holm over the rows), `higher`
+    or `lower` (the interval excludes zero), or `undecided`. `more_seeds` estimates how many more seeds decide it with 80%
+    power. `detectable` is the smallest true difference that is found with 80% power.
 
-    `arms`: those to compare, by default all that have the metric. An arm without a value is `not measured`. The table is empty
-    if the baseline has no value.
+    `arms`: the arms to compare, by default all that have the metric. An arm without a value is `not measured`. The table is
+    empty if the baseline has no value. `margin`: of equivalence, in points.
     """
     values = _by_seed(rows, metric)
     others = [arm for arm in (values.columns if arms is None else arms) if arm != baseline]
@@ -75,35 +74,33 @@ def compare(
 
 
 def compare_pairs(rows: pd.DataFrame, metric: str, pairs: Sequence[tuple[str, str]], margin: float = 2.0) -> pd.DataFrame:
-    """Compare the first arm of each pair with the second, as `compare` does; no error is pooled. Index: the pairs.
+    """Compare the first arm of each pair (the index) with the second, as `compare` does, without pooling the error.
 
-    Pairs with an arm that has no value are left out.
+    Pairs are left out if one of their arms has no value.
     """
     values = _by_seed(rows, metric)
-    existing = [pair for pair in pairs if set(pair) <= set(values.columns)]
-    differences = pd.DataFrame(
-        {place: values[arm] - values[other] for place, (arm, other) in enumerate(existing)}, index=values.index
-    )
-    return _table(differences, margin, one_baseline=False).set_axis(pd.Index(existing, tupleize_cols=False))
+    pairs = [pair for pair in pairs if set(pair) <= set(values.columns)]
+    differences = pd.DataFrame({i: values[arm] - values[other] for i, (arm, other) in enumerate(pairs)}, index=values.index)
+    return _table(differences, margin, one_baseline=False).set_axis(pd.Index(pairs, tupleize_cols=False))
 
 
 def _by_seed(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the values of a metric: one row per seed, one column per arm."""
     chosen = rows[rows.metric == metric].dropna(subset="value")
     return chosen.pivot(index="seed", columns="arm", values="value")[list(chosen.arm.unique())]
 
 
 def _table(differences: pd.DataFrame, margin: float, one_baseline: bool) -> pd.DataFrame:
-    """The comparisons of one table, from paired differences: a row per seed, a column per comparison."""
+    """Return the comparisons of one table. differences: paired, one row per seed, one column per comparison."""
     measured = differences.dropna(axis=1, how="all").dropna(axis=0, how="all")
     if measured.empty:
         return pd.DataFrame({"verdict": NOT_MEASURED, "seeds": 0, "pooled": False}, differences.columns, COLUMNS)
     found = judge(measured.to_numpy(), margin, one_baseline)
-    table = pd.DataFrame({name: np.broadcast_to(value, measured.shape[1:]) for name, value in found.items()}, measured.columns)
+    table = pd.DataFrame(found, measured.columns)
     count, pooled = len(table), bool(table.pooled.any())
     size = (table.difference / table["std"]).abs() * np.sqrt(table.seeds)
-    table["p_adjusted"] = [_dunnett(t, count, df) for t, df in zip(size, table.df, strict=True)] if pooled else (
-        (count * table.p).clip(upper=1.0)
-    )  # fmt: skip
+    dunnett = [_dunnett(t, count, df) for t, df in zip(size, table.df, strict=True)] if pooled else None
+    table["p_adjusted"] = dunnett or (count * table.p).clip(upper=1.0)
     table["comparisons"] = count
     table["detectable"] = [
         smallest_detectable(sd, seeds, count, pooled=pooled) for sd, seeds in zip(table["std"], table.seeds, strict=True)
@@ -116,31 +113,26 @@ def _table(differences: pd.DataFrame, margin: float, one_baseline: bool) -> pd.D
 
 
 def judge(differences: np.ndarray, margin: float, one_baseline: bool = True) -> dict[str, np.ndarray]:
-    """Estimates, tests and verdicts of comparisons from paired differences `(..., seeds, comparisons)`; NaN: no such pair.
+    """Return estimates, tests and verdicts of comparisons, as arrays `(..., comparisons)`: also for many tables at once.
 
-    Returns arrays `(..., comparisons)`, for many tables at once. `one_baseline`: all comparisons have one baseline, so that the
-    error may be pooled.
+    differences: paired, `(..., seeds, comparisons)`; NaN if a seed is missing. `one_baseline`: all comparisons have the same
+    baseline, so the error may be pooled.
     """
-    count = differences.shape[-1]
-    seeds = np.isfinite(differences).sum(-2)
-    total = np.nansum(differences, -2)
-    difference = np.divide(total, seeds, out=np.full(total.shape, np.nan), where=seeds > 0)
-    squares = np.nansum((differences - difference[..., None, :]) ** 2, -2)
-    own = np.sqrt(np.divide(squares, seeds - 1, out=np.full(total.shape, np.nan), where=seeds > 1))
-    pooled = _equal_spread(differences) if one_baseline else np.zeros(differences.shape[:-2], bool)
-    # If errors are pooled, the comparison takes the largest of three estimates: the two-way residual error assumes equal
-    # spread, and the other two include a baseline or an arm that varies more. So pooling only adds degrees of freedom.
+    count, values = differences.shape[-1], np.ma.masked_invalid(differences)
+    seeds, difference, own = values.count(-2), values.mean(-2).filled(np.nan), values.std(-2, ddof=1).filled(np.nan)
+    pooled = (_equal_spread(differences) if one_baseline else np.zeros(differences.shape[:-2], bool))[..., None]
+    # A pooled error is the largest of three estimates. The two-way residual error assumes equal spread; the other two account
+    # for a baseline or an arm with a larger spread. So pooling only adds degrees of freedom.
     common = np.sqrt(np.maximum(2 * _two_way_error(differences), (own**2).mean(-1)))[..., None]
-    pooled = pooled[..., None]
     std = np.where(pooled, np.maximum(own, common), own)
-    std = np.where(std > 1e-9, std, np.nan)  # equal differences give no estimate of their error
+    std = np.where(std > 1e-9, std, np.nan)  # if all differences are equal, their error is unknown
     df = np.where(pooled, count * (differences.shape[-2] - 1), seeds - 1)
     critical = stats.t.ppf(1 - LEVEL / 2 / count, np.maximum(df, 1))
     if pooled.any():
         critical = np.where(pooled, dunnett_critical(count, count * (differences.shape[-2] - 1)), critical)
     error = std / np.sqrt(np.maximum(seeds, 1))
     low, high = difference - critical * error, difference + critical * error
-    p_tost = stats.t.sf((margin - np.abs(difference)) / error, np.maximum(df, 1))
+    p_tost = np.asarray(stats.t.sf((margin - np.abs(difference)) / error, np.maximum(df, 1)))
     p_holm = _holm(p_tost)
     return {
         "difference": difference, "low": low, "high": high, "p": 2 * stats.t.sf(np.abs(difference) / error, np.maximum(df, 1)),
@@ -150,18 +142,18 @@ def judge(differences: np.ndarray, margin: float, one_baseline: bool = True) -> 
 
 
 def _verdicts(low: np.ndarray, high: np.ndarray, p_equivalence: np.ndarray, margin: float) -> np.ndarray:
-    """Verdicts. Equivalence comes first: a difference that is not zero but inside the margin is equivalent."""
+    """Return verdicts. Equivalence comes first: a significant difference inside the margin is equivalent."""
     equivalent = f"equivalent within {points(margin)}"
     return np.select([p_equivalence <= LEVEL, low > 0, high < 0], [equivalent, HIGHER, LOWER], UNDECIDED)
 
 
 def points(count: float) -> str:
-    """`1 point`, `2 points`."""
+    """Return `1 point`, `2 points` and so on."""
     return f"{count:g} point{'' if count == 1 else 's'}"
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p values over the last axis, for many tables at once; NaN counts as a test that was made."""
+    """Return Holm's adjusted p values over the last axis. Unlike statsmodels, for many tables at once; NaN counts as a test."""
     order = np.argsort(p, -1)  # NaN last
     steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
     adjusted = np.empty_like(p)
@@ -170,9 +162,9 @@ def _holm(p: np.ndarray) -> np.ndarray:
 
 
 def _residuals(differences: np.ndarray) -> np.ndarray:
-    """Residuals of the table after the effects of arm and seed: `(..., seeds, comparisons + 1)`, the baseline first.
+    """Return the residuals of the table without the effects of arm and seed: `(..., seeds, comparisons + 1)`, baseline first.
 
-    The baseline's own values are part of the seeds' effects, so differences are enough.
+    Differences are enough: the values of the baseline are part of the effects of the seeds.
     """
     table = np.concatenate([np.zeros_like(differences[..., :1]), differences], -1)
     table = table - table.mean(-1, keepdims=True)
@@ -180,39 +172,39 @@ def _residuals(differences: np.ndarray) -> np.ndarray:
 
 
 def _two_way_error(differences: np.ndarray) -> np.ndarray:
-    """Residual mean square of the two-way layout (arm, seed): `(...)`. NaN if a seed is missing or alone."""
+    """Return the residual mean square of the two-way layout (arm, seed): `(...)`. NaN with a missing value or only one seed."""
     seeds, comparisons = differences.shape[-2:]
     squares = (_residuals(differences) ** 2).sum((-1, -2))
     return squares / (comparisons * (seeds - 1)) if seeds > 1 else squares * np.nan
 
 
 def _equal_spread(differences: np.ndarray) -> np.ndarray:
-    """Whether the error may be pooled: enough seeds, all complete, and Levene's test finds no unequal spread: `(...)`."""
+    """Return whether the error may be pooled, `(...)`: enough complete seeds, and Levene's test finds no unequal spread."""
     seeds, comparisons = differences.shape[-2:]
     if seeds < POOLING_SEEDS or comparisons < 2:
         return np.zeros(differences.shape[:-2], bool)
     sizes = np.abs(_residuals(differences))
     with np.errstate(invalid="ignore", divide="ignore"):
         p = stats.f_oneway(*np.moveaxis(sizes, -1, 0), axis=-1).pvalue
-    return p > POOLING_LEVEL  # NaN is not: a seed is missing
+    return p > POOLING_LEVEL  # False for NaN, if a value is missing
 
 
 @cache
 def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights to integrate over a standard normal variable."""
+    """Return nodes and weights to integrate over a standard normal variable."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(96)
     return nodes, weights / weights.sum()
 
 
 @cache
 def _error_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights to integrate over the estimated error in units of the true one: chi / sqrt(df)."""
+    """Return nodes and weights to integrate over the estimated error in units of the true error: chi / sqrt(df)."""
     nodes, weights = np.polynomial.legendre.leggauss(96)
     return np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df), weights / 2
 
 
 def _dunnett(size: float, comparisons: int, df: int) -> float:
-    """P(the largest of |t| over the comparisons with one baseline exceeds a size); the t's have correlation 1/2."""
+    """Return P(max |t| > size) over comparisons with one baseline, whose t statistics have correlation 1/2."""
     if np.isnan(size):
         return np.nan
     (normal, weights), (errors, others) = _normal_nodes(), _error_nodes(df)
@@ -223,21 +215,21 @@ def _dunnett(size: float, comparisons: int, df: int) -> float:
 
 @cache
 def dunnett_critical(comparisons: int, df: int) -> float:
-    """Two-sided 95% point of the largest |t| over comparisons with one baseline (Dunnett 1964)."""
+    """Return the two-sided 95% point of max |t| over comparisons with one baseline (Dunnett 1964)."""
     return float(brentq(lambda size: _dunnett(size, comparisons, df) - LEVEL, 1, 100))
 
 
 def _critical(seeds: int, comparisons: int, pooled: bool) -> tuple[float, int]:
-    """Critical value of a comparison's t, and its degrees of freedom."""
+    """Return the critical value of a comparison's t statistic, and its degrees of freedom."""
     if pooled:
         return dunnett_critical(comparisons, comparisons * (seeds - 1)), comparisons * (seeds - 1)
     return float(stats.t.ppf(1 - LEVEL / 2 / comparisons, seeds - 1)), seeds - 1
 
 
 def smallest_detectable(sd: float, seeds: int, comparisons: int, power: float = POWER, pooled: bool = False) -> float:
-    """The smallest true difference that is found with some power. `sd`: standard deviation of the paired differences.
+    """Return the smallest true difference that is found with a given power; NaN with one seed or if `sd` is NaN.
 
-    NaN if there are fewer than two seeds, or if `sd` is NaN.
+    `sd`: standard deviation of the paired differences.
     """
     if seeds < 2 or np.isnan(sd):
         return np.nan
@@ -247,33 +239,40 @@ def smallest_detectable(sd: float, seeds: int, comparisons: int, power: float = 
 
 
 def _power(critical: float, df: int, shift: float) -> float:
-    """P(|t| > critical). `shift`: the true difference in standard errors."""
+    """Return P(|t| > critical). `shift`: the true difference in standard errors."""
     errors, weights = _error_nodes(df)
     return float(weights @ _beyond(critical * errors, shift))
 
 
 def _beyond(limits: np.ndarray, shift: float) -> np.ndarray:
-    """P(|a normal variable with this mean| > limit), for each limit."""
+    """Return P(|x| > limit) for each limit, with x normal of mean `shift` and variance 1."""
     return ndtr(shift - limits) + ndtr(-shift - limits)
 
 
 def _power_to_decide(critical: float, one_sided: float, df: int, shift: float, margin: float) -> float:
-    """P(|t| > critical, or both one-sided tests find equivalence). `shift` and `margin` in standard errors."""
+    """Return P(|t| > critical, or both one-sided tests find equivalence). `shift` and `margin` are in standard errors."""
     errors, weights = _error_nodes(df)
     equivalent = 1 - _beyond(np.maximum(0, margin - one_sided * errors), shift)
     return float(weights @ np.minimum(1, _beyond(critical * errors, shift) + equivalent))
 
 
 def seeds_needed(sd: float, points: float, comparisons: int, power: float = POWER, pooled: bool = False) -> int:
-    """The fewest seeds that find a true difference of some points with some power. `sd`: as in `smallest_detectable`."""
-    most = 2
-    while smallest_detectable(sd, most, comparisons, power, pooled) > points:
-        most *= 2
-    return 2 + bisect_left(range(2, most), True, key=lambda n: smallest_detectable(sd, n, comparisons, power, pooled) <= points)
+    """Return the smallest number of seeds that finds a true difference of `points` with a given power. `sd`: as above."""
+
+    def enough(seeds: int) -> bool:
+        return smallest_detectable(sd, seeds, comparisons, power, pooled) <= points
+
+    upper = 2
+    while not enough(upper):
+        upper *= 2
+    return 2 + bisect_left(range(2, upper), True, key=enough)
 
 
 def _undecided(row: pd.Series, margin: float) -> tuple[float, str]:
-    """How many more seeds would decide a comparison with 80% power if the observed difference and spread are the true ones."""
+    """Return how many more seeds decide a comparison with 80% power, and the verdict that says so.
+
+    It assumes that the observed difference and spread are the true ones.
+    """
     if row.seeds < 2:
         return np.nan, f"{UNDECIDED} (one seed)"
     if np.isnan(row["std"]):
@@ -286,24 +285,23 @@ def _undecided(row: pd.Series, margin: float) -> tuple[float, str]:
         one_sided = float(stats.t.ppf(1 - LEVEL / row.comparisons, df))
         return _power_to_decide(critical, one_sided, df, size / error, margin / error) >= POWER
 
-    more = 1 + bisect_left(range(row.seeds + 1, row.seeds + MOST + 1), True, key=decided)
-    if more > MOST:
-        return np.inf, f"{UNDECIDED} (more than {MOST} more seeds needed)"
+    more = 1 + bisect_left(range(row.seeds + 1, row.seeds + MAX_MORE_SEEDS + 1), True, key=decided)
+    if more > MAX_MORE_SEEDS:
+        return np.inf, f"{UNDECIDED} (more than {MAX_MORE_SEEDS} more seeds needed)"
     return more, f"{UNDECIDED} (about {more} more seed{'' if more == 1 else 's'} needed)"
 
 
 def linear_trend(design: pd.DataFrame, values: np.ndarray, margin: float = 2.0) -> pd.DataFrame:
-    """Least squares of values on the design's columns and a constant: per column `slope`, `low`, `high` and `verdict`.
+    """Fit values to the columns of a design and a constant by least squares. Return one row per column of the design.
 
-    The 95% intervals hold for all slopes at once (Bonferroni), and verdicts are those of `compare`. Every run counts as one
-    independent observation. Raises ValueError if the runs do not determine the slopes and their errors.
+    The 95% intervals `low` and `high` of the slopes are simultaneous (Bonferroni). Verdicts are those of `compare`. Every run
+    counts as an independent observation. Raises ValueError if the runs do not determine the slopes and their errors.
     """
     columns = np.column_stack([np.ones(len(values)), design.to_numpy(dtype=float)])
     freedom = len(values) - columns.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(columns) < columns.shape[1]:
-        raise ValueError(
-            f"{len(values)} runs do not determine {columns.shape[1]} numbers: {', '.join(design.columns)}, constant"
-        )
+        names = ", ".join(design.columns)
+        raise ValueError(f"{len(values)} runs do not determine {columns.shape[1]} coefficients: {names}, constant")
     fit = OLS(values, columns).fit()
     low, high = fit.conf_int(LEVEL / len(design.columns))[1:].T
     p_tost = stats.t.sf((margin - np.abs(fit.params)) / fit.bse, freedom)[1:]
@@ -312,7 +310,7 @@ def linear_trend(design: pd.DataFrame, values: np.ndarray, margin: float = 2.0) 
 
 
 def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
-    """Names on the Pareto front: no other one costs as little or less and has as high a value or higher. Cheapest first."""
+    """Return the names on the Pareto front, cheapest first: those for which no other has a higher value at the same cost."""
     order = pd.DataFrame({"cost": cost, "value": value}).sort_values(["cost", "value"], ascending=[True, False])
     best = order.value.cummax().shift(fill_value=-np.inf)
     return list(order.index[order.value > best])

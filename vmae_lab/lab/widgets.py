@@ -1,4 +1,4 @@
-"""Interactive panels for a notebook: controls, and below them a picture that follows them and is saved without them."""
+"""Interactive panels for notebooks: controls, and below them a picture that is updated and stays in the saved notebook."""
 
 import io
 from base64 import b64encode
@@ -23,20 +23,18 @@ from vmae_lab.lab.plots.examples import example_clips, names_of, picture_clip, r
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, MaskSettings
 from vmae_lab.models.videomae import VideoMAE
 
-Values = Mapping[str, Any]  # values of a panel's controls, by name
-Shown = tuple[bytes, str]  # a PNG, and a sentence about it in HTML
+Values = Mapping[str, Any]  # control -> value
+Shown = tuple[bytes, str]  # a PNG, and HTML text about it
 ENCODER_RATIOS = (0.25, 0.5, 0.75, 0.9, 0.95)
 CLIPS, DRAWS = 8, 8  # number of clips and random draws to choose from
 WIDGET = "application/vnd.jupyter.widget-view+json"
-WIDTH, LABEL = "300px", "80px"  # of a control and of its label; controls that do not fit next to one another wrap
-FADED = 0.7  # how much white covers a picture that does not show the choice
-WRONG = "<b style='color: #b00020'>{}. The picture shows the last choice that is possible.</b>"
+WIDTH, LABEL_WIDTH = "300px", "80px"  # of a control and of its label; controls wrap on a narrow page
+FADED = 0.7  # opacity of the white over a picture that does not show the current choice
+WRONG = "<b style='color: #b00020'>{}. The picture shows the last possible choice.</b>"
 
 
 class Controls:
-    """Initial values of the panels' controls: the masks of the plan's model, and some clips. Each panel has its own controls,
-    so that a change redraws one picture.
-    """
+    """Makes the controls of panels, which start with the masks of the plan's model. A change updates only its own panel."""
 
     def __init__(self, plan: Plan):
         masks = plan.first(plan.pretrained[0]).recipe.mask
@@ -47,30 +45,30 @@ class Controls:
         }  # fmt: skip
 
     def widgets(self, names: Sequence[str], start: Values) -> dict[str, ipywidgets.Widget]:
-        """New controls by name, with the values of `start`, or else with those of the plan."""
-        style = {"style": {"description_width": LABEL}, "layout": {"width": WIDTH}}
+        """Return new controls by name, with the values in `start`, and otherwise with those of the plan."""
+        style = {"style": {"description_width": LABEL_WIDTH}, "layout": {"width": WIDTH}}
         slider = partial(ipywidgets.SelectionSlider, continuous_update=False, **style)
         whole = partial(ipywidgets.IntSlider, continuous_update=False, min=0, **style)
         choice = partial(ipywidgets.Dropdown, **style)
         values = {**self.start, **start}
 
-        def shares(ratios: Sequence[float], name: str) -> list[tuple[str, float]]:
+        def percentages(ratios: Sequence[float], name: str) -> list[tuple[str, float]]:
             return [(f"{ratio:.0%}", ratio) for ratio in sorted({*ratios, values[name]})]
 
         makers = {
             "encoder": partial(choice, options=list(MASKS), description="encoder"),
-            "encoder_ratio": partial(slider, options=shares(ENCODER_RATIOS, "encoder_ratio"), description="hidden"),
+            "encoder_ratio": partial(slider, options=percentages(ENCODER_RATIOS, "encoder_ratio"), description="hidden"),
             "decoder": partial(choice, options=["none", *MASKS], description="decoder"),
-            "decoder_ratio": partial(slider, options=shares(CELL_RATIOS, "decoder_ratio"), description="left out"),
+            "decoder_ratio": partial(slider, options=percentages(CELL_RATIOS, "decoder_ratio"), description="left out"),
             "phase": partial(whole, max=CELL_PHASES - 1, description="cell's phase"),
             "draw": partial(whole, max=DRAWS - 1, description="draw"),
             "clip": partial(whole, max=len(self.rows) - 1, description="clip"),
-            "masked": partial(slider, options=shares(CELL_RATIOS, "masked"), description="masked"),
+            "masked": partial(slider, options=percentages(CELL_RATIOS, "masked"), description="masked"),
         }
         return {name: makers[name](value=values[name]) for name in names}
 
     def choice(self, values: Values) -> Choice:
-        """The choice of a panel's values. Raises ValueError if the masks cannot be combined."""
+        """Return the choice for the values of a panel. Raises ValueError if the masks cannot be combined."""
         values = {**self.start, **values}
         decoder = values["decoder"]
         masks = MaskSettings(
@@ -81,44 +79,44 @@ class Controls:
 
 
 class Panel:
-    """Controls, a sentence below them, and a picture. Sentence and picture follow the controls.
+    """Controls, and below them a text and a picture that are updated when a control changes.
 
-    The picture is an output of its own, not part of the widget: a saved notebook has the last one and shows it without a
-    kernel, as a page, or in a viewer without widgets.
+    The picture is a separate output, not part of the widget. So a saved notebook contains the last one and shows it without a
+    kernel, as HTML, or in a viewer without widgets.
     """
 
     def __init__(self, controls: Controls, names: Sequence[str], draw: Callable[[Values], Shown], **start: Any):
         self._draw = draw
         self.chosen = controls.widgets(names, start)
-        self.words = ipywidgets.HTML()
+        self.text = ipywidgets.HTML()
         wrapping = ipywidgets.Box(list(self.chosen.values()), layout={"flex_flow": "row wrap"})
-        self.widget = ipywidgets.VBox([wrapping, self.words])
+        self.widget = ipywidgets.VBox([wrapping, self.text])
         self._handle, self._displayed = DisplayHandle(), False
         for widget in self.chosen.values():
             widget.observe(self._follow, "value")
         self._follow()
 
     def _follow(self, _change: object = None) -> None:
-        """Draw what is chosen. If the grid does not allow it, show the error and fade the last picture."""
+        """Draw the current choice. If the token grid does not allow it, show the error and fade the last picture."""
         try:
-            self.picture, self.words.value = self._draw({name: widget.value for name, widget in self.chosen.items()})
+            self.picture, self.text.value = self._draw({name: widget.value for name, widget in self.chosen.items()})
             shown = self.picture
         except ValueError as error:
-            self.words.value, shown = WRONG.format(escape(_plain(error))), _faded(self.picture)
+            self.text.value, shown = WRONG.format(escape(_plain(error))), _faded(self.picture)
         if self._displayed:
             data, metadata = _output(shown)
             self._handle.update(data, metadata=metadata, raw=True)
 
     def _ipython_display_(self) -> None:
         view = {"model_id": self.widget.model_id, "version_major": 2, "version_minor": 0}
-        display({WIDGET: view, "text/plain": ""}, raw=True)  # shown by viewers without the widget's code
+        display({WIDGET: view, "text/plain": ""}, raw=True)  # viewers without widgets show the text
         data, metadata = _output(self.picture)
         self._handle.display(data, metadata=metadata, raw=True)
         self._displayed = True
 
 
 def mask_panel(plan: Plan, controls: Controls) -> Panel:
-    """Both masks on a clip, and who has which cube, with counts."""
+    """Return a panel of both masks on a clip, and which tokens the encoder sees and the decoder reconstructs."""
     shape = plan.recipe.model.clip
 
     def draw(values: Values) -> Shown:
@@ -131,7 +129,7 @@ def mask_panel(plan: Plan, controls: Controls) -> Panel:
 
 
 def cost_panel(plan: Plan, controls: Controls) -> Panel:
-    """What the masks cost, for the model here and for ViT-B. It starts with the paper's masks, whose saving is visible."""
+    """Return a panel of the cost of the masks, for the plan's model and for ViT-B. It starts with the paper's masks."""
     models, paper = tour.cost_models(plan), MaskSettings()
 
     def draw(values: Values) -> Shown:
@@ -142,12 +140,12 @@ def cost_panel(plan: Plan, controls: Controls) -> Panel:
 
 
 def leakage_panel(controls: Controls) -> Panel:
-    """The visible neighbourhood of a masked cube, for three kinds of mask at one ratio."""
+    """Return a panel of the visible neighborhood of a masked token, for three kinds of mask at one ratio."""
     return Panel(controls, ("masked",), lambda values: (_png(tour.leakage_figure(values["masked"])), ""))
 
 
 def reconstruction_panel(plan: Plan, model: VideoMAE, controls: Controls) -> Panel:
-    """A clip, what the encoder sees, and what the model reconstructs under the chosen masks, as a loop."""
+    """Return a panel of a clip, what the encoder sees, and what the model reconstructs under the chosen masks, animated."""
 
     def draw(values: Values) -> Shown:
         choice = controls.choice(values)
@@ -165,20 +163,20 @@ def _frames(plan: Plan, choice: Choice) -> np.ndarray:
 
 def _png(figure: Figure) -> bytes:
     written = io.BytesIO()
-    with plt.rc_context({"savefig.bbox": "standard"}):  # these figures have their own margins; "tight" draws them twice
+    with plt.rc_context({"savefig.bbox": "standard"}):  # the figures have margins; "tight" would draw them twice
         figure.savefig(written, format="png", metadata={"Software": None}, dpi=110)
-    plt.close(figure)  # else the notebook shows it a second time
+    plt.close(figure)  # otherwise the notebook shows it again
     return written.getvalue()
 
 
 def _output(picture: bytes) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """A picture as an output's data and metadata. The size keeps the page from moving while the next picture loads."""
+    """Return the data and metadata of an output. The size keeps the page from moving while the next picture loads."""
     width, height = Image.open(io.BytesIO(picture)).size
     return {"image/png": b64encode(picture).decode(), "text/plain": ""}, {"image/png": {"width": width, "height": height}}
 
 
 def _faded(picture: bytes) -> bytes:
-    """A picture's first frame, paler."""
+    """Return a pale copy of the first frame of a picture."""
     page = Image.open(io.BytesIO(picture)).convert("RGB")
     written = io.BytesIO()
     Image.blend(page, Image.new("RGB", page.size, "white"), FADED).save(written, "PNG")
@@ -186,7 +184,7 @@ def _faded(picture: bytes) -> bytes:
 
 
 def _plain(error: ValueError) -> str:
-    """The message of an error, without what pydantic adds."""
+    """Return the message of an error without the additions of pydantic."""
     if isinstance(error, ValidationError):
         return "; ".join(finding["msg"].removeprefix("Value error, ") for finding in error.errors())
     return str(error)

@@ -27,16 +27,23 @@ class FolderInUse(UserError, RuntimeError):
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Lock a folder against other runs inside the block. The lock ends with its process. Raises FolderInUse."""
-    lock = FileLock(folder / ".training.lock")
+def alone_in(folder: Path, lock_file: Path | None = None, waiting: str | None = None) -> Iterator[None]:
+    """Lock a folder against other processes inside the block. The lock also ends when its process dies.
+
+    If the folder is locked, prints `waiting` and waits; raises FolderInUse if `waiting` is None. `lock_file`: by default one in
+    the folder, which is for trainings.
+    """
+    lock = FileLock(lock_file or folder / ".training.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FolderInUse(
-            f"another process is training in {folder}. Wait until it ends, or stop it and start again: the run resumes from "
-            "its last checkpoint"
-        ) from None
+        if waiting is None:
+            raise FolderInUse(
+                f"another process is working in {folder}. Wait until it ends, or stop it and start again: the run resumes from "
+                "its last checkpoint"
+            ) from None
+        print(waiting, flush=True)
+        lock.acquire()
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -14,79 +13,81 @@ from vmae_lab.lab.plots.clip_pictures import show_picture
 from vmae_lab.lab.plots.style import BLACK, COLOURS, GREY, ORANGE, SKY
 from vmae_lab.lab.plots.text import short
 
-WORDS = 120  # characters of a person's labels
-UNSURE = 0.35  # opacity of a wrong segment
+LABEL_LENGTH = 120  # characters of the labels of a person
+WRONG_OPACITY = 0.35  # of a wrong segment
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A key frame with people: frames uint8 `(T', H, W, 3)`, which of them is the key frame, boxes `(n, 4)` in [0, 1] of those
-    who are there and of those a detector saw, and lines of words, of the first and of the second.
+    """A key frame with people.
+
+    frames: uint8 `(T', H, W, 3)`, of which `key` is the key frame; true_boxes, predicted_boxes: `(n, 4)` in [0, 1];
+    true_labels, predicted_labels: one text per box.
     """
 
     frames: np.ndarray
     key: int
-    true: np.ndarray
-    seen: np.ndarray
-    said_of_true: Sequence[str]
-    said_of_seen: Sequence[str]
+    true_boxes: np.ndarray
+    predicted_boxes: np.ndarray
+    true_labels: Sequence[str]
+    predicted_labels: Sequence[str]
 
 
 def scene_strips(scenes: Sequence[Scene]) -> Figure:
-    """One row per scene: its frames, the key frame with boxes (true ones numbered, predicted ones lettered), and the labels."""
+    """Show one row per scene: its frames, the key frame with boxes (true: numbers, predicted: letters), and the labels."""
     columns = len(scenes[0].frames)
     widths = [*[1.0] * columns, 2.0, 3.2]
-    heights = [max(2.0, 0.24 * (2 + len(one.said_of_true) + len(one.said_of_seen))) for one in scenes]
+    heights = [max(2.0, 0.24 * (2 + len(scene.true_labels) + len(scene.predicted_labels))) for scene in scenes]
     figure, grid = plt.subplots(
         len(scenes), columns + 2, figsize=(sum(widths), sum(heights) + 0.3), squeeze=False,
         gridspec_kw={"width_ratios": widths, "height_ratios": heights, "wspace": 0.08, "hspace": 0.12},
     )  # fmt: skip
-    for line, scene in zip(grid, scenes, strict=True):
-        for place, frame in enumerate(scene.frames):
-            show_picture(line[place], frame, "key frame" if place == scene.key else "", BLACK if place == scene.key else GREY)
-        show_picture(line[-2], scene.frames[scene.key], "", BLACK)
-        _boxes(line[-2], scene.true, SKY, "-", number_of, ("left", "top"))
-        _boxes(line[-2], scene.seen, ORANGE, "--", letter_of, ("right", "bottom"))
-        line[-1].axis("off")
-        truth = [f"{number_of(place)}  {short(words, WORDS)}" for place, words in enumerate(scene.said_of_true)]
-        seen = [f"{letter_of(place)}  {short(words, WORDS)}" for place, words in enumerate(scene.said_of_seen)]
-        words = ["true (solid):", *truth, "predicted (dashed):", *(seen or ["nobody detected"])]
-        line[-1].text(0.02, 1.0, "\n".join(words), va="top", ha="left", fontsize=9, transform=line[-1].transAxes)
+    for row, scene in zip(grid, scenes, strict=True):
+        for index, frame in enumerate(scene.frames):
+            title, colour = ("key frame", BLACK) if index == scene.key else ("", GREY)
+            show_picture(row[index], frame, title, colour)
+        show_picture(row[-2], scene.frames[scene.key], "", BLACK)
+        _boxes(row[-2], scene.true_boxes, SKY, "-", number_of, ("left", "top"))
+        _boxes(row[-2], scene.predicted_boxes, ORANGE, "--", letter_of, ("right", "bottom"))
+        row[-1].axis("off")
+        true = [f"{number_of(i)}  {short(label, LABEL_LENGTH)}" for i, label in enumerate(scene.true_labels)]
+        predicted = [f"{letter_of(i)}  {short(label, LABEL_LENGTH)}" for i, label in enumerate(scene.predicted_labels)]
+        lines = ["true (solid):", *true, "predicted (dashed):", *(predicted or ["nobody detected"])]
+        row[-1].text(0.02, 1.0, "\n".join(lines), va="top", ha="left", fontsize=9, transform=row[-1].transAxes)
     return figure
 
 
-def number_of(place: int) -> str:
+def number_of(index: int) -> str:
     """1, 2, 3, …"""
-    return str(place + 1)
+    return str(index + 1)
 
 
-def letter_of(place: int) -> str:
-    """a, b, …, z, aa, ab, …: as columns of a spreadsheet."""
-    before, last = divmod(place, 26)
+def letter_of(index: int) -> str:
+    """a, b, …, z, aa, ab, …, as the columns of a spreadsheet."""
+    before, last = divmod(index, 26)
     return (letter_of(before - 1) if before else "") + chr(ord("a") + last)
 
 
 def _boxes(
-    axes: plt.Axes, boxes: np.ndarray, colour: str, dashes: str, sign: Callable[[int], str], corner: tuple[str, str]
-) -> None:  # fmt: skip
-    """Boxes in [0, 1] over a picture, each with its sign in a corner: left or right, top or bottom."""
-    (right, low), outside = axes.get_xlim()[1:] + axes.get_ylim()[:1], 0.5
-    size = np.array([right + outside, low + outside] * 2)
-    for place, box in enumerate(boxes):
-        x1, y1, x2, y2 = box * size - outside
+    axes: plt.Axes, boxes: np.ndarray, colour: str, dashes: str, name_of: Callable[[int], str], corner: tuple[str, str]
+) -> None:
+    """Draw boxes in [0, 1] over a picture, each with its name in a corner (left or right, top or bottom)."""
+    (right, bottom), half_pixel = axes.get_xlim()[1:] + axes.get_ylim()[:1], 0.5
+    size = np.array([right + half_pixel, bottom + half_pixel] * 2)
+    for index, box in enumerate(boxes):
+        x1, y1, x2, y2 = box * size - half_pixel
         axes.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=dashes, linewidth=1.8))
         axes.text(
-            x1 if corner[0] == "left" else x2, y1 if corner[1] == "top" else y2, sign(place), color=BLACK, fontsize=8,
-            ha=corner[0], va=corner[1],
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
+            x1 if corner[0] == "left" else x2, y1 if corner[1] == "top" else y2, name_of(index), color=BLACK, fontsize=8,
+            ha=corner[0], va=corner[1], bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """One video: its name, length in seconds, and lanes of segments. The first lane is the truth.
+    """A video: its name, its duration in seconds, and lanes of segments, of which the first is the truth.
 
-    A lane's columns: start, end (seconds), label, and right (bool).
+    lanes: name -> columns start, end (seconds), label, right (bool: the segment is correct).
     """
 
     video: str
@@ -95,24 +96,22 @@ class Timeline:
 
 
 def timelines(videos: Sequence[Timeline], classes: Sequence[str]) -> Figure:
-    """One panel per video, one lane per arm: segments with the colour and number of their class; wrong ones pale, hatched.
+    """Show one panel per video, one lane per arm: segments in the color of their class; wrong ones are pale and hatched.
 
-    The legend has the numbers, so that no class is identified by its colour alone.
+    Segments also have the number of their class, so that no class is identified by its color alone.
     """
     lanes = list(videos[0].lanes)
-    height = 0.34 * len(lanes) + 0.75
-    figure, panels = plt.subplots(
-        len(videos), 1, figsize=(9.6, height * len(videos) + 0.7), squeeze=False, layout="constrained"
-    )
-    for axes, one in zip(panels[:, 0], videos, strict=True):
+    size = (9.6, (0.34 * len(lanes) + 0.75) * len(videos) + 0.7)
+    figure, panels = plt.subplots(len(videos), 1, figsize=size, squeeze=False, layout="constrained")
+    for axes, video in zip(panels[:, 0], videos, strict=True):
         for lane, name in enumerate(lanes):
-            _lane(axes, one.lanes[name], lane, classes, one.duration)
-        axes.set(xlim=(0, one.duration), ylim=(len(lanes) - 0.4, -0.6))
+            _lane(axes, video.lanes[name], lane, classes, video.duration)
+        axes.set(xlim=(0, video.duration), ylim=(len(lanes) - 0.4, -0.6))
         axes.set_yticks(range(len(lanes)), [short(name) for name in lanes], fontsize=9)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=9)
-        axes.set_title(short(one.video, 60), fontsize=9, loc="left", pad=3)
-        sns.despine(ax=axes, left=True)
+        axes.set_title(short(video.video, 60), fontsize=9, loc="left", pad=3)
+        axes.spines["left"].set_visible(False)
     panels[-1, 0].set_xlabel("time, s", fontsize=10)
     keys = [Patch(facecolor=_colour(code), label=f"{code + 1}  {short(name, 30)}") for code, name in enumerate(classes)]
     keys.append(Patch(facecolor="#CCCCCC", edgecolor="white", hatch="////", label="wrong"))
@@ -124,7 +123,7 @@ def _lane(axes: plt.Axes, segments: pd.DataFrame, lane: int, classes: Sequence[s
     for row in segments.itertuples():
         code, length = list(classes).index(row.label), row.end - row.start
         axes.barh(
-            lane, length, left=row.start, height=0.8, color=_colour(code), alpha=1.0 if row.right else UNSURE,
+            lane, length, left=row.start, height=0.8, color=_colour(code), alpha=1.0 if row.right else WRONG_OPACITY,
             hatch="" if row.right else "////", edgecolor="white", linewidth=0.8,
         )  # fmt: skip
         if length > 0.015 * duration:

@@ -1,4 +1,4 @@
-"""The clips that figures show, their frames, and a pre-trained model's reconstructions of them."""
+"""The clips that figures show, their frames, and their reconstructions by a pre-trained model."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from vmae_lab.utils.seeding import numpy_generator, torch_generator
 
 
 def example_clips(plan: Plan) -> Clips:
-    """The clips that figures may show: those of the evaluated split, or all if there are no labels."""
+    """Return the clips that figures may show: those of the evaluated split, or those to pre-train on without labels."""
     recipe = plan.recipe
     split, sources = "pretrain", recipe.data.pretrain_sources
     if recipe.data.labelled:
@@ -32,7 +32,7 @@ def example_clips(plan: Plan) -> Clips:
 
 
 def random_clips(plan: Plan, count: int) -> list[int]:
-    """Rows of readable example clips, drawn by the recipe's first seed. Raises MissingVideos if none can be read."""
+    """Draw rows of readable example clips with the recipe's first seed. Raises MissingVideos if none can be read."""
     clips, found = example_clips(plan), list[int]()
     missing: MissingVideos | None = None
     order = numpy_generator(plan.recipe.seeds[0], "clips to look at").permutation(len(clips)).tolist()
@@ -47,12 +47,12 @@ def random_clips(plan: Plan, count: int) -> list[int]:
 
 
 def window(recipe: Recipe) -> tuple[int, int, int]:
-    """Frames, stride and side of an evaluated clip."""
+    """Return frames, stride and side of an evaluated clip."""
     return recipe.model.frames, recipe.data.stride, recipe.model.side
 
 
 def names_of(plan: Plan, clips: Clips, rows: Sequence[int]) -> list[str]:
-    """The captions of clips: their classes, or their sources if there are no labels."""
+    """Return the captions of clips: their classes, or their sources if there are no labels."""
     if plan.recipe.data.labelled:
         names = plan.recipe.data.class_names
         return [names[clips.labels[row]] for row in rows]
@@ -60,9 +60,9 @@ def names_of(plan: Plan, clips: Clips, rows: Sequence[int]) -> list[str]:
 
 
 def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
-    """The middle window of one example clip: uint8 `(1, C, T, H, W)`. Raises MissingVideos.
+    """Return the middle window of one example clip: uint8 `(1, C, T, H, W)`. Raises MissingVideos.
 
-    If the recipe skips unreadable videos, the next readable clip is taken.
+    If the clip is unreadable and the recipe skips unreadable videos, it is the next readable one.
     """
     clips, shape = example_clips(plan), window(plan.recipe)
     if plan.recipe.evaluate.missing == "skip":
@@ -71,15 +71,13 @@ def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
 
 
 def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> list[np.ndarray]:
-    """Example clips, or `clips`, as they are evaluated, one frame per time step: uint8 `(T', side, side, 3)` each."""
-    video = middle_clips(example_clips(plan) if clips is None else clips, rows, *window(plan.recipe))[
-        :, :, :: plan.recipe.model.tubelet
-    ]
-    return list(video.permute(0, 2, 3, 4, 1).numpy())
+    """Return evaluated windows of example clips, or of `clips`, one frame per time step: uint8 `(T', side, side, 3)` each."""
+    video = middle_clips(example_clips(plan) if clips is None else clips, rows, *window(plan.recipe))
+    return list(video[:, :, :: plan.recipe.model.tubelet].permute(0, 2, 3, 4, 1).numpy())
 
 
 def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
-    """The pre-trained model of an arm at the first seed, on the device, for evaluation. Raises CheckpointError."""
+    """Load the pre-trained model of an arm at the first seed on the device, for evaluation. Raises CheckpointError."""
     cell = plan.first(arm)
     settings, pretrain = cell.recipe.model, cell.recipe.pretrain
     model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
@@ -89,7 +87,7 @@ def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
 
 
 def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:
-    """`rebuilt` of one example clip with the masks of figures, one frame per time step."""
+    """Return `rebuilt` of one example clip with the masks of all figures, one frame per time step."""
     encoder_mask, _ = masks_of_pictures(plan.first(arm).recipe)
     frames = rebuilt(trained_model(plan, store, arm), picture_clip(plan, clip), encoder_mask)
     return {name: strip[:: plan.recipe.model.tubelet] for name, strip in frames.items()}
@@ -99,11 +97,13 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
 def rebuilt(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None = None
 ) -> dict[str, np.ndarray]:
-    """A clip as the model sees and rebuilds it, uint8 `(T, H, W, 3)` each: original, what the encoder sees, what the decoder
-    rebuilds (with a decoder mask), patch means (with a normalised target), and the reconstruction of all masked patches.
+    """Return a clip as the model sees and reconstructs it: name -> uint8 `(T, H, W, 3)`.
 
-    video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked. A normalised target has no mean and deviation
-    of a patch: both are taken from the true patch, so the row of patch means shows what that alone gives.
+    These are: original, what the encoder sees, what the decoder reconstructs (with a decoder mask), patch means (with a
+    normalized target), and the reconstruction of all masked patches. A normalized target does not contain the mean and the
+    deviation of a patch, so both are taken from the true patch. The patch means show what the true means alone give.
+
+    video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked.
     """
     video = video.to(next(model.parameters()).device)
     original = video[0].permute(1, 2, 3, 0).cpu().numpy()
@@ -122,7 +122,7 @@ def rebuilt(
 def _predicted(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions of the decoded patches, int `(M,)`; their predicted pixels and true means, `(M, t*p*p, 3)` each."""
+    """Return positions of the decoded patches, int `(M,)`, their predicted pixels and true means, `(M, t*p*p, 3)` each."""
     prediction, decoded = model(video, encoder_mask, decoder_mask)
     raw = model.pixels_at(video, decoded)
     mean, deviation = patch_statistics(raw)
@@ -133,13 +133,13 @@ def _predicted(
 
 
 def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """The encoder and decoder mask of all figures, bool `(1, N)`: one draw."""
+    """Draw the encoder and decoder mask of all figures, bool `(1, N)`: always the same for a recipe."""
     generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
     return draw_masks(recipe.mask, recipe.model.clip.grid, 1, *generators)
 
 
 def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
-    """Frames `(T, H, W, 3)`, uint8, with the patches at positions `(M,)` replaced by values `(M, t*p*p, 3)` in [0, 1]."""
+    """Replace patches of uint8 frames `(T, H, W, 3)` at positions `(M,)` by values `(M, t*p*p, 3)` in [0, 1]."""
     (time, height, width), patch = clip.grid, clip.patch
     layout = "(t k) (h p) (w q) c -> (t h w) (k p q) c"
     tokens = rearrange(frames, layout, k=clip.tubelet, p=patch, q=patch).copy()

@@ -1,4 +1,4 @@
-"""The look of all figures: palette, fonts, and how they are saved."""
+"""The style of all figures: palette, fonts, and how they are saved."""
 
 from pathlib import Path
 from typing import Any
@@ -9,34 +9,29 @@ from matplotlib.figure import Figure
 from vmae_lab.lab.plots.text import fallback_fonts
 from vmae_lab.utils.atomic_io import atomic_write, make_folder
 
-# Okabe and Ito's palette for colour-blind readers, without its yellow (faint on white), with a grey.
+# The palette of Okabe and Ito for color-blind readers, with grey instead of yellow, which is faint on white.
 GREY, BLACK, ORANGE, RED, PINK, SKY, BLUE, GREEN = (
     "#777777", "#000000", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73",
 )  # fmt: skip
-# Per colour: the dashes of a line and the hatch of a bar, for print in greys.
+# Color -> line style and hatch of bars, to distinguish arms in greyscale print.
 PRINTED: dict[str, tuple[Any, str]] = {
     GREY: ("--", ""), BLACK: ("-", "++"), ORANGE: ((0, (6, 2)), ".."), RED: ("-.", "xx"), PINK: ((0, (1, 1)), "oo"),
     SKY: ((0, (2, 1)), "--"), BLUE: ("-", "//"), GREEN: ((0, (6, 1, 1, 1, 1, 1)), "\\\\"),
 }  # fmt: skip
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, GREY), "osD^vP*X"
 STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "svg.hashsalt": "vmae_lab",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-}
+    "figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "svg.hashsalt": "vmae_lab", "font.size": 10,
+    "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
 
 
 def use_style() -> None:
-    """Set the look of all figures."""
+    """Apply the style to all figures."""
     sns.set_theme(context="notebook", style="ticks", rc={**STYLE, "font.family": ["sans-serif", *fallback_fonts()]})
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Write `<name>.png` and `<name>.svg`. The same figure gives the same bytes. Returns the path of the png."""
+    """Write `<name>.png` and `<name>.svg`, the same bytes for the same figure. Returns the path of the PNG."""
     make_folder(folder)
     for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         with atomic_write(folder / f"{name}.{suffix}") as temporary:

@@ -1,4 +1,4 @@
-"""Names that users give (classes, files, sources, arms) in figures and Markdown: shown as text, never read as markup."""
+"""Show names from users (classes, files, sources, arms) in figures and Markdown as plain text, never as markup."""
 
 import re
 from functools import lru_cache
@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 LONGEST = 48  # characters of a name in a figure
-# Fonts that are used for characters that the figure's own font lacks, if they are installed. Colour fonts cannot be drawn.
+# Fonts for characters that the font of a figure lacks, if they are installed. Matplotlib cannot draw color fonts.
 FALLBACK_FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Micro Hei",
     "PingFang SC", "Hiragino Sans", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai",
@@ -18,16 +18,16 @@ NO_NAME = "(no name)"
 
 
 def fallback_fonts() -> list[str]:
-    """Those of FALLBACK_FONTS that are installed."""
+    """Return the installed fonts of FALLBACK_FONTS."""
     installed = set(fontManager.get_font_names())
     return [name for name in FALLBACK_FONTS if name in installed]
 
 
 def short(name: object, most: int = LONGEST) -> str:
-    """A name as matplotlib can draw it: one line, `$` starts no formula, a leading `_` hides no entry of a legend, a character
-    that no font has is written as its code (`\\u4e2d`), and the middle of a long name is left out.
+    """Return a name as one line of at most about `most` characters that matplotlib can draw.
 
-    A legible name stays as it is.
+    `$` starts no formula, a leading `_` hides no legend entry, a character that no font has becomes its code (`\\u4e2d`), and
+    the middle of a long name is left out. Any other name stays unchanged.
     """
     text = " ".join(str(name).split()).replace(r"\$", "$") or NO_NAME
     drawable = _drawable(tuple(mpl.rcParams["font.family"]))
@@ -39,20 +39,20 @@ def short(name: object, most: int = LONGEST) -> str:
 
 
 def wrapped(name: object, most: int, width: int) -> str:
-    """A legible name on up to three lines."""
+    """Return a drawable name (see `short`) on up to three lines."""
     lines = fill(short(name, most).replace(r"\$", "$"), width, max_lines=3, placeholder=" …").splitlines()
     return "\n".join(map(short, lines))
 
 
 def markdown(name: object) -> str:
-    """A name as text of a Markdown page, on one line, also in a table's cell."""
+    """Return a name as one line of Markdown text, also for a cell of a table."""
     text = " ".join(str(name).split()).encode("utf-8", "backslashreplace").decode("utf-8")  # surrogates as their codes
     return re.sub(r"([\\`*|$~]|(?<!\w)_|_(?!\w)|(?<=\])\(|&(?=#?\w+;))", r"\\\1", text).replace("<", "&lt;")
 
 
 @lru_cache
 def _drawable(families: tuple[str, ...]) -> frozenset[int]:
-    """The characters of the fonts that matplotlib looks into, in this order, for a figure's text."""
+    """Return the code points that at least one of the fonts can draw."""
     found: set[int] = set()
     for family in families:
         try:

@@ -1,6 +1,6 @@
-"""The registry of stages: each kind is one class in a file of its own, which is imported here together with its builders.
+"""The registry of stages: each kind is a class in its own file, imported here with the functions that build its stages.
 
-A builder such as `pretrain_stage(recipe, seed)` makes a stage from the settings of a recipe.
+For example, `pretrain_stage(recipe, seed)` builds a stage from the settings of a recipe.
 """
 
 from vmae_lab.lab.stages.controls import controls_stage

@@ -1,4 +1,4 @@
-"""What a classifier can read without an encoder: raw pixels, and each single frame. Without an encoder there is no seed."""
+"""Stage `controls`: accuracy without an encoder, from raw pixels and from each single frame. It does not depend on a seed."""
 
 from typing import Any
 
@@ -12,11 +12,13 @@ from vmae_lab.lab.stages.cost import Work, reading_seconds, ridge_macs
 from vmae_lab.lab.stages.inputs import EvaluatedStage
 from vmae_lab.lab.stages.stage import Job, Stage, build
 
-SOLVE_MACS = 8e9  # multiply-accumulates per second in float64, of one core
+SOLVE_MACS = 8e9  # multiply-accumulates per second of one core in float64
+
+ONLY_EMBEDDED = "controls are only for the embedded data set"
 
 
 class ControlsStage(EvaluatedStage):
-    """Ridge classifiers on pixels; only of the embedded data set."""
+    """Ridge classifiers on pixels. Only for the embedded data set."""
 
     kind = "controls"
 
@@ -26,8 +28,8 @@ class ControlsStage(EvaluatedStage):
     def run(self, job: Job) -> dict[str, Any]:
         clips = self.clips("train", self.evaluated_sources, job.compute)
         held_out, counts = self.held_out_clips(job.compute)
-        assert isinstance(clips, MemmapDataset), "controls are of the embedded data set alone"
-        assert isinstance(held_out, MemmapDataset)
+        assert isinstance(clips, MemmapDataset), ONLY_EMBEDDED
+        assert isinstance(held_out, MemmapDataset), ONLY_EMBEDDED
         draws = labelled_draws(clips.labels, ProbeSettings(labels=self.labels, draws=self.draws), self.data.seed)
         raw = [raw_pixel_accuracy(clips, held_out, rows, self.model, self.data.stride) for rows in draws]
         frames = single_frame_accuracies(clips, held_out, self.model.side)
@@ -40,13 +42,13 @@ class ControlsStage(EvaluatedStage):
 
     @property
     def macs(self) -> float:
-        return self.clip_macs * self.held_out_count  # for the weight in a progress bar
+        return self.clip_macs * self.held_out_count  # the weight in a progress bar
 
     @property
     def work(self) -> Work:
-        """Ridge on every single frame of all training clips, and on the pixels of the labelled clips."""
+        """Ridge classifiers on each frame of all training clips, and on the pixels of the labelled clips."""
         world, labels, clips, classes = self.data.motionworld, self.labels or 0, self.held_out_count, self.data.classes
-        assert world is not None, "controls are of the embedded data set alone"
+        assert world is not None, ONLY_EMBEDDED
         trained = len(self.evaluated_sources or self.data.sources) * classes * world.train
         pixels, small = 3 * self.model.frames * self.model.side**2, 3 * min(self.model.side // 2, MOST_PIXELS) ** 2
         solved = world.frames * ridge_macs(trained, small, clips, classes)
@@ -58,6 +60,6 @@ class ControlsStage(EvaluatedStage):
 
 
 def controls_stage(recipe: Recipe) -> Stage:
-    """What can be read without an encoder: raw pixels, and each single frame."""
+    """Build the controls stage, with the labels and draws of the probes."""
     probe = recipe.evaluate.probe
     return build(ControlsStage, recipe, labels=probe.labels, draws=probe.draws)

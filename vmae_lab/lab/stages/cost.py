@@ -1,4 +1,4 @@
-"""Units of a stage's cost: the work by the resource that limits it, and counts that several kinds of stages share."""
+"""The cost of a stage: its work by the resource that limits it, and counts that several kinds of stages share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,25 +8,28 @@ import torch
 from torch import nn
 
 from vmae_lab.data.dataset import DataSettings
+from vmae_lab.data.motionworld.writer import WorldSettings, cache_home
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.settings import TrainSettings
 
-BACKWARD = 3  # forward and backward together, in forward passes
-# Seconds of one quiet core (AMD EPYC, November 2026).
-CLIP_S = 2.5e-4  # to read a decoded clip, whatever its size
+BACKWARD = 3  # cost of forward and backward together, in forward passes
+# CPU seconds on one idle core (AMD EPYC, November 2026).
+CLIP_S = 2.5e-4  # reading a decoded clip of any size
 CROP_PIXEL_S = 9e-9  # per pixel of a clip that a loader process crops, stacks and sends
 RESIZE_PIXEL_S = 21e-9  # per pixel of a clip that is also resized
-AUGMENT_PIXEL_S = 1.1e-7  # per pixel of a clip that RandAugment changes frame by frame: 85 ms at 16 x 224 x 224
-DECODE_S = 0.05  # to decode a file of 320 x 240 pixels and cut it (reports/LOG.md, 2026-11-23); 0.4 at 1280 x 720
+AUGMENT_PIXEL_S = 1.1e-7  # per pixel of a clip, for RandAugment on each frame: 85 ms at 16 x 224 x 224
+DECODE_S = 0.05  # decoding a clip from a file of 320 x 240 pixels (reports/LOG.md, 2026-11-23); 0.4 at 1280 x 720
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes: multiply-accumulates of training, of predictions (float32) and of closed-form readouts (float64),
-    layers x optimiser steps, and seconds of CPU work in loader processes and in the stage's own process.
+    """What a stage computes.
+
+    `training`, `prediction` (float32) and `readout` (closed form, float64) are multiply-accumulates. `layer_steps` is layers x
+    optimizer steps. `loading_s` and `own_s` are CPU seconds of the loader processes and of the stage's own process.
     """
 
     training: float = 0.0
@@ -37,37 +40,64 @@ class Work:
     own_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class EmbeddedVideos:
+    """Embedded videos that a stage reads. `decoded_side`: side of the pixels that are also kept decoded; 0 for none."""
+
+    world: WorldSettings
+    frames: int
+    side: int
+    decoded_side: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.world.jobs())
+
+    @property
+    def pixels(self) -> int:
+        return self.count * self.frames * self.side**2
+
+    @property
+    def decoded_bytes(self) -> int:
+        return 3 * self.count * self.frames * self.decoded_side**2
+
+    @property
+    def written(self) -> bool:
+        folder = cache_home() / f"{self.world.prefix}-{self.world.fingerprint}"
+        return (folder / f"decoded-{self.decoded_side}.npy" if self.decoded_side else folder).exists()
+
+
 @cache
 def token_counts(masks: MaskSettings, clip: ClipShape) -> TokenCounts:
     return TokenCounts.of(masks, clip)
 
 
 def step_macs(model: ModelSettings, masks: MaskSettings, batch_size: int) -> float:
-    """Multiply-accumulates of one pre-training step, forward and backward, with only the visible cubes embedded."""
+    """Return the multiply-accumulates of one pre-training step, forward and backward. Only visible patches are embedded."""
     counts = token_counts(masks, model.clip)
     return batch_size * training_macs(model.dimensions, model.clip, counts.visible, counts.decoded)
 
 
 def ridge_macs(rows: int, columns: int, others: int, classes: int) -> float:
-    """Multiply-accumulates of a ridge classifier: its Gram or covariance matrix, eigenvectors, and predictions."""
-    least = min(rows, columns)
-    return rows * columns * least + 10 * least**3 + (rows + others) * columns * classes
+    """Return the multiply-accumulates of a ridge classifier: Gram or covariance matrix, eigenvectors, and predictions."""
+    smaller = min(rows, columns)
+    return rows * columns * smaller + 10 * smaller**3 + (rows + others) * columns * classes
 
 
 def count_parameters(build: Callable[[], nn.Module]) -> int:
-    """Parameters of a model, which is built without memory for its weights."""
+    """Return the number of parameters of a model. It is built without memory for its weights."""
     with torch.device("meta"):
         return sum(p.numel() for p in build().parameters())
 
 
 @cache
 def parameter_count(model: ModelSettings) -> int:
-    """Parameters of the whole autoencoder. Its fused qkv bias has a part for k that the official layout leaves out."""
+    """Return the number of parameters of encoder and decoder. Unlike the official count, it includes a bias of the keys."""
     return count_parameters(lambda: VideoMAE(model.dimensions, model.clip))
 
 
 def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSettings) -> float:
-    """CPU seconds of the batches of a whole training."""
+    """Return the CPU seconds that the batches of a whole training take."""
     sizes = {round(scale * data.resident_side) for scale in data.crop_scales}
     pixels = model.frames * model.side**2
     per_sample = CLIP_S + pixels * (RESIZE_PIXEL_S if data.lists or sizes != {model.side} else CROP_PIXEL_S)
@@ -79,6 +109,6 @@ def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSet
 
 
 def reading_seconds(model: ModelSettings, data: DataSettings) -> float:
-    """CPU seconds of one clip of an evaluation, which its own process reads."""
+    """Return the CPU seconds to read one clip in the process that evaluates it."""
     resized = data.lists or data.resident_side != model.side
     return CLIP_S + (model.frames * model.side**2 * RESIZE_PIXEL_S if resized else 0.0)

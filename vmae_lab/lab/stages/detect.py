@@ -1,11 +1,12 @@
-"""Spatial detection: who does what where, in the key frames of scenes."""
+"""Stage `detect`: spatio-temporal action detection in the key frames of scenes (AVA)."""
 
 from typing import Any, Literal
 
 from vmae_lab.data.ava import write_detections
+from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND
 from vmae_lab.evaluation.frame_map import frame_map
 from vmae_lab.lab.config import Recipe, require
-from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters
+from vmae_lab.lab.stages.cost import BACKWARD, EmbeddedVideos, Work, count_parameters
 from vmae_lab.lab.stages.inputs import corrupt_videos_in, load_scenes, replaced_videos
 from vmae_lab.lab.stages.stage import DETECTIONS, Job, Stage, build, input_encoder_state, training_cost
 from vmae_lab.models.action_detector import ActionDetector
@@ -15,12 +16,13 @@ from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.detect import DetectSettings, DetectTask, Whose, detect
 from vmae_lab.utils.processes import process_state
 
-AVA_CLASSES = 80  # for the size of the linear layer, which is small next to the encoder
+AVA_CLASSES = 80  # to count parameters; the linear layer is small compared with the encoder
 
 
 class DetectStage(Stage):
-    """Training of an action detector, evaluated by frame mAP: with a person detector's boxes if there are any, and with true
-    boxes. The detections are kept in a file.
+    """Training of an action detector, evaluated by frame mAP with true boxes and with the boxes of a person detector, if any.
+
+    The detections are written to a file.
     """
 
     kind = "detect"
@@ -43,7 +45,7 @@ class DetectStage(Stage):
             names["persons"] = "frame_map"
         detections = detect(trained.model, held_out, self.detect, self.model, tuple(names))
         scores = {name: frame_map(held_out.truth, detections[whose], held_out.evaluated) for whose, name in names.items()}
-        *_, main = scores.values()  # with the person detector's boxes if there are any
+        *_, main = scores.values()  # with the boxes of the person detector, if any
         if process_state().is_main_process:
             write_detections(job.folder / DETECTIONS, detections[list(names)[-1]])
         return {
@@ -55,7 +57,7 @@ class DetectStage(Stage):
 
     @property
     def work(self) -> Work:
-        """Training on square crops, and one pass over the held-out key frames, which are not counted for lists."""
+        """Training on square crops, and one pass over the held-out key frames; these are not counted for listed videos."""
         sides = (self.detect.side, self.detect.test_short_side - self.detect.test_short_side % self.model.clip.patch)
         crop, frame = (
             classify_cost(
@@ -68,11 +70,16 @@ class DetectStage(Stage):
         return Work(training=BACKWARD * crop * self.steps * self.detect.batch_size + evaluated)
 
     @property
-    def disk_bytes(self) -> int:
-        return 4 * count_parameters(lambda: ActionDetector(self.model.dimensions, self.model.clip, AVA_CLASSES))
+    def parameters(self) -> int:
+        return count_parameters(lambda: ActionDetector(self.model.dimensions, self.model.clip, AVA_CLASSES))
+
+    @property
+    def embedded_videos(self) -> EmbeddedVideos | None:
+        world = self.detect.scenes.motionworld
+        return EmbeddedVideos(world, world.seconds * FRAMES_A_SECOND, world.side) if world else None
 
 
 def detect_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
-    """Spatial detection, from an encoder or from scratch. Raises RecipeError."""
+    """Build a spatial detection stage, from an encoder or from scratch. Raises RecipeError."""
     settings = require(recipe.detect, "detect", "the plan detects actions")
     return build(DetectStage, recipe, encoder, seed=seed, detect=settings, scenes_fingerprint=settings.scenes.fingerprint)

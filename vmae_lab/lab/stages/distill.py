@@ -1,4 +1,4 @@
-"""Distillation: a student learns to predict what a supervised stage's classifier predicts (VideoMAE V2)."""
+"""Stage `distill`: a student learns the predictions of a supervised stage's classifier (VideoMAE V2)."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,9 +16,9 @@ from vmae_lab.training.tasks.finetune import predict
 
 
 class DistillStage(SupervisedStage):
-    """Training of a student on the clips to pre-train on. If these have labels, student and teacher are both evaluated.
+    """Training of a student on the clips to pre-train on. If the data has labels, student and teacher are evaluated.
 
-    Inputs: the teacher and, unless the student starts from scratch, the student's encoder.
+    Inputs: the teacher and, if the student does not start from scratch, the student's encoder.
     """
 
     kind = "distill"
@@ -44,14 +44,14 @@ class DistillStage(SupervisedStage):
         if not self.data.labelled:
             return result
         held_out, counts = self.held_out_clips(job.compute)
-        student, taught_by = (
+        student, teacher_classes = (
             predict(model, held_out, self.model, self.data.stride, task.settings.sampling).argmax(1).numpy()
             for model in (trained.model.classifier, task.teacher)
         )
         metrics = {
             "distill": top1(student, held_out.labels),
-            "distill_teacher": top1(taught_by, held_out.labels),
-            "distill_agreement": top1(student, taught_by),
+            "distill_teacher": top1(teacher_classes, held_out.labels),
+            "distill_agreement": top1(student, teacher_classes),
         }
         return {**result, "metrics": metrics, **counts}
 
@@ -61,13 +61,13 @@ class DistillStage(SupervisedStage):
 
     @property
     def work(self) -> Work:
-        """The student's, and the teacher's forward passes on the same clips."""
-        student, shown = super().work, self.steps * self.distill.batch_size
-        teacher = self.teacher.clip_macs * (shown + self.held_out_count)
+        """The student's work, and the teacher's forward passes on the same clips."""
+        student, clips = super().work, self.steps * self.distill.batch_size + self.held_out_count
+        teacher = self.teacher.clip_macs * clips
         return replace(student, training=student.training + teacher, own_s=2 * student.own_s)
 
 
 def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
-    """Teach `recipe.model`, from an encoder or from scratch, what a supervised stage's model predicts. Raises RecipeError."""
+    """Build a distillation stage for `recipe.model`, from an encoder or from scratch. Raises RecipeError."""
     settings = require(recipe.distill, "distill", "the plan teaches a student")
     return build(DistillStage, recipe, teacher, encoder, seed=seed, distill=settings, sources=None)

@@ -1,4 +1,4 @@
-"""The kind `opened`: a checkpoint from elsewhere, as a folder like that of a stage that trained it."""
+"""Stage `opened`: a checkpoint from elsewhere, copied into a folder like that of a stage that trains."""
 
 import warnings
 from dataclasses import replace
@@ -16,7 +16,7 @@ from vmae_lab.models.videomae import VideoMAE
 
 
 class OpenedStage(Stage):
-    """A checkpoint, named by its weights; `where` is its path or its name on the hub."""
+    """A checkpoint, named by its weights. `where` is its path or its name on the hub."""
 
     kind = "opened"
 
@@ -29,7 +29,7 @@ class OpenedStage(Stage):
         if self.config.model == "VideoMAE":
             opened: Pretrained = VideoMAE.from_pretrained(self.where, frames=frames, side=side)
         else:
-            with warnings.catch_warnings():  # about a head that does not fit: then only the encoder is loaded
+            with warnings.catch_warnings():  # if the head does not fit, only the encoder is loaded, with a warning
                 warnings.simplefilter("ignore")
                 classes = self.config.classes or 1
                 opened = VideoClassifier.from_pretrained(self.where, classes=classes, frames=frames, side=side)
@@ -37,48 +37,49 @@ class OpenedStage(Stage):
         return {"metrics": {}, "opened": self.where}
 
     @property
-    def disk_bytes(self) -> int:
-        return 4 * parameter_count(self.model)
+    def parameters(self) -> int:
+        return parameter_count(self.model)
 
 
 def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
-    """A checkpoint on the recipe's clips. Raises CheckpointError if its encoder does not fit `recipe.model`."""
+    """Build the stage of a checkpoint. Raises CheckpointError if its encoder does not fit `recipe.model`."""
     ours, theirs = recipe.model, checkpoint.config
     if _encoder(ours.dimensions, ours.clip) != _encoder(theirs.size, theirs.clip):
         raise CheckpointError(
             f"{checkpoint.where} is {_described(theirs.size, theirs.clip)}; the recipe's model is "
             f"{_described(ours.dimensions, ours.clip)}. Set model.size, model.patch, model.tubelet and model.layer_scale to "
-            "the checkpoint's, or choose another checkpoint"
+            "those of the checkpoint, or choose another checkpoint"
         )
-    weights = weights_digest(dict(sorted(checkpoint.state.items())))  # files of one content order it differently
+    weights = weights_digest(dict(sorted(checkpoint.state.items())))  # equal weights can be in a different order
     return build(OpenedStage, recipe, weights=weights, config=theirs, where=checkpoint.where)
 
 
 def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
-    """A checkpoint that is evaluated without training. Raises CheckpointError if it has no head for the recipe's data."""
+    """Build the stage of a checkpoint to evaluate without training. Raises CheckpointError if its head does not fit."""
     config, stage = checkpoint.config, opened_stage(recipe, checkpoint)
     if config.classes is None:
-        raise CheckpointError(f"{checkpoint.where} has no class head: fine-tune it first, with `finetune --encoder`")
+        raise CheckpointError(f"{checkpoint.where} has no classification head. Fine-tune it first with `finetune --encoder`")
     if config.classes != recipe.data.classes:
         raise CheckpointError(
-            f"{checkpoint.where} has a head for {config.classes} classes; the recipe's data has {recipe.data.classes}"
+            f"{checkpoint.where} has a head for {config.classes} classes, but the recipe's data has {recipe.data.classes}"
         )
     if config.readout == "flat" and config.clip.tokens != recipe.model.clip.tokens:
         raise CheckpointError(
-            f"{checkpoint.where} has a flat head for {config.clip.tokens} tokens; clips of the recipe have "
-            f"{recipe.model.clip.tokens}. Set model.frames {config.clip.frames} and model.side {config.clip.side}"
+            f"{checkpoint.where} has a flat head for {config.clip.tokens} tokens, but clips of the recipe have "
+            f"{recipe.model.clip.tokens}. Set model.frames to {config.clip.frames} and model.side to {config.clip.side}"
         )
     return stage
 
 
 def _encoder(size: Size, clip: ClipShape) -> tuple[int, ...]:
-    """The numbers that determine the shapes of an encoder's weights."""
+    """Return the numbers that decide the shapes of an encoder's weights."""
     scaled = size.layer_scale is not None
     return size.width, size.depth, size.heads, size.mlp_hidden, scaled, clip.tubelet, clip.patch, clip.channels
 
 
 def _described(size: Size, clip: ClipShape) -> str:
     plain = _encoder(replace(size, layer_scale=None), clip)
-    name = next((name for name, known in SIZES.items() if _encoder(known, clip) == plain), "of no known size")
+    name = next((name for name, known in SIZES.items() if _encoder(known, clip) == plain), "of unknown size")
     scale = "" if size.layer_scale is None else f", layer_scale {size.layer_scale:g}"
-    return f"{name} ({size.depth} blocks, {size.width} wide{scale}) on cubes of {clip.tubelet} x {clip.patch} x {clip.patch}"
+    patch = f"{clip.tubelet} x {clip.patch} x {clip.patch}"
+    return f"{name} ({size.depth} blocks, width {size.width}{scale}) on patches of {patch}"

@@ -1,4 +1,4 @@
-"""Supervised training of a classifier: fine-tuning with few labels, and post-pre-training with all labels of the pool."""
+"""Stages `finetune` (supervised training with few labels) and `post_pretrain` (with all labels of the pre-training data)."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from vmae_lab.utils.processes import process_state
 
 
 class SupervisedStage(EvaluatedStage):
-    """Training of a classifier from the encoder of its input, or from scratch without one; evaluated by top-1."""
+    """Training of a classifier from the encoder of its input, or from scratch without an input. Evaluated by top-1 accuracy."""
 
     seed: int
 
     def labelled(self, compute: Compute) -> tuple[Clips, np.ndarray]:
-        """The clips, and which rows of them to train on."""
+        """Return clips, and which of their rows to train on."""
         raise NotImplementedError
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -44,18 +44,17 @@ class SupervisedStage(EvaluatedStage):
         }  # fmt: skip
 
     def build(self) -> VideoClassifier:
-        """The trained classifier without its weights."""
+        """Build the classifier, with initial weights."""
         return VideoClassifier(self.model.dimensions, self.model.clip, self.data.classes, self.section.readout)
 
     def load(self, folder: Path) -> VideoClassifier:
-        """The classifier that the finished stage left in its folder, on the device, for evaluation."""
+        """Load the classifier of a finished stage on the device, for evaluation."""
         classifier = self.build()
         load_weights(classifier, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
         return classifier.to(process_state().device).eval()
 
     @property
     def parameters(self) -> int:
-        """Parameters of the classifier."""
         return count_parameters(self.build)
 
     @property
@@ -66,13 +65,9 @@ class SupervisedStage(EvaluatedStage):
             loading_s=loading_seconds(self.section, self.model, self.data), own_s=self.reading_s,
         )  # fmt: skip
 
-    @property
-    def disk_bytes(self) -> int:
-        return 4 * self.parameters
-
 
 class FinetuneStage(SupervisedStage):
-    """Fine-tuning with few labels, or with all if `labels` is None."""
+    """Fine-tuning with some labels, or with all if `labels` is None."""
 
     kind = "finetune"
     reads = ("train", HELD_OUT)
@@ -92,7 +87,7 @@ class FinetuneStage(SupervisedStage):
 
 
 class PostPretrainStage(SupervisedStage):
-    """Supervised training on all labels of the clips to pre-train on; evaluated on held-out clips of the same sources."""
+    """Supervised training on all labels of the clips to pre-train on. Evaluated on held-out clips of the same sources."""
 
     kind = "post_pretrain"
     reads = ("pretrain", HELD_OUT)
@@ -109,10 +104,10 @@ class PostPretrainStage(SupervisedStage):
 
 
 def finetune_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
-    """Fine-tuning with few labels, from an encoder or from scratch."""
+    """Build a fine-tuning stage, from an encoder or from scratch."""
     return build(FinetuneStage, recipe, encoder, seed=seed, labels=recipe.evaluate.finetune_labels)
 
 
 def post_pretrain_stage(recipe: Recipe, encoder: Stage | None, seed: int) -> Stage:
-    """Supervised training on all labels of the sources to pre-train on, from an encoder or from scratch."""
+    """Build a post-pre-training stage, from an encoder or from scratch."""
     return build(PostPretrainStage, recipe, encoder, seed=seed, sources=None)

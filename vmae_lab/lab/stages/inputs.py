@@ -1,6 +1,6 @@
-"""What stages read: clips, scenes and untrimmed videos, embedded or listed, each opened once per process.
+"""What stages read: clips, scenes and untrimmed videos, embedded or listed. Each is opened once per process.
 
-An evaluation may leave out videos that cannot be read if the recipe says so; a training replaces them and counts them.
+Training replaces unreadable videos and counts them. Evaluation skips them if the recipe allows it, and stops if not.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from vmae_lab.data.ava import Scenes, SceneSettings, open_scenes
 from vmae_lab.data.corrupt_videos import CorruptVideos
 from vmae_lab.data.dataset import Clips, DataSettings, load_clips
 from vmae_lab.data.eval_clips import readable
-from vmae_lab.lab.stages.cost import reading_seconds
+from vmae_lab.lab.stages.cost import EmbeddedVideos, reading_seconds
 from vmae_lab.lab.stages.stage import Stage
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings
@@ -25,7 +25,7 @@ Opened = TypeVar("Opened")
 
 
 def _open(opener: Callable[..., Opened], settings: Any, *arguments: Any) -> Opened:
-    """A data set, opened once per process and again if its content has changed meanwhile."""
+    """Open a data set once per process, and again if its content has changed."""
     opened: Opened = _opened(opener, settings.__class__, settings.model_dump_json(), settings.fingerprint, *arguments)
     return opened
 
@@ -36,31 +36,28 @@ def _opened(opener: Callable[..., Any], kind: Any, settings: str, fingerprint: s
 
 
 def split_clips(data: DataSettings, split: str, sources: Sequence[str], compute: Compute) -> Clips:
-    """All clips of one split, whether they can be read or not."""
+    """Return all clips of one split, readable or not."""
     return _open(load_clips, data, split, tuple(sources), compute.processes)
 
 
 def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes:
-    """The key frames of one split."""
+    """Return the key frames of one split."""
     return _open(open_scenes, settings, split, compute.processes)
 
 
 def load_untrimmed(settings: UntrimmedSettings, split: Split, compute: Compute) -> Untrimmed:
-    """The annotated untrimmed videos of one split."""
+    """Return the annotated untrimmed videos of one split."""
     return _open(open_untrimmed, settings, split, compute.processes)
 
 
 def check_scenes(settings: SceneSettings, split: str, compute: Compute) -> None:
-    """Open the scenes to train and to evaluate on, so that wrong lists are reported before hours of training.
-
-    Raises ListError, StorageError.
-    """
+    """Open the scenes to train and to evaluate on, to find wrong lists before training. Raises ListError, StorageError."""
     for name in dict.fromkeys(("train", split)):
         load_scenes(settings, name, compute)
 
 
 def check_untrimmed(settings: UntrimmedSettings, split: Split, compute: Compute) -> None:
-    """The same of untrimmed videos; also check that they, or their features, exist. Raises ListError, StorageError."""
+    """Check untrimmed videos in the same way, and that their files or features exist. Raises ListError, StorageError."""
     names: tuple[Split, Split] = ("train", split)
     for name in dict.fromkeys(names):
         load_untrimmed(settings, name, compute).check()
@@ -77,7 +74,7 @@ class ClipStage(Stage):
     model: ModelSettings
 
     def clips(self, split: str, sources: Sequence[str], compute: Compute) -> Clips:
-        """All clips of one split."""
+        """Return all clips of one split."""
         return split_clips(self.data, split, sources, compute)
 
     @property
@@ -85,9 +82,14 @@ class ClipStage(Stage):
         """Multiply-accumulates of one clip's forward pass through the classifier."""
         return classify_cost(self.model.dimensions, self.model.clip, self.data.classes).macs
 
+    @property
+    def embedded_videos(self) -> EmbeddedVideos | None:
+        world = self.data.motionworld
+        return EmbeddedVideos(world, world.frames, world.side, self.data.resident_side) if world else None
+
 
 class EvaluatedStage(ClipStage):
-    """A stage that is evaluated on held-out clips: of `sources`, or without these of the sources that are trained on."""
+    """A stage that is evaluated on held-out clips of `sources`, or, if None, of the sources to pre-train on."""
 
     split: Literal["validation", "test"]
     missing: Literal["refuse", "skip"] = "refuse"
@@ -98,20 +100,18 @@ class EvaluatedStage(ClipStage):
         return self.data.pretrain_sources if self.sources is None else self.sources
 
     def held_out_clips(self, compute: Compute) -> tuple[Clips, dict[str, Any]]:
-        """The clips to evaluate on, and what the result says about them.
+        """Return the clips to evaluate on, and what the result records about them.
 
-        Unreadable clips are left out by name if the recipe says "skip". If not, none is tried here, and reading one raises
-        MissingVideos.
+        If the recipe sets `missing: skip`, unreadable clips are left out and named. Otherwise none is tried here, and reading
+        an unreadable one raises MissingVideos.
         """
         clips = self.clips(self.split, self.evaluated_sources, compute)
         rows, left_out = self._readable(clips, range(len(clips)))
         kept = clips.subset(rows) if left_out else clips
         return kept, {"test_clips": len(kept), **({"left_out": left_out} if left_out else {})}
 
-    def readable_draws(
-        self, labelled: Clips, draws: list[np.ndarray]
-    ) -> tuple[list[np.ndarray], np.ndarray, dict[str, Any]]:  # fmt: skip
-        """Draws of labelled rows, all rows that they need, and what the result says about rows that are left out."""
+    def readable_draws(self, labelled: Clips, draws: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray, dict[str, Any]]:
+        """Return the readable part of draws of rows, all rows in them, and what the result records about the others."""
         needed = np.unique(np.concatenate(draws))
         rows, left_out = self._readable(labelled, needed.tolist())
         if not left_out:
@@ -119,7 +119,7 @@ class EvaluatedStage(ClipStage):
         return [draw[np.isin(draw, rows)] for draw in draws], np.asarray(rows), {"left_out_of_training": left_out}
 
     def _readable(self, clips: Clips, rows: Sequence[int]) -> tuple[Sequence[int], list[str]]:
-        """The rows that can be read, and the names of the others; all rows, untried, if none may be left out."""
+        """Return the readable rows and the names of the others; all rows, without reading them, if none may be left out."""
         if self.missing != "skip":
             return rows, []
         found, missing = readable(clips, rows, self.model.frames, self.data.stride, self.model.side)
@@ -129,13 +129,13 @@ class EvaluatedStage(ClipStage):
 
     @property
     def held_out_count(self) -> int:
-        """Clips that are evaluated on; 0 for list files, which are not counted before they are read."""
+        """Number of clips to evaluate on. It is 0 for listed videos, whose number is not known before the list is read."""
         world = self.data.motionworld
         return len(self.evaluated_sources or self.data.sources) * self.data.classes * getattr(world, self.split) if world else 0
 
     @property
     def reading_s(self) -> float:
-        """CPU seconds to read the clips that are evaluated on, once."""
+        """CPU seconds to read the clips to evaluate on, once."""
         return self.held_out_count * reading_seconds(self.model, self.data)
 
 
@@ -143,13 +143,13 @@ class EvaluatedStage(ClipStage):
 
 
 def corrupt_videos_in(folder: Path) -> CorruptVideos:
-    """The list of a training's unreadable videos, with those that it found before an interruption."""
+    """Return the list of a training's unreadable videos, including those from before an interruption."""
     return CorruptVideos(folder / "quarantine.csv")
 
 
 def replaced_videos(corrupt_videos: CorruptVideos) -> dict[str, Any]:
-    """What the result says about videos that a training could not read; nothing if it could read all."""
+    """Return what the result records about videos that a training could not read; nothing if it could read all."""
     if not len(corrupt_videos):
         return {}
-    print(f"{len(corrupt_videos)} videos could not be read and were replaced by others; see {corrupt_videos.file}")
+    print(f"{len(corrupt_videos)} videos could not be read and were replaced by others. {corrupt_videos.file} lists them")
     return {"quarantined": len(corrupt_videos)}

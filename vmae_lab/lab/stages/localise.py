@@ -1,4 +1,4 @@
-"""Temporal detection: when which action happens in untrimmed videos, from features of their windows."""
+"""Stages `features` and `localise`: temporal action detection in untrimmed videos, from features of their windows."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from vmae_lab.data.video_features import VideoFeatures
 from vmae_lab.evaluation.features import FeatureSettings, extract_features, open_encoder, open_extracted
 from vmae_lab.evaluation.temporal_map import DURATIONS, SegmentMap, segment_map
 from vmae_lab.lab.config import Recipe, require
-from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters
+from vmae_lab.lab.stages.cost import BACKWARD, EmbeddedVideos, Work, count_parameters
 from vmae_lab.lab.stages.inputs import load_untrimmed
 from vmae_lab.lab.stages.stage import FEATURES, SEGMENTS, Job, Stage, build, training_cost
 from vmae_lab.models.actionformer import CHUNK, ActionFormer, ActionFormerShape
@@ -23,12 +23,12 @@ from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask, localise
 from vmae_lab.utils.processes import process_state
 
-BATCH = 32  # windows that go through the encoder at a time
-I3D_WIDTH, THUMOS_CLASSES = 2048, 20  # for the cost of features and annotations that are not read yet
+BATCH = 32  # windows per forward pass of the encoder
+I3D_WIDTH, THUMOS_CLASSES = 2048, 20  # assumed for the cost of features and annotations that are not read yet
 
 
 class FeaturesStage(Stage):
-    """Features of the windows of every video of a split. Processes share the videos. `where` holds the videos' settings."""
+    """Features of the windows of every video of a split, divided over the processes. `where` holds the videos' settings."""
 
     kind = "features"
 
@@ -52,7 +52,7 @@ class FeaturesStage(Stage):
         shown = job.progress and state.is_main_process
         done = extract_features(encoder, mine, folder, self.features, norm, BATCH, progress=shown)
         state.wait_for_everyone()
-        if state.num_processes > 1 and state.is_main_process:  # one table of all videos; only unreadable ones are tried again
+        if state.num_processes > 1 and state.is_main_process:  # write one table of all videos; unreadable ones are tried again
             done = extract_features(encoder, clips, folder, self.features, norm, BATCH, progress=False)
         clips.decoders.close()
         done.check()
@@ -69,9 +69,9 @@ class FeaturesStage(Stage):
 
 
 class LocaliseStage(Stage):
-    """Training of a temporal detector, evaluated by mAP over temporal IoU; the predicted segments are kept in a file.
+    """Training of a temporal detector, evaluated by mAP over temporal IoU. The predicted segments are written to a file.
 
-    Inputs: the features of the training split and of the evaluated split; none if the recipe has pre-extracted features.
+    Inputs: the features of the training split and of the evaluated split; none with pre-extracted features.
     """
 
     kind = "localise"
@@ -84,7 +84,7 @@ class LocaliseStage(Stage):
     @property
     def settings(self) -> dict[str, Any]:
         settings = super().settings
-        if not self.inputs:  # how pre-extracted features were made is part of their fingerprint
+        if not self.inputs:  # the settings of pre-extracted features are part of their fingerprint
             settings = {**settings, "localise": {k: v for k, v in settings["localise"].items() if k != "features"}}
         return settings
 
@@ -114,32 +114,37 @@ class LocaliseStage(Stage):
 
     @property
     def work(self) -> Work:
-        """Training and one pass over the held-out videos: every weight is used once per time step of its level."""
+        """Training, and one pass over the held-out videos."""
         settings, world = self.localise, self.localise.videos.motionworld
         encoder = self.inputs[0] if self.inputs else None
         width = encoder.model.dimensions.width if isinstance(encoder, FeaturesStage) else I3D_WIDTH
-        one = actionformer_macs(settings.shape, width, THUMOS_CLASSES)
+        step = actionformer_macs(settings.shape, width, THUMOS_CLASSES)  # of the features
         if world is None:
-            return Work(training=BACKWARD * one * settings.steps * settings.batch_size * settings.longest)
+            return Work(training=BACKWARD * step * settings.steps * settings.batch_size * settings.longest)
         trained, held_out = (feature_windows(settings.videos, settings.features, split) for split in ("train", self.split))
         per_video = min(settings.longest, trained / world.train)
-        return Work(training=one * (BACKWARD * settings.steps * settings.batch_size * per_video + held_out))
+        return Work(training=step * (BACKWARD * settings.steps * settings.batch_size * per_video + held_out))
 
     @property
-    def disk_bytes(self) -> int:
-        """About: of another width of features and number of classes a little more or less."""
-        return 4 * count_parameters(lambda: ActionFormer(self.localise.shape, I3D_WIDTH, [""] * THUMOS_CLASSES))
+    def parameters(self) -> int:
+        """About: they depend a little on the width of the features and on the number of classes."""
+        return count_parameters(lambda: ActionFormer(self.localise.shape, I3D_WIDTH, [""] * THUMOS_CLASSES))
+
+    @property
+    def embedded_videos(self) -> EmbeddedVideos | None:
+        world = self.localise.videos.motionworld
+        return EmbeddedVideos(world, round(sum(world.seconds) / 2 * FRAMES_A_SECOND), world.side) if world else None
 
 
 def features_stage(recipe: Recipe, encoder: Stage, split: Split) -> Stage:
-    """Features of windows along a split's untrimmed videos, whatever is annotated in them. Raises RecipeError."""
+    """Build a stage that extracts the features of a split's untrimmed videos. Raises RecipeError."""
     settings = require(recipe.localise, "localise", "the plan extracts features")
     own = {"features": settings.features, "films": settings.videos.films(split), "where": settings.videos.model_dump_json()}
     return build(FeaturesStage, recipe, encoder, split=split, **own)
 
 
 def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
-    """Temporal detection from an encoder's features, or from pre-extracted ones if the recipe has any. Raises RecipeError."""
+    """Build a temporal detection stage, from an encoder's features or from pre-extracted ones. Raises RecipeError."""
     settings, split = require(recipe.localise, "localise", "the plan detects actions in time"), recipe.evaluate.split
     splits: tuple[Split, ...] = ("train", split) if settings.videos.extracted else ()
     features = [features_stage(recipe, encoder, part) for part in splits]
@@ -148,37 +153,40 @@ def localise_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
 
 
 def score_segments(videos: Untrimmed, segments: pd.DataFrame, settings: LocaliseSettings) -> SegmentMap:
-    """The mAP of predicted segments against the videos' annotations, by a stage's settings."""
+    """Return the mAP of predicted segments against the videos' annotations, with a stage's settings."""
     truth = videos.annotations
     durations = settings.durations or DURATIONS
     return segment_map(truth.segments, segments, truth.classes, settings.thresholds, settings.protocol, durations)
 
 
 def feature_windows(videos: UntrimmedSettings, features: FeatureSettings, split: str) -> float:
-    """Windows of a split of the embedded untrimmed videos, about; 0 for listed videos, whose lengths are not read yet."""
+    """Return about how many windows a split of the embedded videos has; 0 for listed videos, which are not read yet."""
     world = videos.motionworld
     return getattr(world, split) * sum(world.seconds) / 2 * FRAMES_A_SECOND / features.stride if world else 0.0
 
 
 def actionformer_macs(shape: ActionFormerShape, features: int, classes: int) -> float:
-    """Multiply-accumulates of a temporal detector for one time step of the features."""
+    """Return the multiply-accumulates of a temporal detector for one time step of the features.
+
+    Every weight is used once per time step of its level, and a level has half as many time steps as the one below it.
+    """
     with torch.device("meta"):
         model = ActionFormer(shape, features, [""] * classes)
     weights = {name: sum(p.numel() for p in part.parameters() if p.ndim > 1) for name, part in model.named_children()}
     rates = sum(0.5**level for level in range(shape.levels))
     blocks = weights["stem"] + weights["branch"] * (rates - 1) / max(1, shape.levels - 1)
-    keys = CHUNK + shape.window - 1  # that a block of queries is compared with, most of them masked
+    keys = CHUNK + shape.window - 1  # number of keys that a block of queries is compared with; most are masked
     attention = 2 * keys * shape.width * (shape.stem_layers + rates - 1)
     return weights["embed"] + blocks + attention + (weights["classify"] + weights["regress"]) * rates
 
 
 def _features(videos: Untrimmed, folder: Path | None) -> VideoFeatures:
-    """The features that an input stage extracted, or pre-extracted ones."""
+    """Return the features from the folder of an input stage, or pre-extracted ones."""
     features = videos.features() if folder is None else open_extracted(folder / FEATURES, videos.names)
     videos.check_lengths(features)
     return features
 
 
 def _in_percent(parts: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over thresholds, of the parts that have any."""
+    """Return the means over thresholds, for the parts that have values."""
     return {name: 100 * float(values.mean()) for name, values in parts.items() if not np.isnan(values).any()}

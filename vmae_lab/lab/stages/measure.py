@@ -1,4 +1,4 @@
-"""Seconds and memory of one pre-training step on this device, next to what was counted for it."""
+"""Stage `measure`: seconds and memory of a pre-training step on this device, and the memory predicted for it."""
 
 import os
 import resource
@@ -19,13 +19,15 @@ from vmae_lab.lab.stages.stage import Job, Stage, build
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.flops import saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.training.distributed import bf16_is_native
-from vmae_lab.training.optim import parameter_groups
+from vmae_lab.training.dataloader import Batch
+from vmae_lab.training.distributed import accelerator_for, bf16_is_native
+from vmae_lab.training.loop import Trainer
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.seeding import seeded, torch_generator
 
-MARGIN = 0.9  # part of the device's memory that is tried; more could make the machine swap
+MARGIN = 0.9  # largest part of the device's memory to use; with more, the machine could start to swap
 GIB = 2**30
 
 
@@ -41,7 +43,7 @@ class MeasureStage(Stage):
     device: str
 
     def run(self, job: Job) -> dict[str, Any]:
-        # On all cores, whatever the other stages use: it runs alone, and this process's number of threads is not its own.
+        # It runs alone, in its own process on all cores: `compute.threads` does not apply to it.
         measured = measure_step(self.model, self.mask, self.batch_size, self.timed_steps)
         return {"fits": measured.pop("fits"), "metrics": measured}
 
@@ -51,15 +53,15 @@ class MeasureStage(Stage):
 
 
 def measure_stage(recipe: Recipe, batch_size: int) -> Stage:
-    """Seconds and memory of a pre-training step on this device, at `recipe.measure.size`."""
+    """Build a stage that measures a pre-training step of a model of `recipe.measure.size` on this device."""
     model, steps = recipe.measure.model_of(recipe.measure.size), recipe.measure.steps
     return build(MeasureStage, recipe, model=model, batch_size=batch_size, steps=steps, device=provenance()["device"])
 
 
 def predicted_bytes(model: ModelSettings, masks: MaskSettings, batch_size: int, half: bool) -> int:
-    """Peak memory of training: weights, AdamW's moments, and the larger of gradients and saved activations.
+    """Return the peak memory of training: weights, AdamW's moments, and the larger of gradients and saved activations.
 
-    Backward frees activations while it makes gradients, so the two do not add up.
+    The two do not add up, because the backward pass frees activations while it computes gradients.
     """
     counts, parameters = token_counts(masks, model.clip), parameter_count(model)
     kept = batch_size * saved_bytes(model.dimensions, model.clip, counts.visible, counts.decoded, half)
@@ -67,7 +69,7 @@ def predicted_bytes(model: ModelSettings, masks: MaskSettings, batch_size: int, 
 
 
 def largest_batch(model: ModelSettings, masks: MaskSettings, memory_bytes: float, half: bool) -> int:
-    """Clips per step that fit into a memory, by the same prediction; 0 if the model itself does not fit."""
+    """Return how many clips per step fit into a memory according to `predicted_bytes`; 0 if the model alone does not fit."""
     counts, parameters = token_counts(masks, model.clip), parameter_count(model)
     if memory_bytes < state_bytes(parameters, half):
         return 0
@@ -76,16 +78,17 @@ def largest_batch(model: ModelSettings, masks: MaskSettings, memory_bytes: float
 
 
 def device_memory() -> int:
-    """Bytes of the device that trains: the GPU's memory, else the machine's."""
+    """Return the memory in bytes of the GPU, or of the machine if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
-    """Seconds per step (median) and peak memory in GiB, in a process of its own; only `fits: False` if memory is short.
+    """Measure seconds per step (median) and peak memory in GiB, in a separate process; only `fits: False` if it is short.
 
-    A step is forward, target, loss, backward and AdamW on random pixels; no data loading. bf16 on a GPU that has it.
+    A step draws masks and does what a training step does (forward, target, loss, backward, AdamW), on random pixels that are
+    already on the device. It uses bf16 on a GPU that supports it.
     """
     half = bf16_is_native()
     if predicted_bytes(model, masks, batch_size, half) > MARGIN * device_memory():
@@ -93,43 +96,52 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
     with worker_pool(1) as pool:
         try:
             return pool.submit(_measure, model, masks, batch_size, steps).result()
-        except BrokenProcessPool:  # the system ended it for lack of memory
+        except BrokenProcessPool:  # the operating system killed it, because memory ran out
             return {"fits": False}
 
 
+class RandomPixels(PretrainTask):
+    """Pre-training on one batch of random pixels, which stays on the device."""
+
+    def __init__(self, model: ModelSettings, masks: MaskSettings, settings: PretrainSettings, device: torch.device):
+        self.model, self.masks, self.settings, self.seed = model, masks, settings, 0
+        shape = (settings.batch_size, model.clip.channels, model.clip.frames, model.clip.side, model.clip.side)
+        generator = torch_generator(self.seed, "random pixels")
+        self.video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+
+    def batch(self, step: int, rows: range) -> Batch:
+        generators = (torch_generator(step, f"{side} mask") for side in ("encoder", "decoder"))
+        encoder_mask, decoder_mask = draw_masks(self.masks, self.model.clip.grid, len(rows), *generators)
+        counted = loss_positions(encoder_mask, visible_index(decoder_mask), self.masks.loss_on)
+        return {"video": self.video, "encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
+
+
 def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before, seconds, clip = 0.0 if device.type == "cuda" else resident_gib(), [], model.clip
+    settings = PretrainSettings(steps=steps + 1, batch_size=batch_size, lr=1e-4)
+    accelerator = accelerator_for(settings)
+    on_gpu, seconds = accelerator.device.type == "cuda", list[float]()
+    before = 0.0 if on_gpu else resident_gib()
     try:
-        with seeded(0, "initial weights"):
-            network = VideoMAE(model.dimensions, clip).to(device)
-        optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
-        shape = (batch_size, clip.channels, clip.frames, clip.side, clip.side)
-        pixels = torch_generator(0, "random pixels")
-        video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=pixels).to(device)
-        for index in range(steps + 1):
+        task = RandomPixels(model, masks, settings, accelerator.device)
+        with seeded(task.seed, "initial weights"):
+            trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
+        for step in range(steps + 1):
             started = time.perf_counter()
-            generators = (torch_generator(index, f"{side} mask") for side in ("encoder", "decoder"))
-            encoder_mask, decoder_mask = draw_masks(masks, clip.grid, batch_size, *generators)
-            counted = loss_positions(encoder_mask, visible_index(decoder_mask), masks.loss_on).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native()):
-                prediction, decoded = network(video, encoder_mask, decoder_mask)
-            network.forward_loss(video, prediction, decoded, counted).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if device.type == "cuda":
+            trainer.train_step(task.batch(step, trainer.rows), stop=False)
+            if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
+            trainer.state.step += 1
     except torch.OutOfMemoryError:
         return {"fits": False}
-    peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else resident_gib() - before
+    peak = torch.cuda.max_memory_allocated() / GIB if on_gpu else resident_gib() - before
     return {"fits": True, "seconds_per_step": statistics.median(seconds[1:]), "peak_gib": peak}
 
 
 def resident_gib() -> float:
-    """The largest memory this process has held so far.
+    """Return the peak memory of this process so far.
 
-    Linux's `ru_maxrss` starts from the parent's memory at the start of this process, so `/proc` is read instead.
+    On Linux this reads `/proc`, because `ru_maxrss` includes the memory of the parent at the start of the process.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,4 +1,4 @@
-"""A fine-tuned classifier on several views of each held-out video (kind `views`)."""
+"""Stage `views`: evaluates a classifier on several views of each held-out video."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from vmae_lab.utils.processes import process_state
 
 
 class ViewsStage(EvaluatedStage):
-    """Scores of the averaged views with bootstrap intervals; the predictions of every video are kept in a table."""
+    """Scores of the averaged views, with bootstrap intervals. The predictions of each video are written to a table."""
 
     kind = "views"
-    version = 2  # 2: dense windows at the positions of the official test protocol
+    version = 2  # since version 2, dense windows are at the positions of the official test protocol
     reads = (HELD_OUT,)
 
     seed: int
@@ -48,5 +48,5 @@ class ViewsStage(EvaluatedStage):
 
 
 def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:
-    """A fine-tuned classifier on several views of each held-out video."""
+    """Build a stage that evaluates a classifier on several views of each held-out video."""
     return build(ViewsStage, recipe, classifier, seed=seed)

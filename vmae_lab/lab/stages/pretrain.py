@@ -1,4 +1,4 @@
-"""Self-supervised pre-training, and the untrained model that it starts from."""
+"""Stages `pretrain` (self-supervised pre-training) and `initial` (the untrained model that it starts from)."""
 
 from typing import Any
 
@@ -43,12 +43,16 @@ class PretrainStage(ClipStage):
         return Work(training=macs, layer_steps=layers * self.steps, loading_s=loading_s)
 
     @property
+    def parameters(self) -> int:
+        return parameter_count(self.model)
+
+    @property
     def disk_bytes(self) -> int:
-        return 4 * parameter_count(self.model) * (1 + len(self.pretrain.kept_steps))
+        return super().disk_bytes * (1 + len(self.pretrain.kept_steps))
 
 
 class InitialStage(Stage):
-    """The untrained model that pre-training with the same seed starts from: the lower bound of every frozen readout."""
+    """The untrained model that pre-training with the same seed starts from: a baseline for frozen readouts."""
 
     kind = "initial"
 
@@ -62,15 +66,15 @@ class InitialStage(Stage):
         return {"metrics": {}}
 
     @property
-    def disk_bytes(self) -> int:
-        return 4 * parameter_count(self.model)
+    def parameters(self) -> int:
+        return parameter_count(self.model)
 
 
 def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
-    """Self-supervised pre-training of one model."""
+    """Build the stage that pre-trains one model."""
     return build(PretrainStage, recipe, seed=seed)
 
 
 def initial_stage(recipe: Recipe, seed: int) -> Stage:
-    """The untrained model that pre-training with this seed starts from."""
+    """Build the stage that writes the untrained model of a seed."""
     return build(InitialStage, recipe, seed=seed)

@@ -1,5 +1,6 @@
-"""Frozen readouts of an encoder, with the variants that are made of weights kept on the way and of shuffled labels."""
+"""Stage `probe`: frozen readouts of an encoder, also of intermediate weights and, as a control, with shuffled labels."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,10 @@ from vmae_lab.utils.seeding import derive, numpy_generator
 
 @dataclass(frozen=True)
 class ReadClips:
-    """Clips as an encoder reads them: the labelled ones that any draw needs, and the held-out ones.
+    """Tokens of the labelled clips in any draw, and of the held-out clips.
 
-    `rows` of the draws are rows of the training split, of which `needed` were read; `counts` goes into a stage's result.
+    `rows`: of each draw, rows of the training split. `needed`: the rows of all draws, to which `tokens` belong. `counts`: what
+    the result of the stage records.
     """
 
     rows: list[np.ndarray]
@@ -47,7 +49,7 @@ class ReadClips:
     counts: dict[str, Any]
 
     def draws(self) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-        """Tokens `(n, N, D)` and labels `(n,)` of each draw."""
+        """Yield the tokens `(n, N, D)` and labels `(n,)` of each draw."""
         for rows in self.rows:
             chosen = torch.from_numpy(np.searchsorted(self.needed, rows))
             yield self.tokens[chosen.to(self.tokens.device)], self.labels[rows]
@@ -56,8 +58,8 @@ class ReadClips:
 class ProbeStage(EvaluatedStage):
     """Accuracy of frozen readouts, and the reconstruction error if the input is a pre-training.
 
-    `step`: of the weights that the pre-training kept after this step. `labels_shuffled`: a control, for which labels are
-    shuffled between the labelled clips.
+    `step`: evaluate the weights that the pre-training kept after this step. `labels_shuffled`: shuffle the labels between the
+    labelled clips (a control).
     """
 
     kind = "probe"
@@ -94,8 +96,13 @@ class ProbeStage(EvaluatedStage):
             metrics |= reconstruction_errors(model, read.held_out, source.model, source.mask, self.data.stride)
         return {"metrics": metrics, "draws": accuracies, **read.counts}
 
+    def remove_checkpoints(self, folder: Path) -> None:
+        super().remove_checkpoints(folder)
+        for probe in folder.glob("attentive-*"):
+            shutil.rmtree(probe)
+
     def read(self, encoder: VideoEncoder, compute: Compute, pooled: bool = False) -> ReadClips:
-        """Tokens of the labelled and of the held-out clips; only their means if `pooled`."""
+        """Extract the tokens of the labelled and of the held-out clips; only their means if `pooled`."""
         labelled = self.clips("train", self.evaluated_sources, compute)
         held_out, counts = self.held_out_clips(compute)
         draws, needed, unlabelled = self.readable_draws(labelled, labelled_draws(labelled.labels, self.probe, self.data.seed))
@@ -107,7 +114,7 @@ class ProbeStage(EvaluatedStage):
 
     @property
     def reconstructed(self) -> PretrainStage | None:
-        """The pre-training whose reconstruction is measured too: of its final weights, under its own masks."""
+        """The pre-training whose reconstruction error is measured too, with its final weights and its own masks."""
         source = self.inputs[0]
         return source if isinstance(source, PretrainStage) and not (self.step or self.labels_shuffled) else None
 
@@ -121,7 +128,7 @@ class ProbeStage(EvaluatedStage):
 
     @property
     def work(self) -> Work:
-        """Tokens of labelled and held-out clips, the readouts of every draw, and reconstruction after a pre-training."""
+        """Tokens of labelled and held-out clips, the readouts of every draw, and the reconstruction after a pre-training."""
         probe, width, tokens, clips = self.probe, self.model.dimensions.width, self.model.clip.tokens, self.held_out_count
         labels, macs, trained_steps = probe.labels or 0, self.macs, 0
         columns = {"ridge": width * tokens, "linear_2x2": 4 * width, "linear_mean": width}
@@ -129,7 +136,7 @@ class ProbeStage(EvaluatedStage):
         read = labels * probe.draws + clips
         if "attentive" in probe.probes:
             trained_steps = probe.draws * probe.attentive_steps
-            pooling = 2 * tokens * width * (width + 1) + 10 * width**2  # keys and values of all tokens; one query, its MLP
+            pooling = 2 * tokens * width * (width + 1) + 10 * width**2  # keys and values of all tokens; one query and its MLP
             macs += pooling * (BACKWARD * trained_steps * min(32, labels) + probe.draws * clips)
         if source := self.reconstructed:
             counts = token_counts(source.mask, self.model.clip)
@@ -141,12 +148,12 @@ class ProbeStage(EvaluatedStage):
 
 
 def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
-    """Frozen readouts of an encoder, and its reconstruction error if it was pre-trained."""
+    """Build a stage that evaluates frozen readouts of an encoder."""
     return build(ProbeStage, recipe, encoder, seed=seed)
 
 
 def kept_probe_stage(recipe: Recipe, encoder: Stage, seed: int, step: int) -> Stage:
-    """Frozen readouts of the weights that a pre-training kept after a step: the main one, and those of mean tokens."""
+    """Build a probe of the weights that a pre-training kept after a step: the main readout, and those of mean tokens."""
     probes = recipe.evaluate.probe.probes
     cheap = tuple(probe for probe in probes if probe == probes[0] or pooled_only([probe]))
     settings = recipe.evaluate.probe.model_copy(update={"probes": cheap})
@@ -154,13 +161,13 @@ def kept_probe_stage(recipe: Recipe, encoder: Stage, seed: int, step: int) -> St
 
 
 def shuffled_probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
-    """A control: the main frozen readout of an encoder, fitted to labels that are shuffled between the labelled clips."""
+    """Build a control: the main frozen readout of an encoder, with labels shuffled between the labelled clips."""
     settings = recipe.evaluate.probe.model_copy(update={"probes": recipe.evaluate.probe.probes[:1]})
     return build(ProbeStage, recipe, encoder, seed=seed, probe=settings, labels_shuffled=True)
 
 
 def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
-    """The encoder of a pre-training's or an untrained model's weights, on the device, with its final LayerNorm."""
+    """Load the encoder of a pre-trained or untrained model on the device, with its final LayerNorm."""
     encoder = VideoEncoder(model.dimensions, model.clip)
     load_weights(encoder, encoder_state(read_weights(weights)), str(weights))
     return encoder.to(process_state().device).eval()
@@ -170,13 +177,13 @@ def attentive_answers(
     folder: Path, compute: Compute, settings: ProbeSettings, model: ModelSettings, classes: int, seed: int,
     tokens: torch.Tensor, labels: np.ndarray, test_tokens: torch.Tensor,
 ) -> np.ndarray:  # fmt: skip
-    """Train an attentive probe on labelled tokens `(n, N, D)`, in its folder, and predict classes of others: int64 `(m,)`."""
+    """Train an attentive probe on labelled tokens `(n, N, D)` in its folder. Return its classes of the others, int64 `(m,)`."""
     training = TrainSettings(
         steps=settings.attentive_steps, batch_size=min(32, len(labels)), lr=settings.attentive_lr,
         warmup_steps=settings.attentive_steps // 10, precision="fp32",
     )  # fmt: skip
     task = AttentiveProbeTask(tokens, torch.from_numpy(labels), model.dimensions.heads, classes, training, seed)
-    quiet = compute.model_copy(update={"tensorboard": False, "trackers": (), "workers": 0})  # batches are rows of the tokens
+    quiet = compute.model_copy(update={"tensorboard": False, "trackers": (), "workers": 0})  # batches are tokens
     head = train(task, folder, quiet, progress=False).model.eval()
     with torch.no_grad():
         parts = [head(part.to(process_state().device)).argmax(1).cpu() for part in test_tokens.split(256)]

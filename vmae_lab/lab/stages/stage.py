@@ -1,12 +1,10 @@
-"""What all kinds of stages share: how a stage is named, its way to another process, and what it is run with.
+"""The base class of all stages: key, cost, and checks.
 
-A stage is settings and input stages in, a folder out. Its key is a hash of what decides its result and of nothing else, so arms
-and notebooks share stages. How it is computed (`Compute`) is not part of the key.
+A stage reads its settings and the folders of its input stages, and writes a folder. Its key is a hash of what decides the
+result, so arms and notebooks share stages. How it is computed (`Compute`) is not part of the key.
 """
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.stages.cost import Work
+from vmae_lab.lab.stages.cost import EmbeddedVideos, Work
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
 from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.checkpoint import Checkpoints
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.loop import Trained
 from vmae_lab.training.settings import Compute, TrainSettings
@@ -31,47 +30,50 @@ from vmae_lab.utils.processes import process_state
 # Files of a stage's folder.
 WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
 FEATURES, SEGMENTS = "features", "segments.json"
-KINDS: dict[str, type["Stage"]] = {}  # by name: each kind is added when its file is imported (lab/stages/__init__.py)
 HELD_OUT = "held out"  # in `Stage.reads`: the split that the recipe evaluates on
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is run with: its folder, the folders of its inputs, and how to compute."""
+    """How to run a stage: its folder, the folders of its inputs, and how to compute."""
 
     folder: Path
     inputs: tuple[Path, ...]
     compute: Compute
     progress: bool = True
-    started: float = field(default_factory=time.perf_counter)
 
 
 class Stage(BaseModel):
-    """One piece of work, named by what decides its result. Each kind is a subclass in a file of its own.
+    """A piece of work, named by what decides its result. Each kind is a subclass in its own file.
 
-    The fields of a kind are the settings in its key. A field that has a default is left out of the key while it has this value:
-    a field that is added later then renames no finished stage. `inputs` are the stages that have to be finished before; `where`
-    is the path of what is read from outside, whose content is in the key and whose place is not.
+    The fields of a kind are the settings in its key. A field with its default value is left out of the key, so that a new field
+    does not rename finished stages. `inputs` are the stages that must be finished first. `where` is the path of an external
+    file: the key depends on the content of the file, not on its path.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: ClassVar[str]
-    version: ClassVar[int] = 1  # raise it when a change to the code changes results
-    reads: ClassVar[tuple[str, ...]] = ()  # splits of the recipe's data, with HELD_OUT; none if only the inputs are read
+    version: ClassVar[int] = 1  # increase it when a change of the code changes results
+    reads: ClassVar[tuple[str, ...]] = ()  # splits of the recipe's data that it reads, or HELD_OUT
 
     inputs: tuple["Stage", ...] = ()
     where: str = ""
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Write the files of the stage into `job.folder` and return its result, which has at least `metrics`."""
+        """Write the files of the stage to `job.folder`. Return its result, which has at least `metrics`."""
         raise NotImplementedError
 
-    # ---------------------------------------------------------------- what names it
+    def remove_checkpoints(self, folder: Path) -> None:
+        """Remove the files that only an unfinished run needs."""
+        for name in ("checkpoint", "turning_point"):
+            Checkpoints(folder, name).drop()
+
+    # ---------------------------------------------------------------- the key
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings in the key, as plain values."""
+        """The settings in the key, as JSON values."""
         values = {}
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
@@ -90,72 +92,66 @@ class Stage(BaseModel):
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def plain(self) -> dict[str, Any]:
-        """The stage as plain values, for another process."""
-        inputs = [stage.plain() for stage in self.inputs]
-        return {"kind": self.kind, "settings": self.settings, "inputs": inputs, "where": self.where}
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        if "kind" in vars(cls):
-            KINDS[cls.kind] = cls
-
-    @staticmethod
-    def from_plain(values: Mapping[str, Any]) -> "Stage":
-        """The stage that `plain` described."""
-        inputs = tuple(map(Stage.from_plain, values["inputs"]))
-        return KINDS[values["kind"]](**values["settings"], inputs=inputs, where=values["where"])
-
-    # ---------------------------------------------------------------- what it costs
+    # ---------------------------------------------------------------- the cost
 
     @property
     def section(self) -> Any:
-        """The settings that are called as the kind is, such as `pretrain`; None if there are none."""
+        """The settings that have the name of the kind, such as `pretrain`; None if there are none."""
         return getattr(self, self.kind, None)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of a stage that trains; else 0."""
+        """Number of optimizer steps; 0 if the stage does not train."""
         return getattr(self.section, "steps", 0)
 
     @property
     def work(self) -> Work:
-        """All the work, by the resource that limits it."""
+        """The work of the stage, by the resource that limits it."""
         return Work()
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates: forward and backward of every step, and the forward passes of evaluation."""
+        """Multiply-accumulates of training (forward and backward) and of the forward passes of evaluation."""
         return self.work.training + self.work.prediction
 
     @property
-    def disk_bytes(self) -> int:
-        """Bytes that the finished stage leaves on disk, about."""
+    def parameters(self) -> int:
+        """Number of parameters of the model that the stage writes."""
         return 0
 
-    # ---------------------------------------------------------------- what a plan checks before it runs
+    @property
+    def disk_bytes(self) -> int:
+        """About how many bytes the finished stage takes on disk: its float32 weights."""
+        return 4 * self.parameters
+
+    @property
+    def embedded_videos(self) -> EmbeddedVideos | None:
+        """The embedded videos that the stage reads. They are written at first use."""
+        return None
+
+    # ---------------------------------------------------------------- checks before a plan runs
 
     @property
     def drawn_labels(self) -> dict[str, int | None]:
-        """Numbers of labelled clips that are drawn, by the recipe's setting; None for all."""
+        """How many labelled clips are drawn, by the name of the setting; None means all."""
         return {}
 
     @property
     def learns_pretraining_labels(self) -> bool:
-        """Whether it needs labels of the videos to pre-train on."""
+        """Whether the stage needs labels of the videos to pre-train on."""
         return False
 
-    # ---------------------------------------------------------------- what it writes
+    # ---------------------------------------------------------------- the model
 
     def save(self, model: Pretrained, job: Job, origin: str = "") -> None:
-        """Write the stage's model as a folder for `from_pretrained`; of several processes the first one writes."""
+        """Write the model of the stage for `from_pretrained`. Only the first process writes."""
         if process_state().is_main_process:
             origin = origin or f"{self.kind}, seed {self.settings['seed']}"
             model.save_pretrained(job.folder, story=f"Stage `{self.key}` of a run of vmae_lab: {origin}.")
 
 
 def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) -> Stage:
-    """A stage whose fields are the recipe's settings of the same names, and `own`. Inputs that are None are left out."""
+    """Build a stage from the recipe's settings with the names of its fields, and from `own`. Inputs of None are left out."""
     settings = {**dict(recipe), **dict(recipe.evaluate), **own}
     if "data_fingerprint" in kind.model_fields:
         settings["data_fingerprint"] = recipe.data.fingerprint
@@ -164,12 +160,12 @@ def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) 
 
 
 def input_encoder_state(folder: Path) -> State:
-    """The encoder's weights in the folder of a pre-training or of a classifier (which has no final LayerNorm)."""
+    """Read the encoder's weights from the folder of a pre-training or of a classifier, which has no final LayerNorm."""
     return encoder_state(read_weights(folder / WEIGHTS))
 
 
 def training_cost(trained: Trained) -> dict[str, Any]:
-    """What a training took, for the stage's result."""
+    """Return what the result of a stage records about its training."""
     return {
         "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
         "peak_memory_mib": trained.peak_memory_mib,
@@ -178,9 +174,9 @@ def training_cost(trained: Trained) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------- plain values of settings
+# ---------------------------------------------------------------- settings as JSON values
 
-# Fields that sections got after stages had been run, with the value that means "not used".
+# Fields that were added after stages had been run, with the value that means "not used". Unused ones stay out of keys.
 ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
     ModelSettings: {"layer_scale": None},
@@ -191,11 +187,11 @@ ADDED: dict[type, dict[str, Any]] = {
 
 
 def plain_section(value: Any) -> Any:
-    """A setting as plain values. Fields of a section that were added later are left out while they are not used."""
+    """Return a setting as JSON values. Fields in ADDED are left out if they are not used."""
     plain = to_jsonable_python(value)
     for kind, unused in ADDED.items():
         for name in unused if isinstance(value, kind) else ():
-            # Only if reading the section again gives the same value: temporal detection averages weights unless it is null.
+            # Only if it is also the default: `ema: null` in temporal detection is not the default, so it must be in the key.
             default = to_jsonable_python(type(value).model_fields[name].get_default())
             if plain[name] == unused[name] == default:
                 del plain[name]
