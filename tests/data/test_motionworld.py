@@ -35,12 +35,7 @@ def test_every_clip_is_a_file_that_decord_reads(written):
     for record in records[::7]:
         frames = read_frames(folder / record.path)
         assert frames.shape == (6, 32, 32, 3)
-        assert record.action == record.segments[0].action
-        assert (record.segments[0].start, record.segments[0].end) == (0, 6)
-        boxes = np.array(record.boxes)
-        assert boxes.shape == (6, 4)
-        assert ((boxes >= 0) & (boxes <= 1)).all()
-        assert (boxes[:, :2] < boxes[:, 2:]).all()
+        assert record.frames == 6
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from scipy.stats import binom, binomtest, chi2_contingency, chisquare, kruskal
 
 from vmae_lab.data.decoding import read_frames
 from vmae_lab.data.motionworld import motion
-from vmae_lab.data.motionworld.dataset import Segment
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.data.motionworld.untrimmed import (
     FADE,
     RAMP,
+    Segment,
     Shot,
     UntrimmedWorldSettings,
     open_untrimmed_world,

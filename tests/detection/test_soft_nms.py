@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae_lab.detection.soft_nms import SuppressSettings, overlap, suppress
+from vmae_lab.detection.soft_nms import SuppressSettings, suppress
 
 
 def iou(one, other) -> float:
@@ -74,9 +74,3 @@ def test_nothing_in_nothing_out():
     assert [len(one) for one in suppress(*empty, SuppressSettings())] == [0, 0, 0]
     faint = torch.tensor([[0.0, 1.0]]), torch.tensor([1e-4]), torch.tensor([3])
     assert [len(one) for one in suppress(*faint, SuppressSettings())] == [0, 0, 0]
-
-
-def test_overlap():
-    assert overlap(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[1.0, 3.0], [2.0, 3.0], [0.0, 2.0], [1.0, 1.0]])).tolist() == [
-        pytest.approx([1 / 3, 0, 1, 0])
-    ]

@@ -10,9 +10,7 @@ from vmae_lab.models.sizes import ModelSettings
 
 def clips(count: int) -> MemmapDataset:
     frames = np.random.default_rng(0).integers(0, 256, (count, 4, 64, 64, 3), dtype=np.uint8)
-    records = [
-        ClipRecord(f"{row}.mp4", "train", "digits", ["move_left", "move_right"][row % 2], 4, (), ()) for row in range(count)
-    ]
+    records = [ClipRecord(f"{row}.mp4", "train", "digits", ["move_left", "move_right"][row % 2], 4) for row in range(count)]
     return MemmapDataset(frames, np.arange(count), records)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae_lab.data.activitynet import PREDICTIONS, SEGMENTS, read_annotations, read_predictions
+from vmae_lab.data.activitynet import PREDICTIONS, SEGMENTS, read_annotations, read_predictions, segment_iou
 from vmae_lab.evaluation.average_precision import by_score
-from vmae_lab.evaluation.temporal_map import segment_map, temporal_overlap
+from vmae_lab.evaluation.temporal_map import segment_map
 
 REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"
 CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []
@@ -139,10 +140,10 @@ def test_no_prediction_is_nought_and_no_ground_truth_no_number():
 
 
 def test_segments_without_length_overlap_with_nothing():
-    segments = np.array([[0.0, 4.0], [3.0, 1.0], [2.0, 2.0]])
-    assert temporal_overlap(segments, segments).tolist() == [[1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3]
-    assert temporal_overlap(segments[:1], np.array([[1.0, 5.0], [4.0, 9.0], [5.0, 9.0]])).tolist() == [[0.6, 0.0, 0.0]]
-    assert temporal_overlap(np.zeros((0, 2)), segments).shape == (0, 3)
+    segments = torch.tensor([[0.0, 4.0], [3.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    assert segment_iou(segments[:, None], segments).tolist() == [[1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3]
+    assert segment_iou(segments[0], torch.tensor([[1.0, 5.0], [4.0, 9.0], [5.0, 9.0]])).tolist() == pytest.approx([0.6, 0, 0])
+    assert segment_iou(torch.zeros(0, 1, 2), segments).shape == (0, 3)
     rows = said(("a", 3, 1, 0.9), ("a", 2, 2, 0.8), ("a", 0, 4, 0.7))
     assert precision(truth_of(("a", 0, 4)), rows) == [pytest.approx(1 / 3)], "they are wrong, and counted"
 

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, ValidationInfo, model_validator
+from torch import Tensor
 
 from vmae_lab.data.dataset import EmbeddedOrLists
 from vmae_lab.data.decoding import VideoError, VideoSettings
@@ -26,9 +28,10 @@ from vmae_lab.data.video_dataset import VideoDataset, clips_of
 from vmae_lab.data.video_features import FeatureFolder, VideoFeatures, open_features
 from vmae_lab.data.video_lists import VideoList
 from vmae_lab.data.video_lists.folders import named_videos
-from vmae_lab.data.video_lists.formats import ListError, absolute, place_of
+from vmae_lab.data.video_lists.formats import ListError, absolute, check_faults, place_of
 from vmae_lab.data.video_lists.splits import content_of
 from vmae_lab.utils.atomic_io import fingerprint, write_text
+from vmae_lab.utils.errors import first_of
 
 VIDEOS = ["video", "subset", "duration", "fps"]
 SEGMENTS = ["video", "start", "end", "label"]
@@ -38,7 +41,6 @@ TEXT = ("video", "subset", "label")
 SLACK = 0.05 + 1e-9
 RATES = 0.01  # relative difference between a video's rate and the annotated one that is accepted: 29.97 is annotated as 30
 OFF = 0.1  # relative difference between the length of features and the annotated duration that is accepted
-SHOWN = 10  # names or faults that a message lists
 Beyond = Literal["refuse", "keep"]
 
 # Settings ------------------------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def read_annotations(file: Path, beyond: Beyond = "refuse") -> Annotations:
                 segments.append((name, *checked.segment, label))
             except ValueError as error:
                 faults.append(f"video {name!r}, annotation {number}: {_cause(error)}")
-    _refuse(file, faults)
+    check_faults(file, faults)
     classes = sorted({label for *_, label in segments}, key=lambda label: (numbers[label] if numbered else 0, label))
     return Annotations(_table(videos, VIDEOS), _table(segments, SEGMENTS), tuple(classes))
 
@@ -229,7 +231,7 @@ def read_predictions(file: Path) -> pd.DataFrame:
                 rows.append((video, *checked.segment, checked.label, checked.score))
             except ValidationError as error:
                 faults.append(f"video {video!r}, prediction {number}: {_cause(error)}")
-    _refuse(file, faults)
+    check_faults(file, faults)
     return _table(rows, PREDICTIONS)
 
 
@@ -250,6 +252,13 @@ def write_predictions(file: Path, predictions: pd.DataFrame) -> None:
     for video, start, end, label, score in table.itertuples(index=False, name=None):
         results[str(video)].append({"segment": [start, end], "label": str(label), "score": score})
     write_text(Path(file), json.dumps({"version": "vmae_lab", "external_data": {}, "results": results}, allow_nan=False))
+
+
+def segment_iou(segments: Tensor, others: Tensor) -> Tensor:
+    """Return the IoU of segments `(..., 2)`, starts and ends, broadcast: `(...)`; 0 if one does not end after it starts."""
+    shared = (torch.minimum(segments[..., 1], others[..., 1]) - torch.maximum(segments[..., 0], others[..., 0])).clamp(min=0)
+    union = (segments[..., 1] - segments[..., 0]) + (others[..., 1] - others[..., 0]) - shared
+    return shared / union.clamp(min=torch.finfo(union.dtype).eps)
 
 
 def _read_entries(file: Path, key: str) -> dict[str, Any]:
@@ -278,12 +287,6 @@ def _cause(error: ValueError) -> str:
         return f"{value} is not an object"
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if first["type"] == "missing" else f"{place} {value}: {first['msg']}"
-
-
-def _refuse(file: Path, faults: list[str]) -> None:
-    if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; " + "; ".join(faults[:SHOWN]) + more)
 
 
 def _table(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
@@ -315,7 +318,7 @@ class Untrimmed:
         if wrong := [name if not files else " or ".join(files) for name, files in found.items() if len(files) != 1]:
             raise ListError(
                 f"{len(wrong)} of {len(self.names)} videos of the {self.split} split are not in {folder}, or there twice: "
-                f"{', '.join(wrong[:SHOWN])}{' …' if len(wrong) > SHOWN else ''}"
+                f"{first_of(wrong)}"
             )
         table = pd.DataFrame({"path": [files[0] for files in found.values()]})
         table = table.assign(label=np.int64(-1), start=np.int64(0), total=np.int64(-1), line=np.int64(0))
@@ -366,11 +369,11 @@ class Untrimmed:
             elif abs(timing.rate / video.fps - 1) > RATES:
                 wrong.append(f"{video.video} has {timing.rate:.4g} frames a second, not {video.fps:.4g}")
         if wrong:
-            raise ListError(f"{self.lists.annotations}: the fps of {len(wrong)} videos is wrong: {'; '.join(wrong[:SHOWN])}")
+            raise ListError(f"{self.lists.annotations}: the fps of {len(wrong)} videos is wrong: {first_of(wrong, '; ')}")
         if unsteady:
             warnings.warn(
                 f"{len(unsteady)} videos of the {self.split} split have no constant rate: their windows' times are off by up "
-                f"to {', '.join(unsteady[:SHOWN])}; write them again with `ffmpeg -i IN -vf fps=30 OUT`",
+                f"to {first_of(unsteady)}; write them again with `ffmpeg -i IN -vf fps=30 OUT`",
                 stacklevel=2,
             )
 

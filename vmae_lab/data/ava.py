@@ -28,7 +28,7 @@ from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_worl
 from vmae_lab.data.motionworld.writer import SPLITS
 from vmae_lab.data.transforms import channels_first
 from vmae_lab.data.video_lists.folders import named_videos
-from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, place_of, whole_numbers
+from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, check_faults, place_of, whole_numbers
 from vmae_lab.data.video_lists.splits import check_pattern, content_of
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint
 
@@ -180,7 +180,11 @@ def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "
 
     def numbers(name: str) -> np.ndarray:
         whole = name in ("action_id", "person_id")
-        values, good = whole_numbers(cells[name]) if whole else _finite_numbers(cells[name])
+        if whole:
+            values, good = whole_numbers(cells[name])
+        else:
+            values = pd.to_numeric(cells[name], errors="coerce").to_numpy(float)
+            good = np.isfinite(values)
         missing = ((cells[name] == "") & (name == optional)).to_numpy()
         kind = "whole" if whole else "finite"
         faults.add(~(good | missing), lambda row: f"{name} {cells[name][row]!r} is not a {kind} number")
@@ -189,11 +193,6 @@ def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "
     found = keyed(cells[["video"]].assign(**{name: numbers(name) for name in names[1:] if name != ignored}))
     found.attrs["lines"] = faults.lines.tolist()
     return found, faults
-
-
-def _finite_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    return values, np.isfinite(values)
 
 
 def _check_boxes(table: pd.DataFrame, faults: Faults, slack: float = 0.0) -> None:
@@ -232,8 +231,7 @@ def read_label_map(file: Path) -> dict[int, str]:
         for number, several in lines.items()
         if len(several) > 1
     ]
-    if faults:
-        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; " + "; ".join(faults[:10]))
+    check_faults(file, faults)
     if not entries:
         raise ListError(f"{file} names no action")
     return {number: name for _, number, name in entries}

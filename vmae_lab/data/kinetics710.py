@@ -14,6 +14,7 @@ import pandas as pd
 
 from vmae_lab.data.video_lists.formats import Faults, ListError, whole_numbers
 from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
+from vmae_lab.utils.errors import SHOWN, first_of
 
 # Classes with several names: the name in an older data set, and the one that is kept.
 RENAMINGS = {
@@ -54,17 +55,12 @@ class LabeledHybrid:
     summary: dict[str, int]
 
 
-def merge_kinetics(
-    annotations: Mapping[str, Sequence[Path]],
-    classes: Sequence[str] | None = None,
-    source_classes: Mapping[str, Sequence[str]] | None = None,
-) -> LabeledHybrid:
+def merge_kinetics(annotations: Mapping[str, Sequence[Path]], classes: Sequence[str] | None = None) -> LabeledHybrid:
     """Merge the annotation files (CSV) of several data sets, whose names contain their number of classes, like `k400`.
 
     A YouTube id is kept once, in training rather than validation, so that no training video is used for validation. Label and
     times are those of the newest data set, which has most classes, and there of the first row. `classes`: the order of the
-    merged head, default sorted. `source_classes`: the order of each data set's own classes, default sorted.
-    Raises ListError, which names the bad lines of a file or the unknown names.
+    merged head, default sorted. Raises ListError, which names the bad lines of a file or the unknown names.
     """
     newest = sorted(annotations, key=_number, reverse=True)
     if len({_number(source) for source in newest}) < len(newest):
@@ -73,7 +69,7 @@ def merge_kinetics(
         [_read_file(Path(file)).assign(source=source) for source in newest for file in annotations[source]], ignore_index=True
     )
     kept = rows[rows["split"] != "test"]
-    own = {source: _own_classes(source, kept, source_classes or {}) for source in annotations}
+    own = {source: _own_classes(kept["label"][kept["source"] == source]) for source in annotations}
     classes = tuple(classes) if classes is not None else _merged_classes([own[source] for source in newest])
     conversions = {source: _rows_of(own[source], classes, source) for source in annotations}
     row_of = {(source, _key(name)): row for source in own for name, row in zip(own[source], conversions[source], strict=True)}
@@ -157,15 +153,9 @@ def _read_file(file: Path) -> pd.DataFrame:
     return table.assign(split=split, time_start=start, time_end=end)
 
 
-def _own_classes(source: str, rows: pd.DataFrame, given: Mapping[str, Sequence[str]]) -> list[str]:
-    """A data set's classes in its own order; by default its labels, sorted, with one spelling each."""
-    found = {_key(name): name for name in sorted(rows["label"][rows["source"] == source].unique(), reverse=True)}
-    if source not in given:
-        return sorted(found.values())
-    strange = [name for key, name in found.items() if key not in set(map(_key, given[source]))]
-    if strange:
-        raise ListError(f"{source} has labels that are not among its classes: {', '.join(sorted(strange)[:10])}")
-    return list(given[source])
+def _own_classes(labels: pd.Series) -> list[str]:
+    """A data set's classes: its labels, sorted, with one spelling each."""
+    return sorted({_key(name): name for name in sorted(labels.unique(), reverse=True)}.values())
 
 
 def _merged_classes(newest_first: list[list[str]]) -> tuple[str, ...]:
@@ -184,9 +174,10 @@ def _rows_of(names: Sequence[str], classes: tuple[str, ...], source: str) -> lis
         raise ListError(f"{len(classes)} classes have only {len(rows)} different names")
     found = [rows.get(_key(name), rows.get(_key(KEPT.get(_key(name), name)))) for name in names]
     if unknown := [name for name, row in zip(names, found, strict=True) if row is None]:
-        close = {name: get_close_matches(name, classes, 1) for name in unknown[:10]}
-        listed = ", ".join(name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items())
-        raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)}: {listed}")
+        close = {name: get_close_matches(name, classes, 1) for name in unknown[:SHOWN]}
+        listed = [name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items()]
+        named = first_of(listed, total=len(unknown))
+        raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)}: {named}")
     return [row for row in found if row is not None]
 
 

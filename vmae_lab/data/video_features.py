@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.video_lists.formats import ListError, place_of
 from vmae_lab.utils.atomic_io import fingerprint
+from vmae_lab.utils.errors import first_of
 
 NAMES = ("features", "feats", "feature", "feat")  # of the array in npz and pt files that hold several
 KINDS = (".npy", ".npz", ".pt", ".pth", ".parquet")
-SHOWN = 10  # faults that a message lists
 
 
 class FeatureFolder(BaseModel):
@@ -88,8 +88,7 @@ def open_features(files: Mapping[str, Path], stride: int, frames: int) -> VideoF
     width = next((shape[1] for shape in shapes.values()), 0)
     wrong += [f"{files[video]} is {shape[1]} wide, the first {width}" for video, shape in shapes.items() if shape[1] != width]
     if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise ListError(f"features of {len(wrong)} of {len(files)} videos cannot be used: {'; '.join(wrong[:SHOWN])}{more}")
+        raise ListError(f"features of {len(wrong)} of {len(files)} videos cannot be used: {first_of(wrong, '; ')}")
     return VideoFeatures(files, {video: shape[0] for video, shape in shapes.items()}, width, stride, frames, kept)
 
 

@@ -4,6 +4,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vmae_lab.data.activitynet import segment_iou
+
 
 class SuppressSettings(BaseModel):
     """Post-processing of predictions; the defaults are ActionFormer's on THUMOS14."""
@@ -44,7 +46,7 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
         of_class = torch.full((len(names),), -1, dtype=torch.int64, device=best.device)
         of_class[codes[best]] = best
         rival = of_class[codes]
-        decay = torch.exp(-(overlap(segments, segments[rival]) ** 2) / settings.sigma)
+        decay = torch.exp(-(segment_iou(segments, segments[rival]) ** 2) / settings.sigma)
         left = torch.where(rival >= 0, left * decay, left)
         left[best] = -1.0
     if not taken:
@@ -56,13 +58,6 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
     if settings.voting:
         ends = _voted(ends, labels[index], segments, scores, labels, settings.voting)
     return ends, kept_scores, labels[index]
-
-
-def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """IoU of segments `(..., 2)`, broadcast; 0 for segments without length."""
-    inner = (torch.minimum(one[..., 1], other[..., 1]) - torch.maximum(one[..., 0], other[..., 0])).clamp(min=0)
-    union = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0]) - inner
-    return inner / union.clamp(min=torch.finfo(union.dtype).eps)
 
 
 def _best_of_each(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
@@ -81,7 +76,7 @@ def _voted(ends: Tensor, classes: Tensor, segments: Tensor, scores: Tensor, labe
     """
     parts = []
     for some, kinds in zip(ends.split(16), classes.split(16), strict=True):
-        shared = overlap(some[:, None], segments)
+        shared = segment_iou(some[:, None], segments)
         weights = ((shared >= least) & (kinds[:, None] == labels)) * scores * shared
         parts.append(weights @ segments / weights.sum(1, keepdim=True))
     return torch.cat(parts)

@@ -6,7 +6,6 @@ score has matched that box: there is no second choice.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,6 @@ OVERLAP = 0.5
 MOST_PER_FRAME = 50  # rows of all classes that ActivityNet's script reads
 # Parts of the frame's area that a box covers, our choice since AVA has none: from the first on and below the second.
 SIZES = {"small": (0.0, 0.05), "medium": (0.05, 0.2), "large": (0.2, np.inf)}
-Protocol = Literal["activitynet", "all"]
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,15 @@ class FrameMap:
         return float(mean_over_classes(self.per_class))
 
 
-def frame_map(
-    truth: pd.DataFrame,
-    detections: pd.DataFrame,
-    actions: Mapping[int, str],
-    excluded: pd.DataFrame | None = None,
-    protocol: Protocol = "activitynet",
-) -> FrameMap:
+def frame_map(truth: pd.DataFrame, detections: pd.DataFrame, actions: Mapping[int, str]) -> FrameMap:
     """Evaluate detections (`read_detections` of data.ava) against ground truth (`read_ground_truth`) over `actions`.
 
-    Rows of other classes or `excluded` key frames, and boxes without area, are left out. `activitynet`, AVA's own script, reads
-    the 50 best rows of a frame and skips frames without ground truth; `all` counts every row, as AlphAction does, and SlowFast
-    if the file is sorted by score, since it matches in the file's order. Equal scores keep that order here.
+    As in AVA's own script, only the 50 best rows of a key frame count, and key frames without ground truth are skipped. Rows of
+    other classes and boxes without area are skipped, too. Equal scores keep the order of the file.
     """
-    truth, detections = (_evaluated(rows, actions, excluded) for rows in (truth, detections))
-    detections = by_score(detections)
-    if protocol == "activitynet":
-        detections = detections.merge(truth[KEY].drop_duplicates(), on=KEY)
-        detections = detections[detections.groupby(KEY).cumcount() < MOST_PER_FRAME]
+    truth, detections = (keyed(rows[rows.action_id.isin(list(actions))]) for rows in (truth, detections))
+    detections = by_score(detections).merge(truth[KEY].drop_duplicates(), on=KEY)
+    detections = detections[detections.groupby(KEY).cumcount() < MOST_PER_FRAME]
     truth, detections = (rows[(rows.x2 > rows.x1) & (rows.y2 > rows.y1)].reset_index(drop=True) for rows in (truth, detections))
 
     def match(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -72,13 +61,6 @@ def frame_map(
         wanted, inside = ((area >= low) & (area < high) for area in (_area(truth), _area(detections)))
         by_size[name] = float(mean_over_classes(_only(matches.per_class_of(wanted, inside))))
     return FrameMap(_only(matches.per_class()), by_size)
-
-
-def _evaluated(rows: pd.DataFrame, actions: Mapping[int, str], excluded: pd.DataFrame | None) -> pd.DataFrame:
-    rows = keyed(rows[rows.action_id.isin(list(actions))])
-    if excluded is None or excluded.empty:
-        return rows
-    return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(keyed(excluded)[KEY]))]
 
 
 def _only(per_class: Mapping[int, np.ndarray]) -> dict[int, float]:

@@ -10,7 +10,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
+from vmae_lab.data.activitynet import segment_iou
 from vmae_lab.evaluation.average_precision import Matches, by_score, match_groups, mean_over_classes
 
 # Seconds, above the first and up to the second: the lengths into which DETAD, and ActionFormer after it, divide THUMOS14.
@@ -66,18 +68,9 @@ def segment_map(
     by_duration = {}
     for name, (low, high) in durations.items():
         lengths = (ends[:, 1] - ends[:, 0] for ends in map(segments_of, (truth, predictions)))
-        wanted, inside = ((length > low) & (length <= high) for length in lengths)
+        wanted, inside = (((length > low) & (length <= high)).numpy() for length in lengths)
         by_duration[name] = mean_over_classes(found.per_class_of(wanted, inside))
     return SegmentMap(limits, found.per_class(), by_duration)
-
-
-def temporal_overlap(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of segments `(n, 2)` and `(m, 2)`, starts and ends: float64 `(n, m)`. It is 0 for segments that
-    do not end after they start."""
-    starts = np.maximum(some[:, None, 0], others[None, :, 0])
-    shared = np.clip(np.minimum(some[:, None, 1], others[None, :, 1]) - starts, 0, None)
-    union = np.diff(some) + np.diff(others).T - shared
-    return np.divide(shared, union, out=np.zeros_like(union), where=shared > 0)
 
 
 def matches(truth: pd.DataFrame, predictions: pd.DataFrame, thresholds: np.ndarray) -> np.ndarray:
@@ -85,14 +78,14 @@ def matches(truth: pd.DataFrame, predictions: pd.DataFrame, thresholds: np.ndarr
     segments, predicted = segments_of(truth), segments_of(predictions)
 
     def match(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        return _greedy(temporal_overlap(predicted[rows], segments[targets]), thresholds)
+        return _greedy(segment_iou(predicted[rows][:, None], segments[targets]).numpy(), thresholds)
 
     return match_groups(truth, predictions, KEY, len(thresholds), match)
 
 
-def segments_of(rows: pd.DataFrame) -> np.ndarray:
+def segments_of(rows: pd.DataFrame) -> torch.Tensor:
     """Starts and ends `(n, 2)`; in float64, an overlap of exactly a threshold is computed as that."""
-    return rows[["start", "end"]].to_numpy(float)
+    return torch.tensor(rows[["start", "end"]].to_numpy(float))
 
 
 def _greedy(overlap: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -113,7 +106,7 @@ def _duplicates(truth: pd.DataFrame) -> np.ndarray:
     """Segments within DUPLICATE of an earlier one of their video and class that is no duplicate itself: bool `(n,)`."""
     duplicate, segments = np.zeros(len(truth), bool), segments_of(truth)
     for rows in truth.groupby(KEY).indices.values():
-        near = (np.abs(segments[rows, None] - segments[None, rows]) <= DUPLICATE).all(2)
+        near = ((segments[rows][:, None] - segments[rows]).abs() <= DUPLICATE).all(2).numpy()
         for i, row in enumerate(rows):
             duplicate[row] = (near[i, :i] & ~duplicate[rows[:i]]).any()
     return duplicate
@@ -171,7 +164,7 @@ def _largest_overlaps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[n
     segments, found = segments_of(truth), segments_of(predictions)
     for video, rows in predictions.groupby("video").indices.items():
         if video in rows_of:
-            overlap = temporal_overlap(found[rows], segments[rows_of[video]])
+            overlap = segment_iou(found[rows][:, None], segments[rows_of[video]]).numpy()
             same = predicted[rows, None] == labels[None, rows_of[video]]
             own[rows] = np.where(same, overlap, 0).max(1)
             other[rows] = np.where(same, 0, overlap).max(1)

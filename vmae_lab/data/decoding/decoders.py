@@ -51,7 +51,7 @@ EXACT_IN_DECORD = {
 INEXACT_IN_TORCHCODEC = ("avi", "flv")  # packed MPEG-4, and an index of key frames
 EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # in H.264 4:4:4 decord returned broken frames after a seek
 SMALLEST_SIDE = 16  # decord pads frames that are not larger
-FULL_SIZE_BYTES = 8 << 20  # of full-size frames that decord decodes at a time
+FULL_SIZE_BYTES = 8 << 20  # of full-size frames that are decoded at a time
 
 # Types of what a decoder process answers. The process that asked validates them (`messages.py`).
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -338,13 +338,7 @@ def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int |
     if hasattr(source, "seek"):
         source.seek(0)
     reader = decord.VideoReader(source, num_threads=1)
-    indices = _chosen(choose, _agreed(len(reader), info))
-    unique = sorted(set(indices))
-    parts = []
-    each = max(1, FULL_SIZE_BYTES // (3 * info.width * info.height))
-    for start in range(0, len(unique), each):
-        parts += [shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
-    return arranged(dict(zip(unique, parts, strict=True)), indices), indices
+    return _read_seeking(len(reader), lambda frames: reader.get_batch(frames).asnumpy(), info, choose, short_side)
 
 
 def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
@@ -354,16 +348,21 @@ def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: i
         raise ValueError(f"decoder: torchcodec was chosen and does not load: {error}") from None
     data = source if isinstance(source, str) else source.getvalue()
     reader = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
-    indices = _chosen(choose, _agreed(len(reader), info))
-    unique = sorted(set(indices))
-    frames = reader.get_frames_at(unique).data.numpy()
-    return arranged({i: shrunk(frame, short_side) for i, frame in zip(unique, frames, strict=True)}, indices), indices
+    return _read_seeking(len(reader), lambda frames: reader.get_frames_at(frames).data.numpy(), info, choose, short_side)
 
 
-def _agreed(counted: int, info: VideoInfo) -> int:
-    if info.frames not in (0, counted):
-        raise ValueError(f"{info.decoder} counts {counted} frames, but there are {info.frames}; set decoder to auto or pyav")
-    return counted
+def _read_seeking(
+    count: int, get_batch: Callable[[list[int]], np.ndarray], info: VideoInfo, choose: Choose, short_side: int | None
+) -> tuple[np.ndarray, Sequence[int]]:
+    """Read the chosen frames of `count` with a decoder that seeks, a few at a time to limit the memory."""
+    if info.frames not in (0, count):
+        raise ValueError(f"{info.decoder} counts {count} frames, but there are {info.frames}; set decoder to auto or pyav")
+    indices = _chosen(choose, count)
+    unique, parts = sorted(set(indices)), list[np.ndarray]()
+    each = max(1, FULL_SIZE_BYTES // (3 * info.width * info.height))
+    for start in range(0, len(unique), each):
+        parts += [shrunk(frame, short_side) for frame in get_batch(unique[start : start + each])]
+    return arranged(dict(zip(unique, parts, strict=True)), indices), indices
 
 
 def _chosen(choose: Choose, count: int) -> list[int]:

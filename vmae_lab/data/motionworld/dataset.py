@@ -47,25 +47,14 @@ class MotionworldSettings(WorldSettings):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """From frame `start` up to, not including, `end`: an action, or background (None)."""
-
-    start: int
-    end: int
-    action: str | None
-
-
-@dataclass(frozen=True)
 class ClipRecord:
-    """One file: its path and content, and the box around what moves in each frame (x1, y1, x2, y2 in [0, 1])."""
+    """One file: its path and its content."""
 
     path: str
     split: Split
     source: str
     action: str
     frames: int
-    segments: tuple[Segment, ...]
-    boxes: tuple[tuple[float, ...], ...]
 
     @property
     def label(self) -> int:
@@ -91,10 +80,8 @@ def render_clip(
 
 def _write_clip(settings: MotionworldSettings, folder: Path, split: Split, source: str, action: str, index: int) -> ClipRecord:
     path = f"{split}/{source}/{action}/{index:05d}.mp4"
-    frames, around = render_clip(source, action, settings, split, index)
-    write_mp4(frames, folder / path)
-    rounded = tuple(tuple(round(float(value), 4) for value in box) for box in around)
-    return ClipRecord(path, split, source, action, settings.frames, (Segment(0, settings.frames, action),), rounded)
+    write_mp4(render_clip(source, action, settings, split, index)[0], folder / path)
+    return ClipRecord(path, split, source, action, settings.frames)
 
 
 def _write_records(folder: Path, _jobs: list[Job], records: list[ClipRecord]) -> None:

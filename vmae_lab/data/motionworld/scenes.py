@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
+from torchvision.ops import box_iou
 
 from vmae_lab.data.motionworld import dataset, motion
 from vmae_lab.data.motionworld.motion import ACTIONS
@@ -97,14 +99,10 @@ def _draw_start(boxes: list[np.ndarray], distance: float, rng: np.random.Generat
         inside = radius + start.centre[0] * (1 - 2 * radius)
         start = motion.Path(inside[None], start.angle, start.size, distance)
         box = start.boxes(SMALLEST, LARGEST)[0]
-        if all(_overlap(box, other) <= APART for other in boxes):
+        overlaps = box_iou(torch.from_numpy(box[None]), torch.from_numpy(np.reshape(boxes, (-1, 4))))
+        if not (overlaps > APART).any():
             return start
     return None
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    shared = np.prod(np.clip(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0, None))
-    return float(shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared))
 
 
 def _write_scene(settings: SceneWorldSettings, folder: Path, split: str, index: int) -> tuple[list[str], list[str]]:

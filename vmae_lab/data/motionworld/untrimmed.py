@@ -14,7 +14,6 @@ from pydantic import Field
 from scipy.signal import lfilter
 
 from vmae_lab.data.motionworld import motion
-from vmae_lab.data.motionworld.dataset import Segment
 from vmae_lab.data.motionworld.motion import ACTIONS, SHIFT, SPEED_SPREAD, TURN
 from vmae_lab.data.motionworld.sources import SOURCES, THINGS
 from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, Job, WorldSettings, open_world, write_mp4
@@ -64,6 +63,15 @@ class UntrimmedWorldSettings(WorldSettings):
                 f"seconds starts at {self.seconds[0]:g}: an action between two backgrounds can take "
                 f"{needed / FRAMES_A_SECOND:.4g} (the minimum of action_seconds and twice the maximum of background_seconds)"
             )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """From frame `start` up to, not including, `end`: an action, or background (None)."""
+
+    start: int
+    end: int
+    action: str | None
 
 
 @dataclass(frozen=True)

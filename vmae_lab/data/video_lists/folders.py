@@ -13,18 +13,9 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
-from vmae_lab.data.video_lists.formats import (
-    NOT_TEXT,
-    SHOWN,
-    Cells,
-    Faults,
-    ListError,
-    known_path,
-    place_of,
-    some_names,
-    texts,
-)
+from vmae_lab.data.video_lists.formats import NOT_TEXT, Cells, Faults, ListError, known_path, place_of, texts
 from vmae_lab.utils.atomic_io import utf8_name
+from vmae_lab.utils.errors import SHOWN, first_of
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -54,10 +45,10 @@ class Listing(NamedTuple):
                 if self.followed
                 else "set data.lists.decoding.follow_links (--follow-links of the data commands) to list them"
             )
-            found.append(f"{len(self.links)} link{'s' * (len(self.links) > 1)} skipped: {some_names(self.links)}; {why}")
+            found.append(f"{len(self.links)} link{'s' * (len(self.links) > 1)} skipped: {first_of(self.links)}; {why}")
         if labelled and self.empty:
             what = f"{len(self.empty)} folder{'s' * (len(self.empty) > 1)}"
-            found.append(f"{what} without a video, which become no class: {some_names(self.empty)}")
+            found.append(f"{what} without a video, which become no class: {first_of(self.empty)}")
         return found
 
     @property
@@ -155,7 +146,7 @@ def cells_of_files(place: Path, root: Path, listing: Listing, labelled: bool) ->
     loose = [path for path in paths if "/" not in path]
     if labelled and is_folder and loose:
         raise ListError(
-            f"{len(loose)} files are directly in {place}: {some_names(loose)}; a labelled folder has one folder per class"
+            f"{len(loose)} files are directly in {place}: {first_of(loose)}; a labelled folder has one folder per class"
         )
     prefix = ""
     if not base.is_relative_to(root):

@@ -17,7 +17,7 @@ import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
 from vmae_lab.utils.atomic_io import escaped_name, local_name, readable, unescaped_name, utf8_name, write_text
-from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.errors import SHOWN, UserError, first_of
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
 OTHER_COLUMNS = (
@@ -26,7 +26,6 @@ OTHER_COLUMNS = (
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # fits into int64
 WHOLE_OR_POINT = re.compile(rf"({WHOLE_NUMBER.pattern})(?:\.0*)?")  # also 2.0, as pandas writes whole numbers with gaps
 NOT_TEXT = bytes(range(9))  # control characters that no text has
-SHOWN = 10  # lines or names in a message
 
 
 class ListError(UserError, ValueError):
@@ -61,7 +60,13 @@ class Faults:
             messages.append(f"line {self.lines[row]}: {message}" if self.lines[row] else message)
         count = int(self.bad.sum())
         what = "line" if self.lines.any() else "video"  # a folder has no lines
-        raise ListError(f"{place}: {count} bad {what}{'s' * (count > 1)}; " + "; ".join(messages))
+        raise ListError(f"{place}: {count} bad {what}{'s' * (count > 1)}; {first_of(messages, '; ', count)}")
+
+
+def check_faults(file: Path, faults: Sequence[str]) -> None:
+    """Raise ListError with the number of faults and the first ten of them, if there are any."""
+    if faults:
+        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; {first_of(faults, '; ')}")
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,6 @@ def known_path(path: str | Path) -> str:
     except UnicodeEncodeError:
         return local_name(str(path))
     return str(path)
-
-
-def some_names(names: Sequence[str]) -> str:
-    """Join names for a message, the first ten of them."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def texts(values: Iterable[str]) -> pd.Series:

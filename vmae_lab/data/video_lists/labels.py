@@ -16,7 +16,8 @@ from difflib import get_close_matches
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.video_lists.formats import SHOWN, WHOLE_OR_POINT, Cells, ListError, whole_numbers
+from vmae_lab.data.video_lists.formats import WHOLE_OR_POINT, Cells, ListError, whole_numbers
+from vmae_lab.utils.errors import first_of
 
 MOST_CLASSES = 1_000_000  # a larger label is a mistake, and would need a classifier that no memory holds
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -53,7 +54,7 @@ class _Words:
         self.numbers, self.whole = whole_numbers(pd.Series(self.words, dtype=object), points=True)
         invalid = sorted(word for word in self.words if re.search(r"[\ud800-\udfff]", word))
         if invalid:
-            raise ListError(f"{self.place}: class names are not UTF-8: {', '.join(invalid[:SHOWN])}; rename their folders")
+            raise ListError(f"{self.place}: class names are not UTF-8: {first_of(invalid)}; rename their folders")
         self.faults.add(self.rows(word == "" for word in self.words), lambda row: "the label is empty")
 
     def rows(self, truths: Iterable[object]) -> np.ndarray:

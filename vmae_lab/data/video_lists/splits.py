@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.decoding.container import FRAMES, VideoSettings
 from vmae_lab.data.video_lists.folders import listed_files
-from vmae_lab.data.video_lists.formats import ListError, absolute, place_of, some_names
+from vmae_lab.data.video_lists.formats import ListError, absolute, place_of
 from vmae_lab.data.video_lists.hold_out import HoldOut, groups_in, split_by_groups
 from vmae_lab.data.video_lists.labels import numbered
 from vmae_lab.data.video_lists.reader import VideoList, read_list
 from vmae_lab.utils.atomic_io import fingerprint, utf8_name
+from vmae_lab.utils.errors import first_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -214,7 +215,7 @@ def read_split(settings: ListSettings, split: str, warn: bool = True) -> VideoLi
         videos, parts, _ = settings.held_out
         _check_not_empty(videos, parts, settings.hold_out, split)
         if warn and (lacking := lacking_classes(settings, split)):
-            message = f"hold_out leaves {len(lacking)} classes without a video in {split}: {some_names(lacking)}"
+            message = f"hold_out leaves {len(lacking)} classes without a video in {split}: {first_of(lacking)}"
             warnings.warn(message, stacklevel=2)
         return VideoList(videos.root, videos.table[parts == split].reset_index(drop=True), videos.classes)
     except ListError as error:
@@ -287,7 +288,7 @@ def _check_not_empty(videos: VideoList, parts: np.ndarray, hold_out: HoldOut, sp
         if part == "train" or part in hold_out.held:
             required = 3 if part == "validation" and hold_out.test else 2
             what = "groups" if hold_out.group else "videos"
-            remedy = f"a class ({some_names(videos.classes)}) needs at least {required} {what}"
+            remedy = f"a class ({first_of(videos.classes)}) needs at least {required} {what}"
         else:
             remedy = f"set hold_out.{part} above 0"
         raise ListError(f"hold_out leaves the {part} split empty; the list has {len(videos)} videos; {remedy}")
