@@ -1,4 +1,4 @@
-"""Frame mAP: equal to the official evaluators' numbers, and to what can be counted by hand."""
+"""Frame mAP, compared with the official evaluation and with values computed by hand."""
 
 import json
 from pathlib import Path
@@ -43,12 +43,12 @@ def truth_of(*rows) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).assign(person_id=-1)
 
 
-def said(*rows) -> pd.DataFrame:
+def detections_of(*rows) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*COLUMNS, "score"])
 
 
 def test_average_precision_counted_by_hand():
-    """Right, wrong, right of three: recall 1/3 at precision 1, 2/3 at 2/3."""
+    """Right, wrong, right, of three: recall 1/3 at precision 1, recall 2/3 at precision 2/3."""
     assert average_precision(np.array([True, False, True]), 3) == pytest.approx((1 + 2 / 3) / 3)
     assert average_precision(np.zeros(0, bool), 2) == 0.0
     assert np.isnan(average_precision(np.array([False]), 0))
@@ -61,20 +61,20 @@ def test_the_order_of_the_file_does_not_matter():
         ("a", 1.0, 0.6, 0.1, 0.9, 0.5, 1, 0.9),
         ("b", 1.0, 0.1, 0.1, 0.5, 0.5, 1, 0.8),
     ]
-    found = [frame_map(truth, said(*some), ACTIONS).per_class for some in (rows, rows[::-1])]
+    found = [frame_map(truth, detections_of(*part), ACTIONS).per_class for part in (rows, rows[::-1])]
     assert found[0] == found[1] == {1: pytest.approx(2 / 3), 2: 0.0}
 
 
-def test_key_frames_are_the_same_to_the_microsecond():
-    """Also in tables that no file has been: 4/3 of a second, rounded on one side."""
+def test_key_frames_are_compared_in_microseconds():
+    """Also in tables that were not read from a file: 4/3 s, rounded in one of them."""
     truth, exact = truth_of(("a", 1.333333, 0.1, 0.1, 0.5, 0.5, 1)), ("a", 4 / 3, 0.1, 0.1, 0.5, 0.5, 1)
-    assert frame_map(truth, said((*exact, 0.5)), ACTIONS).mean == 1.0
+    assert frame_map(truth, detections_of((*exact, 0.5)), ACTIONS).mean == 1.0
 
 
-def test_sizes_are_judged_apart():
-    """A large person found, a small one missed, and a wrong small box, which does not count against the large one."""
+def test_sizes_are_evaluated_separately():
+    """A large person is found, a small one missed. A wrong small box does not count against the large one."""
     truth = truth_of(("a", 1.0, 0.0, 0.0, 0.9, 0.9, 1), ("a", 1.0, 0.9, 0.9, 1.0, 1.0, 1))
-    rows = said(("a", 1.0, 0.0, 0.0, 0.9, 0.9, 1, 0.5), ("a", 1.0, 0.0, 0.9, 0.1, 1.0, 1, 0.9))
+    rows = detections_of(("a", 1.0, 0.0, 0.0, 0.9, 0.9, 1, 0.5), ("a", 1.0, 0.0, 0.9, 0.1, 1.0, 1, 0.9))
     found = frame_map(truth, rows, ACTIONS)
     assert found.by_size["large"] == 1.0
     assert found.by_size["small"] == 0.0
@@ -82,41 +82,41 @@ def test_sizes_are_judged_apart():
     assert found.mean == pytest.approx(0.25)
 
 
-def test_half_an_overlap_is_enough():
-    """Exactly half, of numbers that float32 would put below it; a little less is not."""
+def test_an_iou_of_one_half_is_enough():
+    """An IoU of exactly 0.5 counts, also with numbers that float32 would round down. Slightly less does not."""
     truth, half = truth_of(("a", 1.0, 0.0, 0.0, 0.9, 0.3, 1)), ("a", 1.0, 0.0, 0.0, 0.9, 0.15, 1)
-    assert frame_map(truth, said((*half, 0.5)), ACTIONS).mean == 1.0
-    assert frame_map(truth, said(("a", 1.0, 0.0, 0.0, 0.9, 0.149, 1, 0.5)), ACTIONS).mean == 0.0
+    assert frame_map(truth, detections_of((*half, 0.5)), ACTIONS).mean == 1.0
+    assert frame_map(truth, detections_of(("a", 1.0, 0.0, 0.0, 0.9, 0.149, 1, 0.5)), ACTIONS).mean == 0.0
 
 
-def test_there_is_no_second_choice():
-    """Both detections overlap most with the first box, the second with the other one by half as well: it stays wrong."""
+def test_a_detection_cannot_match_its_second_best_box():
+    """Both detections overlap most with the first box. The second one also overlaps with the other box, but stays wrong."""
     truth = truth_of(("a", 1.0, 0.0, 0.0, 0.4, 0.4, 1), ("a", 1.0, 0.1, 0.0, 0.5, 0.4, 1))
-    rows = said(("a", 1.0, 0.0, 0.0, 0.4, 0.4, 1, 0.9), ("a", 1.0, 0.02, 0.0, 0.42, 0.4, 1, 0.8))
+    rows = detections_of(("a", 1.0, 0.0, 0.0, 0.4, 0.4, 1, 0.9), ("a", 1.0, 0.02, 0.0, 0.42, 0.4, 1, 0.8))
     assert frame_map(truth, rows, ACTIONS).per_class[1] == 0.5
 
 
 @pytest.mark.parametrize(("before", "found"), [(49, 1.0), (50, 0.0)])
-def test_fifty_rows_of_a_frame_are_read(before, found):
+def test_the_fifty_best_rows_of_a_frame_count(before, found):
     """The limit counts rows of all classes together."""
     truth, right = truth_of(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1)), ("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1, 0.1)
-    rows = said(*[("a", 1.0, 0.5, 0.5, 0.9, 0.9, 2, 0.9)] * before, right)
+    rows = detections_of(*[("a", 1.0, 0.5, 0.5, 0.9, 0.9, 2, 0.9)] * before, right)
     assert frame_map(truth, rows, ACTIONS).per_class[1] == found
 
 
 def test_frames_without_ground_truth_are_skipped():
     truth = truth_of(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1))
-    rows = said(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1, 0.1), ("a", 2.0, 0.0, 0.0, 0.5, 0.5, 1, 0.9))
+    rows = detections_of(("a", 1.0, 0.0, 0.0, 0.5, 0.5, 1, 0.1), ("a", 2.0, 0.0, 0.0, 0.5, 0.5, 1, 0.9))
     assert frame_map(truth, rows, ACTIONS).mean == 1.0
 
 
-def test_what_is_right_counts_at_the_size_of_its_box():
-    """A small detection of a medium box (.06 of the frame, the detection .04 of it) is one of the medium ones."""
+def test_a_correct_detection_counts_for_the_size_of_its_box():
+    """A small detection (0.04 of the frame) of a medium box (0.06) counts as medium."""
     truth = truth_of(("a", 1.0, 0.0, 0.0, 0.3, 0.2, 1), ("a", 1.0, 0.5, 0.5, 0.6, 0.6, 1))
-    rows = said(("a", 1.0, 0.0, 0.0, 0.2, 0.2, 1, 0.9), ("a", 1.0, 0.5, 0.5, 0.6, 0.6, 1, 0.8))
+    rows = detections_of(("a", 1.0, 0.0, 0.0, 0.2, 0.2, 1, 0.9), ("a", 1.0, 0.5, 0.5, 0.6, 0.6, 1, 0.8))
     found = frame_map(truth, rows, ACTIONS).by_size
     assert (found["small"], found["medium"]) == (1.0, 1.0)
 
 
-def test_nothing_to_judge_is_no_number():
-    assert np.isnan(frame_map(truth_of(), said(), ACTIONS).mean)
+def test_no_ground_truth_gives_nan():
+    assert np.isnan(frame_map(truth_of(), detections_of(), ACTIONS).mean)

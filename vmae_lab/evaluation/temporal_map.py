@@ -1,7 +1,7 @@
-"""mAP of temporal action detection, as in ActivityNet's and ActionFormer's scripts, and kinds of errors.
+"""mAP of temporal action detection, as in ActivityNet's and ActionFormer's scripts, and an analysis of errors.
 
-Predictions are matched by descending score. Each takes, of the segments of its video and class that are free and overlap by
-the threshold or more (intersection over union), the one that it overlaps most: unlike in AVA, there is a second choice.
+Predictions are matched by descending score. A prediction takes, among the unmatched segments of its video and class with an IoU
+of at least the threshold, the one with the largest IoU. So, unlike in AVA, it may match its second-best segment.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ import torch
 from vmae_lab.data.activitynet import segment_iou
 from vmae_lab.evaluation.average_precision import Matches, by_score, match_groups, mean_over_classes
 
-# Seconds, above the first and up to the second: the lengths into which DETAD, and ActionFormer after it, divide THUMOS14.
+# Durations in seconds: minimum (excluded) and maximum (included), as in DETAD and ActionFormer for THUMOS14.
 DURATIONS = {"XS": (0.0, 3.0), "S": (3.0, 6.0), "M": (6.0, 12.0), "L": (12.0, 18.0), "XL": (18.0, np.inf)}
-DUPLICATE = 1e-3  # seconds up to which ActionFormer takes two segments of a class for the same
+DUPLICATE = 1e-3  # largest difference in seconds of segments that ActionFormer treats as duplicates
 KEY = ["video", "label"]
 Protocol = Literal["activitynet", "actionformer"]
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentMap:
-    """Average precision at `thresholds` by class, NaN without ground truth; and the means over classes by duration."""
+    """Average precision at `thresholds` by class (NaN without ground truth), and means over classes by duration."""
 
     thresholds: np.ndarray
     per_class: dict[str, np.ndarray]
@@ -32,12 +32,12 @@ class SegmentMap:
 
     @property
     def by_threshold(self) -> np.ndarray:
-        """mAP over the classes that have ground truth, float64 `(thresholds,)`; NaN if there is none."""
+        """mAP over the classes with ground truth, float64 `(thresholds,)`, or NaN if there is none."""
         return mean_over_classes(self.per_class)
 
     @property
     def mean(self) -> float:
-        """The mean of mAP over the thresholds."""
+        """Mean of mAP over the thresholds."""
         return float(self.by_threshold.mean())
 
 
@@ -51,16 +51,16 @@ def segment_map(
 ) -> SegmentMap:
     """Evaluate predictions (`read_predictions` of data.activitynet) against `Annotations.segments` over `classes`.
 
-    Rows of other classes do not count. Predictions in videos without ground truth are wrong. `actionformer` drops a segment
-    whose start and end are within 0.001 s of an earlier one of its video and class; `activitynet` keeps it. Equal scores keep
-    the order of the file; of segments with equal overlap the last is matched, as in both scripts. Raises ValueError for
-    thresholds outside (0, 1] and unknown protocols.
+    Rows of other classes do not count. Predictions in videos without ground truth are wrong. With the protocol `actionformer`,
+    a segment whose start and end are within 0.001 s of an earlier one of its video and class is removed; `activitynet` keeps
+    it. Equal scores keep the order of the file. Among segments with equal IoU, the last one is matched, as in both scripts.
+    Raises ValueError for thresholds outside (0, 1] and unknown protocols.
     """
     limits = np.asarray(thresholds, float)
     if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
-        raise ValueError(f"thresholds are {thresholds}: overlaps above 0 and up to 1 are expected, e.g. 0.3, 0.5")
+        raise ValueError(f"thresholds are {thresholds}; expected IoUs above 0 and up to 1, e.g. 0.3, 0.5")
     if protocol not in ("activitynet", "actionformer"):
-        raise ValueError(f"protocol is {protocol!r}: 'activitynet' or 'actionformer' is expected")
+        raise ValueError(f"protocol is {protocol!r}; expected 'activitynet' or 'actionformer'")
     if protocol == "actionformer":
         truth = truth[~_duplicates(truth)]
     predictions = by_score(predictions)
@@ -74,7 +74,10 @@ def segment_map(
 
 
 def matches(truth: pd.DataFrame, predictions: pd.DataFrame, thresholds: np.ndarray) -> np.ndarray:
-    """The rows of ground truth that predictions (by descending score) match, or -1: int64 `(thresholds, predictions)`."""
+    """Return the row of ground truth that each prediction matches, or -1: int64 `(thresholds, predictions)`.
+
+    `predictions` are sorted by descending score.
+    """
     segments, predicted = segments_of(truth), segments_of(predictions)
 
     def match(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -84,18 +87,18 @@ def matches(truth: pd.DataFrame, predictions: pd.DataFrame, thresholds: np.ndarr
 
 
 def segments_of(rows: pd.DataFrame) -> torch.Tensor:
-    """Starts and ends `(n, 2)`; in float64, an overlap of exactly a threshold is computed as that."""
+    """Return starts and ends `(n, 2)`, float64, so that an IoU of exactly a threshold is computed exactly."""
     return torch.tensor(rows[["start", "end"]].to_numpy(float))
 
 
 def _greedy(overlap: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The segment that each prediction gets, or -1: overlaps `(n, m)`, best prediction first, to int64 `(thresholds, n)`."""
+    """Return the segment that each prediction matches, or -1: int64 `(thresholds, n)`. IoU `(n, m)`, best prediction first."""
     matched, last = np.full((len(thresholds), len(overlap)), -1), overlap.shape[1] - 1
     free, every = np.ones((len(thresholds), last + 1), bool), np.arange(len(thresholds))
     enough = overlap[:, None] >= thresholds[:, None]  # (n, thresholds, m)
     for row in np.flatnonzero(enough.any((1, 2))):
         candidates = np.where(free & enough[row], overlap[row], 0.0)  # (thresholds, m)
-        best = last - candidates[:, ::-1].argmax(1)  # the last of equal ones
+        best = last - candidates[:, ::-1].argmax(1)  # the last one of equal IoU
         right = candidates[every, best] > 0
         matched[right, row] = best[right]
         free[right, best[right]] = False
@@ -103,7 +106,7 @@ def _greedy(overlap: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(truth: pd.DataFrame) -> np.ndarray:
-    """Segments within DUPLICATE of an earlier one of their video and class that is no duplicate itself: bool `(n,)`."""
+    """Return the duplicates, bool `(n,)`: segments within DUPLICATE of an earlier one that is not a duplicate itself."""
     duplicate, segments = np.zeros(len(truth), bool), segments_of(truth)
     for rows in truth.groupby(KEY).indices.values():
         near = ((segments[rows][:, None] - segments[rows]).abs() <= DUPLICATE).all(2).numpy()
@@ -112,39 +115,39 @@ def _duplicates(truth: pd.DataFrame) -> np.ndarray:
     return duplicate
 
 
-# --- Kinds of errors, after DETAD (Alwassel et al., ECCV 2018, arXiv 1807.10706), in a simpler form of our own ------------
-KINDS = {  # the first that applies
-    "right": "overlaps enough with a free segment of its class",
-    "double": "overlaps enough with segments of its class, but predictions of higher score have them",
+# --- Kinds of errors, a simpler form of DETAD (Alwassel et al., ECCV 2018, arXiv 1807.10706) ------------------------------
+KINDS = {  # the first one that applies counts
+    "right": "overlaps enough with an unmatched segment of its class",
+    "double": "overlaps enough with segments of its class that predictions with higher scores have matched",
     "localisation": "overlaps with a segment of its class, but not enough",
     "confusion": "overlaps enough with a segment of another class",
     "both": "overlaps with a segment of another class, but not enough",
-    "background": "overlaps with nothing",
+    "background": "overlaps with no segment",
 }
 
 
 @dataclass(frozen=True)
 class ErrorKinds:
-    """Numbers of predictions by KINDS, and of segments (`missed`) that none of these predictions matches."""
+    """Number of predictions by KINDS, and of segments that no prediction matches (`missed`)."""
 
     counts: dict[str, int]
     missed: int
 
     @property
     def total(self) -> int:
-        """The predictions that were examined."""
+        """Number of examined predictions."""
         return sum(self.counts.values())
 
 
 def error_kinds(truth: pd.DataFrame, predictions: pd.DataFrame, threshold: float = 0.5, background: float = 0.1) -> ErrorKinds:
-    """Count predictions (`read_predictions` of data.activitynet) by kinds of errors, given `Annotations.segments`.
+    """Count predictions (`read_predictions` of data.activitynet) by kind of error, given `Annotations.segments`.
 
-    Of a class with G segments, the G predictions of highest score are examined. An overlap (intersection over union) of
-    `threshold` is enough, one below `background` is none. Equal scores keep the order of the file. Raises ValueError unless
+    For a class with G segments, the G predictions with the highest scores are examined. An IoU of at least `threshold` is
+    enough, one below `background` does not count. Equal scores keep the order of the file. Raises ValueError unless
     0 < background < threshold <= 1.
     """
     if not 0 < background < threshold <= 1:
-        raise ValueError(f"background {background} and threshold {threshold}: 0 < background < threshold <= 1 is expected")
+        raise ValueError(f"background is {background}, threshold is {threshold}; expected 0 < background < threshold <= 1")
     predictions = by_score(predictions)
     wanted = predictions.label.map(truth.label.value_counts().to_dict()).fillna(0).to_numpy(int)
     best = predictions[predictions.groupby("label").cumcount().to_numpy() < wanted].reset_index(drop=True)
@@ -157,7 +160,7 @@ def error_kinds(truth: pd.DataFrame, predictions: pd.DataFrame, threshold: float
 
 
 def _largest_overlaps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Each prediction's largest overlap with a segment of its class, and with one of another: float64 `(predictions,)`."""
+    """Return the largest IoU of each prediction with its own class and with other classes: float64 `(predictions,)` each."""
     own, other = np.zeros(len(predictions)), np.zeros(len(predictions))
     rows_of = truth.groupby("video").indices
     labels, predicted = truth.label.to_numpy(object), predictions.label.to_numpy(object)
