@@ -116,7 +116,7 @@ def write_clips(path: Path) -> None:
 def tiny_task(arm: str, steps: int, path: Path) -> "TimedTask":
     """The demo's pre-training (params/demo.yaml) on the clips in a file."""
     sources = ("digits", "sticks", "sprites")
-    records = [ClipRecord(f"{row}.mp4", "train", sources[row % 3], "spin", FRAMES, (), ()) for row in range(CLIPS)]
+    records = [ClipRecord(f"{row}.mp4", "train", sources[row % 3], "spin", FRAMES) for row in range(CLIPS)]
     clips = MemmapDataset(np.load(path, mmap_mode="r"), np.arange(CLIPS), records)
     data = DataSettings(
         motionworld={"sources": sources, "side": 64, "frames": FRAMES},

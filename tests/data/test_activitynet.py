@@ -1,4 +1,4 @@
-"""Annotated untrimmed videos: splits, rates, videos and features that are not there or do not fit."""
+"""Annotated untrimmed videos: splits, frame rates, and missing or wrong videos and features."""
 
 import json
 from pathlib import Path
@@ -52,26 +52,26 @@ def test_splits_share_their_classes_and_have_rates(lists):
     assert train.annotations.classes == test.annotations.classes == ("jump", "run")
     assert train.annotations.videos.fps.tolist() == [12.0, 12.0]
     assert [clip.split("/")[-1] for clip in map(train.clips().name, range(2))] == ["one.mp4", "three.mp4"]
-    with pytest.raises(ListError, match=r"1 videos have no fps, three the first; set videos\.lists\.rate"):
+    with pytest.raises(ListError, match=r"1 videos have no fps: three; set videos\.lists\.rate"):
         open_untrimmed(lists(rate=None), "train")
-    with pytest.raises(ListError, match="no validation split"):
+    with pytest.raises(ListError, match=r"videos\.lists\.validation"):
         open_untrimmed(lists(), "validation")
 
 
-def test_videos_that_are_not_there_are_named(lists, tmp_path):
+def test_missing_videos_are_named(lists, tmp_path):
     (tmp_path / "videos" / "three.mp4").unlink()
-    with pytest.raises(ListError, match=r"1 of 2 videos of the train split are not in .*videos, or there twice: three"):
+    with pytest.raises(ListError, match=r"1 of 2 videos of the train split are missing or ambiguous in .*videos: three"):
         open_untrimmed(lists(), "train").clips()
     (tmp_path / "videos" / "three.mkv").write_bytes(b"one")
     open_untrimmed(lists(), "train").check()
     (tmp_path / "videos" / "three.webm").write_bytes(b"and another")
-    with pytest.raises(ListError, match=r"or there twice: three\.mkv or three\.webm"):
+    with pytest.raises(ListError, match=r"three\.mkv or three\.webm"):
         open_untrimmed(lists(), "train").check()
     with pytest.raises(ListError, match=r"there is no folder .*elsewhere"):
         open_untrimmed(lists(videos="elsewhere"), "train").clips()
 
 
-def test_features_of_another_length_are_warned_of(lists, tmp_path, recwarn):
+def test_features_of_the_wrong_length_give_a_warning(lists, tmp_path, recwarn):
     (tmp_path / "features").mkdir()
     for name, windows in (("one", 9), ("three", 3)):  # 8 frames, one every 5: 4 s are 9 windows, 2 s are 4
         np.save(tmp_path / "features" / f"{name}.npy", np.zeros((windows, 3), np.float32))
@@ -82,13 +82,13 @@ def test_features_of_another_length_are_warned_of(lists, tmp_path, recwarn):
     videos.check_lengths(features)
     assert not recwarn.list
     wrong = open_untrimmed(lists(videos=None, features={**folder, "stride": 15}), "train")
-    with pytest.warns(UserWarning, match=r"features of 1 of 2 videos .*stride.*one \(9 windows are 10\.7 s of 4\.0 s\)"):
+    with pytest.warns(UserWarning, match=r"features of 1 of 2 videos .*stride.*one \(9 windows cover 10\.7 s of 4\.0 s\)"):
         wrong.check_lengths(wrong.features())
     with pytest.raises(ListError, match=r"no folder .*nowhere"):
         open_untrimmed(lists(videos=None, features={**folder, "folder": "nowhere"}), "train").features()
 
 
-def test_content_names_the_data(lists, tmp_path):
+def test_the_fingerprint_depends_on_the_content(lists, tmp_path):
     before = lists().fingerprint
     assert lists(test=["validation"]).fingerprint != before
     entry = {**DATABASE["two"], "duration": 2.9}
@@ -104,11 +104,11 @@ def test_content_names_the_data(lists, tmp_path):
     assert made.fingerprint != after
 
 
-def test_the_features_of_videos_are_theirs_whatever_is_annotated(lists, tmp_path):
-    """What a giant model took days for is not done again because a segment was mended."""
+def test_the_hash_of_videos_does_not_depend_on_segments(lists, tmp_path):
+    """Correcting a segment must not repeat the extraction of features, which takes days with a large model."""
     before = lists().films("train"), lists().fingerprint
-    mended = {**DATABASE["one"], "annotations": [{"segment": [1, 2.5], "label": "run"}]}
-    (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "one": mended}}))
+    corrected = {**DATABASE["one"], "annotations": [{"segment": [1, 2.5], "label": "run"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "one": corrected}}))
     assert lists().films("train") == before[0]
     assert lists().fingerprint != before[1]
     (tmp_path / "videos" / "two.mp4").write_bytes(b"of another split")
@@ -117,22 +117,22 @@ def test_the_features_of_videos_are_theirs_whatever_is_annotated(lists, tmp_path
     assert lists().films("train") != before[0]
 
 
-def test_a_rate_that_is_not_the_videos_is_refused(lists, tmp_path):
+def test_a_wrong_frame_rate_is_refused(lists, tmp_path):
     right = open_untrimmed(lists(), "train")
     right.check_rates(right.clips())
     entry = {**DATABASE["one"], "fps": 25.0}
     (tmp_path / "annotations.json").write_text(json.dumps({"database": {**DATABASE, "one": entry}}))
     wrong = open_untrimmed(lists(), "train")
-    with pytest.raises(ListError, match=r"annotations\.json: .*one has 12 frames a second, not 25"):
+    with pytest.raises(ListError, match=r"annotations\.json: .*one has 12 fps, not 25"):
         wrong.check_rates(wrong.clips())
 
 
 def test_a_split_without_a_segment_is_refused(lists):
-    with pytest.raises(ListError, match=r"no segment is annotated in the test split \(empty\)"):
+    with pytest.raises(ListError, match=r"the test split \(empty\) has no segments"):
         open_untrimmed(lists(test=["empty"]), "test")
 
 
-def test_one_of_videos_and_features(lists):
+def test_videos_or_features_are_required(lists):
     with pytest.raises(ValueError, match="one of videos"):
         lists(videos=None)
 
@@ -165,8 +165,8 @@ def database(written):
     return lambda **videos: written({"version": "1", "database": videos})
 
 
-def test_what_a_file_says(database):
-    """Numbers of classes have gaps and are not in the order of names; other keys are passed over."""
+def test_annotations_are_read(database):
+    """Class numbers have gaps and are not in alphabetical order. Other keys are ignored."""
     first = annotation(3, 4.5, "run", label_id=5) | {"segment(frames)": [90, 135]}
     path = database(
         b=video(first, annotation(0, 2, "walk", label_id=1), fps=30, frame=300),
@@ -176,7 +176,7 @@ def test_what_a_file_says(database):
     found = read_annotations(path)
     assert found.classes == ("walk", "jump", "run")
     assert found.videos.columns.tolist() == ["video", "subset", "duration", "fps"]
-    assert found.videos.video.tolist() == ["b", "a", "c"], "in the order of the file, and one without annotations"
+    assert found.videos.video.tolist() == ["b", "a", "c"], "order of the file, including the video without annotations"
     assert found.videos.duration.tolist() == [10.0, 10.0, 4.0]
     assert found.videos.fps[0] == 30.0
     assert found.videos.fps[1:].isna().all()
@@ -184,7 +184,7 @@ def test_what_a_file_says(database):
     assert found.segments.dtypes[["start", "end"]].tolist() == [float, float]
 
 
-def test_classes_are_in_the_order_of_names_unless_every_annotation_has_a_number(database):
+def test_classes_are_sorted_by_name_unless_every_annotation_has_a_number(database):
     numbered, plain = annotation(label="run", label_id=0), annotation(label="jump")
     assert read_annotations(database(a=video(numbered, plain))).classes == ("jump", "run")
     assert read_annotations(database(a=video(numbered, annotation(label="jump", label_id=7)))).classes == ("run", "jump")
@@ -201,7 +201,7 @@ def test_a_subset_keeps_all_classes(database):
     assert part.videos.index.tolist() == part.segments.index.tolist() == [0]
     assert part.classes == ("jump", "run")
     assert found.subset("TEST", "Training").videos.video.tolist() == ["a", "c"]
-    with pytest.raises(ListError, match=r"no video is of the subset 'val'; the annotations have: Validation, test, training"):
+    with pytest.raises(ListError, match=r"subset 'val'; subsets of the annotations: Validation, test, training"):
         found.subset("test", "val")
 
 
@@ -224,7 +224,7 @@ def test_a_subset_keeps_all_classes(database):
         (video(annotations={}), r"annotations \{\}: "),
     ],
 )
-def test_a_malformed_video_is_told_with_its_name_and_cause(database, entry, cause):
+def test_a_malformed_video_is_reported_with_its_name_and_cause(database, entry, cause):
     path = database(a=video(annotation()), b=entry)
     with pytest.raises(ListError, match=rf"^{path}: 1 fault; video 'b': {cause}"):
         read_annotations(path)
@@ -251,7 +251,7 @@ def test_a_malformed_video_is_told_with_its_name_and_cause(database, entry, caus
         (annotation(label_id=1.5), r"label_id 1\.5: "),
     ],
 )
-def test_a_malformed_annotation_is_told_with_its_number_and_cause(database, wrong, cause):
+def test_a_malformed_annotation_is_reported_with_its_number_and_cause(database, wrong, cause):
     path = database(a=video(annotation()), b=video(annotation(), annotation(), wrong))
     for beyond in ("refuse", "keep"):
         with pytest.raises(ListError, match=rf"^{path}: 1 fault; video 'b', annotation 3: {cause}"):
@@ -259,10 +259,10 @@ def test_a_malformed_annotation_is_told_with_its_number_and_cause(database, wron
 
 
 @pytest.mark.parametrize(("start", "end", "how"), [(8, 10.06, "ends"), (12, 13, "starts"), (10, 10.04, "starts")])
-def test_a_segment_beyond_its_video_is_refused_or_kept_as_annotated(database, start, end, how):
+def test_a_segment_after_the_end_of_its_video_is_refused_or_kept(database, start, end, how):
     path = database(a=video(annotation(start, end)))
-    words = rf'annotation 1: segment \[{start}, {end}\] {how} after the video.* 10 s.* beyond="keep"'
-    with pytest.raises(ListError, match=words):
+    message = rf'annotation 1: segment \[{start}, {end}\] {how} after the end of the video.*10 s.* beyond="keep"'
+    with pytest.raises(ListError, match=message):
         read_annotations(path)
     assert read_annotations(path, beyond="keep").segments.values.tolist() == [["a", start, end, "jump"]]
     with pytest.raises(ValueError, match="beyond is 'clip'"):
@@ -272,18 +272,18 @@ def test_a_segment_beyond_its_video_is_refused_or_kept_as_annotated(database, st
 @pytest.mark.parametrize(
     ("label", "number", "cause"),
     [
-        ("run", 1, "label_id 1 is of 'run'.* 'jump' before"),
+        ("run", 1, "label_id 1 is 'run'.* 'jump' before"),
         ("jump", 2, "'jump' has label_id 2.* 1 before"),
     ],
 )
-def test_a_number_names_one_class_and_a_class_has_one_number(database, label, number, cause):
+def test_class_numbers_must_be_unique(database, label, number, cause):
     path = database(a=video(annotation(label_id=1)), b=video(annotation(), annotation(label=label, label_id=number)))
     with pytest.raises(ListError, match=f"video 'b', annotation 2: {cause}"):
         read_annotations(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_the_marks_of_editors_are_no_fault(tmp_path, encoding):
+def test_byte_order_marks_are_accepted(tmp_path, encoding):
     database = {"v": {"subset": "test", "duration": 3.0, "annotations": [{"segment": [1, 2], "label": "é"}]}}
     (tmp_path / "a.json").write_bytes(json.dumps({"database": database}, ensure_ascii=False).encode(encoding))
     assert read_annotations(tmp_path / "a.json").classes == ("é",)
@@ -292,19 +292,19 @@ def test_the_marks_of_editors_are_no_fault(tmp_path, encoding):
     assert read_predictions(tmp_path / "p.json").label.tolist() == ["é"]
 
 
-def test_many_faults_are_told_up_to_ten(database):
+def test_the_first_ten_faults_are_reported(database):
     path = database(a=video(*[annotation(3, 2)] * 7, annotation()), b=video(*[annotation(label=None)] * 6), c=video(duration=0))
     with pytest.raises(ListError) as refused:
         read_annotations(path)
-    told = str(refused.value).split("; ")
-    assert told[0] == f"{path}: 14 faults"
-    assert told[7].startswith("video 'a', annotation 7: ")
-    assert told[8].startswith("video 'b', annotation 1: ")
-    assert told[11:] == ["and 4 more"]
+    faults = str(refused.value).split("; ")
+    assert faults[0] == f"{path}: 14 faults"
+    assert faults[7].startswith("video 'a', annotation 7: ")
+    assert faults[8].startswith("video 'b', annotation 1: ")
+    assert faults[11:] == ["and 4 more"]
 
 
 @pytest.mark.parametrize(("read", "key"), [(read_annotations, "database"), (read_predictions, "results")])
-def test_a_file_of_another_kind_is_told(written, tmp_path, read, key):
+def test_files_of_other_kinds_are_refused(written, tmp_path, read, key):
     with pytest.raises(ListError, match=r"gt\.json is not JSON: .* line 1 column 2"):
         read(written("{nothing"))
     for other in ({"version": 1}, [], {key: []}):
@@ -317,10 +317,10 @@ def test_a_file_of_another_kind_is_told(written, tmp_path, read, key):
         read(tmp_path / "latin.json")
 
 
-def test_predictions_are_read_as_they_stand(written):
-    """A model may say segments that end before they start or leave the video: the evaluation knows what to do with them."""
-    said = {"b": [annotation(5, 4, score=0.5), annotation(-1, 99, "run", score=2, label_id=3)], "a": []}
-    table = read_predictions(written({"results": said}))
+def test_predictions_are_not_changed_when_read(written):
+    """Predicted segments may end before they start or be outside the video. The evaluation handles them."""
+    predictions = {"b": [annotation(5, 4, score=0.5), annotation(-1, 99, "run", score=2, label_id=3)], "a": []}
+    table = read_predictions(written({"results": predictions}))
     assert table.columns.tolist() == PREDICTIONS
     assert table.values.tolist() == [["b", 5.0, 4.0, "jump", 0.5], ["b", -1.0, 99.0, "run", 2.0]]
     assert table.dtypes[["start", "end", "score"]].tolist() == [float] * 3
@@ -337,30 +337,30 @@ def test_predictions_are_read_as_they_stand(written):
         (annotation(score=float("nan")), "score nan: "),
     ],
 )
-def test_a_malformed_prediction_is_told(written, wrong, cause):
+def test_a_malformed_prediction_is_reported(written, wrong, cause):
     path = written({"results": {"a": [annotation(score=1), wrong], "b": []}})
     with pytest.raises(ListError, match=rf"^{path}: 1 fault; video 'a', prediction 2: {cause}"):
         read_predictions(path)
 
 
-def test_predictions_that_are_no_list_are_told(written):
-    with pytest.raises(ListError, match="video 'a': a list of predictions is expected"):
+def test_predictions_must_be_a_list(written):
+    with pytest.raises(ListError, match="video 'a': expected a list of predictions"):
         read_predictions(written({"results": {"a": annotation(score=1)}}))
 
 
-def test_no_prediction_is_a_table_too(written, tmp_path):
+def test_no_predictions_give_an_empty_table(written, tmp_path):
     empty = read_predictions(written({"results": {}}))
-    some = read_predictions(written({"results": {"a": [annotation(score=1)]}}))
+    filled = read_predictions(written({"results": {"a": [annotation(score=1)]}}))
     assert len(empty) == 0
-    assert empty.dtypes.to_dict() == some.dtypes.to_dict()
+    assert empty.dtypes.to_dict() == filled.dtypes.to_dict()
     write_predictions(tmp_path / "none.json", empty)
     assert json.loads((tmp_path / "none.json").read_text())["results"] == {}
 
 
-def test_predictions_are_the_same_after_writing(tmp_path):
-    """To the last bit, in the order of the table, and with what ActivityNet's script asks of a file."""
+def test_written_predictions_are_read_back_bit_for_bit(tmp_path):
+    """The file also has the keys that ActivityNet's script requires."""
     rng = np.random.default_rng(0)
-    said = pd.DataFrame(
+    predictions = pd.DataFrame(
         {
             "video": list("bbba"),
             "start": rng.random(4),
@@ -369,30 +369,30 @@ def test_predictions_are_the_same_after_writing(tmp_path):
             "score": rng.random(4).astype(np.float32),
         }
     )
-    write_predictions(tmp_path / "said.json", said)
-    found = read_predictions(tmp_path / "said.json")
-    assert found.values.tolist() == said.values.tolist()
-    assert set(json.loads((tmp_path / "said.json").read_text())) == {"version", "external_data", "results"}
+    write_predictions(tmp_path / "predictions.json", predictions)
+    found = read_predictions(tmp_path / "predictions.json")
+    assert found.values.tolist() == predictions.values.tolist()
+    assert set(json.loads((tmp_path / "predictions.json").read_text())) == {"version", "external_data", "results"}
 
 
-def test_what_is_no_number_is_not_written(tmp_path):
-    path = tmp_path / "said.json"
+def test_nan_is_not_written(tmp_path):
+    path = tmp_path / "predictions.json"
     path.write_text("before")
-    said = pd.DataFrame([("a", 1.0, 2.0, "run", 0.5), ("a", 1.0, 2.0, "run", np.nan)], columns=PREDICTIONS)
-    with pytest.raises(ListError, match=r"cannot write .*said\.json: prediction 2 .*'run'.*nan"):
-        write_predictions(path, said)
+    predictions = pd.DataFrame([("a", 1.0, 2.0, "run", 0.5), ("a", 1.0, 2.0, "run", np.nan)], columns=PREDICTIONS)
+    with pytest.raises(ListError, match=r"cannot write .*predictions\.json: prediction 2 .*'run'.*nan"):
+        write_predictions(path, predictions)
     assert path.read_text() == "before"
 
 
 @needs_references
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_official_cases_are_read_completely_and_predictions_written_again(case, tmp_path):
+def test_official_cases_are_read_and_written_completely(case, tmp_path):
     raw = json.loads((case / "gt.json").read_text())["database"]
-    found, said = read_annotations(case / "gt.json"), read_predictions(case / "pred.json")
-    rows = [[name, *one["segment"], one["label"]] for name, entry in raw.items() for one in entry["annotations"]]
+    found, predictions = read_annotations(case / "gt.json"), read_predictions(case / "pred.json")
+    rows = [[name, *item["segment"], item["label"]] for name, entry in raw.items() for item in entry["annotations"]]
     assert found.segments.values.tolist() == rows
     assert found.videos.video.tolist() == list(raw)
-    numbers = {one["label"]: one["label_id"] for entry in raw.values() for one in entry["annotations"]}
+    numbers = {item["label"]: item["label_id"] for entry in raw.values() for item in entry["annotations"]}
     assert list(found.classes) == sorted(numbers, key=numbers.get)
-    write_predictions(tmp_path / "pred.json", said)
-    assert read_predictions(tmp_path / "pred.json").equals(said)
+    write_predictions(tmp_path / "pred.json", predictions)
+    assert read_predictions(tmp_path / "pred.json").equals(predictions)

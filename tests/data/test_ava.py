@@ -1,4 +1,4 @@
-"""Key frames of AVA-style lists: the right frames of any video, and everything wrong with a list told before it is used."""
+"""AVA-style lists: the frames of clips around key frames, and the faults of lists."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -11,6 +11,7 @@ import torch
 from made_videos import drawn, shown, write_video
 from PIL import Image
 from scipy.stats import chi2_contingency, kruskal
+from torchvision.ops import box_iou
 
 from vmae_lab.data.ava import (
     SceneLists,
@@ -28,7 +29,7 @@ from vmae_lab.data.decoding import VideoError, VideoFile
 from vmae_lab.data.frame_sampling import Around
 from vmae_lab.data.motionworld.dataset import RENDERER_VERSION
 from vmae_lab.data.motionworld.motion import ACTIONS
-from vmae_lab.data.motionworld.scenes import APART, SceneWorldSettings, _overlap, render_scene
+from vmae_lab.data.motionworld.scenes import APART, SceneWorldSettings, render_scene
 from vmae_lab.data.motionworld.writer import encode_mp4
 from vmae_lab.data.video_lists import ListError
 
@@ -37,14 +38,14 @@ SMALL = SceneWorldSettings(side=32, train=5, validation=2, test=3)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Two files of other sizes and rates, and a folder of pictures; frames show their numbers."""
+    """Two videos of different size and frame rate, and a folder of pictures. Frames show their numbers."""
     root = tmp_path_factory.mktemp("ava")
     (root / "videos" / "c").mkdir(parents=True)
     encode_mp4(np.stack([drawn(n, 64, 48) for n in range(60)]), root / "videos" / "a.mp4", rate=12)  # 5 s
     encode_mp4(np.stack([drawn(n, 96, 128) for n in range(100)]), root / "videos" / "b.mp4", rate=25)  # 4 s
     for number in range(60):
         Image.fromarray(drawn(number, 80, 60)).save(root / "videos" / "c" / f"c_{number + 1:06d}.jpg", quality=95)  # 3 s at 20
-    for hidden in ("c/._c_000061.jpg", "._a.mp4", "c/.DS_Store"):  # what macOS leaves on other file systems
+    for hidden in ("c/._c_000061.jpg", "._a.mp4", "c/.DS_Store"):  # macOS writes these on foreign file systems
         (root / "videos" / hidden).write_bytes(b"\0\5\x16\7")
     (root / "actions.csv").write_text("id,name\n3,sit\n7,stand\n9,walk\n")
     return root
@@ -56,9 +57,9 @@ def opened(root: Path, boxes: str, split: str = "train", actions: str = "actions
         if name in more:
             (root / f"{name}.csv").write_text(more[name])
             more[name] = f"{name}.csv"
-    own = {"boxes": "boxes.csv", **{name: more.pop(name) for name in ("excluded", "persons") if name in more}}
+    files = {"boxes": "boxes.csv", **{name: more.pop(name) for name in ("excluded", "persons") if name in more}}
     lists = SceneLists(
-        root=str(root), actions=actions, train=own, validation=own, first_second=900, folder_rate=20,
+        root=str(root), actions=actions, train=files, validation=files, first_second=900, folder_rate=20,
         frame_pattern="{video}_{:06d}.jpg", **more,
     )  # fmt: skip
     return open_scenes(SceneSettings(lists=lists), split)
@@ -71,42 +72,42 @@ def frames_of(scenes: Scenes, index: int, frames: int = 4, stride: int = 2) -> l
     return shown(scenes.clip(index, frames, stride, 1000).permute(1, 2, 3, 0).numpy())
 
 
-def test_a_clip_is_centred_on_its_key_frame_whatever_the_size_and_rate(root):
+def test_a_clip_is_centered_on_its_key_frame(root):
     scenes = opened(root, "".join(f"{name},902,{BOX},7,1\n" for name in "abc"))
-    # 2 s after the first frame, at 12, 25 and 20 frames a second; two of four frames come before the key frame.
+    # 2 s after the first frame, at 12, 25 and 20 fps. Two of the four frames are before the key frame.
     assert [frames_of(scenes, index) for index in range(3)] == [[20, 22, 24, 26], [46, 48, 50, 52], [36, 38, 40, 42]]
     sizes = [tuple(scenes.clip(index, 2, 1, 1000).shape[-2:]) for index in range(3)]
     assert sizes == [(48, 64), (128, 96), (60, 80)]
-    assert tuple(scenes.clip(1, 2, 1, 48).shape[-2:]) == (64, 48), "shrunk to a short side, the shape kept"
+    assert tuple(scenes.clip(1, 2, 1, 48).shape[-2:]) == (64, 48), "a smaller short side, the same aspect ratio"
 
 
-def test_the_stride_can_count_in_seconds_in_place_of_frames(root):
-    """Two frames at 10 a second are .2 s: 2.4 frames at 12, 5 at 25, 4 at 20."""
+def test_the_stride_can_be_in_time(root):
+    """Two frames at 10 fps are 0.2 s: 2.4 frames at 12 fps, 5 at 25, 4 at 20."""
     scenes = opened(root, "".join(f"{name},902,{BOX},7,1\n" for name in "abc"), rate=10)
     assert [frames_of(scenes, index) for index in range(3)] == [[19, 22, 24, 26], [40, 45, 50, 55], [32, 36, 40, 44]]
 
 
-def test_the_first_and_last_frame_stand_in_beyond_the_ends(root):
+def test_the_first_and_last_frames_are_repeated(root):
     scenes = opened(root, f"a,900,{BOX},7,1\na,904.9,{BOX},7,1\n")
     assert frames_of(scenes, 0) == [0, 0, 0, 2]
     assert frames_of(scenes, 1) == [55, 57, 59, 59]
 
 
-def test_frames_between_which_a_place_is_are_rounded_one_way():
-    """At steps of 1.5 from a whole frame on, halves come up everywhere: no two frames are the same."""
+def test_positions_between_frames_are_rounded_up():
+    """With a step of 1.5, every other position is a half. No frame is repeated."""
     assert Around(10, 8, 1.5)(60) == [4, 6, 7, 9, 10, 12, 13, 15]
     assert Around(10.5, 4, 1)(60) == [9, 10, 11, 12]
 
 
-def test_several_clips_are_read_as_one_by_one(root):
-    """In order, those kept beside those read, a broken one as its error."""
+def test_several_clips_equal_single_clips(root):
+    """Clips are in order, cached or not. A broken one is its error."""
     scenes = opened(root, "".join(f"{name},902,{BOX},7,1\n" for name in "abc"))
     alone = [scenes.clip(index, 4, 2, 48) for index in range(3)]
     scenes.clip(1, 4, 2, 48, keep=True)
     for rows in ([0, 1, 2], [2, 0], [1], []):
         together = list(scenes.clips(rows, 4, 2, 48))
         assert len(together) == len(rows)
-        assert all(torch.equal(one, alone[row]) for one, row in zip(together, rows, strict=True))
+        assert all(torch.equal(clip, alone[row]) for clip, row in zip(together, rows, strict=True))
     assert len(list(scenes.clips([0, 2], 4, 2, 48, keep=True))) == 2
     assert len(scenes._kept) == 3
     scenes.videos = {**scenes.videos, "c": replace(scenes.videos["c"], file=VideoFile("gone.mp4"))}
@@ -114,7 +115,7 @@ def test_several_clips_are_read_as_one_by_one(root):
     assert (first.shape[1], type(last)) == (2, VideoError)
 
 
-def test_people_are_rows_and_their_actions_columns(root):
+def test_labels_have_a_row_per_person_and_a_column_per_class(root):
     other = "0.5,0.2,0.9,0.9"
     scenes = opened(root, f"a,901,{BOX},7,1\na,901,{other},3,2\na,901,{BOX},9,1\nb,901,{other},9,1\n")
     boxes, labels = scenes.labelled_boxes(0)
@@ -124,20 +125,20 @@ def test_people_are_rows_and_their_actions_columns(root):
     assert scenes.name(0) == "a at 901 s"
 
 
-def test_columns_are_in_the_order_of_the_classes_numbers_however_their_map_is_sorted(root):
+def test_columns_are_sorted_by_class_number(root):
     (root / "unsorted.csv").write_text("id,name\n9,walk\n3,sit\n7,stand\n")
     scenes = opened(root, f"a,901,{BOX},7,1\na,901,{BOX},9,1\n", actions="unsorted.csv")
     assert scenes.labelled_boxes(0)[1].tolist() == [[False, True, True]]  # sit, stand, walk
 
 
-def test_key_frames_are_those_of_both_lists_without_what_is_excluded(root):
+def test_key_frames_are_from_both_lists_without_excluded_ones(root):
     scenes = opened(
         root, f"a,901,{BOX},7,1\na,902,{BOX},7,1\n", persons=f"b,901,{BOX},,0.9\na,902,{BOX},,0.8\n", excluded="a,0902\n"
     )
     assert scenes.keys.to_numpy().tolist() == [["a", 901.0], ["b", 901.0]]
     assert (len(scenes.truth), len(scenes.persons)) == (1, 1)
     boxes, labels = scenes.labelled_boxes(1)
-    assert (tuple(boxes.shape), tuple(labels.shape)) == ((0, 4), (0, 3)), "nobody is labelled there"
+    assert (tuple(boxes.shape), tuple(labels.shape)) == ((0, 4), (0, 3)), "the key frame has no labels"
     assert scenes.labelled == [0]
 
 
@@ -147,41 +148,41 @@ def test_fewer_classes_can_be_evaluated_than_trained(root):
     assert (len(scenes.actions), scenes.evaluated) == (3, {3: "sit", 9: "walk"})
 
 
-def test_two_label_maps_that_do_not_fit_are_refused(root):
-    """Names are those of the map of all: a class is found by one name throughout."""
+def test_evaluated_classes_must_be_in_the_label_map(root):
+    """Names are from the label map of all classes."""
     (root / "other.csv").write_text("3,sitting down\n11,run\n12,jump\n")
-    with pytest.raises(ListError, match=rf"{root}/other.csv: .*actions.csv, has no action of number 11, 12"):
+    with pytest.raises(ListError, match=rf"{root}/other.csv: .*actions.csv\) has no action 11, 12"):
         opened(root, f"a,901,{BOX},7,1\n", evaluated="other.csv")
     (root / "other.csv").write_text("3,sitting down\n")
     assert opened(root, f"a,901,{BOX},7,1\n", evaluated="other.csv").evaluated == {3: "sit"}
 
 
-def test_lists_of_which_nothing_is_left_are_refused(root):
+def test_excluding_all_key_frames_is_refused(root):
     with pytest.raises(ListError, match=rf"{root}/excluded.csv excludes all key frames of {root}/boxes.csv"):
         opened(root, f"a,901,{BOX},7,1\n", excluded="a,0901\n")
 
 
-def test_endless_times_are_one_key_frame_in_both_lists(root):
+def test_times_are_rounded_to_microseconds_in_both_lists(root):
     scenes = opened(root, f"a,{900 + 4 / 3},{BOX},7,1\n", persons=f"a,901.333333,{BOX},,0.9\n")
     assert scenes.keys.to_numpy().tolist() == [["a", 901.333333]]
-    assert frames_of(scenes, 0, 2, 1) == [15, 16], "4/3 s at 12 a second"
+    assert frames_of(scenes, 0, 2, 1) == [15, 16], "4/3 s at 12 fps"
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts"])
-def test_videos_whose_header_counts_no_frames_are_counted(root, suffix):
-    """40 frames at 25 a second: 1.6 s."""
+def test_frames_are_counted_if_the_header_does_not(root, suffix):
+    """40 frames at 25 fps are 1.6 s."""
     path = write_video(root / "videos" / f"long_{suffix}.{suffix}")
     scenes = opened(root, f"{path.stem},901,{BOX},7,1\n")
     video = scenes.videos[path.stem]
     assert (video.frames, video.file.frames, video.rate) == (40, 40, pytest.approx(25, abs=0.01))
     assert frames_of(scenes, 0) == [21, 23, 25, 27]
-    cause = rf"line 1: timestamp 902 is outside video '{path.stem}' in .* lasts from 900 to 901.6 s \(40 frames"
+    cause = rf"line 1: timestamp 902 is outside video '{path.stem}' in .* covers 900 to 901.6 s \(40 frames"
     with pytest.raises(ListError, match=cause):
         opened(root, f"{path.stem},902,{BOX},7,1\n")
 
 
 def at_times(path: Path, times: list[int]) -> Path:
-    """Frames that are shown at times of 1/100 s."""
+    """Write frames that are shown at `times`, in 1/100 s."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("h264", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
@@ -196,28 +197,30 @@ def at_times(path: Path, times: list[int]) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_videos_of_a_variable_rate_are_refused_with_the_remedy(root, suffix):
-    """Slow first, then fast: at the mean rate, a second in is another frame. One dropped frame is no matter."""
+def test_videos_with_a_variable_frame_rate_are_refused(root, suffix):
+    """The rate is first low, then high, so times do not match frames. A single dropped frame is accepted."""
     path = at_times(root / "videos" / f"slow_{suffix}.{suffix}", [*range(0, 200, 20), *range(200, 300, 4)])
-    with pytest.raises(ListError, match=rf"line 1: {path}: its frames are up to .* s off a constant rate; .*ffmpeg -i IN -vf"):
+    with pytest.raises(
+        ListError, match=rf"line 1: {path}: frames are up to .* s off a constant frame rate; .*ffmpeg -i IN -vf"
+    ):
         opened(root, f"{path.stem},901,{BOX},7,1\n")
     path = at_times(root / "videos" / f"dropped_{suffix}.{suffix}", [*range(0, 100, 4), *range(104, 200, 4)])
     assert opened(root, f"{path.stem},901,{BOX},7,1\n").videos[path.stem].rate == pytest.approx(25, abs=1)
 
 
-def test_which_video_is_meant_must_be_clear(root):
+def test_ambiguous_videos_are_refused(root):
     (root / "videos" / "twice").mkdir()
     write_video(root / "videos" / "twice.mp4")
     with pytest.raises(ListError, match=rf"video 'twice' may be {root}/videos/twice or {root}/videos/twice.mp4; "):
         opened(root, f"twice,901,{BOX},7,1\n")
 
 
-def test_videos_may_be_in_a_folder_of_their_own_elsewhere(root, tmp_path_factory):
+def test_videos_may_be_outside_the_root(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("films")
     write_video(elsewhere / "film.mp4")
     assert frames_of(opened(root, f"film,901,{BOX},7,1\n", videos=str(elsewhere)), 0) == [21, 23, 25, 27]
     (elsewhere / "linked.mp4").symlink_to(root / "videos" / "a.mp4")
-    with pytest.raises(ListError, match=rf"a link leads out of the root {elsewhere}"):
+    with pytest.raises(ListError, match=rf"linked.mp4: it links to .*, outside the root {elsewhere}"):
         opened(root, f"linked,901,{BOX},7,1\n", videos=str(elsewhere))
 
 
@@ -228,40 +231,40 @@ def test_videos_may_be_in_a_folder_of_their_own_elsewhere(root, tmp_path_factory
         (f"broken,901,{BOX},7,1", r"the video cannot be read: .*broken.mp4"),
         (
             f"a,905,{BOX},7,1",
-            r"timestamp 905 is outside video 'a' in .*, which lasts from 900 to 905 s \(60 frames at 12 a second",
+            r"timestamp 905 is outside video 'a' in .*, which covers 900 to 905 s \(60 frames at 12 fps",
         ),
-        (f"c,903,{BOX},7,1", r"timestamp 903 is outside video 'c' in .*\(60 frames at 20 a second"),
+        (f"c,903,{BOX},7,1", r"timestamp 903 is outside video 'c' in .*\(60 frames at 20 fps"),
         (f"b,899,{BOX},7,1", "timestamp 899 is outside video 'b'"),
         ("a,901,0.1,0.2,0.5,1.9,7,1", r"is not inside \[0, 1\]"),
         ("a,901,0.5,0.2,0.1,0.9,7,1", "has no area"),
         (f"a,901,{BOX},8,1", "action_id 8 is not in the label map"),
-        (f"a,901,{BOX}", "6 columns; 8 are expected"),
+        (f"a,901,{BOX}", "6 columns; expected 8"),
     ],
 )
-def test_a_bad_line_is_told_with_file_line_and_cause(root, line, cause):
+def test_a_bad_line_is_reported_with_file_line_and_cause(root, line, cause):
     (root / "videos" / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
     with pytest.raises(ListError, match=rf"{root}/boxes.csv: 2 bad lines; line 2: .*{cause}.*line 4: "):
         opened(root, f"a,901,{BOX},7,1\n{line}\nb,901,{BOX},7,1\n{line}\n")
 
 
-def test_the_person_detectors_lines_are_checked_as_well(root):
+def test_the_list_of_persons_is_checked_against_videos(root):
     with pytest.raises(ListError, match=rf"{root}/persons.csv: 1 bad line; line 1: timestamp 990 is outside video 'a'"):
         opened(root, f"a,901,{BOX},7,1\n", persons=f"a,990,{BOX},,0.9\n")
 
 
-def test_what_is_missing_is_named(root, tmp_path):
+def test_missing_files_are_named(root, tmp_path):
     with pytest.raises(ListError, match=r"cannot read .*nowhere.csv"):
         opened(root, f"a,901,{BOX},7,1\n", evaluated="nowhere.csv")
     with pytest.raises(ListError, match=r"scenes.lists.videos: there is no folder .*films"):
         opened(root, f"a,901,{BOX},7,1\n", videos="films")
-    with pytest.raises(ListError, match="there is no test split"):
+    with pytest.raises(ListError, match=r"scenes\.lists\.test"):
         opened(root, f"a,901,{BOX},7,1\n", split="test")
     with pytest.raises(ListError, match=r"boxes.csv: the list is empty"):
         opened(root, "")
 
 
 @pytest.mark.slow
-def test_the_embedded_scenes_are_lists_like_any_others(home):
+def test_embedded_scenes_are_opened_like_lists(home):
     for split, count in (("train", 5), ("validation", 2), ("test", 3)):
         scenes = open_scenes(SceneSettings(motionworld=SMALL), split)
         assert len(scenes) == count
@@ -271,17 +274,19 @@ def test_the_embedded_scenes_are_lists_like_any_others(home):
 
 
 @pytest.mark.slow
-def test_a_scene_is_a_pure_function_of_its_name(home):
-    one, other = (render_scene(SMALL, "train", 1) for _ in range(2))
-    assert np.array_equal(one[0], other[0])
-    assert not np.array_equal(one[0], render_scene(SMALL, "test", 1)[0])
+def test_scenes_are_deterministic(home):
+    first, second = (render_scene(SMALL, "train", 1) for _ in range(2))
+    assert np.array_equal(first[0], second[0])
+    assert not np.array_equal(first[0], render_scene(SMALL, "test", 1)[0])
     scenes = open_scenes(SceneSettings(motionworld=SMALL), "train")
     boxes, labels = scenes.labelled_boxes(1)
-    assert np.allclose(boxes, one[1], atol=1e-4), "written with four digits"
-    assert [[ACTIONS[i] for i in np.flatnonzero(row)] for row in labels] == [sorted(done, key=ACTIONS.index) for done in one[2]]
+    assert np.allclose(boxes, first[1], atol=1e-4), "written with four decimals"
+    assert [[ACTIONS[i] for i in np.flatnonzero(row)] for row in labels] == [
+        sorted(done, key=ACTIONS.index) for done in first[2]
+    ]
 
 
-def test_another_renderer_of_things_makes_other_scenes(monkeypatch):
+def test_the_version_of_the_renderer_is_in_the_fingerprint(monkeypatch):
     before = SMALL.fingerprint
     assert SceneWorldSettings.versions["things"] == RENDERER_VERSION
     monkeypatch.setitem(SceneWorldSettings.versions, "things", 99)
@@ -296,18 +301,19 @@ def many() -> list[tuple[np.ndarray, list[tuple[str, ...]]]]:
 
 
 @pytest.mark.slow
-def test_actors_are_in_the_picture_and_beside_one_another(many):
+def test_actors_are_inside_the_frame_and_do_not_overlap(many):
     for boxes, done in many:
         assert 1 <= len(boxes) == len(done) <= 3
         assert ((boxes >= 0) & (boxes <= 1)).all()
-        assert all(_overlap(boxes[i], boxes[j]) <= APART for i in range(len(boxes)) for j in range(i))
+        overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(boxes)).fill_diagonal_(0)
+        assert (overlaps <= APART).all()
     assert {len(boxes) for boxes, _ in many} == {1, 2, 3}
     assert {len(actions) for _, done in many for actions in done} == {1, 2}
-    assert any(len(set(done)) > 1 for _, done in many), "different actions at once"
+    assert any(len(set(done)) > 1 for _, done in many), "actors with different actions"
 
 
-def test_the_key_frame_does_not_tell_the_action(many):
-    """Place, size and company in the key frame are independent of what is done: no test at .1 % tells them apart."""
+def test_the_key_frame_does_not_reveal_the_action(many):
+    """Position, size and number of actors in the key frame are independent of the action (tests at 0.1%)."""
     boxes = np.concatenate([boxes for boxes, _ in many])
     first = np.array([ACTIONS.index(actions[0]) for _, done in many for actions in done])
     company = np.array([len(done) for _, done in many for _ in done])
@@ -336,70 +342,70 @@ def written(tmp_path):
     return write
 
 
-def test_what_a_file_says(written):
+def test_ground_truth_is_read(written):
     table = read_ground_truth(written(f"{GOOD}\nvid,902.5,0,0,1,1,80,\n"), {12, 80})
     assert table.loc[0].tolist() == ["vid", 902.0, 0.1, 0.2, 0.5, 0.9, 12, 3]
     assert table.loc[1, ["timestamp", "person_id"]].tolist() == [902.5, -1]
     assert len(read_ground_truth(written(""))) == 0
 
 
-def test_a_file_without_persons_is_read(written):
+def test_ground_truth_without_person_ids_is_read(written):
     assert read_ground_truth(written(GOOD.rsplit(",", 1)[0])).person_id.tolist() == [-1]
 
 
 @pytest.mark.parametrize(
     ("line", "cause"),
     [
-        ("vid,0902,0.1,0.2,0.5,0.9", r"6 columns; 8 are expected: video, timestamp, x1"),
+        ("vid,0902,0.1,0.2,0.5,0.9", r"6 columns; expected 8: video, timestamp, x1"),
         (GOOD + ",1,2", "10 columns"),
         ("", "1 columns"),
-        (",0902,0.1,0.2,0.5,0.9,12,3", "the video's name is empty"),
+        (",0902,0.1,0.2,0.5,0.9,12,3", "the name of the video is empty"),
         ("vid,soon,0.1,0.2,0.5,0.9,12,3", "timestamp 'soon'"),
         ("vid,nan,0.1,0.2,0.5,0.9,12,3", "timestamp 'nan'"),
-        ("vid,0902,0.1,0.2,0.5,1.1,12,3", r"the box x1 0\.1, y1 0\.2, x2 0\.5, y2 1\.1 is not inside \[0, 1\]"),
+        ("vid,0902,0.1,0.2,0.5,1.1,12,3", r"box x1 0\.1, y1 0\.2, x2 0\.5, y2 1\.1 is not inside \[0, 1\]"),
         ("vid,0902,-0.1,0.2,0.5,0.9,12,3", "not inside"),
-        ("vid,0902,0.5,0.2,0.1,0.9,12,3", r"has no area: x1 < x2 and y1 < y2 are expected"),
+        ("vid,0902,0.5,0.2,0.1,0.9,12,3", r"has no area; expected x1 < x2 and y1 < y2"),
         ("vid,0902,0.1,0.2,0.5,0.9,99,3", "action_id 99 is not in the label map"),
         ("vid,0902,0.1,0.2,0.5,0.9,1.5,3", "action_id '1.5'"),
         ("vid,0902,0.1,0.2,0.5,0.9,,3", "action_id ''"),
     ],
 )
-def test_a_malformed_line_is_told_with_its_place_and_cause(written, line, cause):
+def test_a_malformed_line_is_reported_with_its_number_and_cause(written, line, cause):
     path = written(f"{GOOD}\n{line}\n{GOOD}\n")
     with pytest.raises(ListError, match=rf"{path}: 1 bad line; line 2: .*{cause}"):
         read_ground_truth(path, {12})
 
 
-def test_detections_are_read_as_they_stand(written):
-    """A model may say boxes that leave the frame or have no area: the evaluation knows what to do with them."""
+def test_detections_are_not_changed_when_read(written):
+    """Predicted boxes may be outside the frame or without area. The evaluation handles them."""
     table = read_detections(written("vid,0902,-0.1,0.5,1.2,0.2,12,0.9"))
     assert table.loc[0, ["x1", "y2", "score"]].tolist() == [-0.1, 0.2, 0.9]
     with pytest.raises(ListError, match="line 1: score 'high'"):
         read_detections(written("vid,0902,0.1,0.2,0.5,0.9,12,high"))
 
 
-def test_times_are_the_same_when_written_and_read_again(written, tmp_path):
-    """4/3 s is endless: what stands in the file, to the microsecond, is what it is compared by."""
+def test_times_survive_a_round_trip(written, tmp_path):
+    """4/3 s has no finite decimal form. Times are compared as they are in the file, rounded to microseconds."""
     truth = read_ground_truth(written("vid,1.3333333333333333,0.1,0.2,0.5,0.9,12,3\nvid,0902,0.1,0.2,0.5,0.9,12,3\n"))
-    said = truth.assign(score=0.5, timestamp=[4 / 3, 902.0])
-    write_detections(tmp_path / "said.csv", said)
-    assert [line.split(",")[1] for line in (tmp_path / "said.csv").read_text().splitlines()] == ["1.333333", "902"]
-    assert read_detections(tmp_path / "said.csv").timestamp.tolist() == truth.timestamp.tolist()
-    write_detections(tmp_path / "said.csv", said.assign(timestamp=[-1e-9, 1234567.8900001]))
-    assert read_detections(tmp_path / "said.csv").timestamp.tolist() == [0.0, 1234567.89]
+    detections = truth.assign(score=0.5, timestamp=[4 / 3, 902.0])
+    write_detections(tmp_path / "detections.csv", detections)
+    assert [line.split(",")[1] for line in (tmp_path / "detections.csv").read_text().splitlines()] == ["1.333333", "902"]
+    assert read_detections(tmp_path / "detections.csv").timestamp.tolist() == truth.timestamp.tolist()
+    write_detections(tmp_path / "detections.csv", detections.assign(timestamp=[-1e-9, 1234567.8900001]))
+    assert read_detections(tmp_path / "detections.csv").timestamp.tolist() == [0.0, 1234567.89]
 
 
-def test_marks_and_blank_lines_of_editors_are_no_rows(written):
+def test_byte_order_marks_and_blank_lines_are_skipped(written):
     assert len(read_ground_truth(written(f"\ufeff{GOOD}\r\n{GOOD}\r\n\r\n \n"))) == 2
     assert read_ground_truth(written(f"\ufeff{GOOD}")).video.tolist() == ["vid"]
-    name = "one\u2028name"  # a line's end to Python, not to a file
+    name = "one\u2028name"  # `str.splitlines` would split here
     assert read_ground_truth(written(GOOD.replace("vid", name))).video.tolist() == [name]
 
 
 @pytest.mark.parametrize(
     ("line", "cause"),
     [
-        ("vid,0902,0.1,0.2,0.5,1.002,,0.9", r"the box .* y2 1\.002 is not inside \[0, 1\]"),
+        ("vid,0902,0.1,0.2,0.5,1.002,,0.9", r"box .* y2 1\.002 is not inside \[0, 1\]"),
         ("vid,0902,-0.1,0.2,0.5,0.9,,0.9", "is not inside"),
         ("vid,0902,10,20,50,90,,0.9", "is not inside"),
         ("vid,0902,0.1,0.2,0.5,0.9,,99", "score 99 is not between 0 and 1"),
@@ -408,27 +414,29 @@ def test_marks_and_blank_lines_of_editors_are_no_rows(written):
         ("vid,0902,1.0002,0.2,1.0004,0.9,,0.9", "has no area"),
     ],
 )
-def test_person_boxes_that_cannot_be_parts_of_a_frame_are_refused(written, line, cause):
+def test_invalid_person_boxes_are_refused(written, line, cause):
     with pytest.raises(ListError, match=rf"1 bad line; line 2: .*{cause}"):
         read_person_boxes(written(f"vid,0902,0.1,0.2,0.5,0.9,,0.9\n{line}\n"))
 
 
-def test_what_a_detectors_rounding_adds_is_cut(written):
+def test_person_boxes_are_clipped_within_a_tolerance(written):
     table = read_person_boxes(written("vid,0902,-0.0005,0.2,0.5,1.0004,,1.0001"))
     assert table.loc[0, ["x1", "y1", "x2", "y2", "score"]].tolist() == [0, 0.2, 0.5, 1, 1]
-    assert read_detections(written("vid,0902,0.1,0.2,0.5,0.9,12,-7.5")).score.tolist() == [-7.5], "any finite score ranks"
+    assert read_detections(written("vid,0902,0.1,0.2,0.5,0.9,12,-7.5")).score.tolist() == [-7.5], (
+        "scores of models may have any range"
+    )
 
 
-def test_person_boxes_have_no_action(written):
+def test_the_action_of_person_boxes_is_ignored(written):
     table = read_person_boxes(written("vid,0902,0.1,0.2,0.5,0.9,,0.99"))
     assert table.columns.tolist() == ["video", "timestamp", "x1", "y1", "x2", "y2", "score"]
-    with pytest.raises(ListError, match=r"line 1: the box .* has no area"):
+    with pytest.raises(ListError, match=r"line 1: box .* has no area"):
         read_person_boxes(written("vid,0902,0.5,0.2,0.5,0.9,,0.99"))
 
 
 def test_excluded_key_frames(written):
     assert read_excluded(written("vid,0903\n")).values.tolist() == [["vid", 903.0]]
-    with pytest.raises(ListError, match="line 1: 1 columns; 2 are expected"):
+    with pytest.raises(ListError, match="line 1: 1 columns; expected 2"):
         read_excluded(written("vid\n"))
 
 
@@ -437,9 +445,9 @@ def test_label_maps(written):
     assert read_label_map(written(pbtxt, "map.pbtxt")) == {1: "bend/bow (at the waist)", 11: "sit"}
     assert read_label_map(written("id,name\n1,bend, bow\n2,sit\n", "map.csv")) == {1: "bend, bow", 2: "sit"}
     for text, name, cause in [
-        ("item { id: 1 }", "map.pbtxt", "item 1 has no id or no name"),
-        ("", "map.pbtxt", "names no action"),
-        ("1,a\n1,b", "map.csv", "several .* number 1, in lines 1, 2"),
+        ("item { id: 1 }", "map.pbtxt", "item 1 lacks an id or a name"),
+        ("", "map.pbtxt", "has no actions"),
+        ("1,a\n1,b", "map.csv", "several .* number 1: lines 1, 2"),
         ("1,a\nb", "map.csv", "entry 2 'b' is not a number and a name"),
     ]:
         with pytest.raises(ListError, match=cause):
@@ -459,7 +467,7 @@ SAID = r'"say \"{hi}\" # loud"'
         f'item {{ name: "sit" id: 1 display_name: "Sit" }} item {{ id: 2 display_name: {SAID} }}',
     ],
 )
-def test_label_maps_in_every_form_of_pbtxt(written, text):
+def test_label_maps_in_all_forms_of_pbtxt(written, text):
     assert read_label_map(written(text, "map.pbtxt")) == {1: "sit", 2: 'say "{hi}" # loud'}
 
 
@@ -477,8 +485,8 @@ def test_label_maps_in_every_form_of_pbtxt(written, text):
             ["number 1", "lines 1, 4"],
         ),
         ('item {\n id: 1 name: "a"\n', "map.pbtxt", ["line 1: item is not closed"]),
-        ('item { id: 1 name: "a }\n', "map.pbtxt", ['line 1: "']),
-        ('item { id: 1 name: "a" }\n}\n', "map.pbtxt", ["line 2: }"]),
+        ('item { id: 1 name: "a }\n', "map.pbtxt", ['line 1: unmatched "']),
+        ('item { id: 1 name: "a" }\n}\n', "map.pbtxt", ["line 2: unmatched }"]),
         ("# id,name\n\n1,a\n# 1,b\n2\nx,c\n", "map.csv", ["2 faults", "line 5: ", "line 6: "]),
     ],
 )
@@ -488,7 +496,7 @@ def test_label_maps_with_faults_name_their_lines(written, text, name, causes):
     assert all(cause in str(caught.value) for cause in causes), caught.value
 
 
-def test_comments_are_no_rows_and_lines_are_still_counted(written):
+def test_comments_are_skipped_but_counted_in_line_numbers(written):
     assert read_excluded(written("# ignored\nvid,0903\n#vid,0904\n")).values.tolist() == [["vid", 903.0]]
     table = read_ground_truth(written(f"# video,timestamp\n{GOOD}\n"))
     assert len(table) == 1
@@ -496,6 +504,6 @@ def test_comments_are_no_rows_and_lines_are_still_counted(written):
         read_ground_truth(written(f"# video,timestamp\n{GOOD}\nvid,0902,0.1,0.2,0.5,0.9,x,3\n"))
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(ListError, match=r"cannot read .*none\.csv: No such file"):
         read_ground_truth(tmp_path / "none.csv")

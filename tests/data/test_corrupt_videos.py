@@ -1,4 +1,4 @@
-"""Broken videos in training: set aside once, never tried again, and the sound ones seen equally often."""
+"""Broken videos in training: recorded once, not read again, and replaced evenly by the others."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +26,8 @@ def draw(order, positions, corrupt_videos: CorruptVideos) -> list[int]:
     return [index for index, _ in drawn]
 
 
-def test_sound_videos_are_seen_equally_often():
-    """Once in every epoch by their own right, and beyond that in places of broken ones, which favour none."""
+def test_readable_videos_are_used_equally_often():
+    """A readable video is used once per epoch, and as a replacement with equal probability."""
     epochs, corrupt_videos = 300, CorruptVideos()
     drawn = draw(EpochOrder(SIZE, seed=0), range(epochs * SIZE), corrupt_videos)
     seen = Counter(drawn)
@@ -36,13 +36,13 @@ def test_sound_videos_are_seen_equally_often():
     assert len(corrupt_videos) == len(BROKEN)
     extra = np.array([seen[index] - epochs for index in sound])
     assert extra.sum() == epochs * len(BROKEN)
-    assert chisquare(extra).pvalue > 0.01, "fixed seed: stand-ins spread as chance would spread them, or more evenly"
+    assert chisquare(extra).pvalue > 0.01, "replacements are at least as even as random draws (fixed seed)"
     for epoch in range(0, epochs, 50):
         assert set(drawn[epoch * SIZE : (epoch + 1) * SIZE]) == set(sound)
 
 
-def test_what_is_drawn_does_not_depend_on_who_met_the_broken_ones(tmp_path):
-    """The same stream from the start, from the middle, and by a process that knows nothing yet."""
+def test_replacements_do_not_depend_on_the_process(tmp_path):
+    """The stream is the same from the start, from the middle, and in a process without records."""
     order = EpochOrder(SIZE, seed=3)
     whole = draw(order, range(4 * SIZE), CorruptVideos())
     assert draw(EpochOrder(SIZE, seed=3), range(2 * SIZE, 4 * SIZE), CorruptVideos()) == whole[2 * SIZE :]
@@ -52,15 +52,15 @@ def test_what_is_drawn_does_not_depend_on_who_met_the_broken_ones(tmp_path):
     assert [even, odd] == [whole[::2], whole[1::2]]
 
 
-def test_a_stand_in_is_of_the_same_source():
-    """Else a mixture's shares would drift towards the source with fewer broken files."""
+def test_a_replacement_is_of_the_same_source():
+    """Otherwise, the mixture would shift to sources with fewer broken files."""
     sources = ["web"] * 30 + ["film"] * 10
     for order in (sample_order(sources, 0.0, seed=1), MixtureOrder(sources, 1.0, seed=1, weights={"web": 1, "film": 3})):
         for position in range(200):
             assert sources[order.stand_in(position, 1)] == sources[order[position]]
 
 
-def test_a_broken_video_is_tried_once_in_a_run(tmp_path):
+def test_a_broken_video_is_read_once_per_run(tmp_path):
     tried = Counter()
 
     def counting(index: int) -> int:
@@ -68,7 +68,7 @@ def test_a_broken_video_is_tried_once_in_a_run(tmp_path):
         return read(index)
 
     file = tmp_path / "quarantine.csv"
-    for start in (0, SIZE, 2 * SIZE):  # a run, killed and resumed twice
+    for start in (0, SIZE, 2 * SIZE):  # a run that is killed and resumed twice
         corrupt_videos = CorruptVideos(file)
         for position in range(start, start + SIZE):
             read_or_replace(EpochOrder(SIZE, seed=0), position, counting, corrupt_videos)
@@ -79,7 +79,7 @@ def test_a_broken_video_is_tried_once_in_a_run(tmp_path):
     assert lines[1].endswith('.mp4,h264,"broken, in two lines"')
 
 
-def test_processes_share_a_quarantine(tmp_path):
+def test_processes_share_the_file(tmp_path):
     file = tmp_path / "quarantine.csv"
     ours, theirs = CorruptVideos(file), CorruptVideos(file)
     assert 5 not in ours
@@ -89,11 +89,11 @@ def test_processes_share_a_quarantine(tmp_path):
         list(threads.map(lambda one: CorruptVideos(file).add(7, VideoError("7.mp4", str(one))), range(20)))
     assert len(ours) == 2
     with open(file, "a") as half:
-        half.write("8,8.mp4")  # another process is writing
+        half.write("8,8.mp4")  # an incomplete line: another process is writing
     assert 8 not in ours
 
 
-def test_nothing_readable_is_an_error_not_an_endless_search():
+def test_an_error_is_raised_if_no_video_is_readable():
     def never(index: int) -> int:
         raise VideoError(f"{index}.mp4", "gone")
 
@@ -103,7 +103,7 @@ def test_nothing_readable_is_an_error_not_an_endless_search():
         read_or_replace(EpochOrder(2, seed=0), 0, never, CorruptVideos())
 
 
-def test_the_error_is_the_same_whoever_met_the_videos_first(tmp_path):
+def test_every_process_raises_the_same_error(tmp_path):
     def never(index: int) -> int:
         raise VideoError(f"{index}.mp4", "gone", "h264")
 

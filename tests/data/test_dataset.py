@@ -1,4 +1,4 @@
-"""Decoding, list files, windows, crops and pools of clips."""
+"""Datasets: decoded clips, list files, windows, crops and sources."""
 
 import pickle
 from collections import Counter
@@ -11,7 +11,7 @@ from made_videos import write_video
 from vmae_lab.data import memmap_dataset
 from vmae_lab.data.dataset import DataSettings, load_clips
 from vmae_lab.data.decoding import VideoError, read_frames
-from vmae_lab.data.frame_sampling import Dense, Everything, Exactly, dense_window
+from vmae_lab.data.frame_sampling import Dense, Everything, Exactly
 from vmae_lab.data.motionworld import ACTIONS, MotionworldSettings, open_motionworld
 from vmae_lab.data.transforms import centre_crop, multi_scale_crop
 from vmae_lab.data.video_lists import ListSettings
@@ -21,7 +21,7 @@ WORLD = MotionworldSettings(sources=("digits", "sticks"), side=32, frames=6, tra
 
 
 @pytest.mark.slow
-def test_resident_clips_equal_their_files(home):
+def test_decoded_clips_equal_their_files(home):
     data = DataSettings(motionworld=WORLD, resident_side=32)
     folder, _ = open_motionworld(WORLD)
     for sources in ((), ("sticks",)):
@@ -36,18 +36,18 @@ def test_resident_clips_equal_their_files(home):
 
 
 @pytest.mark.slow
-def test_resident_clips_are_copies_whose_colours_are_innermost(home):
+def test_decoded_clips_are_copies_with_colors_innermost(home):
     clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
     for choose in (Dense(3, 2, 0.5), Everything(), Exactly((1, 3, 5))):
         video = clips.video(0, choose)
-        assert video.stride(0) == 1  # what _resize takes its faster way for
+        assert video.stride(0) == 1  # the layout that `_resize` handles faster
         expected = video.clone()
-        video.zero_()  # a view of the read-only mapping would end the process here
+        video.zero_()  # would crash with a view of the read-only mapping
         assert torch.equal(clips.video(0, choose), expected)
 
 
-def test_a_spawned_process_gets_no_pixels_but_maps_their_file(home):
-    """As loader processes are started on macOS: a copy of the pixels for each would be as large as the data set."""
+def test_a_spawned_process_maps_the_file(home):
+    """Data loader processes are spawned on macOS. A copy of the pixels per process would be too large."""
     clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32), "train", ("sticks",))
     sent = pickle.dumps(clips)
     assert len(sent) < clips.frames.nbytes / 20
@@ -57,12 +57,12 @@ def test_a_spawned_process_gets_no_pixels_but_maps_their_file(home):
     assert all(torch.equal(got.video(index, Everything()), clips.video(index, Everything())) for index in range(len(clips)))
 
 
-def test_limits_take_the_first_clips_of_a_source_and_action_for_pretraining_alone(home):
-    """A part of a source must be the same clips in every run, and must not touch what is evaluated or labelled."""
+def test_limits_keep_the_first_clips_of_a_source_and_action_in_pretraining(home):
+    """Limits select the same clips in every run, and do not change evaluation and labeled clips."""
     limited = DataSettings(motionworld=WORLD, resident_side=32, pretrain_limits={"digits": 1})
     everything = DataSettings(motionworld=WORLD, resident_side=32)
     clips = load_clips(limited, "pretrain")
-    # A file's number counts the clips of its source and action; both of sticks are kept.
+    # The number of a file counts the clips of its source and action; both clips of sticks are kept.
     kept = {(r.source, r.action, r.path.rsplit("/")[-1]) for r in clips.records}
     assert kept == {
         (source, action, f"{number:05d}.mp4")
@@ -78,8 +78,8 @@ def test_limits_take_the_first_clips_of_a_source_and_action_for_pretraining_alon
     assert {r.source for r in load_clips(limited, "pretrain", ("digits",)).records} == {"digits"}
 
 
-def test_limited_clips_still_show_their_own_files(home):
-    """Rows are picked from one array of all clips: an offset would give a clip another one's pixels and keep its label."""
+def test_limited_clips_have_the_pixels_of_their_files(home):
+    """Rows index one array of all clips, so an offset would combine wrong pixels with a label."""
     clips = load_clips(DataSettings(motionworld=WORLD, resident_side=32, pretrain_limits={"digits": 1}), "pretrain", ())
     folder, _ = open_motionworld(WORLD)
     for index, record in list(enumerate(clips.records))[::5]:
@@ -90,21 +90,21 @@ def test_limited_clips_still_show_their_own_files(home):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"pretrain_limits": {"digits": 3}}, "pretrain_limits: digits .* got 3"),
         ({"pretrain_limits": {"sticks": 0}}, "pretrain_limits: sticks .* got 0"),
-        ({"pretrain_limits": {"camera": 1}}, r"\['camera'\] are not among data.motionworld.sources: digits, sticks"),
-        ({"pretrain_sources": ["sprites"]}, r"\['sprites'\] are not among data.motionworld.sources: digits, sticks"),
+        ({"pretrain_limits": {"camera": 1}}, r"\['camera'\] are not in data.motionworld.sources: digits, sticks"),
+        ({"pretrain_sources": ["sprites"]}, r"\['sprites'\] are not in data.motionworld.sources: digits, sticks"),
         ({"mixing": 1.5}, "less than or equal to 1"),
     ],
 )
-def test_pools_that_cannot_be_are_refused(change, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_sources_and_limits_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         DataSettings(motionworld=WORLD, resident_side=32, **change)
 
 
-def test_official_lists_read_the_same_videos(home, tmp_path):
+def test_official_lists_give_the_same_videos(home, tmp_path):
     folder, records = open_motionworld(WORLD)
     labelled = "".join(f"{r.path} {r.label}\n" for r in records if r.split == "train")
     (tmp_path / "labelled.txt").write_text(labelled)
@@ -118,7 +118,7 @@ def test_official_lists_read_the_same_videos(home, tmp_path):
     assert len(load_clips(DataSettings(lists=lists), "pretrain")) == len(listed)
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def test_files_that_are_not_videos_are_named(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(VideoError, match=r"text\.mp4: not a video but text"):
         read_frames(tmp_path / "text.mp4")
@@ -134,21 +134,21 @@ def test_frames_outside_a_file_are_refused(home):
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
 def test_windows_stay_inside(place):
-    window = dense_window(24, 8, 2, place)
+    window = Dense(8, 2, place)(24)
     assert len(window) == 8
     assert window[0] >= 0
     assert window[-1] <= 23
 
 
-def test_a_short_video_gives_its_last_frame_again():
-    assert list(dense_window(14, 8, 2, 0.9)) == [0, 2, 4, 6, 8, 10, 12, 12]
-    assert list(dense_window(15, 8, 2, 0.9)) == list(range(0, 15, 2))
-    assert list(dense_window(1, 4, 3, 0.0)) == [0, 0, 0, 0]
+def test_a_short_video_repeats_its_last_frame():
+    assert list(Dense(8, 2, 0.9)(14)) == [0, 2, 4, 6, 8, 10, 12, 12]
+    assert list(Dense(8, 2, 0.9)(15)) == list(range(0, 15, 2))
+    assert list(Dense(4, 3, 0.0)(1)) == [0, 0, 0, 0]
     with pytest.raises(ValueError, match="no frames"):
-        dense_window(0, 8, 2, 0.0)
+        Dense(8, 2, 0.0)(0)
 
 
-def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
+def test_a_crop_is_the_same_for_all_frames():
     ramp = torch.arange(40, dtype=torch.uint8).expand(3, 4, 40, 40)
     for seed in range(8):
         crop = multi_scale_crop(ramp, 24, numpy_generator(seed, "crop"), (1.0, 0.9, 0.6))
@@ -157,8 +157,8 @@ def test_a_crop_is_the_same_for_all_frames_and_has_the_asked_size():
     assert centre_crop(ramp[..., :20], 20).shape == (3, 4, 20, 20)
 
 
-def test_files_of_different_lengths_are_refused_by_name(tmp_path):
-    """A data set that was half written by another version is told, not stacked."""
+def test_files_of_different_lengths_are_refused(tmp_path):
+    """A data set that another version has partly written is refused."""
     paths = [write_video(tmp_path / f"{count}.mp4", count) for count in (8, 9)]
     with pytest.raises(VideoError, match=r"8\.mp4: .*lengths \[8, 9\]"):
         memmap_dataset._decode(paths, 16)

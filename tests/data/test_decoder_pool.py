@@ -1,4 +1,4 @@
-"""Decoding in another process: what a decoder does to itself, no run feels."""
+"""Decoder processes: failures of a decoder do not affect this process."""
 
 import json
 import multiprocessing
@@ -28,11 +28,11 @@ from vmae_lab.data.samplers import EpochOrder
 FAILURES = {
     "hang": "did not answer within 1 s",
     "loop": "did not answer within 1 s",
-    "kill": "ended by SIGKILL",
-    "abort": "ended by SIGABRT",
-    "crash": "ended by SIGSEGV",
+    "kill": "killed by SIGKILL",
+    "abort": "killed by SIGABRT",
+    "crash": "killed by SIGSEGV",
     "exit": "its decoder ended",
-    "swallow_memory": "more memory than it may",
+    "swallow_memory": "more memory than allowed",
 }
 
 
@@ -46,7 +46,7 @@ FIRST = Exactly((0,))
 
 @pytest.fixture
 def failing(video, monkeypatch):
-    """The same video under a name by which its decoder fails."""
+    """Return the video under a name that makes its decoder fail."""
     monkeypatch.setattr(pool, "CHILD", "failing_child")
 
     def named(how: str) -> VideoFile:
@@ -60,14 +60,14 @@ def failing(video, monkeypatch):
 
 @pytest.fixture(scope="module")
 def patient():
-    """A process with time enough; reads that are cut off have one of their own."""
+    """A decoder process with a long time limit. Tests with a short limit start their own."""
     process = DecoderProcess(VideoSettings(timeout_s=20, memory_mib=512))
     yield process
     process.close()
 
 
 def gone(pid: int, within: float = 5.0) -> bool:
-    """Whether a process ends within so many seconds; one that nobody waits for has ended too."""
+    """Return whether a process ends `within` seconds. Zombies have ended."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -77,32 +77,36 @@ def gone(pid: int, within: float = 5.0) -> bool:
 
 
 @pytest.mark.parametrize("short_side", [None, 24])
-def test_frames_are_those_read_in_this_process(patient, video, short_side):
+def test_frames_equal_those_read_in_this_process(patient, video, short_side):
     for choose in (Everything(), Exactly((7, 3, 3)), Dense(16, 2, 0.5)):
-        here, there = (
+        local, remote = (
             read(video, choose, *more, short_side) for read, more in ((read_video, [VideoSettings()]), (patient.read, []))
         )
-        assert there.info == here.info
-        assert there.indices == here.indices
-        assert np.array_equal(there.frames, here.frames)
-        assert there.frames.flags.writeable  # as torch wants it
+        assert remote.info == local.info
+        assert remote.indices == local.indices
+        assert np.array_equal(remote.frames, local.frames)
+        assert remote.frames.flags.writeable  # required by torch
 
 
-def test_errors_come_back_whole_and_cost_no_process(patient, video):
+def test_errors_are_complete_and_keep_the_process(patient, video):
     patient.read(video, FIRST)
     pid = patient.pid
     for bad, choose in ((VideoFile(video.path + "?"), Everything()), (video, Exactly((20,)))):
-        with pytest.raises(VideoError) as here:
+        with pytest.raises(VideoError) as local:
             read_video(bad, choose, VideoSettings())
-        with pytest.raises(VideoError) as there:
+        with pytest.raises(VideoError) as remote:
             patient.read(bad, choose)
-        assert (there.value.path, there.value.cause, there.value.codec) == (here.value.path, here.value.cause, here.value.codec)
+        assert (remote.value.path, remote.value.cause, remote.value.codec) == (
+            local.value.path,
+            local.value.cause,
+            local.value.codec,
+        )
     assert patient.pid == pid
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_decoder_that_fails_is_told_and_replaced(video, failing, how):
+def test_a_failing_decoder_is_reported_and_replaced(video, failing, how):
     decoder = DecoderProcess(VideoSettings(timeout_s=1, memory_mib=512))
     decoder.read(video, FIRST)
     pid, start = decoder.pid, time.monotonic()
@@ -118,8 +122,8 @@ def test_a_decoder_that_fails_is_told_and_replaced(video, failing, how):
 
 
 @pytest.mark.slow
-def test_the_time_a_process_takes_to_start_is_not_the_files(video, failing):
-    """Else a file behind one that crashed the decoder would be blamed, or a hang take a minute longer."""
+def test_the_start_of_a_process_does_not_count_as_reading_time(video, failing):
+    """Otherwise, the file after a crash could time out, or a hang would last a minute longer."""
     decoder = DecoderProcess(VideoSettings(timeout_s=0.5))
     for how in ("hang", "hang", ""):
         start = time.monotonic()
@@ -132,9 +136,9 @@ def test_the_time_a_process_takes_to_start_is_not_the_files(video, failing):
     decoder.close()
 
 
-def test_no_video_is_blamed_where_no_decoder_starts(video, monkeypatch, tmp_path):
-    """Else a machine out of memory would set a hundred sound videos aside for the whole of the run."""
-    corrupt_videos = CorruptVideos(tmp_path / "quarantine.csv")
+def test_no_video_is_recorded_as_corrupt_if_no_decoder_starts(video, monkeypatch, tmp_path):
+    """Otherwise, a machine without free memory would mark a hundred good videos as corrupt."""
+    corrupt_videos = CorruptVideos(tmp_path / "corrupt.csv")
     monkeypatch.setattr(pool, "CHILD", "no.such.module")
     decoder = DecoderProcess(VideoSettings())
     with pytest.raises(DecoderUnavailable, match=r"could be started: .*No module named"):
@@ -145,7 +149,7 @@ def test_no_video_is_blamed_where_no_decoder_starts(video, monkeypatch, tmp_path
         list(Decoders(VideoSettings()).read_all([(video, Everything(), None)]))
 
 
-def test_what_a_decoder_prints_does_not_come_between_the_answers(video, failing):
+def test_output_of_a_decoder_does_not_mix_with_answers(video, failing):
     decoder = DecoderProcess(VideoSettings())
     assert shown(decoder.read(failing("print"), FIRST).frames) == [0]
     assert shown(decoder.read(video, Exactly((5,))).frames) == [5]
@@ -153,8 +157,8 @@ def test_what_a_decoder_prints_does_not_come_between_the_answers(video, failing)
 
 
 @pytest.mark.slow
-def test_what_is_asked_for_can_be_wrong_without_harm(video, failing):
-    """A choice that fails, and an answer that was not waited for: it must not be taken for the next one."""
+def test_failed_requests_do_not_affect_later_ones(video, failing):
+    """The choice of frames fails, or the answer is not read. The next request must not get that answer."""
     decoder = DecoderProcess(VideoSettings())
     with pytest.raises(ZeroDivisionError):
         decoder.read(video, lambda frames: [frames // 0])
@@ -169,12 +173,12 @@ def test_what_is_asked_for_can_be_wrong_without_harm(video, failing):
 
 
 @pytest.mark.parametrize("how", ANSWERS)
-def test_an_answer_that_makes_no_sense_is_an_error_of_that_file(failing, how, tmp_path, monkeypatch):
-    """A file may take over its decoder. What that answers runs no code here, takes no memory and is not waited for."""
+def test_an_invalid_answer_is_an_error_of_that_file(failing, how, tmp_path, monkeypatch):
+    """A file may control its decoder. Its answers must not run code, use memory or block this process."""
     monkeypatch.setenv("EVIL_FOLDER", str(tmp_path / "evil"))
     decoder = DecoderProcess(VideoSettings(timeout_s=20))
     memory, start = status_of(os.getpid(), "VmSize"), time.monotonic()
-    with pytest.raises(VideoError, match=rf"{how}\.mp4.*makes no sense"):
+    with pytest.raises(VideoError, match=rf"{how}\.mp4.*invalid answer"):
         decoder.read(failing(how), FIRST)
     assert time.monotonic() - start < 20
     assert status_of(os.getpid(), "VmSize") - memory < 100
@@ -183,7 +187,7 @@ def test_an_answer_that_makes_no_sense_is_an_error_of_that_file(failing, how, tm
 
 
 @pytest.mark.slow
-def test_what_a_decoder_says_unasked_is_not_taken_for_an_answer(video, failing):
+def test_unexpected_output_is_not_used_as_an_answer(video, failing):
     decoder = DecoderProcess(VideoSettings())
     assert shown(decoder.read(failing("surplus"), FIRST).frames) == [0]
     time.sleep(0.6)
@@ -193,8 +197,8 @@ def test_what_a_decoder_says_unasked_is_not_taken_for_an_answer(video, failing):
 
 
 @pytest.mark.slow
-def test_a_decoder_that_reads_no_request_is_not_waited_for(video, monkeypatch):
-    """A request may be longer than a pipe holds: the frames of a film, by number."""
+def test_a_stopped_decoder_times_out(video, monkeypatch):
+    """A request may be larger than the buffer of a pipe, e.g. with the frame numbers of a long video."""
     decoder = DecoderProcess(VideoSettings(timeout_s=1))
     decoder.read(video, FIRST)
     os.kill(decoder.pid, signal.SIGSTOP)
@@ -205,14 +209,14 @@ def test_a_decoder_that_reads_no_request_is_not_waited_for(video, monkeypatch):
     decoder.close()
 
 
-def test_no_more_frames_are_chosen_than_fit(patient, video):
-    """A header may promise billions of frames; their numbers alone would fill the memory."""
+def test_the_number_of_chosen_frames_is_limited(patient, video):
+    """A header may announce billions of frames. Their numbers alone would fill the memory."""
     with pytest.raises(VideoError, match=r"memory_mib"):
         patient.read(video, lambda frames: range(10**12))
     assert shown(patient.read(video, Exactly((5,))).frames) == [5]
 
 
-def test_names_that_are_not_utf_8_come_back_as_they_are(patient, video):
+def test_names_that_are_not_utf_8_are_kept(patient, video):
     path = os.fsencode(video.path).replace(b"video.mp4", b"caf\xe9 \xff.mp4")
     Path(os.fsdecode(path)).unlink(missing_ok=True)
     os.link(video.path, path)
@@ -229,40 +233,40 @@ def test_names_that_are_not_utf_8_come_back_as_they_are(patient, video):
 @pytest.mark.parametrize(
     "fields", [{"surplus": 1}, {"frames": -1}, {"cause": 1}, {"bytes": True}, {"fps": float("inf")}, {"fps": float("nan")}]
 )
-def test_what_an_inspection_says_is_checked(fields):
+def test_inspections_are_validated(fields):
     sound = asdict(Inspection("ok", frames=20, rotation=-90))
     assert parsed(json.dumps(["inspection", sound]).encode()) == ("inspection", Inspection("ok", frames=20, rotation=-90))
     with pytest.raises(Malformed):
         parsed(json.dumps(["inspection", {**sound, **fields}]).encode())
 
 
-def test_paths_are_relative_to_the_folder_of_the_moment(patient, video, monkeypatch):
+def test_paths_are_relative_to_the_current_folder(patient, video, monkeypatch):
     patient.read(video, FIRST)
     monkeypatch.chdir(Path(video.path).parent)
     assert shown(patient.read(VideoFile("video.mp4", "."), Exactly((5,))).frames) == [5]
-    with pytest.raises(VideoError, match="empty path"):
+    with pytest.raises(VideoError, match="path is empty"):
         patient.read(VideoFile(""), Exactly((5,)))
 
 
-def test_map_keeps_order_and_hands_failures_over_in_place(video, failing):
+def test_map_keeps_the_order_and_yields_errors_in_place(video, failing):
     decoders = Decoders(VideoSettings(timeout_s=20), processes=2)
     wanted = [3, "missing", 5, "kill", *range(16)]
     others = {"missing": (VideoFile("/missing.mp4"), Everything(), None), "kill": (failing("kill"), FIRST, None)}
-    requests = (others.get(one) or (video, Exactly((one,)), 24) for one in wanted)
+    requests = (others.get(name) or (video, Exactly((name,)), 24) for name in wanted)
     answers = list(decoders.read_all(requests))
-    for one, answer in zip(wanted, answers, strict=True):
-        if isinstance(one, int):
-            assert shown(answer.frames) == [one]
+    for name, answer in zip(wanted, answers, strict=True):
+        if isinstance(name, int):
+            assert shown(answer.frames) == [name]
         else:
             assert isinstance(answer, VideoError)
-            assert ("SIGKILL" if one == "kill" else "no such file") in str(answer)
+            assert ("SIGKILL" if name == "kill" else "no such file") in str(answer)
     pids = {decoder.pid for decoder in decoders._idle if decoder.pid}
     assert 1 <= len(pids) <= 2
     decoders.close()
     assert all(gone(pid, 0.1) for pid in pids)
 
 
-def test_a_map_that_is_left_waits_for_no_decoder(video, failing):
+def test_closing_a_map_does_not_wait_for_decoders(video, failing):
     decoders = Decoders(VideoSettings(timeout_s=600), processes=2)
     answers = decoders.read_all([(video, FIRST, None)] + [(failing("hang"), FIRST, None)] * 5)
     assert shown(next(answers).frames) == [0]
@@ -279,9 +283,9 @@ def pid_of(decoders: Decoders, video: VideoFile) -> int:
 
 
 @pytest.mark.slow
-def test_a_fork_and_a_pickled_copy_have_processes_of_their_own(video):
+def test_a_fork_and_a_pickled_copy_start_their_own_processes(video):
     decoders = Decoders(VideoSettings(timeout_s=20))
-    mine = pid_of(decoders, video)
+    own_pid = pid_of(decoders, video)
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     fork = context.Process(target=lambda: queue.put(pid_of(decoders, video)))
@@ -291,8 +295,8 @@ def test_a_fork_and_a_pickled_copy_have_processes_of_their_own(video):
     assert fork.exitcode == 0
     copy = pickle.loads(pickle.dumps(decoders))
     pickled = pid_of(copy, video)
-    assert pid_of(decoders, video) == mine  # still there, and still in step
-    assert len({mine, forks, pickled}) == 3
+    assert pid_of(decoders, video) == own_pid  # still running and in sync
+    assert len({own_pid, forks, pickled}) == 3
     assert gone(forks)
     del copy
     assert gone(pickled)
@@ -301,7 +305,7 @@ def test_a_fork_and_a_pickled_copy_have_processes_of_their_own(video):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "hang", "loop"])
-def test_a_process_ends_with_the_one_that_started_it(video, failing, how):
+def test_a_decoder_process_ends_with_its_parent(video, failing, how):
     script = f"""
 from vmae_lab.data.decoding.pool import *
 from vmae_lab.data.frame_sampling import Exactly
@@ -324,7 +328,7 @@ time.sleep(600)
 
 
 @pytest.mark.slow
-def test_many_files_leave_nothing_open_and_no_memory_taken(tmp_path):
+def test_many_files_leak_no_descriptors_and_no_memory(tmp_path):
     good = [
         write_video(tmp_path / name, 12, codec) for name, codec in (("a.mp4", "h264"), ("b.avi", "mpeg4"), ("c.ts", "h264"))
     ]

@@ -1,4 +1,4 @@
-"""Frames read from files that are made here: exact, upright, and of the size asked for."""
+"""Decoding of generated files: exact and upright frames of the requested size."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from PIL import Image
 
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, decoders, read_frames, read_video
 from vmae_lab.data.decoding.inspection import inspect_video, time_video
-from vmae_lab.data.frame_sampling import Dense, Everything, Exactly, dense_window
+from vmae_lab.data.frame_sampling import Dense, Everything, Exactly
 
 BOTH = pytest.mark.parametrize("decoder", ["decord", "pyav"])
 SETTINGS = [VideoSettings(), VideoSettings(decoder="pyav")]
@@ -32,13 +32,13 @@ def x264(more: str) -> dict[str, str]:
     return {"x264-params": f"keyint=12:scenecut=0:{more}"}
 
 
-IN_ORDER = x264("bframes=0")  # frames are stored in the order in which they are shown
+IN_ORDER = x264("bframes=0")  # frames are stored in display order
 MADE = {
     "plain.mp4": ("decord", {}),
     "b_frames.mov": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
     "b_frames.mkv": ("decord", {"options": x264("bframes=3:b-adapt=0")}),
     "in_order.flv": ("decord", {"options": IN_ORDER}),
-    # The sample table of these holds no frames, the first fragment's, or what an index at the end of the file tells.
+    # Their sample table has no frames, those of the first fragment, or those of an index at the end of the file.
     "fragments.mp4": ("decord", {"mux": {"movflags": "frag_keyframe+empty_moov"}, "options": IN_ORDER}),
     "first_fragment_in_table.mp4": ("decord", {"mux": {"movflags": "frag_keyframe"}, "options": IN_ORDER}),
     "fragment_per_frame.mov": ("pyav", {"mux": {"movflags": "frag_every_frame"}, "options": x264("bframes=3:b-adapt=0")}),
@@ -61,19 +61,19 @@ MADE = {
     "mpeg4.mp4": ("decord", {"codec": "mpeg4"}),
     "odd.webm": ("decord", {"codec": "libvpx-vp9", "size": (65, 49)}),
     "mjpeg.avi": ("decord", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "size": (65, 49)}),
-    # Frames after a key frame that are shown before it: decord was a few frames off in each of these.
+    # Frames after a key frame that are shown before it. decord was off by a few frames in all of these.
     "open_gop.mp4": ("pyav", {"options": x264("bframes=3:b-adapt=0:open-gop=1")}),
     "open_gop.mkv": ("pyav", {"options": x264("bframes=3:b-adapt=0:open-gop=1")}),
     "hevc.mp4": ("pyav", {"codec": "libx265", "options": {"x265-params": HEVC}}),
     "mpeg4_b_frames.mp4": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "intra_refresh.mp4": ("pyav", {"options": {"x264-params": "keyint=12:bframes=0:intra-refresh=1"}}),
-    # B-frames in FLV and in fragments: of a few frames near a key frame decord gave a neighbour.
+    # B-frames in FLV and in fragments: near key frames, decord gave neighboring frames.
     "b_frames.flv": ("pyav", {"options": x264("bframes=3:b-adapt=0")}),
     "short_last_group.flv": ("pyav", {"options": {"x264-params": "keyint=13:scenecut=0:bframes=2"}}),
     "fragments_b_frames.mp4": ("pyav", {"mux": {"movflags": "frag_keyframe+empty_moov"}}),
     "short_fragments.mp4": ("pyav", {"mux": {"movflags": "frag_keyframe"}, "options": {"x264-params": "keyint=3:bframes=3"}}),
     "smooth_streaming_b_frames.ismv": ("pyav", {}),
-    # Of a kind that decord does not read exactly, or not at all.
+    # Kinds of files that decord does not read exactly, or not at all.
     "mpeg4.avi": ("pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "h264.ts": ("pyav", {}),
     "camcorder.m2ts": ("pyav", {"mux": {"mpegts_m2ts_mode": "1"}}),
@@ -88,19 +88,19 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_made_videos_are_read_frame_exact(tmp_path, name):
-    """Every frame by itself, all at once, and from a part of a larger file."""
+def test_made_videos_are_read_frame_by_frame(tmp_path, name):
+    """Frames are read one by one, all at once, and from a part of a larger file."""
     decoder, how = MADE[name]
     path = write_video(tmp_path / name, **how)
     whole = read_video(VideoFile(str(path)), Everything(), VideoSettings())
     assert whole.info.decoder == decoder
     assert shown(whole.frames) == list(range(40))
     top, bottom = whole.frames[5, 5].mean(0), whole.frames[5, -5].mean(0)
-    assert top[0] > 150 > 80 > top[2]  # red, then blue: the channels' order and the picture's
+    assert top[0] > 150 > 80 > top[2]  # red above blue: checks the order of channels and rows
     assert bottom[2] > 150 > 80 > bottom[0]
     assert [shown(read_frames(path, [i]))[0] for i in range(40)] == list(range(40))
     assert shown(read_frames(path, [31, 7, 7, 39, 0, 13])) == [31, 7, 7, 39, 0, 13]
-    with pytest.raises(VideoError, match="there are 40 frames"):
+    with pytest.raises(VideoError, match="has 40 frames"):
         read_frames(path, [40])
     shard = tmp_path / "shard.tar"
     shard.write_bytes(b"#EXTM3U\n" * 64 + path.read_bytes() + b"\0" * 512)
@@ -110,8 +110,8 @@ def test_made_videos_are_read_frame_exact(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_all_ways_to_read_a_video_agree_on_its_frames(tmp_path, name):
-    """Also with a decoder that was chosen, which gives these frames or refuses; also after a check, and by its times."""
+def test_all_ways_to_read_a_video_give_the_same_frames(tmp_path, name):
+    """Also with a specific decoder, which may refuse the file; after a check; and by frame times."""
     decoder, how = MADE[name]
     path = write_video(tmp_path / name, **how)
     seen, timed = inspect_video(VideoFile(str(path)), VideoSettings()), time_video(VideoFile(str(path)), VideoSettings())
@@ -135,8 +135,8 @@ SEGMENTED = pytest.mark.parametrize("movflags", ["dash", "frag_keyframe+empty_mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain.mp4", "dash.mp4", "first_fragment_in_table.mp4", "dash_open_gop.mp4", "b_frames.mkv"])
-def test_a_part_of_a_shard_is_looked_at_and_read_as_the_file_itself(tmp_path, name):
-    """It is larger than what is read of it at a time: whoever reads it twice at once would lose the place."""
+def test_a_part_of_a_shard_is_read_like_a_file(tmp_path, name):
+    """The part is larger than a read buffer, so two readers of one handle would interfere."""
     noise = np.random.default_rng(0).integers(0, 255, (40, 120, 160, 3), np.uint8)
     noise[:, 40:80] = [drawn(number, 160, 120)[40:80] for number in range(40)]
     path = write_video(tmp_path / name, list(noise), **MADE[name][1])
@@ -152,7 +152,7 @@ def test_a_part_of_a_shard_is_looked_at_and_read_as_the_file_itself(tmp_path, na
         assert np.array_equal(read.frames, read_frames(path, settings=settings))
 
 
-def test_frames_that_an_edit_list_hides_are_no_frames(tmp_path):
+def test_frames_hidden_by_an_edit_list_are_skipped(tmp_path):
     path = write_edited(tmp_path / "edited.mp4", write_video(tmp_path / "whole.mp4", options={"bf": "0"}), 17)
     video = VideoFile(str(path))
     for settings in SETTINGS:
@@ -163,7 +163,7 @@ def test_frames_that_an_edit_list_hides_are_no_frames(tmp_path):
 
 
 @SEGMENTED
-def test_a_segment_without_its_other_half_is_refused(tmp_path, movflags):
+def test_incomplete_dash_segments_are_refused(tmp_path, movflags):
     parts = boxes(write_video(tmp_path / "whole.mp4", options=x264("bframes=2"), mux={"movflags": movflags}))
     moov = next(number for number, (kind, _) in enumerate(parts) if kind == "moov")
     moofs = [number for number, (kind, _) in enumerate(parts) if kind == "moof"]
@@ -181,7 +181,7 @@ def test_a_segment_without_its_other_half_is_refused(tmp_path, movflags):
             time_video(video, VideoSettings())
         assert "initialization segment" in inspect_video(video, VideoSettings()).cause
     joined = tmp_path / "joined.mp4"
-    joined.write_bytes(start + styp + first + start + styp + second)  # the second initialization is passed over
+    joined.write_bytes(start + styp + first + start + styp + second)  # the second initialization segment is skipped
     assert shown(read_frames(joined)) == list(range(24))
     joined.write_bytes(start + second)
     assert shown(read_frames(joined)) == list(range(12, 24))
@@ -189,7 +189,7 @@ def test_a_segment_without_its_other_half_is_refused(tmp_path, movflags):
 
 @SEGMENTED
 @pytest.mark.parametrize("codec", ["h264", "libsvtav1"])
-def test_of_a_cut_recording_check_and_read_give_the_same_frames(tmp_path, movflags, codec):
+def test_check_and_read_agree_on_truncated_recordings(tmp_path, movflags, codec):
     path = write_video(tmp_path / "cut.mp4", codec=codec, size=(64, 64), mux={"movflags": movflags})
     parts = boxes(path)
     fragment = [number for number, (kind, _) in enumerate(parts) if kind == "moof"][2]
@@ -208,7 +208,7 @@ def test_of_a_cut_recording_check_and_read_give_the_same_frames(tmp_path, movfla
 
 @pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.flv"])
 def test_a_video_that_starts_between_key_frames_is_read_from_the_start(tmp_path, name):
-    """What its first packets give is the decoder's affair; decord miscounts after them."""
+    """Decoders treat the first packets differently, and decord miscounts after them."""
     path = write_late_start(tmp_path / name, write_video(tmp_path / "whole.mp4", options={"bf": "0"}), 5)
     whole = read_video(VideoFile(str(path)), Everything(), VideoSettings())
     assert whole.info.decoder == "pyav"
@@ -217,7 +217,7 @@ def test_a_video_that_starts_between_key_frames_is_read_from_the_start(tmp_path,
     assert np.array_equal(np.stack(singles), whole.frames)
 
 
-def test_of_two_pictures_at_a_time_one_is_read_throughout(tmp_path):
+def test_one_stream_is_read_if_a_file_has_several(tmp_path):
     read = read_video(VideoFile(str(write_two_streams(tmp_path / "two.mp4"))), Exactly((30, 2)), VideoSettings())
     assert read.frames.shape[1:] == (read.info.height, read.info.width, 3)
     assert shown(read.frames) in ([30, 2], [130, 102])
@@ -229,11 +229,11 @@ def test_short_videos_are_padded_with_their_last_frame(tmp_path, decoder, frames
     path = write_video(tmp_path / "short.mp4", frames)
     for stride in (1, 4):
         read = read_video(VideoFile(str(path)), Dense(16, stride, 0.5), VideoSettings(decoder=decoder))
-        assert shown(read.frames) == list(read.indices) == list(dense_window(frames, 16, stride, 0.5))
+        assert shown(read.frames) == list(read.indices) == list(Dense(16, stride, 0.5)(frames))
 
 
 def shown_at(pixels: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
-    """Each pixel (x, y) moved to (ax + cy, bx + dy), and all of them into the picture."""
+    """Move each pixel (x, y) to (ax + cy, bx + dy), shifted into the picture."""
     y, x = np.indices(pixels.shape[:2])
     column, row = a * x + c * y, b * x + d * y
     column, row = column - column.min(), row - row.min()
@@ -248,7 +248,7 @@ ORIENTATIONS = [(a, 0, 0, d) for a, d in SIGNS] + [(0, b, c, 0) for b, c in SIGN
 
 @pytest.mark.parametrize("movflags", ["", "frag_keyframe"])
 @pytest.mark.parametrize("matrix", ORIENTATIONS, ids=str)
-def test_all_eight_orientations_are_shown_upright(tmp_path, matrix, movflags):
+def test_all_eight_orientations_are_read_upright(tmp_path, matrix, movflags):
     mux = {"movflags": movflags} if movflags else {}
     path = with_matrix(write_video(tmp_path / "oriented.mp4", 20, size=(128, 64), mux=mux, options=IN_ORDER), *matrix)
     video, expected = VideoFile(str(path)), shown_at(drawn(13, 128, 64), *matrix)
@@ -258,11 +258,11 @@ def test_all_eight_orientations_are_shown_upright(tmp_path, matrix, movflags):
         read = read_video(video, Exactly((13, 2)), settings)
         assert read.frames.shape[1:] == expected.shape
         assert np.abs(read.frames[0] - expected.astype(int)).mean() < 8
-        assert read.frames.flags.c_contiguous  # as they are sent from another process
+        assert read.frames.flags.c_contiguous  # as needed to send them to another process
         small = read_video(video, Exactly((13,)), settings, short_side=32).frames[0]
         assert small.shape == (expected.shape[0] // 2, expected.shape[1] // 2, 3)
         assert np.abs(small - expected[::2, ::2].astype(int)).mean() < 12
-    if mirrored:  # decord would turn them
+    if mirrored:  # decord would rotate them
         with pytest.raises(VideoError, match=r"oriented\.mp4"):
             read_video(video, Exactly((13,)), VideoSettings(decoder="decord"))
     else:
@@ -271,12 +271,12 @@ def test_all_eight_orientations_are_shown_upright(tmp_path, matrix, movflags):
     assert (seen.height, seen.width, seen.mirrored) == (*expected.shape[:2], mirrored)
     stored = drawn(13, 128, 64)
     assert np.array_equal(np.rot90(stored[:, ::-1] if seen.mirrored else stored, seen.rotation // 90), expected)
-    checked = replace(video, decoder="decord", frames=20, bytes=seen.bytes)  # as a check by an earlier version had it
+    checked = replace(video, decoder="decord", frames=20, bytes=seen.bytes)  # the result of a check by an earlier version
     assert np.abs(read_video(checked, Exactly((13,)), VideoSettings()).frames[0] - expected.astype(int)).mean() < 8
 
 
-def test_other_display_matrices_mean_the_nearest_of_the_eight(tmp_path):
-    """Pixels are taken as square: neither angles between quarter turns nor scales are applied, nor a matrix of zeros."""
+def test_other_display_matrices_are_rounded_to_the_nearest_orientation(tmp_path):
+    """Other angles, scales and a matrix of zeros are not applied."""
     path = write_video(tmp_path / "matrix.mp4", 5, size=(128, 64))
     for matrix, nearest in {
         (0, 0, 0, 0): (1, 0, 0, 1),
@@ -296,8 +296,8 @@ def test_other_display_matrices_mean_the_nearest_of_the_eight(tmp_path):
 
 @pytest.mark.parametrize("where", ["matroska", "pictures"])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_turns_that_no_mp4_header_tells_are_applied(tmp_path, where, mirrored):
-    """decord passes over what Matroska's header says, and the pictures' own data, which only key frames have."""
+def test_rotation_outside_mp4_headers_is_applied(tmp_path, where, mirrored):
+    """decord ignores rotation in Matroska headers and in the data of frames, which only key frames have."""
     if where == "matroska":
         display = {"degrees": 180, "hflip": True} if mirrored else {"degrees": 90}
         path = write_video(tmp_path / "turned.mkv", 20, size=(128, 64), display=display)
@@ -319,7 +319,7 @@ def test_turns_that_no_mp4_header_tells_are_applied(tmp_path, where, mirrored):
 
 @BOTH
 @pytest.mark.parametrize("size", [(160, 96), (96, 160), (130, 130)])
-def test_short_side_is_as_asked_and_close_to_another_resize(tmp_path, decoder, size):
+def test_the_short_side_is_reduced(tmp_path, decoder, size):
     noise = np.random.default_rng(0).integers(0, 255, (6, 6, 3), np.uint8)
     pictures = [np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC))] * 3
     path = write_video(tmp_path / "smooth.mp4", pictures, options={"crf": "10"})
@@ -348,7 +348,7 @@ def test_folders_of_frames(tmp_path, suffix, start):
     assert shown(read.frames) == [5, 0, 2, 2]
     assert read.frames[0, 5, 5, 0] > 150 > 80 > read.frames[0, 5, 5, 2]
     assert read_video(video, Exactly((1,)), VideoSettings(), short_side=24).frames.shape == (1, 24, 32, 3)
-    with pytest.raises(VideoError, match="there are 6 frames"):
+    with pytest.raises(VideoError, match="has 6 frames"):
         read_video(video, Exactly((6,)), VideoSettings())
     with pytest.raises(VideoError, match="max_pixels"):
         read_video(video, Exactly((1,)), VideoSettings(max_pixels=64 * 48 - 1))
@@ -365,8 +365,8 @@ def test_folders_of_frames(tmp_path, suffix, start):
     for indices, path, cause in (
         ((0,), first, "there is no such file"),
         ((1,), cut, "(?i:truncated)"),
-        ((2, 5), others[-1], "its size differs from that of frame 2"),
-        ((3,), link, "leads out of the root"),
+        ((2, 5), others[-1], "its size differs from frame 2"),
+        ((3,), link, "outside the root"),
         ((4,), pipe, "a named pipe"),
     ):
         with pytest.raises(VideoError, match=f"{re.escape(path.name)}.*{cause}"):
@@ -374,11 +374,11 @@ def test_folders_of_frames(tmp_path, suffix, start):
 
 
 @pytest.mark.parametrize("announced", [10**8, 42, 12])
-def test_a_wrong_number_of_frames_in_a_header_is_not_believed(tmp_path, announced):
-    """A hundred million frames are a list of four gigabytes before the first one is decoded; too few would hide the end."""
+def test_a_wrong_number_of_frames_in_a_header_is_corrected(tmp_path, announced):
+    """Indices of 100 million frames would need 4 GB of memory. Too few frames would hide the end."""
     path = write_video(tmp_path / "video.avi", codec="mpeg4")
     data = bytearray(path.read_bytes())
-    start = data.index(b"vids") + 32  # of the stream's header, which follows this word
+    start = data.index(b"vids") + 32  # start of the stream header after this marker
     assert int.from_bytes(data[start : start + 4], "little") == 40
     data[start : start + 4] = announced.to_bytes(4, "little")
     path.write_bytes(data)
@@ -388,13 +388,13 @@ def test_a_wrong_number_of_frames_in_a_header_is_not_believed(tmp_path, announce
     assert inspect_video(VideoFile(str(path)), VideoSettings()).frames == 40
 
 
-def test_what_a_check_saw_is_not_looked_for_again_unless_the_file_has_changed(tmp_path, monkeypatch):
-    """To find out which decoder is exact every packet is read, to count frames each is decoded: minutes for a film."""
+def test_results_of_a_check_are_used_unless_the_file_has_changed(tmp_path, monkeypatch):
+    """Choosing a decoder reads all packets, and counting frames decodes all: minutes for a long video."""
 
     def searched(*given):
         raise AssertionError("this file was checked")
 
-    path = write_video(tmp_path / "video.mkv")  # whose header tells no number of frames
+    path = write_video(tmp_path / "video.mkv")  # its header has no number of frames
     size = path.stat().st_size
     unchecked = read_video(VideoFile(str(path)), Exactly((39, 3)), VideoSettings())
     by_pyav = VideoFile(str(path), decoder="pyav", frames=40, bytes=size)
@@ -409,7 +409,7 @@ def test_what_a_check_saw_is_not_looked_for_again_unless_the_file_has_changed(tm
             read_video(changed, Exactly((0,)), VideoSettings())
     hidden = write_video(tmp_path / "444.mp4", pix_fmt="yuv444p")
     lying = VideoFile(str(hidden), decoder="decord", frames=40, bytes=hidden.stat().st_size)
-    assert read_video(lying, Exactly((0,)), VideoSettings()).info.decoder == "pyav", "what the header tells still counts"
+    assert read_video(lying, Exactly((0,)), VideoSettings()).info.decoder == "pyav", "the header is still checked"
 
 
 def test_torchcodec_reads_the_same_frames(tmp_path):

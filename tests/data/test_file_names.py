@@ -1,4 +1,4 @@
-"""File names of any bytes, in any locale: listed, checked, packed, read back, decoded, reported."""
+"""File names of any bytes in any locale: listed, checked, packed, read back, decoded, reported."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ from vmae_lab.evaluation.features import FeatureSettings, extract_features
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.vit import VideoEncoder
 
-LATIN = os.fsdecode(b"caf\xe9 1\\xe9.mp4")  # what an old archive leaves, and a backslash that is one
+LATIN = os.fsdecode(b"caf\xe9 1\\xe9.mp4")  # a Latin-1 name as in old archives, with a real backslash
 NAMES = [LATIN, "日本.mp4", "e\u0301.mp4", "two\nlines.mp4", "one\rline.mp4", "a,b \"c\" 'd'.mp4", "#1.mp4", " space .mp4"]
 LOCALES = {
     "C": {"LC_ALL": "C"},
@@ -54,7 +54,7 @@ def test_every_name_is_checked_and_read_back(root, tmp_path, monkeypatch, capsys
     clips = load_clips(DataSettings(lists=ListSettings(root=str(root), train=str(tmp_path / "out" / CHECKED))), "train")
     assert {clips.video(row, Everything()).shape[1] for row in range(len(clips))} == {6}
     table = pd.read_csv(tmp_path / "out" / CHECKED)
-    assert set(table["path"][table["path_escaped"] == 1]) == {r"x/caf\xe9 1\\xe9.mp4"}, "the escapes are marked"
+    assert set(table["path"][table["path_escaped"] == 1]) == {r"x/caf\xe9 1\\xe9.mp4"}, "escaped paths are marked"
 
 
 def test_every_name_is_packed_and_read_back(root, tmp_path):
@@ -63,7 +63,7 @@ def test_every_name_is_packed_and_read_back(root, tmp_path):
     assert {packed.video(row, Everything()).shape[1] for row in range(len(NAMES))} == {6}
 
 
-def test_names_are_carried_through_clips_and_shown_as_text(root):
+def test_names_of_clips_are_kept_and_shown_as_text(root):
     clips = clips_of({"names": (read_list("x", root), "")}, VideoSettings())
     assert {os.path.basename(clips.file(row).path) for row in range(len(clips))} == set(NAMES[::2])
     shown = [clips.name(row) for row in range(len(clips))]
@@ -103,11 +103,11 @@ def test_broken_files_are_reported_by_name(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES)
 def test_names_are_the_same_in_every_locale(root, tmp_path, locale):
-    """A list is UTF-8 whatever the locale; what a file system call takes is the same bytes."""
+    """Lists are UTF-8 in every locale, and file system calls get the same bytes."""
     (tmp_path / "list.txt").write_text("y/日本.mp4\nx/e\u0301.mp4\n", encoding="utf-8")
     listed = {str(tmp_path / "list.txt"): 2, "y/日本.mp4": 1, ".": len(NAMES)}
     code = "import sys; from vmae_lab.cli import main; sys.exit([main(x.split('|')) for x in sys.argv[1:]] != [0, 0, 0, 2])"
-    calls = [f"data|check|{place}|--root|{root}|--processes|1|--out|{tmp_path}/ö{count}" for place, count in listed.items()]
+    calls = [f"data|check|{folder}|--root|{root}|--processes|1|--out|{tmp_path}/ö{count}" for folder, count in listed.items()]
     done = subprocess.run(
         [sys.executable, "-c", code, *calls, "data|check|nö.txt"], env={**os.environ, **LOCALES[locale]},
         capture_output=True, check=False,

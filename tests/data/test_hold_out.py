@@ -1,4 +1,4 @@
-"""Held-out splits: every class with enough videos is in all of them, groups stay whole, and splits that were sound stay."""
+"""Held-out splits: classes with enough videos are in all splits, groups are not divided, earlier splits do not change."""
 
 import os
 from collections import defaultdict
@@ -16,7 +16,7 @@ SHARES = st.sampled_from([(0.15, 0.25), (0.15, 0.15), (0.0, 0.45), (0.2, 0.0), (
 
 
 def by_shares(hold_out: HoldOut, groups: list[str]) -> np.ndarray:
-    """The rule that all earlier runs were split by."""
+    """Return the splits of the rule that earlier versions used."""
     draws = np.array([int.from_bytes(blake2b(os.fsencode(name), digest_size=6).digest(), "big") / 2**48 for name in groups])
     validation = draws < hold_out.test + hold_out.validation
     return np.where(draws < hold_out.test, "test", np.where(validation, "validation", "train"))
@@ -37,7 +37,7 @@ def wanted(hold_out: HoldOut, number: int) -> set[str]:
 @pytest.mark.slow
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), SHARES, st.integers(0, 10**6))
 @settings(max_examples=400, deadline=None)
-def test_every_class_is_in_as_many_splits_as_it_has_videos_for(sizes, shares, salt):
+def test_every_class_is_in_as_many_splits_as_possible(sizes, shares, salt):
     hold_out = HoldOut(validation=shares[0], test=shares[1])
     classes = np.array([f"c{c}" for c, size in enumerate(sizes) for _ in range(size)], object)
     paths = np.array([f"{name}/{salt}-{i}.mp4" for i, name in enumerate(classes)], object)
@@ -48,16 +48,16 @@ def test_every_class_is_in_as_many_splits_as_it_has_videos_for(sizes, shares, sa
     sound = all(wanted(hold_out, len(found)) <= set(found) for found in parts_by_class(before, classes).values())
     assert by_class == (not sound)
     if sound:
-        assert parts.tolist() == before.tolist(), "the splits of earlier runs stay"
+        assert parts.tolist() == before.tolist(), "earlier splits do not change"
     order = np.random.default_rng(salt).permutation(len(paths))
     again, _ = split_by_groups(hold_out, paths[order], classes[order])
-    assert again.tolist() == parts[order].tolist(), "the order of the list has no part in it"
+    assert again.tolist() == parts[order].tolist(), "the order of the list does not matter"
 
 
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=60), SHARES)
 @settings(max_examples=200, deadline=None)
-def test_groups_stay_whole_also_where_classes_share_them(videos, shares):
+def test_groups_are_not_divided_even_if_classes_share_them(videos, shares):
     groups = np.array([f"person{person}" for person, _ in videos], object)
     classes = np.array([f"c{label}" for _, label in videos], object)
     parts, _ = split_by_groups(HoldOut(validation=shares[0], test=shares[1]), groups, classes)
@@ -69,7 +69,7 @@ def test_groups_stay_whole_also_where_classes_share_them(videos, shares):
 
 
 @pytest.mark.parametrize("people", [3, 4, 9])
-def test_people_who_each_do_everything_are_in_all_splits(people):
+def test_groups_with_all_classes_are_in_all_splits(people):
     groups = np.array([f"person{i}" for i in range(people) for _ in range(4)], object)
     classes = np.array([f"c{c}" for _ in range(people) for c in range(4)], object)
     parts, _ = split_by_groups(HoldOut(validation=0.15, test=0.25), groups, classes)
@@ -95,7 +95,7 @@ def test_three_classes_of_four_videos(tmp_path, names):
     assert counted(lists) == {name: [2, 1, 1] for name in names}
 
 
-def test_a_class_of_two_is_trained_and_tested_on_and_one_alone_is_named(tmp_path):
+def test_a_class_of_two_is_in_train_and_test_and_a_class_of_one_gives_a_warning(tmp_path):
     lists = lists_of(tmp_path, {"two": 2, "many": 30, "alone": 1})
     with pytest.warns(UserWarning, match="without a video in test: alone"):
         test = read_split(lists, "test")
@@ -104,20 +104,20 @@ def test_a_class_of_two_is_trained_and_tested_on_and_one_alone_is_named(tmp_path
     lists = lists_of(tmp_path / "singles", {"left": 1, "right": 1})
     assert len(read_split(lists, "train")) == 2
     for split, number in (("test", 2), ("validation", 3)):
-        told = rf"data\.lists\.train: hold_out leaves the {split} split empty.*left, right\) needs at least {number} videos"
-        with pytest.raises(ListError, match=told):
+        message = rf"data\.lists\.train: hold_out leaves the {split} split empty.*left, right\) needs at least {number} videos"
+        with pytest.raises(ListError, match=message):
             read_split(lists, split)
 
 
-def test_splits_that_are_not_by_the_shares_alone_name_other_stages(tmp_path):
-    """Else a finished stage of the old split would be reused."""
+def test_the_fingerprint_depends_on_a_separate_division_of_classes(tmp_path):
+    """Otherwise, a finished stage of the old split would be reused."""
     sound = lists_of(tmp_path / "sound", {"a": 60, "b": 60})
     assert not sound.held_out[2]
     plain = sound.model_copy(update={"hold_out": None})
-    assert sound.fingerprint == plain.fingerprint, "as it always was"
+    assert sound.fingerprint == plain.fingerprint, "unchanged"
     few = lists_of(tmp_path / "few", {"a": 3, "b": 3})
     assert few.held_out[2]
     assert few.fingerprint != few.model_copy(update={"hold_out": None}).fingerprint
     assert len(few.held_out[0]) == 6
     (tmp_path / "few/b/v03.mp4").touch()
-    assert len(few.held_out[0]) == 7, "a folder that grew is read again"
+    assert len(few.held_out[0]) == 7, "a changed folder is read again"

@@ -1,4 +1,4 @@
-"""Labels: numbers or names by one rule, written lists that read back the same, classes without a video named."""
+"""Labels as numbers or names, round trips of written lists, and classes without a video."""
 
 import time
 import unicodedata
@@ -14,7 +14,7 @@ from vmae_lab.data.decoding import VideoSettings
 from vmae_lab.data.shards import pack
 from vmae_lab.data.video_lists import ListError, ListSettings, read_list, read_split
 
-# Names that other rules would take for numbers, missing values, several columns, or one another.
+# Names that could be mistaken for numbers, missing values, several columns, or each other.
 NAMES = [
     "2019", "2020", "007", "01", "1", "1e3", "+1", "-2", " 1", "cat ", "True", "nan", "NA", "None", "a,b", 'say "hi"', "#1",
     "two\nlines", "one\rline", "'q'", "日本", "2.0",
@@ -28,7 +28,7 @@ def clip(tmp_path_factory) -> bytes:
 
 @pytest.fixture
 def folders(tmp_path, clip):
-    """Makes a folder of class folders with a video each."""
+    """Create a folder of class folders with a video each."""
 
     def make(*names: str) -> Path:
         for number, name in enumerate(names):
@@ -56,26 +56,26 @@ def test_written_lists_read_back_with_the_same_classes(folders, tmp_path):
     root = folders(*NAMES)
     listed = read_list(".", root, labelled=True)
     assert listed.classes == tuple(sorted(NAMES))
-    check_list(listed, VideoSettings(), tmp_path / "check", progress=False)
+    check_list(listed, VideoSettings(), tmp_path / "check")
     checked = read_list(tmp_path / "check" / CHECKED, root, labelled=True)
     assert (checked.classes, labels_of(checked)) == (listed.classes, labels_of(listed))
-    packed = read_list(pack(listed, tmp_path / "shards", progress=False), tmp_path / "shards", labelled=True)
+    packed = read_list(pack(listed, tmp_path / "shards"), tmp_path / "shards", labelled=True)
     assert packed.classes == listed.classes
     assert sorted(packed.table["label"]) == list(range(len(NAMES)))
 
 
-def test_written_lists_are_what_pandas_users_expect(folders, tmp_path):
+def test_written_lists_are_readable_with_pandas(folders, tmp_path):
     root = folders("2020", "2019")
-    check_list(read_list(".", root, labelled=True), VideoSettings(), tmp_path / "check", progress=False)
+    check_list(read_list(".", root, labelled=True), VideoSettings(), tmp_path / "check")
     table = pd.read_csv(tmp_path / "check" / CHECKED)
     assert table[["path", "label", "class_index"]].to_numpy().tolist() == [["2019/1.mp4", 2019, 0], ["2020/0.mp4", 2020, 1]]
 
 
-def test_a_class_that_loses_its_videos_in_a_check_is_named_and_moves_no_other(folders, tmp_path, capsys):
+def test_a_class_without_readable_videos_keeps_its_number(folders, tmp_path, capsys):
     root = folders("a", "b", "c", "d")
     for name, number in (("b", 1), ("d", 3)):
         (root / name / f"{number}.mp4").write_text("<html>")
-    check_list(read_list(".", root, labelled=True), VideoSettings(), tmp_path / "check", progress=False)
+    check_list(read_list(".", root, labelled=True), VideoSettings(), tmp_path / "check")
     assert "2 of 4 classes" in capsys.readouterr().out
     assert "b, d" in (tmp_path / "check" / "README.md").read_text()
     with pytest.warns(UserWarning, match="2 of 4 classes without a video: b, d"):
@@ -84,7 +84,7 @@ def test_a_class_that_loses_its_videos_in_a_check_is_named_and_moves_no_other(fo
     assert list(checked.table["label"]) == [0, 2]
 
 
-def test_a_gap_in_a_list_that_was_edited_is_a_class_too(write):
+def test_a_missing_class_number_is_a_class(write):
     text = "path,label,class_index\na,x,0\nb,y,2\n"
     with pytest.warns(UserWarning, match="1 of 3 classes without a video: class 1"):
         assert read_list(write(text), labelled=True).classes == ("x", "class 1", "y")
@@ -96,7 +96,7 @@ def test_a_gap_in_a_list_that_was_edited_is_a_class_too(write):
 
 
 @pytest.mark.parametrize("kind", ["float32", "Int64", "Float64", "category", "object", "bool", "uint8"])
-def test_labels_of_every_type_that_pandas_writes(tmp_path, kind):
+def test_labels_of_all_types_that_pandas_writes(tmp_path, kind):
     numbers = [0, 1] * 6 if kind == "bool" else [10, 9, 2, 1, 0, 3, 4, 5, 6, 7, 8, 11]
     column = pd.Series(numbers).astype(kind)
     table = pd.DataFrame({"path": [f"{i}.mp4" for i in range(12)], "label": column})
@@ -108,8 +108,8 @@ def test_labels_of_every_type_that_pandas_writes(tmp_path, kind):
         assert videos.classes == (("False", "True") if kind == "bool" else tuple(map(str, range(12))))
 
 
-def test_a_gap_in_a_column_of_numbers_is_the_only_bad_line(tmp_path):
-    """pandas makes floats of it: 2.0 was sorted as text, after 10.0."""
+def test_a_missing_number_is_the_only_bad_line(tmp_path):
+    """pandas writes such a column as floats. 2.0 must not be sorted as text after 10.0."""
     table = pd.DataFrame({"path": ["a", "b", "c", "d"], "label": [2, 0, np.nan, 1], "total": [9, 8, 7, np.nan]})
     for name, save in {"list.csv": table.to_csv, "list.parquet": table.to_parquet}.items():
         save(tmp_path / name, index=False)
@@ -146,7 +146,7 @@ def test_floats_without_a_header(write, text):
         ("path,label,class_index\na,x,0\nb,y,1000000\n", 3, "1000000"),
     ],
 )
-def test_labels_that_are_neither_are_named_with_their_line(write, text, line, label):
+def test_invalid_labels_are_named_with_their_line(write, text, line, label):
     with pytest.raises(ListError) as caught:
         read_list(write(text), labelled=True)
     assert f"line {line}: " in str(caught.value)
@@ -160,11 +160,11 @@ def test_labels_that_are_lists_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["{} {}\n", "{},{}\n", "{} 30 {}\n"])
-def test_labels_that_count_from_one_are_refused(write, form):
+def test_labels_that_start_at_one_are_refused(write, form):
     file = write("".join(form.format(f"{i}.mp4", i % 3 + 1) for i in range(6)), "list.txt")
-    with pytest.raises(ListError, match=r"list\.txt: labels count from 1 \(line 1 .*lists\.classes"):
+    with pytest.raises(ListError, match=r"list\.txt: labels start at 1 \(first in line 1\).*lists\.classes"):
         read_list(file, labelled=True)
-    with pytest.raises(ListError, match=r"2 bad lines; line 3: label 3 is outside 0\.\.2; labels count from 0"):
+    with pytest.raises(ListError, match=r"2 bad lines; line 3: label 3 is outside 0\.\.2; labels start at 0"):
         read_list(file, labelled=True, classes=3)
     with pytest.warns(UserWarning, match="1 of 4 classes without a video: 0"):
         assert read_list(file, labelled=True, classes=4).classes == ("0", "1", "2", "3")
@@ -172,7 +172,7 @@ def test_labels_that_count_from_one_are_refused(write, form):
         read_list(file, labelled=True, classes=["x", "y", "z"])
 
 
-def test_classes_without_a_video_are_named_in_every_split(write, tmp_path):
+def test_classes_without_a_video_give_a_warning_in_every_split(write, tmp_path):
     write("path,label\na,walk\nb,run\nc,jump\n", "train.csv")
     write("path,label\nd,walk\n", "val.csv")
     write("a 0\nb 3\n", "numbers.txt")
@@ -185,11 +185,11 @@ def test_classes_without_a_video_are_named_in_every_split(write, tmp_path):
         read_list(write("path,label\na,2019\nb,2020\n"), labelled=True)
 
 
-def test_a_folder_without_a_video_becomes_no_class_and_is_named(folders):
+def test_a_folder_without_a_video_is_not_a_class(folders):
     root = folders("run", "walk")
     (root / "sit").mkdir()
     (root / "sit" / "a.mxf").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="1 folder without a video, which become no class: sit"):
+    with pytest.warns(UserWarning, match="1 folder without a video, not used as classes: sit"):
         videos = read_list(".", root, labelled=True)
     assert videos.classes == ("run", "walk")
     assert "1 file" in videos.skipped
@@ -197,8 +197,8 @@ def test_a_folder_without_a_video_becomes_no_class_and_is_named(folders):
 
 
 @pytest.mark.parametrize("classes", [["2019", "2020"], ["007", "01"], ["0", "1", "10", "2"]])
-def test_classes_named_by_numbers_are_looked_up_by_name_in_other_lists(write, tmp_path, classes, folders):
-    """However the other list writes them: pandas makes 7 of 007, and 7.0 of that if there are gaps."""
+def test_class_names_that_are_numbers_are_looked_up_by_name(write, tmp_path, classes, folders):
+    """The other list may have another form: pandas writes 007 as 7, and as 7.0 if there are gaps."""
     folders(*classes)
     for written in (classes, [str(int(name)) for name in classes], [f"{int(name)}.0" for name in classes]):
         write("path,label\n" + "".join(f"{i}.mp4,{name}\n" for i, name in enumerate(written)), "val.csv")
@@ -209,15 +209,15 @@ def test_classes_named_by_numbers_are_looked_up_by_name_in_other_lists(write, tm
         read_split(settings, "validation")
 
 
-def test_lists_of_different_forms_agree_by_name(write, tmp_path, folders):
-    """A checked validation list counted its own classes: its names count, not its numbers."""
+def test_lists_of_different_forms_agree_on_class_names(write, tmp_path, folders):
+    """A checked validation list has its own class numbers. Its names are used, not the numbers."""
     folders("jump", "run", "walk")
     settings = ListSettings(root=str(tmp_path), train="videos", validation="val.csv")
     write("path,label,class_index\na.mp4,run,0\nb.mp4,walk,1\n", "val.csv")
     with pytest.warns(UserWarning, match="jump"):
         assert list(read_split(settings, "validation").table["label"]) == [1, 2]
     write("path,label,class_index\na.mp4,0,0\nb.mp4,1,1\nc.mp4,2,2\n", "val.csv")
-    assert list(read_split(settings, "validation").table["label"]) == [0, 1, 2], "numbers count the train list's classes"
+    assert list(read_split(settings, "validation").table["label"]) == [0, 1, 2], "numbers index the classes of the train list"
     write("path,label,class_index\na.mp4,fly,0\n", "val.csv")
     with pytest.raises(ListError, match="there is no class 'fly'"):
         read_split(settings, "validation")
@@ -228,7 +228,7 @@ def test_lists_of_different_forms_agree_by_name(write, tmp_path, folders):
         read_split(by_number, "validation")
 
 
-def test_two_spellings_of_one_letter_are_one_class(write, folders):
+def test_two_unicode_forms_of_a_name_are_one_class(write, folders):
     composed, split = (unicodedata.normalize(form, "école") for form in ("NFC", "NFD"))
     root = folders(composed, split, "run")
     videos = read_list(".", root, labelled=True)
@@ -239,7 +239,7 @@ def test_two_spellings_of_one_letter_are_one_class(write, folders):
     ]
 
 
-def test_a_class_whose_name_is_not_utf8_is_named(tmp_path):
+def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path):
     (tmp_path / "videos" / "caf\udce9").mkdir(parents=True)
     (tmp_path / "videos" / "caf\udce9" / "a.mp4").write_bytes(b"x")
     with pytest.raises(ListError, match=r"not UTF-8: caf\\xe9"):
@@ -248,7 +248,7 @@ def test_a_class_whose_name_is_not_utf8_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_labels_of_a_long_list_are_looked_at_once_each(write):
+def test_distinct_labels_of_a_long_list_are_parsed_once(write):
     file = write("path,label,class_index\n" + "".join(f"{i}.mp4,c{i % 700},{i % 700}\n" for i in range(300_000)))
     start = time.process_time()
     assert len(read_list(file, labelled=True).classes) == 700

@@ -1,4 +1,4 @@
-"""Untrimmed videos: real files whose list is true, in which only motion tells what happens and when."""
+"""Untrimmed videos: real files with correct annotations, in which only motion reveals actions and their times."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,12 +10,12 @@ from scipy.stats import binom, binomtest, chi2_contingency, chisquare, kruskal
 
 from vmae_lab.data.decoding import read_frames
 from vmae_lab.data.motionworld import motion
-from vmae_lab.data.motionworld.dataset import Segment
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.sources import SOURCES
 from vmae_lab.data.motionworld.untrimmed import (
     FADE,
     RAMP,
+    Segment,
     Shot,
     UntrimmedWorldSettings,
     open_untrimmed_world,
@@ -39,17 +39,17 @@ def folder(home) -> Path:
 
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
-    """What happens in many videos of the usual length."""
+    """Plans of many videos of the default length."""
     return [plan_untrimmed(UntrimmedWorldSettings(), "train", index) for index in range(150)]
 
 
 def owner(shots: list[Shot], frame: int) -> Shot:
-    """The shot that a frame which no fade touches belongs to."""
+    """Return the shot of a frame outside of cross-fades."""
     return next(s for s in shots if s.start + s.fade <= frame < s.start + len(s.path.angle))
 
 
 def steps(shot: Shot) -> np.ndarray:
-    """Changes of x, y, angle and size phase from frame to frame, the short way round, in steps of actions: `(F - 1, 4)`."""
+    """Return changes of x, y, angle and size phase between frames, relative to steps of actions: `(F - 1, 4)`."""
     path = shot.path
     phases = np.concatenate([path.centre, path.angle[:, None] / (2 * np.pi), path.size[:, None]], axis=1)
     change = (np.diff(phases, axis=0) + 0.5) % 1 - 0.5
@@ -57,7 +57,7 @@ def steps(shot: Shot) -> np.ndarray:
 
 
 def inner(piece: Segment, shots: list[Shot]) -> np.ndarray:
-    """Steps inside a piece, away from the ramps and fades at its ends."""
+    """Return the steps inside a piece, without the ramps and fades at its ends."""
     shot = owner(shots, (piece.start + piece.end) // 2)
     return steps(shot)[piece.start + FADE // 2 - shot.start : piece.end - 1 - FADE // 2 - shot.start]
 
@@ -68,30 +68,30 @@ WAYS = np.array(
 
 
 @pytest.mark.slow
-def test_the_list_says_what_the_files_hold(folder):
+def test_annotations_match_the_files(folder):
     database = read_json(folder / "annotations.json")["database"]
     assert list(database) == sorted(f"{split}_{index:05d}" for split, index in PLACES)
     for split, index in PLACES:
-        said = database[f"{split}_{index:05d}"]
+        entry = database[f"{split}_{index:05d}"]
         frames, segments = render_untrimmed(SMALL, split, index)
         read = read_frames(folder / "videos" / f"{split}_{index:05d}.mp4")
-        assert (said["subset"], said["fps"], said["duration"] * 12) == (split, 12, pytest.approx(len(read)))
-        assert np.abs(read.astype(int) - frames).mean() < 8, "close, as H.264 is"
-        assert len(said["annotations"]) == len(segments)
-        for row, segment in zip(said["annotations"], segments, strict=True):
+        assert (entry["subset"], entry["fps"], entry["duration"] * 12) == (split, 12, pytest.approx(len(read)))
+        assert np.abs(read.astype(int) - frames).mean() < 8, "H.264 changes frames only a little"
+        assert len(entry["annotations"]) == len(segments)
+        for row, segment in zip(entry["annotations"], segments, strict=True):
             assert np.allclose(np.array(row["segment"]) * 12, (segment.start, segment.end))
             assert row["label"] == segment.action == ACTIONS[row["label_id"]]
-    counts = [len(said["annotations"]) for said in database.values()]
-    assert min(counts) == 0 < max(counts), "these few videos show both: nothing at all, and something"
+    counts = [len(entry["annotations"]) for entry in database.values()]
+    assert min(counts) == 0 < max(counts), "there are videos with and without actions"
 
 
 @pytest.mark.slow
-def test_a_video_is_a_pure_function_of_its_name(folder, tmp_path, monkeypatch):
-    one, other = (render_untrimmed(SMALL, "train", 1) for _ in range(2))
-    assert np.array_equal(one[0], other[0])
-    assert one[1] == other[1]
+def test_videos_are_deterministic(folder, tmp_path, monkeypatch):
+    first, second = (render_untrimmed(SMALL, "train", 1) for _ in range(2))
+    assert np.array_equal(first[0], second[0])
+    assert first[1] == second[1]
     elsewhere = render_untrimmed(SMALL, "test", 1)[0]
-    assert elsewhere.shape != one[0].shape or not np.array_equal(elsewhere, one[0])
+    assert elsewhere.shape != first[0].shape or not np.array_equal(elsewhere, first[0])
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
     again = open_untrimmed_world(SMALL, processes=2)
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
@@ -100,28 +100,28 @@ def test_a_video_is_a_pure_function_of_its_name(folder, tmp_path, monkeypatch):
     assert all((again / file).read_bytes() == (folder / file).read_bytes() for file in files)
 
 
-def test_pieces_tile_the_video(plans):
+def test_pieces_cover_the_video(plans):
     for pieces, _ in plans:
         assert 40 * 12 <= pieces[-1].end <= 60 * 12
         assert (pieces[0].start, pieces[0].action, pieces[-1].action) == (0, None, None)
-        for one, after in pairwise(pieces):
-            assert one.end == after.start
-            assert not (one.action and after.action)
+        for piece, after in pairwise(pieces):
+            assert piece.end == after.start
+            assert not (piece.action and after.action)
         assert all(18 <= piece.end - piece.start <= 72 for piece in pieces if piece.action)
         assert all(piece.end - piece.start >= 12 for piece in pieces)
     done = [[piece.action for piece in pieces if piece.action] for pieces, _ in plans]
-    assert np.median([len(set(actions)) for actions in done]) >= 4, "several classes a video"
-    assert any(len(actions) > len(set(actions)) for actions in done), "and several instances of one"
+    assert np.median([len(set(actions)) for actions in done]) >= 4, "several classes per video"
+    assert any(len(actions) > len(set(actions)) for actions in done), "and several instances of a class"
 
 
-def test_shots_follow_one_another_at_borders_of_pieces(plans):
+def test_shots_change_at_borders_of_pieces(plans):
     faded = []
     for pieces, shots in plans:
         borders = {piece.start for piece in pieces}
         assert (shots[0].start, shots[0].fade) == (0, 0)
         assert shots[-1].start + len(shots[-1].path.angle) == pieces[-1].end
         for before, shot in pairwise(shots):
-            assert before.start + len(before.path.angle) == shot.start + shot.fade, "together while one fades into the other"
+            assert before.start + len(before.path.angle) == shot.start + shot.fade, "shots overlap during a cross-fade"
             assert shot.start + shot.fade // 2 in borders
             faded.append(shot.fade > 0)
     changes = np.mean([(len(shots) - 1) / (len(pieces) - 1) for pieces, shots in plans])
@@ -129,7 +129,7 @@ def test_shots_follow_one_another_at_borders_of_pieces(plans):
     assert 0.45 < np.mean(faded) < 0.55
 
 
-def test_segments_hold_the_motion_that_is_said_and_the_rest_holds_none(plans):
+def test_segments_have_the_motion_of_their_action_and_background_has_none(plans):
     kinds = set()
     for pieces, shots in plans:
         for piece in pieces:
@@ -143,7 +143,7 @@ def test_segments_hold_the_motion_that_is_said_and_the_rest_holds_none(plans):
             mean = np.abs(moves.mean(0))
             if np.ptp(moves, axis=0).max() > 1e-6:
                 kinds.add("tremble")
-                assert np.abs(moves.sum(0)).max() < 5, "it stays about its place"
+                assert np.abs(moves.sum(0)).max() < 5, "it stays near its position"
             elif mean.max() > 1e-6:
                 kinds.add("drift")
                 assert (mean[:2] >= 0.2 - 1e-6).all()
@@ -154,14 +154,14 @@ def test_segments_hold_the_motion_that_is_said_and_the_rest_holds_none(plans):
     assert kinds == {"still", "tremble", "drift"}
 
 
-def test_everything_moves_at_the_pace_that_is_asked_for():
+def test_motion_has_the_requested_pace():
     usual, fast = (plan_untrimmed(UntrimmedWorldSettings(pace=pace), "train", 3) for pace in (1.0, 3.0))
     assert usual[0] == fast[0]
     assert all(np.allclose(steps(b), 3 * steps(a), atol=1e-6) for a, b in zip(usual[1], fast[1], strict=True))
 
 
-def test_half_the_speed_is_reached_at_the_border(plans):
-    """The step before the border has a third of what changes there, the one after it two thirds, the next all of it."""
+def test_speed_changes_symmetrically_around_a_border(plans):
+    """The change is one third done in the step before the border, two thirds in the next, and then complete."""
     seen = 0
     for pieces, shots in plans:
         for before, piece in pairwise(pieces):
@@ -170,7 +170,7 @@ def test_half_the_speed_is_reached_at_the_border(plans):
             if not (
                 piece.action and shot is owner(shots, piece.start - FADE) and np.ptp(inner(before, shots), axis=0).max() < 1e-6
             ):
-                continue  # between two shots, or from a thing that trembles
+                continue  # between two shots, or after trembling
             old, new = inner(before, shots)[-1], inner(piece, shots)[0]
             ramp = [old, (2 * old + new) / RAMP, (old + 2 * new) / RAMP, new]
             assert np.allclose(steps(shot)[at - 2 : at + 2], ramp, atol=1e-6)
@@ -178,12 +178,12 @@ def test_half_the_speed_is_reached_at_the_border(plans):
     assert seen > 50
 
 
-@pytest.mark.parametrize("side", [16, 128])  # a whole shot at a time; four frames at a time
-def test_frames_show_the_shots_and_fades_mix_two(side):
+@pytest.mark.parametrize("side", [16, 128])  # rendered in whole shots, and in chunks of four frames
+def test_frames_show_the_shots_and_cross_fades(side):
     settings = SMALL.model_copy(update={"side": side, "empty": 0.0})
     frames, _ = render_untrimmed(settings, "train", 0)
     _, shots = plan_untrimmed(settings, "train", 0)
-    assert {shot.fade for shot in shots} == {0, FADE - 1}, "this video has cuts and fades"
+    assert {shot.fade for shot in shots} == {0, FADE - 1}, "this video has cuts and cross-fades"
     drawn = [
         SOURCES[s.source](s.path, side, numpy_generator(settings.seed, "untrimmed look train", 0, n))
         for n, s in enumerate(shots)
@@ -192,18 +192,18 @@ def test_frames_show_the_shots_and_fades_mix_two(side):
     for shot, pictures in zip(shots, drawn, strict=True):
         weight = np.ones((len(pictures), 1, 1, 1))
         weight[: shot.fade, 0, 0, 0] = np.array([0.2, 0.4, 0.6, 0.8])[: shot.fade]
-        place = slice(shot.start, shot.start + len(pictures))
-        expected[place] = weight * pictures * 255 + (1 - weight) * expected[place]
-    assert np.abs(frames - expected).max() <= 1.01, "but for rounding"
+        span = slice(shot.start, shot.start + len(pictures))
+        expected[span] = weight * pictures * 255 + (1 - weight) * expected[span]
+    assert np.abs(frames - expected).max() <= 1.01, "equal up to rounding"
 
 
-def test_how_often_nothing_happens():
+def test_the_share_of_empty_videos():
     def empty(share: float, videos: int = 300) -> int:
         settings = UntrimmedWorldSettings(empty=share, **SHORT)
         plans = (plan_untrimmed(settings, "test", index)[0] for index in range(videos))
         return sum(all(piece.action is None for piece in pieces) for pieces in plans)
 
-    assert empty(0.0) == 0, "however short, a video that is not meant to be empty has an action"
+    assert empty(0.0) == 0, "a short video has an action if it is not empty"
     assert empty(1.0, 20) == 20
     assert binomtest(empty(0.3), 300, 0.3).pvalue > 0.001
 
@@ -214,8 +214,8 @@ def test_the_background_of_a_video_without_actions_moves():
     assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) > 5
 
 
-def test_nothing_but_its_motion_goes_with_an_action(plans):
-    """Classes are equally frequent, and independent of source, neighbours, length, time, place, size: no test at .1 %."""
+def test_actions_are_independent_of_everything_but_motion(plans):
+    """Classes are equally frequent, and independent of source, neighbors, length, time, position and size (tests at 0.1%)."""
     rows = []
     for pieces, shots in plans:
         actions = [piece for piece in pieces if piece.action]
@@ -231,20 +231,20 @@ def test_nothing_but_its_motion_goes_with_an_action(plans):
                     "y": shot.path.centre[frame, 1], "angle": shot.path.angle[frame], "size": shot.path.size[frame],
                 }
             )  # fmt: skip
-    told = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    action = told.pop("action")
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    action = columns.pop("action")
     assert chisquare(np.bincount(action, minlength=8)).pvalue > 0.001
     for name in ("last", "source", "fade", "opens"):
-        values = told.pop(name)
+        values = columns.pop(name)
         table = [[np.sum((action == a) & (values == value)) for value in np.unique(values)] for a in range(8)]
         assert chi2_contingency(table).pvalue > 0.001, name
-    for name, values in told.items():
+    for name, values in columns.items():
         assert kruskal(*(values[action == a] for a in range(8))).pvalue > 0.001, name
 
 
 @pytest.mark.slow
-def test_no_single_frame_tells_the_action_under_a_linear_readout():
-    """The bound is what chance stays below in 99.9 % of tries; the same readout tells the source, so it can read."""
+def test_no_single_frame_reveals_the_action_to_a_linear_classifier():
+    """The limit is the 99.9% quantile of chance. The same classifier can predict the source."""
     settings = UntrimmedWorldSettings(side=16, seconds=(20, 24), action_seconds=(0.5, 1.5), background_seconds=(0.5, 1.0))
 
     def middles(split: str, videos: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -261,32 +261,32 @@ def test_no_single_frame_tells_the_action_under_a_linear_readout():
 
     (x, y, source), (test_x, test_y, test_source) = middles("train", 60), middles("test", 40)
     limit = 100 * binom.ppf(0.999, len(test_y), 1 / len(ACTIONS)) / len(test_y)
-    told = _ridge_accuracy(x, y, test_x, test_y)
-    assert told <= limit
-    assert _ridge_accuracy(x, source, test_x, test_source) > 40, "of three"
+    accuracy = _ridge_accuracy(x, y, test_x, test_y)
+    assert accuracy <= limit
+    assert _ridge_accuracy(x, source, test_x, test_source) > 40, "chance is one third"
 
 
 @pytest.mark.parametrize(
     ("wrong", "cause"),
     [
-        ({"sources": ("camera",)}, r"source named \['camera'\]; sources are sprites, digits, sticks"),
-        ({"sources": ()}, "sources are sprites"),
-        ({"seconds": (60, 40)}, r"seconds \(60, 40\): expected 1 <= low <= high"),
-        ({"action_seconds": (3, 2)}, r"action_seconds \(3, 2\)"),
-        ({"background_seconds": (0.1, 2)}, r"background_seconds \(0.1, 2\): expected 0.5 <= low"),
-        ({"seconds": (9, 20)}, r"seconds starts at 9: an action between two backgrounds can take 9.5"),
+        ({"sources": ("camera",)}, r"sources \['camera'\]; choose from sprites, digits, sticks"),
+        ({"sources": ()}, "choose from sprites"),
+        ({"seconds": (60, 40)}, r"seconds is \(60, 40\); expected 1 <= low <= high"),
+        ({"action_seconds": (3, 2)}, r"action_seconds is \(3, 2\)"),
+        ({"background_seconds": (0.1, 2)}, r"background_seconds is \(0.1, 2\); expected 0.5 <= low"),
+        ({"seconds": (9, 20)}, r"minimum of seconds is 9; an action between two backgrounds may need 9.5"),
         ({"pace": 0.1}, "greater than or equal to 0.25"),
         ({"empty": 1.5}, "less than or equal to 1"),
         ({"test": 0}, "greater than or equal to 1"),
         ({"speed": 2}, "Extra inputs are not permitted"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong, cause):
+def test_invalid_settings_are_refused(wrong, cause):
     with pytest.raises(ValueError, match=cause):
         UntrimmedWorldSettings(**wrong)
 
 
-def test_settings_name_the_data():
-    names = {UntrimmedWorldSettings(**other).fingerprint for other in ({}, {"pace": 2}, {"seed": 1}, {"empty": 0})}
+def test_the_fingerprint_depends_on_the_settings():
+    names = {UntrimmedWorldSettings(**changes).fingerprint for changes in ({}, {"pace": 2}, {"seed": 1}, {"empty": 0})}
     assert len(names) == 4
     assert UntrimmedWorldSettings(seconds=(40, 60)).fingerprint == UntrimmedWorldSettings().fingerprint

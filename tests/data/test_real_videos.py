@@ -1,4 +1,4 @@
-"""Real files of ../shared/videos, whole and broken, against decoding from the start with nothing of this project."""
+"""Real files of ../shared/videos, intact and broken, compared with independent decoding from the start."""
 
 import contextlib
 import csv
@@ -20,7 +20,7 @@ from vmae_lab.data.frame_sampling import Dense, Exactly
 
 
 def real_files() -> list[dict[str, str]]:
-    """Rows of the manifest: every single clip, and of the labelled sets one file a scene or action."""
+    """Return rows of the manifest: every single clip, and one file per scene or action of the labeled sets."""
     if not VIDEOS.is_dir():
         return []
     with open(VIDEOS / "manifest.csv", encoding="utf-8") as file:
@@ -32,9 +32,9 @@ def real_files() -> list[dict[str, str]]:
 
 
 def expected_decoder(row: dict[str, str]) -> str:
-    """Which decoder FINDINGS lets read a file: decord, unless its random access was wrong or its kind is known to be.
+    """Return the decoder of a file according to FINDINGS: decord, unless its random access is wrong.
 
-    Of FLV and fragmented MP4 with B-frames, a few frames near a key frame are wrong, which a few random ones do not show.
+    In FLV and fragmented MP4 with B-frames, a few frames near key frames are wrong, which random samples may miss.
     """
     path = VIDEOS / row["path"]
     if row["container"] == "flv" or (row["container"] == "mov" and b"moof" in path.read_bytes()):
@@ -48,12 +48,12 @@ def expected_decoder(row: dict[str, str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", real_files() or [None], ids=lambda row: row["path"] if row else "none")
-def test_real_videos_are_read_frame_exact(row):
-    """Unsorted, repeated frames against decoding from the start with nothing of this project."""
+def test_real_videos_are_read_frame_by_frame(row):
+    """Unsorted and repeated frames are compared with independent decoding from the start."""
     if row is None:
         pytest.skip(NO_VIDEOS)
     path = VIDEOS / row["path"]
-    if not row["frames"]:  # cut before its first key frame
+    if not row["frames"]:  # truncated before its first key frame
         with pytest.raises(VideoError, match=re.escape(path.name)):
             read_frames(path, [0])
         return
@@ -70,17 +70,17 @@ def test_real_videos_are_read_frame_exact(row):
     assert decoded == count
     read = read_video(VideoFile(str(path)), Exactly(tuple(wanted)), VideoSettings())
     assert read.info.decoder == expected_decoder(row)
-    # Of fragments that PyAV reads, only decoding tells how many frames there are.
+    # For fragments that PyAV reads, only decoding gives the number of frames.
     only_decoded = b"moof" in path.read_bytes() and read.info.decoder == "pyav"
     assert row["container"] != "mov" or read.info.frames == (0 if only_decoded else count)
     for index, frame in zip(wanted, read.frames, strict=True):
         assert frame.shape == expected[index].shape
         assert np.abs(frame - expected[index]).mean() < 2, f"frame {index}"
-    with pytest.raises(VideoError, match=f"there are {count} frames"):
+    with pytest.raises(VideoError, match=f"has {count} frames"):
         read_frames(path, [count])
     seen, timed = inspect_video(VideoFile(str(path)), VideoSettings()), time_video(VideoFile(str(path)), VideoSettings())
     assert (seen.frames, seen.decoder) == (count, expected_decoder(row))
-    packed = (row["container"], row["codec"]) == ("avi", "mpeg4")  # may have packets that stand for no frame
+    packed = (row["container"], row["codec"]) == ("avi", "mpeg4")  # may have packets without a frame
     assert timed.info.frames - count in (range(4) if packed else (0,))
 
 
@@ -89,7 +89,7 @@ BAD = sorted(path for path in (VIDEOS / "bad").rglob("*") if path.is_file() and 
 SILENTLY_WRONG = {
     "corrupt_bitflips3.mp4": "decord conceals three flipped bits: 29 of 180 frames are wrong until the next key frame",
     "corrupt_bitflips60.mp4": "decord conceals sixty flipped bits: all frames but one are wrong",
-    "corrupt_middle10pct.mkv": "a tenth is overwritten; what is left is renumbered, 45 frames fewer, and decord says nothing",
+    "corrupt_middle10pct.mkv": "10% is overwritten; the other frames are renumbered, 45 fewer, and decord raises no error",
     "truncated50.mkv": "the last packet is cut in two: its frame is wrong below the cut",
     "moov_stsz_random.mp4": "a table of random packet sizes: three frames are made of the wrong bytes",
 }
@@ -97,14 +97,14 @@ TOLD_BY_PYAV = ("corrupt_bitflips3.mp4", "corrupt_bitflips60.mp4", "corrupt_midd
 
 
 def undamaged(path: Path) -> Path:
-    """The file that a broken one was made of; the file itself where that is not known."""
+    """Return the file that a broken one was made from, or the file itself if that is unknown."""
     made = path.name.startswith(("truncated", "corrupt", "avi_header", "avi_rate", "mdhd", "moov_stsz", "header_says"))
     return path.with_name({".mp4": "_clean_moovfirst.mp4"}.get(path.suffix, f"_clean{path.suffix}")) if made else path
 
 
 @lru_cache(maxsize=4)
 def decoded(path: Path) -> list[np.ndarray]:
-    """All frames of a file, as far as PyAV decodes them, upright."""
+    """Return all frames of a file that PyAV decodes, upright."""
     frames = []
     with av.open(str(path)) as video, contextlib.suppress(av.FFmpegError):
         stream = video.streams.best("video")
@@ -123,15 +123,15 @@ def decoder():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BAD or [None], ids=lambda path: re.sub(r"\W", "_", path.name[:40]) if path else "none")
-def test_broken_and_hostile_files_are_errors_or_read_right(decoder, path):
-    """Never a hang, a crash of this process, or much memory; what is read equals the undamaged file's frames."""
+def test_broken_and_malicious_files_are_errors_or_read_correctly(decoder, path):
+    """They cause no hang, crash or high memory use. Frames that are read equal those of the intact file."""
     if path is None:
         pytest.skip(NO_VIDEOS)
     wrong, named = 0, []
-    for place in (0, 0.5, 0.999):
+    for position in (0, 0.5, 0.999):
         start = time.monotonic()
         try:
-            read = decoder.read(VideoFile(str(path), str(VIDEOS)), Dense(16, 1, place))
+            read = decoder.read(VideoFile(str(path), str(VIDEOS)), Dense(16, 1, position))
         except VideoError as error:
             named.append(path.name in error.path and path.name in str(error))
         else:
@@ -145,16 +145,16 @@ def test_broken_and_hostile_files_are_errors_or_read_right(decoder, path):
 
 
 @pytest.mark.parametrize("name", TOLD_BY_PYAV)
-def test_pyav_tells_of_damage_that_decord_conceals(name):
-    """So a check that decodes each file once, whole, can find it."""
+def test_pyav_reports_damage_that_decord_conceals(name):
+    """So a check that decodes each file completely can find it."""
     if not VIDEOS.is_dir():
         pytest.skip(NO_VIDEOS)
     with pytest.raises(VideoError, match="is damaged"):
         read_frames(VIDEOS / "bad" / name, settings=VideoSettings(decoder="pyav"))
 
 
-def test_odd_names_are_read_from_their_folder(decoder, monkeypatch):
-    """By a process that was started in another folder."""
+def test_unusual_names_are_read_from_their_folder(decoder, monkeypatch):
+    """The decoder process was started in another folder."""
     if not VIDEOS.is_dir():
         pytest.skip(NO_VIDEOS)
     decoder.read(VideoFile(str(VIDEOS / "bad" / "UPPER.MP4")), Dense(16, 1, 0))

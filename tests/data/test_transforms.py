@@ -1,4 +1,4 @@
-"""Crops and augmentation: one draw for all frames of a clip, from a seed alone; boxes move along."""
+"""Crops and augmentation: the same for all frames of a clip, determined by the seed. Boxes move with the pixels."""
 
 import random
 
@@ -32,15 +32,15 @@ def still(frames: int = 6) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_all_frames_go_through_the_same(seed):
-    """A clip that stands still comes out standing still, whatever was drawn."""
+def test_all_frames_are_transformed_alike(seed):
+    """A clip of equal frames stays a clip of equal frames."""
     clip = finetune_augment(still(), 24, FinetuneAugment(erase=0.0), seed)
     assert clip.shape == (3, 6, 24, 24)
     assert clip.dtype == torch.uint8
     assert (clip == clip[:, :1]).all()
 
 
-def test_draws_are_of_the_seed_alone_and_leave_no_trace():
+def test_draws_depend_only_on_the_seed_and_restore_generators():
     settings = FinetuneAugment()
     first = finetune_augment(still(), 24, settings, 5)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
@@ -51,8 +51,8 @@ def test_draws_are_of_the_seed_alone_and_leave_no_trace():
     assert not all(torch.equal(finetune_augment(still(), 24, settings, seed), first) for seed in range(4))
 
 
-def test_a_part_drawn_more_or_less_moves_no_other():
-    """Where erasing is switched off, crop and mirror image stay what they were: ablations differ in one thing."""
+def test_switching_off_a_step_does_not_change_others():
+    """Without erasing, crop and flip are the same, so that ablations differ in one thing."""
     for seed in range(8):
         on, off = (finetune_augment(still(), 24, FinetuneAugment(erase=erase), seed) for erase in (1.0, 0.0))
         same = (on == off).all(0).all(0)
@@ -70,31 +70,31 @@ def test_the_erased_box_is_the_same_in_every_frame_and_its_noise_is_not():
         found += 1
         rows, columns = (torch.nonzero(boxes.any(0).any(axis)).flatten() for axis in (1, 0))
         inside = (clip[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0).any(0).float().mean(dim=(1, 2))
-        assert (inside > 0.9).all(), "a filled box, in all frames"
+        assert (inside > 0.9).all(), "a filled box in all frames"
         assert not torch.equal(clip[:, 0], clip[:, 1])
         assert 0.02 <= boxes.any(0).float().mean() < 0.45
     assert found == 6
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_mirroring_is_all_or_nothing(flip):
+def test_all_frames_are_mirrored_or_none(flip):
     square = picture(40, 40)
     clip = finetune_augment(square, 40, PLAIN.model_copy(update={"flip": flip}), 0)
     assert torch.equal(clip, square.flip(-1) if flip else square)
 
 
-def places(height: int, width: int) -> torch.Tensor:
-    """A picture that tells its rows in the first colour and its columns in the second: uint8 `(3, 1, H, W)`."""
+def coordinates(height: int, width: int) -> torch.Tensor:
+    """Return a picture with the row in the first color and the column in the second: uint8 `(3, 1, H, W)`."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([rows, columns, rows])[:, None].to(torch.uint8)
 
 
-def test_multi_scale_crops_are_corners_and_centres_of_neighbouring_scales(monkeypatch):
-    """Of 40 x 60 pixels at scales 1, .75 and .5 of the short side: 40, 30 or 20, at most one step apart, at five places."""
+def test_multi_scale_crops_are_corners_and_centers_at_adjacent_scales(monkeypatch):
+    """From 40 x 60 pixels at scales 1, 0.75 and 0.5: sides of 40, 30 or 20, at most one step apart, at five positions."""
     monkeypatch.setattr(transforms, "_resize", lambda video, side: video)
     met = set()
     for seed in range(600):
-        crop = multi_scale_crop(places(40, 60), 16, np.random.default_rng(seed), (1.0, 0.75, 0.5))
+        crop = multi_scale_crop(coordinates(40, 60), 16, np.random.default_rng(seed), (1.0, 0.75, 0.5))
         met.add((*crop.shape[-2:], int(crop[0, 0, 0, 0]), int(crop[1, 0, 0, 0])))
     sizes = [(40, 40), (40, 30), (30, 40), (30, 30), (30, 20), (20, 30), (20, 20)]
     expected = {
@@ -107,15 +107,15 @@ def test_multi_scale_crops_are_corners_and_centres_of_neighbouring_scales(monkey
     assert met == expected
 
 
-def test_a_centre_crop_is_the_square_in_the_middle():
+def test_a_center_crop_is_the_square_in_the_middle():
     for height, width in ((20, 30), (30, 20)):
-        crop = centre_crop(places(height, width), 20)
+        crop = centre_crop(coordinates(height, width), 20)
         assert crop[0, 0, :, 0].tolist() == list(range((height - 20) // 2, (height - 20) // 2 + 20))
         assert crop[1, 0, 0].tolist() == list(range((width - 20) // 2, (width - 20) // 2 + 20))
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(40, 40, 24), (64, 64, 40), (48, 70, 32), (33, 41, 48), (24, 24, 24)])
-def test_crops_of_any_memory_layout_are_plain_resized_frames(monkeypatch, height, width, side):
+def test_crops_do_not_depend_on_the_memory_layout(monkeypatch, height, width, side):
     video = torch.randint(0, 256, (3, 4, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     innermost = video.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     resized, sizes = transforms._resize, set()
@@ -129,8 +129,8 @@ def test_crops_of_any_memory_layout_are_plain_resized_frames(monkeypatch, height
 
     monkeypatch.setattr(transforms, "_resize", checked)
     for seed in range(60):
-        one, other = (multi_scale_crop(v, side, np.random.default_rng(seed), (1.0, 0.9, 0.8)) for v in (video, innermost))
-        assert torch.equal(one, other)
+        first, second = (multi_scale_crop(v, side, np.random.default_rng(seed), (1.0, 0.9, 0.8)) for v in (video, innermost))
+        assert torch.equal(first, second)
     assert len(sizes) == 7
 
 
@@ -142,7 +142,7 @@ BOXES = torch.tensor([[0.125, 0.25, 0.375, 0.5], [0.625, 0.5, 0.875, 0.75]])
 
 
 def painted(height: int = 64, width: int = 96) -> torch.Tensor:
-    """A clip, black, with the first box in red and the second in blue: uint8 `(3, 4, H, W)`."""
+    """Return a black clip with the first box in red and the second in blue: uint8 `(3, 4, H, W)`."""
     video = torch.zeros(3, 4, height, width, dtype=torch.uint8)
     for colour, box in zip((0, 2), BOXES, strict=True):
         x1, y1, x2, y2 = (box * torch.tensor([width, height] * 2)).long().tolist()
@@ -151,42 +151,42 @@ def painted(height: int = 64, width: int = 96) -> torch.Tensor:
 
 
 def bright(video: torch.Tensor, colour: int) -> list[int]:
-    """The box of what is bright in the first frame, in pixels."""
+    """Return the box of bright pixels in the first frame."""
     rows, columns = torch.where(video[colour, 0] > 127)
     return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("short_side", [(64, 64), (48, 56), (80, 100)])
-def test_boxes_frame_what_they_framed_before(flip, short_side):
+def test_boxes_move_with_the_pixels(flip, short_side):
     settings, seen = BoxAugment(**{**STILL, "flip": flip}, short_side=short_side), set()
     for seed in range(30):
         video, boxes, kept = augment_scene(painted(), BOXES, 48, settings, seed)
         assert video.shape == (3, 4, 48, 48)
-        assert len(kept) > 0, "the crop shows the middle of one"
+        assert len(kept) > 0, "the crop contains the middle of a box"
         assert boxes.min() >= 0
         assert boxes.max() <= 48
         for box, which in zip(boxes, kept.tolist(), strict=True):
             seen.add(which)
-            # Resampling blurs an edge, so that half its brightness may lie a pixel away; slivers are too thin to be bright.
+            # Resampling blurs edges by about a pixel. Very thin boxes are not bright.
             if min(box[2:] - box[:2]) > 3:
                 assert torch.allclose(box, torch.tensor(bright(video, 2 * which)).float(), atol=1.01)
         for which in {0, 1} - set(kept.tolist()):
-            assert (video[2 * which] > 127).sum() <= 2 * 4 * 48, "what is left out is not there, or less than a pixel wide"
+            assert (video[2 * which] > 127).sum() <= 2 * 4 * 48, "a removed box is outside, or less than a pixel wide"
     assert seen == {0, 1}
 
 
-def test_the_same_seed_gives_the_same_sample_and_no_generator_is_moved():
+def test_scene_augmentation_depends_only_on_the_seed_and_restores_generators():
     settings = BoxAugment(short_side=(48, 80))
     state = torch.get_rng_state()
-    one, other = (augment_scene(painted(), BOXES, 48, settings, 5) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    first, second = (augment_scene(painted(), BOXES, 48, settings, 5) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(one[0], augment_scene(painted(), BOXES, 48, settings, 6)[0])
+    assert not torch.equal(first[0], augment_scene(painted(), BOXES, 48, settings, 6)[0])
 
 
 def test_edges_are_jittered_within_their_bounds():
-    """Out by at most 20 and 10 % of width and height, in by 10 and 5 %."""
+    """Edges move out by at most 20% and 10% of width and height, in by 10% and 5%."""
     settings, moved = BoxAugment(**{**STILL, "outward": (0.2, 0.1), "inward": (0.1, 0.05)}, short_side=(64, 64)), []
     box = torch.tensor([[0.25, 0.25, 0.75, 0.75]])
     for seed in range(200):
@@ -196,10 +196,10 @@ def test_edges_are_jittered_within_their_bounds():
     bounds = torch.tensor([[-0.2, -0.1, -0.1, -0.05], [0.1, 0.05, 0.2, 0.1]])
     assert (low >= bounds[0]).all()
     assert (high <= bounds[1]).all()
-    assert torch.allclose(torch.stack([low, high]), bounds, atol=0.02), "200 draws come near to the bounds"
+    assert torch.allclose(torch.stack([low, high]), bounds, atol=0.02), "200 draws are close to the bounds"
 
 
-def test_colours_change_alike_in_all_frames():
+def test_colors_change_alike_in_all_frames():
     video = torch.full((3, 4, 64, 64), 100, dtype=torch.uint8)
     video[0] = 180
     changed, _, _ = augment_scene(video, BOXES, 64, BoxAugment(**{**STILL, "colour": (0, 0, 0.5, 0.3)}, short_side=(64, 64)), 1)
@@ -207,11 +207,11 @@ def test_colours_change_alike_in_all_frames():
     assert all(torch.equal(changed[:, 0], changed[:, frame]) for frame in range(4))
 
 
-def test_boxes_grow_about_their_middles_and_end_at_the_frame():
+def test_boxes_grow_around_their_middle_inside_the_frame():
     grown = enlarged(torch.tensor([[0.4, 0.4, 0.6, 0.8], [0.0, 0.0, 1.0, 0.5]]), 0.1, 0.05)
     assert torch.allclose(grown, torch.tensor([[0.39, 0.39, 0.61, 0.81], [0.0, 0.0, 1.0, 0.5125]]))
 
 
-def test_a_clip_is_scaled_to_its_short_side_with_its_shape_kept():
+def test_a_clip_is_scaled_to_its_short_side():
     assert to_short_side(painted(64, 96), 32).shape == (3, 4, 32, 48)
     assert to_short_side(painted(64, 96), 128).shape == (3, 4, 128, 192)

@@ -1,4 +1,4 @@
-"""Videos of lists as clips: sources of several kinds in one stream, checked lists, tar shards that give the same samples."""
+"""Datasets of listed videos: several sources in one stream, checked lists, and tar shards."""
 
 import json
 import tarfile
@@ -32,7 +32,7 @@ MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
 
 
 def write_video(path: Path, frames: int, level: int = 0) -> None:
-    """Frame t is grey of level `level + 4 t`, so a frame says which video and which number it is."""
+    """Write a video whose frame t is gray of level `level + 4 t`, so that a frame shows its video and number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"qp": "0"})
@@ -57,7 +57,7 @@ def videos(tmp_path) -> Path:
 
 
 def levels(video: torch.Tensor) -> list[int]:
-    """Each frame's grey level, to the nearest multiple of four."""
+    """Return the gray level of each frame, rounded to a multiple of four."""
     return [round(float(frame.float().mean()) / 4) * 4 for frame in video.transpose(0, 1)]
 
 
@@ -72,54 +72,58 @@ def test_sources_of_several_kinds_are_one_stream(videos):
     assert levels(clips.video(3, Dense(4, 3, 0.0))) == [80, 92, 104, 116]
     settings = PretrainSettings(steps=10, batch_size=4, lr=1e-3)
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, seed=0)
-    assert task.samples_by_source() == {"pictures": 30, "files": 10}, "the weights are the shares"
+    assert task.samples_by_source() == {"pictures": 30, "files": 10}, "weights are shares"
     for step in range(3):
         for video in task.batch(step, range(4))["video"]:
             gap = np.diff([float(frame.float().mean()) for frame in video.transpose(0, 1)]).mean()
             assert min(abs(gap - 40), abs(gap - 12)) < 2, "each source has its stride"
     alone = load_clips(data.model_copy(update={"pretrain_sources": ("files",)}), "pretrain", ("files",))
     assert len(alone) == 3
-    with pytest.raises(ValueError, match=r"\['web'\] are not among data.lists.pretrain: pictures, files"):
+    with pytest.raises(ValueError, match=r"\['web'\] are not in data.lists.pretrain: pictures, files"):
         DataSettings(lists=data.lists, pretrain_sources=["web"])
 
 
-def test_a_check_sorts_broken_from_sound_and_is_not_done_twice(videos, tmp_path, monkeypatch, capsys):
+def test_a_check_finds_broken_videos_and_is_not_repeated(videos, tmp_path, monkeypatch, capsys):
     listed = read_list(".", videos, labelled=True)
     out = tmp_path / "check"
-    checked = check_list(listed, VideoSettings(), out, processes=2, progress=False)
+    checked = check_list(listed, VideoSettings(), out, processes=2)
     status = dict(zip(checked.table.path, checked.table.status, strict=True))
     assert status == {path: "failed" if "broken" in path else "ok" for path in status}
     assert len(status) == 6
     assert set(checked.table.frames) == {12, 0}
     assert "a web page" in (out / FAILURES).read_text()
-    assert "5 are sound, 0 are damaged, 1 cannot be read" in (out / REPORT).read_text()
-    again = read_list(out / CHECKED, videos, labelled=True)
-    assert len(again) == 5
-    assert again.classes == ("run", "walk")
-    assert dict(zip(again.table.path, again.table.label, strict=True))["walk/c.mkv"] == 1
-    files = [clips_of({"again": (again, "")}, VideoSettings()).file(row) for row in range(5)]
-    assert [(file.decoder, file.frames) for file in files] == list(zip(again.table.decoder, again.table.frames, strict=True))
+    assert "5 are ok, 0 are damaged, 1 cannot be read" in (out / REPORT).read_text()
+    checked = read_list(out / CHECKED, videos, labelled=True)
+    assert len(checked) == 5
+    assert checked.classes == ("run", "walk")
+    assert dict(zip(checked.table.path, checked.table.label, strict=True))["walk/c.mkv"] == 1
+    files = [clips_of({"again": (checked, "")}, VideoSettings()).file(row) for row in range(5)]
+    assert [(file.decoder, file.frames) for file in files] == list(
+        zip(checked.table.decoder, checked.table.frames, strict=True)
+    )
     assert {file.frames for file in files} == {12}
-    assert all(file.bytes == Path(file.path).stat().st_size for file in files), "a read knows by it whether the check holds"
-    write_video(videos / "run" / "broken.mp4", 5)  # mended: it alone is looked at again
+    assert all(file.bytes == Path(file.path).stat().st_size for file in files), (
+        "the size shows whether the check is still valid"
+    )
+    write_video(videos / "run" / "broken.mp4", 5)  # repaired: only this file is checked again
     (journal,) = out.glob(f"*-{JOURNAL}")
     journal.write_text(journal.read_text() + '{"key": "cut sho')
-    mended = check_list(listed, VideoSettings(), out, progress=False)
-    assert "5 of them seen by an earlier check" in capsys.readouterr().out
-    assert set(mended.table.status) == {"ok"}
+    repaired = check_list(listed, VideoSettings(), out)
+    assert "5 already checked" in capsys.readouterr().out
+    assert set(repaired.table.status) == {"ok"}
     monkeypatch.setattr(pool, "CHILD", "no.such.module")
-    assert len(check_list(listed, VideoSettings(), out, progress=False).broken) == 0, "all of it was seen"
+    assert len(check_list(listed, VideoSettings(), out).broken) == 0, "all files are valid"
 
 
 @pytest.mark.slow
-def test_every_frame_of_a_fragmented_video_is_read_from_a_checked_list_and_from_shards(tmp_path):
+def test_fragmented_videos_are_read_from_checked_lists_and_shards(tmp_path):
     root = tmp_path / "videos"
     root.mkdir()
     made_videos.write_video(root / "decord.mp4", mux={"movflags": "frag_keyframe"}, options={"x264-params": "bframes=0"})
     made_videos.write_video(root / "pyav.mp4", codec="mpeg4", options={"bf": "2"}, mux={"movflags": "frag_keyframe"})
     made_videos.write_video(root / "ten_bit.mp4", pix_fmt="yuv420p10le", mux={"movflags": "dash"})
     listed = read_list(".", root)
-    checked = check_list(listed, VideoSettings(), tmp_path / "check", progress=False)
+    checked = check_list(listed, VideoSettings(), tmp_path / "check")
     assert checked.table.set_index("path").decoder.to_dict() == {
         "decord.mp4": "decord",
         "pyav.mp4": "pyav",
@@ -129,7 +133,7 @@ def test_every_frame_of_a_fragmented_video_is_read_from_a_checked_list_and_from_
     for videos in (
         listed,
         read_list(tmp_path / "check" / CHECKED, root),
-        read_list(pack(listed, shards, progress=False), shards),
+        read_list(pack(listed, shards), shards),
     ):
         clips = clips_of({"all": (videos, "")}, VideoSettings())
         for row in range(3):
@@ -137,26 +141,26 @@ def test_every_frame_of_a_fragmented_video_is_read_from_a_checked_list_and_from_
             assert made_videos.shown(frames) == list(range(40)), clips.name(row)
 
 
-def test_what_an_earlier_version_of_the_decoding_saw_is_looked_at_again(videos, tmp_path, monkeypatch, capsys):
+def test_checks_of_an_earlier_version_are_repeated(videos, tmp_path, monkeypatch, capsys):
     listed, out = read_list(".", videos, labelled=True), tmp_path / "check"
     for version, seen in ((check.VERSION - 1, 0), (check.VERSION, 0), (check.VERSION, 6)):
         monkeypatch.setattr(check, "VERSION", version)
-        check_list(listed, VideoSettings(), out, progress=False)
-        assert f"{seen} of them seen by an earlier check" in capsys.readouterr().out
+        check_list(listed, VideoSettings(), out)
+        assert f"{seen} already checked" in capsys.readouterr().out
 
 
-def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_of_the_check_command(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
     assert "5 ok, 0 damaged, 1 failed" in capsys.readouterr().out
-    assert len(read_list(tmp_path / "videos.check" / CHECKED, videos)) == 5, "named after the folder that was checked"
+    assert len(read_list(tmp_path / "videos.check" / CHECKED, videos)) == 5, "the name is that of the checked folder"
     capsys.readouterr()
     assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1", "--max-pixels", "1000"]) == 1
-    assert "0 ok, 0 damaged, 6 failed" in capsys.readouterr().out, "other limits, another verdict"
+    assert "0 ok, 0 damaged, 6 failed" in capsys.readouterr().out, "other limits give another result"
     assert main(["data", "check", ".", "--root", str(videos), "--labelled", "--processes", "1"]) == 1
-    said = capsys.readouterr().out
-    assert "6 of them seen by an earlier check" in said
-    assert "5 ok, 0 damaged, 1 failed" in said
+    printed = capsys.readouterr().out
+    assert "6 already checked" in printed
+    assert "5 ok, 0 damaged, 1 failed" in printed
     assert main(["data", "check", "nowhere.txt"]) == 2
     assert "nowhere.txt" in capsys.readouterr().err
 
@@ -165,24 +169,24 @@ def test_the_command_line_checks_and_says_so_by_its_status(videos, tmp_path, mon
 def test_shards_give_the_same_samples_as_the_files(videos, tmp_path):
     (videos / "run" / "broken.mp4").unlink()
     listed, out = read_list("*/*.m*", videos, labelled=True), tmp_path / "shards"
-    index = pack(listed, out, shard_mib=1, progress=False)
+    index = pack(listed, out, shard_mib=1)
     assert index.name == "videos.csv"
     packed = read_list(index, out, labelled=True)
     assert packed.classes == listed.classes
     table = pd.read_csv(index).set_index("source")
     files = DataSettings(lists=ListSettings(root=str(videos), train="*/*.m*"))
     shards = DataSettings(lists=ListSettings(root=str(out), train=str(index)))
-    one, other = load_clips(files, "train"), load_clips(shards, "train")
+    from_files, from_shards = load_clips(files, "train"), load_clips(shards, "train")
     for row, source in enumerate(table.index):
         twin = list(listed.table.path).index(source)
-        assert torch.equal(other.video(row, Everything()), one.video(twin, Everything()))
-        assert other.labels[row] == one.labels[twin]
+        assert torch.equal(from_shards.video(row, Everything()), from_files.video(twin, Everything()))
+        assert from_shards.labels[row] == from_files.labels[twin]
 
 
-def test_shards_are_plain_webdataset_tars_and_are_not_written_twice(videos, tmp_path):
+def test_shards_are_webdataset_tars_and_are_not_written_again(videos, tmp_path):
     (videos / "run" / "broken.mp4").unlink()
     listed, out = read_list(".", videos, labelled=True), tmp_path / "shards"
-    pack(listed, out, progress=False)
+    pack(listed, out)
     (shard,) = sorted(out.glob("*.tar"))
     with tarfile.open(shard) as tar:
         names = tar.getnames()
@@ -190,30 +194,30 @@ def test_shards_are_plain_webdataset_tars_and_are_not_written_twice(videos, tmp_
     assert sorted({name.split(".")[0] for name in names}) == [f"{i:09d}" for i in range(5)]
     assert about["class"] in about["source"]
     written = shard.stat().st_mtime_ns, shard.read_bytes()
-    pack(listed, out, progress=False)
+    pack(listed, out)
     assert (shard.stat().st_mtime_ns, shard.read_bytes()) == written
     (videos / "walk" / "d.mp4").unlink()
     with pytest.raises(VideoError, match="packed from another list"):
-        pack(read_list(".", videos, labelled=True), out, progress=False)
+        pack(read_list(".", videos, labelled=True), out)
     (videos / "frames.txt").write_text("frames 1 8\n")
     with pytest.raises(ListError, match="folders of frames"):
-        pack(read_list("frames.txt", videos), tmp_path / "none", progress=False)
+        pack(read_list("frames.txt", videos), tmp_path / "none")
 
 
-def test_shards_of_another_list_are_not_taken_for_this_ones(tmp_path):
-    """Two lines swapped, a label changed, a video replaced: all leave as many videos as there were, under the same numbers."""
+def test_shards_of_another_list_are_refused(tmp_path):
+    """Swapped lines, a changed label and a replaced video do not change the number of videos."""
     for name, frames in (("black.mp4", 4), ("white.mp4", 5)):
         write_video(tmp_path / name, frames, 4 * frames)
     (tmp_path / "list.csv").write_text("path,label\nblack.mp4,dark\nwhite.mp4,bright\n")
     out = tmp_path / "shards"
 
     def packed() -> pd.DataFrame:
-        return pd.read_csv(pack(read_list("list.csv", tmp_path, labelled=True), out, progress=False)).set_index("source")
+        return pd.read_csv(pack(read_list("list.csv", tmp_path, labelled=True), out)).set_index("source")
 
     assert packed().label.to_dict() == {"black.mp4": "dark", "white.mp4": "bright"}
-    for other in ("white.mp4,bright\nblack.mp4,dark", "black.mp4,bright\nwhite.mp4,dark"):
-        (tmp_path / "list.csv").write_text(f"path,label\n{other}\n")
-        with pytest.raises(VideoError, match=f"^{out}: .*packed from another list.*choose another folder"):
+    for content in ("white.mp4,bright\nblack.mp4,dark", "black.mp4,bright\nwhite.mp4,dark"):
+        (tmp_path / "list.csv").write_text(f"path,label\n{content}\n")
+        with pytest.raises(VideoError, match=f"^{out}: .*packed from another list.*use another folder"):
             packed()
     (tmp_path / "list.csv").write_text("path,label\nblack.mp4,dark\nwhite.mp4,bright\n")
     assert len(packed()) == 2
@@ -222,21 +226,21 @@ def test_shards_of_another_list_are_not_taken_for_this_ones(tmp_path):
         packed()
 
 
-def test_shards_of_a_longer_list_do_not_stay_beside_this_ones(tmp_path):
-    """The index would leave them out, and who streams the folder would not."""
+def test_additional_shards_of_a_longer_list_are_refused(tmp_path):
+    """The index would not have them, but WebDataset readers would stream them."""
     write_video(tmp_path / "a.mp4", 4)
     (tmp_path / "list.csv").write_text("path\na.mp4\n")
     out = tmp_path / "shards"
     out.mkdir()
     for number in range(2):
         (out / f"shard-{number:06d}-of-000002.tar").touch()
-    with pytest.raises(VideoError, match=r"shard-000000-of-000002.tar, shard-000001-of-000002.tar: .*or delete them"):
-        pack(read_list("list.csv", tmp_path), out, progress=False)
-    assert len(list(out.iterdir())) == 2, "nothing was written"
+    with pytest.raises(VideoError, match=r"shard-000000-of-000002.tar, shard-000001-of-000002.tar\); .*or delete them"):
+        pack(read_list("list.csv", tmp_path), out)
+    assert len(list(out.iterdir())) == 2, "no file was written"
 
 
-def test_the_template_for_own_videos_is_a_recipe(tmp_path):
-    """Its folders are the classes; nothing is opened to build it."""
+def test_the_template_for_own_videos_is_valid(tmp_path):
+    """Folders are the classes. No video is opened to read the settings."""
     for name in ("run", "walk"):
         (tmp_path / name).mkdir()
         for number in range(12):

@@ -1,4 +1,4 @@
-"""Features from elsewhere: every form is read, and what is no table of numbers is told by name."""
+"""Pre-extracted features: every format is read, and invalid files are named."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ def write(file, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["npy", "npz", "npz alone", "pt", "pt of half precision", "pt dict", "parquet"])
-def test_every_form_is_read(tmp_path, how):
+def test_every_format_is_read(tmp_path, how):
     file = tmp_path / f"video.{how.split()[0]}"
     write(file, how)
     found = read_features(file)
@@ -48,47 +48,47 @@ def test_features_of_several_videos(tmp_path, form):
     np.testing.assert_allclose(features.steps(seconds, rate=25.0), steps)
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     np.save(tmp_path / "good.npy", TABLE)
     np.save(tmp_path / "narrow.npy", TABLE[:, :3])
     np.save(tmp_path / "flat.npy", TABLE[0])
     np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:150])
     names = ["good", "narrow", "flat", "words", "cut", "absent"]
-    with pytest.raises(ListError) as told:
+    with pytest.raises(ListError) as caught:
         open_features({name: tmp_path / f"{name}.npy" for name in names}, 4, 16)
-    words = str(told.value)
-    assert "features of 5 of 6 videos cannot be used" in words
+    message = str(caught.value)
+    assert "features of 5 of 6 videos cannot be used" in message
     for part in (
-        "narrow.npy is 3 wide, the first 4",
-        "flat.npy holds",
-        "words.npy holds",
+        "narrow.npy has width 3, the first file 4",
+        "flat.npy has",
+        "words.npy has",
         "cut.npy",
         "absent.npy: No such file",
     ):
-        assert part in words
-    assert "good.npy" not in words
+        assert part in message
+    assert "good.npy" not in message
 
 
-def test_files_that_are_no_tables(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     broken = np.full((3, 4), 1.0)
     broken[1, 2] = np.nan
     np.save(tmp_path / "nan.npy", broken)
     with pytest.raises(ListError, match=r"nan\.npy has values that are not finite"):
         read_features(tmp_path / "nan.npy")
     features = open_features({"nan": tmp_path / "nan.npy"}, 4, 16)
-    assert len(features.read("nan", 2)) == 1, "what is asked for is looked at, not the whole"
+    assert len(features.read("nan", 2)) == 1, "only the requested part is checked"
     with pytest.raises(ListError, match=r"nan\.npy has values that are not finite"):
         features.read("nan", 1)
     np.savez(tmp_path / "two.npz", a=TABLE, b=TABLE)
-    with pytest.raises(ListError, match=r"two\.npz: it holds a, b; one array, or one named features"):
+    with pytest.raises(ListError, match=r"two\.npz: it has a, b; expected a single array, or one named features"):
         read_features(tmp_path / "two.npz")
     (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ListError, match=r"cannot read .*junk\.npz"):
         read_features(tmp_path / "junk.npz")
 
 
-def test_a_pickle_is_not_run(tmp_path):
+def test_pickled_code_is_not_run(tmp_path):
     ran = tmp_path / "ran"
 
     class Evil:

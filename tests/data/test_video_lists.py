@@ -1,4 +1,4 @@
-"""Lists of videos: every form, every kind of bad line, splits and classes."""
+"""Lists of videos: all forms, all kinds of bad lines, splits and classes."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from vmae_lab.data.video_lists import HoldOut, ListError, ListSettings, SourceSe
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a list below the test's folder and returns its path."""
+    """Return a function that writes a list and returns its path."""
 
     def write(text: str | bytes, name: str = "list.txt") -> Path:
         file = tmp_path / name
@@ -61,15 +61,15 @@ def test_official_lists_with_labels(write):
     assert videos.classes == tuple("01234567")
     folders = read_list(write("frames one 40 2\nframes/two 30 0\n"), labelled=True)
     assert rows(folders, "path", "start", "total", "label") == [("frames one", 1, 40, 2), ("frames/two", 1, 30, 0)]
-    assert folders.classes == ("0", "1", "2"), "counted by the largest label"
+    assert folders.classes == ("0", "1", "2"), "the largest label gives the number"
 
 
-def test_the_first_line_decides_between_two_forms_that_are_as_frequent(write):
+def test_the_first_line_decides_between_equally_frequent_forms(write):
     for text, form in {"a.mp4 1\nb 9 1\n": "path label", "b 9 1\na.mp4 1\n": "path total_frames label"}.items():
-        with pytest.raises(ListError, match=f"1 bad line; line 2: '{form}' was expected"):
+        with pytest.raises(ListError, match=f"1 bad line; line 2: expected '{form}'"):
             read_list(write(text), labelled=True)
     for text, form in {"a.mp4\nb 9 1\n": "path", "b 9 1\na.mp4\n": "path start_index total_frames"}.items():
-        with pytest.raises(ListError, match=f"1 bad line; line 2: '{form}' was expected"):
+        with pytest.raises(ListError, match=f"1 bad line; line 2: expected '{form}'"):
             read_list(write(text))
 
 
@@ -78,7 +78,7 @@ def test_commas_without_a_header(write, text):
     assert rows(read_list(write(text), labelled=True), "path", "label") == [("a,b.mp4", 3), ("c.mp4", 0)]
 
 
-def test_a_comma_in_a_path_does_not_make_a_list_of_commas(write):
+def test_a_comma_in_a_path_is_not_a_delimiter(write):
     assert rows(read_list(write("a,2.mp4 3\nb.mp4 0\n"), labelled=True), "path", "label") == [("a,2.mp4", 3), ("b.mp4", 0)]
     assert rows(read_list(write("a,2 0 -1\n")), "path", "start", "total") == [("a,2", 0, -1)]
 
@@ -97,7 +97,7 @@ def test_tables_with_a_header(write, delimiter, column):
     ]
     assert videos.classes == ("fall", "jump")
     assert "width" not in videos.table
-    assert set(read_list(write(f"{header}\n{body}\n")).table["label"]) == {-1}, "labels are not read where none are asked for"
+    assert set(read_list(write(f"{header}\n{body}\n")).table["label"]) == {-1}, "labels are not read if they are not requested"
 
 
 def test_optional_columns_of_a_table(write):
@@ -125,24 +125,24 @@ def test_optional_columns_of_a_table(write):
         (False, "\"my clip 1.mp4\"\n'b 2'\n", [("my clip 1.mp4", -1), ("b 2", -1)]),
     ],
 )
-def test_quotation_marks_around_a_path_are_not_its_own(write, labelled, text, expected):
+def test_quotation_marks_around_a_path_are_removed(write, labelled, text, expected):
     assert rows(read_list(write(text), labelled=labelled), "path", "label") == expected
 
 
-def test_the_backslashes_of_windows_are_named(write, tmp_path):
+def test_backslashes_of_windows_are_refused(write, tmp_path):
     touch(tmp_path, "run/a.mp4", "odd\\name.mp4")
     text = "path,label\nodd\\name.mp4,0\nrun\\a.mp4,1\nC:\\videos\\b.mp4,1\n"
     with pytest.raises(ListError) as caught:
         read_list(write(text), tmp_path, labelled=True)
     message = str(caught.value)
     assert "2 bad lines; line 3: " in message
-    assert "write / between folders" in message
+    assert "use / between folders" in message
     assert "line 4: " in message
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
 @pytest.mark.parametrize("header", [["file", "class"], ["clip_id", "category", "split"], ["video name", "label"]])
-def test_a_header_without_a_path_is_answered_by_its_columns(write, tmp_path, name, header):
+def test_a_header_without_a_path_is_reported_with_its_columns(write, tmp_path, name, header):
     table = pd.DataFrame([["a.mp4", 1, "x"], ["b.mp4", 0, "y"]]).iloc[:, : len(header)].set_axis(header, axis=1)
     table.to_csv(tmp_path / name, index=False) if name.endswith("csv") else table.to_parquet(tmp_path / name)
     with pytest.raises(ListError, match=rf"{name} has no column 'path'; its columns are {', '.join(header)}"):
@@ -157,8 +157,8 @@ def test_a_word_above_a_list_of_paths_is_a_header(write):
 
 
 @pytest.mark.parametrize("text", ["a.mp4 walk\nb.mp4 run\n", "a.mp4,walk\nb.mp4,run\n", "a.mp4\twalk\nb.mp4\trun\n"])
-def test_names_without_a_header_are_told_that_they_need_one(write, text):
-    with pytest.raises(ListError, match=r"2 bad lines; line 1: .*names need a table with a header \(path,label\); line 2: "):
+def test_names_as_labels_need_a_header(write, text):
+    with pytest.raises(ListError, match=r"2 bad lines; line 1: .*names, use a table with a header \(path,label\); line 2: "):
         read_list(write(text), labelled=True)
 
 
@@ -169,7 +169,7 @@ def test_a_table_may_be_separated_by_spaces(write):
 
 
 @pytest.mark.parametrize("text", ["path,label\ra.mp4,1\rb.mp4,0\r", "a.mp4 1\rb.mp4 0"])
-def test_lines_that_end_as_on_old_macs(write, text):
+def test_line_ends_of_old_macs(write, text):
     assert rows(read_list(write(text), labelled=True), "path", "label") == [("a.mp4", 1), ("b.mp4", 0)]
 
 
@@ -184,39 +184,39 @@ def test_encodings(write):
         read_list(write("a.mp4 0 -1\nä.mp4 0 -1\n".encode("latin-1")))
 
 
-def test_comments_stand_at_the_top_alone(write):
+def test_comments_are_allowed_only_at_the_top(write):
     text = "\n# a comment\n# path label\n#1.mp4 0\nb.mp4 1\n"
     assert rows(read_list(write(text), labelled=True), "path", "line") == [("#1.mp4", 4), ("b.mp4", 5)]
-    with pytest.raises(ListError, match=r"1 bad line; line 2: 'path label' was expected, got '# no comment'"):
+    with pytest.raises(ListError, match=r"1 bad line; line 2: expected 'path label', got '# no comment'"):
         read_list(write("a.mp4 0\n# no comment\n"), labelled=True)
 
 
-BAD = [  # labelled, text, what is said of which lines
+BAD = [  # labelled, text, faults
     (
         True,
         "a.mp4 1\nb.mp4\nc.mp4 9\nd.mp4 x\n",
-        ["line 2: 'path label' was expected", "line 3: label 9 is outside 0..7", "line 4: "],
+        ["line 2: expected 'path label'", "line 3: label 9 is outside 0..7", "line 4: "],
     ),
     (True, "a.mp4 1\nb.mp4 -1\n", ["line 2: label -1 is outside 0..7"]),
-    (True, "a.mp4 1\nb.mp4 1.5\n", ["line 2: 'path label' was expected, got 'b.mp4 1.5'"]),
-    (True, "a.mp4 1\nb.mp4 1\nc 2 1\n", ["line 3: 'path label' was expected", "a path that ends in a number needs a table"]),
-    (True, "a 9 1\nb 8 1\nc.mp4 1\n", ["line 3: 'path total_frames label' was expected, got 'c.mp4 1'"]),
-    (True, "a 9 1\nb 0 1\nc -2 1\n", ["line 2: total 0: a folder without frames", "line 3: total -2 is too small"]),
-    (True, "a.mp4,1\n,1\nb.mp4,\n", ["line 2: the path is empty", "line 3: 'path label' was expected"]),
+    (True, "a.mp4 1\nb.mp4 1.5\n", ["line 2: expected 'path label', got 'b.mp4 1.5'"]),
+    (True, "a.mp4 1\nb.mp4 1\nc 2 1\n", ["line 3: expected 'path label'", "if a path ends in a number, use quotation marks"]),
+    (True, "a 9 1\nb 8 1\nc.mp4 1\n", ["line 3: expected 'path total_frames label', got 'c.mp4 1'"]),
+    (True, "a 9 1\nb 0 1\nc -2 1\n", ["line 2: total is 0", "line 3: total -2 is too small"]),
+    (True, "a.mp4,1\n,1\nb.mp4,\n", ["line 2: the path is empty", "line 3: expected 'path label'"]),
     (
         True,
         "path,label\na.mp4,1\nb.mp4,x\nc.mp4,\nd.mp4,2,3\ne.mp4,2\n",
         ["3: label 'x' is not a whole", "4: the label is empty", "5: 3 fields"],
     ),
     (True, "path,label\n,1\na\0.mp4,1\n", ["line 2: the path is empty", "line 3: the path 'a\\x00.mp4' has a NUL byte"]),
-    (True, "a.mp4 1\nb.mp4 1\na.mp4 2\n", ["line 3: 'a.mp4' is in line 1 already, with label 1 there"]),
-    (False, "a.mp4 0 -1\nb.mp4 0 -1\n./a.mp4 0 -1\n", ["line 3: './a.mp4' is in line 1 already"]),
-    (False, "a.mp4\nb//c.mp4\nx/../b/c.mp4\n", ["line 3: 'x/../b/c.mp4' is in line 2 already"]),
-    (False, "a.mp4 0 -1\nb.mp4 0\nc.mp4\n", ["line 2: 'path start_index total_frames' was", "line 3: "]),
-    (False, "a.mp4 0\nb.mp4 1\n", ["line 1: 'path start_index total_frames' was expected", "line 2: "]),
-    (False, "a.mp4\nb.mp4\nc.mp4 0 -1\n", ["line 3: 'path' was expected, got 'c.mp4 0 -1'"]),
-    (False, "a.mp4 0 -1\nb -1 9\nc 0 0\nd 0 -3\n", ["line 2: start -1 is too small", "line 3: total 0", "line 4: total -3"]),
-    (False, "a.mp4 0 -1\nb 0 99999999999999999999\n", ["line 2: 'path start_index"]),
+    (True, "a.mp4 1\nb.mp4 1\na.mp4 2\n", ["line 3: 'a.mp4' is already in line 1 with label 1"]),
+    (False, "a.mp4 0 -1\nb.mp4 0 -1\n./a.mp4 0 -1\n", ["line 3: './a.mp4' is already in line 1"]),
+    (False, "a.mp4\nb//c.mp4\nx/../b/c.mp4\n", ["line 3: 'x/../b/c.mp4' is already in line 2"]),
+    (False, "a.mp4 0 -1\nb.mp4 0\nc.mp4\n", ["line 2: expected 'path start_index total_frames'", "line 3: "]),
+    (False, "a.mp4 0\nb.mp4 1\n", ["line 1: expected 'path start_index total_frames'", "line 2: "]),
+    (False, "a.mp4\nb.mp4\nc.mp4 0 -1\n", ["line 3: expected 'path', got 'c.mp4 0 -1'"]),
+    (False, "a.mp4 0 -1\nb -1 9\nc 0 0\nd 0 -3\n", ["line 2: start -1 is too small", "line 3: total is 0", "line 4: total -3"]),
+    (False, "a.mp4 0 -1\nb 0 99999999999999999999\n", ["line 2: expected 'path start_index"]),
     (
         False,
         "/v/a.mp4 0 -1\n../b.mp4 0 -1\nc/../../d 0 -1\n..e/f..g.mp4 0 -1\n",
@@ -236,17 +236,18 @@ BAD = [  # labelled, text, what is said of which lines
 ]
 
 
-@pytest.mark.parametrize(("labelled", "text", "told"), BAD)
-def test_bad_lines_are_listed_with_their_numbers(write, labelled, text, told):
+@pytest.mark.parametrize(("labelled", "text", "faults"), BAD)
+def test_bad_lines_are_listed_with_their_numbers(write, labelled, text, faults):
     with pytest.raises(ListError) as caught:
         read_list(write(text), "/some/root" if "/v/" in text else ".", labelled, 8 if labelled else None)
     message = str(caught.value)
-    for words in told:
-        assert words in message
-    assert message.count("line ") - message.count("is in line ") == len([w for w in told if w[:4] == "line" or w[0].isdigit()])
+    for fault in faults:
+        assert fault in message
+    lines = [fault for fault in faults if fault[:4] == "line" or fault[0].isdigit()]
+    assert message.count("line ") - message.count("already in line ") == len(lines)
 
 
-def test_the_first_ten_of_many_bad_lines_are_told(write):
+def test_the_first_ten_bad_lines_are_reported(write):
     with pytest.raises(ListError) as caught:
         read_list(write("".join(f"{i}.mp4 {i % 2 * 9}\n" for i in range(50))), labelled=True, classes=2)
     message = str(caught.value)
@@ -255,31 +256,33 @@ def test_the_first_ten_of_many_bad_lines_are_told(write):
     assert "line 22" not in message
 
 
-def test_what_is_wrong_with_a_whole_list(write, tmp_path):
-    for text, words in {
+def test_faults_of_a_whole_list(write, tmp_path):
+    for text, message in {
         "": "list.txt: the list is empty",
         "\n# nothing\n": "the list is empty",
         "path,label\n": "the list is empty",
-        "path,size\na,1\n": "the columns offset and size go together",
+        "path,size\na,1\n": "one of the columns offset and size needs the other",
         "path,name\na,1\n": "has no column 'label'",
         'path,label\na,1\n"b,1\nc,1\n': r"line 3: .*quotation mark",
     }.items():
-        with pytest.raises(ListError, match=words):
+        with pytest.raises(ListError, match=message):
             read_list(write(text), labelled="size" not in text)
     with pytest.raises(ListError, match=r"there is no list file .*none\.txt"):
         read_list("none.txt", tmp_path)
 
 
-def test_lists_of_absolute_paths_need_the_root_of_the_system(write, tmp_path):
+def test_lists_of_absolute_paths_need_the_root_of_the_file_system(write, tmp_path):
     file = write("/data/a.mp4 0 -1\n")
     assert rows(read_list(file, "/"), "path") == [("data/a.mp4",)]
-    with pytest.raises(ListError, match=r"'/data/a\.mp4' is outside the root /videos; set root: / for lists of absolute paths"):
+    with pytest.raises(
+        ListError, match=r"'/data/a\.mp4' is outside the root /videos. For lists of absolute paths, set root: /"
+    ):
         read_list(file, "/videos")
-    with pytest.raises(ListError, match=r"is absolute, but paths below the root /data are expected; set root: /"):
+    with pytest.raises(ListError, match=r"is absolute; expected a path relative to the root /data"):
         read_list(file, "/data")
 
 
-def test_labels_are_names_or_numbers_as_most_of_them_are(write):
+def test_the_majority_decides_whether_labels_are_numbers(write):
     named = write("path,label\na,cat\nb,dog\nc,7\n", "names.csv")
     assert read_list(named, labelled=True).classes == ("7", "cat", "dog")
     assert list(read_list(named, labelled=True, classes=["dog", "7", "cat"]).table["label"]) == [2, 0, 1]
@@ -287,12 +290,12 @@ def test_labels_are_names_or_numbers_as_most_of_them_are(write):
         ListError, match=r"line 2: there is no class 'cat' \(did you mean 'cart'\?\); line 4: there is no class '7'$"
     ):
         read_list(named, labelled=True, classes=["cart", "dog"])
-    with pytest.raises(ListError, match="names 3 classes, but classes is 4"):
+    with pytest.raises(ListError, match=r"has 3 classes, but data\.lists\.classes is 4"):
         read_list(named, labelled=True, classes=4)
     numbered = write("path,label\na,1\nb,0\n", "numbers.csv")
-    assert list(read_list(numbered, labelled=True, classes=["x", "y"]).table["label"]) == [1, 0], "numbers count the names"
+    assert list(read_list(numbered, labelled=True, classes=["x", "y"]).table["label"]) == [1, 0], "numbers index the names"
     by_name = read_list(numbered, labelled=True, classes=["1", "0", "12"])
-    assert list(by_name.table["label"]) == [0, 1], "classes that are called by numbers"
+    assert list(by_name.table["label"]) == [0, 1], "class names that are numbers"
     with pytest.raises(ListError, match="line 1: label 9999999999 is outside"):
         read_list(write("a 9999999999\n"), labelled=True)
 
@@ -316,13 +319,13 @@ def test_folders(tmp_path):
         ("data/10/deep/a.webm", 0, 0, -1),
         ("data/9/c d.avi", 1, 0, -1),
     ]
-    assert videos.classes == ("10", "9"), "names of folders stay names"
+    assert videos.classes == ("10", "9"), "folder names stay names"
     assert videos.root == tmp_path
     assert rows(read_list(".", tmp_path / "data"), "path")[0] == ("10/b.MP4",)
     outside = read_list(tmp_path / "data", tmp_path / "elsewhere", labelled=True)
     assert (outside.root, outside.table["path"][0]) == (tmp_path / "data", "10/b.MP4")
     assert outside.classes == videos.classes
-    with pytest.raises(ListError, match=r"1 files are directly in .*elsewhere: z\.mp4; a labelled folder"):
+    with pytest.raises(ListError, match=r"1 files are directly in .*elsewhere: z\.mp4; move them"):
         read_list("elsewhere", tmp_path, labelled=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ListError, match=r"no video files .*\.mp4.* below .*empty"):
@@ -341,16 +344,16 @@ def test_globs(tmp_path):
     assert rows(read_list(f"{tmp_path}/v/r*/*", tmp_path / "other"), "path") == [("run/a.avi",), ("run/b.avi",)]
     touch(tmp_path, "a[1].txt")
     (tmp_path / "a[1].txt").write_text("x.mp4\n")
-    assert rows(read_list("a[1].txt", tmp_path), "path") == [("x.mp4",)], "a file of that very name comes first"
+    assert rows(read_list("a[1].txt", tmp_path), "path") == [("x.mp4",)], "a file of that name has priority"
     with pytest.raises(ListError, match=r"no files match .*\*\.mkv"):
         read_list("*/*.mkv", tmp_path)
-    with pytest.raises(ListError, match=r"a\*\*b is no pattern of paths|no files match"):
+    with pytest.raises(ListError, match=r"a\*\*b is not a valid pattern of paths|no files match"):
         read_list("a**b", tmp_path)
 
 
 def test_parquet(tmp_path):
     def write_table(**columns: list) -> None:
-        pd.DataFrame(columns).to_parquet(tmp_path / "list.bin")  # told by its content, whatever its name
+        pd.DataFrame(columns).to_parquet(tmp_path / "list.bin")  # detected by content, not by name
 
     write_table(Path=["a", "b"], label=["x", "y"], frames=[3.0, 4.0])
     videos = read_list("list.bin", tmp_path, labelled=True)
@@ -367,7 +370,7 @@ def test_parquet(tmp_path):
 
 
 def test_lists_are_read_without_torch():
-    """Tools that check lists start in a moment."""
+    """So tools that check lists start quickly."""
     code = "import sys, vmae_lab.data.video_lists; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -382,29 +385,31 @@ def test_splits_share_the_classes_of_the_train_list(write, tmp_path):
     assert read_split(settings, "validation").classes == read_split(settings, "train").classes == settings.class_names
     with pytest.raises(ListError, match=r"data\.lists\.test: .*test\.csv: 1 bad line; .*'wlak' \(did you mean 'walk'\?\)"):
         read_split(settings, "test")
-    with pytest.raises(ListError, match=r"data\.lists\.test is not given.*data\.lists\.hold_out"):
+    with pytest.raises(ListError, match=r"data\.lists\.test is not set.*data\.lists\.hold_out"):
         read_split(ListSettings(root=str(tmp_path), train="train.csv"), "test")
     write("path,label\na.mp4,walk\nb.mp4,fly\n", "train.csv")
     assert settings.class_names == ("fly", "walk"), "a changed list is read again"
     assert settings.class_count == 2
 
 
-def test_classes_without_a_list_to_count_them_in(tmp_path):
+def test_the_number_of_classes_without_a_list(tmp_path):
     given = ListSettings(root=str(tmp_path), train="later.txt", classes=3)
     assert (given.class_count, given.class_names) == (3, ("0", "1", "2"))
-    with pytest.raises(ListError, match=r"there is no .*later\.txt to count the classes in; give lists\.classes"):
+    with pytest.raises(ListError, match=r"there is no .*later\.txt, .*set lists\.classes"):
         _ = ListSettings(root=str(tmp_path), train="later.txt").class_count
     with pytest.raises(ListError, match=r"data\.lists\.train: there is no list file .*later\.txt"):
         read_split(given, "train")
 
 
-def test_sources_to_pretrain_on(write, tmp_path):
+def test_pretraining_sources(write, tmp_path):
     write("a 1 9\n", "one.txt")
     write("b 0 -1\n", "two.txt")
     write("c.mp4 1\nd.mp4 0\n", "train.txt")
-    own = {"x": {"list": "one.txt", "frame_pattern": "{:06}.png"}, "y": {"list": "two.txt", "root": "/y", "stride": 2}}
+    sources = {"x": {"list": "one.txt", "frame_pattern": "{:06}.png"}, "y": {"list": "two.txt", "root": "/y", "stride": 2}}
     both = ListSettings(
-        root=str(tmp_path), pretrain=own | {"y": {**own["y"], "list": str(tmp_path / "two.txt")}}, frame_pattern="f{}.jpg"
+        root=str(tmp_path),
+        pretrain=sources | {"y": {**sources["y"], "list": str(tmp_path / "two.txt")}},
+        frame_pattern="f{}.jpg",
     )
     assert both.pretrain_sources == {
         "x": SourceSettings(list="one.txt", root=str(tmp_path), frame_pattern="{:06}.png"),
@@ -418,34 +423,34 @@ def test_sources_to_pretrain_on(write, tmp_path):
     single = ListSettings(root=str(tmp_path), pretrain="one.txt")
     assert single.pretrain_sources == {"lists": SourceSettings(list="one.txt", root=str(tmp_path))}
     train = read_pretrain(ListSettings(root=str(tmp_path), train="train.txt"))
-    assert rows(train["lists"], "path", "label") == [("c.mp4", -1), ("d.mp4", -1)], "the train list, labels unused"
+    assert rows(train["lists"], "path", "label") == [("c.mp4", -1), ("d.mp4", -1)], "the train list without labels"
     with pytest.raises(ListError, match=r"data\.lists\.pretrain\.y: there is no list file"):
-        read_pretrain(ListSettings(root=str(tmp_path), pretrain=own | {"y": {"list": "none.txt"}}))
+        read_pretrain(ListSettings(root=str(tmp_path), pretrain=sources | {"y": {"list": "none.txt"}}))
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
-        ({}, "give pretrain"),
-        ({"pretrain": {}}, "give pretrain"),
-        ({"train": "a", "hold_out": {}, "test": "b"}, "hold_out splits the train list"),
-        ({"pretrain": "a", "hold_out": {}}, "hold_out splits the train list"),
-        ({"pretrain": {"x": {"list": "a", "weight": 1}, "y": {"list": "b"}}}, "all sources a weight or none; y have none"),
+        ({}, "set pretrain"),
+        ({"pretrain": {}}, "set pretrain"),
+        ({"train": "a", "hold_out": {}, "test": "b"}, "hold_out divides the train list"),
+        ({"pretrain": "a", "hold_out": {}}, "hold_out divides the train list"),
+        ({"pretrain": {"x": {"list": "a", "weight": 1}, "y": {"list": "b"}}}, "for all sources or for none; y have none"),
         ({"pretrain": {"x": {"list": "a", "weight": 0}}}, "greater than 0"),
         ({"train": "a", "classes": 1}, "greater than or equal to 2"),
         ({"train": "a", "tset": "b"}, "Extra inputs"),
-        ({"train": "a", "hold_out": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
+        ({"train": "a", "hold_out": {"validation": 0.5, "test": 0.5}}, "leave no videos to train on"),
         ({"train": "a", "hold_out": {"group": "("}}, "is not a regular expression"),
-        ({"train": "a", "frame_pattern": "image.jpg"}, "no place for a frame's number"),
-        ({"pretrain": {"x": {"list": "a", "frame_pattern": "{x}.jpg"}}}, "cannot be filled"),
+        ({"train": "a", "frame_pattern": "image.jpg"}, "no field for the frame number"),
+        ({"pretrain": {"x": {"list": "a", "frame_pattern": "{x}.jpg"}}}, "does not accept a frame number"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, words):
-    with pytest.raises(ValidationError, match=words):
+def test_invalid_settings_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
         ListSettings(**settings)
 
 
-def test_the_fingerprint_names_the_content_of_lists(write, tmp_path):
+def test_the_fingerprint_depends_on_the_content_of_lists(write, tmp_path):
     write("a 0\n", "train.txt")
     touch(tmp_path, "folder/x/a.mp4")
 
@@ -453,7 +458,7 @@ def test_the_fingerprint_names_the_content_of_lists(write, tmp_path):
         return ListSettings(**({"root": str(tmp_path), "train": "train.txt", "pretrain": "folder"} | change)).fingerprint
 
     seen = [prints()]
-    assert prints() == prints(frame_pattern="{}.jpg", classes=2) == seen[0], "how lists are read does not name them"
+    assert prints() == prints(frame_pattern="{}.jpg", classes=2) == seen[0], "settings of reading are not part of it"
     write("a 1\n", "train.txt")
     seen.append(prints())
     touch(tmp_path, "folder/x/b.mp4")
@@ -472,7 +477,7 @@ def held_out(write, names, **hold_out):
     return {split: set(read_split(settings, split).table["path"]) for split in ("train", "validation", "test")}
 
 
-def test_held_out_splits_part_the_list_and_stay_when_it_grows(write):
+def test_held_out_splits_do_not_change_when_the_list_grows(write):
     names = [f"{i}.mp4" for i in range(2000)]
     small, large = held_out(write, names[:1000]), held_out(write, names[::-1])
     assert sum(map(len, large.values())) == len(set.union(*large.values())) == 2000
@@ -483,7 +488,7 @@ def test_held_out_splits_part_the_list_and_stay_when_it_grows(write):
     assert wider["test"] == large["test"], "the test set does not depend on the validation share"
 
 
-def test_groups_are_held_out_whole(write):
+def test_groups_are_not_divided(write):
     names = [f"scene{i:02d}/clip{j}.mp4" for i in range(60) for j in range(6)]
     for group in (r"(scene\d+)/", r"scene\d+", r"(scene\d+)/(clip\d)"):
         splits = held_out(write, names, group=group)
@@ -495,8 +500,8 @@ def test_groups_are_held_out_whole(write):
         held_out(write, [*names, "other.mp4"], group=r"scene\d+")
 
 
-def test_held_out_splits_that_come_out_empty_or_without_a_class(write, tmp_path):
-    with pytest.raises(ListError, match=r"data\.lists\.\w+: hold_out leaves the \w+ split empty; the list has 6 videos"):
+def test_empty_held_out_splits_are_refused_and_missing_classes_give_a_warning(write, tmp_path):
+    with pytest.raises(ListError, match=r"data\.lists\.\w+: hold_out leaves the \w+ split empty \(6 videos"):
         held_out(write, [f"scene1/{i}.mp4" for i in range(6)], group="scene1")
     with pytest.raises(ListError, match="hold_out leaves the test split empty"):
         held_out(write, [f"{i}.mp4" for i in range(100)], test=0)
@@ -514,7 +519,7 @@ def held_in(settings, split):
         return set(read_split(settings, split).table["path"])
 
 
-def test_pretraining_on_the_train_list_leaves_out_what_is_held_out(write, tmp_path):
+def test_pretraining_on_the_train_list_excludes_held_out_videos(write, tmp_path):
     held_out(write, [f"{i}.mp4" for i in range(200)])
     settings = ListSettings(root=str(tmp_path), train="train.txt", hold_out=HoldOut())
     assert list(read_pretrain(settings)["lists"].table["path"]) == list(read_split(settings, "train").table["path"])

@@ -1,4 +1,4 @@
-"""People in key frames: any detector behind the interface, torchvision's from a file, and clear words where it is not there."""
+"""Detection of people in key frames: custom detectors, torchvision's detector, and missing weights."""
 
 from urllib.error import URLError
 
@@ -21,7 +21,7 @@ def scenes(home) -> Scenes:
 
 
 def brightest(frames):
-    """A person detector for pictures of 32 x 32: what is brighter than the ground, a point, a faint one, one partly outside."""
+    """A detector for 32 x 32 pixels: the bright area, a box without area, a low score, and a box partly outside."""
     more, scores = [[5.0, 5, 5, 5], [1, 1, 9, 9], [-4, 8, 40, 16]], torch.tensor([0.9, 0.8, 0.01, 0.95], dtype=torch.float64)
     found = []
     for frame in frames:
@@ -32,14 +32,14 @@ def brightest(frames):
 
 
 @pytest.mark.slow
-def test_what_a_detector_sees_is_told_of_every_key_frame(scenes, tmp_path):
+def test_people_are_detected_in_every_key_frame(scenes, tmp_path):
     table = detect_people(brightest, scenes, batch=2)
-    assert table.groupby("video").size().tolist() == [2] * 5, "without those that are faint or have no area"
-    assert table.score.tolist() == [0.95, 0.9] * 5, "the surest first"
-    assert table.loc[0, ["x1", "y1", "x2", "y2"]].tolist() == [0, 0.25, 1, 0.5], "cut at the frame's edges"
+    assert table.groupby("video").size().tolist() == [2] * 5, "without low scores and boxes without area"
+    assert table.score.tolist() == [0.95, 0.9] * 5, "highest score first"
+    assert table.loc[0, ["x1", "y1", "x2", "y2"]].tolist() == [0, 0.25, 1, 0.5], "clipped to the frame"
     for index, (_, seen) in enumerate(table[table.score == 0.9].iterrows()):
         boxes, _ = scenes.labelled_boxes(index)
-        assert boxes[:, 0].min() - 0.05 < seen.x1 < seen.x2 < boxes[:, 2].max() + 0.05, "it is the key frame that was shown"
+        assert boxes[:, 0].min() - 0.05 < seen.x1 < seen.x2 < boxes[:, 2].max() + 0.05, "the detector gets the key frame"
     write_person_boxes(tmp_path / "persons.csv", table)
     again = read_person_boxes(tmp_path / "persons.csv")
     assert again.drop(columns="video").to_numpy() == pytest.approx(table.drop(columns="video").to_numpy(float), abs=1e-6)
@@ -49,7 +49,7 @@ def test_what_a_detector_sees_is_told_of_every_key_frame(scenes, tmp_path):
     assert detect_people(lambda frames: [(torch.zeros(0, 4), torch.zeros(0)) for _ in frames], scenes).empty
 
 
-def test_no_key_frame_is_passed_over(scenes, monkeypatch):
+def test_unreadable_key_frames_are_an_error(scenes, monkeypatch):
     read = scenes.clip
 
     def clip(index, *shape):
@@ -64,7 +64,7 @@ def test_no_key_frame_is_passed_over(scenes, monkeypatch):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of weights as they are drawn: what it sees means nothing."""
+    """Write a file of random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "detector.pth"
     torch.save(fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict(), path)
@@ -72,7 +72,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_torchvisions_detector_is_opened_from_a_file_and_runs(weights):
+def test_torchvisions_detector_is_loaded_from_a_file_and_runs(weights):
     detector = TorchvisionDetector(weights)
     detector.model.transform.min_size = (64,)
     found = detector([torch.randint(256, (3, 48, 64), dtype=torch.uint8), torch.randint(256, (3, 64, 40), dtype=torch.uint8)])
@@ -80,15 +80,15 @@ def test_torchvisions_detector_is_opened_from_a_file_and_runs(weights):
     assert not detector.model.training
 
 
-def test_of_what_torchvisions_detector_sees_people_alone_are_told(weights):
-    """Person, car, person, in boxes and with scores that are known, others in each frame."""
+def test_torchvisions_detector_returns_only_people(weights):
+    """The model is replaced: it finds a person, a car and a person with known boxes and scores."""
     detector, shown = TorchvisionDetector(weights), []
     boxes, scores = torch.tensor([[1.0, 2, 30, 40], [3, 4, 20, 30], [5, 6, 10, 20]]), torch.tensor([0.9, 0.8, 0.7])
 
     def sees(frames):
         shown.extend(frames)
         return [
-            {"boxes": boxes + place, "scores": scores / (place + 1), "labels": torch.tensor([1, 3, 1])} for place in range(2)
+            {"boxes": boxes + index, "scores": scores / (index + 1), "labels": torch.tensor([1, 3, 1])} for index in range(2)
         ]
 
     detector.model = sees
@@ -96,10 +96,10 @@ def test_of_what_torchvisions_detector_sees_people_alone_are_told(weights):
     assert first[0].tolist() == [[1, 2, 30, 40], [5, 6, 10, 20]]
     assert second[0].tolist() == [[2, 3, 31, 41], [6, 7, 11, 21]]
     assert [scores.tolist() for _, scores in (first, second)] == [pytest.approx([0.9, 0.7]), pytest.approx([0.45, 0.35])]
-    assert [float(frame.max()) for frame in shown] == [1.0, pytest.approx(0.2)], "colours from 0 to 1, as it was trained on"
+    assert [float(frame.max()) for frame in shown] == [1.0, pytest.approx(0.2)], "colors from 0 to 1, as in its training"
 
 
-def test_weights_that_cannot_be_had_are_one_message(tmp_path, monkeypatch):
+def test_missing_weights_are_reported(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"nowhere.pth: No such file or directory.*https://"):
         TorchvisionDetector(tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("not weights")
@@ -113,6 +113,6 @@ def test_weights_that_cannot_be_had_are_one_message(tmp_path, monkeypatch):
         raise URLError("no network")
 
     monkeypatch.setattr(type(PUBLISHED), "get_state_dict", refuse)
-    with pytest.raises(CheckpointError, match=r"cannot fetch .* from https://.*pth: .*no network.* give its path"):
+    with pytest.raises(CheckpointError, match=r"cannot download .* from https://.*pth: .*no network.* pass its path"):
         TorchvisionDetector()
     assert person_detector.PERSON == 1

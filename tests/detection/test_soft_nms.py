@@ -1,4 +1,4 @@
-"""Soft-NMS equals one that is written as the paper has it, an answer at a time; voting by hand."""
+"""Soft-NMS, compared with a direct implementation of the paper, and voting computed by hand."""
 
 import math
 
@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae_lab.detection.soft_nms import SuppressSettings, overlap, suppress
+from vmae_lab.detection.soft_nms import SuppressSettings, suppress
 
 
-def iou(one, other) -> float:
-    inner = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
-    return inner / ((one[1] - one[0]) + (other[1] - other[0]) - inner)
+def iou(a, b) -> float:
+    inner = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return inner / ((a[1] - a[0]) + (b[1] - b[0]) - inner)
 
 
-def one_at_a_time(segments: list, scores: list, labels: list, sigma: float, least: float, kept: int) -> list[tuple]:
+def direct_soft_nms(segments: list, scores: list, labels: list, sigma: float, least: float, kept: int) -> list[tuple]:
     found = []
     for label in sorted(set(labels)):
         left = {i: scores[i] for i in range(len(scores)) if labels[i] == label}
@@ -37,19 +37,19 @@ def one_at_a_time(segments: list, scores: list, labels: list, sigma: float, leas
     ),
     st.integers(1, 50),
 )  # fmt: skip
-def test_it_is_soft_nms_one_class_at_a_time(rows, kept):
+def test_it_equals_direct_soft_nms_per_class(rows, kept):
     segments = [(float(start), float(start + length)) for start, length, _, _ in rows]
     scores, labels = [score / 1e6 for _, _, score, _ in rows], [label for *_, label in rows]
-    expected = one_at_a_time(segments, scores, labels, 0.5, 0.001, kept)
+    expected = direct_soft_nms(segments, scores, labels, 0.5, 0.001, kept)
     given_scores = torch.tensor(scores, dtype=torch.float64)
-    how = SuppressSettings(voting=None, kept=kept)
-    ends, found, classes = suppress(torch.tensor(segments, dtype=torch.float64), given_scores, torch.tensor(labels), how)
+    options = SuppressSettings(voting=None, kept=kept)
+    ends, found, classes = suppress(torch.tensor(segments, dtype=torch.float64), given_scores, torch.tensor(labels), options)
     assert found.tolist() == pytest.approx([score for score, _ in expected], rel=1e-9)
     assert (found[1:] <= found[:-1]).all()
-    by_place = {(round(score, 9), segments[i], labels[i]) for score, i in expected}
+    by_segment = {(round(score, 9), segments[i], labels[i]) for score, i in expected}
     assert {
         (round(s, 9), tuple(e), c) for s, e, c in zip(found.tolist(), ends.tolist(), classes.tolist(), strict=True)
-    } == by_place
+    } == by_segment
 
 
 def test_classes_do_not_suppress_one_another():
@@ -59,24 +59,18 @@ def test_classes_do_not_suppress_one_another():
     assert alone.tolist() == pytest.approx([0.9, 0.8 * math.exp(-2)])
 
 
-def test_ends_are_voted_by_score_among_those_of_the_class_that_overlap_much():
+def test_voting_averages_overlapping_segments_of_the_class():
     segments = torch.tensor([[0.0, 10.0], [1.0, 10.0], [2.0, 8.0], [0.0, 9.0]])
     scores, labels = torch.tensor([0.6, 0.3, 0.5, 0.9]), torch.tensor([0, 0, 0, 1])
     ends, _, classes = suppress(segments, scores, labels, SuppressSettings(voting=0.7, kept=2))
-    # Of class 0 [1, 10] overlaps with [0, 10] by .9 and counts, [2, 8] by .6 and does not, [0, 9] is another class.
+    # In class 0, [1, 10] has an IoU of 0.9 with [0, 10] and counts; [2, 8] has 0.6 and does not. [0, 9] is another class.
     assert classes.tolist() == [1, 0]
     assert ends[0].tolist() == [0, 9]
     assert ends[1].tolist() == pytest.approx([0.3 * 0.9 * 1.0 / (0.6 + 0.3 * 0.9), 10.0])
 
 
-def test_nothing_in_nothing_out():
+def test_empty_input_gives_empty_output():
     empty = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    assert [len(one) for one in suppress(*empty, SuppressSettings())] == [0, 0, 0]
+    assert [len(part) for part in suppress(*empty, SuppressSettings())] == [0, 0, 0]
     faint = torch.tensor([[0.0, 1.0]]), torch.tensor([1e-4]), torch.tensor([3])
-    assert [len(one) for one in suppress(*faint, SuppressSettings())] == [0, 0, 0]
-
-
-def test_overlap():
-    assert overlap(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[1.0, 3.0], [2.0, 3.0], [0.0, 2.0], [1.0, 1.0]])).tolist() == [
-        pytest.approx([1 / 3, 0, 1, 0])
-    ]
+    assert [len(part) for part in suppress(*faint, SuppressSettings())] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Attention rolled out: shares of the input tokens, against attention computed by hand."""
+"""Attention rollout, compared with attention computed by hand."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def encoder() -> VideoEncoder:
     return VideoEncoder(MODEL.dimensions, MODEL.clip)
 
 
-def test_shares_are_those_of_attention_multiplied_by_hand(encoder):
+def test_shares_equal_attention_multiplied_by_hand(encoder):
     video = torch.randn(2, 3, 4, 16, 16, generator=torch_generator(0, "clip"))
     for block in encoder.trunk.blocks:
         block.attn.qkv.weight.data *= 8  # far from uniform
@@ -33,10 +33,10 @@ def test_shares_are_those_of_attention_multiplied_by_hand(encoder):
     assert shares.shape == (2, MODEL.clip.tokens)
     torch.testing.assert_close(shares, rolled.mean(1).detach())
     torch.testing.assert_close(shares.sum(1), torch.ones(2))
-    assert shares.std() > 0.1 / MODEL.clip.tokens, "or nothing was tested"
+    assert shares.std() > 0.1 / MODEL.clip.tokens, "otherwise the test would prove nothing"
 
 
-def test_attention_that_tells_nothing_apart_gives_equal_shares(encoder):
+def test_uniform_attention_gives_equal_shares(encoder):
     for block in encoder.trunk.blocks:
         block.attn.qkv.weight.data.zero_()
         block.attn.qkv.bias.data.zero_()

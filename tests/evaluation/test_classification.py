@@ -1,4 +1,4 @@
-"""Scores of class probabilities against cases worked out by hand."""
+"""Scores of class probabilities, compared with cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from vmae_lab.evaluation.classification import (
 )
 
 
-def test_calibration_error_of_four_answers():
-    """Bins of 1/15: .90 and .92 share one (mean .91, half right); .60 (right) is the upper edge of its bin, .62 is above."""
+def test_calibration_error_of_four_predictions():
+    """Bins of 1/15: 0.90 and 0.92 share a bin (mean 0.91, half right). 0.60 (right) is an upper edge, 0.62 is above it."""
     sure, right = np.array([0.90, 0.92, 0.60, 0.62]), np.array([True, False, True, False])
     by_hand = (2 * abs(0.91 - 0.5) + abs(0.60 - 1) + abs(0.62 - 0)) / 4
     assert calibration_error(sure, right) == pytest.approx(100 * by_hand)
@@ -22,15 +22,15 @@ def test_calibration_error_of_four_answers():
 
 
 def test_top1_and_top5():
-    ranks = np.array([0, 1, 4, 5, 0])  # of the true class among the answers
+    ranks = np.array([0, 1, 4, 5, 0])  # rank of the true class
     probabilities = np.tile([0.3, 0.2, 0.15, 0.14, 0.11, 0.1], (5, 1))
     found = scores(probabilities, ranks)
     assert found["top1"] == pytest.approx(40)
     assert found["top5"] == pytest.approx(80)
-    assert found["ece"] == pytest.approx(10), "sure of .3, right for .4"
+    assert found["ece"] == pytest.approx(10), "confidence 0.3, accuracy 0.4"
 
 
-def test_intervals_hold_the_score_and_narrow_with_more_videos():
+def test_intervals_contain_the_score_and_shrink_with_more_videos():
     rng = np.random.default_rng(0)
     widths = []
     for count in (50, 800):
@@ -39,15 +39,15 @@ def test_intervals_hold_the_score_and_narrow_with_more_videos():
         low, high = score_intervals(probabilities, labels, seed=1)["top1"]
         assert low < scores(probabilities, labels)["top1"] < high
         widths.append(high - low)
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.35), "with the root of their number"
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.35), "proportional to the square root of the number"
     assert score_intervals(probabilities, labels, seed=1) == score_intervals(probabilities, labels, seed=1)
 
 
-def test_an_interval_is_as_wide_as_its_confidence_says():
-    """Of 800 answers half right: 1.96 standard errors of 100 sqrt(.25 / 800) on either side for 95 %."""
+def test_the_width_of_an_interval_matches_its_confidence():
+    """For 800 predictions, half of them right, the half-width is 1.96 standard errors of 100 sqrt(0.25 / 800)."""
     labels = np.arange(800) % 2
     low, high = score_intervals(np.tile([0.6, 0.4], (800, 1)), labels, seed=0)["top1"]
-    assert (high - low) / 2 == pytest.approx(1.96 * 100 * np.sqrt(0.25 / 800), rel=0.08), "of 1000 draws"
+    assert (high - low) / 2 == pytest.approx(1.96 * 100 * np.sqrt(0.25 / 800), rel=0.08), "estimated from 1000 draws"
 
 
 def test_accuracies_by_class():
@@ -57,13 +57,13 @@ def test_accuracies_by_class():
     assert found[3] == 0
 
 
-def test_predictions_are_a_table_that_comes_back_from_parquet(tmp_path):
+def test_the_table_of_predictions_survives_parquet(tmp_path):
     import pandas as pd
 
     table = prediction_table(np.array([[0.7, 0.3], [0.6, 0.4]]), np.array([0, 1]), ["a.mp4", "b.mp4"], ["run", "walk"])
     assert table.correct.tolist() == [True, False]
     assert table.loc[1, ["class", "answer", "probability"]].tolist() == ["walk", "run", 0.6]
-    table.to_parquet(tmp_path / "said.parquet")
-    again = pd.read_parquet(tmp_path / "said.parquet")
+    table.to_parquet(tmp_path / "predictions.parquet")
+    again = pd.read_parquet(tmp_path / "predictions.parquet")
     assert again.probabilities.map(list).tolist() == [[0.7, 0.3], [0.6, 0.4]]
     assert again.drop(columns="probabilities").equals(table.drop(columns="probabilities"))

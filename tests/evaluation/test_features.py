@@ -1,4 +1,4 @@
-"""Features of windows against windows cut by hand; long videos in chunks; what was finished is not decoded again."""
+"""Window features, compared with windows cut by hand; long videos in chunks; resumed extraction."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def classifier(seed: int = 0) -> VideoClassifier:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three videos: one of 25 frames, one shorter than a window, and one that just holds two windows three apart."""
+    """Three videos: one of 25 frames, one shorter than a window, and one with exactly two windows at stride 3."""
     folder = tmp_path / "videos"
     for name, frames in (("run/long.mp4", 25), ("short.mp4", 3), ("exact.mp4", 7)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def listed(folder: Path) -> VideoDataset:
 
 
 def by_hand(clips: VideoDataset, row: int, starts: list[int], model: VideoClassifier, crop=squash) -> np.ndarray:
-    """Each window alone: its frames counted out, the last one again where there are no more."""
+    """Encode each window separately. The last frame is repeated at the end of the video."""
     video = clips.video(row, Everything())
     found = []
     for start in starts:
@@ -62,7 +62,7 @@ def by_hand(clips: VideoDataset, row: int, starts: list[int], model: VideoClassi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [3, 4, 6])
-def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tmp_path, stride):
+def test_windows_equal_those_cut_by_hand_for_every_chunk_size(folder, tmp_path, stride):
     clips, model = listed(folder), classifier()
     starts = {"exact.mp4": [0, 3] if stride == 3 else [0], "short.mp4": [0], "run/long.mp4": list(range(0, 22, stride))}
     names = [Path(clips.name(row)).relative_to(folder).as_posix() for row in range(3)]
@@ -80,14 +80,14 @@ def test_every_window_is_the_one_cut_by_hand_however_the_video_is_cut(folder, tm
             assert table.first_frame.tolist() == starts[name]
             np.testing.assert_allclose(table.start_s, np.array(starts[name]) / 25)
         ends = done.windows[done.windows.file == "short.mp4.npy"].end_s.tolist()
-        assert ends == [pytest.approx(3 / 25)], "it ends where the video does"
+        assert ends == [pytest.approx(3 / 25)], "it ends with the video"
         assert pd.read_csv(out / "windows.csv").first_frame.tolist() == done.windows.first_frame.tolist()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])
 def test_a_fragmented_video_has_all_its_windows(tmp_path, codec):
-    """Its sample table lists the first 12 of its 40 frames; decord reads one, PyAV the other."""
+    """Its sample table has the first 12 of 40 frames. decord reads one of the files, PyAV the other."""
     videos, model = tmp_path / "videos", classifier()
     videos.mkdir()
     write_video(videos / "fragments.mp4", codec=codec, options={"bf": "2"}, mux={"movflags": "frag_keyframe"})
@@ -98,7 +98,7 @@ def test_a_fragmented_video_has_all_its_windows(tmp_path, codec):
         assert done.windows.first_frame.tolist() == list(range(0, 37, FeatureSettings().stride))
 
 
-def test_the_square_and_the_scale_are_choices(folder, tmp_path):
+def test_frames_can_be_squashed_or_cropped_and_only_scaled(folder, tmp_path):
     clips, model = listed(folder), classifier()
     row = next(row for row in range(3) if "exact" in clips.name(row))
     found = {}
@@ -115,7 +115,7 @@ def test_the_square_and_the_scale_are_choices(folder, tmp_path):
     assert np.abs(found["squash"] - found["centre"]).max() > 1e-4
 
 
-def test_a_long_video_is_never_held_whole(folder, tmp_path, monkeypatch):
+def test_a_long_video_is_never_completely_in_memory(folder, tmp_path, monkeypatch):
     clips, asked = listed(folder), []
     read = clips.decoders.read
 
@@ -130,11 +130,11 @@ def test_a_long_video_is_never_held_whole(folder, tmp_path, monkeypatch):
     assert len(np.load(tmp_path / "out" / "run" / "long.mp4.npy")) == 11
 
 
-def test_what_is_finished_is_not_decoded_again_and_what_failed_is_tried_again(folder, tmp_path, monkeypatch):
+def test_finished_videos_are_skipped_and_failed_ones_tried_again(folder, tmp_path, monkeypatch):
     (folder / "broken.mp4").write_text("<html>not found</html>")
     model, out = classifier(), tmp_path / "out"
     first = extract_features(model.encoder, listed(folder), out, FeatureSettings(), progress=False)
-    assert [error.cause for error in first.failed.values()] == ["not a video but a web page: its download failed"]
+    assert [error.cause for error in first.failed.values()] == ["not a video but a web page, so the download failed"]
     assert "broken.mp4" in (out / "failures.csv").read_text()
     journal = out / "features.jsonl"
     journal.write_text(journal.read_text() + '{"key": "cut sho')
@@ -149,13 +149,13 @@ def test_what_is_finished_is_not_decoded_again_and_what_failed_is_tried_again(fo
 
     monkeypatch.setattr(clips.decoders, "read", noted)
     again = extract_features(model.encoder, clips, out, FeatureSettings(), progress=False)
-    assert decoded == ["broken.mp4", "short.mp4"], "the one that was mended, and the one whose file is gone"
+    assert decoded == ["broken.mp4", "short.mp4"], "the repaired video, and the one whose feature file is missing"
     assert not again.failed
     assert set(again.windows.file) == {"broken.mp4.npy", "exact.mp4.npy", "run/long.mp4.npy", "short.mp4.npy"}
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_a_folder_holds_features_of_one_making(folder, tmp_path):
+def test_a_folder_with_other_features_is_refused(folder, tmp_path):
     clips, out = listed(folder), tmp_path / "out"
     extract_features(classifier().encoder, clips, out, FeatureSettings(), progress=False)
     with pytest.raises(FeatureError, match="stride 4, now 2"):
@@ -164,8 +164,8 @@ def test_a_folder_holds_features_of_one_making(folder, tmp_path):
         extract_features(classifier(1).encoder, clips, out, FeatureSettings(), progress=False)
 
 
-def test_stretches_of_one_folder_of_frames_have_places_of_their_own(folder, tmp_path):
-    """Two stretches of one folder of frames are two videos, without a rate."""
+def test_parts_of_a_folder_of_frames_have_separate_files(folder, tmp_path):
+    """Two parts of a folder of frames are two videos without a frame rate."""
     (folder / "frames").mkdir()
     for number in range(1, 13):
         Image.fromarray(drawn(number)).save(folder / "frames" / f"img_{number:05d}.jpg")
@@ -176,22 +176,24 @@ def test_stretches_of_one_folder_of_frames_have_places_of_their_own(folder, tmp_
     first, second = done.windows.file.unique()
     assert (first, second) == ("frames@1-8.npy", "frames@5-8.npy")
     assert done.windows.start_s.isna().all()
-    one, other = (np.load(tmp_path / "out" / name) for name in (first, second))
-    np.testing.assert_allclose(one[1], other[0], atol=1e-5, err_msg="the fifth picture is the second one's first")
+    first_features, second_features = (np.load(tmp_path / "out" / name) for name in (first, second))
+    np.testing.assert_allclose(
+        first_features[1], second_features[0], atol=1e-5, err_msg="picture 5 is the first of the second video"
+    )
 
 
-def test_a_name_as_long_as_a_file_system_holds(folder, tmp_path):
+def test_long_names_are_shortened(folder, tmp_path):
     long = ["x" * 250 + f"{ending}.mp4" for ending in "ab"]
     for name in long:
         write_video(folder / name, 7)
     done = extract_features(classifier().encoder, listed(folder), tmp_path / "out", FeatureSettings(), progress=False)
     assert not done.failed
-    places = [done.windows.file[done.windows.path.str.endswith(name)].unique().item() for name in long]
-    assert len(set(places)) == 2
-    assert all((tmp_path / "out" / place).is_file() for place in places)
+    files = [done.windows.file[done.windows.path.str.endswith(name)].unique().item() for name in long]
+    assert len(set(files)) == 2
+    assert all((tmp_path / "out" / file).is_file() for file in files)
 
 
-def test_other_formats_hold_the_same(folder, tmp_path):
+def test_other_formats_have_the_same_features(folder, tmp_path):
     clips, encoder = listed(folder), classifier().encoder
     for form in ("npy", "npz"):
         extract_features(encoder, clips, tmp_path / form, FeatureSettings(format=form), progress=False)
@@ -207,7 +209,7 @@ def test_other_formats_hold_the_same(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_says_by_its_status_what_failed(folder, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_of_the_command(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = str(classifier().save_pretrained(tmp_path / "model"))
     arguments = ["features", ".", "--root", str(folder), "--model", model, "--stride", "3", "--device", "cpu"]
@@ -216,16 +218,16 @@ def test_the_command_line_says_by_its_status_what_failed(folder, tmp_path, monke
     assert (tmp_path / "videos.features" / "run" / "long.mp4.npy").is_file()
     (folder / "broken.mp4").write_text("<html>not found</html>")
     assert main(arguments) == 1
-    told = capsys.readouterr().out
-    assert "3 of 4 videos" in told
-    assert "broken.mp4: not a video but a web page" in told
+    printed = capsys.readouterr().out
+    assert "3 of 4 videos" in printed
+    assert "broken.mp4: not a video but a web page" in printed
     assert main([*arguments, "--skip-missing"]) == 0
     assert main([*arguments, "--frame", "centre"]) == 2
     assert "frame squash, now centre" in capsys.readouterr().err
 
 
-def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch):
-    """Of a model with a decoder: its tokens, which its encoder norms, at another number of frames than it was trained on."""
+def test_the_command_accepts_a_pretrained_model(folder, tmp_path, monkeypatch):
+    """A model with a decoder: the encoder normalizes tokens, and clips have another number of frames than in training."""
     monkeypatch.chdir(tmp_path)
     model = VideoMAE(SIZES["micro"], ClipShape(frames=8, side=16, tubelet=2, patch=8))
     where = str(model.save_pretrained(tmp_path / "model"))
@@ -241,24 +243,24 @@ def test_the_command_line_takes_a_pretrained_model(folder, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["one.mp4", "日本", "caf\udce9.mp4"])
-def test_the_command_line_takes_a_single_video(folder, tmp_path, monkeypatch, capsys, name):
-    """By its suffix or its content, wherever it is; the list of the same video gives the same features."""
+def test_the_command_accepts_a_single_video(folder, tmp_path, monkeypatch, capsys, name):
+    """It is detected by suffix or content. A list with the video gives the same features."""
     monkeypatch.chdir(tmp_path)
     (folder / "run" / "long.mp4").rename(folder / name)
     where = str(classifier().save_pretrained(tmp_path / "model"))
-    words = ["--model", where, "--device", "cpu", "--stride", "3", "--out"]
-    assert main(["features", str(folder / name), *words, "one"]) == 0
-    assert main(["features", name, "--root", str(folder), *words, "other"]) == 0
+    options = ["--model", where, "--device", "cpu", "--stride", "3", "--out"]
+    assert main(["features", str(folder / name), *options, "one"]) == 0
+    assert main(["features", name, "--root", str(folder), *options, "other"]) == 0
     assert "1 of 1 videos, 8 windows" in capsys.readouterr().out
-    (file,), (other,) = (set(pd.read_csv(tmp_path / out / "windows.csv").file) for out in ("one", "other"))
-    assert np.array_equal(np.load(tmp_path / "one" / file), np.load(tmp_path / "other" / other))
-    assert main(["features", name, "--root", str(folder), "--labelled", *words, "third"]) == 2
-    assert "has no label" in capsys.readouterr().err
+    (file,), (listed_file,) = (set(pd.read_csv(tmp_path / out / "windows.csv").file) for out in ("one", "other"))
+    assert np.array_equal(np.load(tmp_path / "one" / file), np.load(tmp_path / "other" / listed_file))
+    assert main(["features", name, "--root", str(folder), "--labelled", *options, "third"]) == 2
+    assert "without a label" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("error")
 def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
-    """As OpenGVLab/VideoMAEv2-Base is: the layout with code of its own, encoder and fc_norm, no head."""
+    """Like OpenGVLab/VideoMAEv2-Base: encoder and fc_norm without a head."""
     model = classifier()
     torch.nn.init.normal_(model.head.fc_norm.weight)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.head.")}
@@ -268,7 +270,7 @@ def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features, "open_checkpoint", lambda where: opened.append(where) or open_checkpoint(where))
     arguments = ["features", ".", "--root", str(folder), "--device", "cpu", "--stride", "3"]
     assert main([*arguments, "--model", str(tmp_path / "bare"), "--out", str(tmp_path / "out")]) == 0
-    assert opened == [str(tmp_path / "bare")], "large files are read once"
+    assert opened == [str(tmp_path / "bare")], "the file is read once"
     made = extract_features(model.encoder, listed(folder), tmp_path / "whole", FeatureSettings(stride=3), model.head.fc_norm)
     for file in made.windows.file:
         assert np.array_equal(np.load(tmp_path / "out" / file), np.load(tmp_path / "whole" / file))
@@ -281,7 +283,7 @@ def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     assert torch.equal(norm.weight, torch.ones(64))
 
 
-def test_extracted_features_that_are_not_there_are_named(folder, tmp_path):
+def test_missing_features_are_named(folder, tmp_path):
     extract_features(classifier().encoder, listed(folder), tmp_path / "made", FeatureSettings(), progress=False)
     assert set(open_extracted(tmp_path / "made", ["long", "short"]).lengths) == {"long", "short"}
     with pytest.raises(ListError, match=r"features of 1 of 2 videos .*elsewhere"):

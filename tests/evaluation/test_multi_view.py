@@ -1,4 +1,4 @@
-"""Views of test videos: the right frames and crops, every video once, the same numbers on any number of processes."""
+"""Views of test videos: frames and crops, every video once, and results that do not depend on processes."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ VIEWS = ViewSettings(clips=3, crops=2)
 
 
 class NumberedClips:
-    """Videos of unequal length and shape whose pixels are made from their row; some cannot be read."""
+    """Videos of different length and shape. Pixels depend on the row, and some videos are unreadable."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()):
         self.count, self.broken, self.labels = count, broken, np.arange(count) % 3
@@ -48,23 +48,23 @@ def classifier() -> VideoClassifier:
         return VideoClassifier(MODEL.dimensions, MODEL.clip, 3, init_scale=1.0)
 
 
-def test_dense_views_reach_from_the_first_frame_to_the_last():
+def test_dense_views_cover_the_video():
     chosen = np.array(DenseViews(4, 2, 3)(15)).reshape(3, 4)
     assert chosen.tolist() == [[0, 2, 4, 6], [4, 6, 8, 10], [8, 10, 12, 14]]
-    assert list(DenseViews(4, 2, 1)(15)) == [4, 6, 8, 10], "one view is the middle"
+    assert list(DenseViews(4, 2, 1)(15)) == [4, 6, 8, 10], "a single view is in the middle"
     assert list(DenseViews(4, 2, 2)(5)) == [0, 2, 4, 4] * 2, "a short video repeats its last frame"
-    assert list(DenseViews(4, 2, 2)(8)) == [0, 2, 4, 6] * 2, "no whole stride is left"
+    assert list(DenseViews(4, 2, 2)(8)) == [0, 2, 4, 6] * 2, "less than a stride remains"
     with pytest.raises(ValueError, match="no frames"):
         DenseViews(4, 2, 2)(0)
 
 
-def test_dense_views_are_where_the_official_protocol_puts_them():
-    """101 frames, every fourth: 26 of them, 0 to 100. Five windows of 16 begin at numbers int(m * 10 / 4): 0, 2, 5, 7, 10."""
+def test_dense_views_equal_the_official_protocol():
+    """101 frames at stride 4 are 26 frames. Five windows of 16 start at frames int(m * 10 / 4) of these: 0, 2, 5, 7, 10."""
     chosen = np.array(DenseViews(16, 4, 5)(101)).reshape(5, 16)
     assert chosen.tolist() == [[4 * (start + t) for t in range(16)] for start in (0, 2, 5, 7, 10)]
 
 
-def test_sparse_views_take_each_segment_at_shifted_places():
+def test_sparse_views_are_shifted_within_segments():
     assert np.array(SparseViews(4, 2)(40)).reshape(2, 4).tolist() == [[0, 10, 20, 30], [5, 15, 25, 35]]
     assert list(SparseViews(4, 1)(40)) == [5, 15, 25, 35]
     assert list(SparseViews(4, 2)(2)) == [0, 0, 1, 1] * 2
@@ -78,8 +78,8 @@ def test_crops_touch_the_edges_of_the_long_side():
     assert [crop[0, 0, 0].tolist() for crop in crops_along(wide, 6, 1)] == [[2, 3, 4, 5, 6, 7]]
 
 
-def test_a_view_holds_one_clip_at_one_crop():
-    video = torch.arange(6 * 4).reshape(6, 4).to(torch.uint8)[None, :, None, :].expand(3, 6, 2, 4)  # 10 t + x, as it were
+def test_a_view_is_one_clip_and_one_crop():
+    video = torch.arange(6 * 4).reshape(6, 4).to(torch.uint8)[None, :, None, :].expand(3, 6, 2, 4)  # depends on t and x
     views = cut_views(video, frames=3, side=2, crops=2)
     assert views.shape == (4, 3, 3, 2, 2)
     expected = [[[4 * t + x for x in (left, left + 1)] for t in range(first, first + 3)] for first in (0, 3) for left in (0, 2)]
@@ -98,8 +98,8 @@ def test_softmax_is_averaged_over_views():
     assert got[3] == pytest.approx(torch.stack(each).mean(0).numpy(), abs=1e-6)
 
 
-def test_scores_leave_a_device_without_float64_first():
-    """Apple's GPUs refuse float64; here a tensor that does stands in."""
+def test_scores_are_moved_to_the_cpu_before_float64():
+    """Apple's GPUs do not support float64. A tensor that refuses it replaces them here."""
 
     class OnSuchADevice(torch.Tensor):
         def double(self):
@@ -117,30 +117,30 @@ def test_scores_leave_a_device_without_float64_first():
     assert np.array_equal(view_probabilities(model, NumberedClips(2), MODEL, 2, VIEWS), expected)
 
 
-def test_what_is_read_at_a_time_changes_no_bit():
+def test_the_batch_size_does_not_change_the_result():
     model, clips = classifier(), NumberedClips(9)
-    one, seven = (view_probabilities(model, clips, MODEL, 2, VIEWS, batch) for batch in (1, 7))
-    assert np.array_equal(one, seven)
+    single, seven = (view_probabilities(model, clips, MODEL, 2, VIEWS, batch) for batch in (1, 7))
+    assert np.array_equal(single, seven)
 
 
-def test_no_video_is_left_out_without_a_word():
+def test_unreadable_videos_are_an_error():
     with pytest.raises(MissingVideos) as raised:
         view_probabilities(classifier(), NumberedClips(5, broken=(1, 4)), MODEL, 2, VIEWS, batch=2)
     assert list(raised.value.failed) == [1, 4]
     assert raised.value.total == 5
 
 
-def test_a_model_whose_training_diverged_has_no_predictions():
+def test_scores_that_are_not_finite_are_an_error():
     model = classifier()
     model.head.head.bias.data[1] = float("nan")
-    with pytest.raises(ValueError, match=r"scores of 3 of 3 videos are not finite, .*training diverged"):
+    with pytest.raises(ValueError, match=r"scores of 3 of 3 videos are not finite, .*diverged"):
         view_probabilities(model, NumberedClips(3), MODEL, 2, VIEWS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [(), (1, 4)])
-def test_two_processes_give_what_one_gives(tmp_path, broken):
-    """Seven videos: one process has one more than the other. Broken ones are named whole by each."""
+def test_two_processes_give_the_same_result_as_one(tmp_path, broken):
+    """Seven videos, so one process has one more. Each process reports all broken videos."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

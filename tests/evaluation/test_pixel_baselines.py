@@ -1,4 +1,4 @@
-"""What the controls read of large clips: no more than they need."""
+"""The pixel baselines read no more of large clips than they need."""
 
 import numpy as np
 
@@ -10,13 +10,11 @@ from vmae_lab.models.sizes import ModelSettings
 
 def clips(count: int) -> MemmapDataset:
     frames = np.random.default_rng(0).integers(0, 256, (count, 4, 64, 64, 3), dtype=np.uint8)
-    records = [
-        ClipRecord(f"{row}.mp4", "train", "digits", ["move_left", "move_right"][row % 2], 4, (), ()) for row in range(count)
-    ]
+    records = [ClipRecord(f"{row}.mp4", "train", "digits", ["move_left", "move_right"][row % 2], 4) for row in range(count)]
     return MemmapDataset(frames, np.arange(count), records)
 
 
-def test_large_frames_are_shrunk_to_a_size_that_the_clips_can_fill(monkeypatch):
+def test_large_frames_are_reduced(monkeypatch):
     sizes = []
     monkeypatch.setattr(
         pixel_baselines, "ridge_answers", lambda x, y, others, alphas: sizes.append(x.shape) or y[: len(others)]
@@ -27,7 +25,7 @@ def test_large_frames_are_shrunk_to_a_size_that_the_clips_can_fill(monkeypatch):
     assert sizes == 4 * [(12, 16 * 16 * 3)] + 4 * [(12, 12 * 12 * 3)]
 
 
-def test_only_labelled_clips_are_read_for_raw_pixels(monkeypatch):
+def test_only_labeled_clips_are_read_for_raw_pixels(monkeypatch):
     read, video = [], MemmapDataset.video
     monkeypatch.setattr(
         MemmapDataset, "video", lambda self, index, *rest: read.append(self.name(index)) or video(self, index, *rest)

@@ -1,4 +1,4 @@
-"""Ridge on coordinates in the span of the training rows equals ridge on all columns, as scikit-learn's own pipeline fits it."""
+"""Ridge on coordinates in the span of the training rows equals scikit-learn's ridge on all columns."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ ALPHAS = np.logspace(0, 6, 13)
 
 
 def clips(rows: int, columns: int, seed: int, classes: int = 8) -> tuple[torch.Tensor, np.ndarray]:
-    """Features like flattened tokens, float32: a class and many nuisances, each in a direction of its own, and noise."""
+    """Return features like flattened tokens, float32: a class and many nuisance factors in separate directions, and noise."""
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(1)
     labels = np.arange(rows) % classes
     directions, nuisances = (fixed.normal(size=(count, columns)) for count in (classes, 20))
@@ -33,7 +33,7 @@ def constant_columns(x: torch.Tensor) -> torch.Tensor:
 
 
 def duplicate_clips(x: torch.Tensor) -> torch.Tensor:
-    """Labels repeat every 8 rows, so that copies have the label of their original."""
+    """Repeat clips. Labels repeat every 8 rows, so that copies have the label of their original."""
     return torch.cat([x[: len(x) // 2]] * 2)
 
 
@@ -56,20 +56,20 @@ CHANGES = [as_it_is, constant_columns, duplicate_clips, rank_deficient, large_of
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("rows", "columns"), [(80, 2000), (80, 81), (80, 80), (80, 30)])
-def test_answers_are_those_of_the_plain_pipeline(rows, columns, change, seed, classes, monkeypatch):
-    """Blocks are made small, so that several are added up."""
+def test_predictions_equal_scikit_learns(rows, columns, change, seed, classes, monkeypatch):
+    """Small blocks, so that several are summed."""
     monkeypatch.setattr(probes, "BLOCK", 50_000)
     (x, labels), (others, true) = (clips(count, columns, start, classes) for count, start in ((rows, seed), (200, seed + 100)))
     x, others = change(x), change(others)
     expected = plain().fit(x.numpy(), labels).predict(others.numpy())
     assert np.array_equal(ridge_answers(x, labels, others, ALPHAS), expected)
     if change is as_it_is and columns > 1000:
-        assert (expected == true).mean() > 1.5 / classes, "equal answers that are chance would prove little"
+        assert (expected == true).mean() > 1.5 / classes, "agreement at chance level would prove little"
 
 
 @pytest.mark.parametrize("classes", [8, 2])
 @pytest.mark.parametrize("change", CHANGES)
-def test_decision_values_and_the_chosen_strength_are_those_of_the_plain_pipeline(change, classes):
+def test_decision_values_and_strength_equal_scikit_learns(change, classes):
     (x, labels), (others, _) = clips(80, 3000, 0, classes), clips(200, 3000, 100, classes)
     x, others = change(x), change(others)
     expected, classifier = plain().fit(x.double().numpy(), labels), RidgeClassifierCV(alphas=ALPHAS)
@@ -80,8 +80,8 @@ def test_decision_values_and_the_chosen_strength_are_those_of_the_plain_pipeline
     np.testing.assert_allclose(values.squeeze(), wanted, atol=1e-7, rtol=1e-7)
 
 
-def test_no_copy_of_all_columns_is_made_in_float64(monkeypatch):
-    """At the scale `gpu` such a copy would be 7 GB."""
+def test_columns_are_not_all_copied_to_float64(monkeypatch):
+    """At the scale `gpu`, such a copy would need 7 GB."""
     x, labels = clips(40, 5000, 0)
     monkeypatch.setattr(probes, "BLOCK", 8000)
     sizes, to = [], torch.Tensor.to
@@ -98,8 +98,8 @@ def test_no_copy_of_all_columns_is_made_in_float64(monkeypatch):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_equal_rows_are_fitted_by_an_intercept(classes):
-    """Clips that are all the same: no column varies. The most frequent class is predicted, as by scikit-learn."""
+def test_equal_rows_are_fitted_with_an_intercept(classes):
+    """If all clips are equal, the most frequent class is predicted, as by scikit-learn."""
     labels = np.array([0, 1, *[classes - 1] * 5])
     features = torch.full((len(labels), 40), 3.0)
     expected = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=[1.0, 10.0])).fit(features.numpy(), labels)

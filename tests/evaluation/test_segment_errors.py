@@ -1,4 +1,4 @@
-"""Kinds of errors: each by a case of its own, then that they add up."""
+"""Kinds of errors: a case for each kind, and their sum."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ REFERENCES = Path(__file__).parents[3] / "shared" / "eval_refs" / "tad"
 CASES = sorted(REFERENCES.glob("[0-9]*")) if REFERENCES.is_dir() else []
 needs_references = pytest.mark.skipif(not CASES, reason="no official cases: ../shared/eval_refs is not part of a clone")
 
-# Two segments of a class each, far from each other, so that two predictions of a class are looked at.
+# Two distant segments per class, so that two predictions per class are examined.
 TRUTH = pd.DataFrame(
     [("a", 0, 10, "run"), ("a", 100, 110, "run"), ("a", 200, 210, "jump"), ("b", 0, 10, "jump")], columns=SEGMENTS
 )
 
 
-def said(*rows) -> pd.DataFrame:
-    """Rows of a video, start, end and score, of the class `run`."""
+def predictions_of(*rows) -> pd.DataFrame:
+    """Return predictions from rows of video, start, end and score (class `run`)."""
     return pd.DataFrame([(*row[:3], "run", row[3]) for row in rows], columns=PREDICTIONS)
 
 
@@ -32,10 +32,10 @@ def kinds(predictions: pd.DataFrame, truth: pd.DataFrame = TRUTH, **limits) -> d
     ("video", "start", "end", "kind"),
     [
         ("a", 100, 110, "right"),
-        ("a", 0, 5, "double"),  # half of the segment that the first prediction has
+        ("a", 0, 5, "double"),  # half of the segment that the first prediction matched
         ("a", 0, 4, "localisation"),
-        ("a", 109, 120, "background"),  # 1 of 20 seconds
-        ("a", 108, 118, "localisation"),  # 2 of 18
+        ("a", 109, 120, "background"),  # IoU 1/20
+        ("a", 108, 118, "localisation"),  # IoU 2/18
         ("a", 205, 210, "confusion"),
         ("b", 0, 20, "confusion"),
         ("b", 6, 10, "both"),
@@ -45,9 +45,9 @@ def kinds(predictions: pd.DataFrame, truth: pd.DataFrame = TRUTH, **limits) -> d
         ("a", 110, 100, "background"),  # ends before it starts
     ],
 )
-def test_a_prediction_is_of_one_kind(video, start, end, kind):
-    """After one that is right and better scored, each kind by itself; at exactly a limit it is the better kind."""
-    found = error_kinds(TRUTH, said(("a", 0, 10, 0.9), (video, start, end, 0.8)))
+def test_a_prediction_has_one_kind(video, start, end, kind):
+    """Each kind after a correct prediction with a higher score. Exactly at a limit, it is the better kind."""
+    found = error_kinds(TRUTH, predictions_of(("a", 0, 10, 0.9), (video, start, end, 0.8)))
     assert found.total == 2
     assert found.missed == len(TRUTH) - found.counts["right"]
     counts = dict.fromkeys(KINDS, 0) | {"right": 1}
@@ -55,53 +55,55 @@ def test_a_prediction_is_of_one_kind(video, start, end, kind):
     assert found.counts == counts
 
 
-def test_exactly_the_background_limit_is_localisation():
-    assert kinds(said(("a", 0, 1, 0.5))) == {"localisation": 1}
-    assert kinds(said(("a", 0, 1, 0.5)), background=0.11) == {"background": 1}
-    assert kinds(said(("a", 0, 4, 0.5)), threshold=0.4) == {"right": 1}
+def test_the_background_limit_belongs_to_localisation():
+    assert kinds(predictions_of(("a", 0, 1, 0.5))) == {"localisation": 1}
+    assert kinds(predictions_of(("a", 0, 1, 0.5)), background=0.11) == {"background": 1}
+    assert kinds(predictions_of(("a", 0, 4, 0.5)), threshold=0.4) == {"right": 1}
 
 
 def test_of_several_kinds_the_first_counts():
-    """Where two classes are at the same time: its own class badly placed comes before the other's well placed."""
+    """If two classes overlap in time, a poor overlap with its own class counts before a good one with the other."""
     truth = pd.DataFrame([("a", 0, 10, "run"), ("a", 0, 4, "jump"), ("a", 20, 30, "run")], columns=SEGMENTS)
-    assert kinds(said(("a", 0, 4, 0.5)), truth) == {"localisation": 1}
-    assert kinds(said(("a", 0, 10, 0.9), ("a", 0, 7, 0.5)), truth) == {"right": 1, "double": 1}, "jump overlaps by 4 of 7"
+    assert kinds(predictions_of(("a", 0, 4, 0.5)), truth) == {"localisation": 1}
+    assert kinds(predictions_of(("a", 0, 10, 0.9), ("a", 0, 7, 0.5)), truth) == {"right": 1, "double": 1}, (
+        "the IoU with jump is 4/7"
+    )
 
 
-def test_a_taken_segment_is_no_double_where_another_is_free():
+def test_a_matched_segment_is_not_a_double_if_another_is_free():
     truth = pd.DataFrame([("a", 0, 10, "run"), ("a", 1, 10, "run")], columns=SEGMENTS)
-    assert kinds(said(("a", 0, 10, 0.9), ("a", 0, 10, 0.8)), truth) == {"right": 2}
+    assert kinds(predictions_of(("a", 0, 10, 0.9), ("a", 0, 10, 0.8)), truth) == {"right": 2}
 
 
-def test_of_a_class_as_many_are_looked_at_as_it_has_segments():
-    """Two of `run`, none of `swim`; what is scored less is not looked at, though it were right."""
-    rows = said(("c", 0, 1, 0.9), ("c", 2, 3, 0.8), ("a", 0, 10, 0.7))
+def test_as_many_predictions_are_examined_as_there_are_segments():
+    """Two for `run`, none for `swim`. Predictions with lower scores are not examined, even if they are right."""
+    rows = predictions_of(("c", 0, 1, 0.9), ("c", 2, 3, 0.8), ("a", 0, 10, 0.7))
     more = pd.concat([rows, rows.assign(label="swim"), rows.assign(label="jump")])
     found = error_kinds(TRUTH, more)
     assert found.total == 4
     assert found.counts == dict.fromkeys(KINDS, 0) | {"background": 4}
     assert found.missed == 4
-    assert kinds(rows[::-1].assign(score=0.5)) == {"right": 1, "background": 1}, "equal scores stand in the order of the file"
+    assert kinds(rows[::-1].assign(score=0.5)) == {"right": 1, "background": 1}, "equal scores keep the order of the file"
 
 
-def test_nothing_said_misses_all_and_nothing_done_looks_at_nothing():
-    nothing = error_kinds(TRUTH, said())
+def test_no_predictions_and_no_segments():
+    nothing = error_kinds(TRUTH, predictions_of())
     assert (nothing.total, nothing.missed) == (0, 4)
     assert list(nothing.counts) == list(KINDS)
-    empty = error_kinds(TRUTH[:0], said(("a", 0, 10, 0.9)))
+    empty = error_kinds(TRUTH[:0], predictions_of(("a", 0, 10, 0.9)))
     assert (empty.total, empty.missed) == (0, 0)
 
 
-def test_segments_that_are_part_of_a_table_are_judged_as_they_are():
-    """What `subset` or a mask leaves has an index with gaps."""
-    rows = said(("a", 100, 110, 0.9))
+def test_parts_of_a_table_can_be_evaluated():
+    """After `subset` or a mask, the index has gaps."""
+    rows = predictions_of(("a", 100, 110, 0.9))
     assert error_kinds(TRUTH[1:], rows) == error_kinds(TRUTH[1:].reset_index(drop=True), rows)
 
 
 @pytest.mark.parametrize(("threshold", "background"), [(0.5, 0), (0.5, 0.5), (1.1, 0.1), (0.1, 0.5)])
 def test_limits_out_of_order_are_refused(threshold, background):
-    with pytest.raises(ValueError, match="0 < background < threshold <= 1 is expected"):
-        error_kinds(TRUTH, said(), threshold, background)
+    with pytest.raises(ValueError, match="expected 0 < background < threshold <= 1"):
+        error_kinds(TRUTH, predictions_of(), threshold, background)
 
 
 @needs_references
@@ -118,4 +120,4 @@ def test_kinds_add_up(case):
     easier = error_kinds(truth, rows, threshold=0.3)
     assert easier.counts["right"] >= found.counts["right"]
     assert easier.counts["localisation"] <= found.counts["localisation"]
-    assert json.dumps(found.counts), "plain numbers, as results are stored"
+    assert json.dumps(found.counts), "plain numbers can be stored as results"

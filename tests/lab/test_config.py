@@ -55,7 +55,7 @@ def test_every_scale_opens_with_what_to_expect(scale):
         ({"mask.decoder": "tubes"}, r"mask\.decoder: .*'tube', 'running_cell', 'frame', 'random'"),
         ({"mask.encoder_ratio": 0.01}, r"tube mask on a 6x6 frame with ratio 0\.01 masks 0 of 36: nothing is masked"),
         ({"arms": ["none", "cell"]}, r"unknown arm 'cell'.*accepted: scratch, none"),
-        ({"data.motionworld.sources": ["digts"]}, r"data\.motionworld: no motionworld source named \['digts'\]"),
+        ({"data.motionworld.sources": ["digts"]}, r"data\.motionworld: unknown motionworld sources \['digts'\]"),
         (
             {"data.motionworld.sources": ["digits", "sticks"], "evaluate.sources": ["camera"]},
             r"evaluate\.sources: \['camera'\] are not in data\.motionworld\.sources",

@@ -73,7 +73,7 @@ def test_what_decides_the_result_names_the_stage(recipe):
         ({"detect": None}, "detect: this section is missing; the plan detects actions"),
         ({"detect.side": 22}, r"side 22 is not a multiple of the model's patch of 4 pixels"),
         ({"detect.augment.short_side": [20, 28]}, r"augment.short_side \[20, 28\]"),
-        ({"detect.scenes.motionworld.sources": ["camera"]}, "sources are sprites, digits, sticks"),
+        ({"detect.scenes.motionworld.sources": ["camera"]}, "sprites, digits, sticks"),
         ({"detect.scenes.motionworld": None}, "give one of scenes.motionworld"),
         ({"detect.scenes.motionworld.seconds": 3}, "detect.scenes.motionworld.seconds"),
         ({"detect.sidee": 3}, "did you mean 'side'"),

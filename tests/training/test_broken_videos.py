@@ -129,7 +129,7 @@ def test_repeats_share_one_decoded_clip(mixed, monkeypatch):
 def test_evaluation_stops_and_names_all_unreadable_videos(mixed, hostile):
     clips = load_clips(mixed, "test", processes=2)
     given: list[torch.Tensor] = []
-    with pytest.raises(MissingVideos, match=r"3 of 10 videos cannot be read, so there is no result") as caught:
+    with pytest.raises(MissingVideos, match=r"3 of 10 videos cannot be read, so evaluation stopped") as caught:
         given.extend(evaluated_clips(clips, range(10), 4, 1, 16, batch=2))
     assert set(caught.value.failed) == {7, 8, 9}
     assert all(name in str(caught.value) for name in ("hangs.mp4", "crashes.mp4", "text.mp4", "evaluate.missing"))
@@ -229,7 +229,7 @@ def test_the_report_names_skipped_videos(smoke, project, tmp_path_factory, capfd
     for name, value in overrides.items():
         command += ["-p", name, json.dumps(value)]
     assert main(command) == 1
-    assert "1 of 19 videos cannot be read, so there is no result" in capfd.readouterr().err
+    assert "1 of 19 videos cannot be read, so evaluation stopped" in capfd.readouterr().err
     assert main([*command, "-p", "evaluate.missing", "skip"]) == 0
     page = next((project / "reports").glob("smoke-variant-*/ablation_decoder_mask/README.md")).read_text()
     assert "1 video(s) could not be read and are left out of all averages" in page

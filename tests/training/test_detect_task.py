@@ -278,7 +278,7 @@ def test_boxes_are_enlarged_before_scoring(lists, model):
 def test_a_missing_video_stops_the_evaluation(lists, model):
     scenes = open_scenes(lists, "validation")
     (Path(lists.lists.root) / "videos" / "b.mp4").unlink()
-    with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so there is no result:\n.*b.mp4.*") as caught:
+    with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so evaluation stopped:\n.*b.mp4.*") as caught:
         detect(model, scenes, settings_of(lists), MODEL)
     assert "exclude these key frames" in str(caught.value)
     with pytest.raises(MissingVideos, match=r"2 of 4 key frames cannot be read.*\n.*b.mp4.* \(2 key frames\)") as caught:

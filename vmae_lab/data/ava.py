@@ -1,8 +1,8 @@
-"""AVA-style data: key frames of videos with people's boxes and their actions; settings, files and dataset.
+"""AVA-style data: key frames of videos with boxes of people and their actions. Settings, files and dataset.
 
-The csv files have no header. Ground truth: `video, timestamp, x1, y1, x2, y2, action_id, person_id`. Detections have `score` as
-the last column; in a person detector's boxes the action is empty. Times are seconds, corners are parts of the frame's width and
-height. Timestamps are rounded to microseconds, as in ActivityNet's script, so that they are equal when written and read again.
+The csv files have no header. Ground truth: `video, timestamp, x1, y1, x2, y2, action_id, person_id`. In detections, the last
+column is `score`; in boxes of a person detector, the action is empty. Times are in seconds, corners are relative to the width
+and height of the frame. Timestamps are rounded to microseconds, as in ActivityNet's script, so that they survive a round trip.
 """
 
 import os
@@ -28,29 +28,29 @@ from vmae_lab.data.motionworld.scenes import SceneWorldSettings, open_scene_worl
 from vmae_lab.data.motionworld.writer import SPLITS
 from vmae_lab.data.transforms import channels_first
 from vmae_lab.data.video_lists.folders import named_videos
-from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, place_of, whole_numbers
+from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, check_faults, list_path, whole_numbers
 from vmae_lab.data.video_lists.splits import check_pattern, content_of
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 COLUMNS = ["video", "timestamp", *CORNERS, "action_id"]
 KEY = ["video", "timestamp"]
-DIGITS = 6  # of a second's decimals
-OVERSHOOT = 1e-3  # by which a detector's rounding may leave [0, 1]
-# A token of a pbtxt: a comment, a string in double or single quotation marks, a word or number, or a sign.
+DIGITS = 6  # decimals of a timestamp
+OVERSHOOT = 1e-3  # by which rounded numbers of a detector may be outside [0, 1]
+# A token of a pbtxt: a comment, a quoted string, a word or number, or a single character.
 TOKEN = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[^\s{}<>:;,\[\]"'#]+|\S""")
 
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
 class SplitFiles(BaseModel):
-    """One split's csv files, relative to the root."""
+    """The csv files of a split, relative to the root."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     boxes: str = Field(description="ground truth: video, timestamp, x1, y1, x2, y2, action_id, person_id")
-    excluded: str | None = Field(None, description="key frames that are left out: video, timestamp")
-    persons: str | None = Field(None, description="a person detector's boxes: video, timestamp, x1, y1, x2, y2, , score")
+    excluded: str | None = Field(None, description="key frames to leave out: video, timestamp")
+    persons: str | None = Field(None, description="boxes of a person detector: video, timestamp, x1, y1, x2, y2, , score")
 
 
 class SceneLists(BaseModel):
@@ -77,7 +77,7 @@ class SceneLists(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the lists' content, or of their paths if they do not exist yet."""
+        """Hash of the content of the lists, or of their paths if they do not exist yet."""
         splits = [getattr(self, split) for split in SPLITS]
         files = [name for split in splits if split for name in split.model_dump().values() if name]
         files += [name for name in (self.actions, self.evaluated) if name]
@@ -90,7 +90,7 @@ class SceneSettings(EmbeddedOrLists[SceneWorldSettings, SceneLists]):
     section = "scenes"
 
     def without_persons(self) -> "SceneSettings":
-        """The same settings without the person detector's lists, which may not be written yet."""
+        """Return the settings without the lists of the person detector, which may not exist yet."""
         if self.lists is None:
             return self
         bare: dict[str, SplitFiles | None] = {}
@@ -104,10 +104,10 @@ class SceneSettings(EmbeddedOrLists[SceneWorldSettings, SceneLists]):
 
 
 def read_ground_truth(file: Path, actions: Collection[int] | None = None) -> pd.DataFrame:
-    """Actions of people in key frames, a row each: COLUMNS and `person_id` (-1 if the file has none).
+    """Read the actions of people in key frames, one per row: COLUMNS and `person_id` (-1 if the file has none).
 
-    Raises ListError, which names the malformed lines: the number of columns, boxes that are empty or outside [0, 1], actions
-    that are not among `actions`.
+    Raises ListError with the malformed lines: a wrong number of columns, a box without area or outside [0, 1], or an action
+    that is not in `actions`.
     """
     table, faults = _read_csv(file, [*COLUMNS, "person_id"], optional="person_id")
     _check_boxes(table, faults)
@@ -119,14 +119,14 @@ def read_ground_truth(file: Path, actions: Collection[int] | None = None) -> pd.
 
 
 def read_detections(file: Path) -> pd.DataFrame:
-    """A model's detections, a row each: COLUMNS and `score`. The evaluation drops boxes without area. Raises ListError."""
+    """Read detections of a model, one per row: COLUMNS and `score`. Boxes are not checked. Raises ListError."""
     table, faults = _read_csv(file, [*COLUMNS, "score"])
     faults.check(str(file))
     return table
 
 
 def write_detections(file: Path, detections: pd.DataFrame) -> None:
-    """Write detections as AVA's evaluation reads them: COLUMNS and `score`, no header."""
+    """Write detections in AVA's format: COLUMNS and `score`, without header."""
     times = [f"{time:.{DIGITS}f}".rstrip("0").rstrip(".") for time in keyed(detections).timestamp]
     with atomic_write(file) as temporary:
         table = detections[[*COLUMNS, "score"]].assign(timestamp=times)
@@ -134,14 +134,14 @@ def write_detections(file: Path, detections: pd.DataFrame) -> None:
 
 
 def write_person_boxes(file: Path, boxes: pd.DataFrame) -> None:
-    """Write a person detector's boxes as `read_person_boxes` reads them: detections whose action is empty."""
+    """Write boxes of a person detector for `read_person_boxes`: detections with an empty action."""
     write_detections(file, boxes.assign(action_id=""))
 
 
 def read_person_boxes(file: Path) -> pd.DataFrame:
-    """A person detector's boxes: KEY, CORNERS and `score`; an action in the file is ignored.
+    """Read boxes of a person detector: KEY, CORNERS and `score`. The action column is ignored.
 
-    Numbers that leave [0, 1] by rounding only are clipped. Raises ListError.
+    Numbers that are outside [0, 1] by at most 0.001 are clipped. Raises ListError.
     """
     table, faults = _read_csv(file, [*COLUMNS, "score"], ignored="action_id")
     unsure = (table.score < -OVERSHOOT) | (table.score > 1 + OVERSHOOT)
@@ -152,21 +152,21 @@ def read_person_boxes(file: Path) -> pd.DataFrame:
 
 
 def read_excluded(file: Path) -> pd.DataFrame:
-    """Key frames that are left out: KEY. Raises ListError."""
+    """Read the key frames to leave out: KEY. Raises ListError."""
     table, faults = _read_csv(file, KEY)
     faults.check(str(file))
     return table
 
 
 def keyed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The same rows with timestamps rounded to microseconds, so that those of one key frame are equal."""
+    """Return the rows with timestamps rounded to microseconds, so that equal key frames compare equal."""
     return rows.assign(timestamp=rows.timestamp.astype(float).round(DIGITS) + 0.0)  # no -0
 
 
 def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "") -> tuple[pd.DataFrame, Faults]:
-    """The rows of a file as numbers, and the malformed ones, which have zeros. A missing `optional` number is -1.
+    """Read the rows of a file and their faults. Malformed numbers become 0, a missing `optional` number becomes -1.
 
-    Blank lines at the end and lines that start with `#` are no rows. `attrs["lines"]`: each row's line in the file.
+    Blank lines at the end and lines that start with `#` are skipped. `attrs["lines"]` has the line of each row in the file.
     """
     text = _read_text(file).rstrip()
     lines = {number: line for number, line in enumerate(text.split("\n"), 1) if text and not line.startswith("#")}
@@ -174,13 +174,17 @@ def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "
     counts = np.array([len(row) for row in rows], int)
     faults = Faults(np.array(list(lines), int))
     wrong = (counts > len(names)) | (counts < len(names) - bool(optional))
-    faults.add(wrong, lambda row: f"{counts[row]} columns; {len(names)} are expected: {', '.join(names)}")
+    faults.add(wrong, lambda row: f"{counts[row]} columns; expected {len(names)}: {', '.join(names)}")
     cells = pd.DataFrame([(row + [""] * len(names))[: len(names)] for row in rows], columns=names, dtype=str)
-    faults.add((cells.video == "").to_numpy(), lambda row: "the video's name is empty")
+    faults.add((cells.video == "").to_numpy(), lambda row: "the name of the video is empty")
 
     def numbers(name: str) -> np.ndarray:
         whole = name in ("action_id", "person_id")
-        values, good = whole_numbers(cells[name]) if whole else _finite_numbers(cells[name])
+        if whole:
+            values, good = whole_numbers(cells[name])
+        else:
+            values = pd.to_numeric(cells[name], errors="coerce").to_numpy(float)
+            good = np.isfinite(values)
         missing = ((cells[name] == "") & (name == optional)).to_numpy()
         kind = "whole" if whole else "finite"
         faults.add(~(good | missing), lambda row: f"{name} {cells[name][row]!r} is not a {kind} number")
@@ -191,26 +195,21 @@ def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "
     return found, faults
 
 
-def _finite_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    return values, np.isfinite(values)
-
-
 def _check_boxes(table: pd.DataFrame, faults: Faults, slack: float = 0.0) -> None:
-    """Add rows whose box leaves [0, 1] by more than `slack`, or has no area after clipping."""
+    """Add the rows whose box is outside [0, 1] by more than `slack`, or has no area after clipping."""
 
     def box(row: int) -> str:
-        return "the box " + ", ".join(f"{name} {table[name][row]:g}" for name in CORNERS)
+        return "box " + ", ".join(f"{name} {table[name][row]:g}" for name in CORNERS)
 
     corners = table[CORNERS].to_numpy()
     faults.add(((corners < -slack) | (corners > 1 + slack)).any(1), lambda row: f"{box(row)} is not inside [0, 1]")
     x1, y1, x2, y2 = corners.clip(0, 1).T
-    faults.add((x2 <= x1) | (y2 <= y1), lambda row: f"{box(row)} has no area: x1 < x2 and y1 < y2 are expected")
+    faults.add((x2 <= x1) | (y2 <= y1), lambda row: f"{box(row)} has no area; expected x1 < x2 and y1 < y2")
 
 
 def _read_text(file: Path) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8-sig")  # without the byte-order mark of spreadsheets
+        return Path(file).read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ListError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -219,39 +218,38 @@ def _read_text(file: Path) -> str:
 
 
 def read_label_map(file: Path) -> dict[int, str]:
-    """Names of actions by number. Raises ListError, which names the malformed lines.
+    """Read the names of actions by number. Raises ListError with the malformed lines.
 
-    The file is a pbtxt with blocks, at any depth, `item { name: "…" id: 1 }` or, as in AVA's list of all 80 actions,
-    `label { name: "…" label_id: 1 … }`; or a csv of numbers and names.
+    The file is a csv of numbers and names, or a pbtxt with blocks (at any depth) `item { name: "…" id: 1 }` or, as in AVA's
+    list of all 80 actions, `label { name: "…" label_id: 1 … }`.
     """
     text, faults = _read_text(file), list[str]()
     entries = list(_pbtxt_entries(text, faults) if file.suffix == ".pbtxt" else _csv_entries(text, faults))
     lines = pd.DataFrame(entries, columns=["line", "number", "name"]).groupby("number").line.agg(list)
     faults += [
-        f"several actions have the number {number}, in lines {', '.join(map(str, several))}"
-        for number, several in lines.items()
-        if len(several) > 1
+        f"several actions have the number {number}: lines {', '.join(map(str, repeated))}"
+        for number, repeated in lines.items()
+        if len(repeated) > 1
     ]
-    if faults:
-        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; " + "; ".join(faults[:10]))
+    check_faults(file, faults)
     if not entries:
-        raise ListError(f"{file} names no action")
+        raise ListError(f"{file} has no actions")
     return {number: name for _, number, name in entries}
 
 
 def _csv_entries(text: str, faults: list[str]) -> Iterator[tuple[int, int, str]]:
-    """Line, number and name of each row; the first row may be a header."""
+    """Yield the line, number and name of each row. The first row may be a header."""
     rows = [(number, line.split(",", 1)) for number, line in enumerate(text.split("\n"), 1) if line.strip() and line[0] != "#"]
-    for place, (line, cells) in enumerate(rows):
+    for row, (line, cells) in enumerate(rows):
         numbered = cells[0].strip().isdecimal()
         if numbered and len(cells) == 2:
             yield line, int(cells[0]), cells[1].strip().strip('"')
-        elif numbered or place:
-            faults.append(f"line {line}: entry {place + 1} {','.join(cells).strip()!r} is not a number and a name")
+        elif numbered or row > 0:
+            faults.append(f"line {line}: entry {row + 1} {','.join(cells).strip()!r} is not a number and a name")
 
 
 def _pbtxt_entries(text: str, faults: list[str]) -> Iterator[tuple[int, int, str]]:
-    """Line, number and name of each block `item` or `label`."""
+    """Yield the line, number and name of each block `item` or `label`."""
     blocks = list[tuple[str, int, dict[str, str]]]()  # open ones: name, line, fields
     before, line, seen, count = ("", ""), 1, 0, 0
     for match in TOKEN.finditer(text):
@@ -270,9 +268,9 @@ def _pbtxt_entries(text: str, faults: list[str]) -> Iterator[tuple[int, int, str
                 if number.isdecimal() and action:
                     yield start, int(number), action
                 else:
-                    faults.append(f"line {start}: {name} {count} has no id or no name")
+                    faults.append(f"line {start}: {name} {count} lacks an id or a name")
         elif token in ("}", ">", '"', "'"):
-            faults.append(f"line {line}: {token} has no counterpart")
+            faults.append(f"line {line}: unmatched {token}")
         elif before[1] == ":" and blocks:
             value = re.sub(r"\\(.)", r"\1", token[1:-1]) if token[0] in "\"'" else token
             blocks[-1][2].setdefault(before[0], value)
@@ -285,7 +283,7 @@ def _pbtxt_entries(text: str, faults: list[str]) -> Iterator[tuple[int, int, str
 
 @dataclass(frozen=True)
 class Video:
-    """One video of the lists: its location, frames per second and number of frames."""
+    """A video of the lists: its location, frame rate (frames per second) and number of frames."""
 
     file: VideoFile
     rate: float
@@ -294,11 +292,11 @@ class Video:
 
 @dataclass(eq=False)
 class Scenes:
-    """The key frames of one split. `keys`: a row each, columns KEY. Boxes are parts of width and height."""
+    """The key frames of a split. `keys` has one per row, columns KEY. Boxes are relative to width and height."""
 
     keys: pd.DataFrame
-    truth: pd.DataFrame  # as `read_ground_truth` returns it, without excluded key frames
-    persons: pd.DataFrame | None  # the same of `read_person_boxes`
+    truth: pd.DataFrame  # from `read_ground_truth`, without excluded key frames
+    persons: pd.DataFrame | None  # from `read_person_boxes`, without excluded key frames
     actions: Mapping[int, str]
     evaluated: Mapping[int, str]
     videos: Mapping[str, Video]
@@ -315,27 +313,27 @@ class Scenes:
 
     @cached_property
     def labelled(self) -> list[int]:
-        """The key frames with ground truth."""
+        """Indices of the key frames with ground truth."""
         return [index for index, key in enumerate(self.keys[KEY].itertuples(index=False, name=None)) if key in self._rows]
 
     def name(self, index: int) -> str:
-        """A key frame, for messages."""
+        """Return video and time of a key frame, for messages."""
         return "{} at {:g} s".format(*self.keys.iloc[index][KEY])
 
     def labelled_boxes(self, index: int) -> tuple[Tensor, Tensor]:
-        """Ground truth of a key frame: boxes of people, float `(n, 4)`, and their actions, bool `(n, classes)`.
+        """Return the ground truth of a key frame: boxes of people, float `(n, 4)`, and their actions, bool `(n, classes)`.
 
         Classes are in the order of their numbers.
         """
         rows = self.truth.iloc[self._rows.get(tuple(self.keys.iloc[index][KEY]), [])]
         people = rows.groupby([*CORNERS, "person_id"], sort=False)
         classes = sorted(self.actions)
-        labels = np.array([np.isin(classes, done.action_id) for _, done in people]).reshape(-1, len(classes))
-        boxes = np.array([who[:4] for who, _ in people]).reshape(-1, 4)
+        labels = np.array([np.isin(classes, person.action_id) for _, person in people]).reshape(-1, len(classes))
+        boxes = np.array([box_and_id[:4] for box_and_id, _ in people]).reshape(-1, 4)
         return torch.from_numpy(boxes).float(), torch.from_numpy(labels)
 
     def clip(self, index: int, frames: int, stride: int, short_side: int, keep: bool = False) -> Tensor:
-        """Frames around a key frame, resized to a short side: uint8 `(C, T, H, W)`. `keep`: in memory. Raises VideoError."""
+        """Read the frames around a key frame: uint8 `(C, T, H, W)`. With `keep`, they stay in memory. Raises VideoError."""
         request = (index, frames, stride, short_side)
         if request in self._kept:
             return channels_first(self._kept[request])
@@ -344,7 +342,7 @@ class Scenes:
     def clips(
         self, rows: Sequence[int], frames: int, stride: int, short_side: int, keep: bool = False
     ) -> Iterator[Tensor | VideoError]:
-        """Clips of several key frames, in order, read in parallel; the error of one that cannot be read."""
+        """Yield the clips of several key frames, in order, or the VideoError of an unreadable one. Reads in parallel."""
         requests = [(row, frames, stride, short_side) for row in rows]
         missing = [request not in self._kept for request in requests]
         read = self.decoders.read_all(self._request(*request) for request, new in zip(requests, missing, strict=True) if new)
@@ -365,10 +363,10 @@ class Scenes:
 
 
 def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scenes:
-    """The key frames of a split (`train`, `validation`, `test`), each checked against its video, which is opened for it.
+    """Open the key frames of a split (`train`, `validation`, `test`). Every video is opened to check its timestamps.
 
-    Videos without a constant frame rate are refused. Embedded scenes are written first if they do not exist. Raises ListError,
-    which names file, line and cause; StorageError.
+    Embedded scenes are written first if they do not exist. Raises ListError with file, line and cause, also for videos without
+    a constant frame rate; StorageError.
     """
     given = settings.given
     if isinstance(given, SceneLists):
@@ -378,21 +376,21 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
         lists = SceneLists(root=str(open_scene_world(given, processes)), actions="actions.pbtxt", **splits)
     files: SplitFiles | None = getattr(lists, split)
     if files is None:
-        raise ListError(f"scenes.lists: there is no {split} split; set its files, or evaluate on validation")
+        raise ListError(f"scenes.lists.{split}: there is no {split} split; set its files, or evaluate on validation")
     root = absolute(lists.root)
-    actions = evaluated = read_label_map(place_of(lists.actions, root))
+    actions = evaluated = read_label_map(list_path(lists.actions, root))
     if lists.evaluated:
-        evaluated = read_label_map(place_of(lists.evaluated, root))
+        evaluated = read_label_map(list_path(lists.evaluated, root))
         if unknown := sorted(set(evaluated) - set(actions)):
             numbers = ", ".join(map(str, unknown))
             raise ListError(
-                f"{place_of(lists.evaluated, root)}: scenes.lists.actions, {lists.actions}, has no action of number {numbers}"
+                f"{list_path(lists.evaluated, root)}: scenes.lists.actions ({lists.actions}) has no action {numbers}"
             )
         evaluated = {number: actions[number] for number in evaluated}
-    boxes_file = place_of(files.boxes, root)
+    boxes_file = list_path(files.boxes, root)
     truth = read_ground_truth(boxes_file, actions)
-    persons = read_person_boxes(place_of(files.persons, root)) if files.persons else None
-    excluded = read_excluded(place_of(files.excluded, root)) if files.excluded else truth[KEY].head(0)
+    persons = read_person_boxes(list_path(files.persons, root)) if files.persons else None
+    excluded = read_excluded(list_path(files.excluded, root)) if files.excluded else truth[KEY].head(0)
     if truth.empty:
         raise ListError(f"{boxes_file}: the list is empty")
     decoders = Decoders(lists.decoding, processes)
@@ -400,10 +398,10 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
     videos = _open_videos(list(names), lists, root, decoders)
     _check_against_videos(truth, boxes_file, videos, lists)
     if persons is not None:
-        _check_against_videos(persons, place_of(str(files.persons), root), videos, lists)
+        _check_against_videos(persons, list_path(str(files.persons), root), videos, lists)
     truth, persons = _without(truth, excluded), None if persons is None else _without(persons, excluded)
     if truth.empty:
-        raise ListError(f"{place_of(str(files.excluded), root)} excludes all key frames of {boxes_file}")
+        raise ListError(f"{list_path(str(files.excluded), root)} excludes all key frames of {boxes_file}")
     keys = pd.concat([truth[KEY], *([] if persons is None else [persons[KEY]])]).drop_duplicates(ignore_index=True)
     opened = {name: video for name, video in videos.items() if isinstance(video, Video)}
     return Scenes(keys, truth.reset_index(drop=True), persons, actions, evaluated, opened, lists, decoders)
@@ -414,29 +412,31 @@ def _without(rows: pd.DataFrame, excluded: pd.DataFrame) -> pd.DataFrame:
 
 
 def _open_videos(names: Sequence[str], lists: SceneLists, root: Path, decoders: Decoders) -> dict[str, Video | str]:
-    """Each named video, or what is wrong with it. The decoder, size and frame rate that are found make later reads faster."""
-    folder = place_of(lists.videos, root)
+    """Open videos by name: name -> video, or the fault as text. The stored decoder and size make later reads faster."""
+    folder = list_path(lists.videos, root)
     if not folder.is_dir():
         raise ListError(f"scenes.lists.videos: there is no folder {folder}")
-    places, inside = named_videos(folder), str(root if folder.is_relative_to(root) else folder)
+    candidates, inside = named_videos(folder), str(root if folder.is_relative_to(root) else folder)
     videos, files = dict[str, Video | str](), dict[str, VideoFile]()
     for name in names:
-        entries = places.get(name, [])
+        entries = candidates.get(name, [])
         if len(entries) == 1:
             files[name] = _video_file(name, entries[0], lists, inside)
         elif entries:
-            videos[name] = f"video '{name}' may be {' or '.join(entry.path for entry in entries)}; keep one of them there"
+            videos[name] = f"video '{name}' may be {' or '.join(entry.path for entry in entries)}; keep only one of them"
         else:
             videos[name] = f"there is no video '{name}' in {folder}"
     first_frames = decoders.read_all((file, Exactly((0,)), 16) for file in files.values())
-    shown = dict(zip(files, first_frames, strict=True))
-    films = {
-        name: replace(files[name], decoder=read.info.decoder, bytes=os.path.getsize(files[name].path))
-        for name, read in shown.items()
-        if isinstance(read, Decoded) and files[name].total < 0
+    decoded = dict(zip(files, first_frames, strict=True))
+    checked = {
+        name: replace(files[name], decoder=frame.info.decoder, bytes=os.path.getsize(files[name].path))
+        for name, frame in decoded.items()
+        if isinstance(frame, Decoded) and files[name].total < 0
     }
-    timed = dict(zip(films, decoders.map(DecoderProcess.time, films.values()), strict=True))
-    return videos | {name: _opened(films.get(name, file), timed.get(name, shown[name]), lists) for name, file in files.items()}
+    timings = dict(zip(checked, decoders.map(DecoderProcess.time, checked.values()), strict=True))
+    return videos | {
+        name: _opened(checked.get(name, file), timings.get(name, decoded[name]), lists) for name, file in files.items()
+    }
 
 
 def _video_file(name: str, entry: os.DirEntry, lists: SceneLists, root: str) -> VideoFile:
@@ -444,38 +444,38 @@ def _video_file(name: str, entry: os.DirEntry, lists: SceneLists, root: str) -> 
         return VideoFile(entry.path, root)
     pattern = lists.frame_pattern.replace("{video}", name.replace("{", "{{").replace("}", "}}"))
     suffix = Path(pattern).suffix
-    # Hidden files (`._name`) are not counted: macOS writes them next to the pictures on other file systems.
+    # Hidden files (`._name`) do not count: macOS writes them next to the pictures on foreign file systems.
     count = sum(file.name.endswith(suffix) and not file.name.startswith(".") for file in os.scandir(entry.path))
     return VideoFile(entry.path, root, lists.first_frame, count, pattern)
 
 
 def _opened(file: VideoFile, found: Decoded | Timing | VideoError, lists: SceneLists) -> Video | str:
-    """A video that was opened, or what is wrong with it: timestamps only mean frames at a constant rate."""
+    """Return the opened video, or its fault as text. Timestamps identify frames only at a constant frame rate."""
     if isinstance(found, VideoError):
         return f"the video cannot be read: {found}"
     if isinstance(found, Decoded):  # a folder of pictures
         return Video(file, lists.folder_rate, file.total)
     if found.rate and found.steady:
         return Video(replace(file, frames=found.info.frames), found.rate, found.info.frames)
-    wrong = f"its frames are up to {found.off:.2g} s off a constant rate" if found.rate else "it has no frame rate"
-    return f"{file.path}: {wrong}; write it again with a constant rate: `ffmpeg -i IN -vf fps=30 OUT`"
+    wrong = f"frames are up to {found.off:.2g} s off a constant frame rate" if found.rate else "it has no frame rate"
+    return f"{file.path}: {wrong}; convert it to a constant rate: `ffmpeg -i IN -vf fps=30 OUT`"
 
 
 def _check_against_videos(rows: pd.DataFrame, file: Path, videos: Mapping[str, Video | str], lists: SceneLists) -> None:
-    """Refuse lines whose video cannot be opened or does not contain their timestamp."""
+    """Raise ListError for rows whose video cannot be opened or does not contain the timestamp."""
     faults = Faults(np.array(rows.attrs["lines"], int))
     found = rows.video.map(videos).tolist()
     faults.add(np.array([isinstance(video, str) for video in found], bool), lambda row: str(found[row]))
     limits = [(video.rate, video.frames) if isinstance(video, Video) else (1.0, 0) for video in found]
-    places = [(time - lists.first_second) * rate for time, (rate, _) in zip(rows.timestamp, limits, strict=True)]
+    positions = [(time - lists.first_second) * rate for time, (rate, _) in zip(rows.timestamp, limits, strict=True)]
 
     def outside(row: int) -> str:
-        (rate, frames), first, folder = limits[row], lists.first_second, place_of(lists.videos, absolute(lists.root))
+        (rate, frames), first, folder = limits[row], lists.first_second, list_path(lists.videos, absolute(lists.root))
         return (
-            f"timestamp {rows.timestamp[row]:g} is outside video '{rows.video[row]}' in {folder}, which lasts from {first:g} "
-            f"to {first + frames / rate:g} s ({frames} frames at {rate:g} a second)"
+            f"timestamp {rows.timestamp[row]:g} is outside video '{rows.video[row]}' in {folder}, which covers {first:g} "
+            f"to {first + frames / rate:g} s ({frames} frames at {rate:g} fps)"
         )
 
-    beyond = [place < 0 or nearest(place) >= frames for place, (_, frames) in zip(places, limits, strict=True)]
+    beyond = [at < 0 or nearest(at) >= frames for at, (_, frames) in zip(positions, limits, strict=True)]
     faults.add(np.array(beyond, bool), outside)
     faults.check(str(file))

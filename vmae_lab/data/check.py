@@ -1,4 +1,4 @@
-"""Decode every video of a list once: report what they are and which are broken, and write a list of the others."""
+"""Check of a list: decodes every video once, reports formats and broken files, and writes a list of the good videos."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, storing
 from vmae_lab.utils.progress import Progress
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
-SHOWN = 50  # broken files that the page names
-VERSION = 2  # of the decoding: raise it when its result changes, so that what earlier versions found is not reused
+SHOWN = 50  # broken files in the report
+VERSION = 2  # of the decoding; increase it when results change, so that earlier checks are not reused
 
 
 @dataclass(frozen=True)
 class Checked:
-    """`table`: a row per video, the columns of the list and of its Inspection. `folder` has them as files."""
+    """The result of a check. `table`: one row per video, with the columns of the list and of Inspection."""
 
     table: pd.DataFrame
     folder: Path
@@ -42,14 +42,13 @@ def check_list(
     processes: int = 1,
     frame_pattern: str = FRAMES,
     keep_damaged: bool = False,
-    progress: bool = True,
     journals: Path | None = None,
 ) -> Checked:
-    """Inspect every video, in several processes. Videos that an interrupted check has inspected are not decoded again.
+    """Inspect every video in several processes. Videos that an earlier, interrupted check inspected are skipped.
 
-    Writes a report (README.md), failures.csv, and checked.csv to `folder`. The latter is a list for `read_list` with the frames
-    and decoder of each video. The journal of these settings is in `folder`, or in `journals`, which several lists may share.
-    Raises StorageError.
+    Writes a report (README.md), failures.csv and checked.csv to `folder`. checked.csv is a list for `read_list` with the number
+    of frames and the decoder of each video. Results are stored in a journal in `folder`, or in `journals`, which several lists
+    may share. Raises StorageError.
     """
     make_folder(folder)
     journal = (journals or folder) / f"{fingerprint([settings.model_dump(mode='json'), frame_pattern])}-{JOURNAL}"
@@ -58,10 +57,10 @@ def check_list(
     keys = [content_key(file) for file in files]
     seen = read_journal(journal)
     todo = [index for index, key in enumerate(keys) if key not in seen]
-    print(f"{len(files)} videos, {len(files) - len(todo)} of them seen by an earlier check; {processes} processes")
-    bar = Progress(total=len(todo), desc="checking", unit="videos", disable=not progress)
+    print(f"{len(files)} videos, {len(files) - len(todo)} already checked; {processes} processes")
+    bar = Progress(total=len(todo), desc="checking", unit="videos")
     with storing_in(folder), open(journal, "a", encoding="utf-8") as lines, bar:
-        lines.write("\n" if todo and seen else "")  # a killed check may have left half a line
+        lines.write("\n" if todo and seen else "")  # a killed check may have left an incomplete line
         results = clips.decoders.map(DecoderProcess.inspect, (files[index] for index in todo))
         for index, result in zip(todo, results, strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
@@ -78,7 +77,7 @@ def check_list(
 
 
 def content_key(file: VideoFile) -> str:
-    """Identifies a file's content by its path, size and time, and the version of the code that decodes it."""
+    """Return a key for a file's content: its path, size and time, and VERSION."""
     try:
         status = os.stat(file.path)
         found = (status.st_size, status.st_mtime_ns)
@@ -88,12 +87,12 @@ def content_key(file: VideoFile) -> str:
 
 
 def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a file of JSON lines by their `key`, without a line that a kill cut short."""
+    """Read a file of JSON lines: `key` -> row. Incomplete lines of a killed process are skipped."""
     seen = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # half a line, or an empty one
+        except json.JSONDecodeError:  # an incomplete or empty line
             continue
         seen[row.pop("key")] = row
     return seen
@@ -109,22 +108,24 @@ def _write(checked: Checked, videos: VideoList, keep_damaged: bool) -> None:
     write_list(folder / FAILURES, checked.broken[["path", "line", "status", "codec", "cause"]])
     notes = []
     if lost := [videos.classes[label] for label in sorted(set(table.label) - set(kept.label)) if videos.classes]:
-        notes = [f"{len(lost)} of {len(videos.classes)} classes have no video in {CHECKED} but stay in it: {', '.join(lost)}."]
+        notes = [
+            f"{len(lost)} of {len(videos.classes)} classes have no usable video, but stay in {CHECKED}: {', '.join(lost)}."
+        ]
         print(readable(f"warning: {notes[0]}"))
     write_text(folder / REPORT, _report(checked, len(kept), notes))
 
 
 def _report(checked: Checked, kept: int, notes: list[str]) -> str:
-    """The page of a check in Markdown: counts, durations, formats and broken files."""
+    """Return the report in Markdown: counts, durations, formats and broken files."""
     table = checked.table
     read = table[table.status != "failed"]
     counts = table.status.value_counts().reindex(["ok", "damaged", "failed"], fill_value=0)
     parts = [
         f"# {len(table)} videos checked",
-        f"{counts.ok} are sound, {counts.damaged} are damaged, {counts.failed} cannot be read; "
-        f"{read.seconds.sum() / 3600:.2f} hours, {read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists the {kept} that are "
-        f"kept, `{FAILURES}` the others and why. Each video was decoded completely, once. Damage that causes no error in the "
-        "decoder (often a flipped bit) is not found.",
+        f"{counts.ok} are ok, {counts.damaged} are damaged, {counts.failed} cannot be read; "
+        f"{read.seconds.sum() / 3600:.2f} hours, {read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists {kept} usable videos, "
+        f"`{FAILURES}` lists broken videos and causes. Each video was decoded completely, once. Damage that causes no decoder "
+        "error (often a flipped bit) is not detected.",
         *notes,
     ]
     if len(read):
@@ -136,5 +137,5 @@ def _report(checked: Checked, kept: int, notes: list[str]) -> str:
         shown = checked.broken[["path", "status", "cause"]].head(SHOWN)
         shown = shown.map(readable).map(lambda text: "".join(c if c.isprintable() and c != "|" else "?" for c in text))
         more = len(checked.broken) - len(shown)
-        parts += ["## Broken ones", shown.to_markdown(index=False) + (f"\n\nand {more} more" if more > 0 else "")]
+        parts += ["## Broken videos", shown.to_markdown(index=False) + (f"\n\nand {more} more" if more > 0 else "")]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""Videos that a training run could not read: recorded in a file, never tried again, and replaced by others of their source."""
+"""Videos that a training run could not read. They are recorded, skipped, and replaced by videos of the same source."""
 
 import csv
 import io
@@ -13,20 +13,20 @@ from vmae_lab.data.samplers import Order
 from vmae_lab.utils.atomic_io import readable
 
 T = TypeVar("T")
-ATTEMPTS = 100  # draws for one position of the stream before the run stops
+ATTEMPTS = 100  # videos that are tried for one position of the stream before the run stops
 COLUMNS = ("index", "path", "codec", "cause")
 
 
 class CorruptVideos:
-    """The unreadable videos of a run, by their index in its list. Processes and resumed runs share them through a csv file.
+    """The unreadable videos of a run: index in its list -> error.
 
-    Without a file they are kept in this process only.
+    Processes and resumed runs share them in a csv file. Without a file, they are stored in this process only.
     """
 
     def __init__(self, file: Path | None = None):
         self.file = file
         self._errors: dict[int, VideoError] = {}
-        self._size = 0  # of the file when it was read
+        self._size = 0  # bytes of the file when it was last read
 
     def __contains__(self, index: int) -> bool:
         self._reload()
@@ -37,12 +37,12 @@ class CorruptVideos:
         return len(self._errors)
 
     def error(self, index: int) -> VideoError:
-        """Why a video could not be read."""
+        """Return the error of an unreadable video."""
         self._reload()
         return self._errors[index]
 
     def add(self, index: int, error: VideoError) -> None:
-        """Record a video, once, even if two processes meet it at the same time."""
+        """Record an unreadable video. Two processes that add it at the same time write one row."""
         if self.file is None:
             self._errors[index] = error
             return
@@ -58,7 +58,7 @@ class CorruptVideos:
                 file.write(readable(text.getvalue()).encode())
 
     def _reload(self) -> None:
-        """Read the file again if other processes have added to it."""
+        """Read the file again if it has grown."""
         if self.file is None or not self.file.exists() or self.file.stat().st_size == self._size:
             return
         data = self.file.read_bytes()
@@ -69,11 +69,11 @@ class CorruptVideos:
 
 
 def read_or_replace(order: Order, position: int, read: Callable[[int], T], corrupt_videos: CorruptVideos) -> tuple[int, T]:
-    """The sample at a position of the stream, or a replacement if it is unreadable, and what `read` returns for it.
+    """Return the index of the sample at a position, and the result of `read`. An unreadable sample is replaced.
 
-    A replacement is of the same source and comes from an order of its own, in which every sample is once per epoch. So readable
-    samples are seen equally often, and the choice depends on the seed and on which files are broken, not on the worker that met
-    them. Raises VideoError if a hundred draws in a row are unreadable.
+    A replacement is of the same source. Replacements are drawn from their own epochs, so that readable samples are used equally
+    often. The choice depends on the seed and on the broken files, not on the worker. Raises VideoError if 100 draws in a row
+    are unreadable.
     """
     for attempt in range(ATTEMPTS):
         index = order.stand_in(position, attempt) if attempt else order[position]
@@ -83,9 +83,9 @@ def read_or_replace(order: Order, position: int, read: Callable[[int], T], corru
             return index, read(index)
         except VideoError as error:
             corrupt_videos.add(index, error)
-    first = corrupt_videos.error(order[position])  # the same error, whichever worker or earlier run met it
+    first = corrupt_videos.error(order[position])  # recorded, so every worker reports the same error
     raise VideoError(
         first.path,
-        f"{first.cause}. {ATTEMPTS} draws in a row gave no readable video; check the list with 'vmae-lab data check'",
+        f"{first.cause}. {ATTEMPTS} draws in a row were unreadable; check the list with 'vmae-lab data check'",
         first.codec,
     )

@@ -1,4 +1,4 @@
-"""The data of training and evaluation: settings (the embedded data set or list files) and the protocol of a dataset."""
+"""Data settings (embedded data set or list files), the protocol of a dataset, and how a split is loaded."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ Lists = TypeVar("Lists", bound=BaseModel)
 
 
 class EmbeddedOrLists(BaseModel, Generic[World, Lists]):
-    """Settings that name an embedded data set (`motionworld`) or lists of other videos (`lists`), exactly one of them."""
+    """Settings of an embedded data set (`motionworld`) or of lists of other videos (`lists`). Exactly one must be given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    section: ClassVar[str]  # name of these settings in a recipe
+    section: ClassVar[str]  # name of these settings in the config
 
     motionworld: World | None = None
     lists: Lists | None = None
@@ -38,20 +38,20 @@ class EmbeddedOrLists(BaseModel, Generic[World, Lists]):
 
     @property
     def given(self) -> World | Lists:
-        """The one that is set."""
+        """The embedded data set or the lists, whichever is set."""
         given = self.motionworld or self.lists
         assert given is not None
         return given
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the data's content: equal fingerprints mean equal pixels and labels."""
+        """Hash of the data. Equal fingerprints mean equal pixels and labels."""
         given: Any = self.given
         return given.fingerprint
 
 
 class DataSettings(EmbeddedOrLists[MotionworldSettings, ListSettings]):
-    """Labelled and unlabelled clips: where they come from, and how they are sampled and kept in memory."""
+    """Labeled and unlabeled clips: sources, sampling, and the resolution that is kept in memory."""
 
     section = "data"
 
@@ -68,23 +68,25 @@ class DataSettings(EmbeddedOrLists[MotionworldSettings, ListSettings]):
     def _check_sources(self) -> Self:
         problems, world = [], self.motionworld
         if unknown := sorted({*self.pretrain_sources, *self.pretrain_limits} - set(self.sources)):
-            place = "data.motionworld.sources" if world else "data.lists.pretrain"
-            problems.append(f"pretrain_sources or pretrain_limits: {unknown} are not among {place}: {', '.join(self.sources)}")
+            setting = "data.motionworld.sources" if world else "data.lists.pretrain"
+            problems.append(f"pretrain_sources or pretrain_limits: {unknown} are not in {setting}: {', '.join(self.sources)}")
         if world is None and self.pretrain_limits:
-            problems.append("pretrain_limits are for the embedded data set only: leave them out and shorten the list files")
+            problems.append(
+                "pretrain_limits are only for the embedded data set; remove them, and shorten the list files instead"
+            )
         if world:
             for source, limit in self.pretrain_limits.items():
                 if not 1 <= limit <= world.train:
-                    problems.append(f"pretrain_limits: {source} has 1 to {world.train} clips per action; got {limit}")
+                    problems.append(f"pretrain_limits: {source} must be 1 to {world.train} clips per action; got {limit}")
             if self.resident_side > world.side:
-                problems.append(f"resident_side {self.resident_side} is larger than the files' side {world.side}")
+                problems.append(f"resident_side {self.resident_side} is larger than motionworld.side {world.side}; reduce it")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels to evaluate an encoder with."""
+        """Whether there are labels, which evaluation needs."""
         return self.lists is None or self.lists.train is not None
 
     @property
@@ -98,25 +100,25 @@ class DataSettings(EmbeddedOrLists[MotionworldSettings, ListSettings]):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names that `pretrain_sources`, and for the embedded data set `evaluate.sources`, can contain."""
+        """Allowed names in `pretrain_sources` and, for the embedded data set, in `evaluate.sources`."""
         given = self.given
         return tuple(given.pretrain_sources) if isinstance(given, ListSettings) else given.sources
 
     def stride_of(self, source: str) -> int:
-        """Frames between two frames of a pre-training clip of a source."""
+        """Return the stride of pre-training clips of a source."""
         listed = self.lists.pretrain_sources.get(source) if self.lists else None
         return (listed and listed.stride) or self.stride
 
     @property
     def weights(self) -> dict[str, float] | None:
-        """Shares of the chosen sources in the mixture, if the lists set them."""
+        """Weights of the chosen sources in the mixture, or None if the lists have none."""
         listed = self.lists.pretrain_sources if self.lists else {}
         chosen = self.pretrain_sources or tuple(listed)
         return {name: source.weight for name, source in listed.items() if source.weight and name in chosen} or None
 
     @property
     def pretrain_clips(self) -> int:
-        """Number of clips to pre-train on; 0 for list files, which are not read for it."""
+        """Number of clips to pre-train on; 0 for list files, which are not read here."""
         if self.motionworld is None:
             return 0
         chosen = self.pretrain_sources or self.sources
@@ -124,12 +126,15 @@ class DataSettings(EmbeddedOrLists[MotionworldSettings, ListSettings]):
 
     @property
     def seed(self) -> int:
-        """The seed of draws of labelled clips."""
+        """The seed that selects labeled clips."""
         return self.motionworld.seed if self.motionworld else 0
 
 
 class Clips(Protocol):
-    """Videos in a fixed order, from which clips are read. `labels`: int64 `(n,)`; `sources`: each video's source."""
+    """Videos in a fixed order, from which clips are read.
+
+    `labels`: int64 `(n,)`. `sources`: the source of each video.
+    """
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -140,27 +145,27 @@ class Clips(Protocol):
     def __len__(self) -> int: ...
 
     def subset(self, rows: Sequence[int]) -> "Clips":
-        """Some of the videos, in the order of `rows`."""
+        """Return the videos in `rows`, in that order."""
         ...
 
     def name(self, index: int) -> str:
-        """The file, for messages."""
+        """Return the file of a video, for messages."""
         ...
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
-        """Frames of one video: uint8 `(C, T, H, W)`, resized to a short side if it is larger.
+        """Read frames of one video: uint8 `(C, T, H, W)`. A larger short side is reduced to `short_side`.
 
-        `choose` maps the video's length to frame numbers. Raises VideoError.
+        `choose` maps the number of frames to frame indices. Raises VideoError.
         """
         ...
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
-        """Frames of several videos, in order; the error of a video that cannot be read."""
+        """Yield the frames of several videos, in order, or the VideoError of an unreadable one."""
         ...
 
 
 def load_clips(settings: DataSettings, split: str, sources: tuple[str, ...] = (), processes: int = 1) -> Clips:
-    """The clips of a split (`pretrain`, `train`, `validation`, `test`) and of some or all sources, in a fixed order.
+    """Load a split (`pretrain`, `train`, `validation`, `test`) in a fixed order. Without `sources`, all sources are loaded.
 
     motionworld is written and decoded first if necessary. Its `pretrain` split is the training split without labels.
     """

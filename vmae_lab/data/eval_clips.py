@@ -1,4 +1,4 @@
-"""Clips for evaluation: the middle of each video. An unreadable video stops the evaluation instead of being replaced."""
+"""Clips for evaluation: the middle of each video. Unreadable videos are not replaced: they stop the evaluation."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,16 @@ from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.transforms import centre_crop
 from vmae_lab.utils.errors import UserError
 
-FIX_VIDEOS = "Fix them, use the list that 'vmae-lab data check' wrote, or set evaluate.missing to 'skip' to leave them out"
+FIX_VIDEOS = (
+    "Fix them, use the list that 'vmae-lab data check' writes, or set evaluate.missing to 'skip' to evaluate without them"
+)
 FIX_KEY_FRAMES = "Fix the videos, or exclude these key frames"
 
 
 class MissingVideos(UserError, RuntimeError):
     """Some evaluation videos are unreadable. Averaging over the rest would change the metric, so evaluation stops.
 
-    `failed`: the error of each, by row. `total` and `what`: the number and kind of all that are evaluated.
+    `failed`: row -> error. `total`: the number of evaluated items. `what`: their kind, e.g. "videos".
     """
 
     exit_status = 1
@@ -32,28 +34,29 @@ class MissingVideos(UserError, RuntimeError):
         lines = [f"{cause} ({count} {what})" if count > 1 else cause for cause, count in causes.items()]
         lines = [*lines[:20], f"and {len(lines) - 20} more"] if len(lines) > 20 else lines
         shown = "\n  ".join(lines)
-        super().__init__(f"{len(failed)} of {total} {what} cannot be read, so there is no result:\n  {shown}\n{remedy}")
+        super().__init__(f"{len(failed)} of {total} {what} cannot be read, so evaluation stopped:\n  {shown}\n{remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MissingVideos, (self.failed, self.total, self.remedy, self.what)
 
 
 def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
-    """The middle window of some videos, centre-cropped: uint8 `(B, C, T, side, side)`. Raises MissingVideos."""
+    """Return the center-cropped middle window of some videos: uint8 `(B, C, T, side, side)`. Raises MissingVideos."""
     return torch.cat(list(evaluated_clips(clips, rows, frames, stride, side)))
 
 
 def evaluated_clips(
     clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int, batch: int = 32, choose: Choose | None = None
 ) -> Iterator[Tensor]:
-    """Batches of the middle window of each row, or of the frames that `choose` picks: uint8 `(B, C, T, side, side)`.
+    """Yield batches of center-cropped clips: uint8 `(B, C, T, side, side)`. By default, `choose` takes the middle window.
 
-    After an unreadable video the others are only checked. At the end MissingVideos is raised, which names all unreadable ones.
+    After the first unreadable video, nothing is yielded and the other videos are only checked. At the end, MissingVideos is
+    raised with all unreadable videos.
     """
     failed: dict[int, VideoError] = {}
-    for some in batches_of(rows, batch):
-        read = list(clips.videos(some, choose or Dense(frames, stride, 0.5), side))
-        failed |= {row: video for row, video in zip(some, read, strict=True) if isinstance(video, VideoError)}
+    for batch_rows in batches_of(rows, batch):
+        read = list(clips.videos(batch_rows, choose or Dense(frames, stride, 0.5), side))
+        failed |= {row: video for row, video in zip(batch_rows, read, strict=True) if isinstance(video, VideoError)}
         if not failed:
             yield torch.stack([centre_crop(video, side) for video in read if not isinstance(video, VideoError)])
     if failed:
@@ -61,7 +64,7 @@ def evaluated_clips(
 
 
 def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> tuple[list[int], MissingVideos | None]:
-    """The rows whose middle window can be read, and the error that names the others, if any. Reads all of them."""
+    """Return the rows with a readable middle window, and the error of the others or None. Reads every video."""
     try:
         for _ in evaluated_clips(clips, rows, frames, stride, side):
             pass
@@ -71,5 +74,5 @@ def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: 
 
 
 def batches_of(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Rows in order, `size` at a time; the last batch may be smaller."""
+    """Return batches of `size` rows, in order. The last batch may be smaller."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,45 +1,41 @@
-"""Which frames of a video make a clip. Each class is called with a video's number of frames and returns frame indices."""
+"""Frame sampling: which frames of a video make a clip. A sampler maps the number of frames to frame indices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
 
-def dense_window(frames: int, clip_frames: int, stride: int, place: float) -> Sequence[int]:
-    """Return `clip_frames` indices, `stride` apart, at `place` in [0, 1) of the possible starts.
-
-    A video that is too short gives its frames at that stride, and repeats the last of them, as in the official code. Raises
-    ValueError if there are no frames.
-    """
-    if frames < 1:
-        raise ValueError("there are no frames to choose from")
-    span = (clip_frames - 1) * stride + 1
-    if frames < span:
-        reached = range(0, frames, stride)
-        return [*reached, *[reached[-1]] * (clip_frames - len(reached))]
-    start = int(place * (frames - span + 1))
-    return range(start, start + span, stride)
-
-
 @dataclass(frozen=True)
 class Dense:
-    """A dense window."""
+    """`clip_frames` frames, `stride` apart. `position` in [0, 1) selects among the possible starts.
+
+    If the video is too short, the last sampled frame is repeated, as in the official code. Raises ValueError if there are no
+    frames.
+    """
 
     clip_frames: int
     stride: int
-    place: float
+    position: float
 
     def __call__(self, frames: int) -> Sequence[int]:
-        return dense_window(frames, self.clip_frames, self.stride, self.place)
+        if frames < 1:
+            raise ValueError("the video has no frames")
+        span = (self.clip_frames - 1) * self.stride + 1
+        if frames < span:
+            reached = range(0, frames, self.stride)
+            return [*reached, *[reached[-1]] * (self.clip_frames - len(reached))]
+        start = int(self.position * (frames - span + 1))
+        return range(start, start + span, self.stride)
 
 
 @dataclass(frozen=True)
 class DenseViews:
     """`views` dense windows, one after the other, spread evenly over a video as in the official test protocol.
 
-    The protocol takes every `stride`-th frame from the first on, n of them, repeats the last if n is less than `clip_frames`,
-    and starts window m at number `int(m * (n - clip_frames) / (views - 1))` of these. So the first window starts with the video
-    and the last ends with it, but for less than a stride. The protocol does not define a single window: the middle one is used.
+    The protocol takes every `stride`-th frame, n frames in all, and repeats the last one if n is less than `clip_frames`.
+    Window m starts at frame `int(m * (n - clip_frames) / (views - 1))` of these. So the first window starts at the start of the
+    video, and the last one ends less than a stride before its end. The protocol does not define a single window; the middle is
+    used.
     """
 
     clip_frames: int
@@ -49,9 +45,9 @@ class DenseViews:
     def __call__(self, frames: int) -> Sequence[int]:
         reached = range(0, frames, self.stride)
         if self.views == 1:
-            return dense_window(frames, self.clip_frames, self.stride, 0.5)
+            return Dense(self.clip_frames, self.stride, 0.5)(frames)
         if len(reached) <= self.clip_frames:
-            return [*dense_window(frames, self.clip_frames, self.stride, 0.0)] * self.views
+            return [*Dense(self.clip_frames, self.stride, 0.0)(frames)] * self.views
         step = (len(reached) - self.clip_frames) / (self.views - 1)
         starts = [int(view * step) for view in range(self.views)]
         return [frame for start in starts for frame in reached[start : start + self.clip_frames]]
@@ -59,36 +55,36 @@ class DenseViews:
 
 @dataclass(frozen=True)
 class Sparse:
-    """One frame from each of equal segments of the whole video, at `places[i]` in [0, 1) of segment i.
+    """One frame from each of equal segments of the whole video, at `positions[i]` in [0, 1) of segment i.
 
     If a video has fewer frames than segments, some frames are repeated.
     """
 
-    places: tuple[float, ...]
+    positions: tuple[float, ...]
 
     def __call__(self, frames: int) -> Sequence[int]:
         if frames < 1:
-            raise ValueError("there are no frames to choose from")
-        return [int((segment + place) * frames / len(self.places)) for segment, place in enumerate(self.places)]
+            raise ValueError("the video has no frames")
+        return [int((segment + position) * frames / len(self.positions)) for segment, position in enumerate(self.positions)]
 
 
 @dataclass(frozen=True)
 class SparseViews:
-    """`views` sparse choices, one after the other. View v is at v / views of each segment, a single view in its middle."""
+    """`views` sparse clips, one after the other. View v is at v / views of each segment; a single view is in the middle."""
 
     clip_frames: int
     views: int
 
     def __call__(self, frames: int) -> Sequence[int]:
-        places = [0.5] if self.views == 1 else [view / self.views for view in range(self.views)]
-        return [frame for place in places for frame in Sparse((place,) * self.clip_frames)(frames)]
+        positions = [0.5] if self.views == 1 else [view / self.views for view in range(self.views)]
+        return [frame for position in positions for frame in Sparse((position,) * self.clip_frames)(frames)]
 
 
 @dataclass(frozen=True)
 class Around:
-    """`clip_frames` frames, `step` apart (which may be a fraction), of which number `clip_frames // 2` is at `centre`.
+    """`clip_frames` frames, `step` apart (may be fractional). Frame number `clip_frames // 2` is at `centre`.
 
-    Positions outside of the video give its first or last frame, as in the official code.
+    Positions outside the video give its first or last frame, as in the official code.
     """
 
     centre: float
@@ -101,7 +97,7 @@ class Around:
 
 
 def nearest(position: float) -> int:
-    """Round a position to a frame index, halves upward: `round` prefers even numbers, and would repeat frames."""
+    """Round a position to a frame index, halves up. `round` rounds halves to even numbers, which would repeat frames."""
     return floor(position + 0.5)
 
 
@@ -114,7 +110,7 @@ class Stretch:
 
     def __call__(self, frames: int) -> Sequence[int]:
         if self.start >= frames:
-            raise IndexError(f"there are {frames} frames, but frames from {self.start} on were requested")
+            raise IndexError(f"the video has {frames} frames, but frames from {self.start} on were requested")
         return range(self.start, min(self.start + self.length, frames))
 
 
@@ -127,7 +123,7 @@ class Exactly:
     def __call__(self, frames: int) -> Sequence[int]:
         if not all(0 <= index < frames for index in self.indices):
             low, high = min(self.indices), max(self.indices)
-            raise IndexError(f"there are {frames} frames, but frames {low} to {high} were requested")
+            raise IndexError(f"the video has {frames} frames, but frames {low} to {high} were requested")
         return self.indices
 
 

@@ -1,6 +1,6 @@
-"""Kinetics-710: the training and validation videos of Kinetics-400, 600 and 700 as one labelled set (VideoMAE V2, section 3).
+"""Kinetics-710: the training and validation videos of Kinetics-400, 600 and 700, merged (VideoMAE V2, section 3).
 
-`models.checkpoints.convert_head` turns a classifier of these classes into one of a single data set.
+`models.checkpoints.convert_head` converts a classifier of these classes to one of a single data set.
 """
 
 import re
@@ -14,8 +14,9 @@ import pandas as pd
 
 from vmae_lab.data.video_lists.formats import Faults, ListError, whole_numbers
 from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
+from vmae_lab.utils.errors import SHOWN, first_of
 
-# Classes with several names: the name in an older data set, and the one that is kept.
+# Classes with several names: the name in an older data set -> the name that is kept.
 RENAMINGS = {
     "balloon blowing": "inflating balloons",
     "changing wheel": "changing wheel (not on bike)",
@@ -34,7 +35,7 @@ RENAMINGS = {
     "tying tie": "tying necktie",
 }
 SPLITS = {"train": "train", "validate": "validation", "validation": "validation", "val": "validation", "test": "test"}
-COLUMNS = ("youtube_id", "time_start", "time_end", "split")  # and label, which may be missing for test videos
+COLUMNS = ("youtube_id", "time_start", "time_end", "split")  # required; test videos may have no label
 FIELDS = ["youtube_id", "time_start", "time_end", "source", "label", "split"]
 PATH_PATTERN = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
 
@@ -43,9 +44,9 @@ PATH_PATTERN = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
 class LabeledHybrid:
     """The merged data set.
 
-    `table`: a row per video, training videos first: `youtube_id`, `time_start`, `time_end` (seconds, int64), `source`, `label`
-    (int64, index in `classes`), `split` (train or validation). `conversions`: for each source the row of the merged head of
-    each of its own classes. `summary`: counts; the rows left out and the videos kept add up to the rows read.
+    `table`: one row per video, training videos first: `youtube_id`, `time_start`, `time_end` (seconds, int64), `source`,
+    `label` (int64, index in `classes`), `split` (train or validation). `conversions`: source -> row of the merged head for each
+    of its own classes. `summary`: counts. Rows left out and videos kept add up to the rows read.
     """
 
     table: pd.DataFrame
@@ -54,26 +55,21 @@ class LabeledHybrid:
     summary: dict[str, int]
 
 
-def merge_kinetics(
-    annotations: Mapping[str, Sequence[Path]],
-    classes: Sequence[str] | None = None,
-    source_classes: Mapping[str, Sequence[str]] | None = None,
-) -> LabeledHybrid:
-    """Merge the annotation files (CSV) of several data sets, whose names contain their number of classes, like `k400`.
+def merge_kinetics(annotations: Mapping[str, Sequence[Path]], classes: Sequence[str] | None = None) -> LabeledHybrid:
+    """Merge the annotation files (CSV) of several data sets. Their names contain the number of classes, like `k400`.
 
-    A YouTube id is kept once, in training rather than validation, so that no training video is used for validation. Label and
-    times are those of the newest data set, which has most classes, and there of the first row. `classes`: the order of the
-    merged head, default sorted. `source_classes`: the order of each data set's own classes, default sorted.
-    Raises ListError, which names the bad lines of a file or the unknown names.
+    Each YouTube id is kept once, in training if it occurs there, so that no training video is used for validation. Label and
+    times are from the newest data set (the one with most classes), and there from the first row. `classes`: the order of the
+    merged head; sorted by default. Raises ListError with the bad lines of a file or the unknown names.
     """
     newest = sorted(annotations, key=_number, reverse=True)
     if len({_number(source) for source in newest}) < len(newest):
-        raise ValueError(f"the data sets {', '.join(annotations)} must differ in the number of classes in their names")
+        raise ValueError(f"the names of the data sets {', '.join(annotations)} must have different numbers of classes")
     rows = pd.concat(
         [_read_file(Path(file)).assign(source=source) for source in newest for file in annotations[source]], ignore_index=True
     )
     kept = rows[rows["split"] != "test"]
-    own = {source: _own_classes(source, kept, source_classes or {}) for source in annotations}
+    own = {source: _own_classes(kept["label"][kept["source"] == source]) for source in annotations}
     classes = tuple(classes) if classes is not None else _merged_classes([own[source] for source in newest])
     conversions = {source: _rows_of(own[source], classes, source) for source in annotations}
     row_of = {(source, _key(name)): row for source in own for name, row in zip(own[source], conversions[source], strict=True)}
@@ -87,9 +83,9 @@ def merge_kinetics(
 
 
 def write_hybrid(hybrid: LabeledHybrid, folder: Path, path_pattern: str = PATH_PATTERN) -> None:
-    """Write train.csv and validation.csv for `read_list`, classes.txt, summary.json and a label_710to400.json for every source.
+    """Write train.csv and validation.csv for `read_list`, classes.txt, summary.json and a label_710to400.json per source.
 
-    `path_pattern` may contain columns of the table. Raises ListError if it contains others or gives two videos the same path.
+    `path_pattern` may contain columns of the table. Raises ListError for other names, or if two videos get the same path.
     """
     try:
         paths = [path_pattern.format(**row._asdict()) for row in hybrid.table[FIELDS].itertuples(index=False)]
@@ -110,15 +106,15 @@ def write_hybrid(hybrid: LabeledHybrid, folder: Path, path_pattern: str = PATH_P
 def _number(source: str) -> int:
     found = re.search(r"\d+", source)
     if not found:
-        raise ValueError(f"the data set {source!r} has no number of classes in its name, as k400 has")
+        raise ValueError(f"the name of the data set {source!r} has no number of classes, like k400")
     return int(found[0])
 
 
 def _key(name: str) -> str:
-    """What the spellings of a class have in common.
+    """Return a normalized class name. All spellings of a class have the same one.
 
     Data sets differ in capitals ("passing american football"). Tools that name folders after classes replace spaces by
-    underscores. Lists from an editor have curly apostrophes ("massaging person's head") or the quotation marks of csv.
+    underscores. Edited lists have curly apostrophes ("massaging person's head") or the quotation marks of csv.
     """
     return re.sub(r"[\s_]+", " ", name.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).strip(" \"'").casefold()
 
@@ -127,19 +123,19 @@ KEPT = {_key(other): kept for other, kept in RENAMINGS.items() if _key(other) !=
 
 
 def _read_file(file: Path) -> pd.DataFrame:
-    """The rows of an annotation file: text columns, `split` as in SPLITS, whole seconds. Raises ListError."""
+    """Read the rows of an annotation file: text columns, `split` as in SPLITS, whole seconds. Raises ListError."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False).fillna("")
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError) as error:  # errors of pandas are ValueErrors
         raise ListError(f"cannot read the annotations {file}: {error}") from error
     if missing := [name for name in COLUMNS if name not in table]:
         raise ListError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(table)}")
     table = table.reindex(columns=["label", *COLUMNS], fill_value="").apply(lambda column: column.str.strip())
-    table = table[(table != "").any(axis=1)]  # no blank lines
+    table = table[(table != "").any(axis=1)]  # without blank lines
     faults = Faults(table.index.to_numpy() + 2)
     table = table.reset_index(drop=True)
     split = table["split"].map(SPLITS).fillna("")
-    faults.add((split == "").to_numpy(), lambda row: f"split {table['split'][row]!r} is none of {', '.join(SPLITS)}")
+    faults.add((split == "").to_numpy(), lambda row: f"split {table['split'][row]!r} is not one of {', '.join(SPLITS)}")
     used = (split != "test").to_numpy()
     faults.add(used & (table["label"] == "").to_numpy(), lambda row: "the label is empty")
     proper = table["youtube_id"].str.fullmatch(r"[A-Za-z0-9_-]+").to_numpy(bool)
@@ -152,24 +148,18 @@ def _read_file(file: Path) -> pd.DataFrame:
 
     start, end = seconds("time_start"), seconds("time_end")
     empty = (start < 0) | (end <= start)
-    faults.add(used & empty, lambda row: f"{start[row]} to {end[row]} seconds is an empty range")
+    faults.add(used & empty, lambda row: f"{start[row]} to {end[row]} s is not a valid range")
     faults.check(str(file))
     return table.assign(split=split, time_start=start, time_end=end)
 
 
-def _own_classes(source: str, rows: pd.DataFrame, given: Mapping[str, Sequence[str]]) -> list[str]:
-    """A data set's classes in its own order; by default its labels, sorted, with one spelling each."""
-    found = {_key(name): name for name in sorted(rows["label"][rows["source"] == source].unique(), reverse=True)}
-    if source not in given:
-        return sorted(found.values())
-    strange = [name for key, name in found.items() if key not in set(map(_key, given[source]))]
-    if strange:
-        raise ListError(f"{source} has labels that are not among its classes: {', '.join(sorted(strange)[:10])}")
-    return list(given[source])
+def _own_classes(labels: pd.Series) -> list[str]:
+    """Return the classes of a data set: its labels, sorted, with one spelling each."""
+    return sorted({_key(name): name for name in sorted(labels.unique(), reverse=True)}.values())
 
 
 def _merged_classes(newest_first: list[list[str]]) -> tuple[str, ...]:
-    """All classes, sorted, as the newest data set spells them."""
+    """Return all classes, sorted, as spelled in the newest data set."""
     spelled: dict[str, str] = {}
     for name in (name for names in newest_first for name in names):
         kept = KEPT.get(_key(name), name)
@@ -178,20 +168,21 @@ def _merged_classes(newest_first: list[list[str]]) -> tuple[str, ...]:
 
 
 def _rows_of(names: Sequence[str], classes: tuple[str, ...], source: str) -> list[int]:
-    """The merged head's row of each name: of the class with that name, or else of the class that it was renamed to."""
+    """Return the row of the merged head for each class name, or for the name that replaced it. Raises ListError."""
     rows = {_key(name): row for row, name in enumerate(classes)}
     if len(rows) < len(classes):
-        raise ListError(f"{len(classes)} classes have only {len(rows)} different names")
+        raise ListError(f"{len(classes)} classes have only {len(rows)} distinct names")
     found = [rows.get(_key(name), rows.get(_key(KEPT.get(_key(name), name)))) for name in names]
     if unknown := [name for name, row in zip(names, found, strict=True) if row is None]:
-        close = {name: get_close_matches(name, classes, 1) for name in unknown[:10]}
-        listed = ", ".join(name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items())
-        raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)}: {listed}")
+        close = {name: get_close_matches(name, classes, 1) for name in unknown[:SHOWN]}
+        listed = [name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items()]
+        named = first_of(listed, total=len(unknown))
+        raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)} classes: {named}")
     return [row for row in found if row is not None]
 
 
 def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Each YouTube id once (its first row, in training if it has one there), and counts of what was left out."""
+    """Return one row per YouTube id (the first, from training if possible), and counts of the rows left out."""
     train, validation = (rows[rows["split"] == split] for split in ("train", "validation"))
     once = {"train": train.drop_duplicates("youtube_id"), "validation": validation.drop_duplicates("youtube_id")}
     leaked = once["validation"]["youtube_id"].isin(once["train"]["youtube_id"])

@@ -1,4 +1,4 @@
-"""Decoded clips of the embedded data set: one uint8 array in a file next to the videos, which all processes map."""
+"""Decoded clips of the embedded data set, in one memory-mapped file next to the videos that all processes share."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ BATCH = 50  # files that a process decodes at a time
 
 @dataclass(frozen=True)
 class MemmapDataset:
-    """Clips of motionworld: `rows` of `frames`, uint8 `(all, T, H, W, C)` mapped from a file, and the record of each."""
+    """Clips of motionworld: `rows` of the memory-mapped `frames`, uint8 `(all, T, H, W, C)`, and their `records`."""
 
     frames: np.memmap
     rows: np.ndarray
     records: list[ClipRecord]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the file's name instead of its pixels, for spawned loader processes."""
+        """Pickle the name of the file, not its pixels, for spawned data loader processes."""
         return _open_again, (self.frames.filename, self.rows, self.records)
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class MemmapDataset:
 
     @property
     def length(self) -> int:
-        """Frames of every video."""
+        """Number of frames of every video."""
         return self.frames.shape[1]
 
     def subset(self, rows: Sequence[int]) -> "MemmapDataset":
@@ -59,7 +59,7 @@ class MemmapDataset:
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
         window, clip = choose(self.length), self.frames[self.rows[index]]
-        # A slice reads only its own frames from the file. Colours stay innermost in memory, which makes resizing faster.
+        # A slice reads only its own frames from the file. Colors stay innermost in memory, which makes resizing faster.
         frames = clip[window.start : window.stop : window.step] if isinstance(window, range) else clip[list(window)]
         return torch.from_numpy(np.array(frames)).permute(3, 0, 1, 2)
 
@@ -72,7 +72,7 @@ def _open_again(path: Path, rows: np.ndarray, records: list[ClipRecord]) -> Memm
 
 
 def decoded_frames(folder: Path, records: list[ClipRecord], side: int, processes: int) -> np.memmap:
-    """All clips of the data set at `side` pixels, uint8 `(n, T, side, side, 3)`, decoded first if the file does not exist."""
+    """Return all clips of the data set: uint8 `(n, T, side, side, 3)`. They are decoded first if the file does not exist."""
     path = folder / f"decoded-{side}.npy"
     with FileLock(folder / f".{path.name}.lock"):
         if not path.exists():
@@ -83,7 +83,7 @@ def decoded_frames(folder: Path, records: list[ClipRecord], side: int, processes
 
 def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: int, path: Path) -> None:
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(records), records[0].frames, side, side, 3))
-    if hasattr(os, "posix_fallocate"):  # reserve the space now: writing to a mapped file on a full disk kills the process
+    if hasattr(os, "posix_fallocate"):  # reserve disk space: writing to a mapped file on a full disk kills the process
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     starts = range(0, len(records), BATCH)
@@ -96,11 +96,13 @@ def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: i
 
 
 def _decode(paths: list[Path], side: int) -> np.ndarray:
-    """Whole files, decoded and resized: uint8 `(n, T, side, side, 3)`."""
+    """Decode and resize whole files: uint8 `(n, T, side, side, 3)`."""
     torch.set_num_threads(1)
     videos = (torch.from_numpy(read_frames(path)).permute(0, 3, 1, 2) for path in paths)
     clips = [functional.resize(video, [side, side], antialias=True).permute(0, 2, 3, 1).numpy() for video in videos]
     lengths = {len(clip) for clip in clips}
     if len(lengths) > 1:
-        raise VideoError(paths[0], f"files in its folder have different lengths {sorted(lengths)}: delete the folder")
+        raise VideoError(
+            paths[0], f"videos of its data set have different lengths {sorted(lengths)}; delete the folder to write it again"
+        )
     return np.stack(clips)

@@ -1,8 +1,8 @@
-"""The videos of a list in tar shards (the WebDataset convention), so that millions of clips need few files.
+"""Packs the videos of a list into tar shards (WebDataset layout), so that millions of clips need few files.
 
-A shard is an uncompressed tar of `<number>.<extension>` and `<number>.json` (label, class, origin), which any WebDataset reader
-streams. Next to the shards, videos.csv lists the shard, offset and size of each video. With it a video is read directly from
-its shard, so the order of samples, determinism and resuming are the same as for single files.
+A shard is an uncompressed tar of `<number>.<extension>` and `<number>.json` (label, class, source), which any WebDataset reader
+can stream. The index videos.csv has the shard, offset and size of each video. With it, videos are read directly from the
+shards, so the order of samples, determinism and resuming are the same as with single files.
 """
 
 import io
@@ -22,34 +22,33 @@ from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import ListError, VideoList
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, readable
+from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import numpy_generator
 
 INDEX = "videos.csv"
 
 
-def pack(
-    videos: VideoList, folder: Path, shard_mib: int = 512, seed: int = 0, follow_links: bool = False, progress: bool = True
-) -> Path:
-    """Write the videos, shuffled, into shards of about `shard_mib` MiB. Existing shards are not written again.
+def pack(videos: VideoList, folder: Path, shard_mib: int = 512, follow_links: bool = False) -> Path:
+    """Write the videos, shuffled, into shards of about `shard_mib` MiB, and return the path of the index.
 
-    Returns the path of the index, which `read_list` reads with `folder` as root. Raises ListError for folders of frames,
+    `read_list` reads the index with `folder` as root. Existing shards are skipped. Raises ListError for folders of frames,
     VideoError for a missing file or a shard of another list, StorageError.
     """
     if (videos.table.total >= 0).any():
-        raise ListError(f"{videos.root}: folders of frames cannot be packed: convert them to video files")
+        raise ListError(f"{videos.root}: folders of frames cannot be packed; convert them to video files")
     make_folder(folder)
     clips = clips_of({"packed": (videos, "")}, VideoSettings(follow_links=follow_links))
     files = [clips.file(index).path for index in range(len(clips))]
     sizes = np.array([os.path.getsize(screen(clips.file(index), follow_links)) for index in range(len(clips))])
-    parts = list(_parts(numpy_generator(seed, "shards").permutation(len(clips)), sizes, shard_mib << 20))
+    parts = list(_parts(numpy_generator(0, "shards").permutation(len(clips)), sizes, shard_mib << 20))
     names = [f"shard-{number:06d}-of-{len(parts):06d}.tar" for number in range(len(parts))]
     if others := sorted({path.name for path in folder.glob("shard-*-of-*.tar")} - set(names)):
-        raise VideoError(  # readers that stream a folder read every shard in it
-            folder, f"{', '.join(others[:3])}: of another list or shard size: choose another folder, or delete them"
+        raise VideoError(  # WebDataset readers stream every shard in a folder
+            folder, f"it has shards of another list or shard size ({first_of(others)}); use another folder, or delete them"
         )
     listed, rows = list(zip(videos.table["path"], videos.table["label"].tolist(), strict=True)), []
-    with Progress(total=len(clips), unit="videos", desc="packing", disable=not progress) as bar:
+    with Progress(total=len(clips), unit="videos", desc="packing") as bar:
         for path, part in zip(map(folder.joinpath, names), parts, strict=True):
             infos = {_stem(index): _info(*listed[index], videos.classes) for index in part}
             if not path.exists():
@@ -62,7 +61,7 @@ def pack(
 
 
 def _parts(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:
-    """Rows of each shard: filled in order until the next would exceed the limit, at least one."""
+    """Yield the rows of each shard: at least one, and as many as the limit of bytes allows."""
     part, total = list[int](), 0
     for index in map(int, order):
         if part and total + sizes[index] > limit:
@@ -79,7 +78,7 @@ def _stem(index: int) -> str:
 
 
 def _info(path: str, label: int, classes: Sequence[str]) -> dict[str, Any]:
-    """The JSON member that a shard has for a video."""
+    """Return the content of a video's JSON member."""
     return {"source": str(path), "label": label} | ({"class": classes[label]} if label >= 0 else {})
 
 
@@ -93,14 +92,14 @@ def _write_shard(path: Path, files: dict[str, str], infos: dict[str, dict[str, A
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
-    """A member without owner or time, so that equal content gives equal bytes."""
+    """Return a tar member without owner or time, so that equal content gives equal bytes."""
     member = tarfile.TarInfo(name)
     member.size = size
     return member
 
 
 def _index_rows(path: Path, infos: Mapping[str, dict[str, Any]], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The index's rows for a shard. Raises VideoError if its content differs from what this list would give."""
+    """Return the rows of a shard in the index. Raises VideoError if the shard does not match the list."""
     with tarfile.open(path) as tar:
         members = {member.name: member for member in tar}
         stored = {PurePath(name).stem: member for name, member in members.items() if not name.endswith(".json")}
@@ -109,7 +108,7 @@ def _index_rows(path: Path, infos: Mapping[str, dict[str, Any]], sizes: Mapping[
     if found != infos or {stem: member.size for stem, member in stored.items()} != sizes:
         raise VideoError(
             path.parent,
-            f"{path.name} was packed from another list, or videos have changed since: choose another folder, or delete it",
+            f"{path.name} was packed from another list, or videos have changed since; use another folder, or delete it",
         )
     return [
         {

@@ -1,4 +1,4 @@
-"""Crops, colors and augmentation of clips, uint8: the same for all frames of a clip."""
+"""Crops, colors and augmentation of uint8 clips. All frames of a clip are transformed alike."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
 def channels_first(frames: np.ndarray) -> Tensor:
-    """Decoded frames to a clip: uint8 `(..., T, H, W, C)` -> `(..., C, T, H, W)`."""
+    """Convert decoded frames to a clip: uint8 `(..., T, H, W, C)` -> `(..., C, T, H, W)`."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4)))
 
 
@@ -29,7 +29,7 @@ def channels_first(frames: np.ndarray) -> Tensor:
 
 
 def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales: Sequence[float] = SCALES) -> Tensor:
-    """Take a multi-scale crop as in the official code, resized: uint8 `(..., H, W)` -> `(..., side, side)`.
+    """Return a multi-scale crop as in the official code, resized: uint8 `(..., H, W)` -> `(..., side, side)`.
 
     Height and width are drawn from `scales` of the short side, at most one step apart in the list. The position is one of the
     four corners or the center.
@@ -44,15 +44,15 @@ def multi_scale_crop(video: Tensor, side: int, rng: np.random.Generator, scales:
 
 
 def centre_crop(video: Tensor, side: int) -> Tensor:
-    """Take the largest square in the middle, resized: uint8 `(..., H, W)` -> `(..., side, side)`."""
+    """Return the largest square in the middle, resized: uint8 `(..., H, W)` -> `(..., side, side)`."""
     short = min(video.shape[-2:])
     return _resize(functional.center_crop(video, [short, short]), side)
 
 
 def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
-    """Take `count` squares of the short side, spread evenly along the long one, resized: uint8 `(..., side, side)` each.
+    """Return `count` squares, spread evenly along the long side, resized: uint8 `(..., side, side)` each.
 
-    The first and the last touch the edges, as in the official test. A single one is in the middle.
+    The first and the last touch the edges, as in the official test. A single square is in the middle.
     """
     if count == 1:
         return [centre_crop(video, side)]
@@ -64,14 +64,14 @@ def crops_along(video: Tensor, side: int, count: int) -> list[Tensor]:
 
 
 def squash(video: Tensor, side: int) -> Tensor:
-    """Resize the whole frame to a square, whatever its aspect ratio: uint8 `(..., H, W)` -> `(..., side, side)`."""
+    """Resize the whole frame to a square, ignoring its aspect ratio: uint8 `(..., H, W)` -> `(..., side, side)`."""
     return _resize(video, side)
 
 
 def _resize(video: Tensor, side: int) -> Tensor:
     if video.shape[-2:] == (side, side):
         return video
-    if video.stride(-4) == 1:  # colors innermost, as decoded: PyTorch resizes that three times as fast
+    if video.stride(-4) == 1:  # colors innermost, as decoded: PyTorch resizes this layout three times faster
         return functional.resize_image(video.transpose(-4, -3), [side, side]).transpose(-4, -3)
     return functional.resize_image(video.contiguous(), [side, side])
 
@@ -86,17 +86,17 @@ class FinetuneAugment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="timm's RandAugment configuration; none if null")
-    scale: tuple[float, float] = Field((0.08, 1.0), description="part of the frame's area that a crop keeps")
+    scale: tuple[float, float] = Field((0.08, 1.0), description="area of a crop, relative to the frame")
     aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of a crop")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored clip; 0 if left and right are classes (SSv2)")
     erase: float = Field(0.25, ge=0, le=1, description="probability of a box filled with noise")
 
 
 def finetune_augment(video: Tensor, side: int, settings: FinetuneAugment, seed: int) -> Tensor:
-    """RandAugment, random resized crop, horizontal flip, erased box: uint8 `(C, T, H, W)` -> `(C, T, side, side)`.
+    """Apply RandAugment, random resized crop, flip and erasing: uint8 `(C, T, H, W)` -> `(C, T, side, side)`.
 
-    Every frame gets the same operations at the same strength, the same crop and box. The box's noise is normal around the
-    mean color, as the reference's is after normalization, clamped to uint8.
+    Every frame gets the same operations, strengths, crop and erased box. The noise in the box is normal around the mean color,
+    as in the official code after normalization, and clamped to uint8.
     """
     with library_draws(seed):
         operations, coin, filled = (int(value) for value in torch.randint(2**31, (3,)))
@@ -122,7 +122,7 @@ def _rand_augment(video: Tensor, configuration: str, seed: int) -> Tensor:
 
 
 def _erase(video: Tensor, probability: float, seed: int) -> Tensor:
-    """Apply timm's random erasing in pixel mode. Colors and frames are its channels, so that they share the box."""
+    """Apply timm's random erasing in pixel mode. Colors and frames become its channels, so that they share the box."""
     mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     unchanged = torch.full((video[:, :, 0, 0].numel(), *video.shape[-2:]), torch.nan)
     with library_draws(seed):
@@ -145,17 +145,20 @@ class BoxAugment(BaseModel):
     colour: tuple[float, float, float, float] = Field(
         (0.0, 0.0, 0.1, 0.055), description="strengths of brightness, contrast, saturation and hue"
     )
-    outward: tuple[float, float] = Field((0.2, 0.1), description="how far a box's edges move out, in its width and height")
+    outward: tuple[float, float] = Field(
+        (0.2, 0.1), description="how far the edges of a box move out, relative to its width and height"
+    )
     inward: tuple[float, float] = Field((0.1, 0.05), description="how far they move in")
 
 
 def augment_scene(video: Tensor, boxes: Tensor, side: int, settings: BoxAugment, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, crop, flip and color a clip with its boxes: uint8 `(C, T, H, W)`, `(n, 4)` in [0, 1] -> `(C, T, side, side)`,
-    boxes `(m, 4)` in its pixels, and their rows among the n, int64 `(m,)`.
+    """Scale, crop, flip and color-jitter a clip with its boxes.
 
-    The crop is drawn among those that show the middle of one random box, so a clip loses all its people only if that box is
-    smaller than a pixel. Boxes are cut at the crop's edges, those smaller than a pixel are left out, and the edges of the
-    others are jittered.
+    Clip uint8 `(C, T, H, W)`, boxes `(n, 4)` in [0, 1] -> clip `(C, T, side, side)`, boxes `(m, 4)` in its pixels, and their
+    rows in the input, int64 `(m,)`.
+
+    The crop contains the middle of a random box, so a clip loses all its people only if that box is smaller than a pixel. Boxes
+    are clipped to the crop. Those smaller than a pixel are removed, and the edges of the others are jittered.
     """
     with library_draws(seed):
         low, high = settings.short_side
@@ -178,17 +181,17 @@ def augment_scene(video: Tensor, boxes: Tensor, side: int, settings: BoxAugment,
 
 
 def to_short_side(video: Tensor, short_side: int) -> Tensor:
-    """Resize a clip, uint8 `(C, T, H, W)`, to a short side with the same aspect ratio."""
+    """Resize a clip, uint8 `(C, T, H, W)`, to a short side, keeping the aspect ratio."""
     return functional.resize(video.transpose(0, 1), [short_side], antialias=True).transpose(0, 1)
 
 
 def enlarged(boxes: Tensor, wider: float, taller: float) -> Tensor:
-    """Grow boxes `(n, 4)` in [0, 1] about their middles by parts of their width and height, cut at the frame's edges."""
+    """Grow boxes `(n, 4)` in [0, 1] by fractions of their width and height, clipped to the frame."""
     growth = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor([wider, taller]) / 2
     return torch.cat([boxes[:, :2] - growth, boxes[:, 2:] + growth], 1).clamp(0, 1)
 
 
 def _crop_start(middle: float, extent: int, side: int) -> int:
-    """Draw the start of a crop inside `extent` that shows `middle`."""
+    """Draw the start of a crop inside `extent` that contains `middle`."""
     low, high = max(0, int(middle) - side + 1), min(int(middle), extent - side)
     return low + int(torch.randint(max(1, high - low + 1), ()))

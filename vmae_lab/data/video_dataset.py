@@ -1,4 +1,4 @@
-"""Videos of list files, decoded when they are read, in separate processes that may crash without harm."""
+"""Dataset of the videos of lists. They are decoded when they are read, in separate processes that may crash."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,16 +23,17 @@ TEXT = np.dtypes.StringDType()
 
 @dataclass(frozen=True)
 class VideoDataset:
-    """The videos of one split, of one or several sources, in order.
+    """The videos of a split, of one or several sources, in order.
 
-    They are columns of numbers and NumPy text: a million Python objects would be copied gradually into forked loader processes.
+    They are stored as arrays of numbers and NumPy text. Python objects would gradually be copied into every forked data loader
+    process.
     """
 
     paths: np.ndarray  # str, absolute
-    locations: np.ndarray  # int64 (n, 6), as named by LOCATION; -1 if unknown
-    decoders_seen: np.ndarray  # str, chosen by a check of the list; empty without one
+    locations: np.ndarray  # int64 (n, 6), columns LOCATION; -1 if unknown
+    decoders_seen: np.ndarray  # str, from a check of the list; empty if unknown
     labels: np.ndarray
-    codes: np.ndarray  # index of each video's source in the following tuples
+    codes: np.ndarray  # source of each video, as an index into the following tuples
     names: tuple[str, ...]
     roots: tuple[str, ...]
     patterns: tuple[str, ...]
@@ -46,7 +47,7 @@ class VideoDataset:
         return np.asarray(self.names)[self.codes]
 
     def file(self, index: int) -> VideoFile:
-        """Where a video is."""
+        """Return the location of a video."""
         code, location = self.codes[index], dict(zip(LOCATION, self.locations[index].tolist(), strict=True))
         decoder = str(self.decoders_seen[index])
         return VideoFile(
@@ -59,21 +60,21 @@ class VideoDataset:
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def name(self, index: int) -> str:
-        """The file, for messages and tables."""
+        """Return the file of a video, for messages and tables."""
         return readable(_from_text(self.paths[index]))
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
-        """The frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError, which names the file."""
+        """Read the frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError with the file."""
         return _to_tensor(self.decoders.read(self.file(index), choose, short_side))
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
-        """Frames of several videos, in order, read in parallel; the error of a video that cannot be read."""
+        """Yield the frames of several videos, in order, or the VideoError of an unreadable one. Reads in parallel."""
         for read in self.decoders.read_all((self.file(index), choose, short_side) for index in rows):
             yield read if isinstance(read, VideoError) else _to_tensor(read)
 
 
 def listed_clips(settings: ListSettings, split: str, sources: Sequence[str] = (), processes: int = 1) -> VideoDataset:
-    """The videos of a split (`pretrain`, `train`, `validation`, `test`), of some or all sources. Raises ListError."""
+    """Load a split (`pretrain`, `train`, `validation`, `test`) of some or all sources. Raises ListError."""
     if split == "pretrain":
         videos = {name: listed for name, listed in read_pretrain(settings).items() if not sources or name in sources}
         lists = {name: (listed, settings.pretrain_sources[name].frame_pattern) for name, listed in videos.items()}
@@ -83,7 +84,7 @@ def listed_clips(settings: ListSettings, split: str, sources: Sequence[str] = ()
 
 
 def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings, processes: int = 1) -> VideoDataset:
-    """The videos of lists by source; each list comes with the name pattern of pictures in its frame folders."""
+    """Return the videos of lists. `lists`: source -> list and file name pattern of its frame folders."""
     videos, patterns = zip(*lists.values(), strict=True)
     tables = [listed.table for listed in videos]
     paths = [f"{listed.root}/{path}" if path[:1] != "/" else path for listed in videos for path in listed.table["path"]]
@@ -98,15 +99,15 @@ def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings
 
 
 def _to_tensor(decoded: Decoded) -> Tensor:
-    """uint8 `(C, T, H, W)`, colours innermost in memory, without a copy."""
+    """Return decoded frames as uint8 `(C, T, H, W)`, colors innermost in memory, without a copy."""
     return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
 
 
 def _to_text(path: str) -> str:
-    """A path as NumPy text: a byte that is not UTF-8 (a surrogate in Python) becomes NUL, which no path has, and a letter."""
+    """Encode a path as NumPy text: a byte that is not UTF-8 (a surrogate in Python) becomes NUL and a letter."""
     return re.sub(r"[\udc80-\udcff]", lambda half: f"\0{chr(ord(half[0]) - 0xDC00)}", path)
 
 
 def _from_text(text: str) -> str:
-    """The inverse of `_to_text`."""
+    """Return the path from NumPy text: the inverse of `_to_text`."""
     return re.sub("\0(.)", lambda pair: chr(ord(pair[1]) + 0xDC00), text) if "\0" in text else str(text)

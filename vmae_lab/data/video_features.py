@@ -1,4 +1,4 @@
-"""Features of windows along videos, one file per video (npy, npz, pt, parquet), from `vmae-lab features` or other tools."""
+"""Features of windows along videos: one file per video (npy, npz, pt, parquet), from `vmae-lab features` or other tools."""
 
 import os
 import zipfile
@@ -12,27 +12,27 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmae_lab.data.video_lists.formats import ListError, place_of
+from vmae_lab.data.video_lists.formats import ListError, list_path
 from vmae_lab.utils.atomic_io import fingerprint
+from vmae_lab.utils.errors import first_of
 
-NAMES = ("features", "feats", "feature", "feat")  # of the array in npz and pt files that hold several
+NAMES = ("features", "feats", "feature", "feat")  # of the array in npz and pt files with several arrays
 KINDS = (".npy", ".npz", ".pt", ".pth", ".parquet")
-SHOWN = 10  # faults that a message lists
 
 
 class FeatureFolder(BaseModel):
-    """Pre-extracted features: I3D, the official VideoMAE V2 features, ours."""
+    """A folder of pre-extracted features, e.g. I3D, the official VideoMAE V2 features, or ours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str = Field(description="relative to the root")
-    pattern: str = Field("{video}.npy", description="name of a video's file; {video} stands for its name")
+    pattern: str = Field("{video}.npy", description="file name; {video} stands for the name of the video")
     stride: int = Field(4, ge=1, description="frames from window to window")
     frames: int = Field(16, ge=1, description="frames of a window")
 
     def content(self, root: Path) -> str:
-        """Hash of the files' names, sizes and times, or the folder's path if it does not exist."""
-        folder = place_of(self.folder, root)
+        """Return a hash of the names, sizes and times of the files, or the path of the folder if it does not exist."""
+        folder = list_path(self.folder, root)
         if not folder.is_dir():
             return str(folder)
         files = ((entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file())
@@ -40,14 +40,14 @@ class FeatureFolder(BaseModel):
 
     def model_post_init(self, _context: object) -> None:
         if "{video}" not in self.pattern or Path(self.pattern).suffix not in KINDS:
-            raise ValueError(f"pattern '{self.pattern}': a name with {{video}} and one of {', '.join(KINDS)} is expected")
+            raise ValueError(f"pattern '{self.pattern}': expected a name with {{video}} and a suffix of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """Features of some videos: window i of a video has `frames` frames, from frame i * `stride` on.
+    """Features of some videos. Window i of a video has `frames` frames, starting at frame i * `stride`.
 
-    Only the requested part of an npy file is read; the content of other files is kept in memory.
+    Only the requested part of an npy file is read. The content of other files stays in memory.
     """
 
     files: Mapping[str, Path]
@@ -58,21 +58,21 @@ class VideoFeatures:
     _kept: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def read(self, video: str, start: int = 0, length: int | None = None) -> torch.Tensor:
-        """Float32 `(length, width)` of a video from time step `start` on, to its end without a length. Raises ListError."""
+        """Read float32 `(length, width)` from time step `start` on, by default to the end. Raises ListError."""
         table = self._kept[video] if video in self._kept else _load(self.files[video])
         return torch.from_numpy(_finite(table[start : None if length is None else start + length], self.files[video]))
 
     def times(self, steps: np.ndarray, rate: float) -> np.ndarray:
-        """Time steps as seconds, at the middle of their windows, at `rate` frames per second."""
+        """Convert time steps to seconds, at the middle of their windows. `rate`: frames per second."""
         return (steps * self.stride + self.frames / 2) / rate
 
     def steps(self, seconds: np.ndarray, rate: float) -> np.ndarray:
-        """Seconds as time steps: the inverse of `times`."""
+        """Convert seconds to time steps: the inverse of `times`."""
         return (seconds * rate - self.frames / 2) / self.stride
 
 
 def open_features(files: Mapping[str, Path], stride: int, frames: int) -> VideoFeatures:
-    """The features of some videos. Raises ListError, which names every file that is missing, malformed or of another width."""
+    """Open the features of some videos. Raises ListError with the missing, malformed and differently wide files."""
     shapes: dict[str, tuple[int, ...]] = {}
     kept: dict[str, np.ndarray] = {}
     wrong: list[str] = []
@@ -86,15 +86,16 @@ def open_features(files: Mapping[str, Path], stride: int, frames: int) -> VideoF
         if file.suffix != ".npy":
             kept[video] = table
     width = next((shape[1] for shape in shapes.values()), 0)
-    wrong += [f"{files[video]} is {shape[1]} wide, the first {width}" for video, shape in shapes.items() if shape[1] != width]
+    wrong += [
+        f"{files[video]} has width {shape[1]}, the first file {width}" for video, shape in shapes.items() if shape[1] != width
+    ]
     if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise ListError(f"features of {len(wrong)} of {len(files)} videos cannot be used: {'; '.join(wrong[:SHOWN])}{more}")
+        raise ListError(f"features of {len(wrong)} of {len(files)} videos cannot be used: {first_of(wrong, '; ')}")
     return VideoFeatures(files, {video: shape[0] for video, shape in shapes.items()}, width, stride, frames, kept)
 
 
 def read_features(file: Path) -> np.ndarray:
-    """One video's features, float32 `(T, C)`; the format is that of the file's suffix. Raises ListError."""
+    """Read the features of a video, float32 `(T, C)`. The suffix of the file gives the format. Raises ListError."""
     return _finite(_load(file), file)
 
 
@@ -106,7 +107,7 @@ def _finite(table: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _load(file: Path) -> np.ndarray:
-    """A file's table `(T, C)`; npy files are mapped. Raises ListError."""
+    """Load the array of a file, `(T, C)`. npy files are memory-mapped. Raises ListError."""
     try:
         if file.suffix == ".npy":
             table = np.load(file, mmap_mode="r")
@@ -119,16 +120,18 @@ def _load(file: Path) -> np.ndarray:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
             table = (loaded[_array_name(list(loaded))] if isinstance(loaded, dict) else loaded).float().numpy()
     except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError, zipfile.BadZipFile, AttributeError) as error:
-        cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or "it is cut short"
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or "the file is truncated"
         raise ListError(f"cannot read {file}: {cause}") from error
     if table.ndim != 2 or not table.size or table.dtype.kind not in "fiu":
-        raise ListError(f"{file} holds {table.dtype} of shape {table.shape}; numbers of shape (windows, width) are expected")
+        raise ListError(f"{file} has {table.dtype} of shape {table.shape}; expected numbers of shape (windows, width)")
     return table
 
 
 def _array_name(names: list[str]) -> str:
-    """The only array of a file, or the one whose name is in NAMES."""
+    """Return the name of the only array of a file, or the one in NAMES. Raises ValueError."""
     found = names if len(names) == 1 else [name for name in NAMES if name in names]
     if not found:
-        raise ValueError(f"it holds {', '.join(names) or 'nothing'}; one array, or one named {' or '.join(NAMES)}, is expected")
+        raise ValueError(
+            f"it has {', '.join(names) or 'no arrays'}; expected a single array, or one named {' or '.join(NAMES)}"
+        )
     return found[0]

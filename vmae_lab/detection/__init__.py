@@ -1,1 +1,1 @@
-"""Detection: labels of ActionFormer's points, Soft-NMS, and a person detector."""
+"""Detection: label assignment and loss of ActionFormer, Soft-NMS, and a person detector."""

@@ -1,7 +1,7 @@
-"""Which points of ActionFormer's pyramid are trained to predict which segment, and the loss (ActionFormer, section 3.3).
+"""Label assignment and loss of ActionFormer (section 3.3).
 
-Times are in time steps of the features. Points near a segment's middle are assigned to it, on the level whose range contains
-the distance to its farther end.
+A point of the pyramid learns to predict a segment if it is near the middle of the segment, and if the distance to the farther
+end is in the range of the point's level. Times are in time steps of the features.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from torchvision.ops import sigmoid_focal_loss
 
 from vmae_lab.models.actionformer import pyramid_points
 
-FIRST_RANGE = 4.0  # farthest end on the first level, in time steps. Each level doubles it; the last one has no limit
-ALIKE = 1e-3  # segments at one point whose lengths differ less, in time steps, are one segment with the classes of all
+FIRST_RANGE = 4.0  # largest distance on the first level, in time steps; each level doubles it, the last one has no limit
+ALIKE = 1e-3  # segments at a point whose lengths differ less (in time steps) count as one segment with all their classes
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of the points of one video: classes, float `(P, classes)`, and distances to both ends in strides, `(P, 2)`.
+    """Targets of the points of a video: classes, float `(P, classes)`, and distances to both ends in strides, `(P, 2)`.
 
-    A point without a class is background; its distances mean nothing.
+    A point without a class is background, and its distances are not used.
     """
 
     labels: Tensor
@@ -29,15 +29,15 @@ class Targets:
 
     @property
     def positive(self) -> Tensor:
-        """Points with a segment: bool `(P,)`."""
+        """Whether a point has a segment: bool `(P,)`."""
         return self.labels.any(1)
 
 
 def assign(segments: Tensor, labels: Tensor, length: int, levels: int, classes: int, radius: float) -> Targets:
-    """Targets of `length` time steps (with padding) from segments, float `(n, 2)`, and classes, int64 `(n,)`.
+    """Return the targets of `length` time steps (with padding), given segments, float `(n, 2)`, and classes, int64 `(n,)`.
 
-    A point is assigned to the shortest segment that contains it, whose middle is at most `radius` strides away, and whose
-    farther end is in the range of the point's level.
+    A point is assigned to the shortest segment that contains it, has its middle at most `radius` strides away, and has its
+    farther end in the range of the point's level.
     """
     times, strides = pyramid_points(length, levels)
     if not len(segments):
@@ -51,12 +51,12 @@ def assign(segments: Tensor, labels: Tensor, length: int, levels: int, classes: 
 
 
 def positive_points(segments: Tensor, length: int, levels: int, radius: float) -> Tensor:
-    """The points with a segment, bool `(P,)`: `Targets.positive` without computing the rest."""
+    """Return whether a point has a segment, bool `(P,)`: `Targets.positive` without the other targets."""
     return _assigned(segments, *pyramid_points(length, levels), levels, radius)[1].any(1)
 
 
 def _assigned(segments: Tensor, times: Tensor, strides: Tensor, levels: int, radius: float) -> tuple[Tensor, Tensor]:
-    """Distances from each point to each segment's ends, `(P, n, 2)`, and whether it may be assigned to it, bool `(P, n)`."""
+    """Return the distances from points to the ends of segments, `(P, n, 2)`, and the allowed assignments, bool `(P, n)`."""
     to_ends = torch.stack([times[:, None] - segments[:, 0], segments[:, 1] - times[:, None]], dim=2)
     reach, farther = radius * strides[:, None], to_ends.amax(2)
     low = torch.where(strides > 1, strides * FIRST_RANGE / 2, 0.0)[:, None]
@@ -68,9 +68,10 @@ def _assigned(segments: Tensor, times: Tensor, strides: Tensor, levels: int, rad
 def localisation_loss(
     logits: Tensor, distances: Tensor, labels: Tensor, true_distances: Tensor, padding: Tensor
 ) -> Tensor:  # fmt: skip
-    """Sum of the focal loss over points without padding and of the DIoU loss over points with a segment; not yet normalised.
+    """Return the focal loss, summed over points, plus the DIoU loss, summed over points with a segment. Not normalized.
 
-    `(B, P, classes)`, `(B, P, 2)`, the same of the targets, bool `(B, P)` -> scalar.
+    Logits and labels `(B, P, classes)`, distances and true distances `(B, P, 2)`, padding bool `(B, P)` -> scalar. Padded
+    points are skipped.
     """
     valid = ~padding
     positive = valid & labels.any(2)
@@ -79,9 +80,10 @@ def localisation_loss(
 
 
 def diou_loss(distances: Tensor, true: Tensor) -> Tensor:
-    """1 - IoU + (distance of the middles / length of the hull)^2 of pairs of segments around one point: `(n,)`.
+    """Return the DIoU loss of pairs of segments around a point: `(n,)`.
 
-    From the point's distances to both ends, `(n, 2)` (DIoU, Zheng et al., AAAI 2020, arXiv 1911.08287, in one dimension).
+    It is 1 - IoU + (distance of the middles / length of the hull)^2 (Zheng et al., AAAI 2020, arXiv 1911.08287, in one
+    dimension). Segments are given by the distances of the point to both ends, `(n, 2)`.
     """
     inner, hull = torch.minimum(distances, true).sum(1), torch.maximum(distances, true).sum(1)
     union = distances.sum(1) + true.sum(1) - inner

@@ -1,4 +1,4 @@
-"""Boxes of people in key frames, for lists that have none: from torchvision's detector or any other with its interface."""
+"""Detection of people in key frames, for lists without boxes, with torchvision's detector or a custom one."""
 
 import sys
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from vmae_lab.utils.progress import Progress
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
 PERSON = PUBLISHED.meta["categories"].index("person")
-SHORT_SIDE = 480  # pixels of the frames that are read; the detector scales them up to its own
+SHORT_SIDE = 480  # short side of the frames in pixels; the detector resizes them
 
 
 class PersonDetector(Protocol):
-    """Frames, uint8 `(C, H, W)` of any size -> for each frame boxes `(n, 4)` in its pixels and scores `(n,)`."""
+    """A detector: frames, uint8 `(C, H, W)` of any size -> per frame, boxes `(n, 4)` in pixels and scores `(n,)`."""
 
     def __call__(self, frames: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]: ...
 
 
 class TorchvisionDetector:
-    """The people that torchvision's Faster R-CNN (ResNet-50, FPN, v2; trained on COCO) finds."""
+    """Torchvision's Faster R-CNN (ResNet-50, FPN, v2), trained on COCO."""
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu"):
-        """Weights from a file, or the published ones (from a cache or the network). Raises CheckpointError."""
+        """Load weights from a file, or the published ones (from the cache or the network). Raises CheckpointError."""
         self.device = device
         self.model: nn.Module = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
         load_weights(self.model, _state(weights), str(weights or PUBLISHED.url))
@@ -40,15 +40,17 @@ class TorchvisionDetector:
 
     @torch.no_grad()
     def __call__(self, frames: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        found = self.model([frame.to(self.device) / 255 for frame in frames])
-        people = [(one, one["labels"] == PERSON) for one in found]
-        return [(one["boxes"][them].cpu(), one["scores"][them].cpu()) for one, them in people]
+        people = []
+        for found in self.model([frame.to(self.device) / 255 for frame in frames]):
+            is_person = found["labels"] == PERSON
+            people.append((found["boxes"][is_person].cpu(), found["scores"][is_person].cpu()))
+        return people
 
 
 def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float = 0.05, batch: int = 4) -> pd.DataFrame:
-    """The people in every key frame: KEY, CORNERS in parts of width and height, and `score`, of at least `least_score`.
+    """Detect the people in every key frame: KEY, CORNERS relative to width and height, and `score`.
 
-    Boxes without area are left out. Raises MissingVideos if a key frame cannot be read.
+    Boxes without area and boxes below `least_score` are removed. Raises MissingVideos if a key frame cannot be read.
     """
     found: list[pd.DataFrame] = []
     failed: dict[int, VideoError] = {}
@@ -60,8 +62,8 @@ def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float =
                     frames[index] = scenes.clip(index, 1, 1, SHORT_SIDE)[:, 0]
                 except VideoError as error:
                     failed[index] = error
-            seen = detector(list(frames.values())) if frames else []
-            found += [_rows(scenes, *frame, *people) for frame, people in zip(frames.items(), seen, strict=True)]
+            detections = detector(list(frames.values())) if frames else []
+            found += [_rows(scenes, *frame, *people) for frame, people in zip(frames.items(), detections, strict=True)]
     if failed:
         raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
     table = pd.concat([pd.DataFrame(columns=[*KEY, *CORNERS, "score"]), *found])
@@ -71,7 +73,7 @@ def detect_people(detector: PersonDetector, scenes: Scenes, least_score: float =
 
 
 def _rows(scenes: Scenes, index: int, frame: Tensor, boxes: Tensor, scores: Tensor) -> pd.DataFrame:
-    """One frame's people, highest score first; rounded as in files, so that no box loses its area when it is written."""
+    """Return the people of a frame, highest score first. Numbers are rounded as in files, so that boxes keep their area."""
     height, width = frame.shape[-2:]
     parts = (boxes.double() / torch.tensor([width, height] * 2)).clamp(0, 1)
     table = pd.DataFrame(parts.numpy().round(6), columns=CORNERS).assign(score=scores.double().numpy())
@@ -86,16 +88,16 @@ def _state(weights: str | Path | None) -> dict[str, Tensor]:
             return PUBLISHED.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
         except OSError as error:  # no network, or a full disk
             raise CheckpointError(
-                f"cannot fetch the person detector's weights from {PUBLISHED.url}: {error}. Fetch that file on a machine with "
-                "a network, and give its path"
+                f"cannot download the weights of the person detector from {PUBLISHED.url}: {error}. Download the file on a "
+                "machine with a network connection, and pass its path"
             ) from error
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        cause = getattr(error, "strerror", None) or "it is not a file of weights, or holds more than weights"
+        cause = getattr(error, "strerror", None) or "it is not a weights file, or contains other objects"
         raise CheckpointError(
-            f"cannot read the person detector's weights {weights}: {cause}. They can be downloaded from {PUBLISHED.url}"
+            f"cannot read the weights of the person detector from {weights}: {cause}. Download them from {PUBLISHED.url}"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{weights} holds no state dictionary; one can be downloaded from {PUBLISHED.url}")
+        raise CheckpointError(f"{weights} has no state dictionary; download the file from {PUBLISHED.url}")
     return state

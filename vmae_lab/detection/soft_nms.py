@@ -1,34 +1,36 @@
-"""Soft-NMS of segments in time, per class, and voting (Bodla et al., ICCV 2017, arXiv 1704.04503), in PyTorch only."""
+"""Soft-NMS of temporal segments per class (Bodla et al., ICCV 2017, arXiv 1704.04503), and score voting, in PyTorch."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vmae_lab.data.activitynet import segment_iou
+
 
 class SuppressSettings(BaseModel):
-    """Post-processing of predictions; the defaults are ActionFormer's on THUMOS14."""
+    """Post-processing of predictions. The defaults are those of ActionFormer on THUMOS14."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    candidates: int = Field(2000, ge=1, description="best predictions per level of the pyramid")
+    candidates: int = Field(2000, ge=1, description="number of best predictions per level of the pyramid")
     least_score: float = Field(0.001, ge=0, lt=1, description="lowest score of a prediction, before and after suppression")
-    least_length: float = Field(0.05, ge=0, description="predictions must be longer than this, in time steps of the features")
+    least_length: float = Field(0.05, ge=0, description="shorter predictions are removed; in time steps of the features")
     sigma: float = Field(0.5, gt=0, description="of Soft-NMS: scores are multiplied by exp(-IoU^2 / sigma)")
-    # ActionFormer's settings name 0.7, but its code votes only if all classes are suppressed together, which they are not.
+    # ActionFormer's config has 0.7, but its code votes only if all classes are suppressed together, which is off by default.
     voting: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="ends are the mean, by score x IoU, of all predictions of the class with at least this IoU",
+        description="start and end become the mean, weighted by score x IoU, of predictions of the class with this IoU or more",
     )
     kept: int = Field(200, ge=1, description="largest number of segments per video")
 
 
 def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: SuppressSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Soft-NMS: segments `(n, 2)`, scores `(n,)`, classes int64 `(n,)` -> the same of those kept, best first (stable).
+    """Apply Soft-NMS: segments `(n, 2)`, scores `(n,)`, classes int64 `(n,)` -> the kept ones, best first (stable).
 
-    Each step takes the best of every class and lowers the scores of what overlaps with it. A step is linear in n, and `kept`
-    steps suffice: what a class would take later could not be among the best.
+    A step takes the best segment of every class and lowers the scores of overlapping segments of that class. A step is linear
+    in n, and `kept` steps suffice: segments that a class would take later cannot be among the best.
     """
     if not len(segments):
         return segments, scores, labels
@@ -44,7 +46,7 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
         of_class = torch.full((len(names),), -1, dtype=torch.int64, device=best.device)
         of_class[codes[best]] = best
         rival = of_class[codes]
-        decay = torch.exp(-(overlap(segments, segments[rival]) ** 2) / settings.sigma)
+        decay = torch.exp(-(segment_iou(segments, segments[rival]) ** 2) / settings.sigma)
         left = torch.where(rival >= 0, left * decay, left)
         left[best] = -1.0
     if not taken:
@@ -58,15 +60,8 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
     return ends, kept_scores, labels[index]
 
 
-def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """IoU of segments `(..., 2)`, broadcast; 0 for segments without length."""
-    inner = (torch.minimum(one[..., 1], other[..., 1]) - torch.maximum(one[..., 0], other[..., 0])).clamp(min=0)
-    union = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0]) - inner
-    return inner / union.clamp(min=torch.finfo(union.dtype).eps)
-
-
 def _best_of_each(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
-    """Index of the first highest score of each class: int64 `(classes,)`. Every class occurs in `codes`."""
+    """Return the index of the first highest score per class: int64 `(classes,)`. Every class must occur in `codes`."""
     highest = torch.full((classes,), -torch.inf, dtype=scores.dtype, device=scores.device)
     highest.scatter_reduce_(0, codes, scores, "amax")
     index = torch.where(scores == highest[codes], torch.arange(len(scores), device=scores.device), len(scores))
@@ -75,13 +70,13 @@ def _best_of_each(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
 
 
 def _voted(ends: Tensor, classes: Tensor, segments: Tensor, scores: Tensor, labels: Tensor, least: float) -> Tensor:
-    """Ends as the mean, by original score x IoU, of all predictions of the class that overlap by at least `least`.
+    """Return starts and ends as the mean, weighted by original score x IoU, of predictions with an IoU of at least `least`.
 
-    In blocks, so that memory is linear in the number of predictions.
+    Only predictions of the same class count. Blocks keep the memory linear in the number of predictions.
     """
     parts = []
-    for some, kinds in zip(ends.split(16), classes.split(16), strict=True):
-        shared = overlap(some[:, None], segments)
-        weights = ((shared >= least) & (kinds[:, None] == labels)) * scores * shared
+    for block, block_classes in zip(ends.split(16), classes.split(16), strict=True):
+        iou = segment_iou(block[:, None], segments)
+        weights = ((iou >= least) & (block_classes[:, None] == labels)) * scores * iou
         parts.append(weights @ segments / weights.sum(1, keepdim=True))
     return torch.cat(parts)

@@ -1,1 +1,1 @@
-"""Evaluation: frozen probes, multi-view testing, retrieval, window features, reconstruction, detection mAP, accuracy."""
+"""Evaluation: accuracy, frozen probes, multi-view testing, retrieval, window features, reconstruction, detection mAP."""

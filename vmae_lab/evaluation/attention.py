@@ -12,13 +12,13 @@ from vmae_lab.models.vit import VideoEncoder
 
 @torch.no_grad()
 def attention_rollout(encoder: VideoEncoder, video: Tensor) -> Tensor:
-    """How much of each input token reaches the mean of the output tokens: `(B, C, T, H, W)` -> `(B, N)`, each row sums to 1.
+    """Return the share of each input token in the mean output token: `(B, C, T, H, W)` -> `(B, N)`; rows sum to 1.
 
-    Heads are averaged, a block's skip connection counts for half, and blocks are multiplied. Values and MLPs are ignored, so it
-    shows where information could come from, not what is used.
+    Heads are averaged, the skip connection of a block has weight 1/2, and blocks are multiplied. Values and MLPs are ignored,
+    so the result shows where information can come from, not what is used.
     """
     unfused = deepcopy(encoder)  # the fused kernel does not return attention weights
-    blocks: Any = unfused.trunk.blocks  # of timm's blocks
+    blocks: Any = unfused.trunk.blocks  # timm's blocks
     for block in blocks:
         block.attn.fused_attn = False
     maps = AttentionExtract(unfused, method="hook")(video)

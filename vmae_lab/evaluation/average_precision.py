@@ -1,4 +1,4 @@
-"""Average precision of detections by class: matching and counting that frame mAP and temporal mAP share."""
+"""Average precision per class: matching and counting, shared by frame mAP and temporal mAP."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 
 
 def average_precision(right: np.ndarray, positives: int) -> float:
-    """Area under the envelope of precision, of detections by descending score, bool `(n,)`; NaN without positives."""
+    """Return the area under the precision envelope. `right`: bool `(n,)`, by descending score. NaN without positives."""
     if not positives:
         return float("nan")
     found = np.cumsum(right)
@@ -18,14 +18,14 @@ def average_precision(right: np.ndarray, positives: int) -> float:
 
 
 def mean_over_classes(per_class: Mapping) -> np.ndarray:
-    """The mean over the classes that have ground truth (whose values are no NaN); NaN if there is none."""
+    """Return the mean over classes with ground truth (those without NaN), or NaN if there are none."""
     values = list(per_class.values())
     defined = [value for value in values if not np.isnan(value).any()]
     return np.mean(defined, 0) if defined else np.full(np.shape(values[:1])[1:], np.nan)
 
 
 def by_score(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions by descending score; equal scores keep their order."""
+    """Sort predictions by descending score. Equal scores keep their order."""
     return predictions.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -36,10 +36,10 @@ def match_groups(
     thresholds: int,
     match: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """The row of ground truth that each prediction (by descending score) matches, or -1: int64 `(thresholds, predictions)`.
+    """Return the row of ground truth that each prediction matches, or -1: int64 `(thresholds, predictions)`.
 
-    Only rows with equal `key` match. For rows of both, `(n,)` and `(m,)`, `match(rows of predictions, rows of truth)` returns
-    indices into the latter, or -1: int64 `(thresholds, n)`.
+    `predictions` are sorted by descending score. Only rows with equal `key` match. `match` gets the rows of n predictions and m
+    ground truths with equal key, and returns indices into the latter, or -1: int64 `(thresholds, n)`.
     """
     groups = truth.groupby(key).indices
     matched = np.full((thresholds, len(predictions)), -1)
@@ -52,7 +52,7 @@ def match_groups(
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Classes of ground truth and of predictions (by descending score), and what `match_groups` returns for them."""
+    """Classes of ground truth and predictions (by descending score), and the result of `match_groups`."""
 
     truth: pd.Series
     predicted: pd.Series
@@ -60,8 +60,10 @@ class Matches:
     classes: Sequence[Hashable]
 
     def per_class(self, wanted: np.ndarray | None = None, counted: np.ndarray | None = None) -> dict:
-        """Average precision of each class, float64 `(thresholds,)`; of parts of the ground truth, bool `(truth,)`, and of the
-        predictions, bool `(thresholds, predictions)`, if masks are given."""
+        """Return the average precision of each class, float64 `(thresholds,)`.
+
+        The masks `wanted`, bool `(truth,)`, and `counted`, bool `(thresholds, predictions)`, restrict it to some rows.
+        """
         positives = (self.truth if wanted is None else self.truth[wanted]).value_counts()
         rows_of = self.predicted.groupby(self.predicted).indices
         precisions = {}
@@ -70,12 +72,13 @@ class Matches:
             right = self.matched[:, rows] >= 0
             kept = np.ones_like(right) if counted is None else counted[:, rows]
             total = int(positives.get(name, 0))
-            precisions[name] = np.array(
-                [average_precision(some[which], total) for some, which in zip(right, kept, strict=True)]
-            )
+            precisions[name] = np.array([average_precision(hits[mask], total) for hits, mask in zip(right, kept, strict=True)])
         return precisions
 
     def per_class_of(self, wanted: np.ndarray, inside: np.ndarray) -> dict:
-        """The same of the ground truth `wanted`, e.g. of one size, bool `(truth,)`. As in COCO, predictions that match other
-        ground truth do not count, nor do unmatched ones that are not `inside` themselves, bool `(predictions,)`."""
+        """Return the average precision of each class for a part of the ground truth, e.g. of one size.
+
+        `wanted`: bool `(truth,)`. As in COCO, predictions that match other ground truth do not count, nor do unmatched
+        predictions that are not `inside` that part themselves, bool `(predictions,)`.
+        """
         return self.per_class(wanted, np.where(self.matched >= 0, np.append(wanted, False)[self.matched], inside))

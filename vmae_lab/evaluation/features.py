@@ -1,6 +1,6 @@
-"""Features of windows along untrimmed videos, for temporal detection and retrieval: one file per video, and tables.
+"""Extraction of window features along untrimmed videos, for temporal detection and retrieval: one file per video, and tables.
 
-Long videos are read in chunks. Finished videos are not decoded again.
+Long videos are read in chunks. Finished videos are skipped.
 """
 
 import json
@@ -35,42 +35,46 @@ from vmae_lab.utils.progress import Progress
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
 COLUMNS = ["path", "file", "window", "first_frame", "start_s", "end_s"]  # of windows.csv
-LONGEST = 200  # bytes of a video's name; file systems allow 255, and a file's name has more in it
+LONGEST = 200  # bytes of a video name in a file name; file systems allow 255, including suffixes
 Format = Literal["npy", "npz", "parquet"]
 
 
 class FeatureError(UserError, ValueError):
-    """A folder that holds features of another encoder or other settings."""
+    """A folder has features of another encoder or other settings."""
 
 
 class FeatureSettings(BaseModel):
-    """Windows of consecutive frames, as many as the encoder takes, and how frames become square."""
+    """Windows of consecutive frames. Their length is the number of frames of the encoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stride: int = Field(4, ge=1, description="frames from window to window: 4 for THUMOS14, 16 for FineAction")
-    frame: Literal["squash", "centre"] = Field("squash", description="the whole frame made square, or its central square")
-    scale_only: bool = Field(False, description="pixels / 255 without mean and deviation, as the published features were made")
+    stride: int = Field(4, ge=1, description="frames between the starts of windows: 4 for THUMOS14, 16 for FineAction")
+    frame: Literal["squash", "centre"] = Field(
+        "squash", description="squash the whole frame to a square, or crop the central square"
+    )
+    scale_only: bool = Field(
+        False, description="pixels / 255 without mean and standard deviation, as for the published features"
+    )
     format: Format = "npy"
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """`windows`: one row per window, as in windows.csv. `failed`: the errors of unreadable videos, by row."""
+    """The result. `windows`: one row per window, as in windows.csv. `failed`: row -> error of an unreadable video."""
 
     windows: pd.DataFrame
     failed: dict[int, VideoError]
     videos: int
 
     def check(self) -> None:
-        """Raise MissingVideos, naming them, if some videos are unreadable."""
+        """Raise MissingVideos if some videos are unreadable."""
         if self.failed:
-            raise MissingVideos(self.failed, self.videos, "Fix these videos, or remove them from the list or annotations")
+            raise MissingVideos(self.failed, self.videos, "Fix these videos, or remove them from the list or the annotations")
 
 
 @dataclass(frozen=True)
 class _Finished:
-    """A line of the journal: a video's file of features, and what the places and times of its windows follow from."""
+    """A line of the journal: the feature file of a video, and the numbers that give the times of its windows."""
 
     file: str
     windows: int
@@ -78,7 +82,7 @@ class _Finished:
     fps: float
 
     def table(self, stride: int, window: int) -> pd.DataFrame:
-        """`first_frame` of each window, and `start_s` and `end_s` by the video's mean rate, NaN if that is unknown."""
+        """Return `first_frame`, `start_s` and `end_s` of each window. Times are NaN if the frame rate is unknown."""
         first, rate = np.arange(self.windows) * stride, self.fps or np.nan
         end = np.minimum(first + window, self.frames)
         return pd.DataFrame({"first_frame": first, "start_s": first / rate, "end_s": end / rate})
@@ -94,17 +98,17 @@ def extract_features(
     chunk: int = 1024,
     progress: bool = True,
 ) -> Extracted:
-    """Write the mean token of every window of every video, through `norm` if given: a file of float32 `(windows, D)` each.
+    """Write the mean token of every window, normalized by `norm` if given: one file of float32 `(windows, D)` per video.
 
-    `batch` windows are encoded at a time, and at most `chunk` frames of a video are in memory, or a window and a stride if that
-    is more. A video shorter than a window has one window, with its last frame repeated. `folder` gets files named after the
-    videos (npz and parquet also hold the windows' places), windows.csv and failures.csv. Videos that an earlier call finished
-    are not decoded again. Several processes may share the videos; a last call with all videos then completes the tables.
+    `batch` windows are encoded at a time. At most `chunk` frames of a video are in memory (at least a window and a stride). A
+    video that is shorter than a window has one window, with its last frame repeated. `folder` gets one file per video (npz and
+    parquet also have the times of windows), windows.csv and failures.csv. Videos that an earlier call finished are skipped.
+    Several processes may share the videos; a final call with all videos then completes the tables.
 
-    Raises FeatureError if the folder's features are of another encoder or other settings, StorageError.
+    Raises FeatureError if the folder has features of another encoder or other settings, StorageError.
     """
     make_folder(folder)
-    lock = FileLock(folder / LOCK)  # for files that all processes write; each writes its own files of features
+    lock = FileLock(folder / LOCK)  # for the tables, which all processes write
     with lock:
         _check_settings(folder, encoder, norm, settings)
     files = [clips.file(row) for row in range(len(clips))]
@@ -115,7 +119,7 @@ def extract_features(
     encoder.eval()
     bar = Progress(range(len(files)), unit="videos", desc="features", disable=not progress)
     with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as lines, bar:
-        lines.write("\n" if journal else "")  # a killed call may have left half a line
+        lines.write("\n" if journal else "")  # a killed call may have left an incomplete line
         for row in bar:
             if keys[row] in finished:
                 continue
@@ -129,7 +133,7 @@ def extract_features(
             finished[keys[row]] = done
             lines.write(json.dumps({"key": keys[row], **vars(done)}) + "\n")
             lines.flush()
-    names = {key: clips.name(row) for row, key in enumerate(keys)}  # videos that are listed twice are in the table once
+    names = {key: clips.name(row) for row, key in enumerate(keys)}  # repeated videos are in the table once
     tables = [
         finished[key]
         .table(settings.stride, encoder.clip.frames)
@@ -148,10 +152,11 @@ def extract_features(
 def open_encoder(
     where: str | Path, frames: int | None, side: int | None, device: str
 ) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
-    """A model's encoder, and the norm of its mean token, or None if (after pre-training) the encoder norms its tokens.
+    """Load the encoder of a model, and the norm of its mean token.
 
-    `frames` and `side` of its clips: the model's own if None. A model with neither norm gets one without learned weights, with
-    a warning. No class head is needed. Raises CheckpointError.
+    The norm is None if the encoder normalizes its tokens, as after pre-training. A model without any norm gets one without
+    learned weights, with a warning. No class head is needed. `frames` and `side` of clips are those of the model if None.
+    Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     size = checkpoint.config.size
@@ -168,12 +173,12 @@ def open_encoder(
     if weights:
         load_weights(norm, weights, f"{where}: fc_norm")
     else:
-        warnings.warn(f"{where} has no fc_norm: its mean tokens are standardised without learned weights", stacklevel=2)
+        warnings.warn(f"{where} has no fc_norm; its mean tokens are normalized without learned weights", stacklevel=2)
     return encoder.to(device), norm.to(device)
 
 
 def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
-    """The features in a folder of `extract_features`, of videos of these names (without suffix). Raises ListError."""
+    """Open features from `extract_features`. `videos`: names without suffix. Raises ListError."""
     table = pd.read_csv(folder / WINDOWS, usecols=["path", "file"]).drop_duplicates()
     files = {Path(path).stem: folder / file for path, file in table.itertuples(index=False)}
     made = read_json(folder / SETTINGS)
@@ -185,10 +190,10 @@ def _encode(
     encoder: VideoEncoder, norm: nn.Module | None, clips: VideoDataset, file: VideoFile, settings: FeatureSettings,
     batch: int, chunk: int,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
-    """Float32 `(windows, D)` of one video, its number of frames and their rate. Raises VideoError.
+    """Return the features of a video, float32 `(windows, D)`, its number of frames and frame rate. Raises VideoError.
 
-    Chunks overlap so that every window is within one of them. A chunk is read up to the end of the first window of the next
-    one: if it is complete, there is a next one. The video's length is unknown before, since a file's header may be wrong.
+    Chunks overlap, so that every window is inside one of them. A chunk ends with the first window of the next chunk: if it is
+    complete, there is a next chunk. The number of frames is not known before, because headers may be wrong.
     """
     window, side, stride, device = encoder.clip.frames, encoder.clip.side, settings.stride, next(encoder.parameters()).device
     per_chunk = max(1, (chunk - window) // stride)
@@ -204,7 +209,7 @@ def _encode(
         windows = video.unfold(1, window, stride).permute(1, 0, 4, 2, 3)  # (windows, C, T, side, side)
         for part in windows[:count].split(batch):
             pixels = part.to(device)
-            # Floating pixels are not normalised by the encoder.
+            # The encoder does not normalize floating-point pixels.
             tokens = encoder(pixels.float() / 255 if settings.scale_only else pixels).mean(1)
             features.append((norm(tokens) if norm else tokens).float().cpu())
         if not complete:
@@ -218,7 +223,7 @@ def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame)
         if form == "parquet":
             windows.assign(features=list(features)).to_parquet(temporary, index=False, engine="pyarrow")
             return
-        with open(temporary, "wb") as file:  # NumPy would append a suffix to a name
+        with open(temporary, "wb") as file:  # given a path, NumPy would append a suffix
             if form == "npy":
                 np.save(file, features)
             else:
@@ -226,23 +231,25 @@ def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame)
 
 
 def _path(file: VideoFile, form: Format) -> str:
-    """Where the folder has a video's features: its path from the list's root, suffix included, so that videos never share a
-    file. A long name is shortened and made unique by a hash."""
+    """Return the feature file of a video: its path relative to the root, with suffix, so that videos never share a file.
+
+    Long names are shortened and get a hash.
+    """
     folder, name = os.path.split(os.path.relpath(file.path, file.root))
     part = f"@{file.offset}" if file.offset >= 0 else f"@{file.start}-{file.total}" if file.total >= 0 else ""
-    if len(os.fsencode(name)) > LONGEST or readable(name) != name:  # tables hold no name that is not UTF-8
+    if len(os.fsencode(name)) > LONGEST or readable(name) != name:  # tables need UTF-8
         name = f"{readable(name)[: LONGEST // 4]}~{fingerprint(name)}"
     return os.path.join(readable(folder), f"{name}{part}.{form}")
 
 
 def _check_settings(folder: Path, encoder: VideoEncoder, norm: nn.Module | None, settings: FeatureSettings) -> None:
-    """Write the encoder and the settings into the folder. Raises FeatureError if it has others."""
+    """Write a description of the encoder and the settings. Raises FeatureError if the folder has a different one."""
     weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
     made = {**settings.model_dump(), "weights": weights, "clip": vars(encoder.clip)}
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         others = ", ".join(f"{name} {before.get(name)}, now {made[name]}" for name in made if before.get(name) != made[name])
         raise FeatureError(
-            f"{folder} holds features of another encoder or settings ({others}); choose another folder or delete it"
+            f"{folder} has features of another encoder or other settings ({others}); use another folder, or delete it"
         )
     write_json(path, made)

@@ -1,12 +1,11 @@
 """Frame mAP of AVA: actions and boxes in key frames (Gu et al., section 5), as in ActivityNet's script.
 
-A detection is right if it overlaps by 0.5 or more with the box of its class that it overlaps most, and no detection of higher
-score has matched that box: there is no second choice.
+A detection is compared with the box of its class that it overlaps most. It is correct if their IoU is at least 0.5 and no
+detection with a higher score has matched that box. It cannot match another box instead.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,43 +16,33 @@ from vmae_lab.data.ava import CORNERS, KEY, keyed
 from vmae_lab.evaluation.average_precision import Matches, by_score, match_groups, mean_over_classes
 
 OVERLAP = 0.5
-MOST_PER_FRAME = 50  # rows of all classes that ActivityNet's script reads
-# Parts of the frame's area that a box covers, our choice since AVA has none: from the first on and below the second.
+MOST_PER_FRAME = 50  # rows per key frame, of all classes, that ActivityNet's script reads
+# Area of a box relative to the frame: minimum (included) and maximum (excluded). Our choice; AVA defines no sizes.
 SIZES = {"small": (0.0, 0.05), "medium": (0.05, 0.2), "large": (0.2, np.inf)}
-Protocol = Literal["activitynet", "all"]
 
 
 @dataclass(frozen=True)
 class FrameMap:
-    """Average precision by class number, NaN without ground truth; and the means over classes by size of box."""
+    """Average precision by class number (NaN without ground truth), and means over classes by box size."""
 
     per_class: dict[int, float]
     by_size: dict[str, float]
 
     @property
     def mean(self) -> float:
-        """mAP over the classes that have ground truth; NaN if there is none."""
+        """mAP over the classes with ground truth, or NaN if there is none."""
         return float(mean_over_classes(self.per_class))
 
 
-def frame_map(
-    truth: pd.DataFrame,
-    detections: pd.DataFrame,
-    actions: Mapping[int, str],
-    excluded: pd.DataFrame | None = None,
-    protocol: Protocol = "activitynet",
-) -> FrameMap:
+def frame_map(truth: pd.DataFrame, detections: pd.DataFrame, actions: Mapping[int, str]) -> FrameMap:
     """Evaluate detections (`read_detections` of data.ava) against ground truth (`read_ground_truth`) over `actions`.
 
-    Rows of other classes or `excluded` key frames, and boxes without area, are left out. `activitynet`, AVA's own script, reads
-    the 50 best rows of a frame and skips frames without ground truth; `all` counts every row, as AlphAction does, and SlowFast
-    if the file is sorted by score, since it matches in the file's order. Equal scores keep that order here.
+    As in AVA's own script, only the 50 best rows of a key frame count, and key frames without ground truth are skipped. Rows of
+    other classes and boxes without area are skipped, too. Equal scores keep the order of the file.
     """
-    truth, detections = (_evaluated(rows, actions, excluded) for rows in (truth, detections))
-    detections = by_score(detections)
-    if protocol == "activitynet":
-        detections = detections.merge(truth[KEY].drop_duplicates(), on=KEY)
-        detections = detections[detections.groupby(KEY).cumcount() < MOST_PER_FRAME]
+    truth, detections = (keyed(rows[rows.action_id.isin(list(actions))]) for rows in (truth, detections))
+    detections = by_score(detections).merge(truth[KEY].drop_duplicates(), on=KEY)
+    detections = detections[detections.groupby(KEY).cumcount() < MOST_PER_FRAME]
     truth, detections = (rows[(rows.x2 > rows.x1) & (rows.y2 > rows.y1)].reset_index(drop=True) for rows in (truth, detections))
 
     def match(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -74,20 +63,13 @@ def frame_map(
     return FrameMap(_only(matches.per_class()), by_size)
 
 
-def _evaluated(rows: pd.DataFrame, actions: Mapping[int, str], excluded: pd.DataFrame | None) -> pd.DataFrame:
-    rows = keyed(rows[rows.action_id.isin(list(actions))])
-    if excluded is None or excluded.empty:
-        return rows
-    return rows[~pd.MultiIndex.from_frame(rows[KEY]).isin(pd.MultiIndex.from_frame(keyed(excluded)[KEY]))]
-
-
 def _only(per_class: Mapping[int, np.ndarray]) -> dict[int, float]:
-    """The values at the one threshold."""
+    """Return the values at the single threshold."""
     return {action: float(values[0]) for action, values in per_class.items()}
 
 
 def _boxes(rows: pd.DataFrame) -> torch.Tensor:
-    """Corners `(n, 4)`; in float64, an overlap of exactly 0.5 is computed as that."""
+    """Return corners `(n, 4)`, float64, so that an IoU of exactly 0.5 is computed exactly."""
     return torch.tensor(rows[CORNERS].to_numpy(float))
 
 

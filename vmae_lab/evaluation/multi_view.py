@@ -1,4 +1,4 @@
-"""Multi-view testing: softmax averaged over clips in time x crops of the frame (VideoMAE V2's test protocol)."""
+"""Multi-view testing: softmax averaged over temporal clips x spatial crops (VideoMAE V2's test protocol)."""
 
 from typing import Literal
 
@@ -27,7 +27,7 @@ class ViewSettings(BaseModel):
     sampling: Literal["dense", "sparse"] = "dense"
 
     def choose(self, frames: int, stride: int) -> DenseViews | SparseViews:
-        """The frames of all clips of a video, one clip after the other."""
+        """Return the sampler of the frames of all clips, one clip after the other."""
         return DenseViews(frames, stride, self.clips) if self.sampling == "dense" else SparseViews(frames, self.clips)
 
 
@@ -35,11 +35,11 @@ class ViewSettings(BaseModel):
 def view_probabilities(
     model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, views: ViewSettings, batch: int = 8
 ) -> np.ndarray:
-    """Each video's class probabilities, softmax averaged over its views: float64 `(n, classes)`, in the clips' order.
+    """Return class probabilities per video, averaged over its views: float64 `(n, classes)`, in the order of `clips`.
 
-    Processes divide the videos among them and all return the result. `batch` videos are read at a time, but the model gets the
-    views of one video at a time, so the result depends neither on `batch` nor on the processes. Raises MissingVideos, naming
-    all unreadable videos, and ValueError if scores are not finite, in every process.
+    Processes share the videos, and all return the complete result. `batch` videos are read at a time, but the model gets the
+    views of one video at a time, so the result does not depend on `batch` or the number of processes. In every process, raises
+    MissingVideos with all unreadable videos, and ValueError if scores are not finite.
     """
     state = process_state()
     device = next(model.parameters()).device
@@ -62,13 +62,13 @@ def view_probabilities(
     infinite = np.flatnonzero(~np.isfinite(probabilities).all(1))
     if len(infinite):
         raise ValueError(
-            f"the model's scores of {len(infinite)} of {len(clips)} videos are not finite, e.g. of "
-            f"{clips.name(int(infinite[0]))}: its training diverged"
+            f"the scores of {len(infinite)} of {len(clips)} videos are not finite, e.g. of {clips.name(int(infinite[0]))}; "
+            "check whether the training of the model diverged"
         )
     return probabilities
 
 
 def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:
-    """The views of M concatenated clips, K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`."""
+    """Cut M concatenated clips into K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`."""
     cut = torch.stack(crops_along(video, side, crops))
     return cut.unflatten(2, (-1, frames)).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Baselines on raw pixels, without an encoder. If a single frame shows the class, the data set does not test motion."""
+"""Baselines on raw pixels, without an encoder. If single frames reveal the class, the data set does not test motion."""
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from vmae_lab.evaluation.classification import top1
 from vmae_lab.evaluation.probes import ridge_answers
 from vmae_lab.models.sizes import ModelSettings
 
-MOST_PIXELS = 16  # side of a single frame; with more pixels the classifier overfits and takes minutes per frame
+MOST_PIXELS = 16  # side of a single frame; with more pixels, the classifier overfits and takes minutes
 
 
 def single_frame_accuracies(train: MemmapDataset, held_out: MemmapDataset, side: int) -> list[float]:
-    """Top-1 of a ridge classifier on the pixels of one frame, for each frame, fitted with all training labels: `(T,)`, %."""
+    """Return top-1 in percent of a ridge classifier on one frame, per frame: `(T,)`. It is fitted to all training labels."""
     shrink = max(1, min(side // 2, MOST_PIXELS))
     return [
         _ridge_accuracy(
@@ -28,7 +28,7 @@ def single_frame_accuracies(train: MemmapDataset, held_out: MemmapDataset, side:
 def raw_pixel_accuracy(
     train: MemmapDataset, held_out: MemmapDataset, rows: np.ndarray, model: ModelSettings, stride: int
 ) -> float:
-    """Top-1 of a ridge classifier on all pixels of the middle window, fitted with the labelled rows only, %."""
+    """Return top-1 in percent of a ridge classifier on the pixels of the middle window, fitted to the labeled rows."""
     window = Dense(model.frames, stride, 0.5)
     labelled = train.subset(rows.tolist())
     return _ridge_accuracy(
@@ -37,7 +37,7 @@ def raw_pixel_accuracy(
 
 
 def _pixels(clips: MemmapDataset, window: Choose, side: int) -> torch.Tensor:
-    """Pixels of a window at `side`, one row per clip: float32 `(n, T*side*side*3)`."""
+    """Return the pixels of a window at `side`, one row per clip: float32 `(n, T*side*side*3)`."""
     video = torch.stack([clips.video(index, window) for index in range(len(clips))])
     return centre_crop(video, side).reshape(len(clips), -1).to(torch.float32) / 255
 

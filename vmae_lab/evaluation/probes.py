@@ -1,8 +1,8 @@
-"""Frozen probes: classifiers that are fitted to few labelled clips' tokens, without changing the encoder.
+"""Frozen probes: classifiers on the tokens of a few labeled clips. The encoder is not changed.
 
-The direction of motion is a difference between places and times, which a mean over tokens loses. `ridge` (on concatenated
-tokens) and `attentive` keep each token's place, `linear_2x2` (means of the four quarters of the frame, as one level of spatial
-pyramid pooling, He et al. 2015) keeps it roughly, `linear_mean` and `knn` do not.
+The direction of motion is a difference between positions and times, which the mean over tokens loses. `ridge` (on concatenated
+tokens) and `attentive` keep the position of each token. `linear_2x2` (means of the four quarters of the frame, one level of
+spatial pyramid pooling, He et al. 2015) keeps it roughly. `linear_mean` and `knn` lose it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,17 +33,17 @@ PROBE_NAMES: dict[str, str] = {
     "linear_mean": "ridge on mean token",
     "knn": "kNN on mean token",
 }
-TOKEN_SHARE = 0.25  # of a GPU's free memory that one set of tokens may take; concatenating it takes twice that
+TOKEN_SHARE = 0.25  # largest share of a GPU's free memory for a set of tokens; concatenation needs twice as much
 
 
 class ProbeSettings(BaseModel):
-    """Which probes, and how many labels they get."""
+    """Probes, and the number of labels for them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     probes: tuple[Probe, ...] = Field(("ridge", "attentive", "linear_mean", "knn"), min_length=1)
-    labels: int | None = Field(160, ge=2, description="labelled training clips, equally many per class; null: all")
-    draws: int = Field(3, ge=1, description="independent draws of the labelled clips, averaged")
+    labels: int | None = Field(160, ge=2, description="labeled training clips, equally many per class; null: all")
+    draws: int = Field(3, ge=1, description="independent draws of the labeled clips; results are averaged")
     attentive_steps: int = Field(200, ge=1)
     attentive_lr: float = Field(1e-3, gt=0)
 
@@ -51,37 +51,37 @@ class ProbeSettings(BaseModel):
 def extract_tokens(
     encoder: nn.Module, clips: Clips, rows: Sequence[int], model: ModelSettings, stride: int, pooled: bool = False
 ) -> Tensor:
-    """Tokens of the middle window of some clips: float32 `(n, N, D)`; their mean `(n, 1, D)` if `pooled`.
+    """Return the tokens of the middle window of some clips: float32 `(n, N, D)`, or their mean `(n, 1, D)` if `pooled`.
 
-    On the encoder's device if they fit (see `token_device`), else on the CPU. Raises MissingVideos.
+    They are on the encoder's device if they fit (see `token_device`), else on the CPU. Raises MissingVideos.
     """
     encoder.eval()
     videos = evaluated_clips(clips, rows, model.frames, stride, model.side)
-    place = token_device(next(encoder.parameters()).device, token_bytes(model, len(rows), pooled))
-    return torch.cat([tokens_of(encoder, video, pooled).to(place) for video in videos])
+    device = token_device(next(encoder.parameters()).device, token_bytes(model, len(rows), pooled))
+    return torch.cat([tokens_of(encoder, video, pooled).to(device) for video in videos])
 
 
 @torch.no_grad()
 def tokens_of(encoder: nn.Module, video: Tensor, pooled: bool = False) -> Tensor:
-    """Tokens of uint8 clips `(B, C, T, H, W)`: float32 `(B, N, D)` on the encoder's device; `(B, 1, D)` means if `pooled`."""
+    """Return the tokens of uint8 clips `(B, C, T, H, W)`: float32 `(B, N, D)`, or their mean `(B, 1, D)` if `pooled`."""
     tokens = encoder(video.to(next(encoder.parameters()).device))
     return (tokens.mean(1, keepdim=True) if pooled else tokens).to(torch.float32)
 
 
 def token_bytes(model: ModelSettings, clips: int, pooled: bool = False) -> int:
-    """Bytes of the float32 tokens of some clips."""
+    """Return the size of the float32 tokens of some clips in bytes."""
     return 4 * clips * model.dimensions.width * (1 if pooled else model.clip.tokens)
 
 
 def token_device(device: torch.device, size: int) -> torch.device:
-    """Where to keep `size` bytes of tokens that are computed on `device`: on it if it is a GPU with enough memory, else CPU."""
+    """Return the device to store `size` bytes of tokens on: `device` if it is a GPU with enough memory, else the CPU."""
     if device.type == "cuda" and size <= TOKEN_SHARE * torch.cuda.mem_get_info(device)[0]:
         return device
     return torch.device("cpu")
 
 
 def draw_labelled(labels: np.ndarray, count: int, seed: int, draw: int) -> np.ndarray:
-    """Rows of `count` labelled clips, equally many per class, the same for every arm. Raises ValueError if too few."""
+    """Draw the rows of `count` labeled clips, equally many per class, the same for every arm. Raises ValueError."""
     classes = np.unique(labels)
     each = count // len(classes)
     rng = numpy_generator(seed, "labelled clips", draw)
@@ -90,29 +90,29 @@ def draw_labelled(labels: np.ndarray, count: int, seed: int, draw: int) -> np.nd
         available = np.flatnonzero(labels == label)
         if not 0 < each <= len(available):
             raise ValueError(
-                f"{count} labels over {len(classes)} classes need {each} clips of each (at least 1); there are "
-                f"{len(available)} of class {label}: lower the number of labels (null: all), or add labelled clips"
+                f"{count} labels over {len(classes)} classes are {each} clips per class (at least 1); class {label} has "
+                f"{len(available)}. Reduce the number of labels (null: all), or add labeled clips"
             )
         rows.append(rng.choice(available, each, replace=False))
     return np.sort(np.concatenate(rows))
 
 
 def labelled_draws(labels: np.ndarray, settings: ProbeSettings, seed: int) -> list[np.ndarray]:
-    """The rows of each draw of labelled clips; a single draw if all labels are used."""
+    """Return the rows of each draw of labeled clips. There is a single draw if all labels are used."""
     if settings.labels is None:
         return [np.arange(len(labels))]
     return [draw_labelled(labels, settings.labels, seed, draw) for draw in range(settings.draws)]
 
 
 def pooled_only(probes: Sequence[Probe]) -> bool:
-    """Whether these probes only need mean tokens."""
+    """Return whether these probes need only mean tokens."""
     return set(probes) <= {"linear_mean", "knn"}
 
 
 def classical_answers(probe: Probe, features: Tensor, labels: np.ndarray, others: Tensor, grid: Grid) -> np.ndarray:
-    """Fit a probe to labelled tokens `(n, N, D)` and predict the classes of others `(m, N, D)`: `(m,)`.
+    """Fit a probe to labeled tokens `(n, N, D)`, and predict the classes of others `(m, N, D)`: `(m,)`.
 
-    `grid` is that of the N tokens, `(T', H', W')`. The regularisation strength is chosen within the labelled clips.
+    `grid` is `(T', H', W')` of the N tokens. The regularization strength is selected on the labeled clips.
     """
     train, test = arrange(probe, features, grid), arrange(probe, others, grid)
     if probe in ("ridge", "linear_2x2", "linear_mean"):
@@ -120,30 +120,30 @@ def classical_answers(probe: Probe, features: Tensor, labels: np.ndarray, others
     if probe == "knn":
         classifier = make_pipeline(Normalizer(), KNeighborsClassifier(n_neighbors=min(10, len(labels)), weights="distance"))
         return classifier.fit(train.cpu().numpy(), labels).predict(test.cpu().numpy())
-    raise ValueError(f"'{probe}' is not fitted in closed form")
+    raise ValueError(f"the probe '{probe}' has no closed form")
 
 
 def arrange(probe: Probe, features: Tensor, grid: Grid) -> Tensor:
-    """Tokens `(n, N, D)` as columns of a probe: concatenated (ridge), means over the frame's quarters, or their mean."""
+    """Return the input of a probe from tokens `(n, N, D)`: concatenated (ridge), means of quarters of the frame, or mean."""
     if probe == "ridge":
         return features.flatten(1)
     if probe == "linear_2x2":
         over_time = rearrange(features, "n (t h w) d -> n t d h w", t=grid[0], h=grid[1]).mean(1)
         return functional.adaptive_avg_pool2d(over_time, 2).flatten(1)
-    if features.device.type == "cpu":  # committed reports used NumPy, which adds in another order
+    if features.device.type == "cpu":  # committed reports used NumPy, which sums in another order
         return torch.from_numpy(features.numpy().mean(1))
     return features.mean(1)
 
 
-# --- Ridge classification, also of many more columns than rows ------------------------------------------------------------
-BLOCK = 2**20  # values that are converted to float64 at a time: 8 MiB, which fit into a CPU's cache
+# --- Ridge classification, also with many more columns than rows ----------------------------------------------------------
+BLOCK = 2**20  # values that are converted to float64 at a time: 8 MiB, which fit into the cache of a CPU
 EPS = torch.finfo(torch.float64).eps
 
 
 def ridge_answers(features: Tensor, labels: np.ndarray, others: Tensor, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Fit a ridge classifier to standardised features `(n, d)` and predict the classes of others `(m, d)`: `(m,)`.
+    """Fit a ridge classifier to standardized features `(n, d)`, and predict the classes of others `(m, d)`: `(m,)`.
 
-    The regularisation strength is chosen by leave-one-out validation. If n < d, the classifier is fitted to at most n
+    The regularization strength is selected by leave-one-out validation. If n < d, the classifier is fitted to at most n
     coordinates instead of d columns, which gives the same predictions.
     """
     classifier = RidgeClassifierCV(alphas=alphas)
@@ -156,33 +156,33 @@ def ridge_answers(features: Tensor, labels: np.ndarray, others: Tensor, alphas: 
 
 
 def wide_decision(classifier: RidgeClassifierCV, features: Tensor, labels: np.ndarray, others: Tensor) -> np.ndarray:
-    """Fit a classifier to standardised features `(n, d)`, n < d, and return its decision values of others `(m, d)`.
+    """Fit a classifier to standardized features `(n, d)`, n < d, and return its decision values for others `(m, d)`.
 
-    They are float64 `(m, classes)`, or `(m, 1)` if there are two. With X the standardised features and U diag(s^2) U^T the
-    eigendecomposition of X X^T, the coordinates of X in its own span are U s. A ridge regression's weights lie in the span of
-    its rows, and a rotation does not change their norm, so the fit to U s equals the fit to X: weights w of the coordinates are
-    the weights X^T U w / s of the columns. Columns are read in blocks, on the features' device.
+    The result is float64 `(m, classes)`, or `(m, 1)` for two classes. Let X be the standardized features and U diag(s^2) U^T
+    the eigendecomposition of X X^T. The coordinates of X in its own span are U s. The weights of a ridge regression are in the
+    span of its rows, and a rotation does not change their norm. So the fit to U s equals the fit to X: weights w of the
+    coordinates correspond to weights X^T U w / s of the columns. Columns are read in blocks, on the device of the features.
     """
     width = max(1, BLOCK // (len(features) + len(others)))
-    gram = sum(block @ block.T for _, block, _, _ in _standardised(features, width))
+    gram = sum(block @ block.T for _, block, _, _ in _standardized(features, width))
     assert isinstance(gram, Tensor), "at least one column is needed"
     squares, vectors = torch.linalg.eigh(gram)
     kept = squares > EPS * squares[-1]  # the others are zero to rounding
-    kept[-1] = True  # all are zero if all rows are equal; the fit then has an intercept only
+    kept[-1] = True  # if all rows are equal, all are zero, and the fit has only an intercept
     lengths, basis = squares[kept].clamp(min=torch.finfo(torch.float64).tiny).sqrt(), vectors[:, kept]
     classifier.fit((basis * lengths).cpu().numpy(), labels)
     of_rows = basis / lengths @ torch.from_numpy(np.atleast_2d(classifier.coef_).T).to(basis)
     values = torch.from_numpy(np.atleast_1d(classifier.intercept_)).to(basis).repeat(len(others), 1)
-    for columns, block, mean, scale in _standardised(features, width):
+    for columns, block, mean, scale in _standardized(features, width):
         weights = block.T @ of_rows / scale[:, None]
         values += others[:, columns].to(block) @ weights - mean @ weights
     return values.cpu().numpy()
 
 
-def _standardised(features: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Blocks of columns, float64 and standardised like scikit-learn's StandardScaler, with each column's mean and scale.
+def _standardized(features: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Yield blocks of columns, float64, standardized like scikit-learn's StandardScaler, with mean and scale per column.
 
-    The scale of columns that are constant to rounding is 1.
+    The scale of columns that are constant up to rounding is 1.
     """
     for start in range(0, features.shape[1], width):
         columns = slice(start, start + width)

@@ -1,4 +1,4 @@
-"""Reconstruction error on held-out clips. A low error is no measure of good features: easy masks give low errors."""
+"""Reconstruction error on held-out clips. It does not measure the quality of features: easy masks give low errors."""
 
 import torch
 
@@ -16,10 +16,10 @@ BATCH = 32  # clips whose masks are drawn together
 def reconstruction_errors(
     model: VideoMAE, clips: Clips, settings: ModelSettings, masks: MaskSettings, stride: int
 ) -> dict[str, float]:
-    """Loss on held-out clips under the arm's own masks, and that of predicting each patch's true mean (`cube_mean`).
+    """Return the loss on held-out clips with the arm's own masks, and the loss of a baseline (`cube_mean`).
 
-    No model knows the true means, so the second is an optimistic baseline. Both are for the target that the arm was trained
-    with; errors under different masks are not comparable. Raises MissingVideos.
+    The baseline predicts the true mean of each patch. Models do not know it, so the baseline is optimistic. Both losses use the
+    target that the arm was trained with. Errors with different masks are not comparable. Raises MissingVideos.
     """
     device = next(model.parameters()).device
     sums = {"reconstruction": 0.0, "cube_mean": 0.0}
@@ -41,6 +41,6 @@ def reconstruction_errors(
 
 
 def _patch_means(target: torch.Tensor, channels: int) -> torch.Tensor:
-    """Each patch's mean colour in place of its pixels (zero if the target is normalised): `(B, M, v*C)` -> the same."""
+    """Replace the pixels of each patch by its mean color (zero if the target is normalized): `(B, M, v*C)` -> the same."""
     pixels = target.unflatten(-1, (-1, channels))
     return patch_statistics(pixels)[0].expand_as(pixels).flatten(-2)

@@ -1,1 +1,1 @@
-"""What the whole package uses: atomic files, seeding, processes, progress, paths."""
+"""Shared utilities: atomic files, errors, paths, processes, progress bars, seeding."""

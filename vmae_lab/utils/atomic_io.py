@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and file names that are not UTF-8."""
+"""Atomic writing of files, JSON, and file names that are not UTF-8."""
 
 import errno
 import json
@@ -19,12 +19,12 @@ from vmae_lab.utils.errors import UserError
 
 
 class StorageError(UserError, OSError):
-    """A folder that cannot be written, or a full disk. The message names the folder and the remedy."""
+    """A folder cannot be written, or the disk is full. The message names the folder and what to do."""
 
 
 @contextmanager
 def storing_in(folder: Path) -> Iterator[None]:
-    """Raise errors of writing (read-only, no permission, full disk) in the block as a StorageError that names `folder`."""
+    """Convert write errors in the block (read-only, no permission, full disk) to a StorageError that names `folder`."""
     try:
         yield
     except StorageError:
@@ -42,8 +42,8 @@ def storing_in(folder: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         raise StorageError(
-            f"cannot write to {folder}: {reasons[error.errno]}. Free it, or choose another place: VMAE_LAB_HOME moves "
-            "the cache of data, VMAE_LAB_PROJECT the folder that holds runs/ and reports/"
+            f"cannot write to {folder}: {reasons[error.errno]}. Fix this, or use another folder: set VMAE_LAB_HOME for cached "
+            "data, VMAE_LAB_PROJECT for runs/ and reports/"
         ) from error
 
 
@@ -58,10 +58,10 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which is renamed to `path` at the end of the block, or removed if the block fails.
+    """Yield a temporary path. It is renamed to `path` after the block, or removed if the block fails.
 
-    There may be one writer at a time: files that a killed one left are removed. Raises StorageError, also if PyTorch or
-    safetensors raise another error because the disk is full.
+    Only one process may write `path` at a time, because temporary files of killed processes are removed. Raises StorageError,
+    also if a full disk makes PyTorch or safetensors raise another error.
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file is on the disk, which may raise the error that the disk is full."""
+    """Flush a file to disk. If the disk is full, this may be the first call that raises an error."""
     with open(path, "rb") as written:
         os.fsync(written.fileno())
 
@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """Return a hash of plain settings, twelve hexadecimal digits, which does not depend on the order of keys."""
+    """Return a hash of plain values: 12 hexadecimal digits, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -110,17 +110,17 @@ def fingerprint(value: Any) -> str:
 
 
 def readable(text: str) -> str:
-    """Return text that can be encoded, for messages and tables: `\\xe9` for a byte of a file name that is not UTF-8."""
+    """Return text that can be encoded as UTF-8, with `\\xe9` for a byte of a file name that is not UTF-8."""
     if text.isascii():
         return text
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a surrogate pair, which is in no file name
+    except UnicodeEncodeError:  # an unpaired surrogate that does not come from a file name
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def local_name(name: str) -> str:
-    """Return the file name of a UTF-8 text for this process's file functions: the same bytes in every locale."""
+    """Return a UTF-8 name as `open` and `os` need it in this locale, so that the file has the same bytes in every locale."""
     if name.isascii() or sys.getfilesystemencoding() == "utf-8":
         return name
     try:
@@ -130,7 +130,7 @@ def local_name(name: str) -> str:
 
 
 def utf8_name(name: str) -> str:
-    """Return the UTF-8 text of a file name, the inverse of `local_name`. Bytes that are not UTF-8 stay surrogates."""
+    """Return a file name as UTF-8 text: the inverse of `local_name`. Bytes that are not UTF-8 stay surrogates."""
     if name.isascii() or sys.getfilesystemencoding() == "utf-8":
         return name
     return os.fsencode(name).decode("utf-8", "surrogateescape")
@@ -142,7 +142,7 @@ def escaped_name(name: str) -> str:
 
 
 def unescaped_name(text: str) -> str:
-    """Return the name of which `escaped_name` gives `text`."""
+    """Return the name from its escaped form: the inverse of `escaped_name`."""
     return re.sub(
         rb"\\(\\|x[0-9a-fA-F]{2})",
         lambda match: b"\\" if match[1] == b"\\" else bytes([int(match[1][1:], 16)]),

@@ -1,11 +1,11 @@
-"""The project's folder, and its folders of runs and reports, found from any folder inside the project."""
+"""Paths of the project: root, runs and reports."""
 
 import os
 from pathlib import Path
 
 
 def project_root() -> Path:
-    """Return `$VMAE_LAB_PROJECT`, or the nearest folder at or above the current one that is a checkout, or the current one."""
+    """Return `$VMAE_LAB_PROJECT` if it is set, else the nearest checkout at or above the current folder, else that folder."""
     chosen = os.environ.get("VMAE_LAB_PROJECT")
     if chosen:
         return Path(chosen).resolve()
@@ -19,10 +19,10 @@ def holds_the_project(folder: Path) -> bool:
 
 
 def how_to_find_it() -> str:
-    """Return the end of a message about a missing file of the project: outside of a checkout, how to get to one."""
+    """Return a hint for messages about missing project files. It is empty inside a checkout."""
     if holds_the_project(project_root()):
         return ""
-    return ". This is no checkout of vmae_lab: change to one, or set VMAE_LAB_PROJECT to its folder"
+    return ". The current folder is not in a checkout of vmae_lab: change to one, or set VMAE_LAB_PROJECT to its folder"
 
 
 def project_path(path: Path) -> str:

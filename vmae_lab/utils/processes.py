@@ -1,6 +1,6 @@
-"""Processes: those of a launcher (rank 0, ...), pools of workers, ending with the parent; and this process's threads.
+"""Launched processes, worker pools, processes that end with their parent, and the number of threads.
 
-Decoder processes import this module, so it imports PyTorch only in functions that use it.
+Decoder processes import this module, so PyTorch is imported only in the functions that use it.
 """
 
 import os
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from accelerate import PartialState
 
-WAIT = timedelta(hours=6)  # for the slowest process: rank 0 may evaluate alone while the others wait
+WAIT = timedelta(hours=6)  # the longest time that processes wait for each other: rank 0 may evaluate alone
 POOL_OF = "VMAE_LAB_POOL_OF"  # set to the id of a pool's owner for its workers; the package's __init__ reads it
 _pool_failed: "c_byte | None" = None  # in a pool's worker: shared memory that the pool's owner writes
 
 
 class ProcessLost(UserError, RuntimeError):
-    """A process that this one needs was killed or failed. The message says which one, and what to do."""
+    """A process that this one depends on was killed or failed. The message says which one and what to do."""
 
 
 def launched() -> bool:
@@ -41,7 +41,7 @@ def launched() -> bool:
 
 
 def process_state() -> "PartialState":
-    """Connect to the processes of the launcher. They compute on CPUs if there is not an accelerator for each."""
+    """Return accelerate's state of the launched processes. They use CPUs unless every process has its own accelerator."""
     import torch
     from accelerate import PartialState
 
@@ -54,9 +54,10 @@ def process_state() -> "PartialState":
 
 @contextmanager
 def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Open a pool of spawned processes. Forked ones would inherit threads and open decoders, and hang.
+    """Open a pool of spawned processes. Forked processes would inherit threads and open decoders, and could hang.
 
-    If the block fails, the workers get SIGTERM, on which a training saves and ends. Raises ProcessLost if a worker was killed.
+    If the block fails, the workers get SIGTERM: training saves a checkpoint and stops. Raises ProcessLost if a worker was
+    killed.
     """
     method = get_start_method(allow_none=True) or get_all_start_methods()[0]  # the default is the first
     context = get_context("spawn")
@@ -71,17 +72,17 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             pool.shutdown(wait=False, cancel_futures=True)
             while workers := [worker for worker in workers if worker.is_alive()]:
                 for worker in workers:
-                    worker.terminate()  # repeatedly, since a training that fails may have consumed the first signal
+                    worker.terminate()  # repeatedly: a failing training may have handled the first signal
                 wait([worker.sentinel for worker in workers], timeout=1)
             if isinstance(error, BrokenProcessPool):
-                raise ProcessLost("a worker process was killed, perhaps for lack of memory; use fewer at a time") from error
+                raise ProcessLost("a worker process was killed, perhaps because memory ran out; use fewer workers") from error
             raise
         finally:
             os.environ.pop(POOL_OF, None)
 
 
 def _begin_pool_worker(start_method: str, failed: "c_byte") -> None:
-    """Use the owner's start method: otherwise a spawned process spawns its loaders, and each imports PyTorch again."""
+    """Use the owner's start method. Otherwise a spawned worker would spawn its data loaders, and each would import PyTorch."""
     global _pool_failed
     _pool_failed = failed
     set_start_method(start_method, force=True)
@@ -89,12 +90,12 @@ def _begin_pool_worker(start_method: str, failed: "c_byte") -> None:
 
 
 def pool_failed() -> bool:
-    """Return whether this process is a pool's worker that is stopped because another job of the pool has failed."""
+    """Return whether this process is a pool worker that is being stopped because another job of the pool has failed."""
     return _pool_failed is not None and bool(_pool_failed.value)
 
 
 def sendable(error: Exception) -> Exception:
-    """Return the error if it can be sent to another process, else a RuntimeError with its type and message."""
+    """Return the error if it can be pickled, else a RuntimeError with its type and message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # a library's error may raise anything when it is unpickled
@@ -103,18 +104,18 @@ def sendable(error: Exception) -> Exception:
 
 
 def end_with_parent() -> None:
-    """End this process, which multiprocessing started, about a second after its parent, even if that is killed (SIGKILL)."""
+    """End this multiprocessing process about a second after its parent ends, even if the parent gets SIGKILL."""
     parent, started_by = parent_process(), os.getppid()
     assert parent is not None, "only for processes that multiprocessing started"
-    # `is_alive` checks a pipe, of which a later fork of the parent has a copy, so compare the parent's id as well.
+    # `is_alive` checks a pipe. A later fork of the parent has a copy of it, so compare the parent's id as well.
     end_when(lambda: not parent.is_alive() or os.getppid() != started_by)
 
 
 def end_when(gone: Callable[[], bool], grace_s: float = 0.0) -> None:
-    """End this process when `gone`, which is called once a second, returns True.
+    """End this process when `gone` returns True. `gone` is called once a second.
 
-    With `grace_s` it first gets SIGTERM, on which a training saves, and so many seconds. prctl's signal at the parent's death
-    is not used: it also comes when the thread ends that started this process.
+    With `grace_s`, the process first gets SIGTERM and then has `grace_s` seconds to save. prctl's parent-death signal is not
+    used, because it is also sent when the thread that started this process ends.
     """
 
     def watch() -> None:
@@ -129,13 +130,13 @@ def end_when(gone: Callable[[], bool], grace_s: float = 0.0) -> None:
 
 
 def ignore_stop_requests() -> None:
-    """Ignore SIGTERM, which Slurm sends to all processes of a job: a training needs its workers until it has saved."""
+    """Ignore SIGTERM. Slurm sends it to all processes of a job, but training needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
 def fixed_threads(count: int | None) -> Iterator[None]:
-    """Fix the number of CPU threads of PyTorch and BLAS (scikit-learn) in the block: the last bits of results depend on it."""
+    """Fix the number of CPU threads of PyTorch and BLAS in the block. The last bits of results depend on it."""
     if count is None:
         yield
         return

@@ -15,33 +15,32 @@ VARIABLE = "VMAE_LAB_PROGRESS"  # `terminal`, `lines` or `off` overrides the cho
 TEXT = "{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} {unit}, {elapsed} so far, {remaining} to go{postfix}"
 REDRAW = 0.5  # seconds between two updates of a line
 FIRST_LINE, NEXT_LINE = 60.0, 5.0  # seconds until a log file's first line, and at least between two lines
-PART = 0.1  # of the whole between two lines of a log file
+PART = 0.1  # share of the work between two lines of a log file
 WIDEST = 160  # characters of a line in a notebook
 
 
 class Progress(tqdm):
-    """A tqdm bar for a `with` statement. There is one line per process: a bar that is opened inside another one is added to
-    its line. Worker processes show nothing.
+    """A tqdm bar for a `with` statement. All open bars of a process share one line. Worker processes show nothing.
 
-    In a notebook the line is a display that updates, in a terminal a line on the error stream. In a file or a pipe, lines are
-    printed after every 10%.
+    In a notebook, the line is a display that updates. In a terminal, it is a line on the error stream. In a file or a pipe, a
+    line is printed after every 10%.
     """
 
-    monitor_interval = 0  # without tqdm's thread, which draws as well
+    monitor_interval = 0  # disable tqdm's thread, which would draw as well
     opened: ClassVar[list["Progress"]] = []
 
     def __init__(
         self, iterable: Iterable[Any] | None = None, total: float | None = None, disable: bool = False, **settings: Any
     ):
         hidden = disable or parent_process() is not None or os.environ.get(VARIABLE) == "off"
-        # `gui`: tqdm prints nothing by itself, as in its own subclasses.
+        # With `gui`, tqdm prints nothing itself, as in its own subclasses.
         ours: dict[str, Any] = {"smoothing": 0.3, "bar_format": TEXT, "mininterval": REDRAW, "miniters": 0, "gui": True}
         super().__init__(iterable, total=total, disable=hidden, **(ours | settings))
         self._output: _Notebook | _Terminal | _Lines | None = None
-        self._depth: int | None = None  # the number of bars around it, while it is open
+        self._depth: int | None = None  # the number of outer bars, while this one is open
 
     def __enter__(self) -> Self:
-        if not self.disable and self.total != 0:  # nothing to do: nothing to show
+        if not self.disable and self.total != 0:  # an empty bar is not shown
             self._depth = len(self.opened)
             self.opened.append(self)
             if self._depth == 0:
@@ -59,7 +58,7 @@ class Progress(tqdm):
         self._draw()
 
     def measure(self) -> None:
-        """Called before the bar is drawn. A subclass sets `n` here if nobody calls `update`."""
+        """Called before the bar is drawn. Subclasses that do not call `update` set `n` here."""
 
     def _draw(self, last: bool = False) -> None:
         if self._output:
@@ -72,14 +71,14 @@ class Progress(tqdm):
             self.opened[0].refresh()
 
     def short(self) -> str:
-        """Return the text that the line of an outer bar shows for this one."""
+        """Return the text of this bar in the line of an outer bar."""
         self.measure()
         count = f": {self.n:.0f}/{self.total:.0f} {self.unit}" if self.total else ""
         return f"{self.desc}{count}" + (f", {self.postfix}" if self.postfix else "")
 
 
 class _Notebook:
-    """A display of plain text that updates. A saved notebook has its last state."""
+    """A display of plain text that updates. A saved notebook has the last text."""
 
     def __init__(self) -> None:
         from IPython.display import display
@@ -91,7 +90,7 @@ class _Notebook:
 
 
 class _Terminal:
-    """A line that starts again after a carriage return."""
+    """A line in a terminal that is overwritten."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.write = stream, tqdm.status_printer(stream)
@@ -102,7 +101,7 @@ class _Terminal:
 
 
 class _Lines:
-    """A line after every 10%, and one after the first minute."""
+    """Lines in a file: one after every 10%, and one after the first minute."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.lines, self.part, self.written = stream, 0, 0.0, time.monotonic()

@@ -10,7 +10,7 @@ import torch
 
 
 def derive(seed: int, purpose: str, *position: int) -> int:
-    """Return a seed of 63 bits for one purpose at one position (an epoch, a step, a sample), independent of all others."""
+    """Return a 63-bit seed for a purpose and a position (epoch, step, sample). Seeds are independent of each other."""
     key = "/".join(map(str, (seed, purpose, *position)))
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -24,7 +24,7 @@ def numpy_generator(seed: int, purpose: str, *position: int) -> np.random.Genera
 
 
 def reseed(device: torch.device, seed: int) -> None:
-    """Seed the global generators that code on a device draws from."""
+    """Seed the global random generators of a device."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -33,7 +33,7 @@ def reseed(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Seed PyTorch's global generators inside the block, for library code without a generator: initial weights, drop path."""
+    """Seed PyTorch's global generators in the block, for library code that takes no generator (initial weights, drop path)."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(derive(seed, purpose))
@@ -42,7 +42,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def library_draws(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's global generators (on the CPU) inside the block, for a library's augmentation."""
+    """Seed the global CPU generators of Python, NumPy and PyTorch in the block, for augmentation by a library."""
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([]):
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""Decoding of video files: `decoders.py` reads frames, `pool.py` does so in other processes, `inspection.py` checks files."""
+"""Decoding of video files. `decoders.py` reads frames, `pool.py` does it in other processes, `inspection.py` checks files."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Checks of a video file before a decoder opens it: path, links, container and the boxes of MP4.
+"""Checks of a video file before a decoder opens it: path, links, container and MP4 boxes.
 
-Decoders hang on named pipes, and follow playlists to other files and addresses.
+Without them, decoders would hang on named pipes, and would open the files and addresses that playlists name.
 """
 
 import io
@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from vmae_lab.utils.atomic_io import readable
 from vmae_lab.utils.errors import UserError
 
-FRAMES = "img_{:05d}.jpg"  # file names in a folder of frames, as in the official code
+FRAMES = "img_{:05d}.jpg"  # default file names in a folder of frames, as in the official code
 HEAD = 400  # bytes that identify a container: two packets of an MPEG transport stream
 
 
 class VideoError(UserError, ValueError):
-    """A video that cannot be read. The message has its `path`, `codec` (empty if unknown) and `cause`."""
+    """A video cannot be read. The message has its `path`, `codec` (empty if unknown) and `cause`."""
 
     def __init__(self, path: str | Path, cause: str, codec: str = ""):
         self.path, self.cause, self.codec = str(path), readable(" ".join(cause.split())), codec
@@ -33,7 +33,7 @@ class VideoError(UserError, ValueError):
 
 
 class DecoderUnavailable(UserError, RuntimeError):
-    """No decoder process can be started. No video is the cause, so none may be skipped for it."""
+    """No decoder process can be started. This is not the fault of a video, so no video is skipped."""
 
 
 class VideoSettings(BaseModel):
@@ -44,39 +44,39 @@ class VideoSettings(BaseModel):
     decoder: str = Field(
         "auto",
         pattern="^(auto|decord|pyav|torchcodec)$",
-        description="auto: decord for files that it reads exactly, PyAV for the rest. The others refuse inexact files",
+        description="auto: decord for files that it reads exactly, else PyAV. decord and torchcodec refuse inexact files",
     )
-    max_pixels: int = Field(4096 * 2304, ge=1, description="pixels of a frame at most; decoders need 100 bytes per pixel")
-    memory_mib: int = Field(2048, ge=256, description="memory of a decoder process at most, in MiB; Linux only")
-    timeout_s: float = Field(60.0, gt=0, description="seconds that a read may take")
-    follow_links: bool = Field(False, description="whether symbolic links may lead out of the list's root")
+    max_pixels: int = Field(4096 * 2304, ge=1, description="largest frame in pixels; decoders need 100 bytes per pixel")
+    memory_mib: int = Field(2048, ge=256, description="memory limit of a decoder process in MiB; Linux only")
+    timeout_s: float = Field(60.0, gt=0, description="time limit of a read, in seconds")
+    follow_links: bool = Field(False, description="whether symbolic links may point outside the root of the list")
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """The location of a video: a file, `total` numbered pictures in a folder from `start` on, or a part of a tar shard."""
+    """The location of a video: a file, a folder of `total` numbered pictures from `start` on, or a part of a tar shard."""
 
     path: str
-    root: str | None = None  # links must not lead out of it
+    root: str | None = None  # links must not point outside of it
     start: int = 1
     total: int = -1  # -1: a video file
     pattern: str = FRAMES
-    offset: int = -1  # in bytes; -1: a file of its own
+    offset: int = -1  # in bytes; -1: the whole file
     size: int = -1
-    # Results of `vmae-lab data check`, valid while the file has these `bytes`.
+    # Results of `vmae-lab data check`. They are valid if the file still has these `bytes`.
     decoder: str = ""
     frames: int = -1
     bytes: int = -1
 
     def is_as_checked(self, path: str) -> bool:
-        """Whether `vmae-lab data check` has seen the file at `path` in its present size."""
+        """Return whether the file at `path` has the size that `vmae-lab data check` recorded."""
         return self.decoder != "" and self.bytes == (self.size if self.size >= 0 else os.path.getsize(path))
 
 
 def screen(video: VideoFile, follow_links: bool = False) -> str:
-    """Return the real path of a regular file (or folder of frames) that may be opened. Raises VideoError."""
+    """Check that a regular file (or folder of frames) may be opened, and return its real path. Raises VideoError."""
     if not video.path or "\0" in video.path:
-        raise VideoError(video.path, "the path holds a NUL byte" if video.path else "an empty path")
+        raise VideoError(video.path, "the path has a NUL byte" if video.path else "the path is empty")
     path = os.path.abspath(video.path)
     try:
         real, mode = os.path.realpath(path, strict=True), os.stat(path).st_mode
@@ -84,22 +84,22 @@ def screen(video: VideoFile, follow_links: bool = False) -> str:
         raise VideoError(path, "there is no such file") from None
     except OSError as error:
         raise VideoError(path, error.strerror.lower() if error.strerror else str(error)) from None
-    except UnicodeEncodeError as error:  # only for a path from a program: lists are read in any locale
-        raise VideoError(path, f"the name cannot be written in this locale's {error.encoding}; set PYTHONUTF8=1") from None
+    except UnicodeEncodeError as error:  # only for paths from other code: paths from lists fit the locale
+        raise VideoError(path, f"the name cannot be encoded in {error.encoding} of this locale; set PYTHONUTF8=1") from None
     if video.root is not None and not follow_links:
         root = os.path.realpath(video.root)
         if os.path.commonpath([root, real]) != root:
-            raise VideoError(path, f"a link leads out of the root {root}, to {real} (follow_links: true allows it)")
+            raise VideoError(path, f"it links to {real}, outside the root {root}; set follow_links: true to allow it")
     if video.total >= 0 and not stat.S_ISDIR(mode):
-        raise VideoError(path, "listed as a folder of frames, but not a folder")
+        raise VideoError(path, "it is listed as a folder of frames, but is not a folder")
     if video.total < 0 and not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        raise VideoError(path, f"not a regular file but {kinds.get(stat.S_IFMT(mode), 'a device')}")
+        raise VideoError(path, f"it is not a regular file but {kinds.get(stat.S_IFMT(mode), 'a device')}")
     return real
 
 
 def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
-    """Return what a decoder opens (a path, or the bytes of a part of a shard) and its container. Raises VideoError."""
+    """Return the input of a decoder (a path, or the bytes of a part of a shard) and its container. Raises VideoError."""
     try:
         with open(path, "rb") as file:
             if video.offset >= 0:
@@ -117,10 +117,10 @@ def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
 
 
 def container_of(head: bytes) -> str:
-    """Return FFmpeg's name of the container that a file's first `HEAD` bytes announce. Raises ValueError for other files.
+    """Return FFmpeg's name of the container, from the first `HEAD` bytes of a file. Raises ValueError for other files.
 
-    Only known containers are accepted. None of them is text, since HLS, DASH and ffconcat playlists name other files and
-    addresses, which decoders open.
+    Only known binary containers are accepted. Text is refused, because HLS, DASH and ffconcat playlists name other files and
+    addresses, which decoders would open.
     """
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
         raise ValueError("not a video but a picture (HEIF, AVIF)")
@@ -138,14 +138,14 @@ def container_of(head: bytes) -> str:
             raise ValueError(f"not a video but {name}")
     for magic, name in _OTHER_CONTAINERS.items():
         if head.startswith(magic):
-            raise ValueError(f"its container is not read here ({name}); convert it, as with 'ffmpeg -i IN OUT.mp4'")
+            raise ValueError(f"its container ({name}) is not supported; convert it, e.g. with 'ffmpeg -i IN OUT.mp4'")
     if not head:
         raise ValueError("the file is empty")
     text = not set(head) & set(range(9)) and b"\x7f" not in head
-    raise ValueError("not a video but text" if text else "not a video: its first bytes are of no container that is read here")
+    raise ValueError("not a video but text" if text else "not a video: unknown container")
 
 
-# The box types that MP4 and QuickTime files begin with. Segments of DASH and HLS begin with them, too.
+# Box types at the start of MP4 and QuickTime files, and of DASH and HLS segments.
 _FIRST_BOXES = set(b"ftyp moov mdat free skip wide pnot uuid junk styp sidx ssix moof emsg prft".split())
 _PICTURE_BRANDS = set(b"heic heix heim heis mif1 avif".split())
 _CONTAINERS = {
@@ -163,38 +163,38 @@ _OTHER_CONTAINERS = {
     b"\x06\x0e\x2b\x34": "MXF",
     b"nut/multimedia container": "NUT",
     b"YUV4MPEG2": "YUV4MPEG2",
-    b"\x00\x00\x00\x01": "none: a bare stream of H.264 or H.265",
+    b"\x00\x00\x00\x01": "none, a raw stream of H.264 or H.265",
 }
 _OTHER_FILES = {
     b"#EXTM3U": "a playlist (HLS), which names other files",
     b"ffconcat": "a playlist (ffconcat), which names other files",
-    b"version https://git-lfs": "a git-lfs pointer: fetch the file with 'git lfs pull'",
-    b"<!DOCTYPE": "a web page: its download failed",
-    b"<!doctype": "a web page: its download failed",
-    b"<html": "a web page: its download failed",
+    b"version https://git-lfs": "a git-lfs pointer; fetch the file with 'git lfs pull'",
+    b"<!DOCTYPE": "a web page, so the download failed",
+    b"<!doctype": "a web page, so the download failed",
+    b"<html": "a web page, so the download failed",
     b"<?xml": "an XML document",
     b"\xff\xd8\xff": "a picture (JPEG), or several without a container",
     b"\x89PNG": "a picture (PNG)",
-    b"ID3": "sound alone (MP3)",
+    b"ID3": "audio only (MP3)",
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
 }
 
 
 def cause_of(error: Exception) -> str:
-    """Return what went wrong, without the positions in a decoder's source code."""
+    """Return the message of an error, without positions in the source code of a decoder."""
     if isinstance(error, MemoryError):
-        return "it takes more memory than it may (memory_mib)"
+        return "it needs more memory than allowed; increase memory_mib"
     text = str(error) or type(error).__name__
     return text.split("Check failed: ")[-1][:300]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Boxes of MP4 and QuickTime: whether the sample table lists all frames
+# Boxes of MP4 and QuickTime. They tell whether the sample table has all frames
 
 
 def box_types(source: str | io.BytesIO) -> set[bytes]:
-    """Return the types of the boxes at the top level and in `moov`, up to the first fragment behind `moov`."""
+    """Return the types of the boxes at the top level and in `moov`, up to the first fragment after `moov`."""
     found: set[bytes] = set()
     with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
         for kind, start, end in _boxes(file, 0, file.seek(0, os.SEEK_END)):
@@ -207,12 +207,12 @@ def box_types(source: str | io.BytesIO) -> set[bytes]:
 
 
 def is_fragmented(boxes: set[bytes]) -> bool:
-    """Return whether frames may be outside the sample table: in fragments (`moof`), which `mvex` announces."""
+    """Return whether frames may be in fragments (`moof`, announced by `mvex`), outside the sample table."""
     return not boxes.isdisjoint({b"mvex", b"moof"})
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each box between two positions, and where its content starts and ends."""
+    """Yield the type of each box between two positions, and the start and end of its content."""
     while start + 8 <= end:
         file.seek(start)
         size, kind, content = int.from_bytes(file.read(4), "big"), file.read(4), start + 8

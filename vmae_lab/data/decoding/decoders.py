@@ -1,9 +1,8 @@
-"""The decoders: decord for files that it reads exactly, PyAV for the rest, or torchcodec.
+"""The decoders: decord for files that it reads exactly, PyAV for all others, and torchcodec.
 
-The frames of a video are those that decoding from the start gives. PyAV always decodes from the start. decord seeks, which was
-compared with decoding from the start for each kind of file: it silently returns wrong frames in AVI, ASF, MPEG streams, behind
-edit lists, in 4:4:4, in open groups of pictures, and if the first frame is no key frame; it mirrors no pictures. So container,
-codec, packets and display matrix decide which decoder reads a file.
+The reference is decoding from the start of the file, which is what PyAV does. decord seeks. It silently returns wrong frames in
+AVI, ASF and MPEG streams, with edit lists, in 4:4:4, in open groups of pictures, and if the first frame is not a key frame; it
+ignores mirroring. So container, codec, packets and display matrix decide which decoder reads a file.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,20 +39,20 @@ from vmae_lab.data.decoding.images import (
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
-Choose = Callable[[int], Sequence[int]]  # number of frames of a video -> indices of the frames to read
-# Containers with an exact index, and the codecs that decord was seen to read exactly in them.
+Choose = Callable[[int], Sequence[int]]  # number of frames of a video -> indices of frames to read
+# Containers with an exact index, and the codecs in them that decord reads exactly according to our tests.
 EXACT_IN_DECORD = {
     "mov": {"h264", "hevc", "mpeg4", "vp9"},
     "matroska": {"h264", "hevc", "vp8", "vp9"},
     "flv": {"h264"},
     "avi": {"mjpeg"},
 }
-INEXACT_IN_TORCHCODEC = ("avi", "flv")  # packed MPEG-4, and an index of key frames
-EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # in H.264 4:4:4 decord returned broken frames after a seek
-SMALLEST_SIDE = 16  # decord pads frames that are not larger
-FULL_SIZE_BYTES = 8 << 20  # of full-size frames that decord decodes at a time
+INEXACT_IN_TORCHCODEC = ("avi", "flv")  # packed MPEG-4 in AVI; an index of key frames only in FLV
+EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # decord returned broken frames after seeking in H.264 4:4:4
+SMALLEST_SIDE = 16  # decord pads frames up to this side
+FULL_SIZE_BYTES = 8 << 20  # bytes of full-size frames that are decoded at a time
 
-# Types of what a decoder process answers. The process that asked validates them (`messages.py`).
+# Types in the answers of a decoder process. The requesting process validates them (`messages.py`).
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Real = Annotated[float, Field(ge=0, lt=2**63)]
 CHECKED = ConfigDict(extra="forbid")
@@ -61,9 +60,9 @@ CHECKED = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file's header says. Sizes are of stored frames, before rotation.
+    """The header of a file. Sizes are of stored frames, before rotation.
 
-    `frames` is 0 if only decoding can tell. `announced` is the number in the header (0: none), which may be wrong.
+    `frames` is 0 if only decoding can count them. `announced` is the number in the header (0: none), which may be wrong.
     """
 
     __pydantic_config__ = CHECKED
@@ -89,8 +88,8 @@ class Decoded:
 def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None = None) -> Decoded:
     """Read the frames that `choose` picks, in display order, in this process. Raises VideoError.
 
-    `choose` is called with the number of frames, and again if decoding gives another number. Frames with a short side above
-    `short_side` pixels are reduced to it directly after decoding.
+    `choose` is called with the number of frames, and again if decoding gives a different number. Frames with a larger short
+    side are reduced to `short_side` pixels directly after decoding.
     """
     path = screen(video, settings.follow_links)
     if video.total >= 0:
@@ -107,7 +106,9 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
             raise VideoError(video.path, str(error), info.codec) from None
         except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
             cause = cause_of(error)
-        decoder = "pyav" if decoder == "auto" and info.decoder == "decord" else None  # PyAV reads files that decord refuses
+        decoder = (
+            "pyav" if decoder == "auto" and info.decoder == "decord" else None
+        )  # PyAV reads some files that decord refuses
     raise VideoError(video.path, cause, info.codec)
 
 
@@ -122,38 +123,38 @@ def _read_folder(video: VideoFile, choose: Choose, settings: VideoSettings, shor
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which decoder reads a file
+# Choice of the decoder
 
 
 def probe(path: str, source: Any, container: str, settings: VideoSettings, checked: VideoFile | None = None) -> VideoInfo:
-    """Read a file's header, refuse too large frames, and choose a decoder. Raises VideoError.
+    """Read the header of a file, check the frame size, and choose a decoder. Raises VideoError.
 
-    For a file that was `checked`, the results of the check replace reading all packets, which takes long for a film.
+    For a `checked` file, the results of the check are used instead of reading all packets, which is slow for long videos.
     """
     boxes = box_types(source) if container == "mov" else set()
     fragmented = is_fragmented(boxes)
     if b"moof" in boxes and b"moov" not in boxes:
-        raise VideoError(path, "a media segment (DASH, HLS) without its initialization segment; put that before it")
+        raise VideoError(path, "it is a media segment (DASH, HLS) without its initialization segment; concatenate both")
     try:
         with open_pyav(source, container) as opened:
             stream = best_stream(opened)
             codec = stream.codec_context
             if codec is None:
-                raise VideoError(path, "its codec is not known")
-            announced = stream.frames if 0 <= stream.frames <= opened.size else 0  # every frame takes a byte or more
+                raise VideoError(path, "its codec is unknown")
+            announced = stream.frames if 0 <= stream.frames <= opened.size else 0  # a frame has at least one byte
             info = VideoInfo(
                 container, codec.codec.canonical_name, codec.width, codec.height, 0, float(stream.average_rate or 0), "pyav",
                 announced,
             )  # fmt: skip
             if info.width * info.height > settings.max_pixels:
                 limit = f"the limit of {settings.max_pixels / 1e6:.1f} megapixels (max_pixels)"
-                raise VideoError(path, f"frames of {info.width} x {info.height} are larger than {limit}", info.codec)
+                raise VideoError(path, f"frames of {info.width} x {info.height} exceed {limit}", info.codec)
             if b"mvex" in boxes and b"moof" not in boxes and not announced:
-                raise VideoError(path, "only an initialization segment (DASH, HLS), without frames", info.codec)
+                raise VideoError(path, "it is an initialization segment (DASH, HLS) without frames", info.codec)
             if checked and checked.frames > 0:
                 info = replace(info, frames=checked.frames)
             elif container == "mov" and not fragmented:
-                listed = sum(not entry.is_discard for entry in stream.index_entries)  # an edit list discards the others
+                listed = sum(not entry.is_discard for entry in stream.index_entries)  # edit lists discard frames
                 info = replace(info, frames=listed, announced=listed)
             torchcodec = settings.decoder == "torchcodec"
             exact = container not in INEXACT_IN_TORCHCODEC if torchcodec else _decord_may_be_exact(opened, stream, info)
@@ -172,15 +173,15 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
         return replace(info, decoder="decord" if exact else "pyav")
     if not exact:
         raise VideoError(
-            path, f"{settings.decoder} does not give its frames exactly and upright; set decoder to auto or pyav", info.codec
+            path, f"{settings.decoder} does not read its frames exactly and upright; set decoder to auto or pyav", info.codec
         )
     return replace(info, decoder=settings.decoder)
 
 
 def _turned_alike(source: Any, info: VideoInfo) -> bool:
-    """Return whether decord and torchcodec turn the pictures upright: they apply quarter turns from the header of an MP4.
+    """Return whether decord and torchcodec rotate frames upright. They only apply quarter turns from the header of an MP4.
 
-    They ignore mirroring, and turns in other headers or in the pictures' own data (SEI, EXIF).
+    They ignore mirroring, and rotation in other headers or in the data of frames (SEI, EXIF).
     """
     try:
         first = next(shown_frames(source, info))
@@ -191,7 +192,7 @@ def _turned_alike(source: Any, info: VideoInfo) -> bool:
         return True
     if info.container != "mov" or orientation.mirrored or 1 < first.rotation % 90 < 89:
         return False
-    bare = cast(av.VideoCodecContext, av.CodecContext.create(info.codec, "r"))  # without the file's header
+    bare = cast(av.VideoCodecContext, av.CodecContext.create(info.codec, "r"))  # without the header of the file
     with open_pyav(source, info.container) as opened:
         stream = best_stream(opened)
         bare.extradata = stream.codec_context.extradata
@@ -203,24 +204,24 @@ def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.VideoSt
         info.codec in EXACT_IN_DECORD.get(info.container, ())
         and stream.codec_context.pix_fmt in EXACT_PIXELS
         and min(info.width, info.height) > SMALLEST_SIDE
-        and len(opened.streams.video) == 1  # of several, decord takes another one
+        and len(opened.streams.video) == 1  # decord chooses another one of several streams
         and not (info.container == "matroska" and opened.duration is None)  # decord refuses live recordings
-        and opened.metadata.get("hasKeyframes") != "true"  # with this index of FLV decord is off by a few frames
-        and "%" not in opened.name  # decord takes x_%d.png for a pattern of file names
+        and opened.metadata.get("hasKeyframes") != "true"  # with this FLV index, decord is off by a few frames
+        and "%" not in opened.name  # decord treats x_%d.png as a file name pattern
     )
 
 
 def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
-    """Return the number of frames if decoding from any key frame shows exactly the frames from it on, else 0.
+    """Return the number of frames if seeking to any key frame is exact, else 0.
 
-    It does not in an open group of pictures (frames after a key frame that are shown before it), behind an edit list, and with
-    gradual refresh (key frames of H.264 without an IDR picture). With `in_order`, B-frames are not exact either: in FLV and
-    in fragments decord then returns a neighbor of a frame near a key frame.
+    It is not exact in an open group of pictures (frames after a key frame that are shown before it), with an edit list, and
+    with gradual refresh (key frames of H.264 without an IDR picture). With `in_order`, for FLV and fragments, B-frames are not
+    exact either: near key frames, decord returns a neighboring frame.
     """
     times, key, delays = [], None, set[int]()
     with open_pyav(source, info.container) as opened:
         for packet in opened.demux(best_stream(opened)):
-            if not packet.size:  # the end
+            if not packet.size:  # end of the stream
                 continue
             time = packet.dts if packet.pts is None else packet.pts
             if packet.is_keyframe:
@@ -237,7 +238,7 @@ def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
 
 
 def _has_idr(data: bytes) -> bool:
-    """Return whether a packet of H.264, as MP4, Matroska and FLV store it, holds an IDR picture."""
+    """Return whether a packet of H.264, as stored in MP4, Matroska and FLV, has an IDR picture."""
     at = 0
     while at + 4 < len(data):
         if data[at + 4] & 31 == 5:
@@ -251,30 +252,30 @@ def _has_idr(data: bytes) -> bool:
 
 
 def open_pyav(source: Any, container: str) -> av.container.InputContainer:
-    """Open with one demuxer, and with no protocol but files: nothing in the file can name another file to open."""
+    """Open a file with one demuxer and only the file protocol, so that its content cannot make FFmpeg open other files."""
     if hasattr(source, "seek"):
         source.seek(0)
     return av.open(source, format=container, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
 
 
 def best_stream(opened: av.container.InputContainer) -> av.VideoStream:
-    """Return a file's main video stream. Raises ValueError if it has only sound (perhaps with a cover) or data."""
-    stream = cast("av.VideoStream | None", opened.streams.best("video"))  # PyAV's types say: a stream of any kind
+    """Return the main video stream of a file. Raises ValueError if it has only audio (perhaps with a cover) or data."""
+    stream = cast("av.VideoStream | None", opened.streams.best("video"))  # PyAV's type is a stream of any kind
     if stream is None or stream.disposition & Disposition.attached_pic:
-        raise ValueError("no video stream in it, only sound or data")
+        raise ValueError("it has no video stream, only audio or data")
     return stream
 
 
 def shown_frames(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
-    """Decode a file from the start."""
+    """Yield the frames of a file, decoded from the start."""
     with open_pyav(source, info.container) as opened:
         stream = best_stream(opened)
-        stream.thread_type = "NONE"  # the loader's processes run in parallel already
+        stream.thread_type = "NONE"  # data loader processes already run in parallel
         yield from opened.decode(stream)
 
 
 def count_frames(source: Any, info: VideoInfo) -> int:
-    """Count the frames that can be decoded, by decoding them all."""
+    """Return the number of frames that can be decoded, by decoding all."""
     count = 0
     with suppress(av.FFmpegError):
         for _ in shown_frames(source, info):
@@ -283,9 +284,9 @@ def count_frames(source: Any, info: VideoInfo) -> int:
 
 
 def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
-    """Decode from the start up to the last frame wanted.
+    """Decode from the start to the last wanted frame.
 
-    If the number of frames is not known, it is expected to be the number of packets, and all frames are decoded to check that.
+    If the number of frames is unknown, the number of packets is assumed, and all frames are decoded to verify it.
     """
     known, expected, indices = info.frames > 0, info.frames, list[int]()
     if known:
@@ -303,22 +304,22 @@ def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | N
         found, count, error = _decode(source, info, set(indices), short_side)
     missing = sorted(set(indices) - set(found))
     if missing:
-        cause = cause_of(error) if error else "there are no more"
-        raise ValueError(f"{count} frames could be decoded; frame {missing[0]} could not: {cause}")
+        cause = cause_of(error) if error else "the video ends"
+        raise ValueError(f"frame {missing[0]} cannot be decoded, only {count} frames: {cause}")
     return arranged(found, indices), indices
 
 
 def _decode(
     source: Any, info: VideoInfo, wanted: set[int], short_side: int | None, to_end: bool = False
 ) -> tuple[dict[int, np.ndarray], int, Exception | None]:
-    """Return the wanted frames, the number of frames decoded, and the error that ended decoding before the last wanted one."""
+    """Return the wanted frames, the number of decoded frames, and the error that stopped decoding early, if any."""
     found: dict[int, np.ndarray] = {}
     count, last = 0, max(wanted, default=-1)
     try:
         for frame in shown_frames(source, info):
-            if count == 0:  # size and orientation may change midway: those of the first frame are used
+            if count == 0:  # size and orientation may change; use those of the first frame
                 size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
-            if frame.is_corrupt:  # those after it are wrong as well, and their numbers are not known
+            if frame.is_corrupt:  # later frames are wrong, too, and their numbers are unknown
                 return found, count, ValueError(f"frame {count} is damaged")
             if count in wanted:
                 found[count] = upright_pixels(frame, *size, orientation)
@@ -338,37 +339,36 @@ def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int |
     if hasattr(source, "seek"):
         source.seek(0)
     reader = decord.VideoReader(source, num_threads=1)
-    indices = _chosen(choose, _agreed(len(reader), info))
-    unique = sorted(set(indices))
-    parts = []
-    each = max(1, FULL_SIZE_BYTES // (3 * info.width * info.height))
-    for start in range(0, len(unique), each):
-        parts += [shrunk(frame, short_side) for frame in reader.get_batch(unique[start : start + each]).asnumpy()]
-    return arranged(dict(zip(unique, parts, strict=True)), indices), indices
+    return _read_seeking(len(reader), lambda frames: reader.get_batch(frames).asnumpy(), info, choose, short_side)
 
 
 def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
-        raise ValueError(f"decoder: torchcodec was chosen and does not load: {error}") from None
+        raise ValueError(f"decoder is torchcodec, but it does not load: {error}") from None
     data = source if isinstance(source, str) else source.getvalue()
     reader = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
-    indices = _chosen(choose, _agreed(len(reader), info))
-    unique = sorted(set(indices))
-    frames = reader.get_frames_at(unique).data.numpy()
-    return arranged({i: shrunk(frame, short_side) for i, frame in zip(unique, frames, strict=True)}, indices), indices
+    return _read_seeking(len(reader), lambda frames: reader.get_frames_at(frames).data.numpy(), info, choose, short_side)
 
 
-def _agreed(counted: int, info: VideoInfo) -> int:
-    if info.frames not in (0, counted):
-        raise ValueError(f"{info.decoder} counts {counted} frames, but there are {info.frames}; set decoder to auto or pyav")
-    return counted
+def _read_seeking(
+    count: int, get_batch: Callable[[list[int]], np.ndarray], info: VideoInfo, choose: Choose, short_side: int | None
+) -> tuple[np.ndarray, Sequence[int]]:
+    """Read the chosen frames of `count` with a decoder that seeks, a few at a time to limit the memory."""
+    if info.frames not in (0, count):
+        raise ValueError(f"{info.decoder} counts {count} frames instead of {info.frames}; set decoder to auto or pyav")
+    indices = _chosen(choose, count)
+    unique, parts = sorted(set(indices)), list[np.ndarray]()
+    each = max(1, FULL_SIZE_BYTES // (3 * info.width * info.height))
+    for start in range(0, len(unique), each):
+        parts += [shrunk(frame, short_side) for frame in get_batch(unique[start : start + each])]
+    return arranged(dict(zip(unique, parts, strict=True)), indices), indices
 
 
 def _chosen(choose: Choose, count: int) -> list[int]:
     if count < 1:
-        raise ValueError("no frame of it can be decoded")
+        raise ValueError("no frame can be decoded")
     return list(choose(count))
 
 

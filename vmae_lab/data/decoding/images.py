@@ -12,11 +12,12 @@ from PIL import Image
 
 from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, screen
 
-SMOOTH = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND  # else colors keep half the width
+# Without FULL_CHR_H_INT, colors would have half the width.
+SMOOTH = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 class Orientation(NamedTuple):
-    """How stored pixels become upright: first `mirrored` (left and right swapped), then turned counterclockwise."""
+    """How to make stored frames upright: first mirror (swap left and right), then turn counterclockwise."""
 
     quarters: int  # of a turn, -2 to 2
     mirrored: bool
@@ -26,11 +27,11 @@ AS_STORED = Orientation(0, False)
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """Return the orientation nearest to a frame's display matrix, without scale, shear and shift.
+    """Return the orientation that is nearest to the display matrix of a frame. Scale, shear and shift are ignored.
 
-    The matrix `(a b u, c d v, x y w)` takes (column, row) to (a * column + c * row + x, b * column + d * row + y).
+    The matrix `(a b u, c d v, x y w)` maps (column, row) to (a * column + c * row + x, b * column + d * row + y).
     """
-    side_data: Any = frame.side_data  # PyAV's types do not list all that it holds
+    side_data: Any = frame.side_data  # not completely covered by PyAV's types
     if "DISPLAYMATRIX" not in side_data:
         return AS_STORED
     a, b, _, c, d = map(int, np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)[:5])
@@ -57,7 +58,7 @@ def shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
 
 
 def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Return the size of the same aspect ratio with a short side of at most `short_side` pixels."""
+    """Return the size with a short side of at most `short_side` pixels and the same aspect ratio."""
     short = min(height, width)
     if short_side is None or short <= short_side:
         return height, width
@@ -65,24 +66,24 @@ def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 
 def arranged(found: dict[int, np.ndarray], indices: Sequence[int]) -> np.ndarray:
-    """Stack frames in the order of `indices`, in which a frame may be repeated."""
+    """Stack frames in the order of `indices`. A frame may occur several times."""
     return np.stack([found[index] for index in indices])
 
 
 def read_pictures(
     video: VideoFile, indices: Sequence[int], settings: VideoSettings, short_side: int | None
 ) -> dict[int, np.ndarray]:  # fmt: skip
-    """Read frames of a folder of numbered pictures: number -> uint8 `(H, W, 3)`. Raises VideoError."""
+    """Read frames from a folder of numbered pictures: index -> uint8 `(H, W, 3)`. Raises VideoError."""
     found: dict[int, np.ndarray] = {}
     for index in sorted(set(indices)):
         file = replace(video, path=f"{video.path}/{video.pattern.format(video.start + index)}", total=-1)
         try:
             with Image.open(screen(file, settings.follow_links), formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
                 if picture.width * picture.height > settings.max_pixels:
-                    raise VideoError(file.path, f"{picture.width} x {picture.height} is larger than max_pixels")
+                    raise VideoError(file.path, f"{picture.width} x {picture.height} exceeds max_pixels")
                 found[index] = shrunk(np.asarray(picture.convert("RGB")), short_side)
             if found[index].shape != found[min(found)].shape:
-                raise VideoError(file.path, f"its size differs from that of frame {min(found)}")
+                raise VideoError(file.path, f"its size differs from frame {min(found)}")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(file.path, cause_of(error), "pictures") from None
     return found

@@ -1,4 +1,4 @@
-"""What one video file is, without handing out its frames: a full check by decoding it, and the times of its frames."""
+"""Inspection of a video file: a full check by decoding it, and the times of its frames."""
 
 import os
 import re
@@ -34,13 +34,13 @@ from vmae_lab.data.decoding.decoders import (
 from vmae_lab.data.decoding.images import orientation_of
 from vmae_lab.data.frame_sampling import Everything
 
-MISSING_FRAMES = 0.05  # of the announced number; a few missing frames are common in old AVI files, and harmless
-OFF = 0.1  # seconds that a frame may be shown before or after the time that its number gives
+MISSING_FRAMES = 0.05  # accepted share of missing frames: a few are common in old AVI files, and harmless
+OFF = 0.1  # accepted difference in seconds between the time of a frame and its number divided by the rate
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The result of a check. `status`: ok, damaged (it decodes, with errors) or failed (no frame can be trusted)."""
+    """The result of a check. `status`: ok, damaged (decodes with errors) or failed (no frame is usable)."""
 
     __pydantic_config__ = CHECKED
     status: str
@@ -59,7 +59,7 @@ class Inspection:
 
 
 def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
-    """Decode every frame, in this process. For a file that cannot be read, the result has the cause."""
+    """Check a file by decoding every frame, in this process. If it cannot be read, the result has the cause."""
     try:
         path = screen(video, settings.follow_links)
         return _inspect_folder(video, path, settings) if video.total >= 0 else _inspect(video, path, settings)
@@ -81,15 +81,15 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
                 for frame in shown_frames(source, info):
                     count, first, last = count + 1, first or frame, frame
             except (av.FFmpegError, MemoryError, ValueError) as error:
-                cause = f"decoding breaks off after {count} frames: {cause_of(error)}"
+                cause = f"decoding fails after {count} frames: {cause_of(error)}"
     finally:
         av.logging.set_level(level)
     if first is None or last is None:
-        raise VideoError(video.path, "no frame of it can be decoded" + (f": {cause}" if cause else ""), info.codec)
+        raise VideoError(video.path, "no frame can be decoded" + (f": {cause}" if cause else ""), info.codec)
     if not cause and logged:
-        cause = f"the decoder reported {len(logged)} errors, first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
+        cause = f"the decoder reported {len(logged)} errors, the first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
     if not cause and count < (1 - MISSING_FRAMES) * info.announced - 3:
-        cause = f"{count} frames, but the header announces {info.announced}"
+        cause = f"{count} frames can be decoded; the header announces {info.announced}"
     turned = orientation_of(first)
     size = (first.height, first.width) if turned.quarters % 2 else (first.width, first.height)
     decoder = "pyav" if settings.decoder == "auto" and info.frames != count else info.decoder
@@ -118,10 +118,10 @@ def _inspect_folder(video: VideoFile, path: str, settings: VideoSettings) -> Ins
 
 @dataclass(frozen=True)
 class Timing:
-    """A file's header, the constant `rate` that fits its frame times best, and that rate's largest error `off` in seconds.
+    """The header of a file, the constant frame `rate` that fits its times best, and the largest error `off` in seconds.
 
-    `off` is 0 if packets have no times. If only decoding tells the number of frames, `info.frames` is the number of packets:
-    packed MPEG-4 in AVI and damaged files have a few more of them than frames.
+    `off` is 0 if packets have no times. If only decoding can count frames, `info.frames` is the number of packets, which is a
+    little larger for packed MPEG-4 in AVI and for damaged files.
     """
 
     __pydantic_config__ = CHECKED
@@ -131,12 +131,12 @@ class Timing:
 
     @property
     def steady(self) -> bool:
-        """Whether frame number and time can be converted into each other."""
+        """Whether the frame rate is constant, so that frame numbers and times can be converted."""
         return self.off <= OFF
 
 
 def time_video(video: VideoFile, settings: VideoSettings) -> Timing:
-    """Read a file's header and the times of its packets, in this process, without decoding. Raises VideoError."""
+    """Read the header and the packet times of a file, in this process, without decoding. Raises VideoError."""
     path = screen(video, settings.follow_links)
     source, container = open_source(video, path)
     info = probe(video.path, source, container, settings, video if video.is_as_checked(path) else None)
@@ -147,12 +147,12 @@ def time_video(video: VideoFile, settings: VideoSettings) -> Timing:
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise VideoError(video.path, f"its packets cannot be read: {cause_of(error)}", info.codec) from None
     if not count:
-        raise VideoError(video.path, "no frame of it can be decoded", info.codec)
+        raise VideoError(video.path, "no frame can be decoded", info.codec)
     return Timing(replace(info, frames=info.frames or count), *pace(times, info.fps))
 
 
 def pace(times: Sequence[float], announced: float) -> tuple[float, float]:
-    """Return the rate of frames shown at `times` (`announced`, the header's, if it fits), and its largest error in seconds."""
+    """Return the rate of frames shown at `times` (the `announced` one if it fits), and its largest error in seconds."""
     shown = np.sort(np.asarray(times, float))
     if len(shown) < 2 or shown[-1] <= shown[0]:
         return announced, 0.0
@@ -163,7 +163,7 @@ def pace(times: Sequence[float], announced: float) -> tuple[float, float]:
 
 
 def _times(opened: av.container.InputContainer, complete: bool) -> tuple[list[float], int]:
-    """Return the times of frames in seconds, and the number of frames. `complete`: the sample table lists all frames."""
+    """Return the times of frames in seconds, and their number. `complete`: the sample table has all frames."""
     stream = best_stream(opened)
     assert stream.time_base is not None
     entries = stream.index_entries if complete else None
@@ -171,13 +171,13 @@ def _times(opened: av.container.InputContainer, complete: bool) -> tuple[list[fl
         return [float(entry.timestamp * stream.time_base) for entry in entries], len(entries)
     packets = [packet for packet in _readable_packets(opened, stream) if packet.size and not packet.is_discard]
     first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
-    packets = packets[first:]  # those before the first key frame cannot be decoded
+    packets = packets[first:]  # frames before the first key frame cannot be decoded
     stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
     return [float(stamp * stream.time_base) for stamp in stamps if stamp is not None], len(packets)
 
 
 def _readable_packets(opened: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Yield packets up to the first that cannot be read."""
+    """Yield the packets before the first unreadable one."""
     try:
         yield from opened.demux(stream)
     except av.FFmpegError:

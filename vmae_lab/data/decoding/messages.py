@@ -1,6 +1,6 @@
-"""Messages between a decoder process and the one that started it: JSON behind its length, and raw pixels.
+"""Messages between a decoder process and its parent: the length, then JSON or raw pixels.
 
-Reading a message runs no code, whoever wrote it: a malicious file may control the decoder that reads it.
+A malicious file may take control of its decoder process. Reading a message never runs code, so the parent is safe.
 """
 
 import json
@@ -14,18 +14,18 @@ from vmae_lab.data.decoding.decoders import CHECKED, VideoInfo
 from vmae_lab.data.decoding.inspection import Inspection, Timing
 
 LENGTH = struct.Struct("<Q")
-LARGEST = 1 << 20  # bytes of an answer without pixels
+LARGEST = 1 << 20  # largest answer in bytes, without pixels
 REFUSALS: dict[str, type[Exception]] = {error.__name__: error for error in (IndexError, ValueError, MemoryError)}
 Size = Annotated[int, Field(strict=True, gt=0, lt=2**63)]
 
 
 class Malformed(Exception):
-    """An answer that no intact decoder gives."""
+    """An invalid answer of a decoder process."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Announces the bytes of frames."""
+    """The shape of the frames that follow as raw bytes."""
 
     __pydantic_config__ = CHECKED
     shape: tuple[Size, Size, Size, Literal[3]]  # (T, H, W, 3)
@@ -42,7 +42,7 @@ class Failure:
     codec: str
 
 
-# Kinds of answers, and their content. "frames": which of so many frames are wanted?
+# Kinds of answers and their content. "frames" has the number of frames and asks for the indices to read.
 _CONTENTS: dict[str, Any] = {
     "ready": None, "frames": Size, "pixels": Pixels, "inspection": Inspection, "timing": Timing, "error": Failure
 }  # fmt: skip
@@ -50,7 +50,7 @@ _ADAPTERS = {kind: TypeAdapter[Any](content) for kind, content in _CONTENTS.item
 
 
 def packed(message: Any) -> bytes:
-    """Encode plain values. Strings may hold surrogates, as the names of files that are not UTF-8 do."""
+    """Encode plain values. Strings may contain surrogates, which stand for bytes of file names that are not UTF-8."""
     data = json.dumps(message).encode("ascii")
     return LENGTH.pack(len(data)) + data
 
@@ -62,7 +62,7 @@ def send(stream: IO[bytes], message: Any) -> None:
 
 
 def receive(stream: IO[bytes]) -> Any:
-    """Wait for a message in the decoder process. Ends this process if the other side is closed."""
+    """Wait for a message in the decoder process. Exits if the parent has closed the pipe."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         raise SystemExit
@@ -70,7 +70,7 @@ def receive(stream: IO[bytes]) -> Any:
 
 
 def parsed(data: bytes) -> tuple[str, Any]:
-    """Decode and validate an answer of the decoder process: its kind and its content. Raises Malformed."""
+    """Decode and validate an answer of a decoder process. Return its kind and content. Raises Malformed."""
     try:
         kind, content = json.loads(data)
         return kind, _ADAPTERS[kind].validate_python(content)

@@ -1,4 +1,4 @@
-"""Decoding in other processes, which are killed and replaced if a file makes them hang, crash or take too much memory."""
+"""Decoder processes. They are killed and replaced if a file makes them hang, crash or use too much memory."""
 
 import contextlib
 import math
@@ -23,31 +23,31 @@ from vmae_lab.data.decoding.inspection import Inspection, Timing
 from vmae_lab.data.decoding.messages import LARGEST, LENGTH, REFUSALS, Malformed, packed, parsed
 
 CHILD = "vmae_lab.data.decoding.worker"  # the module that a decoder process runs
-START_SECONDS = 60.0  # a decoder process may take so long to start, on a busy machine
-LEAST_FRAME = 256  # bytes of a frame at least: limits the indices that are chosen if a header announces billions of frames
+START_SECONDS = 60.0  # time limit for the start of a decoder process
+LEAST_FRAME = 256  # smallest size of a frame in bytes; limits the chosen indices if a header announces billions of frames
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class _Gone(Exception):
-    """The decoder process ended, or did not answer in time."""
+    """The decoder process has ended, or did not answer in time."""
 
 
 class DecoderProcess:
-    """One decoder in a process of its own. Threads must not share it, except for `kill`.
+    """One decoder process. Threads must not share it, except for `kill`.
 
-    Every request raises VideoError if the file cannot be read, the process does not answer within `timeout_s`, or its answer
-    is not valid; the process is replaced then. Raises DecoderUnavailable if no process can be started.
+    Requests raise VideoError if the file cannot be read, the process does not answer within `timeout_s`, or its answer is
+    invalid. In the last two cases, the process is replaced. They raise DecoderUnavailable if no process can be started.
     """
 
     def __init__(self, settings: VideoSettings):
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._deadline, self._late = 0.0, ""  # of the next answer, and the message if it comes later
+        self._deadline, self._late = 0.0, ""  # of the next answer, and the message if it is late
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
-        """Call `read_video` in the other process."""
+        """Call `read_video` in the decoder process."""
         with self._request("read", video, short_side):
             indices: list[int] = []
             while (answer := self._answer("frames", "pixels"))[0] == "frames":
@@ -63,16 +63,16 @@ class DecoderProcess:
                 or size > self.settings.memory_mib << 20
                 or self._length() != size
             ):
-                raise Malformed(f"pixels of {len(indices)} frames were expected, not of the shape {shape!r:.50}")
+                raise Malformed(f"expected pixels of {len(indices)} frames, got the shape {shape!r:.50}")
             return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), tuple(indices), answer[1].info)
 
     def inspect(self, video: VideoFile) -> Inspection:
-        """Call `inspect_video` in the other process."""
+        """Call `inspect_video` in the decoder process."""
         with self._request("inspect", video):
             return self._answer("inspection")[1]
 
     def time(self, video: VideoFile) -> Timing:
-        """Call `time_video` in the other process."""
+        """Call `time_video` in the decoder process."""
         with self._request("time", video):
             return self._answer("timing")[1]
 
@@ -81,7 +81,7 @@ class DecoderProcess:
         return self._process.pid if self._process else None
 
     def kill(self) -> None:
-        """Kill the process. A thread that waits for its answer gets a VideoError."""
+        """Kill the process. A thread that waits for its answer then raises VideoError."""
         if process := self._process:
             process.kill()
 
@@ -99,11 +99,11 @@ class DecoderProcess:
 
     @contextlib.contextmanager
     def _request(self, what: str, video: VideoFile, short_side: int | None = None) -> Iterator[None]:
-        """Send a request. The block reads its answer."""
+        """Send a request. The answer must be read in the block."""
         try:
             self._start()
             self._deadline = time.monotonic() + self.settings.timeout_s
-            self._late = f"its decoder did not answer within {self.settings.timeout_s:g} s (timeout_s) and was ended"
+            self._late = f"its decoder did not answer within {self.settings.timeout_s:g} s (timeout_s) and was killed"
             self._write(packed([what, os.getcwd(), asdict(video), short_side]))
             yield
         except VideoError:
@@ -112,9 +112,9 @@ class DecoderProcess:
             raise VideoError(video.path, self._end(str(gone) or "its decoder ended")) from None
         except Malformed as error:
             self.close()
-            raise VideoError(video.path, f"its decoder gave an answer that makes no sense ({error}) and was ended") from None
+            raise VideoError(video.path, f"its decoder gave an invalid answer ({error}) and was killed") from None
         except BaseException:
-            self.close()  # the next request must not get the answer to this one
+            self.close()  # otherwise the next request would get this answer
             raise
 
     @property
@@ -129,27 +129,27 @@ class DecoderProcess:
         """Start a process if none is ready for requests. Raises DecoderUnavailable."""
         if self._process is not None and self._process.poll() is None and not _ready(self._pipes[1], 0.0):
             return
-        self.close()  # also a process that sent more than its answer: the next file is not the cause
+        self.close()  # also if it sent more than its answer: the next file must not be blamed
         try:
-            self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
+            self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (read after the process has ended)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", CHILD, str(os.getpid())], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self._printed, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
             )  # fmt: skip
-            os.set_blocking(self._pipes[0].fileno(), False)  # a decoder that reads nothing must not block this process
+            os.set_blocking(self._pipes[0].fileno(), False)  # a stopped decoder must not block this process
             self._deadline = time.monotonic() + START_SECONDS
             self._late = f"its decoder did not start within {START_SECONDS:.0f} s"
             self._write(packed(self.settings.model_dump(mode="json")))
             self._answer("ready")
         except (_Gone, Malformed, OSError) as error:
-            cause = self._end(str(error) or "it ended at once") if self._process else str(error)
+            cause = self._end(str(error) or "it ended immediately") if self._process else str(error)
             raise DecoderUnavailable(
-                f"no process to decode videos in could be started: {cause}. The cause is this machine or this "
-                "installation, not a video; more free memory, or fewer compute.workers, may help"
+                f"no decoder process could be started: {cause}. This is a problem of the machine or the installation, not of a "
+                "video; free memory, or reduce compute.workers"
             ) from None
 
     def _end(self, cause: str) -> str:
-        """Close the process and return why it ended, with the last line that it printed."""
+        """Close the process. Return the reason of its end, with the last line that it printed."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
@@ -158,21 +158,21 @@ class DecoderProcess:
         lines = self._printed.read().decode(errors="replace").strip().splitlines()
         self.close()
         if code is not None and code < 0:
-            cause = f"its decoder was ended by {signal.Signals(-code).name}"
+            cause = f"its decoder was killed by {signal.Signals(-code).name}"
         return f"{cause}: {lines[-1]}" if lines and code is not None else cause
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Messages, until the deadline
+    # Messages with a deadline
 
     def _answer(self, *kinds: str) -> tuple[str, Any]:
-        """Return the kind, one of `kinds`, and the content of the next answer. Raises VideoError if it is an error."""
+        """Return the kind (one of `kinds`) and the content of the next answer. Raises VideoError if it is an error."""
         if (length := self._length()) > LARGEST:
-            raise Malformed(f"it takes {length} bytes")
+            raise Malformed(f"it has {length} bytes")
         kind, content = parsed(bytes(self._bytes(length)))
         if kind == "error":
             raise VideoError(content.path, content.cause, content.codec)
         if kind not in kinds:
-            raise Malformed(f"it is {kind!r}")
+            raise Malformed(f"its kind is {kind!r}")
         return kind, content
 
     def _length(self) -> int:
@@ -200,14 +200,14 @@ class DecoderProcess:
 
 
 def _ready(stream: IO[bytes], seconds: float, event: int = selectors.EVENT_READ) -> bool:
-    """Return whether a pipe can be read (or written) within so many seconds, or is closed."""
+    """Wait up to `seconds` until a pipe can be read (or written) or is closed. Return whether it is."""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, event)
         return bool(selector.select(max(0.0, seconds)))
 
 
 def _chosen(choose: Choose, frames: int, settings: VideoSettings) -> tuple[list[int], Any]:
-    """Return the frames that `choose` picks, and the message with them (or its error) for the decoder process."""
+    """Return the frames that `choose` picks, and the message for the decoder process: the frames, or the error."""
     try:
         picked = choose(frames)
         if len(picked) * LEAST_FRAME > settings.memory_mib << 20:
@@ -219,23 +219,23 @@ def _chosen(choose: Choose, frames: int, settings: VideoSettings) -> tuple[list[
 
 
 class Decoders:
-    """Decoder processes for this process, started at the first use. A forked or pickled copy starts its own."""
+    """A pool of decoder processes, started on first use. A forked or pickled copy starts its own processes."""
 
     def __init__(self, settings: VideoSettings, processes: int = 1):
         self.settings, self.processes = settings, processes
         self._owner, self._idle, self._busy = os.getpid(), deque[DecoderProcess](), set[DecoderProcess]()
 
     def read(self, video: VideoFile, choose: Choose, short_side: int | None = None) -> Decoded:
-        """Call `read_video` in a decoder process that no other thread uses. Raises VideoError."""
+        """Call `read_video` in a free decoder process. Raises VideoError."""
         with self._borrowed() as decoder:
             return decoder.read(video, choose, short_side)
 
     def read_all(self, requests: Iterable[tuple[VideoFile, Choose, int | None]]) -> Iterator[Decoded | VideoError]:
-        """Call `read` for every (video, choose, short side), as `map` does."""
+        """Call `read` for every (video, choose, short side), see `map`."""
         return self.map(lambda decoder, request: decoder.read(*request), requests)
 
     def map(self, call: Callable[[DecoderProcess, R], T], requests: Iterable[R]) -> Iterator[T | VideoError]:
-        """Yield the result of each call, or its VideoError, in order; `processes` calls run at a time.
+        """Yield the result of each call, or its VideoError, in order. `processes` calls run in parallel.
 
         `call` is DecoderProcess.inspect, DecoderProcess.time or a function of a decoder and a request.
         """
@@ -252,11 +252,11 @@ class Decoders:
             try:
                 for request in requests:
                     waiting.append(threads.submit(attempt, request))
-                    if len(waiting) > 2 * self.processes:  # limits the results in memory
+                    if len(waiting) > 2 * self.processes:  # limit the results in memory
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
-            except BaseException:  # nobody needs the other results
+            except BaseException:  # the other results are not needed
                 threads.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in waiting):
                     for decoder in tuple(self._busy):
@@ -280,7 +280,7 @@ class Decoders:
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[DecoderProcess]:
-        if self._owner != os.getpid():  # after a fork: the processes belong to the parent
+        if self._owner != os.getpid():  # after a fork, the processes belong to the parent
             self._owner, self._idle, self._busy = os.getpid(), deque(), set()
         try:
             decoder = self._idle.popleft()

@@ -1,6 +1,6 @@
-"""The process that decodes for another one, so that a file can hang, crash or take over only this process.
+"""The decoder process, which `pool.DecoderProcess` starts. A broken file can only hang, crash or take over this process.
 
-`pool.DecoderProcess` starts it. It answers requests on its standard input until that is closed.
+It answers requests on its standard input until that is closed.
 """
 
 import os
@@ -15,17 +15,17 @@ from vmae_lab.utils.processes import end_when, ignore_stop_requests
 def main() -> None:
     """Read the settings, answer "ready", then answer requests `(what, folder, video, short_side)`. Paths start at `folder`.
 
-    `what` is "read", "inspect" or "time". `messages.py` has the answers; pixels follow the answer "pixels" as raw bytes. To
-    choose frames, this process sends `("frames", their number)` and gets their indices, or an error.
+    `what` is "read", "inspect" or "time". The answers are defined in `messages.py`. Raw pixels follow the answer "pixels". To
+    choose frames, this process sends `("frames", number of frames)` and gets indices or an error.
     """
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a decoder prints must not get between the answers
-    # A signal to the whole process group is for the training, which needs its decoders until it has saved.
+    os.dup2(2, 1)  # output of a decoder must not mix with the answers
+    # Signals to the whole process group are for the training process, which needs its decoders until it has saved.
     ignore_stop_requests()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = int(sys.argv[1])
-    end_when(lambda: os.getppid() != parent)  # also while a decoder hangs
-    from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings
+    end_when(lambda: os.getppid() != parent)  # also if a decoder hangs
+    from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of
     from vmae_lab.data.decoding.decoders import read_video
     from vmae_lab.data.decoding.inspection import inspect_video, time_video
     from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, Failure, Pixels, receive, send
@@ -62,14 +62,14 @@ def main() -> None:
             answer(what, video, short_side)
         except Exception as error:
             if isinstance(error, MemoryError):
-                error = VideoError(video.path, "it takes more memory than it may (memory_mib)")
+                error = VideoError(video.path, cause_of(error))
             elif not isinstance(error, VideoError):
                 error = VideoError(video.path, f"{type(error).__name__}: {error}")
             send(answers, ["error", asdict(Failure(error.path, error.cause, error.codec))])
 
 
 def _limit_memory(extra: int) -> None:
-    """Let this process allocate at most `extra` bytes more than it has now, and write no core files."""
+    """Limit the memory of this process to the present amount plus `extra` bytes, and disable core files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii") as status:

@@ -1,4 +1,4 @@
-"""motionworld: small embedded data sets of real mp4 files whose actions can only be recognised by motion."""
+"""motionworld: small embedded data sets of mp4 files whose actions can only be recognized from motion."""
 
 from vmae_lab.data.motionworld.dataset import ClipRecord, MotionworldSettings, open_motionworld
 from vmae_lab.data.motionworld.motion import ACTIONS

@@ -1,4 +1,4 @@
-"""Clips of motionworld: a source, an action and a split per mp4 file, with a record of what each file shows."""
+"""Clips of motionworld: mp4 files with a source, an action and a split each."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,11 +14,11 @@ from vmae_lab.data.motionworld.writer import SPLITS, Job, Split, WorldSettings, 
 from vmae_lab.utils.atomic_io import write_text
 from vmae_lab.utils.seeding import numpy_generator
 
-RENDERER_VERSION = 2  # part of the folder's name: raise it when a change to the renderers changes pixels
+RENDERER_VERSION = 2  # part of the folder's name: increase it when a change to the renderers changes pixels
 
 
 class MotionworldSettings(WorldSettings):
-    """How many clips of motionworld are written, and their size. Counts are clips per source and action."""
+    """Number and size of the clips of motionworld. Counts are clips per source and action."""
 
     prefix = "motionworld"
     versions: ClassVar = {"renderer": RENDERER_VERSION}
@@ -36,7 +36,7 @@ class MotionworldSettings(WorldSettings):
         return len(self.jobs())
 
     def jobs(self) -> list[Job]:
-        """The split, source, action and number of every file, in order."""
+        """Return the split, source, action and number of every file, in order."""
         return [
             (split, source, action, index)
             for split in SPLITS
@@ -47,25 +47,14 @@ class MotionworldSettings(WorldSettings):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """From frame `start` up to, not including, `end`: an action, or background (None)."""
-
-    start: int
-    end: int
-    action: str | None
-
-
-@dataclass(frozen=True)
 class ClipRecord:
-    """One file: its path and content, and the box around what moves in each frame (x1, y1, x2, y2 in [0, 1])."""
+    """One file of motionworld."""
 
     path: str
     split: Split
     source: str
     action: str
     frames: int
-    segments: tuple[Segment, ...]
-    boxes: tuple[tuple[float, ...], ...]
 
     @property
     def label(self) -> int:
@@ -73,7 +62,7 @@ class ClipRecord:
 
 
 def open_motionworld(settings: MotionworldSettings, processes: int = 1) -> tuple[Path, list[ClipRecord]]:
-    """The data set's folder and its clips, written first if they do not exist. Raises StorageError."""
+    """Return the folder and the clips of the data set. They are written first if necessary. Raises StorageError."""
     folder = open_world(settings, _write_clip, _write_records, settings.frames * settings.side**2, processes)
     read = TypeAdapter(ClipRecord).validate_json
     return folder, [read(line) for line in (folder / "clips.jsonl").read_bytes().splitlines()]
@@ -82,19 +71,17 @@ def open_motionworld(settings: MotionworldSettings, processes: int = 1) -> tuple
 def render_clip(
     source: str, action: str, settings: MotionworldSettings, split: str, index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames uint8 `(F, S, S, 3)` and boxes `(F, 4)` of one clip: a pure function of its name and the seed."""
-    place = (list(SOURCES).index(source), ACTIONS.index(action), index)
-    path = draw_path(action, settings.frames, numpy_generator(settings.seed, f"motion {split}", *place))
-    frames = SOURCES[source](path, settings.side, numpy_generator(settings.seed, f"look {split}", *place))
+    """Render a clip: frames uint8 `(F, S, S, 3)` and boxes `(F, 4)`, a pure function of its name and the seed."""
+    position = (list(SOURCES).index(source), ACTIONS.index(action), index)
+    path = draw_path(action, settings.frames, numpy_generator(settings.seed, f"motion {split}", *position))
+    frames = SOURCES[source](path, settings.side, numpy_generator(settings.seed, f"look {split}", *position))
     return (frames * 255).round().clip(0, 255).astype(np.uint8), boxes(source, path)
 
 
 def _write_clip(settings: MotionworldSettings, folder: Path, split: Split, source: str, action: str, index: int) -> ClipRecord:
     path = f"{split}/{source}/{action}/{index:05d}.mp4"
-    frames, around = render_clip(source, action, settings, split, index)
-    write_mp4(frames, folder / path)
-    rounded = tuple(tuple(round(float(value), 4) for value in box) for box in around)
-    return ClipRecord(path, split, source, action, settings.frames, (Segment(0, settings.frames, action),), rounded)
+    write_mp4(render_clip(source, action, settings, split, index)[0], folder / path)
+    return ClipRecord(path, split, source, action, settings.frames)
 
 
 def _write_records(folder: Path, _jobs: list[Job], records: list[ClipRecord]) -> None:

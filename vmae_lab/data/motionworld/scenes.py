@@ -1,7 +1,7 @@
-"""Scenes of motionworld: several actors in one frame, each with a box and one or two actions, in AVA's list format.
+"""Scenes of motionworld: several actors per frame, each with a box and one or two actions, in AVA's list format.
 
-An actor is a smaller copy of what the clips show. Its place and size in the key frame are drawn independently of its actions,
-so the key frame alone says nothing about them.
+An actor is a smaller copy of an object of the clips. Its position and size in the key frame are drawn independently of its
+actions, so the key frame alone does not reveal them.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
+from torchvision.ops import box_iou
 
 from vmae_lab.data.motionworld import dataset, motion
 from vmae_lab.data.motionworld.motion import ACTIONS
@@ -18,17 +20,17 @@ from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, SPLITS, Job, World
 from vmae_lab.utils.atomic_io import write_text
 from vmae_lab.utils.seeding import numpy_generator
 
-RENDERER_VERSION = 1  # part of the folder's name: raise it when a change to the renderer changes pixels
+RENDERER_VERSION = 1  # part of the folder's name: increase it when a change to the renderer changes pixels
 KINDS = (ACTIONS[:4], ACTIONS[4:6], ACTIONS[6:])  # shift, turn, growth: an actor does at most one of each kind
-TRIES = 100  # to place an actor next to the others; after that it is left out
+TRIES = 100  # attempts to place an actor without overlap; then it is left out
 APART = 0.05  # largest overlap of two actors' boxes (IoU)
-# The simulated person detector: probability that it finds an actor, deviation of a box's edges in parts of the box,
+# The simulated person detector: probability that it finds an actor, standard deviation of a box's edges relative to the box,
 # probability of a false detection.
 FOUND, OFF, GHOSTS = 0.95, 0.05, 0.15
 
 
 class SceneWorldSettings(WorldSettings):
-    """How many scenes are written, and what they show."""
+    """Number and content of the scenes."""
 
     prefix = "scenes"
     versions: ClassVar = {"scenes": RENDERER_VERSION, "things": dataset.RENDERER_VERSION}
@@ -39,7 +41,7 @@ class SceneWorldSettings(WorldSettings):
     seconds: int = Field(2, ge=2, le=60, multiple_of=2, description="length of a scene; its key frame is in the middle")
     actors: int = Field(3, ge=1, le=6, description="maximum number per scene; at least one")
     both: float = Field(0.25, ge=0, le=1, description="probability that an actor does two actions at once")
-    distance: float = Field(2.0, ge=1, description="how many times smaller actors are than the things of the clips")
+    distance: float = Field(2.0, ge=1, description="divides the size of actors, relative to the objects of the clips")
     train: int = Field(300, ge=1, description="scenes")
     validation: int = Field(60, ge=1)
     test: int = Field(150, ge=1)
@@ -51,15 +53,15 @@ class SceneWorldSettings(WorldSettings):
 
 
 def open_scene_world(settings: SceneWorldSettings, processes: int = 1) -> Path:
-    """A folder with `videos/`, `actions.pbtxt` and, per split, `<split>.csv` and `<split>_persons.csv`, as AVA has them.
+    """Return a folder with `videos/`, `actions.pbtxt` and, per split, `<split>.csv` and `<split>_persons.csv`, as for AVA.
 
-    It is written first if it does not exist. Raises StorageError.
+    It is written first if necessary. Raises StorageError.
     """
     return open_world(settings, _write_scene, _write_lists, settings.seconds * FRAMES_A_SECOND * settings.side**2, processes)
 
 
 def render_scene(settings: SceneWorldSettings, split: str, index: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, ...]]]:
-    """Frames uint8 `(F, S, S, 3)`, and at the key frame each actor's box `(n, 4)` in [0, 1] and its actions."""
+    """Render a scene: frames uint8 `(F, S, S, 3)`, and in the key frame the boxes `(n, 4)` in [0, 1] and actions of actors."""
     rng = numpy_generator(settings.seed, f"scene {split}", index)
     frames, key = settings.seconds * FRAMES_A_SECOND, settings.key_second * FRAMES_A_SECOND
     boxes: list[np.ndarray] = []
@@ -76,12 +78,12 @@ def render_scene(settings: SceneWorldSettings, split: str, index: int) -> tuple[
         layers.append(SOURCES[source](path, settings.side, look))
         boxes.append(path.boxes(SMALLEST, LARGEST)[key])
         done.append(actions)
-    scene = np.maximum.reduce(layers)  # actors are brighter than the ground, so the brightest layer is in front
+    scene = np.maximum.reduce(layers)  # actors are brighter than the background, so the brightest layer is in front
     return (scene * 255).round().clip(0, 255).astype(np.uint8), np.array(boxes), done
 
 
 def _draw_actions(rng: np.random.Generator, both: float) -> tuple[str, ...]:
-    """One action, uniformly, or two of different kinds."""
+    """Draw one action, or two of different kinds."""
     first = ACTIONS[rng.integers(len(ACTIONS))]
     others = [action for kind in KINDS if first not in kind for action in kind]
     second = others[rng.integers(len(others))]
@@ -89,7 +91,7 @@ def _draw_actions(rng: np.random.Generator, both: float) -> tuple[str, ...]:
 
 
 def _draw_start(boxes: list[np.ndarray], distance: float, rng: np.random.Generator) -> motion.Path | None:
-    """An actor in the key frame, completely inside the picture and apart from the others; None if no place is found."""
+    """Draw an actor in the key frame, inside the frame and apart from the others, or return None if there is no space."""
     angle, size = rng.random() * 2 * np.pi, rng.random()
     for _ in range(TRIES):
         start = motion.Path(rng.random((1, 2)), np.array([angle]), np.array([size]), distance)
@@ -97,18 +99,14 @@ def _draw_start(boxes: list[np.ndarray], distance: float, rng: np.random.Generat
         inside = radius + start.centre[0] * (1 - 2 * radius)
         start = motion.Path(inside[None], start.angle, start.size, distance)
         box = start.boxes(SMALLEST, LARGEST)[0]
-        if all(_overlap(box, other) <= APART for other in boxes):
+        overlaps = box_iou(torch.from_numpy(box[None]), torch.from_numpy(np.reshape(boxes, (-1, 4))))
+        if not (overlaps > APART).any():
             return start
     return None
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    shared = np.prod(np.clip(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0, None))
-    return float(shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared))
-
-
 def _write_scene(settings: SceneWorldSettings, folder: Path, split: str, index: int) -> tuple[list[str], list[str]]:
-    """Write a scene's file. Return its lines for the list of boxes and for the person detector's list."""
+    """Write the file of a scene. Return its lines in the list of boxes and in the list of the person detector."""
     name = f"{split}_{index:05d}"
     frames, boxes, done = render_scene(settings, split, index)
     write_mp4(frames, folder / "videos" / f"{name}.mp4")
@@ -132,7 +130,7 @@ def _write_lists(folder: Path, jobs: list[Job], lines: list[tuple[list[str], lis
 
 
 def _detect(boxes: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, float]]:
-    """Boxes and scores of the simulated person detector in a key frame."""
+    """Yield the boxes and scores of the simulated person detector in a key frame."""
     for box in boxes:
         width, height = box[2:] - box[:2]
         edges = box + rng.normal(0, OFF, 4) * (width, height, width, height)

@@ -1,7 +1,7 @@
-"""Untrimmed videos of motionworld: long files in which actions come and go, in ActivityNet's list format.
+"""Untrimmed videos of motionworld: long files with several actions and background, in ActivityNet's list format.
 
-The actions are drawn independently of everything else: times, lengths, things, places and neighbours. So only the motion inside
-a segment reveals its action. A shot may also change in the background, so a cut does not announce an action.
+Actions are drawn independently of everything else: times, lengths, objects, positions and neighboring actions. So only the
+motion inside a segment reveals its action. Shots also change during background, so that a cut does not announce an action.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,26 @@ from pydantic import Field
 from scipy.signal import lfilter
 
 from vmae_lab.data.motionworld import motion
-from vmae_lab.data.motionworld.dataset import Segment
 from vmae_lab.data.motionworld.motion import ACTIONS, SHIFT, SPEED_SPREAD, TURN
 from vmae_lab.data.motionworld.sources import SOURCES, THINGS
 from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, Job, WorldSettings, open_world, write_mp4
 from vmae_lab.utils.atomic_io import write_json
 from vmae_lab.utils.seeding import numpy_generator
 
-RENDERER_VERSION = 1  # part of the folder's name: raise it when a change here, in sources.py or in motion.py changes pixels
+RENDERER_VERSION = 1  # part of the folder's name: increase it when a change here, in sources.py or motion.py changes pixels
 Range = tuple[float, float]
 BACKGROUNDS = ("still", "tremble", "drift")
-SPLIT = 0.5  # probability that a background that is long enough is of two kinds, one after the other
-SHOT_CHANGE, FADED = 0.5, 0.5  # probability that a piece begins with another shot, and that this shot fades in
-RAMP = 3  # frames in which the speed changes from one piece to the next: a quarter second around the border
-FADE = 5  # frames of a cross-fade around the border; odd, as RAMP is, so that half of it is done at the border
-DRIFT = (0.2, 0.4)  # speed along each axis, in parts of an action's
-TREMBLE = 0.6  # size of a trembling thing's steps, in parts of an action's
-CHUNK = 1 << 16  # pixels rendered at a time: limits memory, and fits into the processor's cache
+SPLIT = 0.5  # probability that a long background is split into two kinds
+SHOT_CHANGE, FADED = 0.5, 0.5  # probability that a piece starts a new shot, and that this shot fades in
+RAMP = 3  # frames over which the speed changes between two pieces: a quarter of a second around the border
+FADE = 5  # frames of a cross-fade around a border; odd, like RAMP, so that its middle is at the border
+DRIFT = (0.2, 0.4)  # speed along each axis, relative to an action
+TREMBLE = 0.6  # size of random steps, relative to an action
+CHUNK = 1 << 16  # pixels rendered at a time: limits memory, and fits into the CPU's cache
 
 
 class UntrimmedWorldSettings(WorldSettings):
-    """How many untrimmed videos are written, and what they show. Ranges are `(low, high)`."""
+    """Number and content of the untrimmed videos. Ranges are `(low, high)`."""
 
     prefix = "untrimmed"
     versions: ClassVar = {"untrimmed": RENDERER_VERSION}
@@ -57,18 +56,27 @@ class UntrimmedWorldSettings(WorldSettings):
         for name, shortest in (("seconds", 1.0), ("action_seconds", 0.5), ("background_seconds", 0.5)):
             low, high = getattr(self, name)
             if not shortest <= low <= high <= 3600:
-                raise ValueError(f"{name} ({low:g}, {high:g}): expected {shortest:g} <= low <= high <= 3600")
+                raise ValueError(f"{name} is ({low:g}, {high:g}); expected {shortest:g} <= low <= high <= 3600")
         needed = _in_frames(self.action_seconds)[0] + 2 * _in_frames(self.background_seconds)[1]
         if _in_frames(self.seconds)[0] < needed:
             raise ValueError(
-                f"seconds starts at {self.seconds[0]:g}: an action between two backgrounds can take "
-                f"{needed / FRAMES_A_SECOND:.4g} (the minimum of action_seconds and twice the maximum of background_seconds)"
+                f"the minimum of seconds is {self.seconds[0]:g}; an action between two backgrounds may need "
+                f"{needed / FRAMES_A_SECOND:.4g} (the minimum of action_seconds plus twice the maximum of background_seconds)"
             )
 
 
 @dataclass(frozen=True)
+class Segment:
+    """An action, or background (None), from frame `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+    action: str | None
+
+
+@dataclass(frozen=True)
 class Shot:
-    """One thing on one path, visible from frame `start` to the path's end; it fades in over `fade` frames."""
+    """One object on one path, visible from frame `start` to the end of the path. It fades in over `fade` frames."""
 
     start: int
     fade: int
@@ -77,17 +85,17 @@ class Shot:
 
 
 def open_untrimmed_world(settings: UntrimmedWorldSettings, processes: int = 1) -> Path:
-    """A folder with `videos/<name>.mp4` and `annotations.json` as ActivityNet has it, written first if it does not exist.
+    """Return a folder with `videos/<name>.mp4` and `annotations.json` in ActivityNet's layout.
 
-    Raises StorageError.
+    It is written first if necessary. Raises StorageError.
     """
     pixels = _in_frames(settings.seconds)[1] * settings.side**2
-    # Small batches: one video takes as long as dozens of clips.
+    # Small batches: a video takes as long as dozens of clips.
     return open_world(settings, _write_video, _write_annotations, pixels, processes, batch=2)
 
 
 def render_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> tuple[np.ndarray, list[Segment]]:
-    """Frames uint8 `(F, S, S, 3)` and their actions: a pure function of the split, the index and the seed."""
+    """Render a video: frames uint8 `(F, S, S, 3)` and its actions, a pure function of split, index and seed."""
     pieces, shots = plan_untrimmed(settings, split, index)
     frames = np.zeros((pieces[-1].end, settings.side, settings.side, 3), np.uint8)
     for number, shot in enumerate(shots):
@@ -96,7 +104,7 @@ def render_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -
 
 
 def plan_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> tuple[list[Segment], list[Shot]]:
-    """Segments that tile the video (action None: background), and shots, which overlap if one fades into the next."""
+    """Plan a video: segments that cover it (action None: background), and shots, which overlap during a cross-fade."""
     pieces = _pieces(settings, split, index)
     rng = numpy_generator(settings.seed, f"untrimmed shots {split}", index)
     changes = [0, *(n for n in range(1, len(pieces)) if rng.random() < SHOT_CHANGE), len(pieces)]
@@ -117,9 +125,9 @@ def plan_untrimmed(settings: UntrimmedWorldSettings, split: str, index: int) -> 
 
 
 def _pieces(settings: UntrimmedWorldSettings, split: str, index: int) -> list[Segment]:
-    """Background and actions in turn. Actions have a generator of their own, so that nothing else can depend on them."""
+    """Return alternating background and actions. Actions have their own generator, so nothing else depends on them."""
     rng = numpy_generator(settings.seed, f"untrimmed times {split}", index)
-    happening = numpy_generator(settings.seed, f"untrimmed actions {split}", index)
+    action_rng = numpy_generator(settings.seed, f"untrimmed actions {split}", index)
     empty = rng.random() < settings.empty
     shortest = _in_frames(settings.background_seconds)[0]
     pieces: list[Segment] = []
@@ -127,7 +135,7 @@ def _pieces(settings: UntrimmedWorldSettings, split: str, index: int) -> list[Se
     for number, length in enumerate(_lengths(settings, rng)):
         end = start + length
         if number % 2 and not empty:
-            pieces.append(Segment(start, end, ACTIONS[happening.integers(len(ACTIONS))]))
+            pieces.append(Segment(start, end, ACTIONS[action_rng.integers(len(ACTIONS))]))
         elif length >= 2 * shortest and rng.random() < SPLIT:
             middle = int(rng.integers(start + shortest, end - shortest + 1))
             pieces += [Segment(start, middle, None), Segment(middle, end, None)]
@@ -138,18 +146,18 @@ def _pieces(settings: UntrimmedWorldSettings, split: str, index: int) -> list[Se
 
 
 def _lengths(settings: UntrimmedWorldSettings, rng: np.random.Generator) -> list[int]:
-    """Frames of background, action, background and so on. An action that is too long for the rest of the video is shortened."""
+    """Return the frames of background, action, background, and so on. The last action is shortened to fit."""
     (shortest, longest), pauses = _in_frames(settings.action_seconds), _in_frames(settings.background_seconds)
     left = int(rng.integers(*_in_frames(settings.seconds), endpoint=True))
-    row = [int(rng.integers(*pauses, endpoint=True))]
-    left -= row[0]
+    lengths = [int(rng.integers(*pauses, endpoint=True))]
+    left -= lengths[0]
     while True:
         action, pause = rng.integers(shortest, longest, endpoint=True), rng.integers(*pauses, endpoint=True)
         action = min(action, left - pause)
         if action < shortest:
-            row[-1] += left
-            return row
-        row += [int(action), int(pause)]
+            lengths[-1] += left
+            return lengths
+        lengths += [int(action), int(pause)]
         left -= int(action + pause)
 
 
@@ -158,29 +166,29 @@ def _in_frames(seconds: Range) -> tuple[int, int]:
 
 
 def _steps(action: str | None, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Changes of x, y, angle and size phase from frame to frame, `(F, 4)`, at pace 1."""
+    """Draw the changes of x, y, angle and size phase between frames, `(F, 4)`, at pace 1."""
     if action is not None:
         return np.tile(rng.uniform(*SPEED_SPREAD) * motion.rates([action]), (frames, 1))
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    if kind == "drift":  # along a diagonal, which no action does
+    if kind == "drift":  # diagonal, unlike any action
         across, down = SHIFT * rng.uniform(*DRIFT) * rng.choice((-1, 1), 2)
         return np.tile((across, down, 0.0, 0.0), (frames, 1))
-    if kind == "tremble":  # a random walk that returns to its place; not of the size, which would jump between its two ends
-        place = lfilter([1.0], [1.0, -0.7], rng.standard_normal((frames, 4)), axis=0)
-        return TREMBLE * np.array([SHIFT, SHIFT, TURN, 0.0]) * np.diff(place, axis=0, prepend=0)
+    if kind == "tremble":  # a random walk around a point; not of the size, which would jump between largest and smallest
+        offsets = lfilter([1.0], [1.0, -0.7], rng.standard_normal((frames, 4)), axis=0)
+        return TREMBLE * np.array([SHIFT, SHIFT, TURN, 0.0]) * np.diff(offsets, axis=0, prepend=0)
     return np.zeros((frames, 4))
 
 
 def _path(steps: np.ndarray, rng: np.random.Generator) -> motion.Path:
-    """The path of steps `(F, 4)`, smoothed at borders of pieces, from a uniform start, so that all later places are uniform."""
+    """Return the path of steps `(F, 4)`, smoothed at borders, from a uniform start, so that all positions are uniform."""
     padded = np.pad(steps, ((RAMP // 2, RAMP // 2), (0, 0)), mode="edge")
-    even = np.lib.stride_tricks.sliding_window_view(padded, RAMP, axis=0).mean(-1)
+    smooth = np.lib.stride_tricks.sliding_window_view(padded, RAMP, axis=0).mean(-1)
     start = motion.Path(rng.random((1, 2)), rng.random(1) * 2 * np.pi, rng.random(1))
-    return motion.displaced(start, np.concatenate([np.zeros((1, 4)), np.cumsum(even[:-1], axis=0)]))
+    return motion.displaced(start, np.concatenate([np.zeros((1, 4)), np.cumsum(smooth[:-1], axis=0)]))
 
 
 def _render_shot(shot: Shot, frames: np.ndarray, look: tuple) -> None:
-    """Draw a shot into the frames `(F, S, S, 3)` of its video. It fades in over the end of the shot before."""
+    """Draw a shot into the frames `(F, S, S, 3)` of its video. It fades in over the end of the previous shot."""
     total, side = len(shot.path.angle), frames.shape[1]
     weight = np.ones(total)
     weight[: shot.fade] = (np.arange(shot.fade) + 1) / FADE
@@ -196,7 +204,7 @@ def _render_shot(shot: Shot, frames: np.ndarray, look: tuple) -> None:
 
 
 def _write_video(settings: UntrimmedWorldSettings, folder: Path, split: str, index: int) -> tuple[str, dict[str, Any]]:
-    """Write a video's file. Return its name and its entry in the list."""
+    """Write the file of a video. Return its name and its annotations."""
     name = f"{split}_{index:05d}"
     frames, segments = render_untrimmed(settings, split, index)
     write_mp4(frames, folder / "videos" / f"{name}.mp4")

@@ -1,4 +1,4 @@
-"""Write an embedded data set into the cache: mp4 files and their lists, by several processes, whole or not at all."""
+"""Writing of embedded data sets into the cache: mp4 files and their lists, in several processes."""
 
 import os
 import shutil
@@ -20,36 +20,39 @@ from vmae_lab.utils.progress import Progress
 FRAMES_A_SECOND = 12
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Job = tuple[Any, ...]  # the split and what else names a file, its number last
+Job = tuple[Any, ...]  # identifies a file: the split first, its number last
 
 
 class WorldSettings(BaseModel):
-    """Settings of an embedded data set. Subclasses have a field per split (its number of files), `side` and `seed`."""
+    """Base class of the settings of an embedded data set.
+
+    Subclasses have a field per split (its number of files), `side` and `seed`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     prefix: ClassVar[str]  # of the folder's name
     versions: ClassVar[dict[str, int]]  # of the renderers
-    available: ClassVar[Collection[str]]  # sources that can be chosen
+    available: ClassVar[Collection[str]]  # allowed sources
 
     sources: tuple[str, ...]
 
     def model_post_init(self, _context: object) -> None:
         unknown = [name for name in self.sources if name not in self.available]
         if unknown or not self.sources:
-            raise ValueError(f"no motionworld source named {unknown}; sources are {', '.join(self.available)}")
+            raise ValueError(f"unknown motionworld sources {unknown}; choose from {', '.join(self.available)}")
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the data's content: equal settings give equal files."""
+        """Hash of the content of the data set. Equal settings give equal files."""
         return fingerprint(self.versions | self.model_dump(mode="json"))
 
     def jobs(self) -> list[Job]:
-        """The split and number of every file, in order."""
+        """Return the split and number of every file, in order."""
         return [(split, index) for split in SPLITS for index in range(getattr(self, split))]
 
 
 def cache_home() -> Path:
-    """`$VMAE_LAB_HOME`, or `~/.cache/vmae_lab`."""
+    """Return `$VMAE_LAB_HOME`, or `~/.cache/vmae_lab`."""
     return Path(os.environ.get("VMAE_LAB_HOME") or Path.home() / ".cache" / "vmae_lab")
 
 
@@ -61,10 +64,11 @@ def open_world(
     processes: int,
     batch: int = 50,
 ) -> Path:
-    """The folder of a data set, written first if it does not exist.
+    """Return the folder of a data set. It is written first if it does not exist.
 
-    `write_file(settings, folder, *job)` writes a file of at most `pixels` and returns its record; `write_lists` gets them all.
-    The folder is renamed when it is complete: an interrupted writing resumes, and a second one waits. Raises StorageError.
+    `write_file(settings, folder, *job)` writes a file of at most `pixels` and returns its record. `write_lists` gets all
+    records. The folder gets its final name when it is complete. Interrupted writing resumes; a second process waits. Raises
+    StorageError.
     """
     home = make_folder(cache_home())
     folder = home / f"{settings.prefix}-{settings.fingerprint}"
@@ -91,7 +95,7 @@ def _write_batch(write: Callable[..., Any], jobs: list[Job]) -> list[Any]:
 
 
 def check_room(folder: Path, files: int, pixels: int) -> None:
-    """Raise StorageError if the disk cannot hold files of so many pixels: 0.1 bytes per pixel of H.264, 3 of decoded clips."""
+    """Raise StorageError if the disk is too small: H.264 needs 0.1 bytes per pixel, decoded clips 3."""
     needed = int(files * (pixels * 3.1 + 4096))
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -101,7 +105,7 @@ def check_room(folder: Path, files: int, pixels: int) -> None:
 
 
 def write_mp4(frames: np.ndarray, path: Path) -> None:
-    """Write a clip, whole or not at all, unless it exists. Raises StorageError."""
+    """Write a clip atomically, unless it exists. Raises StorageError."""
     if path.exists():
         return
     with storing_in(path.parent):
@@ -111,9 +115,9 @@ def write_mp4(frames: np.ndarray, path: Path) -> None:
 
 
 def encode_mp4(frames: np.ndarray, path: Path, rate: int = FRAMES_A_SECOND) -> None:
-    """Write uint8 `(F, H, W, 3)` as H.264 in mp4, so that equal frames give equal bytes.
+    """Write uint8 `(F, H, W, 3)` as H.264 in mp4. Equal frames give equal bytes.
 
-    This needs one encoder thread and `cpu-independent`: otherwise x264's choices depend on the alignment of its buffers.
+    This needs one encoder thread and `cpu-independent`, because x264's choices otherwise depend on the alignment of buffers.
     """
     options = {"preset": "veryfast", "crf": "18", "threads": "1", "x264-params": "cpu-independent=1"}
     with av.open(str(path), "w", format="mp4") as container:

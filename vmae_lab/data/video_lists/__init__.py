@@ -1,7 +1,7 @@
-"""Lists of own or real videos: which videos there are, their labels and splits. Nothing here opens a video.
+"""Lists of videos with labels and splits. No video is opened here.
 
-`reader.py` reads one list: `formats.py` the forms of list files, `folders.py` folders and globs, `labels.py` the classes of
-labels. `splits.py` has the settings of all lists and reads every split; `hold_out.py` divides one list into splits.
+`reader.py` reads one list, with `formats.py` for list files, `folders.py` for folders and globs, and `labels.py` for labels and
+classes. `splits.py` has the settings of all lists and reads every split. `hold_out.py` divides one list into splits.
 """
 
 from vmae_lab.data.video_lists.formats import ListError

@@ -1,4 +1,4 @@
-"""The videos that a folder or a glob lists, and the files and links that it skips."""
+"""Lists of the videos in a folder or glob, and of the files and links that are skipped."""
 
 import heapq
 import os
@@ -13,18 +13,9 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
-from vmae_lab.data.video_lists.formats import (
-    NOT_TEXT,
-    SHOWN,
-    Cells,
-    Faults,
-    ListError,
-    known_path,
-    place_of,
-    some_names,
-    texts,
-)
+from vmae_lab.data.video_lists.formats import NOT_TEXT, Cells, Faults, ListError, known_path, list_path, texts
 from vmae_lab.utils.atomic_io import utf8_name
+from vmae_lab.utils.errors import SHOWN, first_of
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -35,8 +26,11 @@ VIDEO_SUFFIXES = frozenset(
 
 
 class Listing(NamedTuple):
-    """The sorted `paths` of videos below `base`, and what was skipped: linked folders and broken links (`links`), other files
-    by suffix (`others`), and folders directly in `base` without a video (`empty`)."""
+    """The sorted `paths` of videos below `base`, and what was skipped.
+
+    `others`: other files, counted by suffix. `links`: linked folders and broken links. `empty`: folders directly in `base`
+    without a video.
+    """
 
     base: Path
     paths: list[str]
@@ -50,39 +44,39 @@ class Listing(NamedTuple):
         found = []
         if self.links:
             why = (
-                "they lead nowhere, or to a folder that is listed already"
+                "they are broken, or point to a folder that is listed already"
                 if self.followed
                 else "set data.lists.decoding.follow_links (--follow-links of the data commands) to list them"
             )
-            found.append(f"{len(self.links)} link{'s' * (len(self.links) > 1)} skipped: {some_names(self.links)}; {why}")
+            found.append(f"{len(self.links)} link{'s' * (len(self.links) > 1)} skipped: {first_of(self.links)}; {why}")
         if labelled and self.empty:
             what = f"{len(self.empty)} folder{'s' * (len(self.empty) > 1)}"
-            found.append(f"{what} without a video, which become no class: {some_names(self.empty)}")
+            found.append(f"{what} without a video, not used as classes: {first_of(self.empty)}")
         return found
 
     @property
     def other_files(self) -> str:
-        """The number of files without a video's suffix, with the most frequent suffixes; empty if there are none."""
+        """Text: the number of files without a video suffix, and their most frequent suffixes. Empty if there are none."""
         kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.others.most_common(SHOWN))
         total = self.others.total()
-        return f"{total} file{'s' * (total > 1)} without a video's suffix ({kinds})" if total else ""
+        return f"{total} file{'s' * (total > 1)} without a video suffix ({kinds})" if total else ""
 
 
 def listed_files(location: str | Path, root: Path, follow_links: bool = False) -> Listing | None:
     """List a folder or a glob. Return None if `location` is neither.
 
-    Hidden files and folders are skipped. Linked folders are listed only with `follow_links`, and then each real folder once, so
-    that loops of links end. A glob also follows a link that one of its levels (not `**`) matches. Raises ListError for an
-    invalid pattern, OSError for a folder that cannot be read.
+    Hidden files and folders are skipped. With `follow_links`, linked folders are listed, too, but each real folder only once,
+    so that loops of links end. A glob also follows links that match one of its parts (except `**`). Raises ListError for an
+    invalid pattern, OSError for an unreadable folder.
     """
-    place = place_of(location, root)
-    if place.is_dir():
-        return _walk(place, follow_links, lambda path: os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES)
+    path = list_path(location, root)
+    if path.is_dir():
+        return _walk(path, follow_links, lambda path: os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES)
     parts = Path(known_path(location)).expanduser().parts
     first = next((i for i, part in enumerate(parts) if re.search(r"[*?[]", part)), None)
     if first is None:
         return None
-    base, pattern = place_of(Path(*parts[:first]), root), parts[first:]
+    base, pattern = list_path(Path(*parts[:first]), root), parts[first:]
     if "**" in pattern:
         if not base.is_dir():
             return Listing(base, [], Counter())
@@ -90,12 +84,12 @@ def listed_files(location: str | Path, root: Path, follow_links: bool = False) -
     try:
         found = [path.relative_to(base).as_posix() for path in base.glob("/".join(pattern)) if path.is_file()]
     except ValueError as error:
-        raise ListError(f"{place} is no pattern of paths: {error}") from error
+        raise ListError(f"{path} is not a valid pattern of paths: {error}") from error
     return Listing(base, sorted(path for path in found if not re.search(r"(^|/)\.", path)), Counter())
 
 
 def _walk(base: Path, follow_links: bool, is_listed: Callable[[str], bool]) -> Listing:
-    """List all files below a folder. Linked folders come after all others, so that a video keeps its real path."""
+    """List the files below a folder. Linked folders come last, so that a video is listed under its real path."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -142,21 +136,19 @@ def _matches(names: list[str], pattern: tuple[str, ...]) -> bool:
     return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
-def cells_of_files(place: Path, root: Path, listing: Listing, labelled: bool) -> Cells:
-    """Return the cells of a folder or glob. If it is outside the root, paths start at it. Labels are names of folders.
+def cells_of_files(path: Path, root: Path, listing: Listing, labelled: bool) -> Cells:
+    """Return the cells of a folder or glob. Labels are folder names.
 
-    Raises ListError.
+    Paths are relative to the root, or to the folder or glob if it is outside the root. Raises ListError.
     """
-    is_folder, paths, base = place.is_dir(), listing.paths, listing.base
+    is_folder, paths, base = path.is_dir(), listing.paths, listing.base
     if not paths:
         what = f"no video files ({' '.join(sorted(VIDEO_SUFFIXES))}) below" if is_folder else "no files match"
         rest = [*listing.skipped(labelled), *([f"skipped: {listing.other_files}"] if listing.others else [])]
-        raise ListError("; ".join([f"{what} {place}", *rest]))
+        raise ListError("; ".join([f"{what} {path}", *rest]))
     loose = [path for path in paths if "/" not in path]
     if labelled and is_folder and loose:
-        raise ListError(
-            f"{len(loose)} files are directly in {place}: {some_names(loose)}; a labelled folder has one folder per class"
-        )
+        raise ListError(f"{len(loose)} files are directly in {path}: {first_of(loose)}; move them to one folder per class")
     prefix = ""
     if not base.is_relative_to(root):
         root = base
@@ -166,11 +158,11 @@ def cells_of_files(place: Path, root: Path, listing: Listing, labelled: bool) ->
     if labelled:
         labels = (path.split("/")[0] if is_folder else Path(base, path).parent.name for path in paths)
         table["label"] = texts(map(utf8_name, labels))
-    return Cells(str(place), root, table, Faults(table["line"].to_numpy()), named=True)
+    return Cells(str(path), root, table, Faults(table["line"].to_numpy()), named=True)
 
 
 def is_video(file: Path) -> bool:
-    """Return whether a file is a video by its suffix or its first bytes, and so no list."""
+    """Return whether a file is a video, not a list, by its suffix or its first bytes."""
     if file.suffix.lower() in VIDEO_SUFFIXES:
         return True
     with open(file, "rb") as stream:
@@ -182,7 +174,7 @@ def is_video(file: Path) -> bool:
 
 
 def named_videos(folder: Path) -> Mapping[str, list[os.DirEntry]]:
-    """Return the files (without their video suffix) and folders in a folder that may be the video of a name."""
+    """Return the candidates for named videos in a folder: name without suffix -> video files and folders."""
     found = defaultdict(list)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):

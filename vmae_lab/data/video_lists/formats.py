@@ -1,6 +1,7 @@
-"""The forms of a list file, detected by content: text in the official code's form, or a table (text or Parquet).
+"""Formats of list files: text as in the official code, or a table (csv or Parquet). The content decides.
 
-`read_file` reads a file into cells, which `reader.py` checks; `write_list` writes a table. `folders.py` has folders and globs.
+`read_file` reads a file into cells, which `reader.py` checks. `write_list` writes a table. Folders and globs are in
+`folders.py`.
 """
 
 import csv
@@ -17,27 +18,26 @@ import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
 from vmae_lab.utils.atomic_io import escaped_name, local_name, readable, unescaped_name, utf8_name, write_text
-from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.errors import SHOWN, UserError, first_of
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
 OTHER_COLUMNS = (
     "path_escaped", "label", "class_index", "lost_classes", "start", "total", "frames", "bytes", "decoder", "offset", "size"
 )  # fmt: skip
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # fits into int64
-WHOLE_OR_POINT = re.compile(rf"({WHOLE_NUMBER.pattern})(?:\.0*)?")  # also 2.0, as pandas writes whole numbers with gaps
-NOT_TEXT = bytes(range(9))  # control characters that no text has
-SHOWN = 10  # lines or names in a message
+WHOLE_OR_POINT = re.compile(rf"({WHOLE_NUMBER.pattern})(?:\.0*)?")  # also 2.0: pandas writes integers with gaps as floats
+NOT_TEXT = bytes(range(9))  # control characters that do not occur in text
 
 
 class ListError(UserError, ValueError):
-    """A list of videos that is missing, empty or has bad lines. The message names the file, the lines and their errors."""
+    """A list is missing, empty or has bad lines. The message names the file, the lines and their faults."""
 
     def __init__(self, message: str):
         super().__init__(readable(message))
 
 
 class Faults:
-    """Collects bad lines. The first fault of a line counts; messages are made only for the lines that are shown."""
+    """Collects bad lines. Only the first fault of a line counts. Messages are created only for the lines that are shown."""
 
     def __init__(self, lines: np.ndarray):
         self.lines = lines
@@ -45,13 +45,13 @@ class Faults:
         self._found: list[tuple[np.ndarray, Callable[[int], str]]] = []
 
     def add(self, bad: np.ndarray, message: Callable[[int], str]) -> None:
-        """Mark the rows of a mask `(n,)` as bad. `message` takes a row."""
+        """Mark the rows of a mask `(n,)` as bad. `message` maps a row to its fault."""
         new = bad & ~self.bad
         if new.any():
             self._found.append((new, message))
             self.bad |= new
 
-    def check(self, place: str) -> None:
+    def check(self, name: str) -> None:
         """Raise ListError with the number of bad lines and the first ten of them, if there are any."""
         if not self.bad.any():
             return
@@ -60,20 +60,26 @@ class Faults:
             message = next(message for rows, message in self._found if rows[row])(row)
             messages.append(f"line {self.lines[row]}: {message}" if self.lines[row] else message)
         count = int(self.bad.sum())
-        what = "line" if self.lines.any() else "video"  # a folder has no lines
-        raise ListError(f"{place}: {count} bad {what}{'s' * (count > 1)}; " + "; ".join(messages))
+        what = "line" if self.lines.any() else "video"  # folders have no lines
+        raise ListError(f"{name}: {count} bad {what}{'s' * (count > 1)}; {first_of(messages, '; ', count)}")
+
+
+def check_faults(file: Path, faults: Sequence[str]) -> None:
+    """Raise ListError with the number of faults and the first ten of them, if there are any."""
+    if faults:
+        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; {first_of(faults, '; ')}")
 
 
 @dataclass(frozen=True)
 class Cells:
     """The unchecked content of a list.
 
-    `table` has `line` (int64), `path` (str) and those of OTHER_COLUMNS that the list has, as str or int64. Paths start at
-    `root`. `place` names the list in messages. `faults` has the lines of a wrong form, whose cells are blank. `named`: labels
-    are names of folders, even if they look like numbers.
+    `table`: `line` (int64), `path` (str), and the OTHER_COLUMNS of the list as str or int64. Paths are relative to `root`.
+    `name`: of the list, for messages. `faults`: malformed lines, whose cells are empty. `named`: labels are folder
+    names, even if they look like numbers.
     """
 
-    place: str
+    name: str
     root: Path
     table: pd.DataFrame
     faults: Faults
@@ -85,13 +91,13 @@ def absolute(root: str | Path) -> Path:
     return Path(os.path.abspath(Path(known_path(root)).expanduser()))
 
 
-def place_of(location: str | Path, root: Path) -> Path:
-    """Return the absolute path of a list: `location`, which starts at `root` if it is relative."""
+def list_path(location: str | Path, root: Path) -> Path:
+    """Return the absolute path of a list. A relative `location` starts at `root`."""
     return absolute(Path(root, Path(known_path(location)).expanduser()))
 
 
 def known_path(path: str | Path) -> str:
-    """Return a path of a recipe or of the command line in the file system's encoding."""
+    """Return a path from the config or the command line in the encoding of the file system."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -99,13 +105,8 @@ def known_path(path: str | Path) -> str:
     return str(path)
 
 
-def some_names(names: Sequence[str]) -> str:
-    """Join names for a message, the first ten of them."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
 def texts(values: Iterable[str]) -> pd.Series:
-    """Make a column of text, of objects if a name is not UTF-8, which pandas' str type cannot hold."""
+    """Return a column of text. If a name is not UTF-8, its type is object, because pandas' str type needs UTF-8."""
     values = list(values)
     try:
         return pd.Series(values, dtype="str")
@@ -114,14 +115,14 @@ def texts(values: Iterable[str]) -> pd.Series:
 
 
 def whole_numbers(column: pd.Series, points: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole numbers in a column of text or integers, int64 `(n,)`, and where there is one, bool `(n,)`.
+    """Parse a column of text or integers. Return its whole numbers, int64 `(n,)`, and which cells are valid, bool `(n,)`.
 
-    With `points`, 2.0 is a whole number.
+    With `points`, 2.0 is a whole number, too.
     """
     if pd.api.types.is_integer_dtype(column):
         return column.to_numpy(np.int64), np.ones(len(column), bool)
-    codes, words = pd.factorize(column.to_numpy(object))  # few words differ, so each is parsed once
-    found = [(WHOLE_OR_POINT if points else WHOLE_NUMBER).fullmatch(word.strip()) for word in words]
+    codes, distinct = pd.factorize(column.to_numpy(object))  # parse each distinct text once
+    found = [(WHOLE_OR_POINT if points else WHOLE_NUMBER).fullmatch(text.strip()) for text in distinct]
     good = np.array([match is not None for match in found], bool)
     values = np.array([int(match[0].split(".")[0]) if match else 0 for match in found], np.int64)
     return values[codes], good[codes]
@@ -132,7 +133,7 @@ def whole_numbers(column: pd.Series, points: bool = False) -> tuple[np.ndarray, 
 
 
 def read_file(file: Path, root: Path, labelled: bool) -> Cells:
-    """Read a list file, whose paths start at the absolute folder `root`. Raises ListError, OSError."""
+    """Read a list file. Its paths are relative to the absolute folder `root`. Raises ListError, OSError."""
     with open(file, "rb") as stream:
         parquet = stream.read(4) == b"PAR1" or file.suffix.lower() == ".parquet"
     faults = None
@@ -153,14 +154,14 @@ def read_file(file: Path, root: Path, labelled: bool) -> Cells:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read the lines of a UTF-8 text file, split at line ends only: `str.splitlines` also splits at U+2028, within names.
+    """Read the lines of a UTF-8 text file. Raises ListError, OSError.
 
-    Raises ListError, OSError.
+    `str.splitlines` is not used, because it also splits at U+2028, which may occur in names.
     """
     data = file.read_bytes()
     head = data[:HEAD]
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 3 and not (any(head[1::2]) and any(head[::2]))):
-        raise ListError(f"{file} is UTF-16; save the list as UTF-8")
+        raise ListError(f"{file} is encoded in UTF-16; save the list as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -169,13 +170,13 @@ def read_lines(file: Path) -> list[str]:
                 content = f"it is a video ({container_of(head)})"
             except ValueError as other:
                 content = str(other).replace("not a video but", "it is")
-            raise ListError(f"{file} is no list: {content}") from error
+            raise ListError(f"{file} is not a list: {content}") from error
         line = data[: error.start].count(b"\n") + 1
         raise ListError(
             f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the list as UTF-8 (file names that are "
             "not UTF-8 need the column path_escaped, see docs/data.md)"
         ) from error
-    # The \r of Windows is stripped with the spaces around a cell. Old Macs wrote \r alone.
+    # The \r of Windows is stripped with the spaces around a cell. Old Mac files have only \r.
     return text.split("\n" if "\n" in text else "\r")
 
 
@@ -184,9 +185,9 @@ def read_lines(file: Path) -> list[str]:
 
 
 def _header_delimiter(lines: list[str], first: int, file: Path) -> str | None:
-    """Return the delimiter of a header, which has a cell of PATH_COLUMNS, or None if there is no header.
+    """Return the delimiter of a header with one of PATH_COLUMNS, or None if there is no header.
 
-    Raises ListError for a header without such a cell.
+    Raises ListError for a header without such a column.
     """
     for delimiter in ",;\t ":
         names = _column_names(name.strip().strip("\"'") for name in lines[first].split(delimiter))
@@ -196,7 +197,7 @@ def _header_delimiter(lines: list[str], first: int, file: Path) -> str | None:
         if plain and delimiter != " ":
             _columns(names, file)
     below = next((line.strip() for line in lines[first + 1 :] if line.strip()), "")
-    if re.fullmatch(r"[A-Za-z_]\w*", lines[first].strip()) and os.path.splitext(below)[1]:  # one word above names of files
+    if re.fullmatch(r"[A-Za-z_]\w*", lines[first].strip()) and os.path.splitext(below)[1]:  # a single word above file names
         _columns([lines[first].strip()], file)
     return None
 
@@ -206,21 +207,23 @@ def _column_names(names: Iterable[object]) -> list[str]:
 
 
 def _columns(names: list[str], file: Path) -> dict[str, int]:
-    """Return the positions of the columns that are read, among all `names`."""
+    """Return the positions of the known columns among `names`. Raises ListError."""
     path = next((name for name in PATH_COLUMNS if name in names), None)
     if path is None:
         others = ", ".join(PATH_COLUMNS[1:])
-        raise ListError(f"{file} has no column 'path'; its columns are {', '.join(names)}. Name one of them path (or {others})")
+        raise ListError(
+            f"{file} has no column 'path'; its columns are {', '.join(names)}. Rename one of them to path (or {others})"
+        )
     return {"path": names.index(path)} | {name: names.index(name) for name in OTHER_COLUMNS if name in names}
 
 
 def _read_table(file: Path, lines: list[str], first: int, delimiter: str) -> tuple[pd.DataFrame, Faults]:
-    """Read the rows below a header with csv's quoting. A row of another length than the header is a fault."""
+    """Read the rows below a header as csv. A row with another number of fields than the header is a fault."""
     reader = csv.reader((line + "\n" for line in islice(lines, first, None)), delimiter=delimiter, strict=True)
     names = _column_names(next(reader))
     columns = _columns(names, file)
     numbers, rows, ragged = list[int](), list[list[str]](), dict[int, int]()
-    end = first + 1  # the last line of the previous row
+    end = first + 1  # last line of the previous row
     try:
         for row in reader:
             end = first + reader.line_num
@@ -232,18 +235,18 @@ def _read_table(file: Path, lines: list[str], first: int, delimiter: str) -> tup
             numbers.append(end)
             rows.append([row[i] for i in columns.values()])
     except csv.Error as error:
-        raise ListError(f"{file}, line {end + 1}: {error} (is a quotation mark left open?)") from error
+        raise ListError(f"{file}, line {end + 1}: {error} (check for an unclosed quotation mark)") from error
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     table.attrs["columns"] = names
     table["line"] = np.array(numbers, np.int64)
     faults = Faults(table["line"].to_numpy())
     bad = np.isin(np.arange(len(rows)), list(ragged))
-    faults.add(bad, lambda row: f"{ragged[row]} fields, but the header has {len(names)}")
+    faults.add(bad, lambda row: f"{ragged[row]} fields; the header has {len(names)}")
     return table, faults
 
 
 def _read_parquet(file: Path) -> pd.DataFrame:
-    """Read columns of whole numbers as int64, others as text, and missing values as empty text."""
+    """Read a Parquet file: whole numbers as int64, other columns as text, missing values as empty text. Raises ListError."""
     try:
         read = pd.read_parquet(file)
     except (ValueError, OSError) as error:
@@ -257,17 +260,17 @@ def _read_parquet(file: Path) -> pd.DataFrame:
             continue
         cells = column.astype("object").where(column.notna(), "").tolist()
         if any(isinstance(cell, list | tuple | dict | np.ndarray) for cell in cells[:1]):
-            raise ListError(f"{file}: the column {name!r} has several values per row; one is expected")
+            raise ListError(f"{file}: the column {name!r} has several values per row; expected one")
         table[name] = texts([os.fsdecode(cell) if isinstance(cell, bytes) else str(cell) for cell in cells])
     return table
 
 
 def write_list(file: Path, table: pd.DataFrame, classes: Sequence[str] = ()) -> None:
-    """Write videos as csv that `read_list` reads: columns `path` and any others; numbers in `label` index `classes`.
+    """Write videos as csv for `read_list`: the column `path` and any others. Numbers in `label` index `classes`.
 
-    In the file `label` has the name of the class and `class_index` its number, so that names which look like numbers stay
-    names. Classes without a row are in the first cell of `lost_classes`, as JSON of numbers and names. Paths that are not UTF-8
-    are escaped: `path_escaped` is 1 then.
+    In the file, `label` is the name of the class and `class_index` its number, so that names that look like numbers stay names.
+    Classes without a row are in the first cell of `lost_classes`, as a JSON object of numbers and names. Paths that are not
+    UTF-8 are escaped, and their `path_escaped` is 1.
     """
     paths = [utf8_name(path) for path in table["path"]]
     odd = [readable(path) != path for path in paths]
@@ -281,7 +284,7 @@ def write_list(file: Path, table: pd.DataFrame, classes: Sequence[str] = ()) -> 
         if lost and len(table):
             written["lost_classes"] = [json.dumps(lost), *[""] * (len(table) - 1)]
     text = written.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # csv does not quote it, but it would end a line
+    if "\r" in text:  # csv does not quote it, but it would end the line
         text = written.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     write_text(file, text)
 
@@ -289,7 +292,7 @@ def write_list(file: Path, table: pd.DataFrame, classes: Sequence[str] = ()) -> 
 # ----------------------------------------------------------------------------------------------------------------------
 # The official code's text form
 
-FORMS = {  # by whether the list is labelled, and the count of numbers after the path
+FORMS = {  # (whether the list is labeled, count of numbers after the path) -> form and column names
     (False, 2): ("path start_index total_frames", ["start", "total"]),
     (False, 0): ("path", []),
     (True, 2): ("path total_frames label", ["total", "label"]),
@@ -298,10 +301,11 @@ FORMS = {  # by whether the list is labelled, and the count of numbers after the
 
 
 def _read_official(lines: list[str], first: int, labelled: bool) -> tuple[pd.DataFrame, Faults]:
-    """Read the official code's lists. Lines are split from the right, so that paths may hold spaces.
+    """Read a list in the official code's format. Lines are split from the right, so that paths may contain spaces.
 
-    All lines must have the form that most have. A line with one more number is bad, not a path that ends in a number:
-    `clip 12 3` in a list of `path label` may be a folder of frames by mistake. Such paths need a table with a header.
+    All lines must have the form of the majority. A line with one more number is an error, not a path that ends in a number:
+    `clip 12 3` in a list of `path label` may be a folder of frames by mistake. Paths that end in a number need a table with a
+    header.
     """
     numbers = np.array([i for i, line in enumerate(lines) if i >= first and line.strip()], np.int64)
     kept = [lines[i].strip() for i in numbers]
@@ -327,25 +331,25 @@ def _read_official(lines: list[str], first: int, labelled: bool) -> tuple[pd.Dat
     def message(row: int) -> str:
         hint = ""
         if trailing[row] > count:
-            hint = "; a path that ends in a number needs a table with a header (path,label), or quotation marks"
+            hint = "; if a path ends in a number, use quotation marks or a table with a header (path,label)"
         elif labelled and not trailing[row]:
-            hint = "; labels that are names need a table with a header (path,label)"
-        return f"'{form}' was expected, got {kept[row][:200]!r}{hint}"
+            hint = "; if labels are names, use a table with a header (path,label)"
+        return f"expected '{form}', got {kept[row][:200]!r}{hint}"
 
     faults.add(trailing != count, message)
     return table, faults
 
 
 def _has_commas(line: str) -> bool:
-    """Return whether a line ends in `,3` and not in ` 3`. `a.mp4, 3` is separated by commas."""
+    """Return whether a line is separated by commas: it ends in `,3` or `, 3`, not in ` 3`."""
     head, _, number = line.rpartition(",")
-    words = line.rsplit(None, 1)
-    spaced = len(words) == 2 and WHOLE_OR_POINT.fullmatch(words[1]) and not words[0].endswith(",")
+    parts = line.rsplit(None, 1)
+    spaced = len(parts) == 2 and WHOLE_OR_POINT.fullmatch(parts[1]) and not parts[0].endswith(",")
     return bool(head and not spaced and WHOLE_OR_POINT.fullmatch(number.strip()))
 
 
 def _most_frequent_form(trailing: np.ndarray, labelled: bool) -> int:
-    """Return the count of numbers in most lines. If two forms tie, the first line decides, or else the official form."""
+    """Return the count of numbers in most lines. In a tie, the form of the first line wins, else the official form."""
     official, other = (1, 2) if labelled else (2, 0)
     counts = np.bincount(trailing, minlength=3)
     if counts[other] == counts[official]:

@@ -1,4 +1,4 @@
-"""Divides the train list into train, validation and test: settings, and the split of each video."""
+"""Division of the train list into train, validation and test splits."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from vmae_lab.data.video_lists.reader import VideoList
 
 
 class HoldOut(BaseModel):
-    """Shares of the train list's groups that are held out for validation and test, from every class."""
+    """Shares of the train list that are held out for validation and test, from every class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,7 +24,9 @@ class HoldOut(BaseModel):
 
     def model_post_init(self, _context: object) -> None:
         if self.validation + self.test >= 1:
-            raise ValueError(f"hold_out: validation {self.validation:g} and test {self.test:g} leave nothing to train on")
+            raise ValueError(
+                f"hold_out: validation {self.validation:g} and test {self.test:g} leave no videos to train on; reduce them"
+            )
         try:
             re.compile(self.group or "")
         except re.error as error:
@@ -32,19 +34,22 @@ class HoldOut(BaseModel):
 
     @property
     def held(self) -> dict[str, float]:
-        """The share of each held-out split."""
+        """The share of each held-out split, if it is not 0."""
         return {name: share for name, share in (("test", self.test), ("validation", self.validation)) if share}
 
     def counts(self, groups: int) -> Counter[str]:
-        """Return how many groups of a class each split gets: at least one, if one is left to train on; test comes first."""
+        """Return the groups of a class per held-out split: at least one if one remains for training; test has priority."""
         counts = Counter({name: max(1, round(groups * share)) for name, share in self.held.items()})
         while counts and counts.total() >= groups:
             counts[min(counts, key=lambda name: (-counts[name], name == "test"))] -= 1
         return counts
 
 
-def groups_in(videos: VideoList, pattern: str | None, place: str) -> np.ndarray:
-    """Return the group of each video, `(n,)`: the match of the pattern in its path, by default its path. Raises ListError."""
+def groups_in(videos: VideoList, pattern: str | None, name: str) -> np.ndarray:
+    """Return the group of each video, `(n,)`: the match of the pattern in its path, or its path if it is None.
+
+    Raises ListError.
+    """
     paths = videos.table["path"].to_numpy(object)
     if pattern is None:
         return paths
@@ -52,17 +57,17 @@ def groups_in(videos: VideoList, pattern: str | None, place: str) -> np.ndarray:
     groups = np.array([match[min(match.re.groups, 1)] if match else None for match in found], object)
     faults = Faults(videos.table["line"].to_numpy())
     faults.add(pd.isna(groups), lambda row: f"{paths[row]!r} does not match hold_out.group {pattern!r}")
-    faults.check(place)
+    faults.check(name)
     return groups
 
 
 def split_by_groups(hold_out: HoldOut, groups: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the split of each video, `(n,)`, and whether classes were divided one by one.
+    """Return the split of each video, `(n,)`, and whether every class was divided separately.
 
-    A group's name is hashed to a number in [0, 1), which the shares divide into splits, so that new videos move no others. If a
-    class then lacks a split that it has groups for, each class is divided separately, in the order of these numbers: three
-    groups or more are in all splits, two in train and test, one in train. Groups are never divided. A group of several classes
-    is placed by the class with the fewest groups.
+    The name of a group is hashed to a number in [0, 1), and the shares divide this range into splits. So new videos do not move
+    others. If a class then lacks a split although it has enough groups, every class is divided separately, in the order of
+    these numbers: a class of three or more groups is in all splits, of two in train and test, of one in train. Groups are never
+    divided. A group with several classes is assigned by the class with the fewest groups.
     """
     codes, names = pd.factorize(groups)
     draws = np.array([int.from_bytes(blake2b(os.fsencode(name), digest_size=6).digest(), "big") / 2**48 for name in names])
@@ -75,9 +80,9 @@ def split_by_groups(hold_out: HoldOut, groups: np.ndarray, classes: np.ndarray) 
     split = np.full(len(names), "", object)
     for name in sorted(members, key=lambda name: (len(members[name]), name)):
         rows = sorted(members[name], key=lambda row: (draws[row], names[row]))
-        placed, free = Counter(split[rows]), [row for row in rows if not split[row]]
+        assigned, free = Counter(split[rows]), [row for row in rows if not split[row]]
         for part, count in hold_out.counts(len(rows)).items():
-            taken = max(0, min(count - placed[part], len(free) - (placed["train"] == 0)))
+            taken = max(0, min(count - assigned[part], len(free) - (assigned["train"] == 0)))
             split[free[:taken]], free = part, free[taken:]
         split[free] = "train"
     return split[codes], True
