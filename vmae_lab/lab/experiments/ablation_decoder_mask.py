@@ -356,4 +356,7 @@ def equal_compute_words(results: Results, curve: pd.DataFrame) -> list[str]:
     """The verdicts at equal compute at the arms' last step; no sentence if there is no curve."""
     found = curve_differences(results.plan, curve)
     last = found[(found.equal == "compute") & (found.step == curve.step.max())].set_index("arm")
-    return [] if last.empty else [f"At equal compute after the last step: {common.verdict_words(results, last, BASELINE)}"]
+    if last.empty:
+        return []
+    words = common.verdict_words(results, last, BASELINE)
+    return [f"At equal compute after the last step, {words[0].lower()}{words[1:]}"]

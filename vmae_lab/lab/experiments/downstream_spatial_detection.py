@@ -224,23 +224,16 @@ def _scored_actions(predicted: pd.DataFrame, scenes: Scenes, right: Sequence[str
 
 def recall_of_persons(plan: Plan) -> float | None:
     """Percent of the people that the person detector's boxes cover (IoU 0.5): the highest possible recall of a detector."""
-    scenes, settings = _scenes(plan), _settings(plan)
+    scenes = _scenes(plan)
     if scenes.persons is None:
         return None
-    people = scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]).assign(action_id=1)
-    seen = scenes.persons[scenes.persons.score >= settings.person_score].assign(action_id=1)
-    joined = people.reset_index().merge(seen, on=KEY, suffixes=("", "_seen"))
-    true, found = (joined[[corner + end for corner in CORNERS]].to_numpy(float) for end in ("", "_seen"))
-    covered = joined[_overlaps(true, found) >= OVERLAP]
-    return 100 * covered["index"].nunique() / len(people)
-
-
-def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of pairs of boxes `(n, 4)`, row by row: `(n,)`."""
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    shared = sides.clip(0).prod(1)
-    first, second = ((part[:, 2:] - part[:, :2]).prod(1) for part in (boxes, others))
-    return shared / (first + second - shared)
+    seen = dict(list(scenes.persons[scenes.persons.score >= _settings(plan).person_score].groupby(KEY)[CORNERS]))
+    people, covered = scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]), 0
+    for key, true in people.groupby(KEY)[CORNERS]:
+        if key in seen:
+            overlaps = box_iou(*(torch.tensor(boxes[CORNERS].to_numpy(float)) for boxes in (true, seen[key])))
+            covered += int((overlaps >= OVERLAP).any(1).sum())
+    return 100 * covered / len(people)
 
 
 def evaluated_again(results: Results) -> pd.Series:
