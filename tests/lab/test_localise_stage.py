@@ -96,7 +96,7 @@ def test_features_that_are_there_need_no_encoder(recipe, home, tmp_path):
     assert localise_stage(own, initial_stage(own, 0), 0).key != stage.key, "other features, another result"
     unread = own.with_overrides({"localise.features.stride": 8})
     assert localise_stage(unread, initial_stage(own, 0), 0).key == localise_stage(own, initial_stage(own, 0), 0).key
-    with pytest.raises(RecipeError, match="localise.videos.lists.features"):
+    with pytest.raises(RecipeError, match=r"localise\.videos\.lists\.features"):
         plan_notebook("downstream_temporal_detection", own)
 
 

@@ -1,4 +1,4 @@
-"""The notebooks run by papermill and by the command line at scale smoke; nbval finds a changed output."""
+"""The notebooks as a user runs them: papermill and the command line at the smoke scale; nbval sees a changed output."""
 
 import json
 import os
@@ -26,11 +26,11 @@ def place(home, project) -> Path:
 
 @pytest.fixture(scope="module")
 def together(home, tmp_path_factory) -> Path:
-    """One project, in which all notebooks share their stages."""
+    """One project in which all notebooks share their stages."""
     return tmp_path_factory.mktemp("project")
 
 
-# Tables and figures of each report. The first of each are shown in the index of reports.
+# What each page is about; the words are the notebook's own.
 SHOWN = {
     "00_dual_masking_tour": (("tokens", "errors"), ("masks", "leakage", "cost")),
     "ablation_decoder_mask": (
@@ -63,26 +63,26 @@ SHOWN = {
 }
 
 
-def test_every_experiment_has_a_notebook():
+def test_every_notebook_of_the_workbook_is_there():
     assert set(SHOWN) == set(EXPERIMENTS) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
-def warnings_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """The lines that an executed notebook writes to the error stream. Progress is not written there."""
+def warned(notebook: nbformat.NotebookNode) -> list[str]:
+    """What an executed notebook writes to the error stream, which JupyterLab shows in red. Progress is not written there."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
     return [line for line in "".join(output.text for output in outputs).splitlines() if line.strip()]
 
 
-def test_a_warning_is_found():
-    streams = {"stderr": "UserWarning: a mean of an empty slice\n", "stdout": "2/49 stages 4%\n"}
-    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in streams.items()]
+def test_a_warning_is_seen():
+    said = {"stderr": "UserWarning: a mean of an empty slice\n", "stdout": "2/49 stages 4%\n"}
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in said.items()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
-    assert warnings_of(notebook) == ["UserWarning: a mean of an empty slice"]
+    assert warned(notebook) == ["UserWarning: a mean of an empty slice"]
 
 
 @pytest.mark.parametrize("name", list(SHOWN))
-def test_papermill_with_the_defaults_writes_a_complete_report(name, together):
-    """All arms, and every file of the report."""
+def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
+    """All arms, plain papermill with the defaults, in one project as a user has it; then every file of the report."""
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", together / "out.ipynb"],
         capture_output=True,
@@ -92,11 +92,11 @@ def test_papermill_with_the_defaults_writes_a_complete_report(name, together):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not warnings_of(nbformat.read(together / "out.ipynb", as_version=4))
+    assert not warned(nbformat.read(together / "out.ipynb", as_version=4))
     folder, (tables, figures) = together / "reports" / "smoke" / name, SHOWN[name]
     rows = pd.read_csv(folder / "tables" / "results.csv")
     arms = [arm for arm in EXPERIMENTS[name].arms if name != "cost_of_dual_masking" or arm.startswith("small_")]
-    assert set(rows.arm) - {"controls"} == set(arms), "every arm is reported; of the sizes, only the measured ones"
+    assert set(rows.arm) - {"controls"} == set(arms), "every arm is reported, or of sizes those that are measured"
     assert set(rows[rows.arm != "controls"].seed) == ({0} if EXPERIMENTS[name].one_seed else {0, 1})
     assert all((together / "runs" / stage / "result.json").exists() for stage in rows.stage.unique())
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -116,7 +116,7 @@ def test_papermill_with_the_defaults_writes_a_complete_report(name, together):
 
 
 def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
-    """One seed, and arms without the baseline or the floor. The second call computes nothing."""
+    """One seed, arms without the baseline or the floor; the second call computes nothing."""
     notebook = str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb")
     command = ["run", notebook, "--scale", "smoke", "-p", "seeds", "[0]", "-p", "arms", "[running_cell_50_all]"]
     assert main(command) == 0
@@ -142,7 +142,7 @@ def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
         (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"-p seeds '\[0' is not valid YAML"),
     ],
 )
-def test_a_usage_error_is_one_message(words, message, place, capsys):
+def test_mistakes_on_the_command_line_are_one_message(words, message, place, capsys):
     notebook = str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb")
     assert main([notebook if word == "NOTEBOOK" else word for word in words]) == 2
     assert pytest.raises(AssertionError, match=message).matches(AssertionError(capsys.readouterr().err))
@@ -150,30 +150,30 @@ def test_a_usage_error_is_one_message(words, message, place, capsys):
 
 
 @pytest.mark.parametrize("scale", ["demo", "paper"])
-def test_a_plan_is_estimated_without_running_it(scale, place, capsys):
+def test_a_plan_is_costed_without_running_it(scale, place, capsys):
     assert main(["plan", str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb"), "--scale", scale]) == 0
-    printed = capsys.readouterr().out
+    said = capsys.readouterr().out
     seeds = len(yaml.safe_load((ROOT / "params" / f"{scale}.yaml").read_text())["seeds"])
-    assert f"pretrain: {7 * seeds:3d} stages (0 finished)" in printed
+    assert f"pretrain: {7 * seeds:3d} stages (0 finished)" in said
     assert not (place / "runs").exists()
 
 
 def test_nbval_catches_a_changed_output(place):
-    """A changed number in the stored table of counts, and a changed hash of a mask picture."""
+    """The stored tables of counts and of mask pictures, a number and a hash changed, in a copy that holds no other outputs."""
     notebook = nbformat.read(ROOT / "notebooks" / "ablation_decoder_mask.ipynb", as_version=4)
     counts, _, pictures = checked = [cell for cell in notebook.cells if "NBVAL_CHECK_OUTPUT" in cell.source]
-    notebook.cells = notebook.cells[:4] + checked  # imports, parameters, recipe and the compared cells
+    notebook.cells = notebook.cells[:4] + checked  # imports, parameters and recipe, and what is compared
     nbformat.write(notebook, place / "true.ipynb")
     digest = re.search(r"\b[0-9a-f]{12}\b", pictures.outputs[0].text)[0]
     for cell, old, new in ((counts, "128", "129"), (pictures, digest, digest[::-1])):
         cell.outputs[0].text = cell.outputs[0].text.replace(old, new, 1)
     nbformat.write(notebook, place / "false.ipynb")
-    runs = {}
+    said = {}
     for name in ("true", "false"):
         command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", place / f"{name}.ipynb"]
-        runs[name] = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-    assert runs["true"].returncode == 0, runs["true"].stdout[-2000:]
-    assert runs["false"].returncode == 1
-    assert "2 failed" in runs["false"].stdout
-    assert "129" in runs["false"].stdout
-    assert digest[::-1] in runs["false"].stdout
+        said[name] = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
+    assert said["true"].returncode == 0, said["true"].stdout[-2000:]
+    assert said["false"].returncode == 1
+    assert "2 failed" in said["false"].stdout
+    assert "129" in said["false"].stdout
+    assert digest[::-1] in said["false"].stdout

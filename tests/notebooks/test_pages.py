@@ -1,4 +1,4 @@
-"""The text of the notebooks: the opening, the ending, links that work and commands that are valid."""
+"""What a person reads in every notebook: one opening, one ending, links that lead somewhere, commands that are understood."""
 
 import re
 import shlex
@@ -29,15 +29,15 @@ def texts(path: Path) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of every `vmae-lab` command in a text, in code spans and in shell blocks."""
+    """The words of every `vmae-lab` command in a text, in code spans and in blocks of shell."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     lines = [*spans, *(line for block in blocks for line in block.splitlines())]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("vmae-lab ")]
 
 
-def parse(words: list[str]) -> typer.Context:
-    """A command line, parsed by the real command and not run. Raises UsageError."""
+def understood(words: list[str]) -> typer.Context:
+    """A command line as the real one parses it, which is not carried out. Raises UsageError."""
     command = get_command(app)
     context = typer.Context(command)
     while isinstance(command, TyperGroup):
@@ -47,38 +47,36 @@ def parse(words: list[str]) -> typer.Context:
 
 
 @each_notebook
-def test_the_first_cell_has_the_question_and_the_cost_of_each_scale(path):
+def test_opens_with_its_question_and_what_each_scale_takes(path):
     opening = nbformat.read(path, as_version=4).cells[0].source
     assert opening.startswith("# ")
-    assert "?" in opening.split(HEAD)[0], "it has a question"
-    assert "\n## Question\n" in opening
-    assert "\n## Method\n" in opening
+    assert "?" in opening.split(HEAD)[0], "it asks something"
     lines = opening.split(HEAD)[1].strip().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:] if line.startswith("|")]
     assert {re.match(r"`(\w+)`", row[0])[1] for row in rows} >= SCALES
     for row in rows:
         assert len(row) == 5
-        assert all(row), "no cell of the table is empty"
+        assert all(row), "what, command, time and needs are told of each"
     named = {words[-1] for row in rows for words in commands(row[2]) if "--scale" in words}
     assert {"demo", "gpu"} <= named
 
 
-def test_times_of_the_demo_are_those_of_the_readme():
-    readme = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+ min) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
-    times = {}
+def test_times_of_the_demo_are_those_that_readme_tells():
+    told = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+ min) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    said = {}
     for path in NOTEBOOKS:
         row = next(line for line in texts(path)[0].splitlines() if line.startswith("| `demo`"))
-        times[path.stem] = re.search(r"\d+ min", row)[0]
-    assert times == {name: readme[name] for name in times}
+        said[path.stem] = re.search(r"\d+ min", row)[0]
+    assert said == {name: told[name] for name in said}
 
 
 @each_notebook
-def test_the_last_cells_are_conclusions_report_and_next_steps(path):
+def test_ends_with_computed_conclusions_its_report_and_where_to_go_next(path):
     cells = nbformat.read(path, as_version=4).cells
     place = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Conclusions\n"))
     assert "report](../reports/" in cells[place].source, "the author's reading of a committed report"
     conclusions, report, ending = cells[place + 1 :]
-    assert "conclusions(" in conclusions.source, "the verdicts are computed"
+    assert "conclusions(" in conclusions.source, "computed, not written"
     assert re.search(r"lab\.report\(\s*results, conclusions, ", report.source)
     assert ending.source.startswith("## Next steps\n")
     assert 2 <= len(re.findall(r"^- ", ending.source, re.MULTILINE)) <= 4
@@ -89,13 +87,13 @@ def test_the_last_cells_are_conclusions_report_and_next_steps(path):
 
 
 @each_notebook
-def test_link_targets_exist(path):
+def test_links_lead_somewhere(path):
     for link in re.findall(r"\]\(([^)]+)\)", "\n".join(texts(path))):
         if not link.startswith("https://"):
             assert (path.parent / link).exists(), link
 
 
-def test_links_of_an_executed_notebook_have_the_same_targets(tmp_path):
+def test_links_of_an_executed_notebook_lead_to_the_same_places(tmp_path):
     notebook, executed = tmp_path / "notebooks" / "a.ipynb", tmp_path / "reports" / "smoke" / "a" / "a.ipynb"
     text = "[b](b.ipynb) [masks](../vmae_lab/masking.py) [paper](https://arxiv.org/abs/2303.16727) [up](#top)"
     executed.parent.mkdir(parents=True)
@@ -107,28 +105,28 @@ def test_links_of_an_executed_notebook_have_the_same_targets(tmp_path):
 
 
 @each_notebook
-def test_commands_and_their_parameters_are_valid(path, monkeypatch):
+def test_commands_are_understood_and_their_parameters_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     written = commands("\n".join(texts(path)))
     assert written
     for words in written:
-        given = parse(words).params
+        given = understood(words).params
         for notebook in given.get("notebooks", ()):
             checked_parameters(notebook, given["scale"], by_name(given["override"]))
 
 
-def test_an_invalid_command_is_found(monkeypatch):
+def test_a_wrong_command_would_be_found(monkeypatch):
     monkeypatch.chdir(ROOT)
     [words] = commands("text `vmae-lab run notebooks/scaling.ipynb -p pretrain.stpes 3`, and `other`")
-    given = parse(words).params
+    given = understood(words).params
     with pytest.raises(RecipeError, match="did you mean 'steps'"):
         checked_parameters(given["notebooks"][0], given["scale"], by_name(given["override"]))
     for wrong in ("vmae-lab rnu notebooks/scaling.ipynb", "vmae-lab run notebooks/scaling.ipynb --scael demo"):
         with pytest.raises(UsageError):
-            parse(commands(f"`{wrong}`")[0])
+            understood(commands(f"`{wrong}`")[0])
 
 
 def test_links_from_notebooks_reach_the_whole_project_in_jupyterlab():
-    """The root of `make lab` is the project, since JupyterLab opens no file outside its root."""
+    """The root of `make lab` is the project: Lab opens no file outside its root."""
     shown = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f'jupyter lab --ServerApp.root_dir="{ROOT}"' in shown

@@ -1,4 +1,4 @@
-"""Where papermill, the command line, JupyterLab and nbval write the report of a notebook."""
+"""Where each way to run a notebook leaves its report: papermill, the command line, JupyterLab and nbval."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def small(home, project, monkeypatch) -> Path:
-    """A project with two scales of a few steps, and the first cells of the tour, followed by a run and a report."""
+    """A project with two scales of a few steps, and the tour as far as its plan, which is then reported."""
     (project / "params").mkdir()
     (project / "notebooks").mkdir()
     text = (ROOT / "params" / "smoke.yaml").read_text().replace("warmup_steps: 2", "warmup_steps: 1")
@@ -40,7 +40,7 @@ def small(home, project, monkeypatch) -> Path:
 
 
 def run_papermill(place: Path, notebook: str, *words: str) -> str:
-    """The output that papermill prints for a notebook, or the error that stopped it."""
+    """What plain papermill prints of a notebook, or the error that stopped it."""
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", *words]
     subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     outputs = [one for cell in nbformat.read(place / "out.ipynb", 4).cells for one in cell.get("outputs", ())]
@@ -48,12 +48,12 @@ def run_papermill(place: Path, notebook: str, *words: str) -> str:
 
 
 def reports(place: Path) -> dict[str, dict]:
-    """The manifests of all reports, by folder."""
+    """Every report's manifest by its folder."""
     found = (place / "reports").glob("*/*/manifest.json")
     return {path.parent.relative_to(place / "reports").as_posix(): json.loads(path.read_text()) for path in found}
 
 
-def test_papermill_runs_the_given_scale_and_replaces_no_other_report(small):
+def test_papermill_runs_the_scale_that_it_is_given_and_replaces_no_other_report(small):
     notebook, mine = f"notebooks/{NAME}.ipynb", f"demo/{NAME}"
     assert f"new report: reports/{mine}\n" in run_papermill(small, notebook, "-p", "scale", "demo")
     assert reports(small)[mine]["recipe"]["pretrain"]["steps"] == 3
@@ -61,16 +61,14 @@ def test_papermill_runs_the_given_scale_and_replaces_no_other_report(small):
     before = page.read_text()
     assert "Scale `demo`, seeds 0;" in before
     assert f"Made by `{notebook}`;" in before
-    printed = run_papermill(
-        small, notebook, "-p", "scale", "demo", "-p", "override", "{pretrain.steps: 4}", "-p", "seeds", "[1]"
-    )
+    said = run_papermill(small, notebook, "-p", "scale", "demo", "-p", "override", "{pretrain.steps: 4}", "-p", "seeds", "[1]")
     [variant] = set(reports(small)) - {mine}
-    assert f"new report: reports/{variant}\n" in printed
+    assert f"new report: reports/{variant}\n" in said
     assert re.fullmatch(rf"demo-variant-[0-9a-f]{{6}}/{NAME}", variant)
     assert reports(small)[variant]["changed"] == {"pretrain.steps": 4, "seeds": [1]}
     assert page.read_text() == before
     assert main(["run", notebook, "--scale", "demo", "-p", "pretrain.steps", "4", "-p", "seeds", "1"]) == 0
-    assert set(reports(small)) == {mine, variant}, "the command line writes to the same folder"
+    assert set(reports(small)) == {mine, variant}, "the command line comes to the same folder"
     assert f"replaced reports/{mine} of 20" in run_papermill(small, notebook, "-f", "params/demo.yaml")
 
 
@@ -102,7 +100,7 @@ def test_a_copy_is_reported_under_its_own_name(small, capfd):
 
 
 async def run_in_session(root: Path, path: str) -> None:
-    """Run all cells of a notebook in a kernel of a Jupyter server's session, as JupyterLab does."""
+    """All cells of a notebook in a kernel of a Jupyter server's session, as JupyterLab starts it."""
     from jupyter_server.services.contents.filemanager import FileContentsManager
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from jupyter_server.services.sessions.sessionmanager import SessionManager
@@ -122,7 +120,7 @@ async def run_in_session(root: Path, path: str) -> None:
         await kernels.shutdown_kernel(session["kernel"]["id"], now=True)
 
 
-def test_jupyterlab_names_the_report_after_the_open_file(small):
+def test_jupyterlab_reports_under_the_file_that_is_open(small):
     copy = small / "notebooks" / "my_copy.ipynb"
     copy.write_text((small / "notebooks" / f"{NAME}.ipynb").read_text())
     asyncio.run(run_in_session(small, "notebooks/my_copy.ipynb"))
@@ -130,9 +128,9 @@ def test_jupyterlab_names_the_report_after_the_open_file(small):
     assert set(reports(small)) == {"smoke/my_copy", f"smoke/{NAME}"}
 
 
-def test_a_dotted_name_for_papermill_is_an_error(small):
-    printed = run_papermill(small, f"notebooks/{NAME}.ipynb", "-p", "pretrain.steps", "3")
-    assert "-p override '{pretrain.steps: 3}'" in printed
+def test_what_papermill_cannot_set_is_answered(small):
+    said = run_papermill(small, f"notebooks/{NAME}.ipynb", "-p", "pretrain.steps", "3")
+    assert "-p override '{pretrain.steps: 3}'" in said
     assert not (small / "reports").exists()
 
 
@@ -150,7 +148,7 @@ def test_an_edited_notebook_is_not_taken_for_the_committed_one(small):
     assert f"Made by `notebooks/{NAME}.ipynb`;" in page.read_text()
     first = reports(small)[f"smoke/{NAME}"]["notebook_code"]
     path.write_text(path.read_text().replace("A tour", "My tour"))
-    printed = run_papermill(small, f"notebooks/{NAME}.ipynb")
-    assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the code of the notebook was another one\n", printed)
+    said = run_papermill(small, f"notebooks/{NAME}.ipynb")
+    assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the code of the notebook was another one\n", said)
     assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit;" in page.read_text()
     assert reports(small)[f"smoke/{NAME}"]["notebook_code"]["digest"] != first["digest"]
