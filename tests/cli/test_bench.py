@@ -56,7 +56,7 @@ def test_what_does_not_fit_the_memory_is_left_out_of_how_cost_grows(monkeypatch,
         return {"fits": True, "seconds_per_step": 0.5 * batch} if batch <= 4 else {"fits": False}
 
     monkeypatch.setattr(growth, "measure_step", measured)
-    points = growth.step_points("clips a step", 1)
+    points = growth.step_points("clips per step", 1)
     assert [point["value"] for point in points] == [1, 2, 4]
-    assert growth.fitted("clips a step", points)["exponent"] == pytest.approx(1)
-    assert "clips a step 8: does not fit this machine's memory" in capsys.readouterr().out
+    assert growth.fitted("clips per step", points)["exponent"] == pytest.approx(1)
+    assert "clips per step 8: does not fit in memory" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`config.json` of a saved model: enough to build it again before its weights are read."""
+"""`config.json` of a saved model: what is needed to build the model before its weights are loaded."""
 
 from typing import Any, Literal
 
@@ -10,9 +10,9 @@ Readout = Literal["mean", "flat", "attentive"]
 
 
 class ModelConfig(BaseModel):
-    """What a model is. Fields of other kinds of models are None.
+    """Kind, size and clip of a model, and settings of some kinds, which are None for the other kinds.
 
-    A VideoClassifier without `classes` is an encoder that has no head yet.
+    A VideoClassifier with `classes` None is an encoder without a head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,16 +26,20 @@ class ModelConfig(BaseModel):
     normalise_target: bool | None = None
     target_eps: float | None = Field(None, ge=0)
     encoder_norm: bool = Field(
-        True, description="false: a VideoMAE whose encoder has no final LayerNorm (transformers' default)"
+        True, description="whether a VideoMAE's encoder has a final LayerNorm; transformers' default is false"
     )
 
     @model_serializer(mode="wrap")
-    def _without_default_norm(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `encoder_norm` if true: it was added later, and older files and stage keys do not have it."""
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit fields that were added later if they have their defaults: older files and stage keys do not have them."""
         values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if name != "encoder_norm" or not value}
+        if self.encoder_norm:
+            del values["encoder_norm"]
+        if self.size.layer_scale is None:
+            values["size"] = {name: value for name, value in values["size"].items() if name != "layer_scale"}
+        return values
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
-        """Its clip with another number of frames or pixels if given. Raises ValueError if patches do not fit."""
+        """The clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""
         clip = self.clip
         return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)
