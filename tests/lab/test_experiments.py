@@ -301,9 +301,10 @@ def test_captions_say_how_each_table_was_made(plans):
     """Averaged draws are of the frozen readouts; fine-tuning has one draw a seed, on the unseen source alone."""
     frozen, tuned = common.how_made(plans["scaling"]), progressive.results_caption(plans["ablation_progressive_training"])
     assert all(
-        "6 pre-training steps of 4 clips unless the arm sets another number, 2 seeds;" in words for words in (frozen, tuned)
+        "6 pre-training steps of 4 clips unless the arm sets another number; mean ± standard deviation over 2 seeds" in words
+        for words in (frozen, tuned)
     )
-    assert "frozen readouts averaged over 1 draws of 16 labels" in frozen
+    assert "frozen readouts, mean over 1 draws of 16 labels;" in frozen
     assert "fine-tuned for 4 steps of 4 clips with one draw of labels per seed; pre-trained on digits, sticks" in tuned
     assert tuned.endswith("evaluated on sprites.")
     assert "frozen" not in tuned

@@ -76,7 +76,6 @@ DRAWN = {
         [detection.Scene(FRAMES, 0, np.array([[0.1, 0.1, 0.5, 0.5]]), np.zeros((0, 4)), [name], [])]
     ),
     "timelines": lambda name: detection.timelines([detection.Timeline(name, 9.0, {name: segments(name)})], [name, "b"]),
-    "mask_gallery": lambda name: clip_pictures.mask_gallery(FRAMES, {name: (np.ones((1, 2, 2), bool),) * 2}, 2, 4),
     "strips": lambda name: clip_pictures.strips({name: FRAMES}),
     "loss_curves": lambda name: charts.loss_curves(CURVES, arms(name)),
     "accuracy_against_cost": lambda name: charts.accuracy_against_cost(

@@ -73,11 +73,12 @@ def test_times_of_the_demo_are_those_in_the_readme():
 @each_notebook
 def test_ends_with_computed_conclusions_its_report_and_where_to_go_next(path):
     cells = nbformat.read(path, as_version=4).cells
-    start = next(i for i, cell in enumerate(cells) if cell.source == "## Conclusions")
+    start = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Conclusions\n"))
+    assert "report](../reports/" in cells[start].source, "the author's reading of a committed report"
     conclusions, report, ending = cells[start + 1 :]
     assert "conclusions(" in conclusions.source, "computed, not written"
     assert re.search(r"lab\.report\(\s*results, conclusions, ", report.source)
-    assert ending.source.startswith("## Where to go next\n")
+    assert ending.source.startswith("## Next steps\n")
     assert 2 <= len(re.findall(r"^- ", ending.source, re.MULTILINE)) <= 4
     links = re.findall(r"\]\(([^)]+)\)", ending.source)
     assert any(link.endswith(".ipynb") for link in links)

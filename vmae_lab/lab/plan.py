@@ -10,15 +10,7 @@ from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.own_data import list_notes, list_problems
 from vmae_lab.lab.plots.style import PRINTED
 from vmae_lab.lab.run_store import RunStore, in_order
-from vmae_lab.lab.stages import (
-    HELD_OUT,
-    Stage,
-    controls_stage,
-    initial_stage,
-    pretrain_stage,
-    probe_stage,
-    shuffled_probe_stage,
-)  # fmt: skip
+from vmae_lab.lab.stages import HELD_OUT, Stage, initial_stage, pretrain_stage
 
 Overrides = Mapping[str, Any]
 
@@ -79,6 +71,8 @@ class Cell:
 
 
 Measures = Callable[[Recipe, Arm, Stage, int], Mapping[str, Stage]]
+# From the recipe and the cells with pre-training: a stage that needs no encoder, and cells of the arm "controls".
+Controls = Callable[[Recipe, Sequence[Cell]], tuple[Stage | None, list[Cell]]]
 
 
 @dataclass(frozen=True)
@@ -158,9 +152,13 @@ class Plan:
 
 
 def plan_ablation(
-    name: str, recipe: Recipe, arms: Mapping[str, Arm], measures: Measures, controls: bool = False,
+    name: str,
+    recipe: Recipe,
+    arms: Mapping[str, Arm],
+    measures: Measures,
+    controls: Controls | None = None,
     skip_impossible: bool = False,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Plan every arm at every seed. With `skip_impossible`, impossible arms are left out and reported.
 
     Raises RecipeError with all problems of the arms and of the lists that the stages read, one per line.
@@ -175,36 +173,19 @@ def plan_ablation(
         for seed in recipe.seeds:
             encoder = pretrain_stage(varied, seed) if arms[arm].pretrained else initial_stage(varied, seed)
             cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
+    pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
     problems, reasons = list[str](), [f"arm '{arm}': {reason}" for arm, reason in impossible.items()]
     if impossible and not skip_impossible:
         problems = reasons
-    elif impossible and not any(arms[cell.arm].pretrained for cell in cells):
+    elif impossible and not pretrained:
         problems = [f"{name}: no arm with pre-training is possible, so there is nothing to compare", *reasons]
-    # Accuracy from single frames and raw pixels is a check of the embedded data only.
-    pixels = controls_stage(recipe) if controls and recipe.data.motionworld else None
-    plan = Plan(name, recipe, arms, cells, pixels, impossible, _control_cells(recipe, arms, cells) if controls else [])
+    control_stage, control_cells = controls(recipe, pretrained) if controls else (None, [])
+    plan = Plan(name, recipe, arms, cells, control_stage, impossible, control_cells)
     if problems := [*problems, *_list_problems(plan, ahead=True)]:
         raise RecipeError("\n".join(problems))
     for note in _list_notes(plan):
         print(note)
     return plan
-
-
-def _control_cells(recipe: Recipe, arms: Mapping[str, Arm], cells: list[Cell]) -> list[Cell]:
-    """Return the controls of the recipe, for the first pre-trained arm at every seed."""
-    pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
-    controls = []
-    for cell in (cell for cell in pretrained if cell.arm == pretrained[0].arm):
-        for name in dict.fromkeys(recipe.evaluate.controls):
-            if name == "other_clip":
-                varied = cell.recipe.with_overrides({"pretrain.target_from": "other_clip", "pretrain.keep_at": []})
-                encoder = pretrain_stage(varied, cell.seed)
-                measure = probe_stage(varied, encoder, cell.seed)
-            else:
-                varied, encoder = cell.recipe, cell.encoder
-                measure = shuffled_probe_stage(varied, encoder, cell.seed)
-            controls.append(Cell("controls", cell.seed, varied, encoder, {f"probe@{name}": measure}))
-    return controls
 
 
 def _splits_read(plan: Plan) -> list[str]:

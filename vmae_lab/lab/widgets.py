@@ -121,8 +121,9 @@ def mask_panel(plan: Plan, controls: Controls) -> Panel:
 
     def draw(values: Values) -> Shown:
         choice = controls.choice(values)
-        figure = tour.mask_figure(_frames(plan, choice), choice, shape)
-        return _png(figure), tour.counts_sentence(choice, shape)
+        counts = tour.counts_table({"tokens": choice}, shape).iloc[0].drop("tokens")
+        words = "; ".join(f"{name}: {count}" for name, count in counts.items())
+        return _png(tour.mask_figure(_frames(plan, choice), choice, shape)), f"{shape.tokens} tokens. {words}."
 
     names = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
     return Panel(controls, names, draw)

@@ -1,6 +1,6 @@
 """Decoder masks: which tokens should the decoder rebuild? Accuracy against cost (VideoMAE V2, table 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,10 @@ from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.estimate import token_table
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
-from vmae_lab.lab.plan import Arm, Plan
+from vmae_lab.lab.plan import Arm, Cell, Plan
 from vmae_lab.lab.plots import charts, clip_pictures, curves, examples
 from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
-from vmae_lab.lab.stages import Stage, kept_probe_stage
+from vmae_lab.lab.stages import Stage, controls_stage, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.stages.cost import step_macs
 from vmae_lab.lab.statistics import COLUMNS, compare, summarise
 from vmae_lab.paper import CITATION, TABLE_1
@@ -33,36 +33,53 @@ ARMS: dict[str, Arm] = {
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts at the end and at the steps where pre-training keeps its weights, and fine-tuning."""
+    """Frozen readouts after pre-training and at the steps where it keeps its weights, and fine-tuning."""
     kept = recipe.pretrain.kept_steps if arm.pretrained else ()
     along = {f"probe@step{step}": kept_probe_stage(recipe, encoder, seed, step) for step in kept}
     return {**common.readouts_and_finetuning(recipe, arm, encoder, seed), **along}
 
 
+def controls(recipe: Recipe, cells: Sequence[Cell]) -> tuple[Stage | None, list[Cell]]:
+    """Readouts of pixels and single frames (of the embedded data only), and the controls in `evaluate.controls`, which belong
+    to the first arm with pre-training and run at every seed.
+
+    `other_clip`: pre-training with the target of another clip. `shuffled_labels`: a readout fitted to shuffled labels.
+    """
+    pixels, found = controls_stage(recipe) if recipe.data.motionworld else None, []
+    for cell in (cell for cell in cells if cell.arm == cells[0].arm):
+        for name in dict.fromkeys(recipe.evaluate.controls):
+            varied, encoder, probe = cell.recipe, cell.encoder, shuffled_probe_stage
+            if name == "other_clip":
+                varied = cell.recipe.with_overrides({"pretrain.target_from": "other_clip", "pretrain.keep_at": []})
+                encoder, probe = pretrain_stage(varied, cell.seed), probe_stage
+            found.append(Cell("controls", cell.seed, varied, encoder, {f"probe@{name}": probe(varied, encoder, cell.seed)}))
+    return pixels, found
+
+
 EXPERIMENT = Experiment(
     "Decoder masks: accuracy against cost", "Which tokens should the decoder rebuild?",
-    ARMS, stages, baseline=BASELINE, floor=FLOOR, controls=True,
+    ARMS, stages, baseline=BASELINE, floor=FLOOR, controls=controls,
 )  # fmt: skip
 
 # ---- Masks on a clip ----
 
 
 def mask_gallery(plan: Plan, clip: int = 0) -> Plot:
-    """A clip, what the encoder sees of it, and what each arm's decoder rebuilds."""
-    masks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    """A clip, what the encoder sees of it, and what each arm's decoder rebuilds; one column per time step."""
+    shape = plan.recipe.model.clip
+    frames = examples.picture_clip(plan, clip)[0, :, :: shape.tubelet].permute(1, 2, 3, 0).numpy()
+    rows, labels, decoded = {"clip": frames}, dict[bytes, str](), dict[bytes, np.ndarray]()
     for arm in plan.pretrained:
-        encoder_mask, decoded = (
-            mask[0].reshape(plan.recipe.model.clip.grid).numpy() for mask in examples.masks_of_pictures(plan.first(arm).recipe)
+        masks = examples.masks_of_pictures(plan.first(arm).recipe)
+        rows["encoder sees"], rebuilt = (
+            clip_pictures.painted(frames, mask[0].view(shape.grid).numpy(), shape.patch) for mask in masks
         )
-        label = plan.arms[arm].label
-        for other, (_, shown) in list(masks.items()):  # arms that differ in the loss alone share a row, under the shorter name
-            if np.array_equal(shown, decoded):
-                label = min(label, other, key=len)
-                del masks[other]
-        masks[label] = encoder_mask, decoded
-    video = examples.picture_clip(plan, clip)[0].permute(1, 2, 3, 0).numpy()
-    figure = clip_pictures.mask_gallery(video, masks, plan.recipe.model.tubelet, plan.recipe.model.clip.patch)
-    return Plot(figure, "masks", "What the encoder sees, and what each decoder rebuilds; grey cubes are left out.")
+        # Arms that differ only in the loss share a row, under the shorter label.
+        key, label = rebuilt.tobytes(), plan.arms[arm].label
+        decoded[key], labels[key] = rebuilt, min(labels.get(key, label), label, key=len)
+    rows |= {f"decodes: {labels[key]}": picture for key, picture in decoded.items()}
+    figure = clip_pictures.strips(rows, [f"time step {step + 1}" for step in range(len(frames))])
+    return Plot(figure, "masks", "What the encoder sees, and what each decoder rebuilds. Masked cubes are gray.")
 
 
 # ---- Accuracy and cost ----
@@ -85,7 +102,7 @@ def results_table(results: Results) -> Table:
             "paper, reported: SSv2 top-1 %": f"{reported.top1_percent:.2f}" if reported else "",
             "paper, reported: G MAC": f"{reported.giga:.2f}" if reported else "",
         })  # fmt: skip
-    paper = f"Paper: {CITATION}, table 1, ViT-B, 800 epochs; not a result of this run."
+    paper = f"Reported: {CITATION}, table 1, ViT-B, 800 epochs; not a result of this run."
     return Table(pd.DataFrame(lines), "decoder_mask", f"{common.caption(results, differences)} {paper}")
 
 
@@ -94,8 +111,7 @@ def accuracy_against_cost(results: Results) -> Plot:
         results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
         "frozen few-label readout, top-1 (%)",
     )  # fmt: skip
-    caption = "Accuracy against pre-training cost; bars: 95% t interval over seeds."
-    return Plot(figure, "accuracy_against_cost", caption)
+    return Plot(figure, "accuracy_against_cost", "Accuracy against pre-training cost. Bars: 95% t interval over seeds.")
 
 
 def details_table(results: Results) -> Table:
@@ -117,35 +133,28 @@ def details_table(results: Results) -> Table:
         for arm in results.recipe.arms
     ]
     caption = (
-        "The test set's own uncertainty, other readouts, held-out reconstruction error, and cost. An error does not measure "
-        "the quality of features, and is measured under each arm's own masks."
+        "Uncertainty from the size of the test set, other readouts, held-out reconstruction error, and cost of a step. The "
+        "error is measured under each arm's own masks and does not measure the quality of features."
     )
     return Table(pd.DataFrame(lines), "details", caption)
 
 
 def losses(results: Results) -> Plot:
-    return common.loss_plot(results, legend="decoder mask", note="; not comparable between arms")
+    return common.loss_plot(results, legend="decoder mask", note=". Not comparable between arms")
 
 
 def reconstruction(results: Results, clip: int = 0) -> Plot:
-    """A held-out clip as the arm with running cells of 50% rebuilds it, or else the first pre-trained arm."""
+    """A held-out clip, rebuilt by the arm with running cells of 50%, or else by the first pre-trained arm."""
     plan = results.plan
     arm = "running_cell_50" if "running_cell_50" in plan.pretrained else plan.pretrained[0]
     figure = clip_pictures.strips(examples.reconstructions(plan, results.store, arm, clip))
-    caption = f"A held-out clip rebuilt by '{results.label(arm)}'; the mean and contrast of each cube are taken from the truth."
+    caption = f"A held-out clip, rebuilt by '{results.label(arm)}'. The mean and contrast of each cube are the true ones."
     return Plot(figure, "reconstruction", caption)
 
 
 # ---- Accuracy against compute ----
 
-NO_CURVE = (
-    "No weights were kept during pre-training, so there is no accuracy against compute. Set pretrain.keep_at, for example to "
-    "[0.25, 0.5, 0.75]."
-)
-SCHEDULE = (
-    "All points of an arm come from one training, whose learning rate falls until its last step. A training planned for fewer "
-    "steps may score higher than such a point."
-)
+NO_CURVE = "There is no curve, since no weights were kept during pre-training. Set pretrain.keep_at, e.g. to [0.25, 0.5, 0.75]."
 
 
 def curve_rows(results: Results) -> pd.DataFrame:
@@ -167,7 +176,7 @@ def curve_rows(results: Results) -> pd.DataFrame:
 
 
 def curve_summary(curve: pd.DataFrame) -> pd.DataFrame:
-    """Mean and t interval over seeds at each point of a curve: columns arm, step, macs, mean, low, high."""
+    """Mean and t interval over seeds at each step: columns arm, step, macs, mean, low, high."""
     parts = []
     for (step, macs), part in curve.groupby(["step", "macs"], sort=True):
         found = summarise(part.assign(metric="value"), "value")
@@ -197,9 +206,9 @@ def at_equal_compute(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def comparison_rows(pairs: pd.DataFrame, curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Pairs of `at_equal_steps` or `at_equal_compute` as rows of results, one metric per step (`step250`).
+    """Pairs of `at_equal_steps` or `at_equal_compute` as rows for `compare`, one metric per step (`step250`).
 
-    At each seed an arm differs from the baseline's row by its difference to its own partner, so that `compare` can be used.
+    At each seed and step, the arm's row is the baseline's row plus the difference of the pair.
     """
     own = curve[curve.arm == baseline].set_index(["seed", "step"]).value
     paired = pairs.join(own.rename("own"), on=["seed", "step"], how="inner")
@@ -226,16 +235,17 @@ def curve_differences(plan: Plan, curve: pd.DataFrame, baseline: str = BASELINE)
 
 def accuracy_against_compute(results: Results, curve: pd.DataFrame) -> Plot | None:
     """Accuracy during pre-training against steps and compute; None if no weights were kept."""
-    untrained = ""
     if curve.empty:
         print(NO_CURVE)
         return None
+    untrained = ""
     if FLOOR in results.plan.possible:
         untrained = f" The untrained encoder scores {results.summary(results.probe)['mean'][FLOOR]:.1f}%."
     figure = curves.accuracy_curves(curve_summary(curve), results.plan.arms, "frozen few-label readout, top-1 (%)")
     caption = (
-        "Accuracy of the main frozen readout during pre-training, against optimiser steps and against the multiply-accumulates "
-        f"of these steps, forward and backward. Mean and 95% t interval over {_seeds(results)}.{untrained} {SCHEDULE}"
+        "Main frozen readout during pre-training, against optimizer steps and against their multiply-accumulates (forward and "
+        f"backward). Mean and 95% t interval over {len(results.recipe.seeds)} seeds.{untrained} All points of an arm come from "
+        "one training, whose learning rate falls until the last step."
     )
     return Plot(figure, "accuracy_against_compute", caption)
 
@@ -248,11 +258,10 @@ def difference_against_steps(results: Results, curve: pd.DataFrame) -> Plot | No
     figure = curves.difference_curves(found, results.plan.arms, BASELINE, "difference in top-1 (points)")
     columns = [table for _, table in found.groupby(["equal", "step"])]
     caption = (
-        f"Difference of each arm to '{name}' during pre-training, at the same number of steps and at the same number of "
+        f"Difference to '{name}' during pre-training, at the same number of steps and at the same number of "
         f"multiply-accumulates. {common.how_compared(results.margin, *columns)} At equal compute, the accuracy of '{name}' is "
-        "interpolated linearly between its points; there is no value before its first point. Between distant points of a curve "
-        f"that flattens, this understates '{name}'. {SCHEDULE} At equal compute this favours the arm at its last step. "
-        "The axis is cut to the differences and to the intervals of the last step."
+        "interpolated linearly between its points and not extrapolated. On a curve that flattens, this underestimates "
+        f"'{name}'. The vertical axis is cut."
     )
     return Plot(figure, "difference_against_steps", caption)
 
@@ -271,68 +280,60 @@ def equal_compute_table(results: Results, curve: pd.DataFrame) -> Table | None:
                 **{f"after {step} steps": common.difference_cell(by_step, step) for step in sorted(curve.step.unique())},
                 f"verdict after {last} steps": by_step.verdict.get(last, ""),
             })  # fmt: skip
-    caption = f"The differences of the figure above in numbers, to '{name}' [95%], over {_seeds(results)}."
+    caption = f"The differences of the figure above: points, with 95% intervals over {len(results.recipe.seeds)} seeds."
     return Table(pd.DataFrame(lines), "equal_compute", caption) if lines else None
 
 
-def _seeds(results: Results) -> str:
-    count = len(results.recipe.seeds)
-    return f"{count} seed{'s' * (count > 1)}"
-
-
-# ---- Controls ----
+# ---- Controls and conclusions ----
 
 
 def controls_table(results: Results) -> Table:
-    """The controls: those without an encoder next to the limit of chance, and trained ones with their interval over seeds.
-
-    Empty for list files without `evaluate.controls`.
-    """
+    """One line per control. Empty for list files without `evaluate.controls`."""
     lines = pd.DataFrame([*_pixel_controls(results), *_trained_controls(results)]).fillna("")
-    return Table(lines, "controls", "Controls: what can be read without an encoder, or from one that cannot have learned.")
+    return Table(
+        lines, "controls", "Controls: accuracy without an encoder, and of encoders and readouts that cannot have learned."
+    )
 
 
 def _pixel_controls(results: Results) -> list[dict[str, str]]:
-    """Controls without an encoder, one line each."""
+    """The readouts without an encoder, each with the accuracy that the best of its tries at chance exceeds in 5% of cases
+    (binomial, Bonferroni).
+    """
     if results.plan.controls is None:
         return []
     values = results.rows[results.rows.arm == "controls"].set_index("metric").value
-    controls = results.store.result(results.plan.controls)
-    clips, frames = controls["test_clips"], len(controls["single_frames"])
-    names = {
-        "raw_pixels": ("ridge on the raw pixels of the clip, few labels", 1),
-        "single_frame_mean": (f"ridge on one frame, all labels, mean of {frames} frames", 1),
-        "single_frame_best": (f"ridge on one frame, all labels, best of {frames} frames", frames),
-    }
-    return [
-        {
-            **_control_line(results, name, f"{values[metric]:.1f}"),
-            "chance stays below, 95%": f"{_chance_limit(results, clips, tries):.1f}",
-        }
-        for metric, (name, tries) in names.items()
-    ]
+    found = results.store.result(results.plan.controls)
+    clips, frames, lines = found["test_clips"], len(found["single_frames"]), []
+    for metric, name, tries in (
+        ("raw_pixels", "ridge on the raw pixels of the clip, few labels", 1),
+        ("single_frame_mean", f"ridge on one frame, all labels, mean of {frames} frames", 1),
+        ("single_frame_best", f"ridge on one frame, all labels, best of {frames} frames", frames),
+    ):
+        limit = 100 * float(binom.ppf(1 - 0.05 / tries, clips, results.chance / 100)) / clips
+        above = "yes" if values[metric] > limit else "no"
+        line = _control_line(results, name, f"{values[metric]:.1f}")
+        lines.append({**line, "chance stays below, 95%": f"{limit:.1f}", "above chance": above})
+    return lines
 
 
 def _trained_controls(results: Results) -> list[dict[str, str]]:
-    """The recipe's controls that read an encoder, one line each: mean, deviation and interval over seeds.
+    """The controls that read an encoder, with an interval over seeds.
 
     The binomial limit of chance does not hold for them: a readout makes the same error on all clips of an action, so a fit to
-    shuffled labels varies more than guesses.
+    shuffled labels varies more than guessing does.
     """
     rows, probe, lines = results.rows, results.probe, []
-    names = {
+    for control, name in {
         "other_clip": f"pre-training with the target of another clip, {PROBE_NAMES[probe]}",
         "shuffled_labels": f"pre-training, {PROBE_NAMES[probe]} fitted to shuffled labels",
-    }
-    for control, name in names.items():
-        if not any(f"probe@{control}" in cell.measures for cell in results.plan.control_cells):
+    }.items():
+        if control not in results.recipe.evaluate.controls:
             continue
         own = rows[(rows.arm == "controls") & (rows.metric == f"{probe}@{control}")].assign(metric=probe)
         summary = summarise(own, probe)
         line = _control_line(results, name, common.mean_and_spread(summary, "controls"))
-        low, high = summary.low["controls"], summary.high["controls"]
-        if not np.isnan(low):
-            line["95% interval over seeds"] = f"{low:.1f} to {high:.1f}"
+        if not np.isnan(summary.low["controls"]):
+            line["95% interval over seeds"] = f"{summary.low['controls']:.1f} to {summary.high['controls']:.1f}"
         if control == "other_clip" and FLOOR in results.plan.possible:
             both = pd.concat([own, rows[(rows.arm == FLOOR) & (rows.metric == probe)]])
             comparisons = compare(both, probe, FLOOR, results.margin, ["controls"])
@@ -345,34 +346,9 @@ def _control_line(results: Results, name: str, accuracy: str) -> dict[str, str]:
     return {"control": name, "top-1 %": accuracy, "chance %": f"{results.chance:.1f}"}
 
 
-def _chance_limit(results: Results, clips: int, tries: int) -> float:
-    """Accuracy that the best of some tries at chance stays below in 95% of cases (binomial, Bonferroni), in percent."""
-    return 100 * float(binom.ppf(1 - 0.05 / tries, clips, 1 / results.recipe.data.classes)) / clips
-
-
-# ---- Conclusions ----
-
-
 def conclusions(results: Results) -> list[str]:
-    """The results in sentences."""
-    plan, probe = results.plan, results.probe
-    words = _single_frame_words(results)
-    if FLOOR in plan.recipe.arms and plan.pretrained:
-        words += common.floor_words(results, probe, FLOOR)
-        others = [
-            f"{PROBE_NAMES[other]} {common.difference_range(results.compare(other, FLOOR, plan.pretrained))}"
-            for other in plan.recipe.evaluate.probe.probes[1:]
-        ]
-        if others:
-            words.append(f"The other readouts change by: {'; '.join(others)} points.")
-        tuned = results.compare("finetune", FLOOR, plan.pretrained)
-        words.append(
-            "Compared with training from scratch, pre-training changes the accuracy after fine-tuning "
-            f"({plan.recipe.evaluate.finetune_labels or 'all'} labels) by {common.difference_range(tuned)} points."
-        )
-    words.append(_reconstruction_words(results))
-    if BASELINE in plan.pretrained and len(plan.pretrained) > 1:
-        words.append(common.verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
+    """What pre-training changes, and the verdicts at equal steps and at equal compute."""
+    words = common.readout_words(results, results.probe, FLOOR, BASELINE)
     return words + equal_compute_words(results, curve_rows(results))
 
 
@@ -383,27 +359,4 @@ def equal_compute_words(results: Results, curve: pd.DataFrame) -> list[str]:
     if last.empty:
         return []
     words = common.verdict_words(results, last, BASELINE)
-    return [f"At equal compute, after the arms' last step: {words[0].lower()}{words[1:]}"]
-
-
-def _single_frame_words(results: Results) -> list[str]:
-    """Whether the class can be read from one frame, against the binomial limit for the best of all frames."""
-    if results.plan.controls is None:
-        return []
-    best = results.rows[(results.rows.arm == "controls") & (results.rows.metric == "single_frame_best")].value.item()
-    controls = results.store.result(results.plan.controls)
-    limit = _chance_limit(results, controls["test_clips"], len(controls["single_frames"]))
-    verdict = (
-        "One frame alone beats chance: part of what is read is not motion" if best > limit else "No single frame beats chance"
-    )
-    return [f"{verdict} (best {best:.1f}%; the best of as many tries at chance stays below {limit:.1f}%)."]
-
-
-def _reconstruction_words(results: Results) -> str:
-    """How far the held-out errors are below those of predicting each cube's mean."""
-    error, trivial = (results.summary(metric)["mean"] for metric in ("reconstruction", "cube_mean"))
-    below = 100 * (1 - error / trivial)
-    return (
-        f"Held-out reconstruction errors are {below.min():.1f} to {below.max():.1f}% below those of predicting each cube's "
-        "mean; compare masks by the readouts, not by these errors."
-    )
+    return [f"At equal compute after the last step, {words[0].lower()}{words[1:]}"]

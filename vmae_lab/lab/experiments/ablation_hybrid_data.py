@@ -13,8 +13,8 @@ from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from vmae_lab.lab.stages import Stage, probe_stage
 
 BASELINE, FLOOR = "one", "scratch"
-# Pools to pre-train on, as parts of what each source has: unequal, as the paper's are (658, 250, 250, 169, 21 thousand
-# clips). TARGET is in all of them. UNSEEN is in none.
+# Pools to pre-train on: source -> part of its clips. They are unequal, as in the paper (658, 250, 250, 169 and 21 thousand
+# clips). TARGET is in all pools, UNSEEN in none.
 TARGET, UNSEEN = "digits", "sprites"
 POOLS: dict[str, Mapping[str, float]] = {
     "one": {"digits": 1.0},
@@ -22,13 +22,13 @@ POOLS: dict[str, Mapping[str, float]] = {
     "all": {"digits": 1.0, "sticks": 0.5, "camera": 0.25, "kaleidoscope": 0.125},
 }
 ALL_SOURCES = (*POOLS["all"], UNSEEN)
-# What encoders are evaluated on: as in the metric `ridge@unseen` -> source, and its name in tables.
+# What encoders are evaluated on: the suffix of a metric (`ridge@unseen`) -> its source, and its name in tables.
 PLACES = {"target": TARGET, "unseen": UNSEEN}
 NAMES = {"target": f"target source ({TARGET})", "unseen": f"source in no pool ({UNSEEN})"}
 
 
 def hybrid_pool(pool: str, equal_epochs: bool = False, mixing: float = 1.0) -> Callable[[Recipe], Overrides]:
-    """Overrides to pre-train on a pool, for the recipe's steps or for as many epochs as these are of the smallest pool."""
+    """Overrides to pre-train on a pool, for the recipe's steps, or for as many epochs as these are on the smallest pool."""
 
     def overrides(recipe: Recipe) -> Overrides:
         limits = common.clips_per_action(recipe, POOLS[pool])
@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
 
 
 def planned_pools(plan: Plan) -> pd.DataFrame:
-    """Clips of each source and steps of each arm's pre-training. Index: arm; the same on every machine."""
+    """Clips of each source and steps of each arm's pre-training. Index: arm."""
     table = {}
     for arm in plan.pretrained:
         recipe = plan.first(arm).recipe
@@ -78,7 +78,7 @@ def planned_pools(plan: Plan) -> pd.DataFrame:
 
 
 def shares(results: Results) -> pd.DataFrame:
-    """The part of the samples that came from each source, in percent, counted in training. Index: label; columns: sources."""
+    """The part of the training samples that came from each source, in percent. Index: label of the arm; columns: sources."""
     table = {}
     for arm in results.plan.pretrained:
         drawn = results.store.result(results.plan.first(arm).encoder)["samples_by_source"]
@@ -88,7 +88,7 @@ def shares(results: Results) -> pd.DataFrame:
 
 def shares_plot(results: Results) -> Plot:
     figure = charts.stacked_shares(shares(results), "share of the pre-training samples (%)")
-    return Plot(figure, "shares", "The part of the pre-training samples that came from each source.")
+    return Plot(figure, "shares", "Share of each source in the samples of pre-training, counted during training.")
 
 
 def pools_table(results: Results) -> Table:
@@ -105,14 +105,15 @@ def pools_table(results: Results) -> Table:
             f"epochs of {TARGET}": f"{samples * row[TARGET] / 100 / (classes * limits[TARGET]):.1f}",
             **{f"{source}, % of steps": f"{value:.1f}" for source, value in row.items()},
         })  # fmt: skip
-    return Table(pd.DataFrame(lines), "pools", "The pools, and how many epochs of them were trained.")
+    return Table(pd.DataFrame(lines), "pools", "The pools, and for how many epochs they were trained on.")
 
 
 def accuracy_plot(results: Results) -> Plot:
     summaries = {NAMES[place]: results.summary(f"{results.probe}@{place}") for place in PLACES}
     figure = charts.dots_by_arm(summaries, results.plan.arms, results.chance, "frozen few-label readout, top-1 (%)")
-    caption = "Frozen readout on a source in every pool and on one in none; bars: 95% t interval over seeds."
-    return Plot(figure, "accuracy", caption)
+    return Plot(
+        figure, "accuracy", "Frozen readout on the target source and on the unseen one. Bars: 95% t interval over seeds."
+    )
 
 
 def results_table(results: Results) -> Table:
@@ -131,12 +132,9 @@ def results_table(results: Results) -> Table:
 
 
 def conclusions(results: Results) -> list[str]:
-    """The results in sentences, for each place."""
-    words = []
-    for place, name in NAMES.items():
-        metric = f"{results.probe}@{place}"
-        found = common.floor_words(results, metric, FLOOR)
-        if BASELINE in results.plan.possible:
-            found.append(common.verdict_words(results, results.compare(metric, BASELINE, results.plan.pretrained), BASELINE))
-        words += [f"{name.capitalize()}. {sentence}" for sentence in found]
-    return words
+    """What pre-training changes, and the verdicts, on each source that is evaluated on."""
+    return [
+        f"{name.capitalize()}: {sentence}"
+        for place, name in NAMES.items()
+        for sentence in common.readout_words(results, f"{results.probe}@{place}", FLOOR, BASELINE)
+    ]

@@ -1,4 +1,4 @@
-"""Mask ratios: how much is hidden from the encoder, times how much the decoder does not rebuild."""
+"""Mask ratios: how much is masked for the encoder, and how much for the decoder."""
 
 from itertools import product
 
@@ -10,14 +10,13 @@ from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import charts
 from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, SKY
-from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.statistics import pareto_front
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts
 
 BASELINE, FLOOR = "tube_90_cell_0", "scratch"
 ENCODER_RATIOS = {0.5: "none", 0.75: "left", 0.9: "full", 0.95: "top"}  # ratio -> how a marker is filled
-# Colour and marker are those of the decoder mask in ablation_decoder_mask, which has the encoder's ratio 90%.
+# Color and marker are those of the same decoder mask in ablation_decoder_mask, where the encoder's ratio is 90%.
 DECODER_RATIOS = {0.0: (BLACK, "o"), 0.25: (SKY, "P"), 0.5: (BLUE, "D"), 0.75: (GREEN, "*")}
 ARMS: dict[str, Arm] = {"scratch": common.SCRATCH} | {
     f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}": Arm(
@@ -30,15 +29,15 @@ ARMS: dict[str, Arm] = {"scratch": common.SCRATCH} | {
     for (encoder, fill), (decoder, (colour, marker)) in product(ENCODER_RATIOS.items(), DECODER_RATIOS.items())
 }
 EXPERIMENT = Experiment(
-    "Mask ratios of encoder and decoder", "How much should be hidden, and how much rebuilt?",
+    "Mask ratios of encoder and decoder", "How much should be masked for the encoder and for the decoder?",
     ARMS, common.frozen_readouts, skip_impossible=True, baseline=BASELINE, floor=FLOOR,
 )  # fmt: skip
 
 
 def ratios_table(plan: Plan) -> Table:
-    """How many tubes each encoder ratio masks on this grid: on a small grid two ratios may mask the same number."""
+    """The number of tubes that each encoder ratio masks on this grid. On a small grid, two ratios may mask the same number."""
     (time, height, width), lines = plan.recipe.model.clip.grid, []
-    for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _cells(plan)):
+    for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _masked(plan)):
         masks = MaskSettings(encoder_ratio=ratio, decoder="none", decoder_ratio=0.0)
         seen = TokenCounts.of(masks, plan.recipe.model.clip).visible // time
         masked = height * width - seen
@@ -50,16 +49,16 @@ def ratios_table(plan: Plan) -> Table:
 
 
 def impossible_table(plan: Plan) -> Table:
-    """The cells that this grid does not allow, and why."""
+    """The combinations of ratios that this grid does not allow, with the reason."""
     lines = [{"cell": plan.arms[arm].label, "why it cannot be run": reason} for arm, reason in plan.impossible.items()]
     frame = pd.DataFrame(lines, columns=["cell", "why it cannot be run"])
-    return Table(frame, "impossible", f"Cells that this grid does not allow: {len(frame)}.")
+    return Table(frame, "impossible", f"Combinations of ratios that this grid does not allow: {len(frame)}.")
 
 
 def grid_of(plan: Plan, values: pd.Series) -> pd.DataFrame:
-    """Values by arm as a table of encoder ratios (rows) and decoder ratios (columns); missing if a cell is impossible."""
+    """Values by arm as a table of encoder ratios (rows) and decoder ratios (columns); NaN if a combination is impossible."""
     table: dict[str, dict[str, float]] = {}
-    for arm in _cells(plan):
+    for arm in _masked(plan):
         encoder, decoder = _ratios(plan, arm)
         table.setdefault(f"{decoder:.0%}", {})[f"{encoder:.0%}"] = values.get(arm)
     return pd.DataFrame(table).astype(float)
@@ -71,12 +70,12 @@ def maps(results: Results) -> Plot:
         "frozen few-label readout, top-1 (%)": grid_of(plan, accuracy),
         "pre-training cost (1e6 MAC per clip)": grid_of(plan, token_table(plan).MMAC),
     }
-    figure = charts.heat_maps(tables, "decoder: running cells left out", "encoder: tubes hidden")
-    return Plot(figure, "maps", "Accuracy and cost over both ratios; means over seeds.")
+    figure = charts.heat_maps(tables, "decoder mask ratio (running cells)", "encoder mask ratio (tubes)")
+    return Plot(figure, "maps", "Accuracy and cost by both ratios, means over seeds.")
 
 
 def front(results: Results) -> list[str]:
-    """The cells on the Pareto front of accuracy and forward cost, cheapest first."""
+    """The arms on the Pareto front of mean accuracy and forward cost, cheapest first."""
     accuracy = results.summary(results.probe)["mean"]
     return pareto_front(token_table(results.plan).MMAC, accuracy[results.plan.pretrained])
 
@@ -86,12 +85,15 @@ def pareto(results: Results) -> Plot:
         results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
         "frozen few-label readout, top-1 (%)", legend="masks", front=front(results),
     )  # fmt: skip
-    caption = "Accuracy against pre-training cost; bars: 95% t interval over seeds, line: the front of the means."
-    return Plot(figure, "pareto", caption)
+    return Plot(
+        figure,
+        "pareto",
+        "Accuracy against pre-training cost. Bars: 95% t interval over seeds; line: Pareto front of the means.",
+    )
 
 
 def results_table(results: Results) -> Table:
-    """One line per cell: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
+    """One line per arm: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
     differences = results.compare(results.probe, BASELINE, results.plan.pretrained)
     counts, best, lines = token_table(results.plan), front(results), []
     for arm in results.plan.possible:
@@ -108,27 +110,15 @@ def results_table(results: Results) -> Table:
 
 
 def conclusions(results: Results) -> list[str]:
-    """The results in sentences."""
-    plan, probe = results.plan, results.probe
-    words = common.floor_words(results, probe, FLOOR)
-    accuracy, costs = results.summary(probe).loc[plan.pretrained], token_table(plan).MMAC
-    best, cheapest = accuracy["mean"].idxmax(), front(results)[0]
-    row = accuracy.loc[best]
-    words.append(
-        f"The highest mean is that of '{results.label(best)}', {interval(row['mean'], row.low, row.high)[1:]}%, at "
-        f"{costs[best]:.1f} M MAC per clip; the cheapest cell on the Pareto front is '{results.label(cheapest)}' "
-        f"at {costs[cheapest]:.1f}. This does not rank cells whose intervals overlap."
-    )
-    if BASELINE in plan.possible:
-        words.append(common.verdict_words(results, results.compare(probe, BASELINE, plan.pretrained), BASELINE))
-    return words + common.impossible_words(plan)
+    """What pre-training changes, and the verdicts against tubes of 90% without a decoder mask."""
+    return common.readout_words(results, results.probe, FLOOR, BASELINE)
 
 
-def _cells(plan: Plan) -> list[str]:
+def _masked(plan: Plan) -> list[str]:
     return [arm for arm in plan.recipe.arms if plan.arms[arm].pretrained]
 
 
 def _ratios(plan: Plan, arm: str) -> tuple[float, float]:
-    """Encoder and decoder ratio of a cell, possible or not."""
+    """Encoder and decoder ratio of an arm, possible or not."""
     changes = plan.arms[arm].changes(plan.recipe)
     return changes["mask.encoder_ratio"], changes["mask.decoder_ratio"]

@@ -1,4 +1,4 @@
-"""Progressive training: what a small target gains from self-supervised and supervised training before it."""
+"""Progressive training: what self-supervised and supervised training add before fine-tuning on a small target."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,6 @@ from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import charts
 from vmae_lab.lab.plots.style import BLUE, GREEN, GREY, ORANGE
 from vmae_lab.lab.stages import Stage, finetune_stage, post_pretrain_stage
-from vmae_lab.lab.statistics import compare_pairs
 
 BASELINE, TARGET = "pretrained", UNSEEN
 POOL = hybrid_pool("all")
@@ -25,7 +24,7 @@ ARMS: dict[str, Arm] = {
 
 
 def label_count(recipe: Recipe, fraction: float) -> int:
-    """A part of the target's labels: the same number per class, at least one."""
+    """The number of labelled clips in a part of the target: the same for each class, at least one per class."""
     return recipe.data.classes * max(1, round(fraction * require(recipe.data.motionworld, "data.motionworld").train))
 
 
@@ -58,11 +57,11 @@ def accuracy_plot(results: Results) -> Plot:
     figure = charts.lines_by_arm(
         lines, results.plan.arms, "labelled clips of the target", "fine-tuned, top-1 (%)", results.chance
     )
-    return Plot(figure, "accuracy", "Accuracy on the target over its labels; bars: 95% t interval over seeds.")
+    return Plot(figure, "accuracy", "Accuracy on the target by number of labels. Bars: 95% t interval over seeds.")
 
 
 def results_table(results: Results) -> Table:
-    """One line per arm: the steps before fine-tuning, and the accuracy at each number of labels."""
+    """One line per arm: the steps before fine-tuning, and the accuracy for each number of labels."""
     lines = []
     for arm in results.plan.possible:
         style, recipe = results.plan.arms[arm], results.plan.first(arm).recipe
@@ -82,7 +81,7 @@ def results_caption(plan: Plan) -> str:
 
 
 def differences_table(results: Results) -> Table:
-    """Paired differences to the baseline at each number of labels, one line per arm."""
+    """One line per arm: paired differences to the baseline for each number of labels."""
     tables = {n: results.compare(metric, BASELINE) for metric, n in fractions(results.plan).items()}
     lines = []
     for arm in results.plan.possible:
@@ -103,21 +102,14 @@ def supervised_table(results: Results) -> Table:
         }
         for arm in results.plan.possible if results.plan.arms[arm].post_pretrained
     ]  # fmt: skip
-    caption = "The post-pre-trained models on the sources they were trained on."
-    return Table(pd.DataFrame(lines), "post_pretraining", caption)
+    return Table(pd.DataFrame(lines), "post_pretraining", "The post-pre-trained models on the sources they were trained on.")
 
 
 def conclusions(results: Results) -> list[str]:
-    """What each stage changes at each number of labels, in sentences."""
-    questions = {
-        ("pretrained", "scratch"): "Self-supervised pre-training alone, compared with training from scratch",
-        ("progressive", "pretrained"): "Supervised post-pre-training after it, compared with fine-tuning directly",
-        ("progressive", "post_only"): "Self-supervised pre-training before post-pre-training, compared with the latter alone",
-    }
-    pairs = [pair for pair in questions if set(pair) <= set(results.plan.possible)]
-    tables = {n: compare_pairs(results.rows, metric, pairs, results.margin) for metric, n in fractions(results.plan).items()}
-    words = []
-    for place, pair in enumerate(pairs):
-        parts = [f"{common.comparison_words(table.iloc[place])} with {labels} labels" for labels, table in tables.items()]
-        words.append(f"{questions[pair]}: {'; '.join(parts)}.")
-    return words
+    """What each step of training changes, for each number of labels."""
+    pairs = [("pretrained", "scratch"), ("progressive", "pretrained"), ("progressive", "post_only")]
+    return [
+        f"With {labels} labels: {sentence}"
+        for metric, labels in fractions(results.plan).items()
+        for sentence in common.pair_words(results, metric, pairs)
+    ]

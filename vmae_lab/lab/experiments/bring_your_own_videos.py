@@ -1,4 +1,4 @@
-"""Own videos: checks of the files, a short pre-training, what it reconstructs, which clips it finds similar, readouts."""
+"""Own videos: checks of the files, a short pre-training, reconstructions, similar clips, readouts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,29 +29,29 @@ from vmae_lab.utils.seeding import numpy_generator
 
 BASELINE = "untrained"
 ARMS: dict[str, Arm] = {"untrained": common.UNTRAINED, "pretrained": common.PRETRAINED}
-NO_LABELS = "There are no labels, so this part is left out."
+NO_LABELS = "There are no labels, so this part is skipped."
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts; without labels pre-training alone, and nothing for the untrained encoder."""
+    """Frozen readouts. Without labels: pre-training only, and nothing for the untrained encoder."""
     if recipe.data.labelled:
         return common.frozen_readouts(recipe, arm, encoder, seed)
     return {"pretrain": encoder} if arm.pretrained else {}
 
 
 EXPERIMENT = Experiment(
-    "Bring your own videos", "What does a short pre-training make of these videos?",
+    "Bring your own videos", "What does a short pre-training learn from these videos?",
     ARMS, stages, needs_labels=False, min_clips=retrieval.FEWEST, baseline=BASELINE,
 )  # fmt: skip
 
 # ---- Checks of the listed files ----
 
-MOST_BROKEN, MOST_PAIRS = 20, 10  # lines of the tables of broken videos and of mixed-up pairs of classes
+MOST_BROKEN, MOST_PAIRS = 20, 10  # lines of the tables of broken videos and of confused pairs of classes
 CHECKED = ["list", "path", "status", "cause", "frames", "seconds", "bytes"]
 
 
 def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
-    """Decode every listed video once, whole: columns CHECKED; empty for the embedded data set.
+    """Decode every listed video once, completely: columns CHECKED; empty for the embedded data set.
 
     Results are kept below `runs`/checks, so that only new or changed files are decoded again. Raises RecipeError if the lists
     cannot be used.
@@ -72,9 +72,9 @@ def _check_folder(plan: Plan, runs: Path) -> Path:
 
 
 def check_table(plan: Plan, checked: pd.DataFrame, runs: Path) -> Table:
-    """One line per list: number of videos, their state, and their length compared with the window of a clip."""
+    """One line per list: number of videos, their state, and how many are shorter than the window of a clip."""
     if checked.empty:
-        line = {"list": "embedded data set", "state": "written here by this project: there is nothing to check"}
+        line = {"list": "embedded data set", "state": "written by this project, not checked"}
         return Table(pd.DataFrame([line]), "check", "The files of the data set.")
     frames, stride, _ = window(plan.recipe)
     needed, lines = (frames - 1) * stride + 1, []
@@ -88,17 +88,16 @@ def check_table(plan: Plan, checked: pd.DataFrame, runs: Path) -> Table:
             f"shorter than a clip's window of {needed} frames": int((read.frames < needed).sum()),
         })  # fmt: skip
     caption = (
-        "The listed videos, each decoded once, whole: `damaged` ones decode with errors or end early, `failed` ones give no "
-        f"frame. All of them are listed in `{_check_folder(plan, runs).relative_to(runs.parent)}`."
+        "The listed videos. `damaged`: decodes with errors or ends early; `failed`: gives no frame. The full list is in "
+        f"`{_check_folder(plan, runs).relative_to(runs.parent)}`."
     )
     return Table(pd.DataFrame(lines), "check", caption)
 
 
 def broken_table(checked: pd.DataFrame) -> Table | None:
-    """The first of the damaged and unreadable videos, with the cause; None if there are none."""
+    """The first damaged or unreadable videos, with the cause; None if there are none."""
     broken = checked[checked.status != "ok"]
-    first = f", the first {MOST_BROKEN}" if len(broken) > MOST_BROKEN else ""
-    caption = f"Videos that are damaged or cannot be read, {len(broken)} in all{first}; `failures.csv` of their list has all."
+    caption = f"Damaged and unreadable videos, up to {MOST_BROKEN} of {len(broken)}. `failures.csv` of their list has all."
     frame = broken[CHECKED[:4]].head(MOST_BROKEN).reset_index(drop=True)
     return Table(frame, "broken", caption) if len(broken) else None
 
@@ -107,7 +106,7 @@ def broken_table(checked: pd.DataFrame) -> Table | None:
 
 
 def shown_clips(plan: Plan, count: int) -> list[int]:
-    """Rows of random clips to look at, drawn by the first seed. Raises RecipeError if too few can be read."""
+    """Rows of random clips to show, drawn by the first seed. Raises RecipeError if too few can be read."""
     rows = random_clips(plan, max(count, retrieval.FEWEST))
     if len(rows) < retrieval.FEWEST:
         split = plan.recipe.evaluate.split if plan.recipe.data.labelled else "pretrain"
@@ -120,15 +119,12 @@ def shown_clips(plan: Plan, count: int) -> list[int]:
 
 def clips_plot(plan: Plan, rows: Sequence[int]) -> Plot:
     """Frames of example clips, each under its class (or source, if there are several) and file."""
-    clips, strips = example_clips(plan), clip_frames(plan, rows)
+    clips, strips = example_clips(plan), {}
     named = plan.recipe.data.labelled or len(plan.recipe.data.sources) > 1
-    names = [f"{short(name, 30)}\n" if named else "" for name in names_of(plan, clips, rows)]
-    titled = {
-        f"{place}. {name}{short(Path(clips.name(row)).name, 30)}": strip
-        for place, (name, row, strip) in enumerate(zip(names, rows, strips, strict=True), 1)
-    }
-    caption = "Random clips as they are evaluated, one frame per time step."
-    return Plot(clip_pictures.strips(titled), "clips", caption)
+    for place, (row, name, strip) in enumerate(zip(rows, names_of(plan, clips, rows), clip_frames(plan, rows), strict=True), 1):
+        kind = f"{short(name, 30)}\n" if named else ""
+        strips[f"{place}. {kind}{short(Path(clips.name(row)).name, 30)}"] = strip
+    return Plot(clip_pictures.strips(strips), "clips", "Random clips as they are evaluated, one frame per time step.")
 
 
 def losses(results: Results) -> Plot:
@@ -137,37 +133,37 @@ def losses(results: Results) -> Plot:
 
 def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
     """Reconstructions of example clips by the pre-trained arm."""
-    plan = results.plan
+    plan, arm = results.plan, results.plan.pretrained[0]
     strips = {
         f"{place}. {name}": strip
         for place, row in enumerate(rows, 1)
-        for name, strip in reconstructions(plan, results.store, plan.pretrained[0], row).items()
+        for name, strip in reconstructions(plan, results.store, arm, row).items()
     }
     kind = "held-out" if plan.recipe.data.labelled else "random (perhaps seen in training)"
     caption = (
-        f"The first of the {kind} clips below, rebuilt by '{results.label(plan.pretrained[0])}', seed {plan.recipe.seeds[0]}; "
-        "the mean and contrast of each cube are taken from the truth."
+        f"The first of the {kind} clips below, rebuilt by '{results.label(arm)}', seed {plan.recipe.seeds[0]}. The mean and "
+        "contrast of each cube are the true ones."
     )
     return Plot(clip_pictures.strips(strips), "reconstruction", caption)
 
 
 # ---- Similar clips ----
 
-MOST = 1000  # clips of the map and the neighbours: more would hide each other, and take long
+MOST = 1000  # clips of the map and the neighbors: more would hide each other and take long
 BATCH = 32
 NEIGHBOURS = 5
-SAME_CLASS = "same_class"  # metric: share of clips whose nearest neighbour has the same class
+SAME_CLASS = "same_class"  # metric: share of clips whose nearest neighbor has the same class
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features of clips, in one order.
+    """Features of clips.
 
-    `names`: class of each clip, or source without labels (`labels` is None then). `titles`: class, or file. `groups`: what was
-    held out together, whose clips are not compared; None without groups, or if all clips are of one. `frames`: the middle
-    frame of each, uint8 `(n, side, side, 3)`. `features`: by arm and seed, standardised mean tokens `(n, D)`. `pictured`: the
-    features that pictures are drawn from, of the pre-trained arm at the first seed. `total`: clips of the split; `unreadable`:
-    clips that were left out.
+    `names`: class of each clip, or its source without labels. `titles`: class, or file without labels. `labels`: None without
+    labels. `groups`: clips of one group are not compared with each other; None if there are fewer than two groups. `frames`:
+    middle frames, uint8 `(n, side, side, 3)`. `features`: standardized mean tokens `(n, D)` by arm and seed. `pictured`: the
+    features of the figures, those of the pre-trained arm at the first seed. `total`: clips of the split. `unreadable`: clips
+    that were left out.
     """
 
     names: list[str]
@@ -189,10 +185,9 @@ class Encoded:
 
 
 def encode_clips(results: Results, most: int = MOST) -> Encoded:
-    """Features of the example clips, at most `most`, by each arm and seed; without labels by the pictured model alone.
+    """Features of the example clips, at most `most`, by each arm and seed; without labels only those of the figures.
 
-    A feature is the mean of an encoder's tokens over the middle clip. The mean does not hold where and when something happens:
-    it holds a direction of motion only if the encoder writes it into its tokens. Raises MissingVideos.
+    A feature is the mean of an encoder's tokens over the middle clip. Raises MissingVideos.
     """
     plan, recipe, clips = results.plan, results.recipe, example_clips(results.plan)
     rng = numpy_generator(recipe.seeds[0], "clips of the map")
@@ -224,7 +219,7 @@ def _read(plan: Plan, clips: Clips, rows: list[int]) -> tuple[list[int], torch.T
 
 
 def _groups(recipe: Recipe, rows: list[int]) -> np.ndarray | None:
-    """The groups of example clips as numbers; None if there is only one."""
+    """The groups of example clips as numbers; None if there are fewer than two."""
     lists = recipe.data.lists
     groups = groups_of(lists, recipe.evaluate.split) if lists and lists.train else None
     if groups is None or len(set(groups[rows])) < 2:
@@ -235,20 +230,17 @@ def _groups(recipe: Recipe, rows: list[int]) -> np.ndarray | None:
 def map_plot(results: Results, encoded: Encoded) -> Plot:
     points = retrieval.feature_map(encoded.pictured, results.recipe.seeds[0])
     figure = charts.clip_map(points, encoded.names, "source" if encoded.labels is None else "class")
-    caption = (
-        f"{features_caption(results, encoded)}. t-SNE (perplexity {retrieval.perplexity_of(len(encoded)):.3g}, started at the "
-        "principal components): it shows which clips are near each other; distances and sizes of groups mean nothing."
-    )
-    return Plot(figure, "map", caption)
+    settings = f"t-SNE, perplexity {retrieval.perplexity_of(len(encoded)):.3g}, initialized with the principal components"
+    return Plot(figure, "map", f"{features_caption(results, encoded)} Map: {settings}.")
 
 
 def nearest_clips(encoded: Encoded) -> np.ndarray:
-    """The nearest other clips of each clip in the pictured features: rows `(n, 5)`, fewer if there are fewer clips."""
+    """The nearest other clips of each clip in the features of the figures: rows `(n, 5)`, fewer if there are fewer clips."""
     return retrieval.nearest(encoded.pictured, NEIGHBOURS, encoded.groups)
 
 
 def queries(results: Results, encoded: Encoded) -> list[int]:
-    """Clips whose neighbours are shown: drawn by the first seed, from as many classes (or sources) as possible."""
+    """Clips whose neighbors are shown: drawn by the first seed, from as many classes (or sources) as possible."""
     order = numpy_generator(results.recipe.seeds[0], "queries").permutation(len(encoded))
     names = pd.Series(np.asarray(encoded.names)[order])
     return order[names.groupby(names).cumcount().argsort(kind="stable")][: clip_pictures.QUERIES].tolist()
@@ -258,22 +250,21 @@ def neighbours_plot(results: Results, encoded: Encoded) -> Plot:
     chosen = queries(results, encoded)
     figure = clip_pictures.neighbour_pictures(encoded.frames, chosen, nearest_clips(encoded), encoded.titles, encoded.labels)
     others = "" if encoded.groups is None else " of other groups (hold_out.group)"
-    marks = "" if encoded.labels is None else ": blue and `=` of the query's class, vermilion and `x` of another"
+    marks = "" if encoded.labels is None else " `=` and blue: the query's class; `x` and vermilion: another class."
     caption = (
-        f"Random clips, and to the right the most similar clips{others} (cosine), the nearest first{marks}. A picture is the "
-        f"middle frame. {features_caption(results, encoded)}."
+        f"Random clips and the nearest clips{others} by cosine, middle frames.{marks} {features_caption(results, encoded)}"
     )
     return Plot(figure, "neighbours", caption)
 
 
 def features_caption(results: Results, encoded: Encoded) -> str:
-    """What the pictured features are, in a sentence without its full stop."""
+    """What the features of the figures are."""
     recipe, arm = results.recipe, results.plan.pretrained[0]
     split = f"the {recipe.evaluate.split} split" if recipe.data.labelled else "the videos to pre-train on"
     left_out = f" (unreadable and left out: {encoded.unreadable})" if encoded.unreadable else ""
     return (
-        "Features: mean token of the frozen encoder over the middle clip of a video, each column standardised; "
-        f"{encoded.count} clips of {split}{left_out}; encoder '{results.label(arm)}', seed {recipe.seeds[0]}"
+        f"Features: mean token of the frozen encoder '{results.label(arm)}', seed {recipe.seeds[0]}, over the middle clip of "
+        f"each video, standardized; {encoded.count} clips of {split}{left_out}."
     )
 
 
@@ -294,7 +285,7 @@ def with_neighbours(results: Results, encoded: Encoded) -> Results:
 
 
 def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
-    """One line per arm: share of clips whose nearest neighbour has the same class, and by chance; None without labels."""
+    """One line per arm: share of clips whose nearest neighbor has the same class, and by chance; None without labels."""
     if encoded.labels is None:
         return None
     differences = results.compare(SAME_CLASS, BASELINE)
@@ -307,15 +298,10 @@ def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
         }
         for arm in results.plan.possible
     ]  # fmt: skip
-    groups = (
-        "Clips of one group (hold_out.group) are not compared. "
-        if encoded.groups is not None
-        else "Clips of one scene are similar, whatever they show; hold_out.group would keep them apart. "
-    )
+    groups = "" if encoded.groups is None else " Clips of one group (hold_out.group) are not compared."
     caption = (
-        f"How often the nearest other clip, by the cosine of standardised mean tokens, has the same class: {encoded.count} "
-        f"clips of the {results.recipe.evaluate.split} split compared with each other, mean ± standard deviation over "
-        f"{len(results.recipe.seeds)} seeds. {groups if results.recipe.data.lists else ''}"
+        f"Nearest other clip by the cosine of standardized mean tokens: {encoded.count} clips of the "
+        f"{results.recipe.evaluate.split} split, mean ± standard deviation over {len(results.recipe.seeds)} seeds.{groups} "
         f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "retrieval", caption)
@@ -342,8 +328,8 @@ def readouts_table(results: Results) -> Table | None:
     labels = example_clips(plan).labels
     commonest = 100 * np.bincount(labels).max() / len(labels)
     caption = (
-        f"{common.caption(results, differences)} By chance {results.chance:.1f}% are right; always predicting the most "
-        f"frequent class of the split gives {commonest:.1f}%."
+        f"{common.caption(results, differences)} Chance is {results.chance:.1f}%; always predicting the most frequent class "
+        f"gives {commonest:.1f}%."
     )
     return Table(pd.DataFrame(lines), "readouts", caption)
 
@@ -351,7 +337,7 @@ def readouts_table(results: Results) -> Table | None:
 def confusion(results: Results, arm: str) -> np.ndarray:
     """Predictions of an arm's ridge readout on the held-out clips, over all seeds and draws: int64, class x prediction.
 
-    They are computed again from the stages' encoders, labels and clips.
+    They are computed again from the encoders, labels and clips of the stages.
     """
     recipe, counts = results.recipe, np.zeros((results.recipe.data.classes,) * 2, dtype=np.int64)
     for cell in (cell for cell in results.plan.cells if cell.arm == arm):
@@ -368,60 +354,33 @@ def confusion(results: Results, arm: str) -> np.ndarray:
 
 def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
     probe, arm = results.recipe.evaluate.probe, results.plan.pretrained[0]
-    draws = f" and {probe.draws} draws of {probe.labels} labels" if probe.labels else ", all labels"
-    most = f" The {charts.SHOWN} classes with most clips." if (counts.sum(1) > 0).sum() > charts.SHOWN else ""
-    caption = (
-        f"Predictions of the ridge readout on flattened tokens of '{results.label(arm)}' on the "
-        f"{results.recipe.evaluate.split} split, in % of a class's clips, numbers of predictions in brackets; "
-        f"added up over {len(results.recipe.seeds)} seeds{draws}.{most}"
-    )
-    return Plot(charts.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
+    draws = f"{probe.draws} draws of {probe.labels} labels" if probe.labels else "all labels"
+    return common.confusion_plot(results, counts, f"ridge on flattened tokens of '{results.label(arm)}', {draws},")
 
 
 def confused_table(plan: Plan, counts: np.ndarray) -> Table:
-    """The pairs of classes that are mixed up most often, the most frequent first."""
+    """The pairs of classes that are confused most often, the most frequent first."""
     names, mixed = plan.recipe.data.class_names, counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-mixed, axis=None, kind="stable")[:MOST_PAIRS]
+    pairs = [(true, answer) for true, answer in zip(*np.unravel_index(order, mixed.shape), strict=True) if mixed[true, answer]]
     lines = [
-        {
-            "class": names[true], "predicted": names[answer], "predictions": int(mixed[true, answer]),
-            "of the class's predictions, %": f"{100 * mixed[true, answer] / counts[true].sum():.0f}",
-        }
-        for true, answer in zip(*np.unravel_index(order, mixed.shape), strict=True) if mixed[true, answer]
-    ]  # fmt: skip
+        (names[true], names[answer], int(mixed[true, answer]), f"{100 * mixed[true, answer] / counts[true].sum():.0f}")
+        for true, answer in pairs
+    ]
     frame = pd.DataFrame(lines, columns=["class", "predicted", "predictions", "of the class's predictions, %"])
-    return Table(frame, "confused", "The pairs of classes that this readout mixes up most often.")
+    return Table(frame, "confused", "The pairs of classes that this readout confuses most often.")
 
 
-# ---- Conclusions ----
-
-
-def conclusions(results: Results, checked: pd.DataFrame, encoded: Encoded) -> list[str]:
-    """The results in sentences; without labels, what was done."""
-    broken, words = int((checked.status != "ok").sum()), []
-    if len(checked):
-        words.append(f"Damaged or unreadable: {broken} of {len(checked):,} listed videos.")
+def conclusions(results: Results, encoded: Encoded) -> list[str]:
+    """What pre-training changes. Without labels, that nothing was scored."""
     replaced = max(results.store.result(stage).get("quarantined", 0) for stage in results.plan.stages)
-    if replaced:
-        words.append(f"Videos that pre-training could not read and replaced by others: {replaced}.")
+    words = [f"Pre-training could not read {replaced} videos and replaced them by others."] if replaced else []
     if encoded.labels is None:
-        return [*words, "Without labels there are no scores: only the losses and the pictures show what was learned."]
-    arm, probe = results.plan.pretrained[0], results.probe
-    words += _gain_words(results, probe, f"The readout ({PROBE_NAMES[probe]})")
-    accuracy = float(results.summary(probe)["mean"][arm])
-    words.append(common.clips_words(accuracy, results.stage_result(arm, "probe")["test_clips"]))
-    if not retrieval.same_class_by_chance(encoded.labels, encoded.groups):
-        return [*words, "Retrieval is not measured: no class has two clips that are compared."]
-    return words + _gain_words(results, SAME_CLASS, "The class of the nearest clip")
-
-
-def _gain_words(results: Results, metric: str, what: str) -> list[str]:
-    """What pre-training changes, with interval and verdict: one sentence per arm."""
-    gains, words = results.compare(metric, BASELINE), []
-    for arm in results.plan.pretrained:
-        sentence = f"{what} is correct for {results.value(arm, metric)}% with '{results.label(arm)}'"
-        if arm in gains.index:
-            change = common.comparison_words(gains.loc[arm])
-            sentence += f" and {results.value(BASELINE, metric)}% with the untrained encoder: a change of {change}"
-        words.append(sentence + ".")
+        return [*words, "Without labels there are no scores: only the losses and the figures show what was learned."]
+    measured = {results.probe: PROBE_NAMES[results.probe]}
+    if retrieval.same_class_by_chance(encoded.labels, encoded.groups):  # else no class has two clips that are compared
+        measured[SAME_CLASS] = "class of the nearest clip"
+    pairs = [(arm, BASELINE) for arm in results.plan.pretrained]
+    for metric, what in measured.items():
+        words += [f"{what}: {sentence}" for sentence in common.pair_words(results, metric, pairs)]
     return words

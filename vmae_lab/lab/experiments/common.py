@@ -1,19 +1,21 @@
-"""What experiments share: their parts and results, arms, stages, and the cells, captions and sentences of comparisons."""
+"""What experiments share: their parts and results, arms, stages, and the captions, cells and sentences of comparisons."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vmae_lab.data.motionworld.dataset import Split
 from vmae_lab.evaluation.classification import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.estimate import calibrate
-from vmae_lab.lab.plan import Arm, Measures, Overrides, Plan
+from vmae_lab.lab.plan import Arm, Controls, Measures, Overrides, Plan
 from vmae_lab.lab.plots import charts, clip_pictures
 from vmae_lab.lab.plots.examples import masks_of_pictures
 from vmae_lab.lab.plots.style import BLUE, GREY
@@ -21,7 +23,7 @@ from vmae_lab.lab.plots.text import markdown
 from vmae_lab.lab.report.tables import interval, plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, finetune_stage, probe_stage
-from vmae_lab.lab.statistics import NOT_MEASURED, compare, points, summarise
+from vmae_lab.lab.statistics import NOT_MEASURED, compare, compare_pairs, points, summarise
 from vmae_lab.training.metrics import read_metrics
 
 # ---- An experiment and its results ----
@@ -29,12 +31,12 @@ from vmae_lab.training.metrics import read_metrics
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a notebook compares, and by which stages each arm is evaluated.
+    """What a notebook compares, and the stages that evaluate each arm.
 
-    `baseline`: the arm that the main table compares the others with, by `metric` ("probe" is the recipe's main readout);
-    `floor`: an arm outside of that comparison. `sources`: sources that the embedded data set needs. `min_clips`: clips that the
-    pictures need. `one_seed`: nothing is compared, so the first seed is enough. `prepare` adapts the recipe; `calibrate`
-    measures multiply-accumulates per second before the run.
+    `baseline`: the arm that the main table compares the others with, by `metric` ("probe" is the recipe's main readout).
+    `floor`: an arm outside of that comparison. `controls`: control stages, made from the cells with pre-training. `sources`:
+    sources that the embedded data set needs. `min_clips`: clips that the figures need. `one_seed`: nothing is compared, so the
+    first seed is enough. `prepare` adapts the recipe. `calibrate` measures multiply-accumulates per second before the run.
     """
 
     title: str
@@ -44,7 +46,7 @@ class Experiment:
     baseline: str | None = None
     metric: str = "probe"
     floor: str | None = None
-    controls: bool = False
+    controls: Controls | None = None
     skip_impossible: bool = False
     needs_labels: bool = True
     one_seed: bool = False
@@ -54,13 +56,13 @@ class Experiment:
     calibrate: Callable[[Recipe], float] = calibrate
 
     def metric_of(self, recipe: Recipe) -> str:
-        """The name in the rows of the metric that arms are compared by."""
+        """The name, in the rows, of the metric that arms are compared by."""
         return self.metric.replace("probe", recipe.evaluate.probe.probes[0])
 
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of a plan that has run, with the plan and the store of its stages: what tables and figures show."""
+    """The rows of a plan that has run, with the plan and the store of its stages. Tables and figures are made from it."""
 
     plan: Plan
     rows: pd.DataFrame
@@ -72,7 +74,7 @@ class Results:
 
     @property
     def probe(self) -> str:
-        """The main readout, which conclusions are drawn from: the first of the recipe."""
+        """The main readout: the first one of the recipe. Conclusions are drawn from it."""
         return self.recipe.evaluate.probe.probes[0]
 
     @property
@@ -105,7 +107,7 @@ class Results:
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """A table of a report, which a notebook shows as its frame."""
+    """A table of a report. A notebook shows its frame."""
 
     frame: pd.DataFrame
     name: str
@@ -135,7 +137,7 @@ def decoder_mask(kind: str, ratio: float, loss_on: str = "invisible") -> Overrid
 
 
 def running_cells(ratio: float) -> Overrides:
-    """Running cells of a ratio; of ratio 0, no decoder mask."""
+    """Running cells of a ratio; no decoder mask if the ratio is 0."""
     return decoder_mask("running_cell", ratio) if ratio else decoder_mask("none", 0.0)
 
 
@@ -145,7 +147,7 @@ PRETRAINED = Arm("pre-trained", BLUE, "D", running_cells(0.5))
 
 
 def clips_per_action(recipe: Recipe, parts: Mapping[str, float]) -> dict[str, int]:
-    """Clips per source and action, from parts of what each source has: at least one."""
+    """Clips per source and action, at least one. `parts`: source -> part of the clips that it has."""
     available = require(recipe.data.motionworld, "data.motionworld").train
     return {source: max(1, round(part * available)) for source, part in parts.items()}
 
@@ -161,20 +163,15 @@ def readouts_and_finetuning(recipe: Recipe, arm: Arm, encoder: Stage, seed: int)
     }
 
 
-# ---- How a table was made, in sentences ----
+# ---- Captions ----
 
 
 def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> str:
-    """What was run for a table of accuracies. `evaluation`: how labels were used, by default frozen readouts; `sources`: those
-    evaluated on, if not the recipe's.
+    """How a table of accuracies was made. `evaluation`: how labels were used, by default by frozen readouts; `sources`: the
+    sources that were evaluated on, if not the recipe's.
     """
     recipe, world, probe = plan.recipe, plan.recipe.data.motionworld, plan.recipe.evaluate.probe
-    readouts = (
-        f"frozen readouts averaged over {probe.draws} draws of {probe.labels} labels (the intervals over seeds hold these "
-        "draws and the clips fixed)"
-        if probe.labels
-        else "frozen readouts with all labels"
-    )
+    draws = f"mean over {probe.draws} draws of {probe.labels} labels" if probe.labels else "all labels"
     every = world.sources if world else ("the list files",)
     learned, evaluated = recipe.data.pretrain_sources or every, sources or recipe.evaluate.sources or every
     data = f"evaluated on {', '.join(map(markdown, evaluated))}"
@@ -183,8 +180,8 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     return (
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
         f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips unless the arm sets another "
-        f"number, {len(recipe.seeds)} seeds; mean ± standard deviation over seeds, {recipe.evaluate.split} split, "
-        f"{evaluation or readouts}; {data}."
+        f"number; mean ± standard deviation over {len(recipe.seeds)} seeds, {recipe.evaluate.split} split; "
+        f"{evaluation or f'frozen readouts, {draws}'}; {data}."
     )
 
 
@@ -193,37 +190,36 @@ def caption(results: Results, *comparisons: pd.DataFrame, evaluation: str = "", 
     return f"{how_made(results.plan, evaluation, sources)} {how_compared(results.margin, *comparisons)}"
 
 
-# Where the error of a comparison comes from: pooled, or not.
+# Where the error of a comparison comes from, by whether it is pooled.
 ERRORS = {
-    True: "pooled over arms and seeds (two-way analysis of variance, Dunnett's critical value)",
-    False: "that of each comparison's own paired differences (Bonferroni)",
+    False: "each comparison's own paired differences (Bonferroni)",
+    True: "all arms and seeds (two-way analysis of variance, Dunnett's critical value)",
 }
 
 
 def how_compared(margin: float, *columns: pd.DataFrame) -> str:
     """How the comparisons of a table were made and what they can detect. One `compare` frame per column."""
-    tables = [table for table in columns if len(table) and table["std"].notna().any()]
+    tables = [table[table["std"].notna()] for table in columns]
+    tables = [table for table in tables if len(table)]
     if not tables:
         return "No comparison has an interval: that takes two seeds of both arms."
-
-    def least_to_most(numbers: pd.Series) -> str:
-        return " to ".join(dict.fromkeys(numbers.iloc[[0, -1]]))
-
-    counts = sorted({int(table.comparisons.max()) for table in tables})
-    family = f"{' or '.join(map(str, counts))} comparison{'s' if counts[-1] > 1 else ''} of the "
-    family += "column" if len(columns) > 1 else "table"
-    error = " or ".join(sorted({ERRORS[bool(table.pooled.any())] for table in tables}))
-    detectable = pd.concat([table.detectable for table in tables]).dropna().sort_values().map("{:.1f}".format)
-    seeds = pd.concat([table.seeds[table["std"].notna()] for table in tables]).sort_values().astype(str)
+    rows = pd.concat(tables)
+    error = " or ".join(words for pooled, words in ERRORS.items() if (rows.pooled == pooled).any())
     return (
-        f"Differences are paired by seed. The 95% intervals are simultaneous over the {family}; the error is {error}. The "
-        f"smallest difference that {least_to_most(seeds)} seeds detect with 80% power is {least_to_most(detectable)} points. "
-        "Arms are equivalent if two one-sided tests at 5% (as from a 90% interval; Holm) find the difference to be less than "
-        f"{points(margin)}."
+        "Differences are paired by seed. The 95% intervals are simultaneous over the comparisons of the "
+        f"{'column' if len(columns) > 1 else 'table'} ({_range(rows.comparisons, '.0f')}); their error is that of {error}. The "
+        f"smallest difference that {_range(rows.seeds, '.0f')} seeds detect with 80% power is "
+        f"{_range(rows.detectable, '.1f')} points. "
+        f"Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to be less than {points(margin)}."
     )
 
 
-# ---- Cells and sentences ----
+def _range(numbers: pd.Series, form: str) -> str:
+    """`1.2 to 3.4`; one number if both are equal."""
+    return " to ".join(dict.fromkeys(f"{number:{form}}" for number in (numbers.min(), numbers.max())))
+
+
+# ---- Cells of tables, and conclusions ----
 
 
 def mean_and_spread(summary: pd.DataFrame, arm: str, digits: int = 1) -> str:
@@ -249,9 +245,22 @@ def comparison_words(row: pd.Series) -> str:
     return f"{interval(row.difference, row.low, row.high)} points, {row.verdict}"
 
 
-def difference_range(differences: pd.DataFrame) -> str:
-    """Smallest and largest mean difference over arms: `+1.0 to +2.0`."""
-    return f"{differences.difference.min():+.1f} to {differences.difference.max():+.1f}"
+def pair_words(
+    results: Results, metric: str, pairs: Sequence[tuple[str, str]], rows: pd.DataFrame | None = None,
+    names: Mapping[str, str] | None = None,
+) -> list[str]:  # fmt: skip
+    """One sentence per pair of arms that has values: both means, the paired difference and the verdict.
+
+    `rows`: by default those of the results; `names`: arm -> name, by default its label.
+    """
+    rows = results.rows if rows is None else rows
+    names = {arm: style.label for arm, style in results.plan.arms.items()} if names is None else names
+    summary = summarise(rows, metric)
+    return [
+        f"'{names[arm]}' compared with '{names[other]}' ({mean_and_spread(summary, arm)} and "
+        f"{mean_and_spread(summary, other)}%): {comparison_words(row)}."
+        for (arm, other), row in compare_pairs(rows, metric, pairs, results.margin).iterrows()
+    ]
 
 
 def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) -> str:
@@ -268,55 +277,67 @@ def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) ->
     return f"Compared with '{name}' over {int(comparisons.seeds.max())} seeds, {listed}."
 
 
-def floor_words(results: Results, metric: str, floor: str) -> list[str]:
-    """What pre-training gains over the untrained encoder, as a range over the arms; no sentence if that was not run."""
-    if floor not in results.plan.possible:
-        return []
-    gains = results.compare(metric, floor, results.plan.pretrained)
-    worst = gains.difference.idxmin()
-    return [
-        f"Compared with the untrained encoder, pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by "
-        f"{difference_range(gains)} points. The smallest change is that of '{results.label(worst)}': "
-        f"{comparison_words(gains.loc[worst])}."
-    ]
+def readout_words(results: Results, metric: str, floor: str, baseline: str) -> list[str]:
+    """What pre-training changes compared with the untrained encoder, and the verdicts of the arms against the baseline.
 
-
-def impossible_words(plan: Plan) -> list[str]:
-    """The arms that were left out, one sentence each."""
-    return [f"'{plan.arms[arm].label}' is not possible here: {reason}." for arm, reason in plan.impossible.items()]
+    No sentence about an arm that was not run.
+    """
+    plan, words = results.plan, []
+    if floor in plan.possible:
+        gains = results.compare(metric, floor, plan.pretrained)
+        least = gains.difference.idxmin()
+        words.append(
+            f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by {gains.difference.min():+.1f} to "
+            f"{gains.difference.max():+.1f} points compared with the untrained encoder. The smallest change is that of "
+            f"'{results.label(least)}': {comparison_words(gains.loc[least])}."
+        )
+    if baseline in plan.possible:
+        words.append(verdict_words(results, results.compare(metric, baseline, plan.pretrained), baseline))
+    return words
 
 
 def test_set_interval(results: Results, arm: str) -> str:
-    """Wilson interval of an arm's mean accuracy: the uncertainty from the number of held-out clips alone."""
-    clips = results.stage_result(arm, "probe")["test_clips"]
-    low, high = wilson_interval(round(results.summary(results.probe)["mean"][arm] / 100 * clips), clips)
+    """`65.9 to 71.7`: the uncertainty of an arm's mean accuracy from the number of test clips alone (Wilson, 95%)."""
+    return _wilson(results.summary(results.probe)["mean"][arm], results.stage_result(arm, "probe")["test_clips"])
+
+
+def test_set_words(accuracy: float, clips: int) -> str:
+    """The same as a sentence, for any accuracy in percent."""
+    between = _wilson(accuracy, clips).replace("to", "and")
+    return f"The {clips} test clips alone leave an accuracy of {accuracy:.1f}% between {between}% (Wilson, 95%)."
+
+
+def _wilson(accuracy: float, clips: int) -> str:
+    low, high = wilson_interval(round(accuracy / 100 * clips), clips)
     return f"{low:.1f} to {high:.1f}"
 
 
-def clips_words(accuracy: float, clips: int) -> str:
-    """The uncertainty of one accuracy from the number of held-out clips, in a sentence."""
-    low, high = wilson_interval(round(accuracy / 100 * clips), clips)
-    half = (high - low) / 2
-    caution = f"; with so few clips, do not rely on differences below about {half:.0f} points" if half > 5 else ""
-    return (
-        f"Accuracies are measured on {clips} clips: their number alone leaves one model's between {low:.1f} and {high:.1f}% "
-        f"(Wilson, 95%){caution}."
-    )
-
-
 def over_seeds(results: Results, arm: str, measure: str, part: str, names: Iterable[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of one part of a stage's results; index: the names that have values."""
+    """Mean and standard deviation over seeds of one part of a stage's results. Index: the names that have values."""
     cells = [results.plan.cell(arm, seed) for seed in results.recipe.seeds]
     table = pd.DataFrame([results.store.result(cell.measures[measure])[part] for cell in cells])
     table = table.reindex(columns=list(names)).dropna(axis=1, how="all")
     return pd.DataFrame({"mean": table.mean(), "std": table.std(ddof=1)})
 
 
-# ---- Losses and masks ----
+def class_counts(plan: Plan, labels: Callable[[Split], pd.Series], classes: Sequence[str]) -> pd.DataFrame:
+    """How often each class is annotated in the training split and in the evaluated split. Index: class."""
+    splits: tuple[Split, ...] = ("train", plan.recipe.evaluate.split)
+    counts = pd.DataFrame({split: labels(split).value_counts() for split in splits})
+    return counts.reindex(classes).rename_axis("action").fillna(0).astype(int)
+
+
+def evaluated_again(results: Results, measure: str, score: Callable[[Path], float]) -> pd.Series:
+    """A score of every run, computed from the files in its stage's folder, in percent. Index: arm and seed."""
+    folders = {(cell.arm, cell.seed): results.store.folder(cell.measures[measure]) for cell in results.plan.cells}
+    return pd.Series({cell: 100 * score(folder) for cell, folder in folders.items()})
+
+
+# ---- Losses, confusions and masks ----
 
 
 def loss_history(results: Results, measure: str | None = None) -> pd.DataFrame:
-    """Training losses of the pre-trained arms, or of a measure's stages: columns arm, seed, step, loss."""
+    """Training losses of the pre-trained arms, or of a measure's stages: columns step, loss, arm, seed."""
     parts = []
     for cell in results.plan.cells:
         if measure or results.plan.arms[cell.arm].pretrained:
@@ -331,15 +352,25 @@ def loss_plot(
 ) -> Plot:
     """Training losses of the pre-training, or of a measure's stages."""
     figure = charts.loss_curves(loss_history(results, measure), results.plan.arms, legend, loss)
-    words = f"{'training loss' if measure is None else loss} after the first tenth of the steps, mean and range over seeds"
-    return Plot(figure, "loss", f"{words[0].upper()}{words[1:]}{note}.")
+    return Plot(figure, "loss", f"Training: {loss} after the first tenth of the steps, mean and range over seeds{note}.")
+
+
+def confusion_plot(results: Results, counts: np.ndarray, predictions: str) -> Plot:
+    """Counts, class x prediction, as percentages. `predictions`: whose they are."""
+    caption = (
+        f"Predictions of {predictions} on the {results.recipe.evaluate.split} split, summed over {len(results.recipe.seeds)} "
+        "seeds: percent of a class, and number in brackets."
+    )
+    if (counts.sum(1) > 0).sum() > charts.SHOWN:
+        caption += f" The {charts.SHOWN} classes with most clips."
+    return Plot(charts.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
 
 
 def mask_pictures(plan: Plan) -> pd.DataFrame:
     """Each arm's masks as hashes of pictures: columns "encoder sees" and "decoder rebuilds". Index: arm.
 
-    The masks are those of the pictures, painted on a white clip. A hash is 12 hexadecimal digits of the SHA-256 of the pixels,
-    uint8 `(T', H, W, 3)`: a change of the drawn masks changes it.
+    The masks are those of the figures, painted on a white clip. A hash is 12 hexadecimal digits of the SHA-256 of the pixels,
+    uint8 `(T', H, W, 3)`. A change of the drawn masks changes it.
     """
     table = {}
     for arm in plan.pretrained:

@@ -1,4 +1,4 @@
-"""The cost of dual masking: counted for every size, measured on this device, and as the paper reports it (table 2)."""
+"""The cost of dual masking: counted for every size, measured on this device, and reported by the paper (table 2)."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -36,7 +36,7 @@ STYLES = {  # of the lines over sizes
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """A measured step at each batch size, which seeds share; none for sizes that are only counted."""
+    """A measured step at each batch size, shared by all seeds; none for sizes that are only counted."""
     if recipe.measure.size not in recipe.measure.sizes:
         return {}
     return {f"step@{batch_size}": measure_stage(recipe, batch_size) for batch_size in recipe.measure.batch_sizes}
@@ -76,73 +76,74 @@ class Configuration:
 
 
 def counted_table(plan: Plan) -> Table:
-    """One line per size and mask: parameters, multiply-accumulates, and what the backward pass keeps of a clip."""
+    """One line per size and mask: parameters, multiply-accumulates, and memory kept per clip for the backward pass."""
     lines = []
     for arm in plan.possible:
-        one = Configuration(plan, arm)
+        model = Configuration(plan, arm)
         lines.append({
-            "model, decoder mask": plan.arms[arm].label, "parameters, M": f"{parameter_count(one.model) / 1e6:.1f}",
-            "seen / decoded tokens": f"{one.counts.visible} / {one.counts.decoded}",
-            "forward, G (fvcore)": f"{one.forward.giga:.2f}", "forward, G MAC": f"{one.forward.macs / 1e9:.2f}",
-            "forward and backward, G MAC": f"{one.training / 1e9:.1f}",
-            "kept per clip, MiB (float32)": f"{saved_bytes(*one.shape) / 2**20:.0f}",
+            "model, decoder mask": plan.arms[arm].label, "parameters, M": f"{parameter_count(model.model) / 1e6:.1f}",
+            "seen / decoded tokens": f"{model.counts.visible} / {model.counts.decoded}",
+            "forward, G (fvcore)": f"{model.forward.giga:.2f}", "forward, G MAC": f"{model.forward.macs / 1e9:.2f}",
+            "forward and backward, G MAC": f"{model.training / 1e9:.1f}",
+            "kept per clip, MiB (float32)": f"{saved_bytes(*model.shape) / 2**20:.0f}",
         })  # fmt: skip
-    return Table(pd.DataFrame(lines), "counted", "One clip of 16 x 224 x 224, encoder tube 90%, counted from the shapes.")
+    return Table(pd.DataFrame(lines), "counted", "One clip of 16 x 224 x 224, encoder tube 90%. Counted from the shapes.")
 
 
 def measured_table(results: Results) -> Table:
-    """One line per measured size, mask and batch: seconds, memory next to its prediction, multiply-accumulates per second."""
+    """One line per measured size, mask and batch: seconds, memory, its prediction, and multiply-accumulates per second."""
     lines = []
     for arm in results.plan.possible:
-        one = Configuration(results.plan, arm)
+        model = Configuration(results.plan, arm)
         for name in results.plan.first(arm).measures:
             batch = int(name.removeprefix("step@"))
             seconds, peak = _measured(results, arm, batch)
-            predicted = one.predicted_gib(batch)
+            predicted = model.predicted_gib(batch)
             lines.append({
                 "model, decoder mask": results.label(arm), "clips per step": batch,
                 "seconds per step": _text(seconds, ".2f", "does not fit"), "peak memory, GiB": _text(peak, ".2f"),
                 "predicted, GiB": f"{predicted:.2f}", "measured / predicted": _text(peak / predicted, ".2f"),
-                "G MAC per second": _text(batch * one.training / seconds / 1e9, ".0f"),
+                "G MAC per second": _text(batch * model.training / seconds / 1e9, ".0f"),
             })  # fmt: skip
-    steps = results.recipe.measure.steps
-    caption = f"Real steps on this device: median of {steps}, after one that is not counted; shared by seeds."
+    caption = f"Measured on this device: median of {results.recipe.measure.steps} steps after a first one."
     return Table(pd.DataFrame(lines), "measured", caption)
 
 
 def speed_up_table(results: Results) -> Table:
-    """One line per size: how much cheaper the decoder mask makes a step, counted, measured (largest common batch), reported."""
+    """One line per size: the factor that the decoder mask saves, counted, measured (largest common batch) and reported."""
     lines = []
     for size in _sizes(results.plan):
         none, cell = f"{size}_none", f"{size}_cell_50"
         counted = Configuration(results.plan, none).training / Configuration(results.plan, cell).training
-        measured = _measured_batches(results, none), _measured_batches(results, cell)
-        common = sorted(set(measured[0]) & set(measured[1]))
-        time, memory = (
-            measured[0][common[-1]][i] / measured[1][common[-1]][i] if common else np.nan for i in (0, 1)
-        )  # fmt: skip
-        paper = TABLE_2.get(size)
-        lines.append({
+        before, after = _measured_batches(results, none), _measured_batches(results, cell)
+        batch = max(set(before) & set(after), default=0)
+        time, memory = np.divide(before[batch], after[batch]) if batch else (np.nan, np.nan)
+        line = {
             "model": size, "counted: training MAC": f"{counted:.2f} x", "measured: seconds": _text(time, ".2f", suffix=" x"),
-            "at clips per step": common[-1] if common else "", "measured: peak memory": _text(memory, ".2f", suffix=" x"),
-            "paper, reported: time": f"{paper.speed_up:.2f} x" if paper else "",
-            "paper, reported: hours on 64 A100": f"{paper.hours[0]:g} -> {paper.hours[1]:g}" if paper else "",
-            "paper, reported: memory per clip, M": f"{paper.memory[0]} -> {paper.memory[1]}" if paper else "",
-            "paper, reported: G MAC": f"{paper.giga[0]:.2f} -> {paper.giga[1]:.2f}" if paper else "",
-        })  # fmt: skip
-    caption = f"Counted, measured on this device, and reported. Paper: {CITATION}, table 2; not a result of this run."
-    return Table(pd.DataFrame(lines), "speed_up", caption)
+            "at clips per step": batch or "", "measured: peak memory": _text(memory, ".2f", suffix=" x"),
+        }  # fmt: skip
+        if paper := TABLE_2.get(size):
+            line |= {
+                "paper, reported: time": f"{paper.speed_up:.2f} x",
+                "paper, reported: hours on 64 A100": f"{paper.hours[0]:g} -> {paper.hours[1]:g}",
+                "paper, reported: memory per clip, M": f"{paper.memory[0]} -> {paper.memory[1]}",
+                "paper, reported: G MAC": f"{paper.giga[0]:.2f} -> {paper.giga[1]:.2f}",
+            }
+        lines.append(line)
+    caption = f"Counted, measured on this device, and reported ({CITATION}, table 2; not a result of this run)."
+    return Table(pd.DataFrame(lines).fillna(""), "speed_up", caption)
 
 
 def batch_table(results: Results) -> Table:
-    """The largest batch in each memory: by the count in both precisions, and by the line through two measured batches."""
+    """The largest batch in each memory: counted in both precisions, and extrapolated from two measured batches."""
     lines = []
     for arm in results.plan.possible:
-        one = Configuration(results.plan, arm)
+        model = Configuration(results.plan, arm)
         line: dict[str, str | int] = {"model, decoder mask": results.label(arm)}
         for budget in results.recipe.measure.budgets_gib:
-            line[f"{budget:g} GiB, counted, float32"] = largest_batch(one.model, one.masks, budget * GIB, half=False)
-            line[f"{budget:g} GiB, counted, bf16"] = largest_batch(one.model, one.masks, budget * GIB, half=True)
+            for precision, half in (("float32", False), ("bf16", True)):
+                largest = largest_batch(model.model, model.masks, budget * GIB, half=half)
+                line[f"{budget:g} GiB, counted, {precision}"] = largest
             line[f"{budget:g} GiB, from measured"] = _extrapolated(_measured_batches(results, arm), budget)
         lines.append(line)
     return Table(pd.DataFrame(lines), "batches", "The largest batch that fits in a memory.")
@@ -153,16 +154,16 @@ def panels(results: Results) -> Plot:
     work, time, memory = (dict[str, dict[str, float]]() for _ in range(3))
     for size, mask in product(_sizes(results.plan), MASKS):
         arm = f"{size}_{mask}"
-        one, measured = Configuration(results.plan, arm), _measured_batches(results, arm)
+        model, measured = Configuration(results.plan, arm), _measured_batches(results, arm)
         batch = max(measured, default=1)
         seconds, peak = measured.get(batch, (np.nan, np.nan))
-        work.setdefault(mask, {})[size] = one.training / 1e9
+        work.setdefault(mask, {})[size] = model.training / 1e9
         time.setdefault(mask, {})[size] = seconds / batch
         memory.setdefault(mask, {})[size] = peak
-        memory.setdefault(f"{mask}, counted", {})[size] = one.predicted_gib(batch)
+        memory.setdefault(f"{mask}, counted", {})[size] = model.predicted_gib(batch)
     tables = {"G MAC per clip, forward and backward": work, "seconds per clip": time, "peak memory, GiB": memory}
     figure = charts.panels_over_sizes({title: pd.DataFrame(table) for title, table in tables.items()}, STYLES)
-    return Plot(figure, "panels", "Work, time and memory over model sizes, at the largest batch that was measured.")
+    return Plot(figure, "panels", "Work, time and memory by model size, at the largest batch that was measured.")
 
 
 def count_errors(plan: Plan) -> list[str]:
@@ -182,15 +183,16 @@ def count_errors(plan: Plan) -> list[str]:
 
 def conclusions(results: Results) -> list[str]:
     """What the decoder mask saves: counted, measured and reported."""
-    words = []
-    for _, row in speed_up_table(results).frame.iterrows():
-        sentence = f"{row['model']}: a step is {row['counted: training MAC']} cheaper by the count"
-        if row["measured: seconds"]:
-            sentence += f", {row['measured: seconds']} faster on this device"
-        if row["paper, reported: time"]:
-            sentence += f"; the paper reports {row['paper, reported: time']} for the whole training"
-        words.append(sentence + ".")
-    return words
+    names = {
+        "counted: training MAC": "counted",
+        "measured: seconds": "measured",
+        "paper, reported: time": "reported by the paper",
+    }
+    frame = speed_up_table(results).frame.set_index("model").reindex(columns=list(names), fill_value="").rename(columns=names)
+    return [
+        f"{size}, speed-up of a training step: {', '.join(f'{factor} {name}' for name, factor in row.items() if factor)}."
+        for size, row in frame.iterrows()
+    ]
 
 
 def _sizes(plan: Plan) -> list[str]:
@@ -198,13 +200,10 @@ def _sizes(plan: Plan) -> list[str]:
 
 
 def _measured(results: Results, arm: str, batch: int) -> tuple[float, float]:
-    """Seconds and GiB of a step, the mean over seeds (which share one measurement); NaN if it did not fit or was not run."""
-    rows = results.rows
-    if rows.empty:
-        return np.nan, np.nan
-    names = (f"seconds_per_step@{batch}", f"peak_gib@{batch}")
-    seconds, peak = (rows[(rows.arm == arm) & (rows.metric == name)].value.mean() for name in names)
-    return seconds, peak
+    """Seconds and GiB of a step (seeds share one measurement); NaN if it did not fit or was not run."""
+    rows = results.rows.reindex(columns=["arm", "metric", "value"])
+    values = rows[rows.arm == arm].groupby("metric").value.mean()
+    return values.get(f"seconds_per_step@{batch}", np.nan), values.get(f"peak_gib@{batch}", np.nan)
 
 
 def _measured_batches(results: Results, arm: str) -> dict[int, tuple[float, float]]:
@@ -214,7 +213,7 @@ def _measured_batches(results: Results, arm: str) -> dict[int, tuple[float, floa
 
 
 def _extrapolated(measured: Mapping[int, tuple[float, float]], budget: float) -> str:
-    """Clips that fit by the line through the smallest and the largest measured batch; empty with fewer than two."""
+    """Clips that fit, by the line through the smallest and the largest measured batch; empty with fewer than two."""
     if len(measured) < 2:
         return ""
     (low, (_, small)), (high, (_, large)) = min(measured.items()), max(measured.items())

@@ -1,4 +1,4 @@
-"""Distillation: a small student with and without a larger teacher, from scratch and pre-trained."""
+"""Distillation: a small student with and without a larger teacher, from scratch and from its own pre-training."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ from vmae_lab.training.tasks.finetune import FinetuneSettings
 
 
 def same_training(recipe: Recipe) -> Overrides:
-    """One training recipe for the teacher and all students: `distill` if it is set, else that of fine-tuning."""
+    """The same training settings for the teacher and all students: `distill` if it is set, else those of fine-tuning."""
     tuning = recipe.distill or recipe.evaluate.finetune
     shared = tuning.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
     own = {} if recipe.distill else {"distill": shared}
@@ -33,8 +33,7 @@ ARMS: dict[str, Arm] = {
 }
 STYLES: dict[str, Arm] = {"teacher": Arm("teacher", BLACK, "o"), **ARMS}
 ACCURACY = "top-1"
-# A student with a teacher, and the same one without.
-PAIRS = {"scratch_taught": "scratch", "pretrained_taught": "pretrained"}
+PAIRS = [("scratch_taught", "scratch"), ("pretrained_taught", "pretrained")]  # a student with a teacher, and without
 
 
 def student_size(recipe: Recipe) -> str:
@@ -47,7 +46,7 @@ def student_size(recipe: Recipe) -> str:
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """A pre-trained and fine-tuned teacher, and a smaller student that learns from its predictions or from the same labels."""
+    """A pre-trained and fine-tuned teacher, and a smaller student that learns from its predictions, or from the same labels."""
     small = recipe.with_overrides({"model.size": student_size(recipe)})
     before = pretrain_stage(small, seed) if arm.pretrained else None
     teacher = finetune_stage(recipe, pretrain_stage(recipe, seed), seed)
@@ -56,32 +55,28 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 def prepare(recipe: Recipe) -> Recipe:
-    """Compare students on the sources that they are taught on."""
+    """Evaluate students on the sources that they are taught on."""
     taught_on = recipe.data.pretrain_sources or recipe.data.sources
     if recipe.data.motionworld and (recipe.evaluate.sources or recipe.data.sources) != taught_on:
         return recipe.with_overrides({"evaluate.sources": list(taught_on)})
     return recipe
 
 
-EXPERIMENT = Experiment("Distillation", "What does a large teacher give a small student?", ARMS, stages, prepare=prepare)
+EXPERIMENT = Experiment("Distillation", "Does a large teacher help a small student?", ARMS, stages, prepare=prepare)
 
 
 def sizes_table(plan: Plan) -> Table:
     """Teacher and student: parameters, and multiply-accumulates of one clip. Counted, not measured."""
-    measures = plan.first(plan.possible[0]).measures
+    measures, lines = plan.first(plan.possible[0]).measures, []
     stages = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
     counted = {name: stage for name, stage in stages.items() if isinstance(stage, SupervisedStage)}
-    macs = {name: stage.clip_macs for name, stage in counted.items()}
-    lines = [
-        {
-            "model": f"{name} ({stage.model.size})",
-            "parameters, thousands": f"{stage.parameters / 1e3:.0f}",
-            "one clip, M multiply-accumulates": f"{macs[name] / 1e6:.1f}",
-            "part of the teacher's": f"{macs[name] / macs['teacher']:.0%}",
-        }
-        for name, stage in counted.items()
-    ]
-    caption = "Teacher and student: parameters and multiply-accumulates of one clip's forward pass, counted."
+    for name, stage in counted.items():
+        lines.append({
+            "model": f"{name} ({stage.model.size})", "parameters, thousands": f"{stage.parameters / 1e3:.0f}",
+            "one clip, M multiply-accumulates": f"{stage.clip_macs / 1e6:.1f}",
+            "part of the teacher's": f"{stage.clip_macs / counted['teacher'].clip_macs:.0%}",
+        })  # fmt: skip
+    caption = "Parameters, and multiply-accumulates of one clip's forward pass. Counted, not measured."
     return Table(pd.DataFrame(lines), "sizes", caption)
 
 
@@ -95,16 +90,11 @@ def accuracies(results: Results) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["arm", "seed", "value"]].assign(metric=ACCURACY)
 
 
-def by_teacher(results: Results) -> pd.DataFrame:
-    """Each student with a teacher compared with the same one without. Index: the arm with a teacher."""
-    pairs = compare_pairs(accuracies(results), ACCURACY, list(PAIRS.items()), results.margin)
-    return pairs.set_axis([arm for arm, _ in pairs.index])
-
-
 def students_table(results: Results) -> Table:
     """One line per model: what it starts from, what it learns from, its accuracy, and what the teacher changes."""
-    plan, accuracy, differences = results.plan, summarise(accuracies(results), ACCURACY), by_teacher(results)
-    first = plan.possible[0]
+    plan, found, first = results.plan, accuracies(results), results.plan.possible[0]
+    accuracy, differences = summarise(found, ACCURACY), compare_pairs(found, ACCURACY, PAIRS, results.margin)
+    differences = differences.set_axis([arm for arm, _ in differences.index])
     clips = results.stage_result(first, "finetune@teacher")["labelled_clips"]
     lines = [{
         "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training", "learns from": f"{clips} labelled clips",
@@ -125,9 +115,8 @@ def students_table(results: Results) -> Table:
     recipe = plan.first(first).recipe
     tuning = require(recipe.distill, "distill")
     evaluation = (
-        f"the teacher and every student trained with the same settings, {tuning.steps} steps of {tuning.batch_size} clips; one "
-        f"draw of {recipe.evaluate.finetune_labels or 'all'} labels per seed; softened by temperature {tuning.temperature:g}; "
-        "the middle clip of a video"
+        f"teacher and students trained with the same settings, {tuning.steps} steps of {tuning.batch_size} clips, one draw of "
+        f"{recipe.evaluate.finetune_labels or 'all'} labels per seed, temperature {tuning.temperature:g}; one clip per video"
     )
     caption = common.caption(results, differences, evaluation=evaluation)
     return Table(pd.DataFrame(lines).fillna(""), "students", caption)
@@ -135,37 +124,28 @@ def students_table(results: Results) -> Table:
 
 def accuracy_plot(results: Results) -> Plot:
     summaries = {"held-out clips": summarise(accuracies(results), ACCURACY)}
-    figure = charts.dots_by_arm(summaries, STYLES, results.chance, "top-1, %; mean and 95% interval over seeds")
-    caption = "Top-1 of teacher and students on held-out clips: mean and 95% t interval over seeds."
-    return Plot(figure, "accuracy", caption)
+    figure = charts.dots_by_arm(summaries, STYLES, results.chance, "top-1, %")
+    return Plot(figure, "accuracy", "Top-1 of teacher and students on held-out clips: mean and 95% t interval over seeds.")
 
 
 def losses(results: Results) -> Plot | None:
-    """How far the students' predictions are from the teacher's while they learn; None if no student has a teacher."""
+    """Divergence of the students' predictions from the teacher's during training; None if no student has a teacher."""
     history = common.loss_history(results, measure="student")
     taught = history[history.arm.map(lambda arm: ARMS[arm].taught)]
     if taught.empty:
         return None
     figure = charts.loss_curves(taught, ARMS, legend="student", loss="divergence from the teacher")
-    caption = "Divergence of the student's predictions from the teacher's, mean and range over seeds."
-    return Plot(figure, "loss", caption)
+    return Plot(figure, "loss", "Divergence of the student's predictions from the teacher's, mean and range over seeds.")
 
 
 def conclusions(results: Results) -> list[str]:
-    """Whether a teacher helps the same student, and how far the best student is from the teacher, in sentences."""
-    found = accuracies(results)
-    accuracy, words = summarise(found, ACCURACY), []
-    for arm, row in by_teacher(results).iterrows():
-        start = "pre-trained student" if ARMS[arm].pretrained else "student from scratch"
-        words.append(
-            f"The {start} has {common.mean_and_spread(accuracy, arm)}% top-1 with its teacher and "
-            f"{common.mean_and_spread(accuracy, PAIRS[arm])}% without: {common.comparison_words(row)}."
-        )
-    best = accuracy["mean"].drop("teacher").idxmax()
-    row = compare(found, ACCURACY, "teacher", results.margin).loc[best]
-    words.append(
-        f"The teacher itself has {common.mean_and_spread(accuracy, 'teacher')}% top-1. The best student, "
-        f"'{results.label(best)}', differs by {common.comparison_words(row)}."
-    )
-    clips = results.stage_result(best, "finetune@teacher")["test_clips"]
-    return [*words, common.clips_words(float(accuracy["mean"][best]), clips)]
+    """Whether a teacher helps the same student, and how far the best student is from the teacher."""
+    found, names = accuracies(results), {arm: style.label for arm, style in STYLES.items()}
+    accuracy = summarise(found, ACCURACY)["mean"].drop("teacher")
+    best, clips = accuracy.idxmax(), results.stage_result(results.plan.possible[0], "finetune@teacher")["test_clips"]
+    to_teacher = compare(found, ACCURACY, "teacher", results.margin).loc[best]
+    return [
+        *common.pair_words(results, ACCURACY, PAIRS, found, names),
+        f"The best student, '{names[best]}', compared with the teacher: {common.comparison_words(to_teacher)}.",
+        common.test_set_words(accuracy[best], clips),
+    ]

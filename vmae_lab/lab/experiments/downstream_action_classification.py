@@ -14,7 +14,7 @@ from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots import clip_pictures
 from vmae_lab.lab.plots.examples import clip_frames, window
 from vmae_lab.lab.plots.style import ORANGE, RED
 from vmae_lab.lab.plots.text import short
@@ -26,7 +26,7 @@ from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
-LONGER = 6  # times the steps: training from scratch needs them, so few steps alone would be an unfair comparison
+LONGER = 6  # times the steps, which training from scratch needs: few steps alone would be an unfair comparison
 
 
 def longer(recipe: Recipe) -> Overrides:
@@ -50,7 +50,7 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 
 EXPERIMENT = Experiment(
-    "Action classification", "What can be done with few labels?", ARMS, stages, baseline="scratch", metric="finetune"
+    "Action classification", "What is the best use of few labels?", ARMS, stages, baseline="scratch", metric="finetune"
 )
 
 # ---- Ways to use few labels ----
@@ -92,15 +92,11 @@ def methods_table(results: Results) -> Table:
         }
         for name in accuracy.index
     ]  # fmt: skip
-    draws = (
-        f"averaged over {evaluate.probe.draws} draws of {evaluate.probe.labels} labels"
-        if evaluate.probe.labels
-        else "with all labels"
-    )
+    draws = f"mean over {evaluate.probe.draws} draws of {evaluate.probe.labels}" if evaluate.probe.labels else "all"
     tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
     evaluation = (
-        f"attentive readouts {draws}; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} steps of "
-        f"{evaluate.finetune.batch_size} clips unless the name says more; the middle clip of a video"
+        f"attentive readouts with {draws} labels; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} "
+        f"steps of {evaluate.finetune.batch_size} clips unless the name has a factor; one clip per video"
     )
     return Table(pd.DataFrame(lines), "methods", common.caption(results, differences, evaluation=evaluation))
 
@@ -126,11 +122,10 @@ def views_table(results: Results) -> Table:
             "95% interval of the test set (views, first seed)": f"{low:.1f} to {high:.1f}",
         })  # fmt: skip
     views = results.recipe.evaluate.views
-    crops = f"{views.crops} crops" if views.crops > 1 else "1 crop"
     caption = (
-        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {crops} of each video of the "
+        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {views.crops} crops per video of the "
         f"{results.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
-        f"{len(results.recipe.seeds)} seeds. ECE: 15 bins of equal width. The interval is a percentile bootstrap over videos."
+        f"{len(results.recipe.seeds)} seeds. ECE: 15 bins of equal width. Interval: percentile bootstrap over videos."
     )
     return Table(pd.DataFrame(lines), "views", caption)
 
@@ -155,37 +150,28 @@ def confusion(plan: Plan, predicted: pd.DataFrame) -> np.ndarray:
 
 
 def confusion_plot(results: Results, predicted: pd.DataFrame) -> Plot:
-    figure = charts.confusion_matrix(confusion(results.plan, predicted), results.recipe.data.class_names)
-    caption = (
-        f"Predictions of the classifier '{_first(results)}' on views of the {results.recipe.evaluate.split} split, in % of a "
-        f"class's videos, numbers of predictions in brackets; added up over {len(results.recipe.seeds)} seeds."
-    )
-    return Plot(figure, "confusion", caption)
+    counts = confusion(results.plan, predicted)
+    return common.confusion_plot(results, counts, f"the classifier '{_first(results)}', averaged over views,")
 
 
 def classes_table(results: Results, predicted: pd.DataFrame) -> Table:
     """One line per class, the best first: accuracy over seeds, and the most frequent wrong prediction."""
     names, counts = results.recipe.data.class_names, confusion(results.plan, predicted)
-    by_seed = np.array([
-        class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names))
-        for _, part in predicted.groupby("seed")
-    ])  # fmt: skip
-    spread = by_seed.std(0, ddof=1) if len(by_seed) > 1 else np.full(len(names), np.nan)
+    seeds = [part for _, part in predicted.groupby("seed")]
+    by_seed = pd.DataFrame([class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names)) for part in seeds])
+    mean, spread = by_seed.mean().to_numpy(), by_seed.std().to_numpy()
     wrong = counts - np.diag(np.diag(counts))
     lines = [
         {
             "class": names[label], "videos": counts[label].sum() // len(by_seed),
-            "right, %": plus_minus(by_seed[:, label].mean(), spread[label]),
+            "right, %": plus_minus(mean[label], spread[label]),
             "most frequent wrong prediction":
             f"{names[wrong[label].argmax()]} ({100 * wrong[label].max() / counts[label].sum():.0f}%)"
             if wrong[label].any() else "",
         }
-        for label in np.argsort(-by_seed.mean(0), kind="stable") if counts[label].any()
+        for label in np.argsort(-mean, kind="stable") if counts[label].any()
     ]  # fmt: skip
-    caption = (
-        "The same predictions by class, the best class first: mean ± standard deviation over "
-        f"{len(results.recipe.seeds)} seeds, and the class that most of the wrong predictions name."
-    )
+    caption = f"The same predictions by class, best class first: mean ± standard deviation over {len(by_seed)} seeds."
     return Table(pd.DataFrame(lines), "classes", caption)
 
 
@@ -198,14 +184,14 @@ def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot 
     frames = clip_frames(results.plan, chosen.row.tolist(), _evaluated_clips(results))
     figure = clip_pictures.strips(dict(zip(_titles(results, chosen), frames, strict=True)))
     caption = (
-        f"The wrong predictions of '{_first(results)}', seed {results.recipe.seeds[0]}, with the highest probability. The "
-        "middle clip of each video, one frame per time step; the prediction is that of all views."
+        f"Wrong predictions of '{_first(results)}', seed {results.recipe.seeds[0]}, with the highest probability (mean over "
+        "views). Middle clip of each video, one frame per time step."
     )
     return Plot(figure, "mistakes", caption)
 
 
 def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot:
-    """Some clips at random, each with how much of each token reaches the class head of the first seed's classifier."""
+    """Random clips, each with the share of each token in the attention of the first seed's classifier."""
     seed, clip = results.recipe.seeds[0], results.recipe.model.clip
     first = predicted[predicted.seed == seed].set_index("row", drop=False)
     chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
@@ -219,15 +205,14 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
     strips = zip(clip_frames(results.plan, rows, clips), shares, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
     caption = (
-        f"Attention rolled out over the blocks of '{_first(results)}', seed {seed} (Abnar and Zuidema 2020): how much of each "
-        "token can reach the mean of the last ones, where 1 is the same for all tokens. Random clips. It shows where "
-        "information could have come from, not what was used."
+        f"Attention rollout (Abnar and Zuidema 2020) of '{_first(results)}', seed {seed}, on random clips: the share of each "
+        "token in the mean of the last tokens; 1 if all tokens are equal."
     )
     return Plot(figure, "attention", caption)
 
 
 def _evaluated_clips(results: Results) -> Clips:
-    """The clips that the rows of the predictions number: without unreadable ones, if these are skipped."""
+    """The clips that the predictions' rows refer to, without skipped unreadable ones."""
     stage = results.plan.first(results.plan.pretrained[0]).measures["views"]
     assert isinstance(stage, ViewsStage)
     return stage.held_out_clips(results.recipe.compute)[0]
@@ -254,29 +239,15 @@ def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
 # ---- Conclusions ----
 
 
-def by_views(results: Results) -> pd.DataFrame:
-    """Each arm's classifier on several views of a video compared with one clip. Index: arm."""
-    rows, arms = results.rows, results.plan.possible
-    chosen = rows[rows.arm.isin(arms) & rows.metric.isin(["views_top1", "finetune"])]
-    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
-    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in arms]
-    return compare_pairs(named, FEW, pairs, results.margin).set_axis(arms)
-
-
 def conclusions(results: Results) -> list[str]:
-    """Which use of the labels is best and whether several views help, in sentences."""
-    few = by_method(results)
-    accuracy = summarise(few, FEW)
-    best = accuracy["mean"].idxmax()
-    words = [
-        f"With {results.recipe.evaluate.finetune_labels or 'all'} labels the accuracy is highest for '{METHODS[best][0]}': "
-        f"{common.mean_and_spread(accuracy, best)}%.",
-        common.clips_words(
-            float(accuracy["mean"][best]), results.stage_result(results.plan.pretrained[0], "views")["test_clips"]
-        ),
-    ]  # fmt: skip
-    for (name, other), row in compare_pairs(few, FEW, PAIRS, results.margin).iterrows():
-        words.append(f"'{METHODS[name][0]}' compared with '{METHODS[other][0]}': {common.comparison_words(row)}.")
-    for arm, row in by_views(results).iterrows():
-        words.append(f"Several views instead of one, {_trained(str(arm))}: {common.comparison_words(row)}.")
-    return words
+    """The comparisons of the ways to use few labels, and of several views with one clip."""
+    few, plan, rows = by_method(results), results.plan, results.rows
+    accuracy = summarise(few, FEW)["mean"]
+    words = common.pair_words(results, FEW, PAIRS, few, {name: label for name, (label, *_) in METHODS.items()})
+    chosen = rows[rows.arm.isin(plan.possible) & rows.metric.isin(["views_top1", "finetune"])]
+    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
+    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in plan.possible]
+    for arm, (_, row) in zip(plan.possible, compare_pairs(named, FEW, pairs, results.margin).iterrows(), strict=True):
+        words.append(f"Several views compared with one clip, {_trained(arm)}: {common.comparison_words(row)}.")
+    clips = results.stage_result(plan.pretrained[0], "views")["test_clips"]
+    return [*words, common.test_set_words(accuracy.max(), clips)]

@@ -20,7 +20,6 @@ from vmae_lab.lab.plots.style import ORANGE, RED
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import DETECTIONS, Stage, detect_stage
 from vmae_lab.lab.stages.inputs import check_scenes, load_scenes
-from vmae_lab.lab.statistics import compare_pairs
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.training.tasks.detect import DetectSettings, people_of
 from vmae_lab.utils.seeding import numpy_generator
@@ -59,12 +58,9 @@ def check_data(plan: Plan) -> None:
 
 def people_table(plan: Plan) -> pd.DataFrame:
     """How many people do each action in the key frames of training and evaluation. Index: action."""
-    recipe = plan.recipe
-    parts: tuple[Split, ...] = ("train", recipe.evaluate.split)
-    splits = {split: load_scenes(_settings(plan).scenes, split, recipe.compute) for split in parts}
-    counts = pd.DataFrame({split: scenes.truth.action_id.value_counts() for split, scenes in splits.items()})
-    actions = splits["train"].actions
-    return counts.reindex(sorted(actions)).rename(actions).rename_axis("action").fillna(0).astype(int)
+    actions = _scenes(plan, "train").actions
+    names = [actions[action] for action in sorted(actions)]
+    return common.class_counts(plan, lambda split: _scenes(plan, split).truth.action_id.map(actions), names)
 
 
 # ---- Frame mAP ----
@@ -76,26 +72,26 @@ def main_metric(rows: pd.DataFrame) -> str:
 
 
 def detection_table(results: Results) -> Table:
-    """One line per arm: frame mAP on both kinds of boxes and by their size, and what pre-training changes."""
+    """One line per arm: frame mAP with detected and with true boxes, by size of the box, and the difference to the baseline."""
     plan, metric, settings = results.plan, main_metric(results.rows), _settings(results.plan)
     differences, lines = results.compare(metric, BASELINE), []
     for arm in plan.possible:
         by_size = common.over_seeds(results, arm, "detect", "by_size", SIZES)
         lines.append({
-            "start": results.label(arm), "steps": _steps(plan, arm), "frame mAP, %": results.value(arm, metric),
-            "with true boxes, %": results.value(arm, TRUE_BOXES),
+            "start": results.label(arm), "steps": require(plan.first(arm).recipe.detect, "detect").steps,
+            "frame mAP, %": results.value(arm, metric), "with true boxes, %": results.value(arm, TRUE_BOXES),
             **{f"{size} boxes, %": plus_minus(row["mean"], row["std"]) for size, row in by_size.iterrows()},
             **common.comparison_cells(differences, arm, "no pre-training"),
         })  # fmt: skip
     recipe, result = plan.recipe, results.stage_result(plan.possible[0], "detect")
-    sizes = ", ".join(f"{name} {_range(*limits)}" for name, limits in SIZES.items())
+    sizes = ", ".join(f"{name} {_size(*limits)}" for name, limits in SIZES.items())
     caption = (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {recipe.model.side} x {recipe.model.side} pixels, "
-        f"detecting in {recipe.model.frames} frames, {settings.stride} apart, of {settings.side} x {settings.side}; "
-        f"{result['training_key_frames']} key frames to train on, batches of {settings.batch_size} clips, "
-        f"{len(recipe.seeds)} seeds; mean ± standard deviation over seeds; {result['key_frames']} key frames of the "
-        f"{recipe.evaluate.split} split. Frame mAP at IoU {OVERLAP:g} over {len(result['per_class'])} classes by AVA's own "
-        f"protocol, on boxes of {_box_source(plan)}. Sizes in parts of the frame's area: {sizes}. "
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {recipe.model.side} x {recipe.model.side} pixels; "
+        f"clips of {recipe.model.frames} frames, stride {settings.stride}, {settings.side} x {settings.side} pixels; trained "
+        f"on {result['training_key_frames']} key frames in batches of {settings.batch_size}, {result['key_frames']} key frames "
+        f"of the {recipe.evaluate.split} split; mean ± standard deviation over {len(recipe.seeds)} seeds. Frame mAP at IoU "
+        f"{OVERLAP:g} over {len(result['per_class'])} classes, AVA protocol, boxes of {_box_source(plan)}; guessing gives "
+        f"{np.mean(list(guessing(plan).values())):.1f}%. Sizes are parts of the frame's area: {sizes}. "
         f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "detection", caption)
@@ -107,15 +103,10 @@ def losses(results: Results) -> Plot:
 
 def reported_table() -> Table:
     """Frame mAP on AVA as reported, of larger models on real data."""
-    lines = [
-        {
-            "encoder": size, "reported: self-supervised only, mAP %": f"{alone:.1f}",
-            "reported: then supervised on Kinetics, mAP %": f"{then:.1f}",
-        }
-        for size, (alone, then) in AVA_FRAME_MAP.items()
-    ]  # fmt: skip
-    caption = "Frame mAP on AVA 2.2 as reported for VideoMAE (arXiv 2203.12602); not from runs of this package."
-    return Table(pd.DataFrame(lines), "reported", caption)
+    columns = ["reported: self-supervised only, mAP %", "reported: then supervised on Kinetics, mAP %"]
+    frame = pd.DataFrame.from_dict(AVA_FRAME_MAP, orient="index", columns=columns).reset_index(names="encoder")
+    caption = "Frame mAP on AVA 2.2 as reported for VideoMAE (arXiv 2203.12602), not from runs of this package."
+    return Table(frame, "reported", caption)
 
 
 # ---- By class, next to guessing ----
@@ -126,9 +117,9 @@ DRAWS = 5  # of random scores; guessing is their mean
 def guessing(plan: Plan) -> dict[str, float]:
     """Average precision by class of random scores times the box's own score, in percent, mean over draws.
 
-    It is more than the share of people who do the action, since average precision uses the envelope of the precision.
+    It exceeds the share of people who do the action, since average precision uses the envelope of the precision.
     """
-    return _guessed(_held_out(plan), _settings(plan).person_score, plan.recipe.seeds[0])
+    return _guessed(_scenes(plan), _settings(plan).person_score, plan.recipe.seeds[0])
 
 
 @lru_cache(maxsize=4)
@@ -153,8 +144,8 @@ def _by_class(results: Results) -> dict[str, pd.DataFrame]:
 
 def _classes_caption(results: Results) -> str:
     return (
-        f"Average precision by class, mean and standard deviation over {len(results.recipe.seeds)} seeds. Dotted: guessing, "
-        f"which gives random scores to every action of the same boxes, mean over {DRAWS} draws."
+        f"Average precision by class, mean and standard deviation over {len(results.recipe.seeds)} seeds. Dotted: guessing "
+        f"(random scores for every action of the same boxes, mean over {DRAWS} draws)."
     )
 
 
@@ -180,20 +171,20 @@ def classes_plot(results: Results) -> Plot:
 
 # ---- Example scenes ----
 
-SURE, MOST = 0.3, 3  # a box shows at most MOST actions with at least the score SURE, or else the most likely one
+SURE, MOST = 0.3, 3  # a box shows up to MOST actions with a score of SURE or more, or else the most likely action
 
 
 def scenes_plot(results: Results, count: int = 5) -> Plot:
-    """Random key frames with the truth and the predictions of the first pre-trained arm's first seed."""
-    plan, scenes, seed = results.plan, _held_out(results.plan), results.recipe.seeds[0]
+    """Random key frames: the truth, and the predictions of the first pre-trained arm at the first seed."""
+    plan, scenes, seed = results.plan, _scenes(results.plan), results.recipe.seeds[0]
     arm, model = plan.pretrained[0], plan.recipe.model
     predicted = read_detections(results.store.folder(plan.first(arm).measures["detect"]) / DETECTIONS)
     chosen = numpy_generator(seed, "scenes to look at").permutation(len(scenes))[:count]
     examples = [_scene(scenes, _settings(plan), predicted, int(i), model.frames, model.tubelet) for i in chosen]
     caption = (
-        f"Random key frames, with the predictions of the detector of '{results.label(arm)}', seed {seed}: solid boxes are "
-        f"true, dashed ones are those of {_box_source(plan)}. Actions with a score of {SURE:g} or more, at most {MOST}, or "
-        "else the most likely one; = is right, x is wrong. A score is the action's times the box's."
+        f"Random key frames and predictions of '{results.label(arm)}', seed {seed}. Solid boxes: truth; dashed: boxes of "
+        f"{_box_source(plan)}, with up to {MOST} actions that score {SURE:g} or more, or else the most likely one (= right, "
+        "x wrong). A score is that of the action times that of the box."
     )
     return Plot(detection.scene_strips(examples), "scenes", caption)
 
@@ -232,50 +223,31 @@ def _scored_actions(predicted: pd.DataFrame, scenes: Scenes, right: Sequence[str
 
 
 def recall_of_persons(plan: Plan) -> float | None:
-    """Percent of the people that the person detector's boxes cover (IoU 0.5): the most that can be found."""
-    scenes, settings = _held_out(plan), _settings(plan)
+    """Percent of the people that the person detector's boxes cover (IoU 0.5): the highest possible recall of a detector."""
+    scenes = _scenes(plan)
     if scenes.persons is None:
         return None
-    people = scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]).assign(action_id=1)
-    seen = scenes.persons[scenes.persons.score >= settings.person_score].assign(action_id=1)
-    joined = people.reset_index().merge(seen, on=KEY, suffixes=("", "_seen"))
-    true, found = (joined[[corner + end for corner in CORNERS]].to_numpy(float) for end in ("", "_seen"))
-    covered = joined[_overlaps(true, found) >= OVERLAP]
-    return 100 * covered["index"].nunique() / len(people)
-
-
-def _overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """IoU of pairs of boxes `(n, 4)`, row by row: `(n,)`."""
-    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    shared = sides.clip(0).prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
-    return shared / (areas[0] + areas[1] - shared)
+    seen = dict(list(scenes.persons[scenes.persons.score >= _settings(plan).person_score].groupby(KEY)[CORNERS]))
+    people, covered = scenes.truth.drop_duplicates([*KEY, *CORNERS, "person_id"]), 0
+    for key, true in people.groupby(KEY)[CORNERS]:
+        if key in seen:
+            overlaps = box_iou(*(torch.tensor(boxes[CORNERS].to_numpy(float)) for boxes in (true, seen[key])))
+            covered += int((overlaps >= OVERLAP).any(1).sum())
+    return 100 * covered / len(people)
 
 
 def evaluated_again(results: Results) -> pd.Series:
-    """Frame mAP of every run, computed from the rows that it wrote, in percent. Index: arm and seed."""
-    scenes, values = _held_out(results.plan), {}
-    for cell in results.plan.cells:
-        predicted = read_detections(results.store.folder(cell.measures["detect"]) / DETECTIONS)
-        values[cell.arm, cell.seed] = 100 * frame_map(scenes.truth, predicted, scenes.evaluated).mean
-    return pd.Series(values)
+    """Frame mAP of every run, computed from the detections that it wrote, in percent. Index: arm and seed."""
+    scenes = _scenes(results.plan)
+    return common.evaluated_again(
+        results, "detect", lambda folder: frame_map(scenes.truth, read_detections(folder / DETECTIONS), scenes.evaluated).mean
+    )
 
 
 def conclusions(results: Results) -> list[str]:
-    """Whether pre-training helps, and whether more steps do instead, in sentences."""
-    plan, metric = results.plan, main_metric(results.rows)
-    guess = np.mean(list(guessing(plan).values()))
-    words = [
-        f"Frame mAP is {results.value(arm, metric)}% with '{results.label(arm)}' ({_steps(plan, arm)} steps); guessing gives "
-        f"{guess:.1f}%."
-        for arm in plan.pretrained
-    ]
-    for (arm, other), row in compare_pairs(results.rows, metric, PAIRS, results.margin).iterrows():
-        words.append(
-            f"'{results.label(arm)}' compared with '{results.label(other)}' ({results.value(other, metric)}%): "
-            f"{common.comparison_words(row)}."
-        )
-    recall = recall_of_persons(plan)
+    """Whether pre-training helps, whether more steps replace it, and the highest possible recall."""
+    recall = recall_of_persons(results.plan)
+    words = common.pair_words(results, main_metric(results.rows), PAIRS)
     return words if recall is None else [*words, f"The boxes cover {recall:.0f}% of the people: no detector finds more."]
 
 
@@ -283,21 +255,18 @@ def _settings(plan: Plan) -> DetectSettings:
     return require(plan.recipe.detect, "detect")
 
 
-def _steps(plan: Plan, arm: str) -> int:
-    return require(plan.first(arm).recipe.detect, "detect").steps
-
-
-def _held_out(plan: Plan) -> Scenes:
-    return load_scenes(_settings(plan).scenes, plan.recipe.evaluate.split, plan.recipe.compute)
+def _scenes(plan: Plan, split: Split | None = None) -> Scenes:
+    """The scenes of a split, by default of the evaluated one."""
+    return load_scenes(_settings(plan).scenes, split or plan.recipe.evaluate.split, plan.recipe.compute)
 
 
 def _box_source(plan: Plan) -> str:
     if _settings(plan).scenes.motionworld:
-        return "a stand-in for a person detector"
-    return "the ground truth" if _held_out(plan).persons is None else "the person detector"
+        return "a simulated person detector"
+    return "the ground truth" if _scenes(plan).persons is None else "the person detector"
 
 
-def _range(low: float, high: float) -> str:
+def _size(low: float, high: float) -> str:
     if low == 0:
         return f"below {high:g}"
     return f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"

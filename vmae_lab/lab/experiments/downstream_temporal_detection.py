@@ -17,7 +17,6 @@ from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import SEGMENTS, Stage, localise_stage, post_pretrain_stage
 from vmae_lab.lab.stages.inputs import check_untrimmed, load_untrimmed
 from vmae_lab.lab.stages.localise import score_segments
-from vmae_lab.lab.statistics import compare_pairs
 from vmae_lab.paper import SEGMENT_MAP
 from vmae_lab.training.tasks.localise import LocaliseSettings
 from vmae_lab.utils.seeding import numpy_generator
@@ -32,11 +31,11 @@ PAIRS = (("pretrained", "untrained"), ("supervised", "untrained"), ("supervised"
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Temporal detection on the features of an encoder: untrained, pre-trained, or also supervised."""
+    """Temporal detection from the features of an encoder."""
     if recipe.localise and not recipe.localise.videos.extracted:
         raise RecipeError(
-            "localise.videos.lists.features come from one encoder, and the plan compares encoders: set lists.videos, or train "
-            "on these features with `vmae-lab localise`"
+            "localise.videos.lists.features come from one encoder, and this plan compares encoders: set lists.videos, or use "
+            "`vmae-lab localise` to train on these features"
         )
     before = post_pretrain_stage(recipe, encoder, seed) if arm.post_pretrained else encoder
     return {"localise": localise_stage(recipe, before, seed)}
@@ -54,18 +53,14 @@ def check_data(plan: Plan) -> None:
 
 def segments_table(plan: Plan) -> pd.DataFrame:
     """How many segments of each class the videos of training and evaluation have. Index: class."""
-    recipe = plan.recipe
-    splits: tuple[Split, ...] = ("train", recipe.evaluate.split)
-    annotations = {split: load_untrimmed(_settings(plan).videos, split, recipe.compute).annotations for split in splits}
-    counts = {split: found.segments.label.value_counts() for split, found in annotations.items()}
-    return pd.DataFrame(counts).reindex(class_names(plan)).rename_axis("action").fillna(0).astype(int)
+    return common.class_counts(plan, lambda split: _videos(plan, split).annotations.segments.label, class_names(plan))
 
 
 # ---- mAP over overlaps, classes and durations ----
 
 
 def localisation_table(results: Results) -> Table:
-    """One line per encoder: mAP at each overlap, their mean, and what the encoder's training changes."""
+    """One line per encoder: mAP at each overlap, their mean, and the difference to the untrained encoder."""
     recipe, settings, differences = results.recipe, _settings(results.plan), results.compare(MAP, BASELINE)
     lines = [
         {
@@ -77,12 +72,11 @@ def localisation_table(results: Results) -> Table:
     ]  # fmt: skip
     result = results.stage_result(results.plan.possible[0], "localise")
     caption = (
-        f"Scale `{recipe.scale}`: features of a {recipe.model.size} model, windows of {recipe.model.frames} frames every "
-        f"{settings.features.stride} frames, their mean tokens; the encoder is frozen and one "
-        f"detector trained on {result['training_videos']} videos ({result['training_segments']} segments) for {settings.steps} "
-        f"steps of {settings.batch_size}; {len(recipe.seeds)} seeds; mean ± standard deviation over seeds; "
-        f"{result['videos']} videos of the {recipe.evaluate.split} split ({result['segments']} segments). mAP over "
-        f"{len(result['per_class'])} classes, protocol of {settings.protocol}. "
+        f"Scale `{recipe.scale}`: mean tokens of a frozen {recipe.model.size} encoder, windows of {recipe.model.frames} frames "
+        f"every {settings.features.stride}; one detector, trained on {result['training_videos']} videos "
+        f"({result['training_segments']} segments) for {settings.steps} steps of {settings.batch_size}; {result['videos']} "
+        f"videos of the {recipe.evaluate.split} split ({result['segments']} segments), {len(result['per_class'])} classes, "
+        f"{settings.protocol} protocol; mean ± standard deviation over {len(recipe.seeds)} seeds. "
         f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "localisation", caption)
@@ -94,25 +88,22 @@ def losses(results: Results) -> Plot:
 
 def class_names(plan: Plan) -> tuple[str, ...]:
     """The classes, in the order of their numbers."""
-    return _held_out(plan).annotations.classes
+    return _videos(plan).annotations.classes
 
 
 def classes_plot(results: Results) -> Plot:
-    """Average precision by class of each arm, mean over overlaps."""
+    """Average precision by class of each arm, mean over the overlaps."""
     plan = results.plan
     by_class = {arm: common.over_seeds(results, arm, "localise", "per_class", class_names(plan)) for arm in plan.possible}
     overlaps = ", ".join(f"{threshold:g}" for threshold in _settings(plan).thresholds)
-    caption = (
-        f"Average precision by class, mean over temporal IoU of {overlaps}; mean and standard deviation over "
-        f"{len(results.recipe.seeds)} seeds."
-    )
+    caption = f"Average precision by class: mean over temporal IoU of {overlaps}, mean and standard deviation over seeds."
     return Plot(charts.bars_by_class(by_class, plan.arms, {}, "average precision, %"), "classes", caption)
 
 
 def durations_table(results: Results) -> Table:
-    """One line per encoder: mAP, mean over overlaps, by the length of segments."""
+    """One line per encoder: mAP by the length of segments, mean over the overlaps."""
     limits = _settings(results.plan).durations or DURATIONS
-    lengths = _held_out(results.plan).annotations.segments.eval("end - start")
+    lengths = _videos(results.plan).annotations.segments.eval("end - start")
     names = {
         name: f"{name}, {low:g} to {high:g} s ({int(((lengths > low) & (lengths <= high)).sum())} segments): mAP, %"
         for name, (low, high) in limits.items()
@@ -122,32 +113,28 @@ def durations_table(results: Results) -> Table:
         summary = common.over_seeds(results, arm, "localise", "by_duration", limits)
         cells = {names[name]: plus_minus(row["mean"], row["std"]) for name, row in summary.iterrows()}
         lines.append({"features of": results.label(arm), **cells})
-    caption = (
-        "mAP by length, means over overlaps and seeds. Wrong predictions of another length do not count, so these values are "
-        "not parts of the whole."
-    )
-    return Table(pd.DataFrame(lines), "durations", caption)
+    return Table(pd.DataFrame(lines), "durations", "mAP by length of the segment, means over overlaps and seeds.")
 
 
 # ---- Kinds of errors, and timelines ----
 
-ENOUGH = 0.5  # temporal IoU at which a single segment is right
+ENOUGH = 0.5  # temporal IoU at which a segment is found
 KINDS_CAPTION = (
-    "The best predictions of each class, as many as it has segments, all seeds together, in percent. *right*: of the class, "
-    f"and overlapping by {ENOUGH:g} or more with a free segment; *double*: that segment was found before; *localisation*: "
-    "the class is right, the overlap less; *confusion*: overlapping enough with another class; *both*: with another class, "
-    "less; *background*: with nothing (below 0.1). *missed*: segments for which none of these predictions is right."
+    "The highest-scoring predictions of each class, as many as it has segments, in percent over all seeds. right: IoU of "
+    f"{ENOUGH:g} or more with a free segment of the class; double: that segment was found before; localisation: lower IoU with "
+    "the class; confusion: high IoU with another class; both: lower IoU with another class; background: IoU below 0.1. missed: "
+    "segments for which none of these predictions is right."
 )
 
 
 def error_table(results: Results) -> pd.DataFrame:
-    """One line per encoder: what the best predictions are, as many as there are segments, in percent over all seeds."""
-    truth, lines = _held_out(results.plan).annotations.segments, []
+    """One line per encoder: the kinds of the highest-scoring predictions, in percent over all seeds."""
+    truth, lines = _videos(results.plan).annotations.segments, []
     for arm in results.plan.possible:
         counted = [error_kinds(truth, _predictions(results, arm, seed), ENOUGH) for seed in results.recipe.seeds]
-        total = sum(one.total for one in counted)
-        shares = {kind: 100 * sum(one.counts[kind] for one in counted) / max(total, 1) for kind in counted[0].counts}
-        missed = 100 * sum(one.missed for one in counted) / max(len(counted) * len(truth), 1)
+        total = sum(seed.total for seed in counted)
+        shares = {kind: 100 * sum(seed.counts[kind] for seed in counted) / max(total, 1) for kind in counted[0].counts}
+        missed = 100 * sum(seed.missed for seed in counted) / max(len(counted) * len(truth), 1)
         lines.append({"features of": results.label(arm), **shares, "missed": missed})
     return pd.DataFrame(lines)
 
@@ -158,13 +145,12 @@ def errors_table(results: Results) -> Table:
 
 def errors_plot(results: Results) -> Plot:
     shares = error_table(results).drop(columns="missed").set_index("features of")
-    figure = charts.stacked_shares(shares, "best predictions, as many as there are segments, %")
-    return Plot(figure, "errors", KINDS_CAPTION)
+    return Plot(charts.stacked_shares(shares, "highest-scoring predictions, %"), "errors", KINDS_CAPTION)
 
 
 def timelines_plot(results: Results, count: int = 4) -> Plot:
-    """Random videos: the truth, and the best predictions of each arm's first seed, as many as there are segments."""
-    held_out, seed, examples = _held_out(results.plan), results.recipe.seeds[0], []
+    """Random videos: the truth, and each arm's highest-scoring predictions at the first seed, as many as there are segments."""
+    held_out, seed, examples = _videos(results.plan), results.recipe.seeds[0], []
     predicted = {results.label(arm): _predictions(results, arm, seed) for arm in results.plan.possible}
     chosen = numpy_generator(seed, "videos to look at").permutation(len(held_out.names))[:count]
     for index in sorted(chosen.tolist()):
@@ -176,9 +162,9 @@ def timelines_plot(results: Results, count: int = 4) -> Plot:
             lanes[name] = best.assign(right=matches(truth, best, np.array([ENOUGH]))[0] >= 0)
         examples.append(detection.Timeline(video.video, video.duration, lanes))
     caption = (
-        f"Random videos of the {results.recipe.evaluate.split} split; below the truth, by encoder, the predictions with the "
-        f"highest scores, as many as there are segments (at least one), seed {seed}. Pale and hatched: wrong class, or overlap "
-        f"below {ENOUGH:g}."
+        f"Random videos of the {results.recipe.evaluate.split} split: the truth, and the highest-scoring predictions of each "
+        f"encoder at seed {seed}, as many as there are segments (at least one). Pale and hatched: wrong class, or IoU below "
+        f"{ENOUGH:g}."
     )
     return Plot(detection.timelines(examples, class_names(results.plan)), "timelines", caption)
 
@@ -192,39 +178,30 @@ def reported_table() -> Table:
         {"data set": data, "features": features, **{f"reported: {what}, %": value for what, value in values.items()}}
         for (data, features), values in SEGMENT_MAP.items()
     ]
-    caption = "As reported by others on real data (sources: vmae_lab/paper.py); not from runs of this package."
+    caption = "Reported on real data (sources: vmae_lab/paper.py), not from runs of this package."
     return Table(pd.DataFrame(lines).fillna(""), "reported", caption)
 
 
 def evaluated_again(results: Results) -> pd.Series:
-    """Mean mAP of every run, computed from the file that it wrote, in percent. Index: arm and seed."""
-    held_out, settings, values = _held_out(results.plan), _settings(results.plan), {}
-    for cell in results.plan.cells:
-        values[cell.arm, cell.seed] = 100 * score_segments(held_out, _predictions(results, cell.arm, cell.seed), settings).mean
-    return pd.Series(values)
+    """Mean mAP of every run, computed from the segments that it wrote, in percent. Index: arm and seed."""
+    videos, settings = _videos(results.plan), _settings(results.plan)
+    return common.evaluated_again(
+        results, "localise", lambda folder: score_segments(videos, read_predictions(folder / SEGMENTS), settings).mean
+    )
 
 
 def conclusions(results: Results) -> list[str]:
-    """What the training of the encoder changes, and which errors are left, in sentences."""
-    words = [
-        f"Features of '{results.label(arm)}': mean mAP {results.value(arm, MAP)}%, of '{results.label(other)}' "
-        f"{results.value(other, MAP)}%: {common.comparison_words(row)}."
-        for (arm, other), row in compare_pairs(results.rows, MAP, PAIRS, results.margin).iterrows()
-    ]
-    best = results.label(results.summary(MAP)["mean"].idxmax())
-    kinds = error_table(results).set_index("features of").loc[best].drop(["right", "missed"])
-    if kinds.sum() > 0:
-        share = 100 * kinds.max() / kinds.sum()
-        words.append(f"Of the wrong ones among the best predictions of '{best}', most are {kinds.idxmax()} ({share:.0f}%).")
-    return words
+    """What each training of the encoder changes."""
+    return common.pair_words(results, MAP, PAIRS)
 
 
 def _settings(plan: Plan) -> LocaliseSettings:
     return require(plan.recipe.localise, "localise")
 
 
-def _held_out(plan: Plan) -> Untrimmed:
-    return load_untrimmed(_settings(plan).videos, plan.recipe.evaluate.split, plan.recipe.compute)
+def _videos(plan: Plan, split: Split | None = None) -> Untrimmed:
+    """The untrimmed videos of a split, by default of the evaluated one."""
+    return load_untrimmed(_settings(plan).videos, split or plan.recipe.evaluate.split, plan.recipe.compute)
 
 
 def _predictions(results: Results, arm: str, seed: int) -> pd.DataFrame:

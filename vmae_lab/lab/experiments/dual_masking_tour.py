@@ -1,4 +1,4 @@
-"""The tour of dual masking: what each side keeps, what leaks, what it costs, and what a small model reconstructs."""
+"""The tour of dual masking: which cubes each mask keeps, what leaks, what it costs, and what a small model reconstructs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,17 +9,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from einops import rearrange
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from vmae_lab.evaluation.leakage import seen_at_another_time, visible_around
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table, running_cells
 from vmae_lab.lab.plan import Arm, Overrides, Plan
-from vmae_lab.lab.plots.clip_pictures import looping_gif, painted
+from vmae_lab.lab.plots.clip_pictures import looping_gif, painted, strips
 from vmae_lab.lab.plots.examples import example_clips, picture_clip, rebuilt, trained_model
 from vmae_lab.lab.plots.style import BLACK, BLUE, ORANGE, SKY
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, Grid, MaskSettings, draw_masks, running_cell_maps
@@ -30,7 +28,7 @@ from vmae_lab.utils.seeding import torch_generator
 
 
 def plain_pixels(recipe: Recipe) -> Overrides:
-    """A model of plain pixels with half of the clip visible: its pictures take nothing from the truth."""
+    """A model of plain pixels that sees half of a clip. Its reconstructions use nothing of the true pixels."""
     training = recipe.pretrain
     pixels = {"normalise_target": False, "batch_size": 2 * training.batch_size, "lr": 2 * training.lr}
     return {"mask.encoder_ratio": 0.5, **running_cells(0.5), **{f"pretrain.{name}": value for name, value in pixels.items()}}
@@ -45,7 +43,7 @@ EXPERIMENT = Experiment(
 
 @dataclass(frozen=True)
 class Choice:
-    """What a panel shows: both masks, the start phase of a running cell, which random draw, and which example clip."""
+    """What a panel shows: both masks, the start phase of a running cell, the number of a random draw, and an example clip."""
 
     masks: MaskSettings = field(default_factory=MaskSettings)
     phase: int = 0
@@ -61,14 +59,14 @@ class Choice:
         return encoder_mask, decoder_mask
 
 
-# ---- Two masks, and who has which cube ----
+# ---- Two masks ----
 
 PAPER_CLIP = ClipShape()  # 16 x 224 x 224 in cubes of 2 x 16 x 16: 8 x 14 x 14 tokens
-# Part of the cubes -> its colour, light enough for print.
+# Part of the cubes -> its color.
 PARTS = {
     "encoder sees": BLUE,
-    "decoder rebuilds, loss reads": ORANGE,
-    "both: a copy, the loss leaves it out": BLACK,
+    "decoder rebuilds: in the loss": ORANGE,
+    "both: not in the loss": BLACK,
     "neither": "#DDDDDD",
 }
 
@@ -80,7 +78,7 @@ def parts_of(encoder_mask: torch.Tensor, decoder_mask: torch.Tensor) -> dict[str
 
 
 def ratio_choices(masks: MaskSettings) -> dict[str, Choice]:
-    """The choices that are counted next to each other: without a decoder mask, and running cells of each ratio."""
+    """Choices to compare: no decoder mask, and running cells of each ratio."""
     cells = {
         f"running cell {ratio:.0%}": Choice(masks.model_copy(update={"decoder": "running_cell", "decoder_ratio": ratio}))
         for ratio in CELL_RATIOS
@@ -93,7 +91,7 @@ def _without_decoder_mask(masks: MaskSettings) -> MaskSettings:
 
 
 def counts_table(choices: Mapping[str, Choice], clip: ClipShape = PAPER_CLIP) -> pd.DataFrame:
-    """Tokens of one clip in each part, one line per choice. Counted: the same on every machine."""
+    """Tokens of one clip in each part, one line per choice. Counted, not measured."""
     lines = {}
     for name, choice in choices.items():
         only_seen, read, both, neither = (int(part.sum()) for part in parts_of(*choice.drawn(clip.grid)).values())
@@ -109,56 +107,28 @@ def tokens_table(choices: Mapping[str, Choice]) -> Table:
     return Table(frame, "tokens", "Tokens of a clip of 16 x 224 x 224 in cubes of 2 x 16 x 16, counted.")
 
 
-def counts_sentence(choice: Choice, clip: ClipShape) -> str:
-    """The line of `counts_table` for one choice, as a sentence."""
-    counts = counts_table({"": choice}, clip).iloc[0]
-    return (
-        f"Of {counts.tokens} tokens the encoder sees {counts.seen} and the decoder rebuilds {counts.decoded}. "
-        f"{counts['both']} are in both, the loss reads {counts['loss reads']}, and {counts.neither} are in neither."
-    )
-
-
 def mask_figure(video: np.ndarray, choice: Choice, clip: ClipShape) -> Figure:
-    """A clip, what the encoder sees, what the decoder rebuilds, and who has which cube; one column per time step.
+    """A clip, what the encoder sees, what the decoder rebuilds, and which part each cube is in; one column per time step.
 
     video: uint8 `(T, H, W, 3)`.
     """
     frames, masks = video[:: clip.tubelet], choice.drawn(clip.grid)
-    encoder_mask, decoder_mask = (mask.view(clip.grid).numpy() for mask in masks)
-    owners = np.zeros((*clip.grid, 3), np.uint8)
-    for colour, part in zip(PARTS.values(), parts_of(*masks).values(), strict=True):
-        owners[part.view(clip.grid).numpy()] = [round(255 * value) for value in to_rgb(colour)]
+    parts = np.zeros((*clip.grid, 3), np.uint8)
+    for color, part in zip(PARTS.values(), parts_of(*masks).values(), strict=True):
+        parts[part.view(clip.grid).numpy()] = [round(255 * value) for value in to_rgb(color)]
+    seen, rebuilt = (painted(frames, mask.view(clip.grid).numpy(), clip.patch) for mask in masks)
     rows = {
-        "clip": frames,
-        "encoder sees": painted(frames, encoder_mask, clip.patch),
-        "decoder rebuilds": painted(frames, decoder_mask, clip.patch),
-        "who has it": np.kron(owners, np.ones((1, clip.patch, clip.patch, 1), np.uint8)),
-    }
-    # One picture of all frames is drawn much faster than one axes per frame.
-    height, width = frames.shape[1:3]
-    gap = max(1, height // 24)
-    tiles = np.pad(np.stack(list(rows.values())), [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
-    picture = rearrange(tiles, "row step h w c -> (row h) (step w) c")
-    tile, left, below, above = 1.15, 1.55, 0.55, 0.3  # inches
-    wide, high = left + tile * len(frames), below + tile * len(rows) + above
-    figure = plt.figure(figsize=(wide, high))
-    axes = figure.add_axes((left / wide, below / high, 1 - left / wide, tile * len(rows) / high))
-    axes.imshow(picture, interpolation="nearest", aspect="auto")
-    steps, lines = np.arange(len(frames)), np.arange(len(rows))
-    axes.set_xticks((width - 1) / 2 + (width + gap) * steps, [f"time step {step + 1}" for step in steps], fontsize=8)
-    axes.set_yticks((height - 1) / 2 + (height + gap) * lines, list(rows), fontsize=9)
-    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
-    sns.despine(ax=axes, left=True, bottom=True)
-    patches = [Patch(color=colour, label=label) for label, colour in PARTS.items()]
-    figure.legend(handles=patches, loc="lower center", ncols=2, fontsize=8)
-    return figure
+        "clip": frames, "encoder sees": seen, "decoder rebuilds": rebuilt,
+        "parts": np.kron(parts, np.ones((1, clip.patch, clip.patch, 1), np.uint8)),
+    }  # fmt: skip
+    return strips(rows, [f"time step {step + 1}" for step in range(len(frames))], PARTS)
 
 
 # ---- What leaks ----
 
 LEAKING = ("tube", "random", "running_cell")
 DRAWS = 64  # masks that leakage is counted on
-RINGS, STEPS = 2, 4  # the neighbourhood of a masked cube: cubes in space, and time steps
+RINGS, STEPS = 2, 4  # the neighborhood of a masked cube: cubes in space, and time steps
 
 
 @lru_cache(maxsize=8)
@@ -188,24 +158,20 @@ def leakage_table(ratio: float) -> pd.DataFrame:
 
 
 def leakage_figure(ratio: float) -> Figure:
-    """The visible neighbourhood of a masked cube on the paper's grid, one panel per kind of mask, on one colour scale."""
+    """The visible neighborhood of a masked cube on the paper's grid, one panel per kind of mask, on one color scale."""
     found = leakage(ratio)
     most = max(table.to_numpy().max() for table, _ in found.values())
-    wide, high = 6.2, 1.6 * len(found) + 0.3
-    figure, panels = plt.subplots(
-        len(found), 1, figsize=(wide, high), sharex=True,
-        gridspec_kw={"left": 0.9 / wide, "right": 0.99, "bottom": 0.55 / high, "top": 1 - 0.3 / high, "hspace": 0.3},
-    )  # fmt: skip
+    margins = {"left": 0.15, "right": 0.99, "bottom": 0.11, "top": 0.94, "hspace": 0.3}  # faster than a computed layout
+    figure, panels = plt.subplots(len(found), 1, figsize=(6.2, 1.6 * len(found) + 0.4), sharex=True, gridspec_kw=margins)
     for axes, (kind, (table, copied)) in zip(panels, found.items(), strict=True):
-        cells = table.to_numpy()
-        axes.pcolormesh(cells, cmap="cividis", vmin=0, vmax=most, edgecolors="white", linewidth=1)
-        for (row, column), share in np.ndenumerate(cells):
-            colour = "white" if share < most / 2 else "black"
-            axes.text(column + 0.5, row + 0.5, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        axes.set_xticks(np.arange(cells.shape[1]) + 0.5, table.columns)
-        axes.set_yticks(np.arange(len(cells)) + 0.5, table.index)
+        axes.pcolormesh(table.to_numpy(), cmap="cividis", vmin=0, vmax=most, edgecolors="white", linewidth=1)
+        for (row, column), share in np.ndenumerate(table.to_numpy()):
+            color = "white" if share < most / 2 else "black"
+            axes.text(column + 0.5, row + 0.5, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
+        axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns)
+        axes.set_yticks(np.arange(len(table)) + 0.5, table.index)
         axes.invert_yaxis()
-        axes.set_title(f"{kind.replace('_', ' ')}: {copied:.0f}% of masked places are visible at another time", fontsize=9)
+        axes.set_title(f"{kind.replace('_', ' ')}: {copied:.0f}% of masked positions are visible at another time", fontsize=9)
         axes.tick_params(length=0, labelsize=9)
         sns.despine(ax=axes, left=True, bottom=True)
     panels[-1].set_xlabel("time steps from a masked cube; numbers: visible cubes, %", fontsize=9)
@@ -249,48 +215,47 @@ def cost_table(choice: Choice, models: Mapping[str, ModelSettings]) -> pd.DataFr
 def cost_figure(costs: pd.DataFrame) -> Figure:
     """The cost of one clip, one panel per model: the encoder's and the decoder's part, with and without a decoder mask."""
     models = costs.index.get_level_values(0).unique()
-    wide, high = 1.3 + 3.6 * len(models) + 1.1, 1.9
-    figure, panels = plt.subplots(
-        1, len(models), figsize=(wide, high), sharey=True, squeeze=False,
-        gridspec_kw={"left": 1.3 / wide, "right": 1 - 1.1 / wide, "bottom": 0.3, "top": 0.86, "wspace": 0.08},
-    )  # fmt: skip
+    wide = 2.4 + 3.6 * len(models)
+    margins = {"left": 1.3 / wide, "right": 1 - 1.1 / wide, "bottom": 0.3, "top": 0.86, "wspace": 0.08}
+    figure, panels = plt.subplots(1, len(models), figsize=(wide, 1.9), sharey=True, squeeze=False, gridspec_kw=margins)
     for axes, model in zip(panels[0], models, strict=True):
-        whole = costs.loc[model].sum(axis=1)
-        unit, name = (1e9, "G") if whole.max() >= 1e9 else (1e6, "M")
-        shown, left = costs.loc[model] / unit, 0.0
-        for part, colour, hatch in (("encoder", BLUE, ""), ("decoder", SKY, "//")):
-            axes.barh(shown.index, shown[part], left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
-            left = left + shown[part]
-        for line, total in enumerate(whole):
+        unit, name = (1e9, "G") if costs.loc[model].sum(axis=1).max() >= 1e9 else (1e6, "M")
+        parts = costs.loc[model] / unit
+        parts.plot.barh(stacked=True, ax=axes, color=[BLUE, SKY], edgecolor="white", width=0.8, legend=False)
+        for line, total in enumerate(whole := parts.sum(axis=1)):
             saved = f" ({total / whole.iloc[0] - 1:+.0%})" if line else ""
-            axes.text(total / unit, line, f" {total / unit:.1f}{saved}", va="center", fontsize=8)
+            axes.text(total, line, f" {total:.1f}{saved}", va="center", fontsize=8)
         axes.set_title(model, fontsize=9)
         axes.set_xlabel(f"{name} multiply-accumulates per clip, forward", fontsize=9)
-        axes.set_xlim(0, 1.4 * whole.max() / unit)
+        axes.set_xlim(0, 1.4 * whole.max())
         axes.tick_params(labelsize=9)
+    for bars in (axes.containers[1] for axes in panels[0]):  # the decoder's, for print
+        for bar in bars:
+            bar.set_hatch("//")
     panels[0][0].invert_yaxis()
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="center right", fontsize=8)
     sns.despine(figure)
     return figure
 
 
 def cost_plot(plan: Plan) -> Plot:
     figure = cost_figure(cost_table(Choice(plan.recipe.mask), cost_models(plan)))
-    caption = "Multiply-accumulates of one clip with and without a decoder mask, under the scale's own masks; counted."
-    return Plot(figure, "cost", caption)
+    return Plot(figure, "cost", "Multiply-accumulates of one clip with and without a decoder mask, counted.")
 
 
 # ---- What a model reconstructs ----
 
 
 def example_plots(results: Results, clip: int) -> tuple[Plot, Plot]:
-    """The trained arm's masks on an example clip, and the clip as the model reconstructs it under them, as a loop."""
+    """The trained arm's masks on an example clip, and an animation of the model's reconstruction under them."""
     plan, shape = results.plan, results.recipe.model.clip
     choice = Choice(plan.first(plan.pretrained[0]).recipe.mask, clip=clip)
     model = trained_model(plan, results.store, plan.pretrained[0])
     frames = rebuilt(model, picture_clip(plan, clip), *choice.drawn(shape.grid))
-    masks = "A clip, what the encoder sees, what the decoder rebuilds, and who has which cube; one column per time step."
-    loop = "A held-out clip as the small model sees and rebuilds it, as a loop; plain pixels, nothing is taken from the truth."
+    masks = (
+        "A clip, what the encoder sees, what the decoder rebuilds, and which part each cube is in; one column per time step."
+    )
+    loop = "A held-out clip as the small model sees and rebuilds it. Plain pixels: nothing is taken from the true clip."
     return (
         Plot(mask_figure(frames["original"], choice, shape), "masks", masks),
         Plot(looping_gif(frames), "reconstruction", loop),
@@ -298,9 +263,9 @@ def example_plots(results: Results, clip: int) -> tuple[Plot, Plot]:
 
 
 def errors_table(plan: Plan, model: VideoMAE) -> Table:
-    """The model's error on held-out clips, every hidden cube rebuilt, under tubes and random masks.
+    """The model's error on held-out clips, all masked cubes rebuilt, under tubes and random masks of two ratios.
 
-    First under tubes of the ratio that it was trained with, then under a random mask of that ratio. Raises MissingVideos.
+    The first ratio is that of the training. Raises MissingVideos.
     """
     recipe = plan.first(plan.pretrained[0]).recipe
     clips, lines = example_clips(plan), {}
@@ -311,28 +276,22 @@ def errors_table(plan: Plan, model: VideoMAE) -> Table:
     names = {"reconstruction": "error", "cube_mean": "of the true cube means"}
     frame = pd.DataFrame.from_dict(lines, orient="index").rename(columns=names).round(4)
     caption = (
-        "Mean squared error of hidden pixels in [0, 1] on held-out clips, one model, one seed, every hidden cube rebuilt; and "
-        "that of the true mean of each cube, which the model does not get."
+        "Mean squared error of masked pixels in [0, 1] on held-out clips, one model, one seed, all masked cubes rebuilt. For "
+        "comparison: the error of the true mean of each cube, which the model does not get."
     )
     return Table(frame.reset_index(names="encoder mask"), "errors", caption)
 
 
 def conclusions(choices: Mapping[str, Choice], errors: Table, ratio: float) -> list[str]:
-    """What was counted and measured, in sentences."""
+    """What the decoder mask saves for ViT-B, what leaks, and whether leakage helps this model."""
     counts = counts_table(choices)
     costs = [pretrain_cost(SIZES["base"], PAPER_CLIP, row["seen"], row["decoded"]).giga for _, row in counts.iterrows()]
-    last, first = counts.iloc[-1], counts.iloc[0]
     copied = ", ".join(f"{share:.0f}% ({kind.replace('_', ' ')})" for kind, (_, share) in leakage(ratio).items())
     own, other = errors.frame.error.iloc[:2]
-    leaking = "helps the model" if other < own else "does not help a model that was trained without it"
     return [
-        f"On the paper's grid of {PAPER_CLIP.tokens} tokens the encoder sees {last.seen}. Without a decoder mask "
-        f"{first.decoded} are rebuilt, with {last.name} {last.decoded}, of which the encoder saw {last['both']}: the loss "
-        f"reads {last['loss reads']}. For ViT-B that is {costs[-1]:.1f} instead of {costs[0]:.1f} G MAC per clip "
+        f"ViT-B costs {costs[-1]:.1f} instead of {costs[0]:.1f} G MAC per clip with {counts.index[-1]} "
         f"({costs[-1] / costs[0] - 1:+.0%}).",
-        f"At {ratio:.0%} masked, the position of a masked cube is visible at another time for {copied}: what can be copied "
-        "does not have to be understood, so the encoder's mask is a tube. A decoder's mask hides nothing from the encoder; "
-        "running cells make sure that every position is rebuilt at some time.",
-        f"On held-out clips the small model's squared error is {own:.4f} under tubes, as it was trained, and {other:.4f} under "
-        f"a random mask of the same ratio ({other / own - 1:+.0%}): what leaks {leaking}.",
+        f"With {ratio:.0%} masked, the position of a masked cube is visible at another time for {copied}.",
+        f"On held-out clips, the squared error of the small model is {own:.4f} under tubes, as in training, and {other:.4f} "
+        f"under a random mask of the same ratio ({other / own - 1:+.0%}).",
     ]

@@ -25,9 +25,9 @@ AXES = {"parameters": "encoder and decoder parameters", "clips": "clips to pre-t
 
 
 def scaled(size_step: int, data: float, steps: float) -> Callable[[Recipe], Overrides]:
-    """Overrides for the next size down or up, a part of the pre-training clips, and a part of the steps.
+    """Overrides for the next smaller or larger size, a part of the pre-training clips, and a part of the steps.
 
-    Raises RecipeError if there is no such size, or if list files are to be cut.
+    Raises RecipeError if there is no such size, or if a part of a list file is needed.
     """
 
     def overrides(recipe: Recipe) -> Overrides:
@@ -49,7 +49,7 @@ def scaled(size_step: int, data: float, steps: float) -> Callable[[Recipe], Over
     return overrides
 
 
-# Colour and marker show data and steps; the size is on the axis.
+# Color and marker show data and steps. The size is on the axis.
 ARMS: dict[str, Arm] = {
     f"{size}_{data}_{steps}": Arm(
         f"{size} model, {data} data, {steps} steps",
@@ -62,7 +62,11 @@ ARMS: dict[str, Arm] = {
     )
 }
 EXPERIMENT = Experiment(
-    "Scaling: size, data, steps", "What do size, data and time each buy?", ARMS, common.frozen_readouts, skip_impossible=True
+    "Scaling: size, data, steps",
+    "What do model size, data and steps each give?",
+    ARMS,
+    common.frozen_readouts,
+    skip_impossible=True,
 )
 
 
@@ -79,7 +83,7 @@ def budgets(plan: Plan) -> pd.DataFrame:
 
 
 def accuracy_plot(results: Results) -> Plot:
-    """Accuracy over parameters, one line per amount of data and steps, with the look of its arms."""
+    """Accuracy over parameters, one line per amount of data and steps, drawn as its arms."""
     used, accuracy = budgets(results.plan), results.summary(results.probe)
     lines, styles = {}, {}
     for (clips, steps), group in used.groupby(["clips", "steps"]):
@@ -88,8 +92,7 @@ def accuracy_plot(results: Results) -> Plot:
         styles[name] = replace(results.plan.arms[group.index[0]], label=name)
     axes = "parameters of encoder and decoder (millions)", "frozen few-label readout, top-1 (%)"
     figure = charts.lines_by_arm(lines, styles, *axes, results.chance)
-    caption = "Accuracy over model size for each amount of data and steps; bars: 95% t interval over seeds."
-    return Plot(figure, "accuracy", caption)
+    return Plot(figure, "accuracy", "Accuracy by model size, data and steps. Bars: 95% t interval over seeds.")
 
 
 def results_table(results: Results) -> Table:
@@ -117,27 +120,23 @@ def trend(results: Results) -> pd.DataFrame:
 
 def trend_plot(results: Results) -> Plot:
     figure = charts.slopes(trend(results), "points of top-1 per doubling, 95% interval")
-    return Plot(figure, "trend", "Points of accuracy for each doubling, fitted over all runs.")
+    return Plot(figure, "trend", "Points of accuracy per doubling, fitted to all runs.")
 
 
 def trend_table(results: Results) -> Table:
     caption = (
-        "Least squares over all runs, each taken as independent: points of accuracy per doubling. The 95% intervals hold for "
-        "all slopes at once (Bonferroni). A slope is equivalent to zero if two one-sided tests at 5% (Holm) find it to be "
-        f"within {points(results.margin)}."
+        "Least squares over the logarithms, all runs taken as independent: points of accuracy per doubling. The 95% intervals "
+        "are simultaneous (Bonferroni). A slope is equivalent to zero if two one-sided tests at 5% (Holm) find it to be within "
+        f"{points(results.margin)}."
     )
     return Table(trend(results).round(2).reset_index(names="twice the"), "trend", caption)
 
 
 def conclusions(results: Results) -> list[str]:
-    """The fitted trend in sentences, with its uncertainty and range."""
-    used, words = budgets(results.plan).rename(columns=AXES), []
-    for name, row in trend(results).iterrows():
-        measured = f"{used[name].min():,} to {used[name].max():,}"
-        change = interval(row.slope, row.low, row.high)
-        words.append(f"Twice the {name}: {change} points, {row.verdict} (measured from {measured}).")
-    words.append(
-        "The trend is a straight line over the logarithms of what was used, over all runs taken as independent; it does not "
-        "hold beyond the ranges that were run."
-    )
-    return words + common.impossible_words(results.plan)
+    """The fitted slopes, with the range that was run."""
+    used = budgets(results.plan).rename(columns=AXES)
+    return [
+        f"Twice the {name}, from {used[name].min():,} to {used[name].max():,}: "
+        f"{interval(row.slope, row.low, row.high)} points, {row.verdict}."
+        for name, row in trend(results).iterrows()
+    ]
