@@ -53,8 +53,11 @@ class ClassHead(nn.Module):
 class VideoClassifier(Pretrained):
     """The encoder on all tokens under a `ClassHead`. The encoder has no final LayerNorm, as in the reference.
 
-    forward: `(B, C, T, H, W)`, uint8 or normalised float -> scores `(B, classes)`.
+    forward: `(B, C, T, H, W)`, uint8 or normalised float -> scores `(B, classes)`. `class_names`, in label order, are saved
+    with the weights; None if they are not known.
     """
+
+    class_names: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -98,14 +101,16 @@ class VideoClassifier(Pretrained):
             raise CheckpointError(f"{where} holds no class head; give the number of classes: classes=...")
         with seeded(seed, "a head of its own"):
             model = cls(config.size, config.reshaped(frames, side), classes, readout or config.readout or "mean")
+        model.class_names = config.class_names if classes == config.classes else None
         load_weights(model, _with_own_head(model, checkpoint.state, str(where)), str(where))
         return model.eval()
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(
-            model="VideoClassifier", size=self.size, clip=self.clip, classes=self.classes, readout=self.head.readout
-        )
+            model="VideoClassifier", size=self.size, clip=self.clip, classes=self.classes, readout=self.head.readout,
+            class_names=self.class_names,
+        )  # fmt: skip
 
     def forward(self, video: Tensor) -> Tensor:
         return self.head(self.encoder(video))

@@ -1,8 +1,8 @@
 """`config.json` of a saved model: enough to build it again before its weights are read."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vmae_lab.models.sizes import ClipShape, Size
 
@@ -28,12 +28,20 @@ class ModelConfig(BaseModel):
     encoder_norm: bool = Field(
         True, description="false: a VideoMAE whose encoder has no final LayerNorm (transformers' default)"
     )
+    class_names: tuple[str, ...] | None = Field(None, description="in label order; null if they are not known")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names, but classes is {self.classes}")
+        return self
 
     @model_serializer(mode="wrap")
-    def _without_default_norm(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `encoder_norm` if true: it was added later, and older files and stage keys do not have it."""
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `encoder_norm` if true and `class_names` if null: older files and stage keys do not have these fields."""
+        unused = {"encoder_norm": True, "class_names": None}
         values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if name != "encoder_norm" or not value}
+        return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
         """Its clip with another number of frames or pixels if given. Raises ValueError if patches do not fit."""

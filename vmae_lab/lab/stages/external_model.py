@@ -50,7 +50,8 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
             "choose another checkpoint"
         )
     weights = weights_digest(dict(sorted(checkpoint.state.items())))  # files of one content order it differently
-    return build(OpenedStage, recipe, weights=weights, config=theirs, where=checkpoint.where)
+    unnamed = theirs.model_copy(update={"class_names": None})  # names do not change results, so they are not in the key
+    return build(OpenedStage, recipe, weights=weights, config=unnamed, where=checkpoint.where)
 
 
 def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:

@@ -11,7 +11,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -72,9 +72,10 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             "model's own names"
         )
     if not state.keys().isdisjoint(OFFICIAL):
-        return _open_official(formats.without_encoder_prefix(state), config, arguments, size, name)
+        opened = _open_official(formats.without_encoder_prefix(state), config, arguments, size, name)
+        return _with_names(opened, formats.class_names_in(config, arguments))
     if any(key.startswith(("videomae.", "embeddings.")) for key in state):
-        return _open_transformers(state, config, name)
+        return _with_names(_open_transformers(state, config, name), formats.class_names_in(config, {}))
     if config.get("library") == "vmae_lab":
         return Checkpoint(state, _our_config(config, name), name)
     if any(key.startswith("encoder.trunk.") for key in state):
@@ -83,6 +84,19 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             "model and pass them to load_weights"
         )
     raise CheckpointError(f"{name} holds no VideoMAE: it has no {OFFICIAL[0]}. It has: {', '.join(list(state)[:10])}")
+
+
+def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint:
+    """The checkpoint with the names of its classes, unless their number is another one than the head's."""
+    if names is None or opened.config.classes is None:
+        return opened
+    if len(names) != opened.config.classes:
+        warnings.warn(
+            f"{opened.where} names {len(names)} classes, but its head has {opened.config.classes}; the names are ignored",
+            stacklevel=4,
+        )
+        return opened
+    return replace(opened, config=opened.config.model_copy(update={"class_names": names}))
 
 
 def _open_transformers(state: State, config: dict[str, Any], where: str) -> Checkpoint:
@@ -309,7 +323,10 @@ def read_weights(path: Path) -> State:
 
 def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     """The weights of a safetensors file or a file of `torch.save`, whatever its name, on the CPU; and the arguments that the
-    official scripts save with them, if any. Raises CheckpointError, also if reading the file would run code."""
+    official scripts save with them, if any, with the `class_names` that we save.
+
+    Raises CheckpointError, also if reading the file would run code.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -323,7 +340,10 @@ def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     content = _unpickled(path, start)
     arguments = content.get("args") if isinstance(content, Mapping) else None
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    return state_in(content, str(path)), arguments if isinstance(arguments, Mapping) else {}
+    arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
+    if isinstance(content, Mapping) and formats.CLASS_NAMES in content:
+        arguments[formats.CLASS_NAMES] = content[formats.CLASS_NAMES]
+    return state_in(content, str(path)), arguments
 
 
 def _refuse_other_files(path: Path, start: bytes) -> None:
