@@ -42,9 +42,10 @@ class Failure:
     codec: str
 
 
-# Kinds of answers, and their content. "frames": which of so many frames are wanted?
+# Kinds of answers, and their content. "frames": which of so many frames are wanted? "end": of a stream of pixels.
 _CONTENTS: dict[str, Any] = {
-    "ready": None, "frames": Size, "pixels": Pixels, "inspection": Inspection, "timing": Timing, "error": Failure
+    "ready": None, "frames": Size, "pixels": Pixels, "inspection": Inspection, "timing": Timing, "error": Failure,
+    "end": None,
 }  # fmt: skip
 _ADAPTERS = {kind: TypeAdapter[Any](content) for kind, content in _CONTENTS.items()}
 
