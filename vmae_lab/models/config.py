@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from vmae_lab.models.sizes import ClipShape, Size
 
 Readout = Literal["mean", "flat", "attentive"]
+# What a saved model tells about its classes and its training clips. It decides no result, so stage keys leave it out. Models
+# of other formats, and files that were written before, do not have it.
+UNHASHED = ("class_names", "stride", "sampling")
 
 
 class ModelConfig(BaseModel):
@@ -29,6 +32,8 @@ class ModelConfig(BaseModel):
         True, description="false: a VideoMAE whose encoder has no final LayerNorm (transformers' default)"
     )
     class_names: tuple[str, ...] | None = Field(None, description="in label order; null if they are not known")
+    stride: int | None = Field(None, ge=1, description="frames between two frames of a training clip; null if not known")
+    sampling: Literal["dense", "sparse"] | None = Field(None, description="of a classifier's training clips")
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -38,10 +43,15 @@ class ModelConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `encoder_norm` if true and `class_names` if null: older files and stage keys do not have these fields."""
-        unused = {"encoder_norm": True, "class_names": None}
+        """Omit fields that were added later while they are not used: older files and stage keys do not have them."""
+        unused = {"encoder_norm": True, **dict.fromkeys(UNHASHED)}
         values: dict[str, Any] = handler(self)
         return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
+
+    @property
+    def hashed(self) -> Self:
+        """The same without what a stage's key leaves out."""
+        return self.model_copy(update=dict.fromkeys(UNHASHED))
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
         """Its clip with another number of frames or pixels if given. Raises ValueError if patches do not fit."""

@@ -26,8 +26,10 @@ class VideoMAE(Pretrained):
     The masks come from the caller. Without a decoder mask, or with the complement of the encoder mask, it is VideoMAE V1.
     `target_eps` is added to a patch's standard deviation before dividing; flat synthetic patches need more than the reference's
     1e-6, which amplifies their rounding. `encoder_norm=False` omits the encoder's final LayerNorm, transformers' default.
+    `stride` between the frames of training clips is saved with the weights; None if not known.
     """
 
+    stride: int | None = None
     positions: Tensor
 
     def __init__(
@@ -75,13 +77,14 @@ class VideoMAE(Pretrained):
         normalise = config.normalise_target is not False
         model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)
         load_weights(model, checkpoint.state, str(where))
+        model.stride = config.stride
         return model.eval()
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(
             model="VideoMAE", size=self.size, clip=self.clip, normalise_target=self.normalise_target,
-            target_eps=self.target_eps, encoder_norm=self.encoder_norm,
+            target_eps=self.target_eps, encoder_norm=self.encoder_norm, stride=self.stride,
         )  # fmt: skip
 
     def forward(self, video: Tensor, encoder_mask: Tensor, decoder_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -50,8 +50,7 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
             "choose another checkpoint"
         )
     weights = weights_digest(dict(sorted(checkpoint.state.items())))  # files of one content order it differently
-    unnamed = theirs.model_copy(update={"class_names": None})  # names do not change results, so they are not in the key
-    return build(OpenedStage, recipe, weights=weights, config=unnamed, where=checkpoint.where)
+    return build(OpenedStage, recipe, weights=weights, config=theirs.hashed, where=checkpoint.where)
 
 
 def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:

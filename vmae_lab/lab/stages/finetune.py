@@ -44,8 +44,9 @@ class SupervisedStage(EvaluatedStage):
         }  # fmt: skip
 
     def save_classifier(self, classifier: VideoClassifier, job: Job) -> None:
-        """Save the trained classifier with the names of its classes, which are no part of the stage's key."""
+        """Save the trained classifier with the names of its classes and the sampling of its clips, for predictions."""
         classifier.class_names = self.data.class_names
+        classifier.stride, classifier.sampling = self.data.stride, self.section.sampling
         self.save(classifier, job)
 
     def build(self) -> VideoClassifier:
