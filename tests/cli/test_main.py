@@ -21,7 +21,7 @@ from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
     "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "predict",
-    "features", "bench", "info", "data check", "data pack", "data kinetics710",
+    "reconstruct", "features", "bench", "info", "data check", "data pack", "data kinetics710",
 ]  # fmt: skip
 
 

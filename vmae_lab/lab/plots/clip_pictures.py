@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 
+import av
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -17,6 +18,7 @@ QUERIES = 6
 Strip = tuple[np.ndarray, np.ndarray]  # frames of a clip, and a map for each
 TALL = 144  # least height of a picture, in pixels
 MILLISECONDS = 250  # per frame
+REPEATS = 4  # of the clip in a video file, which does not loop by itself
 MARGIN, HEAD = 6, 20  # pixels around a picture, and above it for its name
 
 
@@ -103,6 +105,21 @@ def looping_gif(strips: Mapping[str, np.ndarray]) -> bytes:
 def looping_png(strips: Mapping[str, np.ndarray]) -> bytes:
     """The same as an animated PNG: a viewer that cannot play it shows its first frame, as of any PNG."""
     return _written(_pages(strips), "PNG")
+
+
+def playing_mp4(strips: Mapping[str, np.ndarray]) -> bytes:
+    """The same as an H.264 video that plays the clips a few times."""
+    pages, written = [np.asarray(page) for page in _pages(strips)], io.BytesIO()
+    height, width, _ = pages[0].shape
+    pages = [np.pad(page, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255) for page in pages]  # even sides
+    with av.open(written, "w", format="mp4") as output:
+        stream = output.add_stream("h264", rate=1000 // MILLISECONDS)
+        stream.height, stream.width = pages[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for page in pages * REPEATS:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(page), format="rgb24")))
+        output.mux(stream.encode())
+    return written.getvalue()
 
 
 def _pages(strips: Mapping[str, np.ndarray]) -> list[Image.Image]:
