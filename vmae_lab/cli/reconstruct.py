@@ -70,7 +70,7 @@ def reconstruct(
     masks = MaskSettings(
         encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
     )
-    generators = (torch_generator(seed, f"reconstruction {side} mask") for side in ("encoder", "decoder"))
+    generators = (torch_generator(seed, f"picture {side} mask") for side in ("encoder", "decoder"))
     try:
         encoder_mask, decoded_mask = draw_masks(masks, opened.clip.grid, 1, *generators)
     except ValueError as error:
