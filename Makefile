@@ -7,7 +7,7 @@ BIN = .venv/bin
 LAB_DEFAULTS = etc/jupyter/labconfig/default_setting_overrides.d
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo check test coverage ablations reports lab lint clean
+.PHONY: demo check test coverage ablations reports docs lab lint clean
 .DELETE_ON_ERROR:
 
 # The stamp is newer than what decides the environment, so a second call is quick.
@@ -15,7 +15,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@echo "installing the tested versions into .venv: PyTorch's packages are about 6 GB, 3-5 minutes on a fast line"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,docs]'
 	mkdir -p .venv/$(LAB_DEFAULTS) && cp .jupyter/save_widget_state.json .venv/$(LAB_DEFAULTS)
 	touch $@
 
@@ -45,6 +45,12 @@ coverage: .venv/installed
 # The root is the project, so that links lead to all of its files.
 lab: .venv/installed
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --FileContentsManager.preferred_dir="$(CURDIR)/notebooks"
+
+# The documentation site, from nothing each time; a warning or a broken link is an error.
+docs: .venv/installed
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -b html -c docs --fail-on-warning --keep-going --quiet . build/docs
+	@echo "open $(CURDIR)/build/docs/index.html"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""How cost grows: a step with clips, frames, pixels and model size; the order of samples and the run store with their number.
+"""Scaling exponents of a training step, of the order of samples, and of listing the run store.
 
-`python benchmarks/growth.py --out reports/benchmarks`. Exponents are fitted to log seconds over log size; beside each
-stands the exponent of the multiply-accumulates counted for the same steps, which the seconds should not exceed by much.
+Run `python benchmarks/growth.py --out reports/benchmarks`. Exponents are fitted to log seconds over log size. The table also
+has the exponent of the counted multiply-accumulates of the same steps. That of the seconds should be about the same.
 """
 
 import argparse
@@ -26,39 +26,39 @@ from vmae_lab.utils.atomic_io import make_folder, write_json
 
 MASKS = MaskSettings(decoder="running_cell", decoder_ratio=0.5)
 BASE = {"size": "small", "frames": 16, "side": 112}
-AXES: dict[str, tuple[list, str]] = {
-    "clips a step": ([1, 2, 4, 8, 16], "batch"),
+AXES: dict[str, tuple[list, str]] = {  # values, and the name of the setting
+    "clips per step": ([1, 2, 4, 8, 16], "batch"),
     "frames": ([8, 16, 32, 64], "frames"),
-    "pixels a side": ([64, 96, 128, 192, 256], "side"),
+    "side, pixels": ([64, 96, 128, 192, 256], "side"),
     "model size": (["tiny", "mini", "small", "base", "large"], "size"),
 }
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--steps", type=int, default=5, help="timed steps at each point")
+    arguments.add_argument("--steps", type=int, default=5, help="number of timed steps per point")
     arguments.add_argument("--out", type=Path, help="folder for the tables")
     options = arguments.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that measure
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that measure
     points = [point for axis in AXES for point in step_points(axis, options.steps)]
     write_benchmark(
-        options.out, "growth_steps", "How a step grows, point by point",
-        f"A pre-training step of {BASE['size']} on 4 clips of {BASE['frames']} x {BASE['side']} x {BASE['side']} pixels, "
-        f"decoder ratio .5, one thing changed at a time; medians of {options.steps} steps, one thread. {machine_words()}.",
+        options.out, "growth_steps", "Seconds per step",
+        f"A pre-training step of {BASE['size']} on 4 clips of {BASE['frames']} x {BASE['side']} x {BASE['side']} pixels with "
+        f"decoder ratio 0.5. One setting varies at a time. Medians of {options.steps} steps, one thread. {machine_words()}.",
         pd.DataFrame(points),
     )  # fmt: skip
     by_axis = {axis: [point for point in points if point["changed"] == axis] for axis in AXES}
     rows = [fitted(axis, found) for axis, found in by_axis.items() if len(found) > 1]
-    rows += [place_of_samples(), listing()]
+    rows += [sample_order_growth(), run_store_growth()]
     write_benchmark(
-        options.out, "growth", "How cost grows",
-        "Exponents of seconds, fitted over the points of growth_steps.md and over those named; 1 is in proportion. Model size "
-        f"is measured by its multiply-accumulates, so its counted exponent is 1. {machine_words()}.", pd.DataFrame(rows),
+        options.out, "growth", "Scaling exponents",
+        "Exponents of seconds, fitted to the points of growth_steps.md or to the range in the table; 1 is linear. Model size "
+        f"is measured by multiply-accumulates, so its counted exponent is 1. {machine_words()}.", pd.DataFrame(rows),
     )  # fmt: skip
 
 
 def step_points(axis: str, steps: int) -> list[dict]:
-    """A step's seconds and counted cost at each value of one axis that fits the memory, the rest at its base."""
+    """Seconds and counted cost of a step for each value of an axis that fits in memory. Other settings have base values."""
     values, name = AXES[axis]
     rows = []
     for value in values:
@@ -68,11 +68,11 @@ def step_points(axis: str, steps: int) -> list[dict]:
         macs = batch * training_macs(model.dimensions, model.clip, counts.visible, counts.decoded)
         measured = measure_step(model, MASKS, batch, steps)
         if not measured["fits"]:
-            print(f"{axis} {value}: does not fit this machine's memory, so it is left out", flush=True)
+            print(f"{axis} {value}: does not fit in memory, skipped", flush=True)
             continue
         taken = measured["seconds_per_step"]
         rows.append(
-            {"changed": axis, "value": value, "s a step": taken, "G MAC": macs / 1e9, "GFLOP/s": 2 * macs / taken / 1e9}
+            {"changed": axis, "value": value, "s per step": taken, "G MAC": macs / 1e9, "GFLOP/s": 2 * macs / taken / 1e9}
         )
         print(rows[-1], flush=True)
     return rows
@@ -82,9 +82,9 @@ def fitted(axis: str, points: Sequence[dict]) -> dict:
     counted = [point["G MAC"] for point in points]
     sizes = counted if axis == "model size" else [point["value"] for point in points]
     return {
-        "what": f"a step, by {axis}", "from": points[0]["value"], "to": points[-1]["value"],
-        "exponent": exponent(sizes, [point["s a step"] for point in points]), "counted": exponent(sizes, counted),
-        "seconds at the end": points[-1]["s a step"],
+        "what": f"step, by {axis}", "from": points[0]["value"], "to": points[-1]["value"],
+        "exponent": exponent(sizes, [point["s per step"] for point in points]), "counted": exponent(sizes, counted),
+        "seconds at the largest": points[-1]["s per step"],
     }  # fmt: skip
 
 
@@ -92,20 +92,20 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def place_of_samples() -> dict:
-    """Seconds to find 10,000 places of the stream among ever more clips of two sources."""
+def sample_order_growth() -> dict:
+    """Growth of the seconds to look up 10,000 samples with the number of clips, in a mixture of two sources."""
     sizes, seconds = [10**3, 10**4, 10**5, 10**6], []
     for size in sizes:
         order = sample_order(["one"] * (size // 2) + ["other"] * (size // 2), 0.5, 0)
         seconds.append(timed(lambda order=order: [order[position * 97] for position in range(10_000)]))
     return {
-        "what": "10,000 samples' places, by clips listed", "from": sizes[0], "to": sizes[-1],
-        "exponent": exponent(sizes, seconds), "counted": 0.0, "seconds at the end": seconds[-1],
+        "what": "looking up 10,000 samples, by clips", "from": sizes[0], "to": sizes[-1],
+        "exponent": exponent(sizes, seconds), "counted": 0.0, "seconds at the largest": seconds[-1],
     }  # fmt: skip
 
 
-def listing() -> dict:
-    """Seconds to list which stages of a store are finished, by how many it holds."""
+def run_store_growth() -> dict:
+    """Growth of the seconds to list the finished stages of a run store with their number."""
     sizes, seconds = [100, 1000, 10_000], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def listing() -> dict:
             seconds.append(timed(lambda store=store, stages=stages: [store.progress(stage) for stage in stages]))
     return {
         "what": "listing the run store, by stages", "from": sizes[0], "to": sizes[-1],
-        "exponent": exponent(sizes, seconds), "counted": 1.0, "seconds at the end": seconds[-1],
+        "exponent": exponent(sizes, seconds), "counted": 1.0, "seconds at the largest": seconds[-1],
     }  # fmt: skip
 
 

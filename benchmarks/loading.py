@@ -1,9 +1,9 @@
-"""Clips a second from real files, the straightforward way and ours, on one core: `python benchmarks/loading.py`.
+"""Clips per second from video files on one core, loaded in the usual way and in ours: `python benchmarks/loading.py`.
 
-The straightforward way decodes full frames for every sample anew, crops and resizes them one by one with Pillow, stacks and
-normalises them on the CPU. Ours decodes once for k samples, shrinks behind the decoder, crops whole uint8 clips and leaves
-normalising to the device; with and without the process of its own that guards a run against broken files. Both draw the
-same windows. Then: memory over 2,000 opens, and of a loader with 8 workers.
+The usual way decodes full frames for each sample, crops and resizes frame by frame with Pillow, and stacks and normalizes on
+the CPU. Our way decodes once for k samples, resizes next to the decoder, crops whole uint8 clips, and leaves normalization to
+the device. It is measured with and without the separate decoder process that protects a run from broken files. Both ways use
+the same windows. Also measures memory over 2,000 opened files, and of a loader with 8 workers.
 """
 
 import argparse
@@ -42,17 +42,15 @@ SHORT = int(np.ceil(SIDE / min(SCALES)))
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--reads", type=int, default=12, help="reads of each way, taken in turns")
-    arguments.add_argument("--opens", type=int, default=2000)
+    arguments.add_argument("--reads", type=int, default=12, help="number of reads per way, alternating")
+    arguments.add_argument("--opens", type=int, default=2000, help="number of opened files for the memory table")
     options = arguments.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         files = {f"{w}x{h}": write_video(Path(folder, f"{h}.mp4"), w, h) for w, h in ((320, 240), (1280, 720))}
-        print(
-            f"H.264, 300 frames; clips of {FRAMES} x {SIDE} x {SIDE}, stride {STRIDE}; one core; {options.reads} reads each\n"
-        )
+        print(f"H.264, 300 frames; clips of {FRAMES} x {SIDE} x {SIDE}, stride {STRIDE}; one core; {options.reads} reads\n")
         print(speed_table(files, options.reads))
         print("\n" + open_table(files["320x240"], options.opens))
         if hasattr(os, "sched_setaffinity"):
@@ -61,7 +59,7 @@ def main() -> None:
 
 
 def write_video(path: Path, width: int, height: int, frames: int = 300) -> Path:
-    """Smooth moving texture, as H.264 at the encoder's defaults (a key frame every 250)."""
+    """Write a smooth moving texture as H.264 with the encoder's defaults (a key frame every 250 frames)."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (3, height // 16 + 40, width // 16 + 40), dtype=np.uint8)
     large = torch.nn.functional.interpolate(torch.from_numpy(coarse)[None].float(), scale_factor=16, mode="bilinear")[0]
@@ -77,8 +75,8 @@ def write_video(path: Path, width: int, height: int, frames: int = 300) -> Path:
     return path
 
 
-def straightforward(path: Path, repeats: int, read: int) -> None:
-    """Every sample decodes its window anew: float32 `(3, T, H, W)` each."""
+def usual_way(path: Path, repeats: int, read: int) -> None:
+    """Decode the window for each sample: float32 `(3, T, H, W)` each."""
     for repeat in range(repeats):
         rng = numpy_generator(read, "crop", repeat)
         reader = decord.VideoReader(str(path), num_threads=1)
@@ -92,8 +90,8 @@ def straightforward(path: Path, repeats: int, read: int) -> None:
         ((video - MEAN) / STD).permute(3, 0, 1, 2).contiguous()
 
 
-def ours(path: Path, repeats: int, read: int, decoder: DecoderProcess | None) -> None:
-    """One decode for all samples: uint8 `(3, T, H, W)` each."""
+def our_way(path: Path, repeats: int, read: int, decoder: DecoderProcess | None) -> None:
+    """Decode once for all samples: uint8 `(3, T, H, W)` each."""
     file, choose = VideoFile(str(path)), window(read)
     decoded = decoder.read(file, choose, SHORT) if decoder else read_video(file, choose, VideoSettings(), SHORT)
     video = torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
@@ -106,27 +104,27 @@ def window(read: int) -> Dense:
 
 
 def speed_table(files: dict[str, Path], reads: int) -> str:
-    guarded = DecoderProcess(VideoSettings())
+    decoder = DecoderProcess(VideoSettings())
     rows = []
     for size, path in files.items():
         for repeats in (1, 4):
             ways: dict[str, Callable[[int], None]] = {
-                "straightforward": lambda read, p=path, k=repeats: straightforward(p, k, read),
-                "ours, same process": lambda read, p=path, k=repeats: ours(p, k, read, None),
-                "ours, guarded": lambda read, p=path, k=repeats: ours(p, k, read, guarded),
+                "usual": lambda read, p=path, k=repeats: usual_way(p, k, read),
+                "ours, same process": lambda read, p=path, k=repeats: our_way(p, k, read, None),
+                "ours, decoder process": lambda read, p=path, k=repeats: our_way(p, k, read, decoder),
             }
             seconds = timed(ways, reads)
-            base = seconds["straightforward"]
+            base = seconds["usual"]
             rows += [[size, repeats, way, repeats / s, base / s] for way, s in seconds.items()]
-    guarded.close()
-    heads = ["file", "samples a decode (k)", "way", "clips/s", "times as fast"]
+    decoder.close()
+    heads = ["file", "samples per decoded clip (k)", "way", "clips/s", "speedup"]
     return tabulate(rows, headers=heads, floatfmt=("", "", "", ".1f", ".2f"))
 
 
 def timed(ways: dict[str, Callable[[int], None]], reads: int) -> dict[str, float]:
-    """The median time of a read of each way, the ways taken in turns, so that a busy moment falls on all."""
+    """Median seconds of a read per way. The ways alternate, so that other load on the machine affects all of them."""
     taken: dict[str, list[float]] = {way: [] for way in ways}
-    for read in range(-1, reads):  # the first is a warm-up
+    for read in range(-1, reads):  # the first read is a warm-up
         for way, run in ways.items():
             start = time.perf_counter()
             run(max(read, 0))
@@ -143,11 +141,11 @@ def open_table(path: Path, opens: int) -> str:
             memory = psutil.Process(decoder.pid).memory_info().rss / 2**20
             rows.append([done, memory, psutil.Process(decoder.pid).num_fds(), psutil.Process().memory_info().rss / 2**20])
     decoder.close()
-    return tabulate(rows, headers=["opens", "decoder's memory, MiB", "its open files", "reader's memory, MiB"], floatfmt=".0f")
+    return tabulate(rows, headers=["opened files", "decoder memory, MiB", "open files", "reader memory, MiB"], floatfmt=".0f")
 
 
 def loader_memory(folder: Path, path: Path, workers: int = 8, items: int = 100_000) -> str:
-    """The largest sum of unique memory over the processes of a loader, on a list of many videos (one file, many names)."""
+    """Peak unshared memory of all processes of a loader on a list of many videos (one file with many names)."""
     links = [folder / f"link-{i:03d}.mp4" for i in range(1000)]
     for link in links:
         os.link(path, link)
@@ -166,9 +164,7 @@ def loader_memory(folder: Path, path: Path, workers: int = 8, items: int = 100_0
         peak = max(peak, sum(memory_of(process) for process in family))
     seconds = time.perf_counter() - start
     table = pd.DataFrame([{"workers": workers, "videos": items, "batch": "8 clips of 720p, k = 4", "peak, MiB": round(peak)}])
-    return (
-        table.to_markdown(index=False) + f"\n(unshared memory of all processes, this one included; {320 / seconds:.1f} clips/s)"
-    )
+    return table.to_markdown(index=False) + f"\n(unshared memory of all processes with this one; {320 / seconds:.1f} clips/s)"
 
 
 def memory_of(process: psutil.Process) -> float:

@@ -1,8 +1,8 @@
-"""Temporal detection on long videos: the detector and Soft-NMS, whose time should grow in proportion to what they read.
+"""Time of temporal detection on long videos: the detector and Soft-NMS. Both should be linear in the length of their input.
 
-`python benchmarks/localisation.py --out reports/benchmarks`. The detector is ActionFormer's size on THUMOS14 (512 wide, six
-levels, features of 1408); Soft-NMS gets random segments of 20 classes along a video that grows with their number. Ratios are
-to the row before, side by side in one run; with twice the input, 2 is in proportion.
+Run `python benchmarks/localisation.py --out reports/benchmarks`. The detector has ActionFormer's size on THUMOS14 (width 512,
+six levels, features of width 1408). Soft-NMS gets random segments of 20 classes in a video whose length is proportional to
+their number. Ratios compare with the previous row: with twice the input, 2 is linear.
 """
 
 import argparse
@@ -18,27 +18,27 @@ from parts.written import machine_words, write_benchmark
 from vmae_lab.detection.soft_nms import SuppressSettings, suppress
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape
 
-LENGTHS = [1250, 2500, 5000, 10000, 20000]  # time steps; of THUMOS14's features, four frames apart, 10,000 are 22 minutes
+LENGTHS = [1250, 2500, 5000, 10000, 20000]  # time steps; with THUMOS14's stride of four frames, 10,000 are 22 minutes
 COUNTS = [6250, 12500, 25000, 50000, 100000]
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--rounds", type=int, default=5, help="timed calls at each point")
+    arguments.add_argument("--rounds", type=int, default=5, help="number of timed calls per point")
     arguments.add_argument("--out", type=Path, help="folder for the table")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     rows = [row for what in (detector, soft_nms) for row in what(options.rounds)]
     write_benchmark(
         options.out, "localisation", "Temporal detection on long videos",
-        f"Medians of {options.rounds} calls after one, one thread, float32; forward passes alone. {machine_words()}.",
+        f"Medians of {options.rounds} calls after a warm-up call, forward pass only, one thread, float32. {machine_words()}.",
         pd.DataFrame(rows),
     )  # fmt: skip
 
 
 @torch.no_grad()
 def detector(rounds: int) -> list[dict]:
-    """A forward pass over features of each length."""
+    """Time of a forward pass for each length of the features."""
     shape = ActionFormerShape()
     model = ActionFormer(shape, 1408, [str(i) for i in range(20)]).eval()
 
@@ -51,7 +51,7 @@ def detector(rounds: int) -> list[dict]:
 
 
 def soft_nms(rounds: int) -> list[dict]:
-    """Soft-NMS with voting of each number of segments; 200 are kept."""
+    """Time of Soft-NMS with voting for each number of segments; 200 are kept."""
 
     def at(count: int) -> Callable[[], object]:
         generator = torch.Generator().manual_seed(count)
@@ -64,16 +64,16 @@ def soft_nms(rounds: int) -> list[dict]:
 
 
 def measured(what: str, sizes: list[int], at: Callable[[int], Callable[[], object]], rounds: int) -> list[dict]:
-    """Seconds at each size, its rate, and how much longer it takes than the size before."""
+    """Seconds and rate at each size, and the ratio of the seconds to those of the previous size."""
     rows: list[dict] = []
     for size in sizes:
         call = at(size)
         call()
         taken = median(timed(call) for _ in range(rounds))
-        before = rows[-1] if rows else {"size": float("nan"), "s a call": float("nan")}
+        previous = rows[-1] if rows else {"size": float("nan"), "s per call": float("nan")}
         rows.append({
-            "what": what, "size": size, "s a call": taken, "a second": size / taken,
-            "size, x before": size / before["size"], "s, x before": taken / before["s a call"],
+            "what": what, "size": size, "s per call": taken, "per second": size / taken,
+            "size, ratio": size / previous["size"], "s, ratio": taken / previous["s per call"],
         })  # fmt: skip
         print(rows[-1], flush=True)
     return rows

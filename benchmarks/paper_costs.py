@@ -1,4 +1,4 @@
-"""The analytic cost of pre-training beside the figures the paper reports: `python benchmarks/paper_costs.py`."""
+"""Analytic cost of pre-training next to the figures in the paper: `python benchmarks/paper_costs.py`."""
 
 from tabulate import tabulate
 
@@ -6,7 +6,7 @@ from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape
 
-# Size, decoder ratio, reported G, and the convention it is reported in (VideoMAE V2, tables 1 and 2).
+# Size, decoder ratio, reported G, and its convention (VideoMAE V2, tables 1 and 2).
 REPORTED = [
     ("base", 0.0, 35.48, "fvcore"),
     ("base", 0.25, 31.63, "fvcore"),
@@ -25,9 +25,9 @@ def main() -> None:
         counts = TokenCounts.of(MaskSettings(encoder_ratio=0.9, decoder=decoder, decoder_ratio=ratio), clip)
         cost = pretrain_cost(SIZES[name], clip, counts.visible, counts.decoded)
         ours = getattr(cost, convention) / 1e9
-        does = pretrain_cost(SIZES[name], clip, counts.visible, counts.decoded, embed_visible=True).macs / 1e9
-        rows.append([name, ratio, counts.visible, counts.decoded, convention, f"{reported:.2f}", f"{ours:.2f}", f"{does:.2f}"])
-    heads = ["size", "decoder ratio", "seen", "decoded", "convention", "paper, G", "counted, G", "MACs this package does, G"]
+        here = pretrain_cost(SIZES[name], clip, counts.visible, counts.decoded, embed_visible=True).macs / 1e9
+        rows.append([name, ratio, counts.visible, counts.decoded, convention, f"{reported:.2f}", f"{ours:.2f}", f"{here:.2f}"])
+    heads = ["size", "decoder ratio", "visible", "decoded", "convention", "paper, G", "counted, G", "this package, G MAC"]
     print(tabulate(rows, headers=heads, disable_numparse=True))
 
 

@@ -1,8 +1,8 @@
-"""Seconds of a pre-training step, in the field's usual style and ours, on the device at hand.
+"""Seconds per pre-training step, in the usual style of reference code and in ours, on this machine's device.
 
-`python benchmarks/pretrain_step.py --out reports/benchmarks` (one thread, float32) or, on a GPU, the same (bf16).
-The same weights, masks and pixels; predictions, targets and losses are checked equal before anything is timed. Steps of the two
-ways are taken in turns, so that a noisy machine is as noisy to both.
+Run `python benchmarks/pretrain_step.py --out reports/benchmarks`: on a GPU in bf16, else with one thread in float32. Both have
+the same weights, masks and pixels, and their predictions and targets are checked to be equal first. Steps of both alternate, so
+that other load on the machine affects both.
 """
 
 import argparse
@@ -32,9 +32,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--sizes", nargs="+", default=["small", "base"], choices=sorted(SIZES))
-    arguments.add_argument("--batch", type=int, default=2, help="clips a step")
-    arguments.add_argument("--steps", type=int, default=5, help="timed steps of each way, after one that is not")
-    arguments.add_argument("--compile", action="store_true", help="ours with its blocks compiled")
+    arguments.add_argument("--batch", type=int, default=2, help="clips per step")
+    arguments.add_argument("--steps", type=int, default=5, help="number of timed steps, after one warm-up step")
+    arguments.add_argument("--compile", action="store_true", help="compile the blocks of ours")
     arguments.add_argument("--out", type=Path, help="folder for the table")
     options = arguments.parse_args()
     if DEVICE.type == "cpu":
@@ -43,26 +43,26 @@ def main() -> None:
     rows, profiles = [], []
     for name in options.sizes:
         for ratio in (0.0, 0.5):
-            found, where = measured(name, ratio, options, rate)
-            rows += found
-            profiles.append(where)
+            measurements, profile = measured(name, ratio, options, rate)
+            rows += measurements
+            profiles.append(profile)
             print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3g"), flush=True)
     words = (
         f"One pre-training step (forward, target, loss, backward, AdamW) on {options.batch} clips of 16 x 224 x 224 pixels, "
-        f"encoder ratio .9; medians of {options.steps} steps, in turns, outputs checked equal first. {machine_words()}, "
-        f"{'bf16 autocast' if DEVICE.type == 'cuda' else 'float32, one thread'}; a product of two 4096 x 4096 matrices "
-        f"runs at {rate / 1e9:,.0f} GFLOP/s there. A step's rate counts the multiply-accumulates that ours needs "
-        "(models/flops.py: forward and backward), twice, for all ways alike. 'at most' is how many times as fast a step "
-        "would be that did nothing but these at the rate of the large product."
+        f"encoder ratio 0.9. Medians of {options.steps} alternating steps; outputs are equal. {machine_words()}, "
+        f"{'bf16 autocast' if DEVICE.type == 'cuda' else 'float32, one thread'}; the product of two 4096 x 4096 matrices "
+        f"runs at {rate / 1e9:,.0f} GFLOP/s. The rate of a step is twice the multiply-accumulates that ours needs "
+        "(models/flops.py: forward and backward) per second, for all ways. 'maximum speedup' is that of a step with only these "
+        "operations at the rate of the large product."
     )
-    more = "\nWhere the time of ours goes (the dearest operations of one step):\n\n" + "\n".join(profiles) + "\n"
+    more = "\nThe slowest operations of one step of ours, as fractions of its time:\n\n" + "\n".join(profiles) + "\n"
     write_benchmark(
-        options.out, "pretrain_step", "A pre-training step, the usual style and ours", words, pd.DataFrame(rows), more
+        options.out, "pretrain_step", "A pre-training step in the usual style and in ours", words, pd.DataFrame(rows), more
     )
 
 
 def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) -> tuple[list[dict], str]:
-    """A row for each way at one size and decoder ratio, and where the time of ours goes, in words."""
+    """A row for each way at one size and decoder ratio, and a line with the slowest operations of ours."""
     masks = MaskSettings(decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
     size, clip = SIZES[name], ClipShape(patch=SIZES[name].patch)
     counts = TokenCounts.of(masks, clip)
@@ -76,17 +76,17 @@ def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) 
     usual = statistics.median(seconds[0])
     rows = []
     for way, taken, peak in zip(ways, seconds, peaks(list(ways.values())), strict=True):
-        each = statistics.median(taken)
-        row = {"size": name, "decoder ratio": ratio, "way": way, "s a step": each, "spread": max(taken) / min(taken) - 1}
-        row |= {"times as fast": usual / each, "at most": usual * rate / flops}
-        row |= {"GFLOP/s": flops / each / 1e9, "of matmul": flops / each / rate}
+        median = statistics.median(taken)
+        row = {"size": name, "decoder ratio": ratio, "way": way, "s per step": median, "spread": max(taken) / min(taken) - 1}
+        row |= {"speedup": usual / median, "maximum speedup": usual * rate / flops}
+        row |= {"GFLOP/s": flops / median / 1e9, "of matmul": flops / median / rate}
         rows.append(row | ({"peak GiB": peak} if peak else {}))
-    where = ", ".join(f"{operation} {part:.0%}" for operation, part in profile)
-    return rows, f"- {name}, decoder ratio {ratio:g}: {where}"
+    slowest = ", ".join(f"{operation} {part:.0%}" for operation, part in profile)
+    return rows, f"- {name}, decoder ratio {ratio:g}: {slowest}"
 
 
 def drawn(clip: ClipShape, masks: MaskSettings, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random uint8 pixels, both masks, and which decoded tokens count."""
+    """Random uint8 pixels, both masks, and which decoded tokens enter the loss."""
     video = torch.randint(
         0, 256, (batch, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8, generator=torch_generator(0, "pixels")
     )
@@ -102,13 +102,13 @@ def model_of(name: str) -> VideoMAE:
 
 
 def both_ways(name: str, masks: MaskSettings, batch: int, compiled: bool) -> dict[str, Step]:
-    """A step of each; refused where they do not compute the same."""
+    """A step in the usual style and in ours. Raises AssertionError if their outputs differ."""
     clip = ClipShape(patch=SIZES[name].patch)
     video, encoder_mask, decoder_mask, counted = drawn(clip, masks, batch)
     model, usual = model_of(name), Straightforward(SIZES[name], clip).to(DEVICE)
-    usual.take_weights(model.state_dict())
-    colour = [torch.tensor(values, device=DEVICE)[:, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)]
-    pixels = (video / 255 - colour[0]) / colour[1]
+    usual.load_our_weights(model.state_dict())
+    mean, std = (torch.tensor(values, device=DEVICE)[:, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = (video / 255 - mean) / std
     on_device = encoder_mask.to(DEVICE), decoder_mask.to(DEVICE)
     with torch.no_grad():
         prediction, decoded = model(video, encoder_mask, decoder_mask)
@@ -155,7 +155,7 @@ def ours(
 
 
 def in_turns(steps: list[Step], count: int) -> list[list[float]]:
-    """Seconds of each step, taken in turns, the first turn not counted."""
+    """Seconds of alternating steps, without the first round."""
     seconds: list[list[float]] = [[] for _ in steps]
     for turn in range(count + 1):
         for step, taken in zip(steps, seconds, strict=True):
@@ -169,7 +169,7 @@ def in_turns(steps: list[Step], count: int) -> list[list[float]]:
 
 
 def peaks(steps: list[Step]) -> list[float | None]:
-    """GiB that a step takes over what stood before it (the weights and moments of all), on a GPU; None on a CPU."""
+    """Peak memory that a step allocates in addition to all weights and moments, GiB on a GPU; None on a CPU."""
     found: list[float | None] = []
     for step in steps:
         if DEVICE.type == "cpu":
@@ -184,7 +184,7 @@ def peaks(steps: list[Step]) -> list[float | None]:
 
 
 def matmul_rate(side: int = 4096) -> float:
-    """FLOP/s of a large product of matrices, in the precision that is measured in; the best of five."""
+    """FLOP/s of a large matrix product in the benchmark's precision, the best of five."""
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     left, right = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
     [taken] = in_turns([lambda: torch.mm(left, right)], 5)
@@ -192,16 +192,16 @@ def matmul_rate(side: int = 4096) -> float:
 
 
 def profiled(step: Step) -> list[tuple[str, float]]:
-    """The dearest operations of a step, and their parts of its time."""
+    """The slowest operations of a step, with their fractions of its time."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA][: 1 + (DEVICE.type == "cuda")]
     with torch.profiler.profile(activities=kinds) as profile:
         step()
     seconds = {
-        one.key: getattr(one, f"self_{'device' if DEVICE.type == 'cuda' else 'cpu'}_time_total")
-        for one in profile.key_averages()
+        event.key: getattr(event, f"self_{'device' if DEVICE.type == 'cuda' else 'cpu'}_time_total")
+        for event in profile.key_averages()
     }
-    dearest = sorted(seconds.items(), key=lambda item: -item[1])[:6]
-    return [(name.removeprefix("aten::"), taken / sum(seconds.values())) for name, taken in dearest]
+    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:6]
+    return [(name.removeprefix("aten::"), taken / sum(seconds.values())) for name, taken in slowest]
 
 
 if __name__ == "__main__":

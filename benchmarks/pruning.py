@@ -1,7 +1,7 @@
-"""What exact decoder pruning (`mask.prune`) saves and what it does to what is learned: `python benchmarks/pruning.py --out …`.
+"""Cost and accuracy with exact decoder pruning (`mask.prune`): `python benchmarks/pruning.py --out reports/benchmarks`.
 
-The running-cell arms of the decoder-mask ablation at demo scale, decoding every token the decoder mask leaves (as the official
-code does) and only those that enter the loss. Stages of the ablation that were run are reused.
+Compares the running cell arms of the decoder-mask ablation at demo scale: decoding all tokens that the decoder mask leaves, as
+the official code does, and only those in the loss. Finished stages of the ablation are reused.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def main() -> None:
     rows = plan.run(store)
     seeds = len(plan.recipe.seeds)
     write_benchmark(
-        options.out, "pruning", "Decoding only what enters the loss",
-        f"Scale '{options.scale}', {seeds} seeds; frozen ridge readout and attentive probe, top-1 in % (mean and standard "
-        "deviation over seeds), and the paired difference pruned minus not, with its 95 % t interval. MACs: forward, a clip, "
-        f"as this package computes them. A difference whose interval holds 0 is not told apart from none. {machine_words()}.",
+        options.out, "pruning", "Decoding only tokens in the loss",
+        f"Scale '{options.scale}', {seeds} seeds. Frozen ridge readout and attentive probe, top-1 in % (mean and standard "
+        "deviation over seeds), and the paired difference pruned minus unpruned with its 95% t interval. A difference whose "
+        f"interval contains 0 is not significant. MACs: this package's forward pass per clip. {machine_words()}.",
         pd.DataFrame([row_of(plan, rows, ratio) for ratio in RATIOS]),
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def measures(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> dict[str, S
 
 
 def row_of(plan: Plan, rows: pd.DataFrame, ratio: float) -> dict:
-    """One decoder ratio: what is decoded, what it costs, what is learned, without pruning and with it."""
+    """One decoder ratio: decoded tokens, cost and accuracy, without and with pruning."""
     whole, pruned = f"{ratio}", f"{ratio}p"
     row: dict = {"decoder ratio": ratio}
     decoded, macs = {}, {}

@@ -1,7 +1,8 @@
-"""A sharded step of a model that no process holds whole: built on the meta device, each process fills its own shards.
+"""A training step of a sharded model that does not fit in one process: each process initializes only its own shards.
 
-`torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py --out reports/benchmarks`: ViT-g on two CPU processes or
-GPUs. FSDP2, activation checkpointing, AdamW; the work is counted as it is done and compared with models/flops.py.
+Run `torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py --out reports/benchmarks` for ViT-g on two CPU
+processes or GPUs, with FSDP2, activation checkpointing and AdamW. Compares PyTorch's count of the operations with
+models/flops.py.
 """
 
 import argparse
@@ -37,12 +38,12 @@ MASKS = MaskSettings(decoder="running_cell", decoder_ratio=0.5)
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--size", default="giant", choices=sorted(SIZES))
-    arguments.add_argument("--batch", type=int, default=1, help="clips a process")
+    arguments.add_argument("--batch", type=int, default=1, help="clips per process")
     arguments.add_argument("--steps", type=int, default=2)
     arguments.add_argument("--out", type=Path, help="folder for the table")
     options = arguments.parse_args()
     if "RANK" not in os.environ:
-        arguments.error(f"it is for several processes: start it with `{START}`")
+        arguments.error(f"this needs several processes: start it with `{START}`")
     rank = int(os.environ["RANK"])
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if GPU else torch.device("cpu")
     if GPU:
@@ -74,21 +75,21 @@ def main() -> None:
     expected = options.batch * pretrain_cost(size, clip, counts.visible, counts.decoded, embed_visible=True).macs
     if rank == 0:
         row = {
-            "size": options.size, "processes": distributed.get_world_size(), "clips a process": options.batch,
-            "parameters, M": parameters / 1e6, "held by a process, M": held / 1e6, "forward, G MAC": forward / 1e9,
-            "counted, G MAC": expected / 1e9, "s a step": seconds[-1], "loss": f"{losses[0]:.3f}, then {losses[-1]:.3f}",
-            "peak GiB a process": torch.cuda.max_memory_allocated() / 2**30 if GPU else resident_gib(),
+            "size": options.size, "processes": distributed.get_world_size(), "clips per process": options.batch,
+            "parameters, M": parameters / 1e6, "per process, M": held / 1e6, "forward, G MAC": forward / 1e9,
+            "counted, G MAC": expected / 1e9, "s per step": seconds[-1], "loss": f"{losses[0]:.3f}, then {losses[-1]:.3f}",
+            "peak GiB per process": torch.cuda.max_memory_allocated() / 2**30 if GPU else resident_gib(),
         }  # fmt: skip
         words = (
-            "Built on the meta device and sharded (FSDP2, block by block) before any weight exists; blocks checkpointed; "
-            f"running-cell decoder mask at .5; random pixels, so the loss means only that it is finite. {machine_words()}."
+            "The model is built on the meta device and sharded (FSDP2, per block) before its weights are allocated. Activation "
+            f"checkpointing; running cell decoder mask 0.5; random pixels, so the loss is meaningless. {machine_words()}."
         )
-        write_benchmark(options.out, "sharded_step", "A step that no process could take alone", words, pd.DataFrame([row]))
+        write_benchmark(options.out, "sharded_step", "A training step of a sharded model", words, pd.DataFrame([row]))
     distributed.destroy_process_group()
 
 
 def sharded(size: Size, clip: ClipShape, device: torch.device) -> VideoMAE:
-    """The model in shards, with fresh weights: each process fills those it holds."""
+    """The sharded model with initial weights. Each process initializes its own shards."""
     with torch.device("meta"):
         model = VideoMAE(size, clip)
     apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))

@@ -1,10 +1,10 @@
-"""Milliseconds of a pre-training step of the demo's tiny model: this checkout against another one, through the training loop.
+"""Milliseconds per pre-training step of the demo's tiny model in the training loop: this checkout and another one.
 
-`git worktree add /tmp/before <commit>`, then `python benchmarks/tiny_step.py --against /tmp/before --out reports/benchmarks`.
-Both versions train in turns, in processes of their own (one thread), on the same pixels; the trained weights are compared bit
-for bit. It compares two checkouts, not this one with copies of the replaced functions. Such copies would have to be kept equal
-to code that is gone, and timed alone, with their data in the caches, they take half of the time that they take in a step.
-Without --against it measures only this checkout.
+Run `git worktree add /tmp/before <commit>`, then `python benchmarks/tiny_step.py --against /tmp/before --out
+reports/benchmarks`. Both versions train alternately on the same pixels, each in its own process (one thread). The trained
+weights are compared bit for bit. Without --against, only this checkout is measured.
+
+Single functions are not timed on their own: with their data in the caches, they take half of their time in a step.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 
 HERE = Path(__file__).resolve().parents[1]
 ARMS = {"none": MaskSettings(decoder="none", decoder_ratio=0), "running cell 50%": MaskSettings()}
-WARM_UP = 20  # steps that are not counted
+WARM_UP = 20  # steps that are not measured
 PIECES = ("batch", "forward and loss", "backward, AdamW and the rest")
 CLIPS, FRAMES, SIDE = 96, 24, 40
 
@@ -42,8 +42,8 @@ CLIPS, FRAMES, SIDE = 96, 24, 40
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--against", type=Path, help="another checkout of this project")
-    arguments.add_argument("--steps", type=int, default=200, help="of each training")
-    arguments.add_argument("--rounds", type=int, default=3, help="trainings of each version and mask, in turns")
+    arguments.add_argument("--steps", type=int, default=200, help="steps per run")
+    arguments.add_argument("--rounds", type=int, default=3, help="runs per version and mask, alternating")
     arguments.add_argument("--out", type=Path, help="folder for the table")
     arguments.add_argument("--measure", choices=sorted(ARMS), help=argparse.SUPPRESS)
     arguments.add_argument("--clips", type=Path, help=argparse.SUPPRESS)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, clips: Path) -> None:
-    """Train with each version in turns, and write the table."""
+    """Train alternately with each version, and write the table."""
     versions = {"before": options.against.resolve()} if options.against else {}
     versions["this version"] = HERE
     rows = []
@@ -68,26 +68,25 @@ def compare(options: argparse.Namespace, clips: Path) -> None:
             for name, checkout in versions.items():
                 found[name].append(in_checkout(checkout, arm, options.steps, clips))
         first = next(iter(found.values()))
-        for name, trainings in found.items():
-            row = {"decoder mask": arm, "version": name, "ms per step": statistics.median(one["ms"] for one in trainings)}
-            row |= {f"ms, {piece}": statistics.median(one["pieces"][piece] for one in trainings) for piece in PIECES}
-            ratios = [old["ms"] / new["ms"] for old, new in zip(first, trainings, strict=True)]
-            row |= {"times as fast": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-            weights = {one["weights"] for one in [*first, *trainings]}
+        for name, runs in found.items():
+            row = {"decoder mask": arm, "version": name, "ms per step": statistics.median(run["ms"] for run in runs)}
+            row |= {f"ms, {piece}": statistics.median(run["pieces"][piece] for run in runs) for piece in PIECES}
+            ratios = [old["ms"] / new["ms"] for old, new in zip(first, runs, strict=True)]
+            row |= {"speedup": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            weights = {run["weights"] for run in [*first, *runs]}
             rows.append(row | {"same weights": "yes" if len(weights) == 1 else "no"})
             print(rows[-1], flush=True)
     words = (
         "One pre-training step of the demo's tiny model (8 x 24 x 24 pixels, patch 4, tube mask 0.9, batch 8) in the training "
-        f"loop, one thread, float32. CPU time: medians over the steps of a training of {options.steps} without the first "
-        f"{WARM_UP}, and then over {options.rounds} trainings, in turns. 'times as fast' compares the trainings of one turn; "
-        "lowest and highest are its range over turns. 'same weights': all trained weights are equal, bit for bit. "
-        f"{machine_words()}."
+        f"loop, one thread, float32. CPU time: medians over the steps of a run of {options.steps} without the first {WARM_UP}, "
+        f"then over {options.rounds} alternating runs. 'speedup' compares the runs of one round; lowest and highest are its "
+        f"range over rounds. 'same weights': all trained weights are equal, bit for bit. {machine_words()}."
     )
     write_benchmark(options.out, "tiny_step", "A pre-training step of the tiny model", words, pd.DataFrame(rows))
 
 
 def in_checkout(checkout: Path, arm: str, steps: int, clips: Path) -> dict:
-    """What `measured` returns with the package of a checkout, in a process of its own."""
+    """The result of `measured` with the package of a checkout, in its own process."""
     command = [sys.executable, __file__, "--measure", arm, "--steps", str(steps), "--clips", str(clips)]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True)
@@ -95,7 +94,7 @@ def in_checkout(checkout: Path, arm: str, steps: int, clips: Path) -> dict:
 
 
 def measured(arm: str, steps: int, clips: Path) -> dict:
-    """CPU milliseconds per step, of the whole and of its pieces, and the digest of the trained weights."""
+    """CPU milliseconds per step, in total and per piece, and a hash of the trained weights."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         task = tiny_task(arm, steps, clips)
@@ -108,14 +107,14 @@ def measured(arm: str, steps: int, clips: Path) -> dict:
 
 
 def write_clips(path: Path) -> None:
-    """Clips of smooth noise; the pixels do not change the time. Not in the measured process: it frees large arrays."""
+    """Write clips of smooth noise. The measured process must not do this, since it frees large arrays."""
     coarse = torch.rand(CLIPS, 3, 8, 10, 10, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, (FRAMES, SIDE, SIDE), mode="trilinear")
     np.save(path, (255 * smooth).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().numpy())
 
 
 def tiny_task(arm: str, steps: int, path: Path) -> "TimedTask":
-    """The demo's pre-training (params/demo.yaml) on the clips of a file."""
+    """The demo's pre-training (params/demo.yaml) on the clips in a file."""
     sources = ("digits", "sticks", "sprites")
     records = [ClipRecord(f"{row}.mp4", "train", sources[row % 3], "spin", FRAMES, (), ()) for row in range(CLIPS)]
     clips = MemmapDataset(np.load(path, mmap_mode="r"), np.arange(CLIPS), records)
@@ -130,7 +129,7 @@ def tiny_task(arm: str, steps: int, path: Path) -> "TimedTask":
 
 
 class TimedTask(PretrainTask):
-    """Pre-training that notes the CPU time at the beginning of each step, when its batch is made and when its loss is known."""
+    """Pre-training that records the CPU time at the start of each step, after its batch and after its loss."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -143,9 +142,9 @@ class TimedTask(PretrainTask):
         return batch
 
     def loss(self, *arguments):
-        found = super().loss(*arguments)
+        loss = super().loss(*arguments)
         self.stamps.append(time.process_time())
-        return found
+        return loss
 
 
 if __name__ == "__main__":

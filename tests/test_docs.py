@@ -1,4 +1,4 @@
-"""Documents are held to the code: links lead somewhere, commands parse, imports are there, changes that are shown work."""
+"""The documents agree with the code: links, commands, settings and imports exist, and the changes they show work."""
 
 import ast
 import contextlib
@@ -27,12 +27,12 @@ from vmae_lab.lab.config import RecipeError, build_recipe
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXTENDING = ROOT / "docs" / "extending.md"
-PATCHED = "# notebooks/"  # how a block begins that is a cell of a notebook
+PATCHED = "# notebooks/"  # first characters of a block that is a cell of a notebook
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
-    """The fenced blocks of a document in some languages."""
+    """The fenced blocks of a document in the given languages."""
     found = re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [text for language, text in found if language in languages]
 
@@ -43,7 +43,7 @@ def prose(path: Path) -> str:
 
 
 def commands(path: Path) -> Iterator[list[str]]:
-    """The words of every `vmae-lab …` of a document, in blocks and in the text, also behind a launcher."""
+    """The arguments of every `vmae-lab …` in a document, in blocks and in the text, also after a launcher."""
     lines = [line for text in blocks(path, "sh") for line in text.replace("\\\n", " ").splitlines()]
     for line in [*lines, *re.findall(r"`([^`\n]+)`", prose(path))]:
         line = re.sub(r"^.*-m vmae_lab ", "vmae-lab ", line)
@@ -52,39 +52,38 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 
 def anchors(path: Path) -> set[str]:
-    """What a document's headings can be linked by, as GitHub makes it."""
+    """The anchors of a document's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ +(.+)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def kept() -> set[str] | None:
-    """The files that git has or would take; None where this is no checkout."""
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    """The files that git tracks or would add; None if this is not a checkout."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return set(done.stdout.split("\0")) - {""} if done.returncode == 0 else None
 
 
 @each_document
-def test_every_link_leads_somewhere(path):
+def test_every_link_has_a_target(path):
     files = kept()
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)) + re.findall(r'(?:src|href)="([^"]+)"', prose(path)):
         if re.match(r"https?:|mailto:", target):
             continue
-        place, _, anchor = target.partition("#")
-        file = (path.parent / place).resolve() if place else path
-        assert file.exists(), f"{path.name} links to {target}, which is not there"
+        location, _, anchor = target.partition("#")
+        file = (path.parent / location).resolve() if location else path
+        assert file.is_file(), f"{path.name} links to {target}, which is not a file"
         name = file.relative_to(ROOT).as_posix()
-        held = files is None or name in files or any(one.startswith(f"{name}/") for one in files)
-        assert held, f"{path.name} links to {target}, which git does not keep"
+        assert files is None or name in files, f"{path.name} links to {target}, which git ignores"
         assert not anchor or anchor in anchors(file), f"{path.name} links to {target}: no such heading"
 
 
-def parsed(words: list[str]) -> typer.Context | None:
-    """A command line parsed, not run; None where a command is named alone."""
+def parsed(arguments: list[str]) -> typer.Context | None:
+    """Parse a command line without running it; None if it is only the name of a command."""
     command, name = typer.main.get_command(app), "vmae-lab"
-    left = list(words)
+    left = list(arguments)
     while isinstance(command, TyperGroup) and left and not left[0].startswith("-"):
-        assert left[0] in command.commands, f"there is no command {' '.join(words)}"
+        assert left[0] in command.commands, f"there is no command {' '.join(arguments)}"
         name = left.pop(0)
         command = command.commands[name]
     return command.make_context(name, left) if left else None
@@ -92,13 +91,14 @@ def parsed(words: list[str]) -> typer.Context | None:
 
 @each_document
 def test_every_command_parses_and_every_setting_is_known(path):
-    for words in commands(path):
-        if words[0].isupper() or words[-1] == "--help":
+    for arguments in commands(path):
+        if arguments[0].isupper() or arguments[-1] == "--help":
             continue
+        command = f"{path.name}: vmae-lab {' '.join(arguments)}"
         try:
-            context = parsed(words)
-        except Exception as error:  # typer's own, wherever a version of it keeps them
-            pytest.fail(f"{path.name}: vmae-lab {' '.join(words)}: {error}")
+            context = parsed(arguments)
+        except Exception as error:  # of typer, which moves its exceptions between versions
+            pytest.fail(f"{command}: {error}")
         if context is None:
             continue
         for notebook in context.params.get("notebooks") or ():
@@ -106,22 +106,22 @@ def test_every_command_parses_and_every_setting_is_known(path):
             assert written or (ROOT / notebook).is_file(), f"{path.name}: there is no {notebook}"
         scale = context.params.get("scale") or context.params.get("parameters")
         if scale and not scale.startswith(("<", "my")):
-            check_settings(f"{path.name}: vmae-lab {' '.join(words)}", scale, context.params["override"], path != EXTENDING)
+            check_settings(command, scale, context.params["override"], path != EXTENDING)
 
 
 def check_settings(where: str, scale: str, override: list[str], values: bool) -> None:
-    """Build the recipe of a command; `values` False: only the settings' names are looked at."""
+    """Build the recipe of a command; if `values` is False, check only the names of settings."""
     parameters = scale_parameters(scale, ROOT / "params", override)
     try:
         with contextlib.chdir(ROOT):
-            build_recipe({"arms": ["one"], **parameters})
+            build_recipe({"arms": ["arm"], **parameters})
     except RecipeError as error:
         if values or "unknown parameter" in str(error):
             pytest.fail(f"{where}: {error}")
 
 
 @each_document
-def test_make_targets_are_there(path):
+def test_make_targets_exist(path):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     lines = [line for text in blocks(path, "sh") for line in text.splitlines()] + re.findall(r"`([^`\n]+)`", prose(path))
     named = {line.split()[1] for line in lines if re.match(r"make [a-z]", line)}
@@ -129,38 +129,40 @@ def test_make_targets_are_there(path):
 
 
 @each_document
-def test_python_compiles_and_imports_what_is_there(path):
+def test_python_compiles_and_its_imports_exist(path):
     for text in blocks(path, "python"):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and path != EXTENDING:
                 module = importlib.import_module(node.module)
-                missing = [one.name for one in node.names if not hasattr(module, one.name)]
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
                 assert not missing, f"{path.name}: {node.module} has no {', '.join(missing)}"
 
 
 @each_document
-def test_files_of_the_project_that_are_named_are_there(path):
-    """In code spans; of made-up and made files nothing is said."""
+def test_named_files_of_the_project_exist(path):
+    """Files in code spans, except for those that extending.md creates."""
     for name in re.findall(r"`((?:vmae_lab|params|benchmarks|tests|notebooks)/[\w./-]+)`", prose(path)):
         if path != EXTENDING or "tubelets" not in name:
-            assert (ROOT / name).exists(), f"{path.name} names {name}, which is not there"
+            assert (ROOT / name).exists(), f"{path.name} names {name}, which does not exist"
 
 
 @pytest.mark.slow
 def test_the_map_is_that_of_the_code():
-    """Every folder is on the map, every arrow goes down, and along imports that there are."""
-    (drawn,) = blocks(ROOT / "docs" / "architecture.md", "mermaid")
-    folders = {name for names in LAYERS for name in names}
-    assert set(re.findall(r"^ +(\w+)\[\"", drawn, re.MULTILINE)) == folders | {"notebooks"}
-    known = {folder: set() for folder in folders}
+    """The table has every folder in its layer; the imports that it names exist and go down."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \|[^|]+\|([^|]*)\|$", text, re.MULTILINE)
+    assert {(int(number) - 1, folder) for number, folder, _ in rows} == {
+        (layer(name), name) for names in LAYERS for name in names
+    }
+    known = {folder: set() for _, folder, _ in rows}
     for path in PACKAGE.rglob("*.py"):
         folder = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if folder in folders:
+        if folder in known:
             known[folder] |= {module.split(".")[0] for module in imports(path)}
-    for above, below in re.findall(r"(\w+) --> (\w+)", drawn):
-        if above != "notebooks":
-            assert layer(above) > layer(below)
-            assert below in known[above], f"{above} imports nothing of {below}"
+    for _, folder, cell in rows:
+        for imported in re.findall(r"`(\w+)`", cell):
+            assert layer(folder) > layer(imported)
+            assert imported in known[folder], f"{folder} imports nothing of {imported}"
 
 
 def test_the_readme_names_every_notebook():
@@ -168,26 +170,48 @@ def test_the_readme_names_every_notebook():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {path.stem for path in NOTEBOOKS}
 
 
+def test_the_tutorials_page_links_every_notebook():
+    linked = re.findall(r"\]\(\.\./notebooks/(\w+)\.ipynb\)", (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8"))
+    assert set(linked) == {path.stem for path in NOTEBOOKS}
+
+
 def test_the_readme_names_every_command():
     top = typer.main.get_command(app)
-    there = {name for name in top.commands if name != "data"} | {f"data {name}" for name in top.commands["data"].commands}
+    existing = {name for name in top.commands if name != "data"} | {f"data {name}" for name in top.commands["data"].commands}
     table = re.findall(r"^\| (`[^|]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert there <= {name for row in table for name in re.findall(r"`([^`]+)`", row)}
+    assert existing <= {name for row in table for name in re.findall(r"`([^`]+)`", row)}
 
 
-def test_measured_figures_of_the_readme_stand_in_the_reports_that_it_links():
+def test_measured_numbers_of_the_readme_are_in_the_linked_reports():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("| ") and re.search(r"\]\(reports/(demo|study)/", line)]
     checked = 0
     for line in rows:
         page = (ROOT / re.search(r"\]\((reports/(?:demo|study)/[^)]+)\)", line)[1]).read_text(encoding="utf-8")
-        for figure in re.findall(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[^\]]+\]|\d\.\d\d x", line):
-            assert figure in page, f"{figure} stands in no table of the report: {line}"
+        for number in re.findall(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[^\]]+\]|\d\.\d\d x", line):
+            assert number in page, f"{number} is not in the report: {line}"
             checked += 1
     assert checked > 10
 
 
-def test_the_citation_is_whole():
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_the_glossary_is_short_and_sorted():
+    terms = re.findall(r"^## (.+)$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) <= 25
+    assert terms == sorted(terms, key=str.lower)
+
+
+def test_executed_notebooks_in_the_repository_are_small():
+    """At most 1.5 MB each and 15 MB together."""
+    sizes = {path.stem: path.stat().st_size for path in (ROOT / "reports" / "demo").glob("*/*.ipynb")}
+    assert all(size <= 1.5e6 for size in sizes.values()), sizes
+    assert sum(sizes.values()) <= 15e6
+
+
+def test_the_citation_is_complete():
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert cff["cff-version"] == "1.2.0"
@@ -201,7 +225,7 @@ def test_the_citation_is_whole():
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory) -> Path:
-    """A copy of the project in which every diff of extending.md is applied."""
+    """A copy of the project with every diff of extending.md applied."""
     project = tmp_path_factory.mktemp("extended")
     for name in ("vmae_lab", "params", "notebooks"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
@@ -219,13 +243,13 @@ def changed(tmp_path_factory) -> Path:
 
 
 def in_copy(project: Path, code: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(project)}  # of kernels that it starts, too
+    env = {**os.environ, "PYTHONPATH": str(project)}  # also for kernels that it starts
     done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_changes_that_are_shown_are_short():
+def test_shown_changes_are_short():
     diffs = blocks(EXTENDING, "diff")
     assert len(diffs) == 6
     for text in diffs:

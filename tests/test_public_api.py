@@ -20,7 +20,7 @@ def test_public_names_are_there(name):
 
 
 def test_a_name_that_is_not_public_is_refused():
-    with pytest.raises(AttributeError, match="has no attribute 'VideoMAEV3'; public are SIZES"):
+    with pytest.raises(AttributeError, match="has no attribute 'VideoMAEV3'; the public names are SIZES"):
         _ = vmae_lab.VideoMAEV3
     assert not hasattr(vmae_lab, "train")
 

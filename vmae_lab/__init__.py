@@ -1,7 +1,7 @@
 """vmae_lab: a reproducible research workbook of VideoMAE V2, dual-masked video masked autoencoders.
 
-The names in `__all__` are public: what a script of yours may count on. They are loaded when they are first used, so that
-`import vmae_lab` is quick. Everything else can be imported from its module, and may be renamed from one version to the next.
+The names in `__all__` are the public API. They are loaded on first use, so that `import vmae_lab` is fast. Everything else can
+be imported from its module, but may be renamed in a later version.
 """
 
 import os
@@ -54,10 +54,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded from its module when it is first asked for (PEP 562)."""
+    """Load a public name from its module on first use (PEP 562)."""
     module = next((module for module, names in _MODULES.items() if name in names), None)
     if module is None:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'; public are {', '.join(__all__)}")
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'; the public names are {', '.join(__all__)}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return value
 
@@ -67,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 if os.environ.get("VMAE_LAB_POOL_OF") == str(_parent := os.getppid()):
-    # A pool's worker: it ends with its parent already while it imports what it needs, which may take longer than 10 s.
+    # This process is a worker of a pool. It must end with its parent, also during its imports, which may take over 10 s.
     from vmae_lab.utils.processes import end_when
 
     end_when(lambda: os.getppid() != _parent)

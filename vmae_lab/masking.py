@@ -1,8 +1,8 @@
-"""The two masks of dual masking, as pure functions of a token grid (VideoMAE V2, section 3.2).
+"""The encoder and decoder masks of dual masking, as pure functions of a token grid (VideoMAE V2, section 3.2).
 
-A grid is `(T, H, W)` in tokens; tokens are flattened time-major, so a mask is bool `(B, N)` with `N = T*H*W`.
-True means masked: hidden from the encoder (encoder mask), or not decoded (decoder mask). Every function draws from the
-generator it is given and masks the same number of tokens in every clip of the batch, so models can gather by index.
+A grid is `(T, H, W)` in tokens. Tokens are flattened time-major, so a mask is bool `(B, N)` with `N = T*H*W`. True means
+masked: hidden from the encoder (encoder mask) or not decoded (decoder mask). Each function draws from the given generator and
+masks the same number of tokens in every clip of the batch, so that models can gather tokens by index.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ CELL_PHASES = 4
 
 
 def tube(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Tensor:
-    """One random spatial pattern a clip, repeated over all time steps (VideoMAE, section 3.3).
+    """Draw one random spatial pattern per clip and repeat it over all time steps (VideoMAE, section 3.3).
 
     Masks `int(ratio * H*W)` positions of every time step. Returns bool `(batch, T*H*W)`.
     """
@@ -31,35 +31,36 @@ def tube(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Te
 
 
 def random(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Tensor:
-    """Tokens drawn uniformly from the whole clip: `int(ratio * N)` of them. Returns bool `(batch, N)`."""
+    """Mask `int(ratio * N)` tokens, drawn uniformly from the whole clip. Returns bool `(batch, N)`."""
     time, height, width = grid
     return _uniform(time * height * width, ratio, batch, generator, f"random mask on a {time}x{height}x{width} grid")
 
 
 def frame(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Tensor:
-    """Whole time steps, `int(ratio * T)` of them drawn uniformly. Returns bool `(batch, N)`."""
+    """Mask `int(ratio * T)` whole time steps, drawn uniformly. Returns bool `(batch, N)`."""
     time, height, width = grid
     steps = _uniform(time, ratio, batch, generator, f"frame mask over {time} time steps")
     return repeat(steps, "b t -> b (t hw)", hw=height * width)
 
 
 def running_cell(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Tensor:
-    """Running cell masking, the start phase drawn uniformly a clip. Returns bool `(batch, N)`."""
+    """Running cell masks with a start phase drawn uniformly for each clip. Returns bool `(batch, N)`."""
     return _kept_maps(grid, ratio)[torch.randint(CELL_PHASES, (batch,), generator=generator)]
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> Tensor:
-    """The four possible running-cell masks of a grid, one per start phase: bool `(4, N)`.
+    """The four possible running cell masks of a grid, one per start phase: bool `(4, N)`.
 
-    The frame is tiled by 2x2 cells; a cell is a ring of four flags (row-major), `4*ratio` of them masked, and the ring
-    advances by one at every time step, so that every position is decoded at some time (VideoMAE V2, section 3.2). On odd
-    heights and widths the tiling is cropped.
+    The frame is tiled by 2x2 cells. A cell is a ring of four flags (row-major), of which `4*ratio` are masked. The ring
+    advances by one at every time step, so that every position is decoded at some time (VideoMAE V2, section 3.2). If the height
+    or width is odd, the tiling is cropped.
 
-    Raises ValueError for a ratio other than .25, .5, .75, or a cropped grid on which the phases mask unequal counts.
+    Raises ValueError if the ratio is not 0.25, 0.5 or 0.75, or if the phases mask different numbers of tokens on a cropped
+    grid.
     """
     time, height, width = grid
     if ratio not in CELL_RATIOS:
-        raise ValueError(f"a running-cell ratio is one of .25, .5, .75 (a cell has 4 flags); got {ratio:g}")
+        raise ValueError(f"the ratio of a running cell mask must be 0.25, 0.5 or 0.75 (a cell has 4 flags); got {ratio:g}")
     ring = torch.arange(CELL_PHASES) < round(CELL_PHASES * ratio)
     flag = torch.arange(height)[:, None] % 2 * 2 + torch.arange(width)[None, :] % 2
     step = torch.arange(CELL_PHASES)[:, None] + torch.arange(time)[None, :] + 1
@@ -67,13 +68,13 @@ def running_cell_maps(grid: Grid, ratio: float) -> Tensor:
     maps = rearrange(maps, "phase t h w -> phase (t h w)")
     if len(set(maps.sum(1).tolist())) > 1:
         raise ValueError(
-            f"running cells on a {time}x{height}x{width} grid mask a different number of tokens in each phase; "
+            f"running cell masks on a {time}x{height}x{width} grid mask a different number of tokens in each phase; "
             "use an even height and width, or a number of time steps that is a multiple of 4"
         )
     return maps
 
 
-_kept_maps = cache(running_cell_maps)  # a training draws from the same four maps at every step
+_kept_maps = cache(running_cell_maps)  # training draws from the same four masks at every step
 
 
 MASKS: dict[str, Callable[[Grid, float, int, torch.Generator], Tensor]] = {
@@ -85,38 +86,39 @@ MASKS: dict[str, Callable[[Grid, float, int, torch.Generator], Tensor]] = {
 
 
 class MaskSettings(BaseModel):
-    """What the encoder does not see, what the decoder does not rebuild, and where the loss is read."""
+    """Encoder mask, decoder mask, and which decoded tokens enter the loss."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: MaskKind = "tube"
     encoder_ratio: float = Field(0.9, gt=0, lt=1)
     decoder: Literal[MaskKind, "none"] = "running_cell"
-    decoder_ratio: float = Field(0.5, ge=0, lt=1, description="0 with decoder 'none', and only there")
+    decoder_ratio: float = Field(0.5, ge=0, lt=1, description="0 if decoder is 'none', else above 0")
     loss_on: Literal["invisible", "all_decoded"] = "invisible"
     prune: bool = Field(
-        False, description="decode only what the loss reads; the official code decodes what the encoder saw too"
+        False, description="decode only tokens that enter the loss; the official code also decodes visible ones"
     )
 
     def model_post_init(self, _context: object) -> None:
         if self.prune and self.loss_on == "all_decoded":
             raise ValueError(
-                "prune leaves out decoded tokens that the loss does not read; with loss_on 'all_decoded' it reads all"
+                "prune cannot be used with loss_on 'all_decoded': it removes decoded tokens that are not in the loss"
             )
         if (self.decoder == "none") != (self.decoder_ratio == 0):
             raise ValueError(
-                f"decoder '{self.decoder}' with decoder_ratio {self.decoder_ratio:g}: ratio 0 and decoder 'none' "
-                "(all encoder-invisible tokens are decoded, VideoMAE V1) go together"
+                f"decoder '{self.decoder}' with decoder_ratio {self.decoder_ratio:g}: use decoder 'none' with ratio 0 "
+                "(VideoMAE V1: decode all tokens that the encoder does not see), or another decoder with a ratio above 0"
             )
 
 
 def draw_masks(
     settings: MaskSettings, grid: Grid, batch: int, encoder_generator: torch.Generator, decoder_generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Encoder and decoder mask of a batch, bool `(batch, N)` each.
+    """Draw the encoder and decoder masks of a batch: two bool tensors `(batch, N)`.
 
-    There are two generators, so that arms that differ only in the decoder mask get the same encoder masks. Without a decoder
-    mask the decoder rebuilds exactly what the encoder did not see: its mask is the complement of the encoder mask.
+    Each mask has its own generator, so that arms that differ only in the decoder mask get the same encoder masks. Without a
+    decoder mask, the decoder reconstructs all tokens that the encoder does not see: its mask is the complement of the
+    encoder's.
     """
     encoder_mask = MASKS[settings.encoder](grid, settings.encoder_ratio, batch, encoder_generator)
     if settings.decoder == "none":
@@ -126,10 +128,10 @@ def draw_masks(
 
 
 def pruned(encoder_mask: Tensor, decoder_mask: Tensor) -> Tensor:
-    """The decoder mask with what the encoder sees masked too, so that just what the loss reads is decoded: bool `(B, N)`.
+    """Add the encoder's visible tokens to the decoder mask, so that only tokens in the loss are decoded: bool `(B, N)`.
 
-    Clips where that leaves fewer tokens than in another of the batch keep the first of those that the encoder saw, which the
-    loss does not read, up to the same number: a batch is one tensor.
+    All clips of a batch need the same number of decoded tokens. A clip with fewer than the maximum also decodes some tokens
+    that the encoder sees. These do not enter the loss.
     """
     decoded = ~decoder_mask
     wanted = decoded & encoder_mask
@@ -139,11 +141,12 @@ def pruned(encoder_mask: Tensor, decoder_mask: Tensor) -> Tensor:
 
 
 def visible_index(mask: Tensor) -> Tensor:
-    """Positions of the tokens that are not masked, in token order: bool `(B, N)` -> int64 `(B, V)`.
+    """Positions of the unmasked tokens, in token order: bool `(B, N)` -> int64 `(B, V)`.
 
-    On a CPU mask this costs the device no synchronisation: keep masks on the CPU and move the index. DDP and FSDP move masks
-    to the device before `forward`, which then waits for it here: a matter of speed alone, not measured.
-    Raises ValueError where the clips of the batch have unequal counts, or none at all.
+    Keep masks on the CPU and move the index: then this does not synchronize the device. DDP and FSDP move masks to the device
+    before `forward`, so there it does synchronize, which costs time only (not measured).
+
+    Raises ValueError if the clips of the batch have different numbers of unmasked tokens, or none.
     """
     visible = ~mask
     counts = visible.sum(1)
@@ -153,24 +156,24 @@ def visible_index(mask: Tensor) -> Tensor:
 
 
 def loss_positions(encoder_mask: Tensor, decoded: Tensor, loss_on: str = "invisible") -> Tensor:
-    """Which decoded tokens the loss reads: bool `(B, M)`, True = counted.
+    """Which decoded tokens enter the loss: bool `(B, M)`, True = counted.
 
-    `invisible`: those the encoder did not see (the paper's choice); `all_decoded`: every one ("running cell (1)").
-    Raises ValueError where nothing is left to learn from.
+    `invisible`: those that the encoder did not see (the paper's choice). `all_decoded`: all of them ("running cell (1)").
+    Raises ValueError if no token is left.
     """
     counted = torch.ones_like(decoded, dtype=torch.bool) if loss_on == "all_decoded" else encoder_mask.gather(1, decoded)
     if not counted.any():
-        raise ValueError("the loss has no token to read: every decoded token was visible to the encoder")
+        raise ValueError("no token enters the loss: every decoded token was visible to the encoder")
     return counted
 
 
 def _uniform(tokens: int, ratio: float, batch: int, generator: torch.Generator, what: str) -> Tensor:
-    """Mask `int(ratio * tokens)` of `tokens`, uniformly: bool `(batch, tokens)`."""
+    """Mask `int(ratio * tokens)` tokens, drawn uniformly: bool `(batch, tokens)`. `what` names the mask in errors."""
     masked = int(ratio * tokens)
     if not 0 < masked < tokens:
         raise ValueError(
-            f"a {what} at ratio {ratio:g} masks {masked} of {tokens}: "
-            + ("nothing is masked; use a higher ratio" if masked <= 0 else "nothing is left visible; use a lower ratio")
+            f"a {what} with ratio {ratio:g} masks {masked} of {tokens}: "
+            + ("nothing is masked; use a higher ratio" if masked <= 0 else "nothing is visible; use a lower ratio")
         )
     order = torch.rand(batch, tokens, generator=generator).argsort(1)
     return torch.zeros(batch, tokens, dtype=torch.bool).scatter_(1, order[:, :masked], True)

@@ -1,6 +1,6 @@
-"""Figures that the paper reports, as data: VideoMAE V2 (Wang et al., CVPR 2023, arXiv 2303.16727).
+"""Numbers that the paper reports: VideoMAE V2 (Wang et al., CVPR 2023, arXiv 2303.16727). No run of this package made them.
 
-They come from ViT-B pre-trained for 800 epochs on Something-Something V2 at 16x224x224, not from runs of this package.
+Unless stated otherwise: ViT-B, pre-trained for 800 epochs on Something-Something V2 with clips of 16x224x224.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ CITATION = "Wang et al., VideoMAE V2: Scaling Video Masked Autoencoders with Dua
 
 @dataclass(frozen=True)
 class DecoderMaskRow:
-    """A row of table 1: top-1 on Something-Something V2 after fine-tuning, and the pre-training cost a clip."""
+    """A row of table 1: top-1 on Something-Something V2 after fine-tuning, and the pre-training cost (1e9 MACs per clip)."""
 
     top1_percent: float
     giga: float
@@ -27,13 +27,13 @@ TABLE_1 = {
 }
 
 
-# Frame mAP on AVA 2.2 by encoder, pre-trained without labels, then also with those of Kinetics (VideoMAE, Tong et al., NeurIPS
-# 2022, arXiv 2203.12602).
+# Frame mAP on AVA 2.2 by encoder: pre-trained without labels, and then also trained with the labels of Kinetics (VideoMAE, Tong
+# et al., NeurIPS 2022, arXiv 2203.12602).
 AVA_FRAME_MAP = {"small": (22.5, 28.4), "base": (26.7, 31.8), "large": (34.3, 37.0), "huge": (36.5, 39.5)}
 
 
-# mAP by temporal IoU of ActionFormer on features, as reported for THUMOS14 with I3D (Zhang et al., ECCV 2022, arXiv 2202.07925)
-# and in VideoMAE V2's table of temporal detection.
+# mAP of ActionFormer by data set and features: THUMOS14 with I3D as reported by Zhang et al. (ECCV 2022, arXiv 2202.07925), the
+# others from VideoMAE V2's table of temporal detection.
 SEGMENT_MAP = {
     ("THUMOS14", "I3D"): {
         "mAP at 0.3": 82.1, "mAP at 0.4": 77.8, "mAP at 0.5": 71.0, "mAP at 0.6": 59.4, "mAP at 0.7": 43.9, "mean mAP": 66.8,
@@ -45,9 +45,9 @@ SEGMENT_MAP = {
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """A model's rows of table 2, without and with the decoder mask (cell 50 %): what pre-training costs.
+    """Pre-training costs of a model in table 2, without and with the decoder mask (cell 50%).
 
-    `giga`: multiply-accumulates a clip, 1e9. `memory`: of a clip, in the paper's M. `hours`: on 64 A100.
+    `giga`: 1e9 multiply-accumulates per clip. `memory`: per clip, in the paper's unit M. `hours`: on 64 A100 GPUs.
     """
 
     giga: tuple[float, float]

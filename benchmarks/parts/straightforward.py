@@ -1,8 +1,8 @@
-"""VideoMAE V2's pre-training model in the usual style of the field's reference code, to be measured against: not for use.
+"""VideoMAE V2's pre-training model in the usual style of reference code, only for comparison in benchmarks.
 
-Every patch is embedded before the masks drop most of them, tokens are picked by boolean masks, attention forms its matrix of
-scores and takes a softmax of it, the bias of q, k and v is concatenated at each call, targets are made of all patches, and
-the loss is fetched at each step. It takes the weights of our own model, by our names.
+All patches are embedded before masking, tokens are selected by boolean masks, attention computes its score matrix and a
+softmax, the bias of q, k and v is concatenated in each call, targets are computed for all patches, and the loss is fetched in
+each step. The weights are those of our model.
 """
 
 import torch
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class Straightforward(nn.Module):
-    """The whole autoencoder; `forward` takes normalised pixels `(B, C, T, H, W)` and bool masks `(B, N)` on the device."""
+    """The autoencoder. `forward` takes normalized pixels `(B, C, T, H, W)` and bool masks `(B, N)` on the device."""
 
     def __init__(self, size: Size, clip: ClipShape):
         super().__init__()
@@ -60,21 +60,21 @@ class Straightforward(nn.Module):
         batch = len(video)
         tokens = self.embed(video).flatten(2).transpose(1, 2)
         tokens = tokens + self.positions.type_as(tokens).clone().detach()
-        seen = tokens[~encoder_mask].reshape(batch, -1, tokens.shape[-1])
+        visible = tokens[~encoder_mask].reshape(batch, -1, tokens.shape[-1])
         for block in self.blocks:
-            seen = block(seen)
-        seen = self.bridge(self.encoder_norm(seen))
-        places = self.decoder_positions.expand(batch, -1, -1).type_as(seen).clone().detach()
-        seen_places = places[~encoder_mask].reshape(batch, -1, seen.shape[-1])
-        asked_places = places[~decoder_mask].reshape(batch, -1, seen.shape[-1])
-        tokens = torch.cat([seen + seen_places, self.mask_token + asked_places], dim=1)
+            visible = block(visible)
+        visible = self.bridge(self.encoder_norm(visible))
+        positions = self.decoder_positions.expand(batch, -1, -1).type_as(visible).clone().detach()
+        visible_positions = positions[~encoder_mask].reshape(batch, -1, visible.shape[-1])
+        decoded_positions = positions[~decoder_mask].reshape(batch, -1, visible.shape[-1])
+        tokens = torch.cat([visible + visible_positions, self.mask_token + decoded_positions], dim=1)
         for block in self.decoder:
             tokens = block(tokens)
-        return self.head(self.norm(tokens[:, -asked_places.shape[1] :]))
+        return self.head(self.norm(tokens[:, -decoded_positions.shape[1] :]))
 
     @torch.no_grad()
     def target(self, video: Tensor, decoder_mask: Tensor) -> Tensor:
-        """Standardised pixels of the decoded patches, made for all patches first."""
+        """Standardized pixels of the decoded patches, computed for all patches first."""
         mean, std = (
             torch.tensor(values, device=video.device)[None, :, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
@@ -83,11 +83,11 @@ class Straightforward(nn.Module):
             pixels, "b c (t k) (h p) (w q) -> b (t h w) (k p q) c", k=clip.tubelet, p=clip.patch, q=clip.patch
         )  # fmt: skip
         patches = (patches - patches.mean(-2, keepdim=True)) / (patches.var(-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
-        everything = rearrange(patches, "b n v c -> b n (v c)")
-        return everything[~decoder_mask].reshape(len(video), -1, everything.shape[-1])
+        targets = rearrange(patches, "b n v c -> b n (v c)")
+        return targets[~decoder_mask].reshape(len(video), -1, targets.shape[-1])
 
-    def take_weights(self, state: dict[str, Tensor]) -> None:
-        """Those of our VideoMAE, whose bias of k is zero."""
+    def load_our_weights(self, state: dict[str, Tensor]) -> None:
+        """Load the weights of our VideoMAE, whose k bias is zero."""
         clip, ours = self.clip, dict(state)
         embed = ours.pop("encoder.embed.weight")
         shape = (clip.channels, clip.tubelet, clip.patch, clip.patch)
@@ -96,8 +96,8 @@ class Straightforward(nn.Module):
             for old, new in _NAMES:
                 name = name.replace(old, new)
             if name.endswith("qkv.bias"):
-                place = name.removesuffix("qkv.bias")
-                theirs[f"{place}q_bias"], _, theirs[f"{place}v_bias"] = value.chunk(3)
+                prefix = name.removesuffix("qkv.bias")
+                theirs[f"{prefix}q_bias"], _, theirs[f"{prefix}v_bias"] = value.chunk(3)
             else:
                 theirs[name] = value
         self.load_state_dict(theirs)

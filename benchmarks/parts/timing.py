@@ -1,4 +1,4 @@
-"""Seconds of a call."""
+"""Seconds that a call takes."""
 
 import time
 from collections.abc import Callable

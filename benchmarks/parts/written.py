@@ -1,4 +1,4 @@
-"""How a benchmark's table is kept: as csv, and as a page that says what it was measured on."""
+"""Write the table of a benchmark, as csv and as a page with the device and versions."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vmae_lab.utils.atomic_io import make_folder, write_text
 
 
 def machine_words() -> str:
-    """The device and the versions that a table was made on and with."""
+    """Device and versions of a measurement, as text."""
     made = provenance()
     return (
         f"{made['device']}; torch {made['packages']['torch']}, timm {made['packages']['timm']}; {made['date']}, {made['code']}"
@@ -18,7 +18,7 @@ def machine_words() -> str:
 
 
 def write_benchmark(folder: Path | None, name: str, title: str, words: str, table: pd.DataFrame, more: str = "") -> None:
-    """Print a table, and write it to `<folder>/<name>-<cpu or gpu>.csv` and `.md` where a folder is given."""
+    """Print a table. If a folder is given, write it to `<folder>/<name>-<cpu or gpu>.csv` and `.md`."""
     name = f"{name}-{'gpu' if torch.cuda.is_available() else 'cpu'}"
     page = f"# {title}\n\n{words}\n\n{table.to_markdown(index=False, floatfmt='.4g')}\n{more}"
     print(page)

@@ -1,4 +1,4 @@
-"""`vmae-lab bench`: the scripts there are, and one of them run."""
+"""`vmae-lab bench`: list the benchmarks, and run one."""
 
 import importlib.util
 from pathlib import Path
@@ -17,36 +17,36 @@ def scripts(project):
     (project / "benchmarks" / "small.py").write_text('"""How small."""\n')
 
 
-def test_they_are_listed_with_their_first_line(scripts, capsys):
+def test_benchmarks_are_listed_with_their_first_line(scripts, capsys):
     assert main(["bench"]) == 0
     assert capsys.readouterr().out.splitlines() == ["fast   How fast.", "small  How small."]
 
 
-def test_one_is_run_with_its_own_words_and_status(scripts):
+def test_a_benchmark_gets_its_arguments_and_returns_its_status(scripts):
     assert main(["bench", "small"]) == 0
     assert main(["bench", "fast", "--help", "x", "-p"]) == 4
 
 
-def test_one_that_is_not_there_is_told_with_those_that_are(scripts, capsys):
+def test_the_message_about_an_unknown_benchmark_lists_the_benchmarks(scripts, capsys):
     assert main(["bench", "slow"]) == 2
-    assert "there are fast, small" in capsys.readouterr().err
+    assert "fast, small" in capsys.readouterr().err
 
 
-def test_outside_a_project_it_is_said_where_to_go(project, capsys):
+def test_outside_a_project_the_message_names_the_variable(project, capsys):
     for words in (["bench"], ["bench", "growth"], ["pretrain", "smoke"]):
         assert main(words) == 2
         assert "set VMAE_LAB_PROJECT to its folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_sharded_step_says_how_it_is_started(monkeypatch, capfd):
+def test_the_sharded_step_prints_how_to_start_it(monkeypatch, capfd):
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(ROOT))
     monkeypatch.delenv("RANK", raising=False)
     assert main(["bench", "sharded_step"]) == 2
     assert "torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py" in capfd.readouterr().err
 
 
-def test_what_does_not_fit_the_memory_is_left_out_of_how_cost_grows(monkeypatch, capsys):
+def test_growth_skips_measurements_that_do_not_fit_the_memory(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     specification = importlib.util.spec_from_file_location("growth", ROOT / "benchmarks" / "growth.py")
     growth = importlib.util.module_from_spec(specification)
@@ -56,7 +56,7 @@ def test_what_does_not_fit_the_memory_is_left_out_of_how_cost_grows(monkeypatch,
         return {"fits": True, "seconds_per_step": 0.5 * batch} if batch <= 4 else {"fits": False}
 
     monkeypatch.setattr(growth, "measure_step", measured)
-    points = growth.step_points("clips a step", 1)
+    points = growth.step_points("clips per step", 1)
     assert [point["value"] for point in points] == [1, 2, 4]
-    assert growth.fitted("clips a step", points)["exponent"] == pytest.approx(1)
-    assert "clips a step 8: does not fit this machine's memory" in capsys.readouterr().out
+    assert growth.fitted("clips per step", points)["exponent"] == pytest.approx(1)
+    assert "clips per step 8: does not fit in memory" in capsys.readouterr().out

@@ -20,7 +20,7 @@ def test_a_detector_of_actions_is_trained_and_judged(project, capsys):
         assert main(["detect", str(SMOKE), *SMALL, *start]) == 0
         *_, score, folder = capsys.readouterr().out.splitlines()
         assert score.startswith("seed 0: frame mAP ")
-        assert score.endswith("% by true boxes; 4 test key frames")
+        assert score.endswith("% with true boxes; 4 test key frames")
         assert (Path(folder) / "detections.csv").exists()
         assert {path.name.split("-")[0] for path in (project / "runs").glob("[a-z]*-*")} == kinds
 
@@ -32,7 +32,7 @@ def test_a_recipe_without_scenes_is_refused(project, tmp_path, capsys):
     )
     for command in (["detect", str(path)], ["persons", str(path), "--out", str(tmp_path / "persons.csv")]):
         assert main(command) == 2
-        assert "detect: this section is missing; params/paper/ava.yaml shows this section" in capsys.readouterr().err
+        assert "detect: this section is missing; see params/paper/ava.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`vmae-lab info`: what it says of what is kept, counted by hand; and that many stages do not slow it."""
+"""`vmae-lab info`: stages and sizes, also of many stages."""
 
 import time
 
@@ -8,7 +8,7 @@ import torch
 from vmae_lab.cli import main
 
 
-def test_what_is_kept_is_counted(tmp_path, monkeypatch, capsys):
+def test_stages_and_sizes_are_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(tmp_path / "project"))
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path / "home"))
     assert main(["info"]) == 0
@@ -19,15 +19,15 @@ def test_what_is_kept_is_counted(tmp_path, monkeypatch, capsys):
         for file in files:
             (folder / file).write_bytes(bytes(1_500_000))
     assert main(["info"]) == 0
-    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert said["runs"].strip().startswith("1 finished stages, 1 unfinished, 4.5 MB: ")
-    assert said["torch"].strip() == torch.__version__.split("+")[0]
-    assert "av" in said["decoders"]
+    shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert shown["runs"].strip().startswith("1 finished stages, 1 unfinished, 4.5 MB: ")
+    assert shown["torch"].strip() == torch.__version__.split("+")[0]
+    assert "av" in shown["decoders"]
 
 
 @pytest.mark.slow
-def test_ten_thousand_stages_are_listed_at_once(tmp_path, monkeypatch, capsys):
-    """Whatever grows with the square of the stages would take minutes."""
+def test_ten_thousand_stages_are_counted_quickly(tmp_path, monkeypatch, capsys):
+    """A cost that is quadratic in the number of stages would take minutes."""
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(tmp_path))
     for number in range(10_000):
         (tmp_path / "runs" / f"probe-{number:012x}").mkdir(parents=True)

@@ -41,7 +41,7 @@ def test_features_are_extracted_and_a_detector_judged(project, capsys):
     assert main(["localise", str(SMOKE), *small, "--encoder", "scratch"]) == 0
     *_, score, folder = capsys.readouterr().out.splitlines()
     assert score.startswith("seed 0: mAP ")
-    assert "% at 0.3, " in score
+    assert "% at IoU 0.3, " in score
     assert score.endswith("2 test videos")
     assert (Path(folder) / "segments.json").exists()
     assert {path.name.split("-")[0] for path in (project / "runs").glob("[a-z]*-*")} == {"initial", "features", "localise"}
@@ -81,4 +81,4 @@ def test_a_recipe_without_the_section_is_refused(project, tmp_path, capsys):
     recipe = {name: value for name, value in yaml.safe_load(SMOKE.read_text()).items() if name != "localise"}
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["localise", str(tmp_path / "bare.yaml")]) == 2
-    assert "localise: this section is missing; params/paper/thumos14.yaml shows this section" in capsys.readouterr().err
+    assert "localise: this section is missing; see params/paper/thumos14.yaml" in capsys.readouterr().err

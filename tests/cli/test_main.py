@@ -1,4 +1,4 @@
-"""The command line as a whole: help with examples, statuses, and what typer cannot parse by itself."""
+"""The command line: help with examples, exit statuses, and options that typer cannot parse by itself."""
 
 import subprocess
 import sys
@@ -9,8 +9,6 @@ import typer
 
 from vmae_lab import __version__
 from vmae_lab.cli import app, main
-from vmae_lab.cli.data import _repeated
-from vmae_lab.cli.parameters import _joined
 from vmae_lab.data import kinetics710 as kinetics
 from vmae_lab.data.decoding import VideoSettings
 from vmae_lab.data.decoding.container import FRAMES
@@ -25,7 +23,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def test_the_list_of_commands_here_is_whole():
+def test_the_list_of_commands_here_is_complete():
     top = typer.main.get_command(app)
     inside = [f"data {name}" for name in top.commands["data"].commands]
     assert sorted(COMMANDS) == sorted([*(name for name in top.commands if name != "data"), *inside])
@@ -41,7 +39,7 @@ def test_every_help_shows_an_example_that_can_be_copied(command, capsys):
 
 @pytest.mark.slow
 def test_help_and_usage_errors_import_no_torch():
-    """Nor pandas: they take a fraction of a second."""
+    """Nor pandas and numpy, so they take a fraction of a second."""
     words = [["--help"], ["run", "--help"], ["run"], ["none"], ["features", "."], ["--version"]]
     script = f"""
 import sys
@@ -53,8 +51,8 @@ assert not {{"torch", "pandas", "numpy"}} & sys.modules.keys()
     assert done.returncode == 0, done.stderr
 
 
-def test_defaults_are_those_of_the_settings():
-    """They are written again in the commands, which do not import the settings before they run."""
+def test_defaults_of_commands_are_those_of_the_settings():
+    """The commands repeat them, because they do not import the settings before they run."""
     top = typer.main.get_command(app)
 
     def defaults(command: typer.core.TyperGroup | typer.core.TyperCommand) -> dict:
@@ -76,7 +74,7 @@ def test_defaults_are_those_of_the_settings():
     assert merged["path_pattern"] == kinetics.PATH_PATTERN
 
 
-def test_the_version_is_said(capsys):
+def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vmae-lab {__version__}\n"
 
@@ -98,46 +96,46 @@ def test_the_version_is_said(capsys):
         (["data", "check", ".", "--timeout-s", "0"], "--timeout-s"),
         (["data", "check", ".", "--processes", "0"], "--processes"),
         (["data", "pack", ".", "shards", "--shard-mib", "0"], "--shard-mib"),
-        (["data", "kinetics710", "--out", "k"], "one of --k400, --k600, --k700 is needed"),
+        (["data", "kinetics710", "--out", "k"], "--k400, --k600, --k700"),
         (["pretrain", "none.yaml"], "there is no parameter file none.yaml"),
     ],
 )
-def test_wrong_words_are_status_2_and_one_message(words, message, project, capsys):
+def test_a_usage_error_has_status_2_and_one_message(words, message, project, capsys):
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert message in said.err + said.out
-    assert "Traceback" not in said.err
+    shown = capsys.readouterr()
+    assert message in shown.err + shown.out
+    assert "Traceback" not in shown.err
 
 
 @pytest.mark.parametrize(
     "words", [["pretrain", "smoke"], ["run", "notebooks/scaling.ipynb"], ["plan", "notebooks/scaling.ipynb"], ["bench"]]
 )
-def test_outside_a_checkout_the_way_to_one_is_told(words, tmp_path, monkeypatch, capsys):
-    """Whoever installed the wheel has no params/, notebooks/ and benchmarks/."""
+def test_outside_a_checkout_the_message_names_the_variable(words, tmp_path, monkeypatch, capsys):
+    """The installed wheel has no params/, notebooks/ and benchmarks/."""
     monkeypatch.delenv("VMAE_LAB_PROJECT", raising=False)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     assert "set VMAE_LAB_PROJECT" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "no file is written"
 
 
-def test_inside_a_checkout_a_wrong_name_is_told_alone(monkeypatch, capsys):
+def test_inside_a_checkout_only_the_wrong_name_is_reported(monkeypatch, capsys):
     monkeypatch.setenv("VMAE_LAB_PROJECT", str(Path(__file__).parents[2]))
     assert main(["pretrain", "smok"]) == 2
-    said = capsys.readouterr().err
-    assert "smoke" in said
-    assert "VMAE_LAB_PROJECT" not in said
+    message = capsys.readouterr().err
+    assert "smoke" in message
+    assert "VMAE_LAB_PROJECT" not in message
 
 
-def test_without_papermill_a_run_tells_what_to_install(monkeypatch, capsys):
-    """The extra `lab` brings it; importing and training do not need it."""
+def test_without_papermill_the_message_has_the_command_to_install_it(monkeypatch, capsys):
+    """It is installed with the extra `lab`. Importing the package and training do not need it."""
     monkeypatch.setattr(notebook_run, "find_spec", lambda name: None)
     notebook = Path(__file__).parents[2] / "notebooks" / "scaling.ipynb"
     assert main(["run", str(notebook), "--scale", "smoke"]) == 2
     assert "pip install 'vmae-lab[lab]'" in capsys.readouterr().err
 
 
-def test_a_run_that_was_asked_to_stop_ends_with_its_own_status(monkeypatch):
+def test_a_run_that_was_stopped_ends_with_its_own_status(monkeypatch):
     def stopped(*_: object) -> None:
         raise Stopped
 
@@ -147,14 +145,24 @@ def test_a_run_that_was_asked_to_stop_ends_with_its_own_status(monkeypatch):
     assert ended.value.code == STOPPED
 
 
-def test_a_pair_is_joined_wherever_it_stands():
-    assert _joined(["a", "-p", "x", "-1", "b", "--override", "y", "a=b"]) == ["a", "-p", "x=-1", "b", "--override", "y=a=b"]
-    assert _joined(["--", "-p", "x"]) == ["--", "-p", "x"]
+def parsed(command: str, *words: str) -> dict:
+    """The values that a command line gives to a command's function."""
+    top = typer.main.get_command(app)
+    found = top.commands["data"].commands[command] if command == "kinetics710" else top.commands[command]
+    return found.make_context(command, list(words)).params
+
+
+def test_names_and_values_are_joined_at_any_position():
+    values = parsed("run", "a", "-p", "x", "-1", "b", "--override", "y", "a=b")
+    assert [str(path) for path in values["notebooks"]] == ["a", "b"]
+    assert list(values["override"]) == ["x=-1", "y=a=b"]
+    assert [str(path) for path in parsed("run", "--", "-p", "x")["notebooks"]] == ["-p", "x"]
 
 
 def test_options_of_several_files_are_repeated():
-    words = ["--k400", "a", "b", "--out", "o", "--k600", "c"]
-    assert _repeated(words) == ["--k400", "a", "--k400", "b", "--out", "o", "--k600", "c"]
+    values = parsed("kinetics710", "--k400", "a", "b", "--out", "o", "--k600", "c")
+    assert {name: [str(path) for path in values[name]] for name in ("k400", "k600")} == {"k400": ["a", "b"], "k600": ["c"]}
+    assert str(values["out"]) == "o"
 
 
 def test_annotations_of_several_files_are_merged(tmp_path, capsys):

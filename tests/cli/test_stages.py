@@ -1,4 +1,4 @@
-"""`vmae-lab pretrain`, `finetune`, `evaluate` at the smoke scale: from own pre-training, from scratch, from checkpoints."""
+"""`vmae-lab pretrain`, `finetune`, `evaluate` at the smoke scale: with pre-training, from scratch, from checkpoints."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ SMALL = ["--seed", "0", "-p", "pretrain.steps", "3", "-p", "evaluate.finetune.st
 
 
 @pytest.fixture
-def say(project, capsys):
-    """Run a command at the smallest scale; returns what it printed, line by line."""
+def run(project, capsys):
+    """Run a command at the smallest scale. Returns the printed lines."""
 
-    def said(command: str, *words: str) -> list[str]:
+    def run_command(command: str, *words: str) -> list[str]:
         assert main([command, SMOKE, *SMALL, *words]) == 0
         return capsys.readouterr().out.splitlines()
 
-    return said
+    return run_command
 
 
 @pytest.fixture
@@ -41,34 +41,34 @@ def stages(project: Path, kind: str) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_from_pre_training_to_a_judged_classifier(say, project):
-    """Each command does what it needs and reuses what is done; the folder it prints last is of its own stage."""
-    folder = Path(say("pretrain")[-1])
+def test_from_pre_training_to_an_evaluated_classifier(run, project):
+    """Each command runs the stages it needs, reuses finished ones, and prints the folder of its own stage last."""
+    folder = Path(run("pretrain")[-1])
     assert [folder] == stages(project, "pretrain")
     assert VideoMAE.from_pretrained(folder).size == SIZES["tiny"]
-    lines = say("finetune")
+    lines = run("finetune")
     assert [folder] == stages(project, "pretrain"), "the same pre-training"
     assert lines[-2].startswith("seed 0: top-1 ")
     assert [Path(lines[-1])] == stages(project, "finetune")
-    judged = say("evaluate")
-    assert "95 % interval" in judged[-2]
+    evaluated = run("evaluate")
+    assert "95% interval" in evaluated[-2]
     assert [Path(lines[-1])] == stages(project, "finetune")
-    metrics = read_json(Path(judged[-1]) / "result.json")["metrics"]
-    assert f"top-1 {metrics['views_top1']:.1f} %" in judged[-2]
-    again = say("evaluate", "--model", lines[-1])
+    metrics = read_json(Path(evaluated[-1]) / "result.json")["metrics"]
+    assert f"top-1 {metrics['views_top1']:.1f}%" in evaluated[-2]
+    again = run("evaluate", "--model", lines[-1])
     assert read_json(Path(again[-1]) / "result.json")["metrics"] == metrics, "the same model, opened from its folder"
     assert len(stages(project, "opened")) == 1
 
 
-def test_from_scratch_nothing_is_pre_trained(say, project):
-    say("finetune", "--encoder", "scratch")
+def test_from_scratch_there_is_no_pre_training(run, project):
+    run("finetune", "--encoder", "scratch")
     assert not stages(project, "pretrain")
     assert len(stages(project, "finetune")) == 1
 
 
 @pytest.mark.parametrize("kind", ["pre-trained", "classifier", "other clips", "encoder alone"])
-def test_a_checkpoint_from_outside_is_what_fine_tuning_starts_from(kind, say, project, tmp_path):
-    """Also of other clips and with another head than the recipe's: the encoder is taken."""
+def test_fine_tuning_starts_from_a_given_checkpoint(kind, run, project, tmp_path):
+    """Only its encoder is used, also if it has other clips or another head than the recipe."""
     clip = ClipShape(frames=16, side=32, tubelet=2, patch=4) if kind == "other clips" else CLIP
     torch.manual_seed(3)
     model = VideoMAE(SIZES["tiny"], clip) if kind == "pre-trained" else VideoClassifier(SIZES["tiny"], clip, 5, "flat")
@@ -76,23 +76,23 @@ def test_a_checkpoint_from_outside_is_what_fine_tuning_starts_from(kind, say, pr
     if kind == "encoder alone":
         state = {name: value for name, value in model.state_dict().items() if name.startswith("encoder.")}
         save_checkpoint(state, model.config.model_copy(update={"classes": None, "readout": "mean"}), where, "vmae_lab", "")
-    say("finetune", "--encoder", str(where))
+    run("finetune", "--encoder", str(where))
     assert not stages(project, "pretrain")
     (opened,) = stages(project, "opened")
     found, given = read_weights(opened / "model.safetensors"), model.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in found.items() if name.startswith("encoder."))
-    say("finetune", "--encoder", str(where.rename(tmp_path / "elsewhere")))
-    assert stages(project, "opened") == [opened], "named by its weights, not by its place"
+    run("finetune", "--encoder", str(where.rename(tmp_path / "elsewhere")))
+    assert stages(project, "opened") == [opened], "named by its weights, not by its path"
     assert len(stages(project, "finetune")) == 1
 
 
-def test_a_checkpoint_of_another_size_or_patch_is_refused_with_both_named(project, tmp_path, capsys):
+def test_the_message_about_a_wrong_size_or_patch_names_both(project, tmp_path, capsys):
     for size, patch, words in (("micro", 4, "is micro (3 blocks, 64 wide)"), ("tiny", 8, "on cubes of 2 x 8 x 8")):
         where = VideoMAE(SIZES[size], ClipShape(8, 24, 2, patch)).save_pretrained(tmp_path / size)
         assert main(["finetune", SMOKE, "--encoder", str(where)]) == 2
-        said = capsys.readouterr().err
-        assert words in said
-        assert "the recipe's model is tiny (4 blocks, 96 wide) on cubes of 2 x 4 x 4" in said
+        message = capsys.readouterr().err
+        assert words in message
+        assert "the recipe's model is tiny (4 blocks, 96 wide) on cubes of 2 x 4 x 4" in message
     assert not (project / "runs").exists()
 
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_size_or_patch_is_refused_with_both_named(projec
     ],
     ids=["pre-trained", "classes", "flat"],
 )
-def test_what_cannot_be_judged_is_refused(model, message, project, tmp_path, capsys):
+def test_a_model_that_cannot_be_evaluated_is_refused(model, message, project, tmp_path, capsys):
     where = model.save_pretrained(tmp_path / "model")
     assert main(["evaluate", SMOKE, "--model", str(where)]) == 2
     assert message in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_an_opened_stage_is_named_by_weights_and_by_the_model_of_the_recipe(reci
     [
         (["pretrain", SMOKE, "-p", "pretrain.stpes", "3"], "did you mean 'steps'"),
         (["finetune", SMOKE, "--encoder", "nowhere"], "there is no checkpoint nowhere"),
-        (["evaluate", SMOKE, "--seed", "1", "--seed", "1"], "repeat"),
+        (["evaluate", SMOKE, "--seed", "1", "--seed", "1"], "seeds: [1, 1]"),
         (["pretrain", "hugh"], "scales in"),
     ],
 )
@@ -142,11 +142,11 @@ def test_mistakes_are_one_message(words, message, project, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["pretrain.accumulation", "3"], "batch_size 4 does not divide over 1 processes x 3 micro-batches: change"),
+        (["pretrain.accumulation", "3"], "batch_size 4 cannot be split into 1 processes x 3 micro-batches: change"),
         (["compute.trackers", "[trackio]"], "compute.trackers: trackio is not installed"),
     ],
 )
-def test_what_cannot_be_done_here_is_one_message(override, message, project, capsys):
+def test_what_this_machine_cannot_do_is_one_message(override, message, project, capsys):
     assert main(["pretrain", SMOKE, "-p", *override]) == 2
     assert f"vmae-lab: {message}" in capsys.readouterr().err
 

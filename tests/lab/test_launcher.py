@@ -137,7 +137,7 @@ def test_asked_to_stop_the_processes_save_first(recipe, home, tmp_path):
 
 
 def test_one_training_has_all_the_devices(recipe):
-    with pytest.raises(RecipeError, match=r"compute: jobs 2 side by side with launch eight_gpus.*set jobs 1"):
+    with pytest.raises(RecipeError, match=r"compute: jobs 2 with launch eight_gpus.*set jobs 1"):
         recipe.with_overrides({"compute.launch": "eight_gpus", "compute.jobs": 2})
 
 
@@ -171,5 +171,5 @@ def test_a_launched_process_that_fails_is_told(recipe, home, tmp_path, monkeypat
     together = recipe.compute.model_copy(update={"launch": str(accelerate_config("two_processes"))})
     with pytest.raises(RuntimeError, match=r"pretrain-.* failed in the processes .*two_processes\.yaml"):
         RunStore(tmp_path).complete(pretrain_stage(odd, 0), together, progress=False)
-    assert "batch_size 5 does not divide over 2 processes" in capfd.readouterr().err
+    assert "batch_size 5 cannot be split into 2 processes" in capfd.readouterr().err
     assert read_json(next(tmp_path.glob("pretrain-*")) / "launch.json")["progress"] is False

@@ -1,4 +1,4 @@
-"""Which file a kernel runs, as what started it tells, and whether its code is the committed one."""
+"""Find the file that a kernel runs, and compare its code with the committed one."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vmae_lab.lab.notebook_file import _on_command_line, _Parent, code_state, notebook_file, written_path
+from vmae_lab.lab.notebook_file import _on_command_line, _Parent, code_state, notebook_file
+from vmae_lab.utils.paths import project_path
 
 ASK = "from vmae_lab.lab.notebook_file import notebook_file; print(notebook_file())"
 
@@ -32,21 +33,21 @@ def notebook(project, monkeypatch) -> Path:
         ("PYTEST_CURRENT_TEST", "../somewhere/my copy.ipynb::Cell 0 (setup)"),
     ],
 )
-def test_a_variable_tells_the_file(variable, value, notebook, monkeypatch):
+def test_a_variable_names_the_file(variable, value, notebook, monkeypatch):
     monkeypatch.setenv(variable, value.format(notebook))
     assert notebook_file() == notebook
 
 
 @pytest.mark.parametrize("value", ["gone.ipynb", "", "tests/lab/test_notebook_file.py::test (call)"])
-def test_what_is_no_notebook_is_not_believed(value, notebook, monkeypatch):
+def test_a_variable_that_names_no_notebook_is_ignored(value, notebook, monkeypatch):
     for variable in ("VMAE_LAB_NOTEBOOK", "JPY_SESSION_NAME", "PYTEST_CURRENT_TEST"):
         monkeypatch.setenv(variable, value)
     assert notebook_file() is None
 
 
 @pytest.mark.slow
-def test_a_servers_word_is_not_inherited(notebook):
-    """A notebook in JupyterLab may start papermill, whose kernel is of another notebook."""
+def test_an_inherited_variable_of_a_server_is_ignored(notebook):
+    """A notebook in JupyterLab may start papermill, whose kernel runs another notebook."""
     env = {**os.environ, "JPY_SESSION_NAME": str(notebook)}
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ASK!r}], check=True)"
     for code, expected in ((ASK, str(notebook)), (start, "None")):
@@ -59,8 +60,8 @@ def test_the_output_of_nbconvert_is_not_its_input(notebook):
     assert set(_on_command_line(_Parent(words, str(notebook.parent)))) == {notebook, Path(notebook.name)}
 
 
-def test_papermill_writes_its_input_into_its_output(notebook):
-    """Called from Python it tells nothing else. An output of a run that has ended is not of this one."""
+def test_the_input_is_found_in_the_output_of_papermill(notebook):
+    """If Python code calls papermill, nothing else names the input. Outputs of finished runs are ignored."""
     other = nbformat.v4.new_notebook(metadata={"papermill": {"input_path": "other.ipynb", "end_time": None}})
     nbformat.write(other, notebook.parent / "old.ipynb")
     os.utime(notebook.parent / "old.ipynb", (0, 0))
@@ -70,10 +71,10 @@ def test_papermill_writes_its_input_into_its_output(notebook):
     assert notebook_file() == notebook
 
 
-def test_paths_are_written_from_the_project(project, tmp_path_factory):
-    assert written_path(project / "notebooks" / "a.ipynb") == "notebooks/a.ipynb"
+def test_paths_inside_the_project_are_relative_to_it(project, tmp_path_factory):
+    assert project_path(project / "notebooks" / "a.ipynb") == "notebooks/a.ipynb"
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.ipynb"
-    assert written_path(elsewhere) == elsewhere.as_posix()
+    assert project_path(elsewhere) == elsewhere.as_posix()
 
 
 def test_code_is_compared_with_the_committed_one(notebook):
@@ -94,7 +95,7 @@ def test_code_is_compared_with_the_committed_one(notebook):
     content["cells"] += [text, parameters]
     content["cells"][0]["outputs"] = [nbformat.v4.new_output("stream", text="2")]
     notebook.write_text(json.dumps(content))
-    assert code_state(notebook) == "as committed", "text, outputs and parameters are no code"
+    assert code_state(notebook) == "as committed", "text, outputs and parameters are not code"
     content["cells"][0]["source"] = "1 + 2"
     notebook.write_text(json.dumps(content))
     assert code_state(notebook) == "changed since the last commit"

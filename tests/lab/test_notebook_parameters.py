@@ -1,4 +1,4 @@
-"""Lines such as `pretrain.steps = 3`, which papermill writes for `-p pretrain.steps 3`, in IPython as a kernel runs it."""
+"""Lines such as `pretrain.steps = 3`, which papermill writes for `-p pretrain.steps 3`, are refused in IPython."""
 
 from types import SimpleNamespace
 
@@ -12,10 +12,10 @@ from vmae_lab.lab.notebook_parameters import refuse_dotted_names
 
 @pytest.fixture
 def shell(project):
-    """IPython after a notebook's set-up and its parameters cell."""
+    """IPython after the setup cell and the parameters cell of a notebook."""
     shell = InteractiveShell.instance(user_ns={"switches": SimpleNamespace()})
     refuse_dotted_names()
-    refuse_dotted_names()  # the cell was run twice
+    refuse_dotted_names()  # the user runs the cell twice
     assert shell.run_cell("scale = 'smoke'\nseeds = None\ndata = {}\noverride = {}").success
     yield shell
     InteractiveShell.clear_instance()
@@ -33,18 +33,18 @@ def shell(project):
         ("localise.durations.long = [0, 9]", r"-p override '\{localise\.durations\.long: \[0, 9\]\}'"),
     ],
 )
-def test_a_dotted_name_is_answered_by_what_to_type(line, message, shell, capsys):
+def test_a_dotted_name_raises_an_error_with_the_right_command(line, message, shell, capsys):
     done = shell.run_cell(f"# Parameters\nscale = 'demo'\n{line}")
     with pytest.raises(RecipeError, match=message):
         done.raise_error()
 
 
-def test_attributes_of_other_objects_are_left_alone(shell):
+def test_attributes_of_other_objects_can_be_set(shell):
     assert shell.run_cell("switches.fast = True").success
     assert shell.user_ns["switches"].fast
 
 
-def test_after_the_parameters_are_read_python_is_python(shell, capsys):
+def test_after_the_parameters_are_read_errors_are_those_of_python(shell, capsys):
     assert read_parameters(shell.user_ns, DECODER_MASKS).scale == "smoke"
     with pytest.raises(AttributeError):
         shell.run_cell("data.lists = 3").raise_error()

@@ -1,4 +1,4 @@
-"""Texts as settings take them: from the command line, from papermill, in `override`, in files of parameters."""
+"""Conversion of text to the types of settings: command line, papermill, `override`, parameter files."""
 
 import re
 from pathlib import Path
@@ -13,27 +13,27 @@ PARAMS = Path(__file__).parents[2] / "params"
 
 
 def value(recipe: Recipe, dotted: str):
-    place = recipe
+    found = recipe
     for name in dotted.split("."):
-        place = place[name] if isinstance(place, dict) else getattr(place, name)
-    return place
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    return found
 
 
 def built(**override) -> Recipe:
     return build_recipe({**read_scale("own", [PARAMS]), "arms": ["one"], "override": override})
 
 
-DICTIONARIES = ["a: b", "- y"]  # as YAML reads them
+DICTIONARIES = ["a: b", "- y"]  # YAML reads these as dictionaries or lists
 TEXTS = ["clips #2", "0123", "*/*.avi", "[ab]*.mp4", "no", "1e-3", "{x", "&z", "~", "it's", '"half', " x ", "2024-01-01"]
 
 
 @pytest.mark.parametrize("text", TEXTS + DICTIONARIES)
-def test_a_text_setting_takes_a_text_as_it_is(text):
+def test_a_text_setting_keeps_the_text_unchanged(text):
     assert built(**{"data.lists.train": text}).data.lists.train == text
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_so_does_a_text_that_may_be_a_dictionary_instead(text):
+def test_a_setting_of_text_or_dictionary_keeps_text_that_is_not_a_dictionary(text):
     assert built(**{"data.lists.pretrain": text}).data.lists.pretrain == text
 
 
@@ -61,7 +61,7 @@ def test_so_does_a_text_that_may_be_a_dictionary_instead(text):
         ("evaluate.probe.probes", "[knn, ridge]", ("knn", "ridge")),
     ],
 )
-def test_elsewhere_a_text_is_read_as_yaml(name, text, expected):
+def test_text_for_other_settings_is_read_as_yaml(name, text, expected):
     found = value(built(**{name: text}), name)
     if isinstance(expected, dict):
         found = found["web"] if isinstance(found, dict) else found
@@ -71,13 +71,13 @@ def test_elsewhere_a_text_is_read_as_yaml(name, text, expected):
         assert type(found) is type(expected)
 
 
-def test_a_key_of_a_dictionary_is_typed_by_it(smoke):
+def test_values_of_a_dictionary_are_converted_to_its_value_type(smoke):
     recipe = build_recipe({**smoke, "arms": ["one"], "override": {"localise.durations.long": "[2, 1e1]"}})
     assert recipe.localise.durations == {"short": (0, 2), "long": (2, 10)}
 
 
 def test_whole_sections_may_be_texts(smoke):
-    """As papermill's -p gives them."""
+    """papermill's -p sets them like this."""
     texts = {
         name: yaml.safe_dump(section, default_flow_style=True).strip() for name, section in smoke.items() if name != "scale"
     }
@@ -98,18 +98,18 @@ def test_an_override_may_be_a_text():
     ("name", "text"),
     [("seeds", "[0"), ("seeds", "many"), ("pretrain.betas", "0.9"), ("pretrain", "3"), ("pretrain.steps", "0x10")],
 )
-def test_what_does_not_fit_is_named(name, text):
+def test_the_message_begins_with_the_name_of_the_wrong_setting(name, text):
     with pytest.raises(RecipeError, match=rf"^{name}"):
         built(**{name: text})
 
 
 @pytest.mark.parametrize(("name", "field"), [("data.lists", "root"), ("data", "lists"), ("pretrain", "steps")])
-def test_a_text_in_place_of_a_section_is_answered_by_its_settings(name, field):
+def test_the_message_about_text_instead_of_a_section_lists_its_settings(name, field):
     with pytest.raises(RecipeError, match=rf"^{re.escape(name)}: .*\b{field}\b.*'videos'"):
         built(**{name: "videos"})
 
 
-def test_a_file_keeps_texts_too(tmp_path):
+def test_text_settings_in_a_file_are_unchanged_too(tmp_path):
     own = (PARAMS / "own.yaml").read_text()
     root = "    root: videos\n"
     assert root in own
@@ -126,7 +126,7 @@ def test_a_file_keeps_texts_too(tmp_path):
     "path", sorted(PARAMS.glob("*.yaml")) + sorted((PARAMS / "paper").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_scale_reads_as_yaml_reads_it(path):
-    """Its stages keep their names."""
+    """Otherwise the stage keys would change."""
     plain = yaml.safe_load(path.read_text())
     if "base" in plain:
         base = yaml.safe_load((path.parent / plain.pop("base")).read_text())

@@ -1,4 +1,4 @@
-"""A root is enough: settings that follow from a user's lists, and all that is impossible with them in one message."""
+"""Settings that follow from a user's lists (a root is enough), and one message with all problems of the lists."""
 
 import copy
 import json
@@ -38,13 +38,13 @@ def refused(parameters: dict, book: str = OWN, **override) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Write empty files that are called like videos: a plan opens none."""
+    """Write empty files with names of videos. A plan opens none of them."""
 
     def write(sizes: dict[str, int], name: str = "my videos") -> str:
-        for place, number in sizes.items():
-            (tmp_path / name / place).mkdir(parents=True, exist_ok=True)
+        for label, number in sizes.items():
+            (tmp_path / name / label).mkdir(parents=True, exist_ok=True)
             for i in range(number):
-                (tmp_path / name / place / f"v{i:02d}.mp4").touch()
+                (tmp_path / name / label / f"v{i:02d}.mp4").touch()
         return str(tmp_path / name)
 
     return write
@@ -63,13 +63,13 @@ def test_a_root_alone_is_enough_at_every_scale(name, folder):
     assert {stage.kind for stage in plan.stages} == {"initial", "pretrain", "probe"}
 
 
-def test_so_it_is_in_the_parameters_cell(folder, smoke, capsys):
+def test_a_root_is_enough_in_the_parameters_cell(folder, smoke, capsys):
     """The cell holds the smoke scale's values; the user sets `data`."""
     plan = planned({**smoke, "data": {"lists": {"root": folder(THREE)}}})
     assert plan.recipe.evaluate.probe.labels is None
     [line] = capsys.readouterr().out.splitlines()
     for name in ("data.lists.train", "data.lists.hold_out", "evaluate.probe.labels", "evaluate.finetune_labels"):
-        assert name in line, "what was set is printed"
+        assert name in line, "the derived settings are printed"
     again = plan.recipe.with_overrides({"evaluate.probe.labels": 3})
     assert (again.data, again.evaluate.probe.labels) == (plan.recipe.data, 3)
     assert not capsys.readouterr().out, "a recipe is fitted once"
@@ -89,9 +89,9 @@ def test_other_notebooks_take_own_videos_too(book, folder, smoke):
     ("sizes", "base", "labels"),
     [
         ({"a": 60, "b": 60, "c": 60}, 16, 15),  # 5 per class
-        ({"a": 60, "b": 60}, 16, 16),  # possible, and so it stays
-        ({"a": 3, "b": 60}, 16, None),  # an even draw would leave two
-        ({"a": 6, "b": 6}, 16, None),  # there are not more
+        ({"a": 60, "b": 60}, 16, 16),  # possible, so it is not changed
+        ({"a": 3, "b": 60}, 16, None),  # an equal draw would leave two per class
+        ({"a": 6, "b": 6}, 16, None),  # there are no more
         ({f"k{i}": 20 for i in range(30)}, 16, 30),
         ({"a": 400, "b": 30}, 160, "even"),  # as many as of the smaller class are trained on
     ],
@@ -107,11 +107,11 @@ def test_labels_follow_from_the_list(sizes, base, labels, folder):
             assert found == labels
 
 
-def test_what_the_user_gave_stays_and_is_reported_if_it_is_impossible(folder, smoke):
+def test_settings_of_the_user_are_not_changed_and_reported_if_impossible(folder, smoke):
     root = folder(THREE)
     given = {"evaluate.probe.labels": 16, "evaluate.finetune_labels": 30, "evaluate.sources": ["digits"]}
     lines = refused(smoke, "downstream_action_classification", **{"data.lists.root": root, **given})
-    assert [line.split()[0] for line in lines] == ["evaluate.sources", "evaluate.probe.labels", "evaluate.finetune_labels"]
+    assert [line.split(":")[0] for line in lines] == ["evaluate.sources", "evaluate.probe.labels", "evaluate.finetune_labels"]
     assert planned(smoke, **{"data.lists.root": root, "evaluate.probe.labels": 3}).recipe.evaluate.probe.labels == 3
     both = refused(smoke, **{"data.lists.root": root, "data.motionworld.train": 3})
     assert ["data.motionworld" in line and "data.lists" in line for line in both] == [True]
@@ -121,11 +121,11 @@ def test_what_the_user_gave_stays_and_is_reported_if_it_is_impossible(folder, sm
     assert unchanged == before
 
 
-def test_defaults_and_values_of_a_file_are_fitted_and_it_is_printed(folder, smoke, capsys):
+def test_defaults_and_values_of_a_file_are_fitted_and_printed(folder, smoke, capsys):
     for probe in ({"labels": 16}, {}):
         data, evaluate = {"lists": {"root": folder(THREE)}}, {**smoke["evaluate"], "sources": [], "probe": probe}
         assert planned({**smoke, "data": data, "evaluate": evaluate}).recipe.evaluate.probe.labels is None
-        assert f"evaluate.probe.labels null, all labels in place of {probe.get('labels', 160)}" in capsys.readouterr().out
+        assert f"evaluate.probe.labels null (all labels) instead of {probe.get('labels', 160)}" in capsys.readouterr().out
 
 
 def warm_ups() -> list[tuple[str, str]]:
@@ -158,9 +158,9 @@ def test_a_warm_up_shrinks_with_the_steps(name, section, folder):
         with pytest.raises(RecipeError, match=f"{section}: warmup_steps"):
             training(**{f"{section}.steps": few, f"{section}.warmup_steps": few})
     assert training(**{f"{section}.steps": 1}).warmup_steps == 0
-    assert training(**{f"{section}.steps": "1e0"}).warmup_steps == 0, "a number in another form"
+    assert training(**{f"{section}.steps": "1e0"}).warmup_steps == 0, "a number in another notation"
     enough = training(**{f"{section}.steps": before["warmup_steps"] + 1})
-    assert enough.warmup_steps == before["warmup_steps"], "what is possible stays, as do the stages that have it"
+    assert enough.warmup_steps == before["warmup_steps"], "a possible warm-up does not change, so the stage keys do not either"
 
 
 @pytest.mark.parametrize("sizes", [{".": 5}, {"all": 5}])
@@ -170,23 +170,23 @@ def test_a_folder_without_classes_is_pretrained_on_without_labels(sizes, folder,
         plan = planned(scale(name), **{"data.lists.root": root})
         assert (plan.recipe.data.lists.pretrain, plan.recipe.data.lists.train) == (".", None)
         assert {stage.kind for stage in plan.stages} == {"pretrain"}
-        assert "without labels" in capsys.readouterr().out
+        assert "no labels" in capsys.readouterr().out
     [line] = refused(scale("own"), "downstream_action_classification", **{"data.lists.root": root})
     assert "data.lists.train" in line
 
 
-def test_a_folder_around_the_classes_is_entered(folder):
+def test_classes_inside_a_single_folder_are_found(folder):
     lists = planned(scale("own"), **{"data.lists.root": folder({"data set/run": 4, "data set/walk": 4})}).recipe.data.lists
     assert (lists.train, lists.class_names) == ("data set", ("run", "walk"))
 
 
-def test_splits_without_classes_are_no_classes(folder):
+def test_folders_of_splits_are_not_classes(folder):
     recipe = planned(scale("own"), **{"data.lists.root": folder({"training": 4, "val": 2})}).recipe
     assert not recipe.data.labelled
 
 
 def test_a_list_whose_files_are_elsewhere_is_reported(folder):
-    """As with a root that is one folder too high."""
+    """For example because the root is one folder too high."""
     root = Path(folder(THREE))
     (root / "l.csv").write_text("path,label\n" + "".join(f"{k}/v0{i}.mp4,{k}\n" for k in THREE for i in range(4)))
     changes = {"data.lists.root": str(root.parent), "data.lists.train": f"{root.name}/l.csv"}
@@ -195,15 +195,15 @@ def test_a_list_whose_files_are_elsewhere_is_reported(folder):
     planned(scale("own"), **{**changes, "data.lists.root": str(root), "data.lists.train": "l.csv"}).check_lists()
 
 
-def test_videos_that_are_trained_and_tested_on_are_named(folder, capsys):
+def test_videos_in_both_the_training_and_the_test_list_are_reported(folder, capsys):
     root = Path(folder(THREE))
     (root / "t.csv").write_text("path,label\n" + "".join(f"{k}/v00.mp4,{k}\nother/{k}.mp4,{k}\n" for k in THREE))
     planned(scale("own"), **{"data.lists.root": str(root), "data.lists.test": "t.csv"})
-    assert "3 of 6 videos are in data.lists.train" in capsys.readouterr().out
+    assert "3 of 6 videos are also in data.lists.train" in capsys.readouterr().out
 
 
-def test_folders_that_are_called_like_splits_are_the_splits(folder):
-    """Else their names would be taken for classes."""
+def test_folders_with_names_of_splits_are_the_splits(folder):
+    """Otherwise their names would be the classes."""
     root = folder({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 2, "test/a": 1, "test/b": 1})
     lists = planned(scale("demo"), **{"data.lists.root": root}).recipe.data.lists
     assert (lists.train, lists.validation, lists.test, lists.hold_out) == ("train", "val", "test", None)
@@ -214,7 +214,7 @@ def test_folders_that_are_called_like_splits_are_the_splits(folder):
     assert (two.evaluate.split, two.data.lists.hold_out) == ("validation", None)
 
 
-def test_lists_of_their_own_take_the_place_of_what_a_scale_holds_out(folder):
+def test_lists_replace_the_held_out_parts_of_a_scale(folder):
     root = folder(THREE)
     Path(root, "l.csv").write_text("path,label\n" + "".join(f"{k}/v0{i}.mp4,{k}\n" for k in THREE for i in range(4)))
     base = {"data.lists.root": root, "data.lists.train": "l.csv"}
@@ -231,10 +231,10 @@ def test_two_classes_of_any_size_can_be_planned(number, folder):
     assert planned(scale("own"), **{"data.lists.root": folder({"left": number, "right": number})}).stages
 
 
-def test_sizes_may_differ_and_a_class_of_one_is_named(folder, capsys):
+def test_a_class_with_one_video_is_reported(folder, capsys):
     planned(scale("own"), **{"data.lists.root": folder({"1": 1, "02": 2, "300": 90})})
     assert [line for line in capsys.readouterr().out.splitlines() if "hold_out" in line] == [
-        "data.lists.hold_out: classes with too few videos to be in test: 1"
+        "data.lists.hold_out: classes with too few videos, which test does not have: 1"
     ]
 
 
@@ -262,7 +262,7 @@ def test_everything_is_reported_at_once(folder, smoke):
         "data.lists.root": folder({"left": 1, "right": 1}), "data.stride": 0, "model.side": 25, "pretrain.steps": 0,
         "evaluate.probe.labels": 15, "evaluate.sources": ["digits"], "seeds": [0, 0],
     }  # fmt: skip
-    told = refused(smoke, **wrong)
+    lines = refused(smoke, **wrong)
     expected = (
         "data.stride",
         "model",
@@ -272,14 +272,14 @@ def test_everything_is_reported_at_once(folder, smoke):
         "evaluate.probe.labels",
         "data.lists.train",
     )
-    assert sorted(line.split(":")[0].split()[0] for line in told) == sorted(expected)
+    assert sorted(line.split(":")[0].split()[0] for line in lines) == sorted(expected)
 
 
 @pytest.mark.parametrize(
     ("root", "word"),
     [("none", "there is no folder"), ("three/list.csv", "data.lists.train"), ("three/*/*.mp4", "data.lists.train")],
 )
-def test_a_root_that_is_no_folder_is_named_by_itself(root, word, folder, tmp_path, project, capsys):
+def test_a_wrong_root_is_the_only_error(root, word, folder, tmp_path, project, capsys):
     folder(THREE, "three")
     (tmp_path / "three" / "list.csv").write_text("path,label\nwave/v00.mp4,wave\n")
     for command in ("plan", "run"):
@@ -291,18 +291,18 @@ def test_a_root_that_is_no_folder_is_named_by_itself(root, word, folder, tmp_pat
         assert word in line
 
 
-def test_every_way_to_start_gives_the_same_list_at_once(folder, project, capsys):
-    """The command that failed after 38 seconds, and commands like it."""
+def test_all_commands_report_the_same_problems_at_once(folder, project, capsys):
+    """Before anything is computed."""
     own = str(ROOT / "params" / "own.yaml")
     wrong = ["-p", "data.lists.root", folder({"left": 1, "right": 1}), "-p", "evaluate.finetune_labels", "7"]
     wrong += ["-p", "pretrain.steps", "0"]
-    told = set()
+    messages = set()
     for words in (["plan", NOTEBOOK, "--scale", own], ["run", NOTEBOOK, "--scale", own], ["pretrain", own], ["finetune", own]):
         start = time.monotonic()
         assert main([*words, *wrong]) == 2
         assert time.monotonic() - start < 30
-        told.add(capsys.readouterr().err)
-    [message] = told
+        messages.add(capsys.readouterr().err)
+    [message] = messages
     lines = message.removeprefix("vmae-lab: ").strip().split("\n")
     assert [line.split(":")[0].split()[0] for line in lines] == [
         "pretrain.steps", "evaluate.finetune_labels", "data.lists.train",
@@ -311,15 +311,16 @@ def test_every_way_to_start_gives_the_same_list_at_once(folder, project, capsys)
 
 
 def test_pretraining_alone_needs_no_test_split(folder, project):
-    """Two classes of one video cannot be evaluated, and can be pre-trained on."""
+    """Two classes with one video each cannot be evaluated, but can be used for pre-training."""
     recipe = build_recipe({"arms": ["none"], **scale("own"), "override": {"data.lists.root": folder({"a": 1, "b": 1})}})
     assert planned({**json.loads(recipe.model_dump_json()), "arms": ["pixels"]}, "00_dual_masking_tour").stages
 
 
-def test_a_list_that_is_not_there_is_reported_with_one_that_is(folder, smoke):
-    """Else pre-training would run for hours before the test list is looked for."""
+def test_a_missing_list_is_reported_if_another_one_exists(folder, smoke):
+    """Otherwise pre-training would run for hours before the test list is read."""
     root = folder(THREE)
     lists = {"root": root, "train": ".", "validation": "later.csv", "test": "later.csv", "classes": 3}
     [line] = refused({**smoke, "data": {"lists": lists}})
     assert line.startswith("data.lists.test: ")
-    assert isinstance(planned({**smoke, "data": {"lists": {**lists, "train": "sooner.csv"}}}).recipe, Recipe), "costed ahead"
+    plan = planned({**smoke, "data": {"lists": {**lists, "train": "sooner.csv"}}})
+    assert isinstance(plan.recipe, Recipe), "an estimate needs no list"

@@ -1,4 +1,4 @@
-"""Folders of reports: one for each notebook file and settings; none is written over one of another run."""
+"""Folders of reports: one per notebook file and settings. No report replaces one of another run."""
 
 import json
 import shutil
@@ -20,13 +20,13 @@ NAME = "ablation_decoder_mask"
 def root(project) -> Path:
     shutil.copytree(PARAMS, project / "params")
     (project / "notebooks").mkdir()
-    for place in (project / "notebooks" / f"{NAME}.ipynb", project / "notebooks" / "copy.ipynb", project / f"{NAME}.ipynb"):
-        place.write_text("{}")
+    for name in (f"notebooks/{NAME}.ipynb", "notebooks/copy.ipynb", f"{NAME}.ipynb"):
+        (project / name).write_text("{}")
     return project
 
 
 def place(root: Path, scale: str = "demo", file: str | None = f"notebooks/{NAME}.ipynb", name: str = NAME, **override):
-    """Where a run's report would be written, and by `written` is."""
+    """Return the place of a run's report, and the keys of its manifest that decide the place."""
     book = EXPERIMENTS[name]
     recipe = build_recipe({"override": override}, book.arms, {"arms": list(book.arms), **read_scale(scale, [root / "params"])})
     path = root / file if file else None
@@ -34,23 +34,24 @@ def place(root: Path, scale: str = "demo", file: str | None = f"notebooks/{NAME}
     return found, {"notebook_file": file, "experiment": name, "recipe": recipe.model_dump(mode="json")}
 
 
-def written(root: Path, *words, **override) -> str:
-    found, manifest = place(root, *words, **override)
+def written(root: Path, *arguments, **override) -> str:
+    """Write a manifest at the place of a run's report. Returns the folder."""
+    found, manifest = place(root, *arguments, **override)
     found.folder.mkdir(parents=True, exist_ok=True)
     (found.folder / "manifest.json").write_text(json.dumps({**manifest, "provenance": {"date": "2026-01-02"}}))
     return found.folder.relative_to(root / "reports").as_posix()
 
 
-def test_a_scale_as_it_is_has_its_own_folder_and_replaces_its_own_report(root):
+def test_an_unchanged_scale_has_its_own_folder_and_replaces_its_own_report(root):
     assert written(root) == f"demo/{NAME}"
     found, _ = place(root)
     assert found.replaced
     assert (found.folder.parent.name, found.changed) == ("demo", {})
-    assert found.words == f"replaced reports/demo/{NAME} of 2026-01-02, made with the same settings"
+    assert found.message.startswith(f"replaced reports/demo/{NAME} of 2026-01-02")
 
 
 def test_settings_that_change_no_result_have_no_folder_of_their_own(root):
-    changes = {"compute.jobs": 1, "detect.steps": 160, "evaluate.views.clips": 9}  # this notebook detects nothing
+    changes = {"compute.jobs": 1, "detect.steps": 160, "evaluate.views.clips": 9}  # this notebook has no detection stage
     assert written(root, **changes) == f"demo/{NAME}"
 
 
@@ -61,7 +62,7 @@ def test_other_settings_have_a_folder_each(root):
     assert len(folders) == 5
     assert all(folder.startswith("demo-variant-") and folder.endswith(f"/{NAME}") for folder in folders)
     found, _ = place(root, **{"pretrain.steps": "900"})
-    assert found.replaced, "the same settings, given in another way"
+    assert found.replaced, "the same settings in another form"
     assert found.changed == {"pretrain.steps": 900}
 
 
@@ -71,11 +72,11 @@ def test_after_a_change_of_the_scale_the_old_report_stays(root):
     file.write_text(file.read_text().replace("steps: 1000", "steps: 1001"))
     found, _ = place(root)
     assert found.folder.parent.name.startswith("demo-variant-")
-    assert f"reports/demo/{NAME} was made with other settings" in found.words
+    assert f"kept reports/demo/{NAME}" in found.message
 
 
 def test_another_file_of_the_same_scales_name_replaces_nothing(root):
-    """`cp params/demo.yaml mine.yaml`, with its scale left as it is."""
+    """`cp params/demo.yaml mine.yaml` without changing its scale."""
     mine = root / "mine.yaml"
     mine.write_text((root / "params" / "demo.yaml").read_text().replace("steps: 1000", "steps: 500"))
     assert written(root, str(mine)).startswith("demo-variant-")
@@ -92,8 +93,8 @@ def test_a_copy_has_a_report_of_its_own(root):
     unknown = written(root, "demo", None)
     assert unknown.startswith(f"demo/{NAME}-")
     assert unknown != elsewhere
-    for words in ((), ("demo", "notebooks/copy.ipynb"), ("demo", f"{NAME}.ipynb"), ("demo", None)):
-        assert place(root, *words)[0].replaced, "each finds its own again"
+    for arguments in ((), ("demo", "notebooks/copy.ipynb"), ("demo", f"{NAME}.ipynb"), ("demo", None)):
+        assert place(root, *arguments)[0].replaced, "each one finds its own folder again"
 
 
 def test_a_copy_that_ran_first_does_not_take_the_originals_folder(root):
@@ -101,7 +102,7 @@ def test_a_copy_that_ran_first_does_not_take_the_originals_folder(root):
     assert written(root) == f"demo/{NAME}"
 
 
-def test_what_another_notebook_compares_under_the_same_name_is_another_report(root):
+def test_another_experiment_under_the_same_name_is_another_report(root):
     assert written(root) == f"demo/{NAME}"
     assert written(root, "demo", f"notebooks/{NAME}.ipynb", "ablation_mask_ratios").startswith("demo-variant-")
 
@@ -129,7 +130,7 @@ def test_committed_reports_are_found_again(monkeypatch):
 
 
 def test_a_report_of_other_videos_stays(root, tmp_path):
-    """The settings are the same if the root is relative, or if videos were added to it."""
+    """The settings can be the same: if the root is relative, or if videos were added."""
     for number in (4, 5):
         for label in ("run", "walk"):
             (tmp_path / "v" / label).mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def test_a_report_of_other_videos_stays(root, tmp_path):
         assert place(root, "own", "notebooks/copy.ipynb", "bring_your_own_videos", **changes)[0].replaced is not None
 
 
-def test_what_a_dictionary_no_longer_has_is_a_change_too(root):
+def test_a_removed_key_of_a_dictionary_is_a_change_too(root):
     book = "downstream_temporal_detection"
     folders = {
         place(root, "demo", f"notebooks/{book}.ipynb", book, **{"localise.durations": {name: [0, 2.5]}})[0].folder

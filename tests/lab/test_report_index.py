@@ -1,8 +1,7 @@
-"""The index of results: every report in its place, nothing from a file taken for markup, no link that leads nowhere."""
+"""The index of results: the order of reports, text of files that is not taken as markup, no broken link."""
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from html import unescape
@@ -13,13 +12,13 @@ from urllib.parse import unquote
 import nbformat
 import papermill
 import pytest
+from PIL import Image
 
 from vmae_lab.cli import main
-from vmae_lab.lab.report.index import find_reports, to_html, to_markdown, write_index
+from vmae_lab.lab.report.index import find_reports, write_index
 
 ROOT = Path(__file__).parents[2]
 ORDER = ["ablation_decoder_mask", "scaling"]
-PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (640).to_bytes(4, "big") + (400).to_bytes(4, "big")
 PAGE = """# Title of the page
 
 All in [manifest.json](manifest.json) and [tables/results.csv](tables/results.csv).
@@ -50,21 +49,21 @@ def reports(project) -> Path:
 def write_report(
     reports: Path, scale: str = "demo", notebook: str = ORDER[0], table: str = "arm,top-1 %\nnone,\ncell,71.50\n", **keys
 ):
-    """A report with a page, a table and a figure; keys of the manifest are replaced, or left out where None."""
+    """Write a report with a page, a table and a figure. `keys` replace those of the manifest; None removes a key."""
     folder = reports / scale / notebook
     (folder / "tables").mkdir(parents=True)
     (folder / "figures").mkdir()
     (folder / "README.md").write_text(PAGE)
     (folder / "tables" / "first.csv").write_text(table)
     (folder / "tables" / "results.csv").write_text("arm,value\n")
-    (folder / "figures" / "main.png").write_bytes(PNG)
+    Image.new("L", (640, 400)).save(folder / "figures" / "main.png")
     manifest = {key: value for key, value in {**MANIFEST, **keys}.items() if value is not None}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
 class Links(HTMLParser):
-    """Collects where a page leads to, what it can be entered by, and its tags."""
+    """Collects the link targets, ids and tags of a page."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -77,12 +76,12 @@ class Links(HTMLParser):
             if name in ("href", "src"):
                 self.targets.append(value)
             if name == "id":
-                assert value not in self.names, f"two places are called {value}"
+                assert value not in self.names, f"duplicate id {value}"
                 self.names.add(value)
 
 
 def targets(markdown: str, html: str) -> set[str]:
-    """Paths that both pages lead to, from reports/; a place within the page must be there."""
+    """Return the paths of links on both pages, relative to reports/. Links within the page must have an anchor."""
     found = Links(html)
     assert {target[1:] for target in found.targets if target.startswith("#")} <= found.names
     listed = [target for target in found.targets if not target.startswith("#")]
@@ -94,7 +93,7 @@ def written(reports: Path, **options) -> tuple[str, str]:
     return (reports / "README.md").read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
 
 
-def test_scales_and_notebooks_stand_in_their_order(reports):
+def test_scales_and_notebooks_are_in_order(reports):
     for scale in ("smoke", "other", "demo-variant-0a1b2c", "demo-variant", "gpu", "another", "demo", "paper", "other-variant"):
         write_report(reports, scale)
     for notebook in ("unknown", "scaling", "beyond"):
@@ -118,25 +117,19 @@ def test_scales_and_notebooks_stand_in_their_order(reports):
 def test_both_pages_show_the_report(reports):
     write_report(reports)
     for page in written(reports):
-        for words in (
-            "Title of the manifest",
-            "Which one?",
-            "What the table holds.",
-            "What the figure shows.",
-            "71.50",
-            "0, 7",
-        ):
-            assert words in page
-        for words in ("2026-01-02 03:04 UTC", "abc123", "a processor", "90 minutes", "+1.2 [-0.3, +2.7]"):
-            assert words in page
+        for text in (
+            "Title of the manifest", "Which one?", "What the table holds.", "What the figure shows.", "71.50", "0, 7",
+            "2026-01-02 03:04 UTC", "abc123", "a processor", "90 minutes", "+1.2 [-0.3, +2.7]",
+        ):  # fmt: skip
+            assert text in page
     html = written(reports)[1]
     assert "<td></td>" in html, "an empty cell stays empty"
     assert 'width="640" height="400" loading="lazy"' in html
     assert not {"script", "link", "iframe"} & Links(html).tags
-    assert "http" not in html, "nothing is asked from outside"
+    assert "http" not in html, "the page loads nothing from other servers"
 
 
-def test_what_comes_from_files_is_text(reports):
+def test_text_of_files_is_not_taken_as_markup(reports):
     bad = '<script>alert("x")</script> [a](http://b) & `<i>`'
     write_report(
         reports, title=bad, question=bad, conclusions=[bad], table='arm,"a|<b>"\n"<img src=x onerror=y>|z",[c](http://d)\n'
@@ -146,23 +139,19 @@ def test_what_comes_from_files_is_text(reports):
         assert not any(tag in page for tag in ("<script", "<img src=x", "<i>", "<b>"))
         assert "&lt;script&gt;" in page
     assert not any(target.startswith("http") for target in targets(markdown, html))
-    assert r"&lt;img src=x onerror=y&gt;\|z" in markdown, "a bar would open another column"
+    assert r"&lt;img src=x onerror=y&gt;\|z" in markdown, "a bar would begin another column"
 
 
-def test_an_older_manifest_is_read_with_its_page(reports):
+def test_an_older_manifest_is_shown_as_far_as_it_goes(reports):
     write_report(reports, **dict.fromkeys(MANIFEST))
-    (entry,) = find_reports(reports, ORDER)
-    assert not entry.problem
-    assert entry.title == "Title of the page"
-    assert list(entry.table["top-1 %"]) == ["", "71.50"], "the first table of the page, not the rows of all results"
-    assert entry.picture[:2] == ("figures/main.png", "What the figure shows.")
-    assert "Title of the page" in to_html([entry])
-    assert "Title of the page" in to_markdown([entry])
+    [entry] = find_reports(reports, ORDER)
+    assert (entry.problem, entry.title, entry.table, entry.picture) == ("", ORDER[0], None, None)
+    assert all(ORDER[0] in page for page in written(reports))
 
 
 def test_a_report_without_table_and_figure_is_shown(reports):
     folder = write_report(reports, main_table=None, main_figure=None)
-    (folder / "README.md").write_text("words alone")
+    (folder / "README.md").write_text("only text")
     markdown, html = written(reports)
     assert "Title of the manifest" in markdown
     assert not {"table", "img"} & Links(html).tags
@@ -173,42 +162,42 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "harm", "words"),
+    ("path", "damage", "message"),
     [
         ("manifest.json", cut, "manifest.json cannot be read"),
-        ("manifest.json", Path.unlink, "manifest.json is missing, so no run has finished here"),
-        ("manifest.json", lambda path: path.write_text("[1]"), "manifest.json holds no report"),
+        ("manifest.json", Path.unlink, "manifest.json is missing"),
+        ("manifest.json", lambda path: path.write_text("[1]"), "manifest.json cannot be read"),
         ("README.md", Path.unlink, "README.md is missing"),
         ("README.md", lambda path: path.write_bytes(b"\xff\xfe\xff"), "README.md cannot be read"),
         ("tables/first.csv", Path.unlink, "tables/first.csv is missing"),
         ("tables/first.csv", lambda path: path.write_text(""), "tables/first.csv cannot be read"),
-        ("figures/main.png", cut, "figures/main.png cannot be read (not a png)"),
+        ("figures/main.png", cut, "figures/main.png cannot be read"),
     ],
 )
-def test_a_broken_report_is_one_line_that_names_it(reports, path: str, harm: Callable, words: str):
-    harm(write_report(reports, "gpu") / path)
-    write_report(reports, "demo", title="A whole one")
+def test_a_broken_report_is_one_line_that_names_it(reports, path: str, damage: Callable, message: str):
+    damage(write_report(reports, "gpu") / path)
+    write_report(reports, "demo", title="Another report")
     markdown, html = written(reports)
     for page in (markdown, html):
         assert "gpu/ablation_decoder_mask" in page
-        assert words in page
+        assert message in page
         assert "vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale gpu" in page
-        assert "A whole one" in page
-        assert str(reports) not in page, "a machine's path is nobody's business"
+        assert "Another report" in page
+        assert str(reports) not in page, "no paths of this machine"
     assert len([line for line in markdown.splitlines() if "gpu/" in line]) == 1
 
 
-def test_smoke_says_that_its_numbers_mean_nothing(reports):
+def test_smoke_says_that_its_results_are_meaningless(reports):
     write_report(reports, "demo")
-    assert not any("mean nothing" in page for page in written(reports))
+    assert not any("meaningless" in page for page in written(reports))
     write_report(reports, "smoke")
     for page in written(reports):
         demo, smoke = page.index(f"demo/{ORDER[0]}/README.md"), page.index(f"smoke/{ORDER[0]}/README.md")
-        assert demo < page.index("mean nothing") < smoke
+        assert demo < page.index("meaningless") < smoke
 
 
-def test_no_link_is_dead(reports):
-    (reports / "LOG.md").write_text("told")
+def test_no_link_is_broken(reports):
+    (reports / "LOG.md").write_text("log")
     write_report(reports, "demo with (odd) #name%", "scaling")
     (write_report(reports, "gpu") / "tables" / "results.csv").unlink()
     folder = write_report(reports, "demo")
@@ -221,7 +210,7 @@ def test_no_link_is_dead(reports):
     assert {"LOG.md", f"demo/{ORDER[0]}/README.md", f"demo/{ORDER[0]}/figures/main.png"} <= after
 
 
-def test_an_executed_notebook_that_is_not_there_is_a_command(reports):
+def test_a_missing_executed_notebook_is_replaced_by_a_command(reports):
     write_report(reports, "demo-variant")
     for page in written(reports):
         assert "vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo -p NAME VALUE" in page
@@ -235,7 +224,7 @@ def test_the_file_and_the_settings_of_a_report_are_in_its_command(reports):
     assert command in markdown
     assert command in unescape(html)
     assert "changed settings: pretrain.steps 7" in markdown
-    assert "Runs with changed settings" in markdown
+    assert "changed settings" in markdown
 
 
 def test_an_index_for_git_leaves_out_what_git_ignores(reports):
@@ -247,10 +236,10 @@ def test_an_index_for_git_leaves_out_what_git_ignores(reports):
     with pytest.raises(FileNotFoundError, match="without --for-git"):
         write_index(reports, ORDER, for_git=True)
     subprocess.run(["git", "init", "--quiet", reports.parent], check=True)
-    shutil.copy(ROOT / ".gitignore", reports.parent)
+    (reports.parent / ".gitignore").write_text("reports/smoke/\nreports/*-variant*/\nreports/**/*.ipynb\n")
     found = targets(*written(reports, for_git=True))
     assert {target.split("/")[0] for target in found} == {"demo"}
-    assert not any(target.endswith(".ipynb") for target in found)
+    assert [target for target in found if target.endswith(".ipynb")] == [f"demo/{ORDER[0]}/{ORDER[0]}.ipynb"]
 
 
 def test_the_command_line_prints_the_page_last(reports, capsys):
@@ -260,7 +249,7 @@ def test_the_command_line_prints_the_page_last(reports, capsys):
     assert (reports / "index.html").is_file()
 
 
-def test_without_reports_the_command_line_says_what_writes_one(project, capsys):
+def test_without_reports_the_message_has_the_command_that_writes_one(project, capsys):
     assert main(["report"]) == 2
     assert "vmae-lab run" in capsys.readouterr().err
     (project / "reports").mkdir()
@@ -268,7 +257,7 @@ def test_without_reports_the_command_line_says_what_writes_one(project, capsys):
     assert all("There is no report yet" in page for page in written(project / "reports"))
 
 
-def test_a_run_leaves_its_notebook_as_a_page_too(project, capsys, monkeypatch):
+def test_a_run_writes_its_notebook_as_html_too(project, capsys, monkeypatch):
     command = ["run", str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb"), "--scale", "smoke"]
     folder = project / "reports" / "smoke" / "ablation_decoder_mask"
     page = folder / "ablation_decoder_mask.html"
@@ -282,7 +271,7 @@ def test_a_run_leaves_its_notebook_as_a_page_too(project, capsys, monkeypatch):
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"report: {folder / 'README.md'}"
-    assert f"as a page: {page}" in lines
+    assert f"executed notebook as HTML: {page}" in lines
     assert "forty-two" in page.read_text(encoding="utf-8")
 
     def stop(*words, **options):
@@ -290,7 +279,7 @@ def test_a_run_leaves_its_notebook_as_a_page_too(project, capsys, monkeypatch):
 
     monkeypatch.setattr(papermill, "execute_notebook", stop)
     assert main(command) == 1
-    assert not page.exists(), "the page of another run would be taken for this one's"
+    assert not page.exists(), "the page of an earlier run is removed"
 
 
 def git(*words: str) -> str | None:
@@ -299,7 +288,7 @@ def git(*words: str) -> str | None:
 
 
 def test_the_committed_index_leads_only_to_committed_files():
-    """As git holds both, since a working copy also has executed notebooks, which a clone will not."""
+    """Both are read from git, because a working copy also has executed notebooks, which a clone does not have."""
     pages = [git("show", f":reports/{name}") for name in ("README.md", "index.html")]
     if None in pages:
         pytest.skip("no committed index")

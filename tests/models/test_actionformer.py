@@ -1,4 +1,4 @@
-"""The temporal detector's model: attention is local and linear, padding changes nothing, folders open again."""
+"""ActionFormer: local attention, padding, shapes, and loading from a folder."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def model(**shape) -> ActionFormer:
 
 @pytest.mark.parametrize("length", [1, 5, 64, 65, 150])
 @pytest.mark.parametrize("window", [1, 5, 19])
-def test_local_attention_is_attention_with_a_band(length, window):
+def test_local_attention_equals_banded_attention(length, window):
     q, k, v = (seeded(2, 3, length, 8, seed=seed) for seed in range(3))
     padding = torch.arange(length) >= torch.tensor([[length], [max(1, length // 2)]])
     near = (torch.arange(length)[:, None] - torch.arange(length)).abs() <= window // 2
@@ -36,7 +36,7 @@ def test_local_attention_is_attention_with_a_band(length, window):
     torch.testing.assert_close(local_attention(q, k, v, padding, window), expected)
 
 
-def test_points_and_their_padding_stand_in_one_order():
+def test_points_and_padding_have_the_same_order():
     times, strides = pyramid_points(8, 3)
     assert times.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 2, 4, 6, 0, 4]
     assert strides.tolist() == [1] * 8 + [2] * 4 + [4] * 2
@@ -45,21 +45,21 @@ def test_points_and_their_padding_stand_in_one_order():
 
 
 @torch.no_grad()
-def test_padding_changes_nothing_before_it():
+def test_padding_does_not_change_other_points():
     net, features = model(), seeded(1, 20, 6)
     alone = net(features, torch.zeros(1, 20, dtype=torch.bool))
-    noise = torch.cat([features, 100 * seeded(1, 12, 6, seed=1)], 1)  # what stands in the padding is not read
+    noise = torch.cat([features, 100 * seeded(1, 12, 6, seed=1)], 1)  # the content of the padding must not matter
     padding = (torch.arange(32) >= 20)[None]
-    there = ~pyramid_padding(padding, SHAPE.levels)[0]
-    for one, padded in zip(alone, net(noise, padding), strict=True):
+    valid = ~pyramid_padding(padding, SHAPE.levels)[0]
+    for expected, padded in zip(alone, net(noise, padding), strict=True):
         assert padded.shape[1] == 32 + 16 + 8
-        torch.testing.assert_close(padded[:, there], one)
-        assert (padded[:, ~there] == 0).all()
+        torch.testing.assert_close(padded[:, valid], expected)
+        assert (padded[:, ~valid] == 0).all()
 
 
 @torch.no_grad()
-def test_a_point_sees_its_neighbourhood_alone():
-    """With two blocks of window 5 and convolutions of 3, far features change nothing at the first level, and near ones do."""
+def test_receptive_field_of_a_point():
+    """At the first level, only features within the reach of two blocks (window 5) and of the convolutions change a point."""
     net, features, nothing = model(levels=1), seeded(1, 64, 6), torch.zeros(1, 64, dtype=torch.bool)
     reach = 2 + 2 * (1 + 2) + 3  # two embedding convolutions; per block its convolution and half a window; the head's three
     other = features.clone()
@@ -70,7 +70,7 @@ def test_a_point_sees_its_neighbourhood_alone():
 
 
 @torch.no_grad()
-def test_an_untrained_model_says_little_of_everything():
+def test_initial_class_probabilities_are_low():
     logits, distances = model()(seeded(2, 32, 6), torch.zeros(2, 32, dtype=torch.bool))
     assert logits.shape == (2, 56, 4)
     assert distances.shape == (2, 56, 2)
@@ -78,7 +78,7 @@ def test_an_untrained_model_says_little_of_everything():
     assert (distances >= 0).all()
 
 
-def test_what_does_not_fit_is_told():
+def test_invalid_inputs_and_shapes_are_refused():
     with pytest.raises(ValueError, match=r"T a multiple of 4; got \(1, 18, 6\)"):
         model()(seeded(1, 18, 6), torch.zeros(1, 18, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"\(B, T, 6\)"):
@@ -90,13 +90,13 @@ def test_what_does_not_fit_is_told():
 
 
 @torch.no_grad()
-def test_a_folder_opens_again(tmp_path):
+def test_save_and_load(tmp_path):
     net, features, nothing = model(), seeded(1, 16, 6), torch.zeros(1, 16, dtype=torch.bool)
     net.save(tmp_path / "kept")
-    again = ActionFormer.from_pretrained(tmp_path / "kept")
-    assert not again.training
-    assert again.classes == ("a", "b", "c", "d")
-    for one, other in zip(net(features, nothing), again(features, nothing), strict=True):
-        assert torch.equal(one, other)
-    with pytest.raises(CheckpointError, match=r"elsewhere holds no temporal detector .*vmae-lab localise"):
+    loaded = ActionFormer.from_pretrained(tmp_path / "kept")
+    assert not loaded.training
+    assert loaded.classes == ("a", "b", "c", "d")
+    for first, second in zip(net(features, nothing), loaded(features, nothing), strict=True):
+        assert torch.equal(first, second)
+    with pytest.raises(CheckpointError, match=r"elsewhere .*vmae-lab localise"):
         ActionFormer.from_pretrained(tmp_path / "elsewhere")

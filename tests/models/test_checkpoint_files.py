@@ -1,4 +1,4 @@
-"""Files and folders of weights: which of them is read, with which config, and what is said of those that are refused."""
+"""Files and folders of weights: which file and config are read, and errors for the others."""
 
 import argparse
 import io
@@ -21,7 +21,7 @@ from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
 
 CLIP = ClipShape(frames=4, side=16, patch=4)
-ASKED = {"frames": 4, "side": 16}  # what official files do not tell
+GIVEN = {"frames": 4, "side": 16}  # not in official files
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def model():
     return VideoClassifier(SIZES["tiny"], CLIP, classes=5).eval()
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.ckpt", "w.safetensors", "mp_rank_00_model_states.pt"])
 @pytest.mark.parametrize("layout", ["vmae_lab", "transformers", "remote_code"])
-def test_a_file_that_is_named_directly_has_the_config_next_to_it(model, tmp_path, layout, name):
+def test_a_file_uses_the_config_next_to_it(model, tmp_path, layout, name):
     weights = model.save_pretrained(tmp_path, layout) / "model.safetensors"
     state = load_file(weights)
     weights.unlink()
@@ -51,7 +51,7 @@ def test_a_file_that_is_named_directly_has_the_config_next_to_it(model, tmp_path
 
 
 @pytest.mark.parametrize("layout", ["vmae_lab", "transformers", "remote_code"])
-def test_official_weights_have_the_config_next_to_them_whatever_its_layout(model, tmp_path, layout):
+def test_official_weights_use_a_config_of_any_layout(model, tmp_path, layout):
     model.save_pretrained(tmp_path, layout)
     model.save_pretrained(tmp_path, "official")
     back = VideoClassifier.from_pretrained(tmp_path / "model.pth")
@@ -64,21 +64,21 @@ def test_official_weights_have_the_config_next_to_them_whatever_its_layout(model
 
 
 @pytest.mark.parametrize("layout", ["vmae_lab", "transformers"])
-def test_official_weights_have_the_target_of_the_config_next_to_them(tmp_path, layout):
+def test_official_weights_use_the_target_of_the_config(tmp_path, layout):
     model = VideoMAE(SIZES["tiny"], CLIP, normalise_target=False)
     model.save_pretrained(tmp_path, layout)
     file = model.save_pretrained(tmp_path, "official") / "model.pth"
     assert VideoMAE.from_pretrained(file).normalise_target is False
 
 
-def test_a_config_of_something_else_is_not_asked(model, tmp_path):
+def test_an_unrelated_config_is_ignored(model, tmp_path):
     file = model.save_pretrained(tmp_path, "official") / "model.pth"
     (tmp_path / "config.json").write_text('{"lr": 0.001}')
     assert equal(VideoClassifier.from_pretrained(file, frames=4, side=16).state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_parts_by_an_index_that_is_named_directly(model, tmp_path, kind):
+def test_parts_listed_in_an_index(model, tmp_path, kind):
     state = load_file(model.save_pretrained(tmp_path, "transformers") / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     names, stem = list(state), "model" if kind == "safetensors" else "pytorch_model"
@@ -98,8 +98,8 @@ def test_parts_by_an_index_that_is_named_directly(model, tmp_path, kind):
         VideoClassifier.from_pretrained(index)
 
 
-def test_arguments_of_the_official_scripts_are_followed(model, tmp_path):
-    """Their files keep numbers of NumPy and paths among them."""
+def test_arguments_in_official_files_are_used(model, tmp_path):
+    """Their files also contain NumPy numbers and paths."""
     state = read_file(model.save_pretrained(tmp_path, "official") / "model.pth")[0]
     arguments = argparse.Namespace(num_frames=4, input_size=16, output_dir=Path("/out"), best=np.float64(1.0), x=np.arange(3))
     torch.save({"model": state, "args": arguments, "max_accuracy": np.float32(81.0)}, tmp_path / "whole.pth")
@@ -134,7 +134,7 @@ def test_arguments_of_the_official_scripts_are_followed(model, tmp_path):
         ({"tubelet_size": 0}, "model_config"),
     ],
 )
-def test_settings_of_remote_code_that_we_do_not_have_are_refused_by_name(model, tmp_path, change, named):
+def test_unsupported_settings_of_remote_code_are_refused(model, tmp_path, change, named):
     file = model.save_pretrained(tmp_path, "remote_code") / "config.json"
     config = json.loads(file.read_text())
     config["model_config"] |= change
@@ -143,7 +143,7 @@ def test_settings_of_remote_code_that_we_do_not_have_are_refused_by_name(model, 
         VideoClassifier.from_pretrained(tmp_path)
 
 
-def test_remote_code_without_biases(model, tmp_path):
+def test_remote_code_without_qkv_bias(model, tmp_path):
     folder = model.save_pretrained(tmp_path, "remote_code")
     state = load_file(folder / "model.safetensors")
     save_file({name: value for name, value in state.items() if "_bias" not in name}, folder / "model.safetensors")
@@ -157,11 +157,11 @@ def test_remote_code_without_biases(model, tmp_path):
 
 
 class Recipe:
-    """A class of a training script, as one may be pickled next to weights."""
+    """A class of a training script that is pickled next to the weights."""
 
 
 def run_lines(message):
-    """What a reader does who trusts the file: run the lines of Python in the message."""
+    """Run the Python code in an error message, as a user does who trusts the file."""
     lines = [line.removeprefix("    ") for line in str(message).splitlines() if line.startswith("    ")]
     exec("\n".join(lines), {})
 
@@ -169,7 +169,7 @@ def run_lines(message):
 @pytest.mark.parametrize(
     "kind", ["zip", "legacy", "protocol 4", "whole module", "plain pickle", "nested", "list", "other name"]
 )
-def test_a_refused_file_can_be_saved_again_with_the_lines_of_the_message(model, tmp_path, kind):
+def test_the_code_in_the_message_converts_a_refused_file(model, tmp_path, kind):
     file = tmp_path / "refused.pth"
     state = read_file(model.save_pretrained(tmp_path, "official") / "model.pth")[0]
     content = {"model": state, "recipe": Recipe()}
@@ -193,11 +193,11 @@ def test_a_refused_file_can_be_saved_again_with_the_lines_of_the_message(model, 
     run_lines(refused.value)
     if kind == "whole module":  # the weights of this package need its config
         model.save_pretrained(tmp_path)
-    back = VideoClassifier.from_pretrained(tmp_path / "refused_weights.pth", **({} if kind == "whole module" else ASKED))
+    back = VideoClassifier.from_pretrained(tmp_path / "refused_weights.pth", **({} if kind == "whole module" else GIVEN))
     assert equal(back.state_dict(), model.state_dict())
 
 
-def test_torchscript_can_be_saved_again_with_the_lines_of_the_message(tmp_path):
+def test_the_code_in_the_message_converts_torchscript(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pt"))
     with pytest.raises(CheckpointError, match="TorchScript") as refused:
         open_checkpoint(tmp_path / "script.pt")
@@ -233,20 +233,20 @@ def _tar(names):
         (_tar(["a.txt"]), "tar archive"),
         (_tar(["sys_info", "pickle", "storages", "tensors"]), "weights_only=False"),
         (b"\x1f\x8b\x08\x00" + bytes(30), "gzip"),
-        (_zip(["m/data.pkl", "m/version"])[:-30], "cut short"),
+        (_zip(["m/data.pkl", "m/version"])[:-30], "truncated"),
         (b'{"error": "not found"}', "JSON"),
         (bytes(200), ""),
     ],
     ids=["empty", "LFS", "page", "short page", "zip", "tar", "old tar", "gzip", "cut zip", "JSON", "zeros"],
 )
-def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, content, named):
+def test_files_without_weights_are_refused(tmp_path, suffix, content, named):
     file = tmp_path / f"weights{suffix}"
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"weights\{suffix}(.|\n)*{re.escape(named)}"):
         open_checkpoint(file)
 
 
-def test_a_file_is_told_by_its_content(model, tmp_path):
+def test_a_file_is_recognized_by_its_content(model, tmp_path):
     state = load_file(model.save_pretrained(tmp_path) / "model.safetensors")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     assert equal(VideoClassifier.from_pretrained(tmp_path).state_dict(), model.state_dict())
@@ -254,7 +254,7 @@ def test_a_file_is_told_by_its_content(model, tmp_path):
     assert equal(VideoClassifier.from_pretrained(tmp_path / "model.safetensors").state_dict(), model.state_dict())
 
 
-def test_folders_of_trainers(model, tmp_path):
+def test_folders_of_trainers_and_distributed_checkpoints(model, tmp_path):
     folder = model.save_pretrained(tmp_path, "transformers")
     torch.save({"lr": 1}, folder / "training_args.bin")
     torch.save({"lr": 1}, folder / "optimizer.pt")

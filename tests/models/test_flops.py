@@ -1,8 +1,8 @@
-"""The analytic cost against the paper's figures, counters run over the official code, and PyTorch's counts of our model."""
+"""The analytic cost equals the paper's figures, counters on the official code, and PyTorch's counts of our model."""
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,22 +16,22 @@ from vmae_lab.models.flops import TokenCounts, classify_cost, pretrain_cost, sav
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE, reconstruction_loss
 
-# 16x224x224, encoder tube .9, decoder depth 4. Sources: VideoMAE V2, tables 1 and 2.
+# 16x224x224, tube mask 0.9, decoder depth 4. Source: VideoMAE V2, tables 1 and 2.
 PAPER = [("base", 160, 1408, 35.48), ("base", 160, 1176, 31.63), ("base", 160, 784, 25.87), ("base", 160, 392, 21.06)]
 
 
 @pytest.mark.parametrize(("size", "visible", "decoded", "giga"), PAPER)
-def test_the_papers_table_1(size, visible, decoded, giga):
+def test_cost_equals_table_1_of_the_paper(size, visible, decoded, giga):
     assert round(pretrain_cost(SIZES[size], ClipShape(), visible, decoded).giga, 2) == giga
 
 
 @pytest.mark.parametrize(("decoded", "giga_macs"), [(1840, 263.96), (1024, 241.61)])
-def test_the_papers_table_2_for_the_giant(decoded, giga_macs):
+def test_cost_equals_table_2_of_the_paper(decoded, giga_macs):
     cost = pretrain_cost(SIZES["giant"], ClipShape(patch=14), 208, decoded)
     assert round(cost.macs / 1e9, 2) == giga_macs
 
 
-def test_every_reference_row(parity):
+def test_cost_equals_all_reference_values(parity):
     facts = json.loads((parity / "flops_params.json").read_text())
     rows = 0
     for name, entry in facts["pretrain"].items():
@@ -50,8 +50,8 @@ def test_every_reference_row(parity):
     assert rows == 25
 
 
-def test_parameters_of_every_size(parity):
-    """Ours has a k bias (one width a block) that the official layout leaves out."""
+def test_parameter_counts_equal_the_reference(parity):
+    """Our models also have k biases (one width per block), which the official layout does not have."""
     facts = json.loads((parity / "flops_params.json").read_text())["pretrain"]
     for name, entry in facts.items():
         size = SIZES[name]
@@ -66,7 +66,7 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Step:
-    """A real model's forward pass and loss on random pixels, and what the analytic counts are told of it."""
+    """Forward pass and loss of a model on random pixels, and the arguments of the analytic counts."""
 
     model: VideoMAE
     size: Size
@@ -76,7 +76,7 @@ class Step:
     decoder_mask: torch.Tensor
 
     @property
-    def counted_for(self) -> tuple[Size, ClipShape, int, int]:
+    def counts(self) -> tuple[Size, ClipShape, int, int]:
         return self.size, self.clip, int((~self.encoder_mask[0]).sum()), int((~self.decoder_mask[0]).sum())
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,33 +91,35 @@ class Step:
 @pytest.fixture(
     scope="module",
     params=[
-        (name, clip, ratio)
-        for name, clip in (("tiny", ClipShape(8, 24, 2, 4)), ("small", ClipShape(8, 64, 2, 16)))
-        for ratio in (0.0, 0.5)
+        ("tiny", ClipShape(8, 24, 2, 4), 0.0, None),
+        ("tiny", ClipShape(8, 24, 2, 4), 0.5, 0.1),
+        ("small", ClipShape(8, 64, 2, 16), 0.0, None),
+        ("small", ClipShape(8, 64, 2, 16), 0.5, None),
     ],
-    ids=lambda p: f"{p[0]}-{'cell' if p[2] else 'none'}",
+    ids=lambda p: f"{p[0]}-{'cell' if p[2] else 'none'}{'-layer scale' if p[3] else ''}",
 )
 def step(request) -> Step:
-    name, clip, ratio = request.param
+    name, clip, ratio, layer_scale = request.param
     masks = MaskSettings(encoder_ratio=0.75, decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
     drawn = draw_masks(masks, clip.grid, BATCH, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     video = torch.randint(0, 256, (BATCH, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8)
-    return Step(VideoMAE(SIZES[name], clip), SIZES[name], clip, video, *drawn)
+    size = replace(SIZES[name], layer_scale=layer_scale)
+    return Step(VideoMAE(size, clip), size, clip, video, *drawn)
 
 
-def test_pretraining_costs_what_pytorch_counts(step):
-    """To the last product: these counts are what arms are compared by."""
+def test_pretraining_macs_equal_pytorchs_count(step):
+    """Exactly, since arms are compared by these counts."""
     with torch.no_grad(), FlopCounterMode(display=False) as forward:
         step.forward()
     # The counter counts a multiplication and an addition as two.
-    assert forward.get_total_flops() == 2 * BATCH * pretrain_cost(*step.counted_for, embed_visible=True).macs
+    assert forward.get_total_flops() == 2 * BATCH * pretrain_cost(*step.counts, embed_visible=True).macs
     with FlopCounterMode(display=False) as both:
         step.loss().backward()
-    assert both.get_total_flops() == 2 * BATCH * training_macs(*step.counted_for)
+    assert both.get_total_flops() == 2 * BATCH * training_macs(*step.counts)
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
-def test_classifying_costs_what_pytorch_counts(name):
+def test_classifier_macs_equal_pytorchs_count(name):
     clip = ClipShape(8, 64, 2, 16)
     model = VideoClassifier(SIZES[name], clip, classes=7)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -126,7 +128,7 @@ def test_classifying_costs_what_pytorch_counts(name):
 
 
 def norm_elements(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    """How many numbers a forward pass puts through LayerNorms."""
+    """Number of elements of all LayerNorm outputs in a forward pass."""
     seen = []
     hooks = [
         part.register_forward_hook(lambda _, given, out: seen.append(out.numel()))
@@ -140,16 +142,16 @@ def norm_elements(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return sum(seen)
 
 
-def test_the_papers_count_adds_five_for_what_goes_through_layer_norms(step):
-    """Counted in the models themselves. The decoder's last one is over the tokens that are read alone."""
-    cost = pretrain_cost(*step.counted_for)
+def test_fvcore_adds_five_per_layer_norm_element(step):
+    """Counted in the models. The decoder's last LayerNorm is only applied to mask tokens."""
+    cost = pretrain_cost(*step.counts)
     assert cost.fvcore - cost.macs == 5 * norm_elements(step.model, step.video, step.encoder_mask, step.decoder_mask) / BATCH
     cost = classify_cost(step.size, step.clip, 7)
     assert cost.fvcore - cost.macs == 5 * norm_elements(VideoClassifier(step.size, step.clip, 7), step.video) / BATCH
 
 
-def test_tokens_of_a_pair_of_masks_by_hand():
-    """4 x 6 x 6 tokens: 27 of 36 places are hidden, at all four times, of which running cells decode each at two."""
+def test_token_counts_by_hand():
+    """4 x 6 x 6 tokens: 27 of 36 positions are masked at all 4 time steps. Running cell masking decodes each position twice."""
     masks = {"encoder_ratio": 0.75, "decoder_ratio": 0.5}
     clip = ClipShape(8, 24, 2, 4)
     assert TokenCounts.of(MaskSettings(**masks), clip) == TokenCounts(144, 36, 72, 54.0)
@@ -159,12 +161,12 @@ def test_tokens_of_a_pair_of_masks_by_hand():
 
 
 class WeightCopies(TorchDispatchMode):
-    """Notes the copies of a model's weights in another type that are made while it is active, by their storage."""
+    """Records the copies of a model's weights in another type that are made while it is active."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.weights = {storage(p) for p in model.parameters()}
-        self.copies: list[torch.Tensor] = []  # kept, so that no other tensor gets their place in memory
+        self.copies: list[torch.Tensor] = []  # kept, so that no other tensor can reuse their memory
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         made = function(*arguments, **(options or {}))
@@ -178,8 +180,8 @@ def storage(tensor: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
-def test_backward_keeps_what_is_counted(step, half):
-    """Every storage that autograd keeps once, without the weights and what autocast copies of them: the same byte for byte."""
+def test_saved_bytes_equal_what_autograd_saves(step, half):
+    """Each storage that autograd saves counts once; weights and autocast's copies of them do not count."""
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -193,6 +195,6 @@ def test_backward_keeps_what_is_counted(step, half):
     assert loss.requires_grad
     of_weights = copies.weights | {storage(copy) for copy in copies.copies}
     assert bool(copies.copies) == half
-    others = [tensor for place, tensor in kept.items() if place not in of_weights]
-    divisor = 8  # how many tokens the loss is a mean over, int64: once a batch
-    assert sum(tensor.untyped_storage().nbytes() for tensor in others) == BATCH * saved_bytes(*step.counted_for, half) + divisor
+    others = [tensor for pointer, tensor in kept.items() if pointer not in of_weights]
+    divisor = 8  # number of tokens in the loss, int64, once per batch
+    assert sum(tensor.untyped_storage().nbytes() for tensor in others) == BATCH * saved_bytes(*step.counts, half) + divisor

@@ -1,4 +1,4 @@
-"""Our model against tensors that the official VideoMAE V2 code produced (black box; not part of a clone)."""
+"""Our model equals tensors that the official VideoMAE V2 code produced (not part of a clone)."""
 
 import argparse
 import json
@@ -28,9 +28,9 @@ def reference(parity: Path, name: str) -> tuple[dict, dict]:
 
 
 def close(name: str, ours: torch.Tensor, expected: torch.Tensor, atol: float) -> None:
-    """Compare, and say how far apart they were (`pytest -s` shows it)."""
+    """Compare, and print the largest difference (shown by `pytest -s`)."""
     print(f"{name}: largest difference {(ours - expected).abs().max():.1e}, allowed {atol:.1e}")
-    torch.testing.assert_close(ours, expected, atol=atol, rtol=0, msg=lambda words: f"{name}: {words}")
+    torch.testing.assert_close(ours, expected, atol=atol, rtol=0, msg=lambda message: f"{name}: {message}")
 
 
 def tiny_model(state: dict, prefix: str, **options: float) -> VideoMAE:
@@ -69,8 +69,8 @@ def test_pretraining_step(parity, variant, normalise):
         torch.testing.assert_close(parameter.grad, expected[name], atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_raw_pixels_equal_normalised_ones(parity):
-    """uint8 in, normalised on the device: the same function as normalised float in."""
+def test_raw_and_normalized_pixels_are_equivalent(parity):
+    """uint8 input, normalized by the model, equals normalized float input."""
     tensors, _ = reference(parity, "pretrain_tiny")
     model = tiny_model(tensors, "state.")
     raw = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_raw_pixels_equal_normalised_ones(parity):
 
 
 def test_ten_training_steps(parity):
-    """AdamW, parameter groups and schedules: ten steps of the official loop, loss by loss, and the weights they end at."""
+    """AdamW, parameter groups and schedules: losses and final weights of ten steps of the official loop."""
     tensors, facts = reference(parity, "trajectory_tiny")
     model = tiny_model(tensors, "state0.")
     groups = parameter_groups(model, weight_decay=0.05)
@@ -108,19 +108,19 @@ def test_ten_training_steps(parity):
         optimizer.step()
     for name, expected in from_official_pretrain(part_of(tensors, "state10.")).items():
         ours = model.state_dict()[name]
-        if name.endswith("qkv.bias"):  # our k bias has no effect, and no gradient but rounding, which Adam scales up
+        if name.endswith("qkv.bias"):  # the k bias has no effect; its gradient is rounding noise, which Adam scales up
             ours, expected = (torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) for bias in (ours, expected))
         close(f"after ten steps {name}", ours, expected, 2e-6)
 
 
 def test_edge_case_targets(parity):
-    """Cubes of nearly no variance tell sqrt(var) + eps from sqrt(var + eps)."""
+    """Patches of almost no variance distinguish sqrt(var) + eps from sqrt(var + eps)."""
     tensors, facts = reference(parity, "targets_edge")
     model = VideoMAE(TINY, ClipShape(frames=4, side=32, patch=16))
     video = next(v for k, v in tensors.items() if k.startswith("in.") or k == "video")
     everything = torch.arange(8)[None]
     ours = model.target(video, everything)
-    comparable = [i for i, token in enumerate(facts["tokens"]) if token != "flat colour"]  # that one is rounding noise
+    comparable = [i for i, token in enumerate(facts["tokens"]) if token != "flat colour"]  # its target is rounding noise
     difference = (ours - tensors["labels_norm"])[:, comparable].abs().amax((0, 2))
     allowed = 4 * torch.tensor(facts["fp32_vs_fp64_maxabs_per_token"])[comparable] + 1e-6
     assert (difference <= allowed).all(), (difference, allowed)
@@ -148,8 +148,8 @@ def same_shapes(state: dict, keys: dict, *parts: str) -> None:
     assert {key: list(value.shape) for key, value in state.items()} == keys, parts
 
 
-def test_every_official_key_both_ways(parity):
-    """The names and shapes of ViT-B, as the official code's state dictionaries list them."""
+def test_official_names_and_shapes(parity):
+    """Names and shapes of ViT-B in the official code's state dictionaries."""
     keys = {kind: json.loads((parity / f"keys_{kind}_base.json").read_text()) for kind in ("pretrain", "finetune")}
     with torch.device("meta"):
         models = {
@@ -179,31 +179,31 @@ def test_official_round_trip_is_bit_equal(parity, tmp_path, name):
     assert all(torch.equal(back[key], official[key]) for key in official)
 
 
-def test_what_fine_tuning_takes_of_pretraining(parity, tmp_path):
-    """What the official code says is missing, and what it says is unused, of a pre-training file."""
+def test_pretrained_weights_in_fine_tuning(parity, tmp_path):
+    """The weights of a pre-training file that the official code reports as missing and as unexpected."""
     lists = json.loads((parity / "keys_pretrain_to_finetune.json").read_text())
     tensors, _ = reference(parity, "pretrain_tiny")
     official = part_of(tensors, "state.")
     torch.save({"model": official}, tmp_path / "official.pth")
-    with pytest.warns(UserWarning, match="newly initialized") as said:
+    with pytest.warns(UserWarning, match="newly initialized") as caught:
         model = VideoClassifier.from_pretrained(
             tmp_path / "official.pth", classes=4, size=TINY, frames=CLIP.frames, side=CLIP.side
         )
-    fresh = [key.removeprefix("head.") for key in str(said[0].message).split("use: ")[1].split(", ")]
+    fresh = [key.removeprefix("head.") for key in str(caught[0].message).split("use: ")[1].split(", ")]
     assert sorted(fresh) == lists["missing_in_checkpoint"]
     taken = to_official(model.state_dict(), CLIP)
     given = {key.removeprefix("encoder."): value for key, value in official.items()}
     same = {key for key in taken if key in given and torch.equal(taken[key], given[key])}
     assert same == taken.keys() - set(lists["missing_in_checkpoint"])
     unused = {key for key in given if key not in taken}
-    # The lists are of a decoder of four blocks, this one has two.
+    # The lists are for a decoder of four blocks; this one has two.
     assert unused == {
         key for key in lists["unexpected_from_checkpoint"] if not key.startswith(("decoder.blocks.2", "decoder.blocks.3"))
     }
 
 
-def test_transformers_names_both_ways(parity, tmp_path):
-    """A tiny model in both layouts, as transformers 5 has it in memory: renamed either way, bit for bit."""
+def test_transformers_names_in_both_directions(parity, tmp_path):
+    """A tiny model in both layouts, with the names of files and those of transformers 5 in memory."""
     tensors = load_file(parity / "hf_tiny.safetensors")
     for kind in ("pretrain", "finetune"):
         official, theirs = (part_of(tensors, f"{layout}.{kind}.") for layout in ("official", "hf"))
@@ -217,7 +217,7 @@ def test_transformers_names_both_ways(parity, tmp_path):
 
 
 def as_in_files(state):
-    """transformers 5's names in memory as its files, and version 4, have them."""
+    """Rename from transformers 5's names in memory to those of files and of version 4."""
     ends = {"query.bias": "q_bias", "value.bias": "v_bias"}
     return {re.sub("(query|value)[.]bias$", lambda end: ends[end[0]], key): value for key, value in state.items()}
 

@@ -1,4 +1,4 @@
-"""Hugging Face transformers opens what we write and says the same; we open what it writes."""
+"""transformers loads our models with equal outputs, and we load its models."""
 
 import os
 
@@ -17,12 +17,12 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 SIZE, CLIP = Size(48, 3, 4, 192, 24, 2, 2, 96, patch=8), ClipShape(frames=8, side=32, patch=8)
 VIDEO = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(CLIP.tokens).expand(2, -1) % 4 > 0
-# transformers norms after the mean and after the decoder with an epsilon of 1e-5, ours and the official code with 1e-6.
+# After the mean and after the decoder, transformers uses a LayerNorm with eps 1e-5; we and the official code use 1e-6.
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-def shaken(model):
-    """Weights large enough to tell a wrong place; biases and k biases too."""
+def randomized(model):
+    """Give every weight, also k biases, random values large enough to reveal wrong names."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.1 if parameter.ndim == 1 else 0.0, std=0.2, generator=generator)
@@ -35,30 +35,30 @@ def theirs(model, *inputs):
 
 
 def opened_whole(kind, folder):
-    """A model of theirs, and that its file had every name it asks for and no other."""
+    """Load a transformers model, and check that the file has exactly the expected names."""
     model, report = kind.from_pretrained(folder, output_loading_info=True)
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model
 
 
-def test_they_open_our_classifier(tmp_path):
-    ours = shaken(VideoClassifier(SIZE, CLIP, classes=6))
+def test_transformers_loads_our_classifier(tmp_path):
+    ours = randomized(VideoClassifier(SIZE, CLIP, classes=6))
     model = opened_whole(transformers.VideoMAEForVideoClassification, ours.save_pretrained(tmp_path, "transformers"))
     torch.testing.assert_close(theirs(model), ours(VIDEO), **CLOSE)
 
 
-def test_they_open_our_pretrained_model(tmp_path):
-    ours = shaken(VideoMAE(SIZE, CLIP))
+def test_transformers_loads_our_pretrained_model(tmp_path):
+    ours = randomized(VideoMAE(SIZE, CLIP))
     model = opened_whole(transformers.VideoMAEForPreTraining, ours.save_pretrained(tmp_path, "transformers"))
     torch.testing.assert_close(theirs(model, MASK), ours(VIDEO, MASK)[0], **CLOSE)
 
 
-def test_their_processor_prepares_clips_as_ours_are(tmp_path):
+def test_transformers_processor_equals_our_preprocessing(tmp_path):
     VideoClassifier(SIZE, CLIP, classes=6).save_pretrained(tmp_path, "transformers")
     processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path)
     frames = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     prepared = processor(list(frames.numpy()), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
-    model = shaken(VideoClassifier(SIZE, CLIP, classes=6))
+    model = randomized(VideoClassifier(SIZE, CLIP, classes=6))
     torch.testing.assert_close(model(prepared.transpose(1, 2).float()), model(frames[None].transpose(1, 2)), atol=1e-4, rtol=0)
 
 
@@ -73,16 +73,16 @@ def config(**changes):
     return transformers.VideoMAEConfig(**{**OWN, **changes})
 
 
-def test_we_open_their_classifier(tmp_path):
-    model = shaken(transformers.VideoMAEForVideoClassification(config(num_labels=6)))
+def test_we_load_their_classifier(tmp_path):
+    model = randomized(transformers.VideoMAEForVideoClassification(config(num_labels=6)))
     model.save_pretrained(tmp_path)
     ours = VideoClassifier.from_pretrained(tmp_path)
     assert (ours.classes, ours.clip, ours.size) == (6, CLIP, SIZE)
     torch.testing.assert_close(ours(VIDEO), theirs(model), **CLOSE)
 
 
-def test_we_open_their_pretrained_model(tmp_path):
-    model = shaken(transformers.VideoMAEForPreTraining(config(use_mean_pooling=False)))
+def test_we_load_their_pretrained_model(tmp_path):
+    model = randomized(transformers.VideoMAEForPreTraining(config(use_mean_pooling=False)))
     model.save_pretrained(tmp_path)
     ours = VideoMAE.from_pretrained(tmp_path)
     torch.testing.assert_close(ours(VIDEO, MASK)[0], theirs(model, MASK), **CLOSE)
@@ -90,8 +90,8 @@ def test_we_open_their_pretrained_model(tmp_path):
         VideoClassifier.from_pretrained(tmp_path, classes=3)
 
 
-def test_we_open_their_bare_encoder(tmp_path):
-    model = shaken(transformers.VideoMAEModel(config(use_mean_pooling=True)))
+def test_we_load_their_bare_encoder(tmp_path):
+    model = randomized(transformers.VideoMAEModel(config(use_mean_pooling=True)))
     model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="newly initialized"):
         ours = VideoClassifier.from_pretrained(tmp_path, classes=3)
@@ -100,11 +100,11 @@ def test_we_open_their_bare_encoder(tmp_path):
     torch.testing.assert_close(ours.encoder(VIDEO).mean(1), tokens.mean(1), **CLOSE)
 
 
-def test_a_pretraining_folder_of_the_default_config_has_an_encoder_without_its_last_norm(tmp_path):
-    """use_mean_pooling is true by default, and then VideoMAEForPreTraining has no final LayerNorm in its encoder."""
+def test_the_default_config_has_no_final_norm_in_the_encoder(tmp_path):
+    """By default use_mean_pooling is true, and then the encoder of VideoMAEForPreTraining has no final LayerNorm."""
     default = transformers.VideoMAEConfig(**{name: value for name, value in OWN.items() if name != "layer_norm_eps"})
     assert default.use_mean_pooling
-    model = shaken(transformers.VideoMAEForPreTraining(default))
+    model = randomized(transformers.VideoMAEForPreTraining(default))
     model.save_pretrained(tmp_path / "theirs")
     ours = VideoMAE.from_pretrained(tmp_path / "theirs")
     torch.testing.assert_close(ours(VIDEO, MASK)[0], theirs(model, MASK), **CLOSE)
@@ -125,8 +125,8 @@ def test_a_pretraining_folder_of_the_default_config_has_an_encoder_without_its_l
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_a_model_without_q_and_v_biases_is_the_same_function(tmp_path, pooled):
-    model = shaken(transformers.VideoMAEForPreTraining(config(use_mean_pooling=pooled, qv_bias=False)))
+def test_a_model_without_q_and_v_biases(tmp_path, pooled):
+    model = randomized(transformers.VideoMAEForPreTraining(config(use_mean_pooling=pooled, qv_bias=False)))
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(VideoMAE.from_pretrained(tmp_path)(VIDEO, MASK)[0], theirs(model, MASK), **CLOSE)
 
@@ -148,9 +148,9 @@ def test_a_model_without_q_and_v_biases_is_the_same_function(tmp_path, pooled):
     ],
     ids=str,
 )
-def test_every_setting_of_theirs_that_we_have_is_followed(tmp_path, changes):
-    """Outputs, and the loss, which says what the target is."""
-    model = shaken(transformers.VideoMAEForPreTraining(config(use_mean_pooling=False, **changes)))
+def test_supported_settings_of_transformers_are_used(tmp_path, changes):
+    """Outputs are equal, and so is the loss, which depends on the target."""
+    model = randomized(transformers.VideoMAEForPreTraining(config(use_mean_pooling=False, **changes)))
     model.save_pretrained(tmp_path)
     ours = VideoMAE.from_pretrained(tmp_path)
     clip = ours.clip
@@ -174,21 +174,21 @@ def test_every_setting_of_theirs_that_we_have_is_followed(tmp_path, changes):
         ({"image_size": 30}, "image_size"),
     ],
 )
-def test_a_setting_of_theirs_that_we_do_not_have_is_refused_by_its_name(tmp_path, changes, named):
+def test_unsupported_settings_of_transformers_are_refused(tmp_path, changes, named):
     transformers.VideoMAEForPreTraining(config(**changes)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=named):
         VideoMAE.from_pretrained(tmp_path)
 
 
-def test_a_classifier_of_theirs_that_reads_its_first_token_is_refused_by_the_setting(tmp_path):
+def test_a_transformers_classifier_of_the_first_token_is_refused(tmp_path):
     transformers.VideoMAEForVideoClassification(config(use_mean_pooling=False, num_labels=6)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="use_mean_pooling"):
         VideoClassifier.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_changes_no_output_and_is_warned_of(tmp_path, name):
-    model = shaken(transformers.VideoMAEForVideoClassification(config(num_labels=6, **{name: 0.1})))
+def test_dropout_is_ignored_with_a_warning(tmp_path, name):
+    model = randomized(transformers.VideoMAEForVideoClassification(config(num_labels=6, **{name: 0.1})))
     model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=name):
         ours = VideoClassifier.from_pretrained(tmp_path)

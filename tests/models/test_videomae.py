@@ -1,4 +1,4 @@
-"""The model's own promises, without reference tensors: what is seen, what is embedded, gradients, sizes, errors."""
+"""VideoMAE without reference tensors: visibility, targets, losses, gradients, sizes, errors."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_only_decoded_positions_are_predicted(model, video):
     )
 
 
-def test_the_loss_pools_over_the_batch_not_over_clips(model, video):
+def test_the_loss_averages_over_all_tokens_of_the_batch(model, video):
     encoder_mask, decoder_mask = masks(decoder="random", decoder_ratio=0.5)
     prediction, decoded = model(video, encoder_mask, decoder_mask)
     target, counted = model.target(video, decoded), loss_positions(encoder_mask, decoded)
@@ -58,20 +58,20 @@ def test_the_loss_pools_over_the_batch_not_over_clips(model, video):
 
 
 def test_a_target_by_hand(video):
-    """The cube at rows 4 to 7 and columns 8 to 11 of frames 2 and 3, each colour standardised by its own 32 pixels."""
+    """The patch at rows 4 to 7 and columns 8 to 11 of frames 2 and 3, standardized per channel over its 32 pixels."""
     clip = ClipShape(frames=8, side=24, patch=4)
     position = 1 * 36 + 1 * 6 + 2
-    cube = video[1, :, 2:4, 4:8, 8:12].numpy().astype(np.float64) / 255
-    mean, deviation = cube.mean((1, 2, 3), keepdims=True), cube.std((1, 2, 3), ddof=1, keepdims=True)
-    for normalise, expected in ((True, (cube - mean) / (deviation + 0.5)), (False, cube)):
+    patch = video[1, :, 2:4, 4:8, 8:12].numpy().astype(np.float64) / 255
+    mean, deviation = patch.mean((1, 2, 3), keepdims=True), patch.std((1, 2, 3), ddof=1, keepdims=True)
+    for normalise, expected in ((True, (patch - mean) / (deviation + 0.5)), (False, patch)):
         model = VideoMAE(SIZES["tiny"], clip, normalise, target_eps=0.5)
         target = model.target(video, torch.tensor([[0], [position]]))
-        by_hand = np.moveaxis(expected, 0, -1).reshape(-1)  # time, row, column, colour
+        by_hand = np.moveaxis(expected, 0, -1).reshape(-1)  # time, row, column, channel
         assert target[1, 0].numpy() == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_raw_and_normalised_pixels_are_one_input(model, video):
-    """Each colour by its ImageNet mean and deviation."""
+def test_raw_and_normalized_pixels_give_the_same_output(model, video):
+    """Normalization is by ImageNet mean and standard deviation per channel."""
     mean, deviation = (torch.tensor(v).view(3, 1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     normalised = (video / 255 - mean) / deviation
     visible = torch.arange(20).expand(2, -1)
@@ -80,15 +80,15 @@ def test_raw_and_normalised_pixels_are_one_input(model, video):
 
 
 @pytest.mark.parametrize("patch", [2, 4, 8, 14, 16])
-@pytest.mark.parametrize("layout", ["contiguous", "part of a batch", "colours innermost", "odd offset", "float"])
-def test_cubes_are_the_pixels_of_their_place(patch, layout):
+@pytest.mark.parametrize("layout", ["contiguous", "part of a batch", "channels last", "odd offset", "float"])
+def test_patchify_by_hand(patch, layout):
     clip = ClipShape(frames=4, side=3 * patch, patch=patch)
     shape = (2, 3, 4, clip.side, clip.side)
     whole = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     video = {
         "contiguous": whole,
         "part of a batch": torch.cat([whole, whole]).chunk(2)[1],
-        "colours innermost": whole.movedim(1, -1).contiguous().movedim(-1, 1),
+        "channels last": whole.movedim(1, -1).contiguous().movedim(-1, 1),
         "odd offset": torch.cat([whole.new_zeros(1), whole.flatten()])[1:].view(shape),
         "float": whole.float(),
     }[layout]
@@ -102,44 +102,46 @@ def test_cubes_are_the_pixels_of_their_place(patch, layout):
 
 
 def test_positions_by_hand():
-    """Width 4: dimensions 0 and 1 are sine and cosine of the token's number, 2 and 3 of a hundredth of it."""
+    """Width 4: dimensions 0 and 1 are sine and cosine of the token index, 2 and 3 of the index / 100."""
     tokens = np.array([0, 1, 50])
     by_hand = np.stack([np.sin(tokens), np.cos(tokens), np.sin(tokens / 100), np.cos(tokens / 100)], 1)
     assert sincos_positions(51, 4)[tokens].numpy() == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_a_token_keeps_its_place_whatever_the_order_it_is_asked_in(model, video):
-    """Of what is seen, and of what is decoded: a permutation of either gives the same tokens, permuted."""
+def test_outputs_are_equivariant_to_token_order(model, video):
+    """A permutation of the visible or of the decoded positions permutes the outputs."""
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     visible, decoded = torch.arange(0, 90, 3).expand(2, -1), torch.arange(1, 91, 3).expand(2, -1)
     encoded = model.encoder(video, visible)
     torch.testing.assert_close(model.encoder(video, visible[:, order]), encoded[:, order], atol=1e-5, rtol=1e-4)
-    said = model.forward_decoder(encoded, visible, decoded)
+    prediction = model.forward_decoder(encoded, visible, decoded)
     for again in (
         model.forward_decoder(encoded, visible, decoded[:, order]),
         model.forward_decoder(encoded[:, order], visible[:, order], decoded)[:, order],
     ):
-        torch.testing.assert_close(again, said[:, order], atol=1e-5, rtol=1e-4)
-    assert (said[:, 1:] - said[:, :-1]).abs().amax(2).min() > 1e-3, "each place is told apart"
+        torch.testing.assert_close(again, prediction[:, order], atol=1e-5, rtol=1e-4)
+    assert (prediction[:, 1:] - prediction[:, :-1]).abs().amax(2).min() > 1e-3, "each position has its own prediction"
 
 
-def test_only_mask_tokens_are_read(model, video):
-    """A decoder without blocks is a function of mask token and position alone: what was seen says nothing there."""
+def test_predictions_come_from_mask_tokens(model, video):
+    """A decoder without blocks depends only on mask token and position, not on visible tokens."""
     model.decoder.blocks = torch.nn.ModuleList()
     decoded = torch.arange(30, 40).expand(2, -1)
-    said = model.forward_decoder(model.encoder(video, torch.arange(20).expand(2, -1)), torch.arange(20).expand(2, -1), decoded)
+    prediction = model.forward_decoder(
+        model.encoder(video, torch.arange(20).expand(2, -1)), torch.arange(20).expand(2, -1), decoded
+    )
     expected = model.head(model.norm(model.mask_token + sincos_positions(216, 48)[30:40]))
-    torch.testing.assert_close(said, expected.expand(2, -1, -1))
+    torch.testing.assert_close(prediction, expected.expand(2, -1, -1))
 
 
 def test_the_loss_by_hand():
-    """Two clips of two tokens of two values; one of the first clip and both of the second are counted."""
+    """Two clips of two tokens of two values. One token of the first clip and both of the second are counted."""
     prediction = torch.tensor([[[1.0, 3.0], [9.0, 9.0]], [[0.0, 2.0], [4.0, 0.0]]])
     counted = torch.tensor([[True, False], [True, True]])
     assert reconstruction_loss(prediction, torch.zeros(2, 2, 2), counted).item() == pytest.approx((5 + 2 + 8) / 3)
 
 
-def test_the_two_losses_differ_in_what_the_encoder_saw():
+def test_the_two_losses_differ_by_the_visible_decoded_tokens():
     encoder_mask, decoder_mask = masks()
     decoded = (~decoder_mask).nonzero()[:, 1].view(2, -1)
     seen_and_decoded = (~encoder_mask & ~decoder_mask).sum()
@@ -159,16 +161,16 @@ def test_classifier_readouts(video, readout):
     assert model(video).shape == (2, 8)
 
 
-def test_wrong_clips_and_shapes_are_named(model, video):
-    with pytest.raises(ValueError, match=r"takes clips of \(B, 3, 8, 24, 24\); got"):
+def test_wrong_clips_and_sizes_are_refused(model, video):
+    with pytest.raises(ValueError, match=r"\(B, 3, 8, 24, 24\); got"):
         model(video[:, :, :4], *masks())
-    with pytest.raises(ValueError, match="does not split into"):
+    with pytest.raises(ValueError, match="cannot be split into"):
         ModelSettings(size="tiny", frames=8, side=30, patch=4)
     with pytest.raises(ValueError, match="'tyni'; sizes are micro, tiny, mini, small"):
         ModelSettings(size="tyni")
 
 
-def test_a_checkpoint_that_does_not_fit_is_listed_and_a_broken_one_named(model, tmp_path):
+def test_errors_of_load_weights_and_read_weights(model, tmp_path):
     state = {**model.state_dict(), "extra": torch.zeros(1)}
     del state["mask_token"]
     state["head.bias"] = torch.zeros(3)

@@ -1,4 +1,4 @@
-"""The notebooks as a user runs them: papermill and the command line at the smoke scale; nbval sees a changed output."""
+"""The notebooks at the smoke scale, run by papermill and by the command line; nbval finds a changed output."""
 
 import json
 import os
@@ -20,17 +20,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def place(home, project) -> Path:
+def root(home, project) -> Path:
     return project
 
 
 @pytest.fixture(scope="module")
 def together(home, tmp_path_factory) -> Path:
-    """One project in which all notebooks share their stages."""
+    """A project in which all notebooks share their stages."""
     return tmp_path_factory.mktemp("project")
 
 
-# What each page is about; the words are the notebook's own.
+# The tables and figures of each report.
 SHOWN = {
     "00_dual_masking_tour": (("tokens", "errors"), ("masks", "leakage", "cost")),
     "ablation_decoder_mask": (
@@ -63,26 +63,26 @@ SHOWN = {
 }
 
 
-def test_every_notebook_of_the_workbook_is_there():
+def test_every_experiment_has_a_notebook():
     assert set(SHOWN) == set(EXPERIMENTS) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
 def warned(notebook: nbformat.NotebookNode) -> list[str]:
-    """What an executed notebook writes to the error stream, which JupyterLab shows in red. Progress is not written there."""
+    """Return the lines that an executed notebook writes to the error stream. Progress is not written there."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
     return [line for line in "".join(output.text for output in outputs).splitlines() if line.strip()]
 
 
-def test_a_warning_is_seen():
-    said = {"stderr": "UserWarning: a mean of an empty slice\n", "stdout": "2/49 stages 4%\n"}
-    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in said.items()]
+def test_a_warning_is_found():
+    streams = {"stderr": "UserWarning: a mean of an empty slice\n", "stdout": "2/49 stages 4%\n"}
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in streams.items()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
     assert warned(notebook) == ["UserWarning: a mean of an empty slice"]
 
 
 @pytest.mark.parametrize("name", list(SHOWN))
-def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
-    """All arms, plain papermill with the defaults, in one project as a user has it; then every file of the report."""
+def test_papermill_at_the_smoke_scale_writes_a_complete_report(name, together):
+    """All arms, plain papermill with the defaults, in one project; then every file of the report."""
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", together / "out.ipynb"],
         capture_output=True,
@@ -115,15 +115,15 @@ def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
     assert not list(together.rglob("*.tmp"))
 
 
-def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
-    """One seed, arms without the baseline or the floor; the second call computes nothing."""
+def test_the_command_line_runs_a_subset_and_reuses_it(root, capfd):
+    """One seed and one arm, without the baseline and the floor. The second call computes nothing."""
     notebook = str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb")
     command = ["run", notebook, "--scale", "smoke", "-p", "seeds", "[0]", "-p", "arms", "[running_cell_50_all]"]
     assert main(command) == 0
     first = capfd.readouterr().out
-    [page] = (place / "reports").glob("smoke-variant-*/ablation_decoder_mask/README.md")
+    [page] = (root / "reports").glob("smoke-variant-*/ablation_decoder_mask/README.md")
     assert first.strip().splitlines()[-1] == f"report: {page}"
-    results = sorted((place / "runs").glob("*/result.json"))
+    results = sorted((root / "runs").glob("*/result.json"))
     written = [path.stat().st_mtime_ns for path in results]
     assert main(command) == 0
     assert "nothing to compute" in capfd.readouterr().out
@@ -139,41 +139,41 @@ def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
             r"there is no parameter file .*hugh.yaml; scales in .*: demo, gpu, own, paper, smoke",
         ),
         (["run", "NOTEBOOK", "-p", "pretrain.stpes", "3"], r"did you mean 'steps'"),
-        (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"-p seeds '\[0' is not valid YAML"),
+        (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"seeds: '\[0' is not valid YAML"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_message(words, message, place, capsys):
+def test_errors_on_the_command_line_are_one_message(words, message, root, capsys):
     notebook = str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb")
     assert main([notebook if word == "NOTEBOOK" else word for word in words]) == 2
     assert pytest.raises(AssertionError, match=message).matches(AssertionError(capsys.readouterr().err))
-    assert not (place / "runs").exists()
+    assert not (root / "runs").exists()
 
 
 @pytest.mark.parametrize("scale", ["demo", "paper"])
-def test_a_plan_is_costed_without_running_it(scale, place, capsys):
+def test_a_plan_is_costed_without_running_it(scale, root, capsys):
     assert main(["plan", str(ROOT / "notebooks" / "ablation_decoder_mask.ipynb"), "--scale", scale]) == 0
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     seeds = len(yaml.safe_load((ROOT / "params" / f"{scale}.yaml").read_text())["seeds"])
-    assert f"pretrain: {7 * seeds:3d} stages (0 finished)" in said
-    assert not (place / "runs").exists()
+    assert f"pretrain: {7 * seeds:3d} stages (0 finished)" in shown
+    assert not (root / "runs").exists()
 
 
-def test_nbval_catches_a_changed_output(place):
-    """The stored tables of counts and of mask pictures, a number and a hash changed, in a copy that holds no other outputs."""
+def test_nbval_catches_a_changed_output(root):
+    """A copy has only the tables of counts and mask pictures, with a changed number and a changed hash."""
     notebook = nbformat.read(ROOT / "notebooks" / "ablation_decoder_mask.ipynb", as_version=4)
     counts, _, pictures = checked = [cell for cell in notebook.cells if "NBVAL_CHECK_OUTPUT" in cell.source]
     notebook.cells = notebook.cells[:4] + checked  # imports, parameters and recipe, and what is compared
-    nbformat.write(notebook, place / "true.ipynb")
+    nbformat.write(notebook, root / "true.ipynb")
     digest = re.search(r"\b[0-9a-f]{12}\b", pictures.outputs[0].text)[0]
     for cell, old, new in ((counts, "128", "129"), (pictures, digest, digest[::-1])):
         cell.outputs[0].text = cell.outputs[0].text.replace(old, new, 1)
-    nbformat.write(notebook, place / "false.ipynb")
-    said = {}
+    nbformat.write(notebook, root / "false.ipynb")
+    done = {}
     for name in ("true", "false"):
-        command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", place / f"{name}.ipynb"]
-        said[name] = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-    assert said["true"].returncode == 0, said["true"].stdout[-2000:]
-    assert said["false"].returncode == 1
-    assert "2 failed" in said["false"].stdout
-    assert "129" in said["false"].stdout
-    assert digest[::-1] in said["false"].stdout
+        command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", root / f"{name}.ipynb"]
+        done[name] = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done["true"].returncode == 0, done["true"].stdout[-2000:]
+    assert done["false"].returncode == 1
+    assert "2 failed" in done["false"].stdout
+    assert "129" in done["false"].stdout
+    assert digest[::-1] in done["false"].stdout

@@ -1,4 +1,4 @@
-"""Where each way to run a notebook leaves its report: papermill, the command line, JupyterLab and nbval."""
+"""The report folders of notebooks that papermill, the command line, JupyterLab and nbval run."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def small(home, project, monkeypatch) -> Path:
-    """A project with two scales of a few steps, and the tour as far as its plan, which is then reported."""
+    """A project with two scales of a few steps, and the tour, shortened to its plan and its report."""
     (project / "params").mkdir()
     (project / "notebooks").mkdir()
     text = (ROOT / "params" / "smoke.yaml").read_text().replace("warmup_steps: 2", "warmup_steps: 1")
@@ -39,36 +39,43 @@ def small(home, project, monkeypatch) -> Path:
     return project
 
 
-def run_papermill(place: Path, notebook: str, *words: str) -> str:
-    """What plain papermill prints of a notebook, or the error that stopped it."""
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", *words]
-    subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    outputs = [one for cell in nbformat.read(place / "out.ipynb", 4).cells for one in cell.get("outputs", ())]
-    return "\n".join(one.get("evalue") or one.text for one in outputs if one.get("evalue") or one.get("name") == "stdout")
+def run_papermill(folder: Path, notebook: str, *arguments: str) -> str:
+    """Run a notebook with plain papermill. Returns its output, or the error that stopped it."""
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", *arguments]
+    subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    outputs = [output for cell in nbformat.read(folder / "out.ipynb", 4).cells for output in cell.get("outputs", ())]
+    shown = (output.get("evalue") or (output.get("name") == "stdout" and output.text) for output in outputs)
+    return "\n".join(filter(None, shown))
 
 
-def reports(place: Path) -> dict[str, dict]:
-    """Every report's manifest by its folder."""
-    found = (place / "reports").glob("*/*/manifest.json")
-    return {path.parent.relative_to(place / "reports").as_posix(): json.loads(path.read_text()) for path in found}
+def reports(root: Path) -> dict[str, dict]:
+    """Return the manifests of all reports by folder."""
+    found = (root / "reports").glob("*/*/manifest.json")
+    return {path.parent.relative_to(root / "reports").as_posix(): json.loads(path.read_text()) for path in found}
 
 
-def test_papermill_runs_the_scale_that_it_is_given_and_replaces_no_other_report(small):
+def test_papermill_runs_the_given_scale_and_replaces_no_other_report(small):
     notebook, mine = f"notebooks/{NAME}.ipynb", f"demo/{NAME}"
     assert f"new report: reports/{mine}\n" in run_papermill(small, notebook, "-p", "scale", "demo")
     assert reports(small)[mine]["recipe"]["pretrain"]["steps"] == 3
     page = small / "reports" / mine / "README.md"
     before = page.read_text()
-    assert "Scale `demo`, seeds 0;" in before
-    assert f"Made by `{notebook}`;" in before
-    said = run_papermill(small, notebook, "-p", "scale", "demo", "-p", "override", "{pretrain.steps: 4}", "-p", "seeds", "[1]")
+    assert "Scale `demo`, seeds 0." in before
+    assert f"Made by `{notebook}` on" in before
+    output = run_papermill(
+        small, notebook, "-p", "scale", "demo", "-p", "override", "{pretrain.steps: 4}", "-p", "seeds", "[1]"
+    )
     [variant] = set(reports(small)) - {mine}
-    assert f"new report: reports/{variant}\n" in said
+    assert f"new report: reports/{variant}\n" in output
     assert re.fullmatch(rf"demo-variant-[0-9a-f]{{6}}/{NAME}", variant)
     assert reports(small)[variant]["changed"] == {"pretrain.steps": 4, "seeds": [1]}
     assert page.read_text() == before
     assert main(["run", notebook, "--scale", "demo", "-p", "pretrain.steps", "4", "-p", "seeds", "1"]) == 0
-    assert set(reports(small)) == {mine, variant}, "the command line comes to the same folder"
+    assert set(reports(small)) == {mine, variant}, "the command line uses the same folder"
+    for suffix in ("ipynb", "html"):
+        text = (small / "reports" / variant / f"{NAME}.{suffix}").read_text(encoding="utf-8")
+        assert f"report: reports/{variant}/README.md" in text
+        assert str(small) not in text, "an executed notebook has no paths of this machine"
     assert f"replaced reports/{mine} of 20" in run_papermill(small, notebook, "-f", "params/demo.yaml")
 
 
@@ -88,8 +95,8 @@ def test_a_copy_is_reported_under_its_own_name(small, capfd):
     (elsewhere / original.name).write_text(original.read_text())
     run_papermill(elsewhere, original.name)
     found = reports(small)
-    [far] = set(found) - {f"smoke/{NAME}", "smoke/my_copy"}
-    assert (found[far]["notebook_file"], found["smoke/my_copy"]["notebook_file"]) == (
+    [other] = set(found) - {f"smoke/{NAME}", "smoke/my_copy"}
+    assert (found[other]["notebook_file"], found["smoke/my_copy"]["notebook_file"]) == (
         f"elsewhere/{NAME}.ipynb",
         "notebooks/my_copy.ipynb",
     )
@@ -100,7 +107,7 @@ def test_a_copy_is_reported_under_its_own_name(small, capfd):
 
 
 async def run_in_session(root: Path, path: str) -> None:
-    """All cells of a notebook in a kernel of a Jupyter server's session, as JupyterLab starts it."""
+    """Run all cells of a notebook in a kernel of a Jupyter server's session, as JupyterLab does."""
     from jupyter_server.services.contents.filemanager import FileContentsManager
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from jupyter_server.services.sessions.sessionmanager import SessionManager
@@ -128,13 +135,13 @@ def test_jupyterlab_reports_under_the_file_that_is_open(small):
     assert set(reports(small)) == {"smoke/my_copy", f"smoke/{NAME}"}
 
 
-def test_what_papermill_cannot_set_is_answered(small):
-    said = run_papermill(small, f"notebooks/{NAME}.ipynb", "-p", "pretrain.steps", "3")
-    assert "-p override '{pretrain.steps: 3}'" in said
+def test_the_error_about_a_dotted_name_has_the_right_command(small):
+    output = run_papermill(small, f"notebooks/{NAME}.ipynb", "-p", "pretrain.steps", "3")
+    assert "-p override '{pretrain.steps: 3}'" in output
     assert not (small / "reports").exists()
 
 
-def test_an_edited_notebook_is_not_taken_for_the_committed_one(small):
+def test_a_report_names_changes_of_the_notebook_since_the_last_commit(small):
     def git(*words: str) -> None:
         name = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *name, *words], cwd=small, check=True, capture_output=True)
@@ -145,10 +152,10 @@ def test_an_edited_notebook_is_not_taken_for_the_committed_one(small):
     path = small / "notebooks" / f"{NAME}.ipynb"
     page = small / "reports" / "smoke" / NAME / "README.md"
     run_papermill(small, f"notebooks/{NAME}.ipynb")
-    assert f"Made by `notebooks/{NAME}.ipynb`;" in page.read_text()
+    assert f"Made by `notebooks/{NAME}.ipynb` on" in page.read_text()
     first = reports(small)[f"smoke/{NAME}"]["notebook_code"]
     path.write_text(path.read_text().replace("A tour", "My tour"))
-    said = run_papermill(small, f"notebooks/{NAME}.ipynb")
-    assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the code of the notebook was another one\n", said)
-    assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit;" in page.read_text()
+    output = run_papermill(small, f"notebooks/{NAME}.ipynb")
+    assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the notebook's code has changed since\n", output)
+    assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit on" in page.read_text()
     assert reports(small)[f"smoke/{NAME}"]["notebook_code"]["digest"] != first["digest"]

@@ -1,4 +1,4 @@
-"""Pre-training and evaluation over lists with broken videos, made on the spot, and over every kind of the shared ones."""
+"""Pre-training and evaluation on lists with broken videos: generated ones, and all kinds of the shared ones."""
 
 import json
 import os
@@ -47,7 +47,7 @@ HOSTILE = """
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
-    """Decoders that hang on hangs.mp4 and crash on crashes.mp4, as no file at hand makes a real one."""
+    """Make decoders hang on hangs.mp4 and crash on crashes.mp4. No real file at hand does this."""
     (tmp_path / "hostile_child.py").write_text(textwrap.dedent(HOSTILE))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(pool, "CHILD", "hostile_child")
@@ -80,7 +80,7 @@ def task_of(data: DataSettings, steps: int, file: Path | None = None, repeats: i
 
 @pytest.fixture
 def mixed(tmp_path) -> DataSettings:
-    """Ten videos, three of which hang their decoder, kill it, or are none."""
+    """Ten videos. One hangs its decoder, one crashes it, and one is not a video."""
     names = [f"{i}.mp4" for i in range(7)] + ["hangs.mp4", "crashes.mp4", "text.mp4"]
     for name in names[:-1]:
         write_video(tmp_path / name)
@@ -88,19 +88,19 @@ def mixed(tmp_path) -> DataSettings:
     return settings_of(tmp_path, names)
 
 
-def test_training_goes_on_where_decoders_hang_and_crash(mixed, hostile, tmp_path):
+def test_training_continues_if_decoders_hang_or_crash(mixed, hostile, tmp_path):
     task = task_of(mixed, steps=5, file=tmp_path / "run" / "quarantine.csv")
     trained = train(task, tmp_path / "run", Compute(tensorboard=False), progress=False)
     assert trained.steps_run == 5
     lines = (tmp_path / "run" / "quarantine.csv").read_text().splitlines()[1:]
     assert sorted(int(line.split(",")[0]) for line in lines) == [7, 8, 9]
-    told = {Path(line.split(",")[1]).name: line for line in lines}
-    assert "did not answer within 1.5 s" in told["hangs.mp4"]
-    assert "SIGABRT" in told["crashes.mp4"]
-    assert "not a video but text" in told["text.mp4"]
+    causes = {Path(line.split(",")[1]).name: line for line in lines}
+    assert "did not answer within 1.5 s" in causes["hangs.mp4"]
+    assert "SIGABRT" in causes["crashes.mp4"]
+    assert "not a video but text" in causes["text.mp4"]
 
 
-def test_workers_draw_the_same_batches_over_broken_videos(mixed, hostile, tmp_path):
+def test_workers_draw_the_same_batches_with_broken_videos(mixed, hostile, tmp_path):
     alone = task_of(mixed, 4, tmp_path / "alone.csv")
     expected = [alone.batch(step, range(8))["video"] for step in range(4)]
     shared = TaskDataset(task_of(mixed, 4, tmp_path / "shared.csv"), range(8))
@@ -112,7 +112,7 @@ def test_workers_draw_the_same_batches_over_broken_videos(mixed, hostile, tmp_pa
     )
 
 
-def test_one_decode_feeds_all_repeats(mixed, monkeypatch):
+def test_repeats_share_one_decoded_clip(mixed, monkeypatch):
     reads = Counter()
     read = Decoders.read
 
@@ -126,7 +126,7 @@ def test_one_decode_feeds_all_repeats(mixed, monkeypatch):
     assert not torch.equal(batch[0], batch[1]), "another crop of the same frames"
 
 
-def test_an_evaluation_names_all_that_is_missing_and_gives_no_number(mixed, hostile):
+def test_evaluation_stops_and_names_all_unreadable_videos(mixed, hostile):
     clips = load_clips(mixed, "test", processes=2)
     given: list[torch.Tensor] = []
     with pytest.raises(MissingVideos, match=r"3 of 10 videos cannot be read, so there is no result") as caught:
@@ -140,8 +140,8 @@ def test_an_evaluation_names_all_that_is_missing_and_gives_no_number(mixed, host
     assert middle_clips(clips.subset(rows), range(7), 4, 1, 16).shape == (7, 3, 4, 16, 16)
 
 
-def test_the_shared_broken_files_are_met_and_the_others_seen_equally_often(shared, hostile, tmp_path):
-    """A list of which 30 % is broken in every way: exactly those are set aside, the others stand in equally often."""
+def test_broken_files_are_replaced_and_the_others_drawn_equally_often(shared, hostile, tmp_path):
+    """30% of the list is broken, in many ways. Exactly these are replaced, and the others are drawn equally often."""
     good = sorted((shared / "videos" / "weizmann4").rglob("*.mp4"))
     good += [shared / "videos" / "derived" / f"{name}.mp4" for name in ("frames_01", "gray", "odd_size_yuv444", "rotate90_tag")]
     root = tmp_path / "files"
@@ -166,11 +166,11 @@ def test_the_shared_broken_files_are_met_and_the_others_seen_equally_often(share
     lines = (tmp_path / "run" / "quarantine.csv").read_text().splitlines()[1:]
     assert {names[int(line.split(",")[0])] for line in lines} == set(broken)
     assert set(seen) == set(names) - set(broken)
-    assert min(seen.values()) >= epochs - 1, "a whole epoch holds each once"
+    assert min(seen.values()) >= epochs - 1, "each is in a whole epoch once"
     assert sum(seen.values()) == steps * 8
 
 
-# Those of shared/videos/bad of which no frame can be read; the others give a right part, or damage that leaves no error.
+# Files of shared/videos/bad without any readable frame. The others have readable parts, or damage without an error.
 UNREADABLE = {
     "audio_only.mp4", "avcC_zeroed.mp4", "exo_encrypted_cenc.mp4", "exo_invalid_bitstream.webm", "ffconcat_renamed.mp4",
     "ftyp_then_text.mp4", "git_lfs_pointer.mp4", "html_error_page.mp4", "jpeg_renamed.mp4", "m3u8_renamed.mp4",
@@ -185,7 +185,7 @@ def bad_files(shared: Path) -> list[Path]:
 
 
 def link_all(paths: list[Path], root: Path) -> list[str]:
-    """Links under short names: the files themselves are never copied."""
+    """Link to the files under short names, without copying them."""
     names = []
     for number, path in enumerate(paths):
         names.append(f"{number:03d}-{len(paths)}{path.suffix}")
@@ -194,7 +194,7 @@ def link_all(paths: list[Path], root: Path) -> list[str]:
 
 
 def make_hostile(root: Path) -> list[str]:
-    """What cannot be stored in a repository: a pipe, links to nowhere and to a device, a folder, and a decoder's death."""
+    """Files that a repository cannot store: a pipe, a broken link, a link to a device, a folder, and decoder crashes."""
     os.mkfifo(root / "fifo.mp4")
     (root / "dangling.mp4").symlink_to(root / "nowhere.mp4")
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
@@ -205,8 +205,8 @@ def make_hostile(root: Path) -> list[str]:
     return ["fifo.mp4", "dangling.mp4", "loop.mp4", "device.mp4", "folder.mp4", "hangs.mp4", "crashes.mp4"]
 
 
-def test_a_report_says_what_was_left_out(smoke, project, tmp_path_factory, capfd):
-    """The command line stops, with a status, where a listed video cannot be read; told to skip it, the page names it."""
+def test_the_report_names_skipped_videos(smoke, project, tmp_path_factory, capfd):
+    """The command fails if a listed video cannot be read. With `evaluate.missing skip`, the report names it."""
     from vmae_lab.cli import main
 
     root = tmp_path_factory.mktemp("videos")

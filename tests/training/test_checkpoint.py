@@ -1,4 +1,4 @@
-"""What a run survives: requests to stop, kills, lost processes, truncated checkpoints; in one process and in two."""
+"""Runs survive stop requests, kills, lost processes and truncated checkpoints, in one process and in two."""
 
 import json
 import os
@@ -52,35 +52,29 @@ if __name__ == "__main__":
         torch.save(trained.model.state_dict(), folder / "last.pt")
 """
 STEPS = 12
-# Processes that are started again would meet the addresses of the lost ones in the launcher's store, were it shared with them.
+# If the launcher shared its store, restarted processes would find the addresses of the lost ones there.
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
 @pytest.fixture(scope="module")
 def recipe(smoke) -> Recipe:
-    """Frame masks count unequal numbers of tokens a clip: the mean over two processes is not the mean of their means."""
+    """With random masks, clips have unequal numbers of tokens in the loss, so the mean is not the mean of two means."""
     changes = {"pretrain.steps": STEPS, "mask.decoder": "random", "mask.decoder_ratio": 0.5}
     return build_recipe({**smoke, "arms": ["none"], "override": changes})
 
 
 @pytest.fixture(scope="module")
 def start(home, recipe, tmp_path_factory):
-    """Start a training as a job does: a process group of its own, of one process or of two with gloo between them."""
+    """Start a run as a job in its own process group: one process, or several that communicate through gloo."""
     script = tmp_path_factory.mktemp("script") / "job.py"
     script.write_text(SCRIPT)
     parameters = json.dumps(recipe.model_dump(mode="json"))
 
     def begin(
-        folder: Path,
-        processes: int = 1,
-        workers: int = 0,
-        pause: float = 0.0,
-        restarts: int = 0,
-        sharded: bool = False,
-        before: tuple[str, ...] = (),
-        **more,
-    ) -> subprocess.Popen:
+        folder: Path, processes: int = 1, workers: int = 0, pause: float = 0.0, restarts: int = 0, sharded: bool = False,
+        before: tuple[str, ...] = (), **more,
+    ) -> subprocess.Popen:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         launcher = [
             "-m",
@@ -92,20 +86,20 @@ def start(home, recipe, tmp_path_factory):
         arguments = [str(script), parameters, str(folder), str(workers), str(pause), json.dumps(more)]
         command = [*before, sys.executable, *(launcher if processes > 1 else []), *arguments]
         environment = {**os.environ, **ON_CPU, **(FSDP if sharded else {})}
-        with open(folder / "words.txt", "a") as words:
-            return subprocess.Popen(command, env=environment, start_new_session=True, stdout=words, stderr=words)
+        with open(folder / "output.txt", "a") as output:
+            return subprocess.Popen(command, env=environment, start_new_session=True, stdout=output, stderr=output)
 
     return begin
 
 
 def finish(process: subprocess.Popen, folder: Path) -> dict[str, torch.Tensor]:
-    assert process.wait(240) == 0, (folder / "words.txt").read_text()[-3000:]
+    assert process.wait(240) == 0, (folder / "output.txt").read_text()[-3000:]
     return torch.load(folder / "last.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def unbroken(start, tmp_path_factory):
-    """Weights and log of undisturbed runs, by the number of processes."""
+    """Weights and log of uninterrupted runs, by number of processes."""
     made = {}
 
     def of(processes: int):
@@ -121,25 +115,25 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
     deadline = time.monotonic() + 180
     while len(read_metrics(folder)) < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert process.poll() is None, f"it ended before it could be disturbed: {(folder / 'words.txt').read_text()[-2000:]}"
+    assert process.poll() is None, f"the run ended too early: {(folder / 'output.txt').read_text()[-2000:]}"
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to a process and all that it started: a launcher's are in sessions of their own."""
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in everyone:
-        one.kill()
+    """Send SIGKILL to a process and all its descendants; those of a launcher have their own sessions."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
     process.wait(60)
-    psutil.wait_procs(everyone, 60)
+    psutil.wait_procs(family, 60)
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:
-    """The training processes that a launcher has started."""
+    """The processes that a launcher has started."""
     return psutil.Process(process.pid).children()
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def losses(folder_or_rows) -> list[float]:
@@ -149,8 +143,8 @@ def losses(folder_or_rows) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(unbroken):
-    """One process with a batch of 4 and two with 2 each: the same losses but for the order of additions in float32."""
+def test_two_processes_have_the_losses_of_one(unbroken):
+    """One process with batch 4 and two with 2 each: only the order of float32 sums differs."""
     (_, alone), (_, together) = unbroken(1), unbroken(2)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
     assert [row["lr"] for row in together] == [row["lr"] for row in alone]
@@ -158,8 +152,8 @@ def test_two_processes_learn_what_one_learns(unbroken):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}])
-def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_path, more):
-    """FSDP over two processes, stopped on the way and taken up by one process that holds it whole, and the other way round."""
+def test_sharded_training_has_the_same_losses(start, unbroken, tmp_path, more):
+    """FSDP in two processes, stopped and resumed in one process without FSDP, and the other way round."""
     one_model = tmp_path / "one"
     process = start(one_model, 2, pause=0.2, sharded=True, **more)
     wait_for_step(5, process, one_model)
@@ -180,24 +174,24 @@ def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (2, 2)])
-def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path, processes, workers):
-    """SIGTERM to the whole group, as Slurm sends it, loader workers and decoders with it, at a step of no checkpoint."""
+def test_a_run_resumes_bit_equal_after_sigterm(start, unbroken, tmp_path, processes, workers):
+    """SIGTERM to the whole process group, as Slurm sends it, at a step without a checkpoint."""
     step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
     process = start(tmp_path, processes, workers, pause=0.2)
     wait_for_step(step, process, tmp_path)
     os.killpg(process.pid, signal.SIGTERM)
-    status, words = process.wait(60), (tmp_path / "words.txt").read_text()
-    assert status == STOPPED or processes > 1, words  # a launcher has a status of its own
+    status, output = process.wait(60), (tmp_path / "output.txt").read_text()
+    assert status == STOPPED or processes > 1, output  # a launcher has its own exit status
     saved = Checkpoints(tmp_path).load()["step"]
     assert step <= saved < STEPS
-    assert f"saved after step {saved} of {STEPS}" in words
+    assert f"saved after step {saved} of {STEPS}" in output
     again = start(tmp_path, processes, workers)
     assert same(finish(again, tmp_path), unbroken(processes)[0])
     assert losses(tmp_path) == losses(unbroken(processes)[1])
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_path):
+def test_two_processes_stop_together_if_one_gets_sigterm(start, unbroken, tmp_path):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(3, process, tmp_path)
     ranks(process)[-1].terminate()
@@ -208,7 +202,7 @@ def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [2, 10])
-def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp_path, kill_after):
+def test_killed_processes_lose_at_most_one_checkpoint_interval(start, unbroken, tmp_path, kill_after):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(kill_after, process, tmp_path)
     kill_all(process)
@@ -219,8 +213,8 @@ def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp
 
 
 @pytest.mark.slow
-def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, tmp_path):
-    """They would train on unseen, beside the run that is started in their place."""
+def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp_path):
+    """Otherwise they would train on, next to a run that is started again."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(2, process, tmp_path)
     orphans = ranks(process)
@@ -233,19 +227,19 @@ def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, 
 
 
 @pytest.mark.slow
-def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(start, unbroken, tmp_path):
     first = start(tmp_path, pause=2.0)
     wait_for_step(1, first, tmp_path)
     second = start(tmp_path)
     assert second.wait(60) == 1
-    assert f"FolderInUse: another process trains in {tmp_path}" in (tmp_path / "words.txt").read_text()
+    assert f"FolderInUse: another process is training in {tmp_path}" in (tmp_path / "output.txt").read_text()
     assert same(finish(first, tmp_path), unbroken(1)[0])
     assert losses(tmp_path) == losses(unbroken(1)[1])
 
 
 @pytest.mark.slow
-def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
-    """By the launcher, where it is told how often; the run goes on from its checkpoint by itself."""
+def test_the_launcher_restarts_a_lost_process(start, unbroken, tmp_path):
+    """With --max_restarts, the launcher restarts the processes, and the run resumes from its checkpoint."""
     process = start(tmp_path, 2, pause=0.2, restarts=3)
     wait_for_step(6, process, tmp_path)
     ranks(process)[-1].kill()
@@ -254,18 +248,18 @@ def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_loader_process_is_replaced(start, unbroken, tmp_path):
+def test_a_lost_loader_worker_is_replaced(start, unbroken, tmp_path):
     process = start(tmp_path, 1, workers=2, pause=0.2)
     wait_for_step(3, process, tmp_path)
-    loaders = [one for one in ranks(process) if "resource_tracker" not in " ".join(one.cmdline())]
-    loaders[0].kill()
+    workers = [child for child in ranks(process) if "resource_tracker" not in " ".join(child.cmdline())]
+    workers[0].kill()
     assert same(finish(process, tmp_path), unbroken(1)[0])
-    assert "a loader process was lost" in (tmp_path / "words.txt").read_text()
+    assert "a loader worker was lost" in (tmp_path / "output.txt").read_text()
 
 
 @pytest.mark.slow
-def test_on_other_hardware_it_goes_on_with_the_same_samples(start, unbroken, tmp_path):
-    """Stopped in two processes, taken up by one: the same losses, to rounding."""
+def test_a_run_resumes_with_another_number_of_processes(start, unbroken, tmp_path):
+    """Stopped in two processes and resumed in one, it has the same losses up to rounding."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(5, process, tmp_path)
     os.killpg(process.pid, signal.SIGTERM)
@@ -292,7 +286,7 @@ def stopped(recipe, home, tmp_path):
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
-def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, tmp_path, part):
+def test_a_truncated_checkpoint_falls_back_to_the_previous_one(stopped, tmp_path, part):
     compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False)
     whole = train(stopped, tmp_path / "whole", compute, progress=False).model
     newest = Checkpoints(tmp_path).newest
@@ -305,7 +299,7 @@ def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, tmp_path, pa
     assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
-def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_path):
+def test_unreadable_checkpoints_stop_the_run(stopped, tmp_path):
     kept = Checkpoints(tmp_path)
     for path in (kept.newest, kept.before):
         path.write_bytes(b"not a checkpoint")
@@ -316,8 +310,8 @@ def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_pa
 
 
 @pytest.mark.slow
-def test_on_a_full_disk_it_stops_with_a_message_and_goes_on_where_there_is_room(start, recipe, unbroken, tmp_path):
-    """On a file system of its own, which has room for two checkpoints and a half: the third is one too many."""
+def test_a_run_stops_on_a_full_disk_and_resumes_elsewhere(start, recipe, unbroken, tmp_path):
+    """On a file system with space for two and a half checkpoints, the third one does not fit."""
     run, kept = tmp_path / "run", tmp_path / "kept"
     for folder in (run, kept):
         folder.mkdir()
@@ -328,16 +322,16 @@ def test_on_a_full_disk_it_stops_with_a_message_and_goes_on_where_there_is_room(
     if subprocess.run([*alone, small], capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
     start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(120)
-    words = (run / "words.txt").read_text()
-    assert f"StorageError: cannot write to {run}: the disk is full" in words, words[-2000:]
+    output = (run / "output.txt").read_text()
+    assert f"StorageError: cannot write to {run}: the disk is full" in output, output[-2000:]
     assert Checkpoints(kept).load()["step"] == 8
     assert same(finish(start(kept), kept), unbroken(1)[0])
     assert losses(kept) == losses(unbroken(1)[1])
 
 
 @pytest.mark.parametrize(("where", "name"), [(torch, "save"), (os, "fsync")])
-def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch, where, name):
-    """Some file systems say only when a file is flushed that they are full."""
+def test_a_full_disk_keeps_existing_checkpoints(tmp_path, monkeypatch, where, name):
+    """Some file systems report only when a file is flushed that they are full."""
     kept = Checkpoints(tmp_path)
     kept.save({"step": 4})
     kept.save({"step": 8})
@@ -353,7 +347,7 @@ def test_a_full_disk_keeps_what_stands(tmp_path, monkeypatch, where, name):
     assert torch.load(kept.before, weights_only=True)["step"] == 4
 
 
-def test_a_broken_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+def test_a_broken_checkpoint_never_replaces_a_good_one(tmp_path):
     Checkpoints(tmp_path).save({"step": 4})
     Checkpoints(tmp_path).save({"step": 8})
     again = Checkpoints(tmp_path)

@@ -1,4 +1,4 @@
-"""Batches from worker processes: errors arrive as they are, lost workers are replaced, and none is left or waited for."""
+"""Batches from worker processes: errors keep their types, lost workers are replaced, and no worker is left behind."""
 
 import multiprocessing
 import os
@@ -31,14 +31,14 @@ ERRORS = [
     VideoError("a.mp4", "gone", "h264"),
     StorageError("the disk is full"),
     MissingVideos({1: VideoError("b.mp4", "gone")}, 3),
-    RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."),  # as PyTorch says of a lost worker
+    RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."),  # PyTorch's message for a lost worker
     RuntimeError("Pin memory thread exited unexpectedly"),
     KeyError("video"),
 ]
 
 
 class Failing(Dataset):
-    """Gives positions, up to the one at which it raises an error."""
+    """Returns positions, and raises an error at one of them."""
 
     def __init__(self, at: int, error: Exception):
         self.at, self.error = at, error
@@ -50,7 +50,7 @@ class Failing(Dataset):
 
 
 class Killed(Dataset):
-    """Gives positions; the process that reads one of `at` is killed, if that is a worker."""
+    """Returns positions. A worker that reads one of `at` is killed."""
 
     def __init__(self, at: set[int], once: bool, parent: int):
         self.at, self.parent = at, parent
@@ -67,7 +67,7 @@ class Killed(Dataset):
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_an_error_is_the_same_from_a_worker(error, workers, recwarn):
+def test_errors_keep_their_types_across_workers(error, workers, recwarn):
     batches = data_loader(Failing(3, error), range(10), workers, pin_memory=False)
     assert [int(next(batches)["video"][0, 0]) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(type(error)) as caught:
@@ -78,22 +78,22 @@ def test_an_error_is_the_same_from_a_worker(error, workers, recwarn):
     assert not active_children()
 
 
-def test_an_error_that_cannot_be_sent_keeps_its_words():
+def test_an_error_that_cannot_be_pickled_keeps_its_message():
     with pytest.raises(RuntimeError, match="NotSendable: one and two") as caught:
         list(data_loader(Failing(0, NotSendable("one", "two")), range(3), 1, pin_memory=False))
-    assert "in __getitem__" in caught.value.__notes__[0], "with the place in the worker"
+    assert "in __getitem__" in caught.value.__notes__[0], "the traceback in the worker is added"
 
 
 def test_lost_workers_are_replaced():
     with pytest.warns(UserWarning, match=r"was lost.* batch [0-4] \(1 of 3") as warned:
         batches = list(data_loader(Killed({4}, True, os.getpid()), range(8), 2, pin_memory=False))
     assert [int(batch["video"][0, 0]) for batch in batches] == list(range(8))
-    assert len([one for one in warned if "was lost" in str(one.message)]) == 1
+    assert len([warning for warning in warned if "was lost" in str(warning.message)]) == 1
     assert not active_children()
 
 
 @pytest.mark.slow
-def test_workers_that_are_lost_again_and_again_are_an_error():
+def test_workers_lost_repeatedly_raise_an_error():
     with (
         pytest.warns(UserWarning, match=r"was lost.* batch [01] \(3 of 3"),
         pytest.raises(ProcessLost, match=r"4 times.*batch [01].*compute\.workers"),
@@ -119,7 +119,7 @@ def test_busy_workers_end_when_the_batches_are_closed():
     assert not active_children()
 
 
-# A training may also be left in the middle of a batch, by an error of a script that keeps the batches, or in a thread.
+# A script may also fail while it has open batches, in its main thread or in another one.
 LEFT = """
 import threading, time, torch
 from test_dataloader import Stuck
@@ -139,7 +139,7 @@ raise ZeroDivisionError
 @pytest.mark.parametrize(
     "begin", ["begin()", "thread = threading.Thread(target=begin, daemon=True); thread.start(); thread.join()"]
 )
-def test_a_script_that_leaves_its_batches_open_ends(begin):
+def test_a_script_with_open_batches_ends(begin):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])}
     command = [sys.executable, "-c", LEFT.format(begin=begin)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
@@ -157,8 +157,8 @@ print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [60, 72, 200])
-def test_a_long_path_of_the_temporary_folder_stops_no_worker(tmp_path_factory, length):
-    """The path of a socket has 107 bytes on Linux, of which multiprocessing's own names take 32."""
+def test_workers_with_a_long_temporary_path(tmp_path_factory, length):
+    """The path of a socket may have 107 bytes on Linux. multiprocessing appends 32 to the temporary folder."""
     short = tmp_path_factory.mktemp("t", numbered=True)
     folder = short / ("é" * ((length - len(str(short))) // 2))
     folder.mkdir(exist_ok=True)
@@ -170,7 +170,7 @@ def test_a_long_path_of_the_temporary_folder_stops_no_worker(tmp_path_factory, l
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
-def test_where_no_socket_can_be_made_that_is_the_error(monkeypatch):
+def test_an_error_if_no_socket_can_be_created(monkeypatch):
     def refuse(*_arguments, **_names):
         raise OSError(95, "Operation not supported")
 
@@ -185,8 +185,8 @@ def _start_method() -> str:
 
 
 @pytest.mark.slow
-def test_a_pools_worker_starts_processes_as_its_owner_does():
-    """Spawned loaders would import PyTorch again, and leave semaphores behind if the worker is ended."""
+def test_a_pool_worker_has_its_owners_start_method():
+    """Spawned loader workers would import PyTorch again, and leave semaphores behind if the pool's worker is ended."""
     with worker_pool(1) as pool:
         assert pool.submit(_start_method).result() == multiprocessing.get_start_method()
 
@@ -203,7 +203,7 @@ def _kill_one(pool: ProcessPoolExecutor) -> None:
 
 
 @pytest.mark.slow
-def test_a_pool_tells_errors_and_lost_workers_apart():
+def test_a_pool_distinguishes_errors_and_lost_workers():
     with pytest.raises(VideoError) as caught, worker_pool(1) as pool:
         pool.submit(_fail).result()
     assert (caught.value.path, caught.value.codec) == ("a.mp4", "h264")

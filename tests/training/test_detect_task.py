@@ -1,4 +1,4 @@
-"""Spatial detection from lists to frame mAP: it learns, it is the same however it is run, and it leaves nothing out."""
+"""Spatial detection from lists to frame mAP: learning, reproducibility, and evaluation of all boxes."""
 
 import math
 import pickle
@@ -50,30 +50,30 @@ def task_of(scenes: Scenes, seed: int = 0, **more) -> DetectTask:
 
 
 @pytest.mark.slow
-def test_a_handful_of_scenes_is_learned_by_heart(scenes, tmp_path):
-    """The whole path: were boxes, labels, features or rows mixed up anywhere, this could not be had."""
+def test_training_overfits_a_few_scenes(scenes, tmp_path):
+    """The whole path. An error in boxes, labels, features or the order of rows would make this impossible."""
     task = task_of(
         scenes, steps=250, batch_size=6, lr=2e-3, warmup_steps=20, side=30, test_short_side=30, augment=PLAIN, drop_path=0.0,
         layer_decay=1.0, clip_grad=1.0, enlarge=(0, 0),
     )  # fmt: skip
     model = train(task, tmp_path, CPU, progress=False).model
-    said = detect(model, scenes, task.settings, MODEL, ["true"])["true"]
-    assert frame_map(scenes.truth, said, scenes.evaluated).mean > 0.95
-    write_detections(tmp_path / "said.csv", said)
-    assert frame_map(scenes.truth, read_detections(tmp_path / "said.csv"), scenes.evaluated).mean > 0.95
+    predictions = detect(model, scenes, task.settings, MODEL, ["true"])["true"]
+    assert frame_map(scenes.truth, predictions, scenes.evaluated).mean > 0.95
+    write_detections(tmp_path / "predictions.csv", predictions)
+    assert frame_map(scenes.truth, read_detections(tmp_path / "predictions.csv"), scenes.evaluated).mean > 0.95
     wrong = scenes.truth.assign(action_id=scenes.truth.action_id % 8 + 1)
-    assert frame_map(wrong, said, scenes.evaluated).mean < 0.5, "of other actions it says nothing"
+    assert frame_map(wrong, predictions, scenes.evaluated).mean < 0.5, "other actions are not predicted"
 
 
 @pytest.mark.slow
-def test_scores_are_of_the_classes_by_number_however_their_map_is_sorted(scenes):
+def test_scores_do_not_depend_on_the_order_of_the_action_map(scenes):
     model = task_of(scenes).build()
-    turned = replace(scenes, actions=dict(reversed(scenes.actions.items())))
-    said, again = (detect(model, one, settings_of(), MODEL, ["true"])["true"] for one in (scenes, turned))
-    pd.testing.assert_frame_equal(again, said)
+    reversed_map = replace(scenes, actions=dict(reversed(scenes.actions.items())))
+    predictions, other = (detect(model, part, settings_of(), MODEL, ["true"])["true"] for part in (scenes, reversed_map))
+    pd.testing.assert_frame_equal(other, predictions)
 
 
-def test_a_batch_is_a_function_of_the_step_and_not_of_who_asks(scenes):
+def test_a_batch_is_a_function_of_the_step(scenes):
     whole = task_of(scenes).batch(3, range(4))
     again = task_of(scenes).batch(3, range(4))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
@@ -105,7 +105,7 @@ def trained(task: DetectTask, folder: Path, compute: Compute = CPU) -> dict[str,
     return train(task, folder, compute, progress=False).model.state_dict()
 
 
-def test_workers_and_interruptions_change_nothing(scenes, tmp_path):
+def test_workers_and_interruptions_do_not_change_the_result(scenes, tmp_path):
     expected = trained(task_of(scenes), tmp_path / "plain")
     workers = trained(task_of(scenes), tmp_path / "workers", CPU.model_copy(update={"workers": 2}))
     task, stopped = task_of(scenes), []
@@ -122,15 +122,15 @@ def _stop() -> None:
     raise KeyboardInterrupt
 
 
-def test_accumulation_gives_the_same_step_to_rounding(scenes, tmp_path):
-    """Clips hold different numbers of people: parts of the batch count by them."""
+def test_accumulation_changes_only_rounding(scenes, tmp_path):
+    """Clips have different numbers of people, so micro-batches are weighted by them."""
     one, two = (trained(task_of(scenes, steps=1, drop_path=0.0, accumulation=parts), tmp_path / str(parts)) for parts in (1, 2))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
 @pytest.fixture
 def lists(tmp_path) -> SceneSettings:
-    """Two videos of other shapes and rates."""
+    """Two videos of different shapes and frame rates."""
     (tmp_path / "videos").mkdir()
     encode_mp4(np.stack([drawn(n, 64, 48) for n in range(36)]), tmp_path / "videos" / "a.mp4", rate=12)
     encode_mp4(np.stack([drawn(n, 50, 90) for n in range(75)]), tmp_path / "videos" / "b.mp4", rate=25)
@@ -150,18 +150,18 @@ def model() -> ActionDetector:
 
 
 @pytest.mark.slow
-def test_videos_of_different_shapes_and_rates_are_trained_on_and_judged(lists, tmp_path):
+def test_training_and_testing_on_videos_of_different_shapes_and_rates(lists, tmp_path):
     settings, scenes = settings_of(lists, test_short_side=32), open_scenes(lists, "train")
     learned = train(DetectTask(MODEL, settings, scenes, None, 0), tmp_path / "run", CPU, progress=False).model
-    said = detect(learned, scenes, settings, MODEL)["persons"]
-    assert said.groupby(["video", "timestamp"]).size().to_dict() == {("a", 1.0): 2, ("b", 1.0): 2}
-    assert np.allclose(said[["x1", "y1", "x2", "y2"]], [0.1, 0.2, 0.5, 0.9])
-    assert said.action_id.tolist() == [1, 2] * 2
-    assert said.score.between(0, 0.9).all()
+    predictions = detect(learned, scenes, settings, MODEL)["persons"]
+    assert predictions.groupby(["video", "timestamp"]).size().to_dict() == {("a", 1.0): 2, ("b", 1.0): 2}
+    assert np.allclose(predictions[["x1", "y1", "x2", "y2"]], [0.1, 0.2, 0.5, 0.9])
+    assert predictions.action_id.tolist() == [1, 2] * 2
+    assert predictions.score.between(0, 0.9).all()
 
 
 class Brightness(torch.nn.Module):
-    """In place of a detector: its first class is whoever is bright in the key frame, its second whoever is dark."""
+    """Replaces a detector: the first class is a bright box in the key frame, the second a dark one."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +174,7 @@ class Brightness(torch.nn.Module):
 
 
 def with_square(frames: int, width: int, height: int, box: tuple[float, ...], at: int) -> np.ndarray:
-    """A black video with a white square in a box of one frame, and elsewhere where that is not in all others."""
+    """A black video with a white square: at `box` in the frame `at`, at another location in all other frames."""
     video = np.zeros((frames, height, width, 3), np.uint8)
     video[:, : height // 4, : width // 4] = 255
     x1, y1, x2, y2 = (round(edge * size) for edge, size in zip(box, (width, height) * 2, strict=True))
@@ -183,8 +183,8 @@ def with_square(frames: int, width: int, height: int, box: tuple[float, ...], at
     return video
 
 
-def test_boxes_lie_on_the_pixels_that_they_frame_in_videos_of_every_shape(tmp_path):
-    """Whoever is bright is found by brightness alone: at one frame, in its place, in frames scaled and filled up."""
+def test_boxes_and_pixels_stay_aligned_for_all_video_shapes(tmp_path):
+    """Bright boxes are found by brightness, so frame, location, scaling and padding must be right."""
     (tmp_path / "videos").mkdir()
     box, other = (0.5, 0.4, 0.9, 0.8), "0.05,0.05,0.35,0.3"
     for name, size, at, rate in (("a", (64, 48), 12, 12), ("b", (50, 90), 25, 25), ("c", (120, 52), 10, 10)):
@@ -198,8 +198,8 @@ def test_boxes_lie_on_the_pixels_that_they_frame_in_videos_of_every_shape(tmp_pa
     split = {"boxes": "boxes.csv", "persons": "persons.csv"}
     lists = SceneSettings(lists=SceneLists(root=str(tmp_path), actions="actions.csv", train=split, validation=split))
     scenes = open_scenes(lists, "validation")
-    said = detect(Brightness(), scenes, settings_of(lists, test_short_side=32), MODEL, ["true", "persons"])
-    for table in said.values():
+    predictions = detect(Brightness(), scenes, settings_of(lists, test_short_side=32), MODEL, ["true", "persons"])
+    for table in predictions.values():
         assert frame_map(scenes.truth, table, scenes.evaluated).mean == 1.0
         bright = np.isclose(table.x1, 0.5)
         assert table.score[bright == (table.action_id == 1)].min() > 0.8
@@ -209,20 +209,20 @@ def test_boxes_lie_on_the_pixels_that_they_frame_in_videos_of_every_shape(tmp_pa
 
 def test_a_clip_is_read_and_encoded_once_for_both_kinds_of_boxes(lists, model):
     scenes, settings = open_scenes(lists, "validation"), settings_of(lists, test_short_side=32, person_score=0.0)
-    alone = {one: detect(model, scenes, settings, MODEL, [one])[one] for one in ("true", "persons")}
+    alone = {kind: detect(model, scenes, settings, MODEL, [kind])[kind] for kind in ("true", "persons")}
     read, encoded, request, maps = [], [], scenes._request, model.encoder.maps
     scenes._request = lambda index, *shape: read.append(index) or request(index, *shape)
     model.encoder.maps = lambda video: encoded.append(len(video)) or maps(video)
     together = detect(model, scenes, settings, MODEL, ["true", "persons"])
     assert (read, sum(encoded)) == ([0, 1, 2, 3], 4)
-    for one, table in together.items():
-        pd.testing.assert_frame_equal(table, alone[one], atol=1e-6)
+    for kind, table in together.items():
+        pd.testing.assert_frame_equal(table, alone[kind], atol=1e-6)
     assert [len(table) for table in together.values()] == [4 * 2, 4 * 2]
 
 
 @pytest.mark.slow
-def test_crops_in_which_nobody_is_left_teach_nothing_and_break_nothing(lists, tmp_path):
-    """People of less than a pixel: a batch of them has no term, a batch with one other has that one's alone."""
+def test_crops_without_people_give_no_gradient(lists, tmp_path):
+    """People smaller than a pixel are dropped, so the loss of this batch has no terms."""
     root = Path(lists.lists.root)
     (root / "boxes.csv").write_text("a,1,0.5,0.5,0.501,0.501,1,1\nb,1,0.5,0.5,0.501,0.501,1,1\n")
     settings, scenes = settings_of(lists, weight_decay=0.0), open_scenes(lists.without_persons(), "train")
@@ -235,7 +235,7 @@ def test_crops_in_which_nobody_is_left_teach_nothing_and_break_nothing(lists, tm
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_what_is_said_of_a_person_does_not_depend_on_the_others_in_the_batch(lists, model):
+def test_scores_do_not_depend_on_the_batch(lists, model):
     settings, scenes = settings_of(lists, test_short_side=32, person_score=0.0), open_scenes(lists, "validation")
     together, alone = (detect(model, scenes, settings, MODEL, batch=size)["persons"] for size in (16, 1))
     pd.testing.assert_frame_equal(together, alone, atol=1e-6)
@@ -243,9 +243,9 @@ def test_what_is_said_of_a_person_does_not_depend_on_the_others_in_the_batch(lis
     assert together.video.tolist() == ["a"] * 4 + ["b"] * 4
 
 
-def test_unsure_people_are_left_out_and_the_detectors_score_is_a_factor(lists, model):
+def test_person_score_is_a_threshold_and_a_factor(lists, model):
     settings, scenes = settings_of(lists), open_scenes(lists, "validation")
-    assert len(detect(model, scenes, settings, MODEL)["persons"]) == 2 * 2, ".5 is below .8"
+    assert len(detect(model, scenes, settings, MODEL)["persons"]) == 2 * 2, "0.5 is below 0.8"
     loose = settings_of(lists, person_score=0.0)
     before = detect(model, scenes, loose, MODEL)["persons"]
     scenes.persons = scenes.persons.assign(score=1.0)
@@ -253,17 +253,17 @@ def test_unsure_people_are_left_out_and_the_detectors_score_is_a_factor(lists, m
     factors = np.repeat([0.9, 0.5, 0.9, 0.5], 2)
     assert np.allclose(before.score, after.score * factors, rtol=1e-5)
     corners = before.loc[0, ["x1", "y1", "x2", "y2"]].tolist()
-    assert corners == pytest.approx([0.1, 0.2, 0.5, 0.9]), "rows hold the boxes as they were seen, not as enlarged"
+    assert corners == pytest.approx([0.1, 0.2, 0.5, 0.9]), "tables have the original boxes, not the enlarged ones"
 
 
-def test_without_a_person_detectors_boxes_there_is_nothing_to_ask_about(lists, model):
+def test_missing_person_boxes_are_an_error(lists, model):
     scenes = open_scenes(lists.without_persons(), "validation")
-    with pytest.raises(ListError, match="names no person detector's boxes"):
+    with pytest.raises(ListError, match="persons"):
         detect(model, scenes, settings_of(lists), MODEL)
     assert len(detect(model, scenes, settings_of(lists), MODEL, ["true"])["true"]) == 4 * 2
 
 
-def test_boxes_are_enlarged_before_they_are_looked_at(lists, model):
+def test_boxes_are_enlarged_before_scoring(lists, model):
     scenes = open_scenes(lists, "validation")
     seen = []
     forward = model.forward
@@ -271,16 +271,16 @@ def test_boxes_are_enlarged_before_they_are_looked_at(lists, model):
     detect(model, scenes, settings_of(lists, test_short_side=48), MODEL)
     (shape, boxes), (other, _) = seen
     assert torch.allclose(boxes[0, 0], torch.tensor([0.08 * 64, 0.1825 * 48, 0.52 * 64, 0.9175 * 48]), atol=1e-4)
-    # 48 x 64 and, of 90 x 50 pixels, 86 x 48: filled up to multiples of 6.
+    # 48 x 64 and (from 90 x 50) 86 x 48 pixels, padded to multiples of 6.
     assert (tuple(shape[-2:]), tuple(other[-2:])) == ((48, 66), (90, 48))
 
 
-def test_a_video_that_is_gone_stops_the_evaluation_and_is_named(lists, model):
+def test_a_missing_video_stops_the_evaluation(lists, model):
     scenes = open_scenes(lists, "validation")
     (Path(lists.lists.root) / "videos" / "b.mp4").unlink()
-    with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so there is no result:\n.*b.mp4.*") as told:
+    with pytest.raises(MissingVideos, match=r"1 of 4 key frames cannot be read, so there is no result:\n.*b.mp4.*") as caught:
         detect(model, scenes, settings_of(lists), MODEL)
-    assert "exclude these key frames" in str(told.value)
-    with pytest.raises(MissingVideos, match=r"2 of 4 key frames cannot be read.*\n.*b.mp4.* \(2 key frames\)") as told:
+    assert "exclude these key frames" in str(caught.value)
+    with pytest.raises(MissingVideos, match=r"2 of 4 key frames cannot be read.*\n.*b.mp4.* \(2 key frames\)") as caught:
         detect(model, scenes, settings_of(lists), MODEL, ["true"])
-    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value), "a process may hand it to another"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value), "it can be sent to another process"

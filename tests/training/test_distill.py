@@ -1,4 +1,4 @@
-"""Distillation: the loss by hand, a teacher that nothing touches, a student that comes closer to it."""
+"""Distillation: the loss by hand, a teacher that is never changed, a student that approaches it."""
 
 import math
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Noise:
-    """Sixteen clips of noise, with labels or without."""
+    """Sixteen clips of noise, with or without labels."""
 
     def __init__(self, labelled: bool = False):
         self.labels = np.arange(16) % 8 if labelled else np.full(16, -1)
@@ -41,7 +41,7 @@ class Noise:
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    """An untrained larger model whose answers are far from even."""
+    """An untrained larger model whose predictions are far from uniform."""
     with torch.random.fork_rng([]):
         torch.manual_seed(7)
         model = VideoClassifier(LARGE.dimensions, LARGE.clip, 8, init_scale=40.0)
@@ -57,8 +57,8 @@ def compute(**settings) -> Compute:
     return Compute(**{"checkpoint_every": 100, "log_every": 1, "tensorboard": False, **settings})
 
 
-def test_the_softened_loss_by_hand():
-    """Two clips, two classes, T 2, in plain arithmetic: T^2 times the mean over clips of sum p ln(p / q)."""
+def test_soft_loss_by_hand():
+    """Two clips, two classes, temperature 2: T^2 times the mean over clips of sum p ln(p / q)."""
     scores, wanted = [[1.0, 0.0], [0.0, 3.0]], [[2.0, 0.0], [0.0, 0.0]]
 
     def softened(logits: list[float]) -> list[float]:
@@ -80,11 +80,11 @@ def test_feature_losses_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mix", [None, MixSettings()])
-def test_a_student_comes_closer_to_its_teacher_without_a_label(teacher, tmp_path, mix):
-    """On unlabelled clips: the divergence from the teacher's answers to the clips as they are, before and after."""
-    one = task(teacher, temperature=2.0, mix=mix)
+def test_a_student_approaches_its_teacher_without_labels(teacher, tmp_path, mix):
+    """On unlabelled clips: KL divergence from the teacher's predictions before and after training."""
+    distill_task = task(teacher, temperature=2.0, mix=mix)
     with torch.no_grad():
-        wanted = one.teacher(Noise().pixels)
+        wanted = distill_task.teacher(Noise().pixels)
 
     def divergence(model) -> float:
         with torch.no_grad():
@@ -92,40 +92,42 @@ def test_a_student_comes_closer_to_its_teacher_without_a_label(teacher, tmp_path
 
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
-        before = divergence(one.build().classifier)
-    after = divergence(train(one, tmp_path, compute(), progress=False).model.classifier)
+        before = divergence(distill_task.build().classifier)
+    after = divergence(train(distill_task, tmp_path, compute(), progress=False).model.classifier)
     assert after < before / 2
     losses = [row["loss"] for row in read_metrics(tmp_path)]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 1.5
 
 
-def test_the_teacher_is_left_as_it_was(teacher, tmp_path):
-    one = task(teacher, steps=4, feature_weight=1.0, hard_weight=0.0)
-    trained = train(one, tmp_path, compute(), progress=False)
-    assert all(torch.equal(value, teacher.state[name]) for name, value in one.teacher.state_dict().items())
-    assert not one.teacher.training
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in one.teacher.parameters())
+def test_the_teacher_is_not_changed(teacher, tmp_path):
+    distill_task = task(teacher, steps=4, feature_weight=1.0, hard_weight=0.0)
+    trained = train(distill_task, tmp_path, compute(), progress=False)
+    assert all(torch.equal(value, teacher.state[name]) for name, value in distill_task.teacher.state_dict().items())
+    assert not distill_task.teacher.training
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in distill_task.teacher.parameters())
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     assert kept.keys() == trained.model.state_dict().keys()
-    assert all(name.startswith(("classifier.", "to_teacher.")) for name in kept), "the teacher is in no checkpoint"
+    assert all(name.startswith(("classifier.", "to_teacher.")) for name in kept), "the checkpoint does not contain the teacher"
 
 
-def test_the_loss_is_the_sum_of_its_weighted_parts(teacher):
-    """Of one batch: answers, labels and features, each computed apart."""
-    one = task(teacher, Noise(labelled=True), temperature=3.0, hard_weight=0.5, feature_weight=0.25, label_smoothing=0.0)
-    student, batch = one.build().eval(), one.batch(0, range(8))
-    video, wanted = batch["video"], one.teacher(batch["video"])
+def test_the_loss_is_the_weighted_sum_of_its_terms(teacher):
+    """Predictions, labels and features of one batch, each computed separately."""
+    distill_task = task(
+        teacher, Noise(labelled=True), temperature=3.0, hard_weight=0.5, feature_weight=0.25, label_smoothing=0.0
+    )
+    student, batch = distill_task.build().eval(), distill_task.batch(0, range(8))
+    video, wanted = batch["video"], distill_task.teacher(batch["video"])
     tokens = student.classifier.encoder(video)
     soft = soft_loss(student.classifier(video), wanted, 3.0)
     hard = functional.cross_entropy(student.classifier(video), batch["label"])
-    far = functional.mse_loss(student.to_teacher(tokens.mean(1)), one.teacher.encoder(video).mean(1))
-    total = one.loss(student, batch, CPU)
+    far = functional.mse_loss(student.to_teacher(tokens.mean(1)), distill_task.teacher.encoder(video).mean(1))
+    total = distill_task.loss(student, batch, CPU)
     torch.testing.assert_close(total, soft + 0.5 * hard + 0.25 * far)
     total.backward()
     assert student.to_teacher.weight.grad.abs().sum() > 0
 
 
-def test_labels_are_read_only_where_they_are_learned_from(teacher):
+def test_labels_are_used_only_with_a_hard_weight(teacher):
     assert set(task(teacher).batch(0, range(4))) == {"video"}
     assert set(task(teacher, Noise(labelled=True), hard_weight=1.0).batch(0, range(4))) == {"video", "label"}
     with pytest.raises(ValueError, match=r"hard_weight 0\.1"):
@@ -150,8 +152,8 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(teacher, tmp_pat
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def test_a_student_has_the_layers_of_its_classifier(teacher):
-    """Layer decay: the same scale for the same parameter, the map beside the head at full rate."""
+def test_layer_decay_of_a_student(teacher):
+    """Parameters have the same scale as in the classifier; the layer to the teacher has that of the head."""
     student = task(teacher, feature_weight=1.0).build()
 
     def scales(model) -> dict[str, float]:
@@ -166,7 +168,7 @@ def test_a_student_has_the_layers_of_its_classifier(teacher):
     assert student.no_weight_decay() == {"classifier.head.pool.latent"}
 
 
-def test_a_teacher_that_does_not_fit_is_refused(teacher):
+def test_a_teacher_that_does_not_fit_is_an_error(teacher):
     with pytest.raises(ValueError, match="teacher takes clips of 8 frames of 16 pixels, the student of 4 of 16"):
         task(Teacher(teacher.state, LARGE.model_copy(update={"frames": 8})))
     with pytest.raises(CheckpointError, match="the teacher does not fit this model"):

@@ -1,4 +1,4 @@
-"""How a training is carried out moves nothing: recomputed activations, compiled blocks; and where else its log goes."""
+"""Activation checkpointing and compiled blocks do not change results; trackers; memory."""
 
 import platform
 import shutil
@@ -35,15 +35,15 @@ def plain(task, tmp_path_factory):
     return train(task, folder, Compute(log_every=1, tensorboard=False), progress=False).model.state_dict(), read_metrics(folder)
 
 
-def test_recomputed_activations_change_no_bit(task, plain, tmp_path):
+def test_activation_checkpointing_is_bit_equal(task, plain, tmp_path):
     compute = Compute(log_every=1, tensorboard=False, checkpoint_activations=True, checkpoint_every=2)
     state = train(task, tmp_path, compute, progress=False).model.state_dict()
-    assert state.keys() == plain[0].keys(), "the names of weights do not tell how they were trained"
+    assert state.keys() == plain[0].keys(), "weight names do not depend on how the model was trained"
     assert all(torch.equal(state[name], plain[0][name]) for name in state)
 
 
-def test_recomputed_activations_are_not_kept(task):
-    """What a block keeps for backward is its input alone."""
+def test_activation_checkpointing_saves_memory(task):
+    """A block saves only its input for backward."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
     def kept(model) -> int:
@@ -61,7 +61,7 @@ def test_recomputed_activations_are_not_kept(task):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++") and not torch.cuda.is_available(), reason="torch.compile needs a compiler")
-def test_compiled_blocks_learn_the_same(task, plain, tmp_path):
+def test_compiled_blocks_have_the_same_losses(task, plain, tmp_path):
     trained = train(task, tmp_path, Compute(log_every=1, tensorboard=False, compile=True), progress=False)
     assert trained.model.state_dict().keys() == plain[0].keys()
     assert [row["loss"] for row in read_metrics(tmp_path)] == pytest.approx([row["loss"] for row in plain[1]], rel=1e-3)
@@ -90,8 +90,8 @@ def finish():
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
-def test_a_tracker_gets_the_same_numbers(task, tmp_path, monkeypatch, name):
-    """A stand-in for the package, since accelerate knows the real ones."""
+def test_a_tracker_gets_the_logged_values(task, tmp_path, monkeypatch, name):
+    """A module replaces the package, through accelerate's own tracker."""
     (tmp_path / f"{name}.py").write_text(TRACKER)
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "some-stage"
@@ -103,8 +103,8 @@ def test_a_tracker_gets_the_same_numbers(task, tmp_path, monkeypatch, name):
     assert run.lines[-1] == "finished"
 
 
-def test_a_tracker_that_is_not_installed_is_named(task, tmp_path):
-    with pytest.raises(ImpossibleHere, match=r"compute\.trackers: trackio is not installed: `pip install trackio`"):
+def test_a_missing_tracker_is_an_error(task, tmp_path):
+    with pytest.raises(ImpossibleHere, match=r"compute\.trackers: trackio is not installed.*`pip install trackio`"):
         train(task, tmp_path, Compute(tensorboard=False, trackers=("trackio",)), progress=False)
 
 
@@ -112,10 +112,10 @@ def test_the_log_states_the_scaling_rule(task, tmp_path):
     settings = task.settings.model_copy(update={"lr": 1.5e-4, "lr_reference_batch": 2, "accumulation": 2})
     scaled = PretrainTask(task.model, task.masks, settings, task.data, task.clips, seed=1)
     train(scaled, tmp_path, Compute(tensorboard=False), progress=False)
-    words = (tmp_path / "run.log").read_text()
-    assert "4 clips per step = 1 processes x 2 micro-batches x 2 clips" in words
-    assert "peak learning rate 0.0003 = 0.00015 x 4 / 2 (linear scaling rule)" in words
-    assert "set for this batch" in TrainSettings(steps=1, batch_size=4, lr=1e-3).lr_words
+    log = (tmp_path / "run.log").read_text()
+    assert "4 clips per step = 1 processes x 2 micro-batches x 2 clips" in log
+    assert "peak learning rate 0.0003 = 0.00015 x 4 / 2 (linear scaling rule)" in log
+    assert "(absolute)" in TrainSettings(steps=1, batch_size=4, lr=1e-3).lr_words
 
 
 STEPS = """
@@ -130,7 +130,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-    ctypes.CDLL(None).mallopt(threshold, 128 * 1024)  # where glibc begins; imports may have moved it
+    ctypes.CDLL(None).mallopt(threshold, 128 * 1024)  # glibc's initial value; imports may have changed it
 before = faults()
 keep_freed_memory()
 faults()
@@ -140,14 +140,14 @@ print(before, faults())
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_memory_that_a_step_frees_is_not_returned_to_the_kernel():
+def test_freed_memory_is_kept_for_the_next_step():
     done = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True, text=True)
     before, after = map(int, done.stdout.split())
     assert before > 3 * 4096
     assert after < 4096 / 2
 
 
-def test_the_giant_is_built_without_its_weights():
+def test_parameter_count_of_the_giant():
     """VideoMAE V2 reports 1.01 billion parameters of ViT-g, without the decoder."""
     with torch.device("meta"):
         model = VideoMAE(SIZES["giant"], ClipShape(patch=14))

@@ -1,4 +1,4 @@
-"""Weights kept along a training: those of that step, also after a kill or a roll-back, and the training stays the same."""
+"""Weights kept during a run: those of their steps, also after a kill or a roll-back, without changing the result."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 
-pytestmark = pytest.mark.slow  # all share trainings that take half a minute
+pytestmark = pytest.mark.slow  # all share runs that take half a minute
 KEEP, NAN = (4, 8), float("nan")
 
 
 class Disturbed(PretrainTask):
-    """A training that is interrupted at one call of the loss, and whose samples at some places of the stream are bad."""
+    """A task that is interrupted at one call of the loss, and that has bad samples at some steps of the stream."""
 
     def __init__(self, *given, bad=(), stop_at=None):
         super().__init__(*given)
@@ -63,12 +63,12 @@ def kept(folder) -> dict[int, bytes]:
     return {step: (folder / kept_file(step)).read_bytes() for step in KEEP if (folder / kept_file(step)).exists()}
 
 
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_they_are_the_weights_at_that_step(run, unbroken, tmp_path):
-    """Against the checkpoint of a training that is stopped after just so many steps."""
+def test_kept_weights_equal_those_of_the_checkpoint(run, unbroken, tmp_path):
+    """Compare with the checkpoint of a run that is stopped after this step."""
     for step in KEEP:
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / str(step), (), every=step, stop_at=step)
@@ -77,15 +77,15 @@ def test_they_are_the_weights_at_that_step(run, unbroken, tmp_path):
         assert same(read_weights(unbroken[0] / kept_file(step)), state["model"])
 
 
-def test_they_are_a_whole_model(recipe, unbroken):
-    """Under the names of `model.safetensors`."""
+def test_kept_weights_are_a_complete_model(recipe, unbroken):
+    """They have the names of `model.safetensors`."""
     model = VideoMAE(recipe.model.dimensions, recipe.model.clip)
     weights = read_weights(unbroken[0] / kept_file(8))
     assert weights.keys() == model.state_dict().keys()
     load_weights(model, weights, "kept")
 
 
-def test_keeping_weights_changes_no_number(run, unbroken, tmp_path):
+def test_keeping_weights_does_not_change_the_result(run, unbroken, tmp_path):
     plain = run(tmp_path, ())
     assert same(plain.model.state_dict(), unbroken[1].model.state_dict())
     assert [row["loss"] for row in read_metrics(tmp_path)] == [row["loss"] for row in read_metrics(unbroken[0])]
@@ -94,7 +94,7 @@ def test_keeping_weights_changes_no_number(run, unbroken, tmp_path):
 
 @pytest.mark.parametrize("stop_at", [0, 3, 5, 9, 11])
 @pytest.mark.parametrize("every", [1, 3, 4, 100])
-def test_a_run_that_was_killed_has_all_of_them(run, unbroken, tmp_path, stop_at, every):
+def test_a_killed_run_keeps_all_weights(run, unbroken, tmp_path, stop_at, every):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, every=every, stop_at=stop_at)
     assert set(kept(tmp_path)) == {step for step in KEEP if step <= stop_at}
@@ -102,8 +102,8 @@ def test_a_run_that_was_killed_has_all_of_them(run, unbroken, tmp_path, stop_at,
     assert kept(tmp_path) == kept(unbroken[0])
 
 
-def test_a_run_that_resumes_drops_those_ahead_of_it(run, tmp_path):
-    """What lies ahead is of an earlier try; were the run lost before it got there again, that would look like its own."""
+def test_a_resumed_run_deletes_later_weights(run, tmp_path):
+    """Later weights are from an earlier attempt. They would look valid if the resumed run were lost before these steps."""
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, every=5, stop_at=9)
     assert set(kept(tmp_path)) == {4, 8}
@@ -113,31 +113,31 @@ def test_a_run_that_resumes_drops_those_ahead_of_it(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*back to step")
-def test_a_roll_back_writes_them_again(run, unbroken, tmp_path):
-    """The samples of steps 6 to 11 are skipped after step 9 went wrong: the weights after step 8 are others."""
+def test_a_roll_back_overwrites_kept_weights(run, unbroken, tmp_path):
+    """After step 9 diverges, the samples of steps 6 to 11 are skipped, so the weights after step 8 change."""
     trained = run(tmp_path, bad=(9,), roll_back=6)
-    assert [(story["step"], story["to"]) for story in trained.rolled_back] == [(9, 6)]
+    assert [(event["step"], event["to"]) for event in trained.rolled_back] == [(9, 6)]
     before, after = kept(unbroken[0]), kept(tmp_path)
     assert after[4] == before[4]
     assert after[8] != before[8]
 
 
 @pytest.mark.filterwarnings("ignore:.*back to step")
-def test_a_roll_back_leaves_no_weights_of_the_steps_that_it_takes_back(run, tmp_path):
-    """After the roll-back to step 6 it fails at once, at place 12 of the stream."""
+def test_a_roll_back_deletes_later_weights(run, tmp_path):
+    """After the roll-back to step 6, it diverges at once, at step 12 of the stream."""
     with pytest.raises(TrainingDiverged):
         run(tmp_path, bad=(9, 12), roll_back=6, at_most=1)
     assert set(kept(tmp_path)) == {4}
 
 
-def test_bad_weights_are_not_kept(run, tmp_path):
-    """Step 7 is the eighth; nothing looks at its loss before the weights are to be kept."""
+def test_diverged_weights_are_not_kept(run, tmp_path):
+    """Step 7 is the eighth. Its loss is first checked when the weights have to be kept."""
     with pytest.raises(TrainingDiverged):
         run(tmp_path, every=100, bad=(7,))
     assert set(kept(tmp_path)) == {4}
 
 
-def test_of_a_moving_average_it_is_the_average(run, tmp_path):
+def test_kept_weights_of_a_moving_average(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, every=4, stop_at=5, ema=0.9)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -155,12 +155,12 @@ def test_of_a_moving_average_it_is_the_average(run, tmp_path):
         ((0.1, 0.9), 1, ()),
     ],
 )
-def test_parts_of_the_steps(keep_at, steps, kept_steps):
+def test_kept_steps_of_fractions(keep_at, steps, kept_steps):
     assert PretrainSettings(steps=steps, batch_size=1, lr=1e-3, keep_at=keep_at).kept_steps == kept_steps
 
 
 @pytest.mark.parametrize("keep_at", [(0.5, 0.25), (0.5, 0.5), (0.0, 0.5), (0.5, 1.0), (-0.1,), (250,), (NAN,)])
-def test_parts_that_are_none_are_refused(keep_at):
+def test_invalid_fractions_are_refused(keep_at):
     with pytest.raises(ValueError, match="keep_at"):
         PretrainSettings(steps=1000, batch_size=1, lr=1e-3, keep_at=keep_at)
     with pytest.raises(ValueError, match="warmup_steps"):

@@ -1,4 +1,4 @@
-"""When does which action happen: the whole path on made features, and the videos that are easily got wrong."""
+"""Temporal detection: the whole path on generated features, and unusual videos."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ SMALL = {"width": 32, "heads": 2, "window": 9, "stem_layers": 1, "levels": 4, "h
 
 @pytest.fixture
 def make(tmp_path):
-    """Videos of some lengths and segments, as files: features show the class that goes on in the middle of a window."""
+    """Write videos with given lengths and segments. Features show the class at the middle of a window."""
 
     def write(videos: dict[str, tuple[float, list]], extra: float = 0.0, beyond: str = "refuse", **lists) -> Untrimmed:
         rng, database = np.random.default_rng(0), {}
@@ -39,7 +39,7 @@ def make(tmp_path):
                 {"segment": [start, end], "label": label, "label_id": CLASSES.index(label)} for start, end, label in segments
             ]
             database[name] = {"subset": "training", "duration": duration, "fps": RATE, "annotations": rows}
-        # All classes, whatever the videos hold.
+        # So that all classes occur.
         database["other"] = {
             "subset": "elsewhere", "duration": 9.0, "fps": RATE,
             "annotations": [{"segment": [1, 2], "label": name, "label_id": code} for code, name in enumerate(CLASSES)],
@@ -72,25 +72,25 @@ FEW = {
 
 
 @pytest.mark.slow
-def test_a_few_videos_are_learned_by_heart(make, tmp_path):
-    """Features from files, training through the loop, whole videos, Soft-NMS, the results file, mAP: the whole path."""
+def test_training_overfits_a_few_videos(make, tmp_path):
+    """The whole path: features from files, training, whole videos, Soft-NMS, results file, mAP."""
     videos = make(FEW)
     settings = make.settings(steps=100, lr=0.005, warmup_steps=10)
     features = videos.features()
     trained = train(LocaliseTask(settings, videos, features, seed=0), tmp_path / "run", QUIET, progress=False)
-    write_predictions(tmp_path / "said.json", localise(trained.model, videos, features, settings))
-    said = read_predictions(tmp_path / "said.json")
-    judged = segment_map(videos.annotations.segments, said, videos.annotations.classes, [0.3, 0.5])
-    assert judged.by_threshold[1] > 0.95, judged
-    assert said.groupby("video").size().max() <= 200
-    assert (said.start >= 0).all()
-    durations = said.video.map(videos.annotations.videos.set_index("video").duration)
-    assert (said.end <= durations).all()
+    write_predictions(tmp_path / "predictions.json", localise(trained.model, videos, features, settings))
+    predictions = read_predictions(tmp_path / "predictions.json")
+    result = segment_map(videos.annotations.segments, predictions, videos.annotations.classes, [0.3, 0.5])
+    assert result.by_threshold[1] > 0.95, result
+    assert predictions.groupby("video").size().max() <= 200
+    assert (predictions.start >= 0).all()
+    durations = predictions.video.map(videos.annotations.videos.set_index("video").duration)
+    assert (predictions.end <= durations).all()
     untrained = localise(LocaliseTask(settings, videos, features, seed=0).build(), videos, features, settings)
     assert segment_map(videos.annotations.segments, untrained, videos.annotations.classes, [0.5]).mean < 0.5
 
 
-def test_the_average_of_the_weights_is_the_result(make, tmp_path):
+def test_the_result_is_the_moving_average(make, tmp_path):
     videos = make(FEW)
     results = [
         train(
@@ -104,28 +104,28 @@ def test_the_average_of_the_weights_is_the_result(make, tmp_path):
     assert (results[1] - 1).abs().max() < (results[0] - 1).abs().max()
 
 
-def test_batches_are_a_function_of_the_step_whatever_the_workers(make):
+def test_batches_do_not_depend_on_workers(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(), videos, videos.features(), seed=1)
     alone = list(data_loader(TaskDataset(task, range(2)), range(3, 8), workers=0, pin_memory=False))
     apart = list(data_loader(TaskDataset(task, range(2)), range(3, 8), workers=2, pin_memory=False))
-    for one, other in zip(alone, apart, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-    later = LocaliseTask(make.settings(), videos, videos.features(), seed=1).batch(7, range(2))  # as a resumed run asks first
+    for batch, other in zip(alone, apart, strict=True):
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+    later = LocaliseTask(make.settings(), videos, videos.features(), seed=1).batch(7, range(2))  # as after a resume
     assert all(torch.equal(later[name], alone[-1][name]) for name in later)
 
 
-def test_batches_go_to_a_spawned_process(make):
-    """As loader processes are started on macOS: pickled."""
+def test_the_dataset_can_be_pickled(make):
+    """On macOS, loader workers are spawned and get it pickled."""
     videos = make(FEW)
     batches = TaskDataset(LocaliseTask(make.settings(), videos, videos.features(), seed=1), range(2))
     expected, got = batches[3], pickle.loads(pickle.dumps(batches))[3]
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
-def test_parts_of_a_batch_add_up_to_its_loss(make):
-    """As processes or micro-batches do: by the loop's weights, with the whole step's number of positives in each part."""
+def test_the_losses_of_parts_add_up(make):
+    """Weighted as by the loop. Each part has the number of positives of the whole step."""
     videos = make(FEW)
     task = LocaliseTask(make.settings(batch_size=4), videos, videos.features(), seed=0)
     model = task.build().eval()
@@ -137,19 +137,19 @@ def test_parts_of_a_batch_add_up_to_its_loss(make):
     torch.testing.assert_close(mean, task.loss(model, whole, cpu))
 
 
-def test_the_loss_is_by_a_moving_average_of_positives(make):
+def test_the_loss_is_divided_by_a_moving_average_of_positives(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(), videos, videos.features(), seed=0)
     mean = 100.0
     for step in range(4):
         batch = task.batch(step, range(2))
-        there = batch["label"].any(2) & ~pyramid_padding(batch["padding"], 4)
-        mean = 0.9 * mean + 0.1 * max(1, int(there.sum()))
+        positive = batch["label"].any(2) & ~pyramid_padding(batch["padding"], 4)
+        mean = 0.9 * mean + 0.1 * max(1, int(positive.sum()))
         assert batch["positives"].tolist() == pytest.approx([mean, mean])
     assert mean < 90  # these videos have few
 
 
-def test_a_stretch_holds_an_action_and_cuts_segments_at_its_ends(make):
+def test_a_stretch_has_an_action_and_cuts_segments(make):
     videos = make({"long": (500.0, [(3, 13, "jump"), (480, 481, "run")])})
     task = LocaliseTask(make.settings(longest=50), videos, videos.features(), seed=0)
     for position in range(40):
@@ -159,13 +159,13 @@ def test_a_stretch_holds_an_action_and_cuts_segments_at_its_ends(make):
         assert 0 <= start <= task.features.lengths["long"] - 50
         assert len(labels) >= 1
         assert ((segments >= 0) & (segments <= 50)).all() or start == 0
-    # [3, 13] s are steps 5 to 25: from step 15 on half of it is left, from 16 on less.
+    # [3, 13] s are time steps 5 to 25: from step 15 on, half of it is left; from 16 on, less.
     assert task.segments("long", 15, 50)[0].tolist() == [[0.0, 10.0]]
     assert len(task.segments("long", 16, 50)[0]) == 0
 
 
-def test_hard_videos(make, tmp_path):
-    """Without an action, of a single frame, with overlapping segments, with a segment that goes on beyond the end."""
+def test_unusual_videos(make, tmp_path):
+    """Videos without actions, of a single frame, with overlapping segments, with a segment beyond the end."""
     hard = {
         "empty": (30.0, []),
         "flash": (0.1, []),
@@ -179,26 +179,26 @@ def test_hard_videos(make, tmp_path):
     features = videos.features()
     assert features.lengths["flash"] == 1
     trained = train(LocaliseTask(settings, videos, features, 0), tmp_path / "run", QUIET, progress=False)
-    said = localise(trained.model, videos, features, settings)
-    assert set(said.video) == set(hard), "something is said of each"
-    assert (said[said.video == "flash"].end <= 0.1).all()
-    assert (said[said.video == "beyond"].end <= 20.0).all()
-    assert np.isfinite(said[["start", "end", "score"]].to_numpy()).all()
+    predictions = localise(trained.model, videos, features, settings)
+    assert set(predictions.video) == set(hard), "each has predictions"
+    assert (predictions[predictions.video == "flash"].end <= 0.1).all()
+    assert (predictions[predictions.video == "beyond"].end <= 20.0).all()
+    assert np.isfinite(predictions[["start", "end", "score"]].to_numpy()).all()
     task = LocaliseTask(settings, videos, features, 0)
     segments, _ = task.segments("beyond", 0, features.lengths["beyond"])
-    assert segments[0, 1].item() == pytest.approx((22 * RATE - FRAMES / 2) / STRIDE), "it is trained to reach beyond"
+    assert segments[0, 1].item() == pytest.approx((22 * RATE - FRAMES / 2) / STRIDE), "training uses the part beyond the end"
 
 
-def test_nothing_said_is_a_table_of_nothing(make):
+def test_no_predictions_are_an_empty_table(make):
     videos = make({"some": (30.0, [(1, 2, "run")])})
     settings = make.settings(suppress={"least_score": 0.999})
-    said = localise(ActionFormer(ActionFormerShape(**SMALL), WIDTH, CLASSES).eval(), videos, videos.features(), settings)
-    assert said.empty
-    assert list(said.columns) == ["video", "start", "end", "label", "score"]
-    assert segment_map(videos.annotations.segments, said, CLASSES, [0.5]).mean == 0
+    predictions = localise(ActionFormer(ActionFormerShape(**SMALL), WIDTH, CLASSES).eval(), videos, videos.features(), settings)
+    assert predictions.empty
+    assert list(predictions.columns) == ["video", "start", "end", "label", "score"]
+    assert segment_map(videos.annotations.segments, predictions, CLASSES, [0.5]).mean == 0
 
 
-def test_settings_that_make_no_sense_are_refused(make):
+def test_invalid_settings_are_refused(make):
     make(FEW)
     with pytest.raises(ValueError, match=r"stretch \[1.0, 0.5\]"):
         make.settings(stretch=(1.0, 0.5))

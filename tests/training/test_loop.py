@@ -1,4 +1,4 @@
-"""The loop's promises: the same weights whatever the workers, micro-batches or kills; a stop at the first bad loss."""
+"""The training loop: equal weights for any workers, micro-batches and kills; a stop at the first bad loss."""
 
 import json
 import os
@@ -41,8 +41,8 @@ def compute(**settings) -> Compute:
     return Compute(**{"checkpoint_every": 4, "log_every": 3, "tensorboard": False, **settings})
 
 
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +52,18 @@ def unbroken(recipe, clips, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_loader_workers_change_nothing(recipe, clips, unbroken, tmp_path, workers):
+def test_loader_workers_do_not_change_the_result(recipe, clips, unbroken, tmp_path, workers):
     trained = train(task(recipe, clips), tmp_path, compute(workers=workers), progress=False)
     assert same_weights(trained.model, unbroken[0])
 
 
-def test_another_seed_changes_everything(recipe, clips, unbroken, tmp_path):
+def test_another_seed_changes_the_result(recipe, clips, unbroken, tmp_path):
     other = task(recipe, clips)
     other.seed = 2
     assert not same_weights(train(other, tmp_path, compute(), progress=False).model, unbroken[0])
 
 
-def test_the_global_generator_is_neither_read_nor_moved(recipe, clips, unbroken, tmp_path):
+def test_the_global_generator_is_not_used(recipe, clips, unbroken, tmp_path):
     torch.manual_seed(99)
     before = torch.get_rng_state()
     trained = train(task(recipe, clips), tmp_path, compute(), progress=False)
@@ -71,13 +71,13 @@ def test_the_global_generator_is_neither_read_nor_moved(recipe, clips, unbroken,
     assert same_weights(trained.model, unbroken[0])
 
 
-def test_micro_batches_add_up_to_the_batch(recipe, clips, unbroken, tmp_path):
-    """Equal but for the order of additions in float32, also where the loss counts unequal numbers of tokens a clip."""
+def test_micro_batches_equal_the_batch(recipe, clips, unbroken, tmp_path):
+    """Only the order of float32 sums differs, also if clips have unequal numbers of tokens in the loss."""
     uneven = recipe.with_overrides({"mask.decoder": "random"})
     whole = train(task(uneven, clips, steps=3), tmp_path / "whole", compute(), progress=False).model
     parts = train(task(uneven, clips, steps=3, accumulation=4), tmp_path / "parts", compute(), progress=False).model
     for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
-        if not name.endswith("qkv.bias"):  # its k part has no gradient but rounding, which Adam scales up
+        if not name.endswith("qkv.bias"):  # the gradient of its k part is rounding noise, which Adam scales up
             torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -106,8 +106,8 @@ train(task, Path(sys.argv[2]), Compute(checkpoint_every=4, log_every=1, tensorbo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [2, 5, 9, 11])
-def test_a_killed_run_ends_with_the_same_weights(recipe, clips, unbroken, tmp_path, kill_after):
-    """SIGKILL behind the given step's log line (before the first checkpoint, between two, after the last), then again."""
+def test_a_killed_run_resumes_bit_equal(recipe, clips, unbroken, tmp_path, kill_after):
+    """SIGKILL after the given step (before the first checkpoint, between two, after the last), then resume."""
     parameters = json.dumps(recipe.model_dump(mode="json"))
     process = subprocess.Popen([sys.executable, "-c", KILLED, parameters, str(tmp_path)], env=os.environ)
     deadline = time.monotonic() + 120
@@ -118,13 +118,13 @@ def test_a_killed_run_ends_with_the_same_weights(recipe, clips, unbroken, tmp_pa
     process.wait()
     assert (tmp_path / "checkpoint.pt").exists() == (kill_after >= 5)
     trained = train(task(recipe, clips), tmp_path, compute(log_every=1), progress=False)
-    assert trained.steps_run < 12 or kill_after < 4, "it went on, it did not start anew"
+    assert trained.steps_run < 12 or kill_after < 4, "it resumed"
     assert same_weights(trained.model, unbroken[0])
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
 
 
-def test_logged_losses_do_not_depend_on_where_a_run_was_interrupted(recipe, clips, unbroken, tmp_path):
-    """Stop at step 4 of 12 by raising, with a log window half full, and go on."""
+def test_logged_losses_do_not_depend_on_interruptions(recipe, clips, unbroken, tmp_path):
+    """Interrupt at step 4 of 12, within a log interval, and resume."""
 
     class Stops(PretrainTask):
         def loss(self, *arguments):
@@ -139,7 +139,7 @@ def test_logged_losses_do_not_depend_on_where_a_run_was_interrupted(recipe, clip
     assert [row["loss"] for row in read_metrics(tmp_path)] == [row["loss"] for row in unbroken[1]]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recipe, clips, tmp_path):
+def test_a_non_finite_loss_stops_the_run(recipe, clips, tmp_path):
     class Breaks(PretrainTask):
         calls = 0
 
@@ -153,12 +153,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recipe, clips,
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
 
 
-def test_a_batch_that_does_not_divide_is_refused(recipe, clips, tmp_path):
-    with pytest.raises(ImpossibleHere, match="batch_size 4 does not divide over 1 processes x 3 micro-batches"):
+def test_an_indivisible_batch_is_refused(recipe, clips, tmp_path):
+    with pytest.raises(ImpossibleHere, match="batch_size 4 cannot be split into 1 processes x 3 micro-batches"):
         train(task(recipe, clips, accumulation=3), tmp_path, compute(), progress=False)
 
 
-def test_tensorboard_gets_the_same_numbers(recipe, clips, tmp_path):
+def test_tensorboard_gets_the_logged_loss(recipe, clips, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(task(recipe, clips, steps=3), tmp_path, compute(tensorboard=True), progress=False)
@@ -167,16 +167,16 @@ def test_tensorboard_gets_the_same_numbers(recipe, clips, tmp_path):
     assert events.Scalars("loss")[0].value == pytest.approx(read_metrics(tmp_path)[0]["loss"])
 
 
-def test_a_schedule_by_hand():
-    """Five steps up to the peak, the fifth at it, then half a cosine over ten that would reach the end after the last."""
+def test_schedule_by_hand():
+    """Five warm-up steps, the fifth at the peak, then half a cosine that would reach the end at step 15."""
     rates = [cosine_schedule(step, 15, 5, 0.0, 1.0, 0.2) for step in range(15)]
     assert rates[:6] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
     assert (rates[10], rates[14]) == pytest.approx((0.6, 0.6 - 0.4 * np.cos(0.1 * np.pi)))
     assert all(later < earlier for earlier, later in pairwise(rates[5:]))
 
 
-def test_what_decays_and_how_fast_layers_learn_by_hand():
-    """Matrices decay; biases, LayerNorms, the mask token and a learned query do not. Two blocks are layers 1 and 2 of 4."""
+def test_weight_decay_and_layer_decay_by_hand():
+    """Matrices decay; biases, LayerNorms, mask token and learned query do not. Two blocks are layers 1 and 2 of 4."""
     from vmae_lab.models.classifier import VideoClassifier
     from vmae_lab.models.sizes import ClipShape, Size
     from vmae_lab.models.videomae import VideoMAE
@@ -196,14 +196,14 @@ def test_what_decays_and_how_fast_layers_learn_by_hand():
     assert groups["head.head.weight"]["weight_decay"] == groups["encoder.embed.weight"]["weight_decay"] == 0.05
 
 
-def test_the_gradient_is_cut_to_its_largest_norm(recipe, clips, tmp_path):
-    """AdamW's first step forgets the gradient's size, its second moment keeps it: (1 - beta2) times its square."""
+def test_the_gradient_is_clipped(recipe, clips, tmp_path):
+    """AdamW's first step does not depend on the gradient's norm, but its second moment is (1 - beta2) times the square."""
     norms, beta2 = {}, recipe.pretrain.betas[1]
     for largest in (None, 0.01):
         folder = tmp_path / str(largest)
         train(task(recipe, clips, steps=1, warmup_steps=0, clip_grad=largest), folder, compute(), progress=False)
         moments = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"].values()
-        norms[largest] = (sum(one["exp_avg_sq"].sum() for one in moments) / (1 - beta2)).sqrt().item()
+        norms[largest] = (sum(moment["exp_avg_sq"].sum() for moment in moments) / (1 - beta2)).sqrt().item()
     assert norms[None] > 0.1
     assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
 
@@ -225,7 +225,7 @@ def test_schedules_equal_the_official_ones(parity):
 
 
 def test_parameter_groups_equal_the_official_ones(parity):
-    """Which parameters decay: the same names as the official grouping, in our spelling."""
+    """The same parameters decay as in the official groups."""
     from vmae_lab.models.checkpoints import from_official_pretrain
     from vmae_lab.models.sizes import SIZES, ClipShape
     from vmae_lab.models.videomae import VideoMAE
@@ -240,14 +240,14 @@ def test_parameter_groups_equal_the_official_ones(parity):
 
 
 def official_name(name: str) -> str:
-    """An official classifier's parameter in our spelling; q and v biases are parts of one."""
+    """Our name of an official classifier's parameter. q and v biases are parts of one parameter."""
     place = name.replace("patch_embed.proj.", "encoder.embed.").replace("q_bias", "qkv.bias").replace("v_bias", "qkv.bias")
     place = f"encoder.trunk.{place}" if place.startswith("blocks.") else place
     return f"head.{place}" if place.startswith(("fc_norm.", "head.")) else place
 
 
 def test_layer_decay_equals_the_official_groups(parity):
-    """The same 28 groups: of 14 layers, each with and without weight decay, the same parameters in each."""
+    """The same 28 groups of parameters: 14 layers, each with and without weight decay."""
     from vmae_lab.models.classifier import VideoClassifier
     from vmae_lab.models.sizes import SIZES, ClipShape
 
@@ -264,8 +264,8 @@ def test_layer_decay_equals_the_official_groups(parity):
         assert ours[official_name(name)] == pytest.approx((entry["lr_scale"], entry["weight_decay"])), name
 
 
-def test_a_fine_tuning_run_has_the_official_rates_at_every_step(parity):
-    """What its settings give as the rate, with warm-up and the scaling rule, is the official schedule's list."""
+def test_fine_tuning_settings_give_the_official_learning_rates(parity):
+    """With warm-up and the linear scaling rule, the learning rates equal the official schedule."""
     from vmae_lab.training.tasks.finetune import FinetuneSettings
 
     entry = json.loads((parity / "schedules.json").read_text())["cosine_scheduler"]["lr_warmup5_start0"]
@@ -277,7 +277,7 @@ def test_a_fine_tuning_run_has_the_official_rates_at_every_step(parity):
     assert [settings.lr_at(step) for step in range(steps)] == pytest.approx(entry["values"], rel=1e-9, abs=1e-15)
 
 
-def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     assert read_metrics(Path(tmp_path)) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
     assert read_metrics(tmp_path) == [{"step": 1}]

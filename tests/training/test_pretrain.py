@@ -1,4 +1,4 @@
-"""What pre-training draws, as its batches really draw it."""
+"""Samples, masks and targets in the batches of pre-training."""
 
 from collections import Counter
 
@@ -18,36 +18,36 @@ SIZES = {"digits": 10, "sticks": 4, "camera": 2}
 
 
 class Watched:
-    """Blank clips that keep the row of every video that is asked for."""
+    """Blank clips. Records the rows of requested videos."""
 
     def __init__(self):
         self.sources = [source for source, size in SIZES.items() for _ in range(size)]
-        self.labels, self.asked = np.zeros(len(self.sources), dtype=np.int64), []
+        self.labels, self.requests = np.zeros(len(self.sources), dtype=np.int64), []
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def video(self, index: int, choose, short_side: int | None = None) -> torch.Tensor:
-        self.asked.append(index)
+        self.requests.append(index)
         return torch.zeros(3, len(choose(MODEL.frames)), 16, 16, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
 @pytest.mark.parametrize("mixing", [1.0, 0.5, 0.0])
-def test_the_samples_told_are_the_samples_drawn(mixing, repeats):
-    """The report of a mixture states these counts; a clip that is cropped several times in a row counts once."""
+def test_samples_by_source_equal_the_drawn_samples(mixing, repeats):
+    """Reports of mixtures show these counts. Repeats of a clip count once."""
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16, mixing=mixing)
     settings, clips = PretrainSettings(steps=5, batch_size=4, lr=1e-3, repeats=repeats), Watched()
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, seed=0)
-    told = task.samples_by_source()
-    assert sum(told.values()) == 20 // repeats
+    counts = task.samples_by_source()
+    assert sum(counts.values()) == 20 // repeats
     for step in range(5):
         assert task.batch(step, range(4))["video"].shape == (4, 3, 4, 16, 16)
-    assert len(clips.asked) == 20 // repeats, "repeats are of one decoded clip"
-    assert told == Counter(clips.sources[index] for index in clips.asked)
+    assert len(clips.requests) == 20 // repeats, "repeats are of one decoded clip"
+    assert counts == Counter(clips.sources[index] for index in clips.requests)
 
 
-def test_a_whole_round_holds_the_shares_of_its_mixture():
+def test_a_round_has_the_shares_of_the_mixture():
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16, mixing=0.5)
     settings = PretrainSettings(steps=3, batch_size=sum(SIZES.values()), lr=1e-3)
     task = PretrainTask(MODEL, MaskSettings(), settings, data, Watched(), seed=0)
@@ -56,10 +56,10 @@ def test_a_whole_round_holds_the_shares_of_its_mixture():
 
 
 class Noise(Watched):
-    """Clips of 40 frames of noise, larger than their crops, that keep which frames were asked for."""
+    """Clips of 40 frames of noise, larger than their crops. Records the requested frames."""
 
     def video(self, index: int, choose, short_side: int | None = None) -> torch.Tensor:
-        self.asked.append(tuple(choose(40)))
+        self.requests.append(tuple(choose(40)))
         return torch.randint(256, (3, 4, 24, 24), generator=torch.Generator().manual_seed(index)).to(torch.uint8)
 
 
@@ -71,8 +71,8 @@ def noise(repeats: int = 1, scales: tuple[float, ...] = (1.0, 0.7)) -> tuple[Pre
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 4])
-def test_processes_get_parts_of_one_batch(repeats):
-    """Clips, masks and what is counted: the rows of two processes side by side are those of one, even if they split repeats."""
+def test_processes_get_rows_of_one_batch(repeats):
+    """The rows of two processes together equal those of one, even if the split is within repeats."""
     task, _ = noise(repeats)
     whole, first, last = (task.batch(5, rows) for rows in (range(4), range(1), range(1, 4)))
     assert whole.keys() == {"video", "encoder_mask", "decoder_mask", "counted"}
@@ -80,23 +80,23 @@ def test_processes_get_parts_of_one_batch(repeats):
         assert torch.equal(whole[name], torch.cat([first[name], last[name]])), name
 
 
-def test_every_step_draws_masks_and_windows_anew():
+def test_every_step_draws_new_masks_and_windows():
     task, clips = noise()
     batches = [task.batch(step, range(4)) for step in range(9)]
     for name in ("encoder_mask", "decoder_mask"):
         assert len({mask.numpy().tobytes() for batch in batches for mask in batch[name]}) == 36, name
-    assert {tuple(np.diff(frames)) for frames in clips.asked} == {(3, 3, 3)}
-    starts = [frames[0] for frames in clips.asked]
-    assert min(starts) < 6 < 24 < max(starts), "of 31 places, all over the video"
+    assert {tuple(np.diff(frames)) for frames in clips.requests} == {(3, 3, 3)}
+    starts = [frames[0] for frames in clips.requests]
+    assert min(starts) < 6 < 24 < max(starts), "31 starts are possible, all over the video"
     assert len(set(starts)) > 15
 
 
-def test_repeats_are_cropped_each_in_its_own_way():
-    """The same frames of the same clip, of which one pair in seven draws the same of the few crops there are."""
+def test_repeats_are_cropped_independently():
+    """Repeats have the same frames of the same clip. One pair in seven gets the same crop, since there are few crops."""
     task, clips = noise(repeats=2)
     pairs = [task.batch(step, range(4))["video"].unflatten(0, (2, 2)) for step in range(50)]
-    assert len(clips.asked) == 100
-    differ = [not torch.equal(one, other) for pair in pairs for one, other in pair]
+    assert len(clips.requests) == 100
+    differ = [not torch.equal(first, second) for pair in pairs for first, second in pair]
     assert 0.7 < np.mean(differ) < 1
     uncropped, _ = noise(repeats=2, scales=(1.0,))
     assert all(torch.equal(*pair) for pair in uncropped.batch(0, range(4))["video"].unflatten(0, (2, 2)))
@@ -110,20 +110,20 @@ class Numbered(Watched):
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_the_target_of_another_clip_is_the_next_clip_of_the_stream(repeats):
+def test_target_from_other_clip_is_the_next_clip(repeats):
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16)
     settings = PretrainSettings(steps=5, batch_size=4, lr=1e-3, repeats=repeats, target_from="other_clip")
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)
     for step in range(5):
         batch = task.batch(step, range(2, 4))
         for row in (2, 3):
-            place = (4 * step + row) // repeats
-            assert batch["video"][row - 2].unique().tolist() == [16 * task.order[place]]
-            assert batch["target"][row - 2].unique().tolist() == [16 * task.order[place + 1]]
+            position = (4 * step + row) // repeats
+            assert batch["video"][row - 2].unique().tolist() == [16 * task.order[position]]
+            assert batch["target"][row - 2].unique().tolist() == [16 * task.order[position + 1]]
             assert batch["target"].shape == batch["video"].shape
 
 
-def test_the_loss_is_of_the_target_clip_and_the_encoder_sees_its_own():
+def test_the_loss_uses_the_target_clip():
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16)
     settings = PretrainSettings(steps=5, batch_size=2, lr=1e-3, target_from="other_clip", normalise_target=False)
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)

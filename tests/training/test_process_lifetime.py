@@ -1,4 +1,4 @@
-"""No process outlives the one that started it, however that one ends: by an error, a signal or a kill."""
+"""No process outlives its parent, whether the parent ends by an error, a signal or a kill."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from vmae_lab.training.preemption import STOPPED
 
 pytestmark = pytest.mark.slow
 WITHIN = 10.0  # seconds
-# Imports everything once, and forks a process for each line of its input, which it writes the id of, or the status for an id.
+# Imports everything once. For each input line, it forks a process and prints its id, or prints the exit status of an id.
 SERVER = """
 import json, os, sys, time
 from pathlib import Path
-import tabulate  # PyTorch imports it at exit, and while Python imports it, it forgets that SIGINT ended the process (status 1)
+import tabulate  # PyTorch imports it at exit; a SIGINT during this import would give exit status 1
 import vmae_lab.cli
 from vmae_lab.data.dataset import DataSettings, load_clips
 from vmae_lab.data.corrupt_videos import CorruptVideos
@@ -72,10 +72,10 @@ def stored(folder, parameters, seeds):
     RunStore(Path(folder)).complete_all(stages, recipe.compute)
 
 
-def command(folder, child, *words):
+def command(folder, child, *arguments):
     os.chdir(folder)
     pool.CHILD = child or pool.CHILD
-    sys.exit(vmae_lab.cli.main(words))
+    sys.exit(vmae_lab.cli.main(arguments))
 
 
 def main():
@@ -87,8 +87,8 @@ def main():
         elif (pid := os.fork()) == 0:
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            words = os.open(Path(given[0], "words.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(words, 1), os.dup2(words, 2)
+            output = os.open(Path(given[0], "output.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1), os.dup2(output, 2)
             return globals()[what](*given)
         else:
             print(json.dumps(pid), flush=True)
@@ -100,7 +100,7 @@ if __name__ == "__main__":
 
 
 class Job:
-    """A process of the server, and what it has started."""
+    """A process of the server, and its descendants."""
 
     def __init__(self, ask, folder: Path, what: str, *given):
         folder.mkdir(exist_ok=True)
@@ -108,21 +108,21 @@ class Job:
         self.process = psutil.Process(ask(what, str(folder), *given))
 
     @property
-    def words(self) -> str:
-        return (self.folder / "words.txt").read_text()
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text()
 
     def until(self, ready, seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
-            assert self.process.status() != psutil.STATUS_ZOMBIE, self.words[-3000:]
-            assert time.monotonic() < deadline, self.words[-3000:]
+            assert self.process.status() != psutil.STATUS_ZOMBIE, self.output[-3000:]
+            assert time.monotonic() < deadline, self.output[-3000:]
             time.sleep(0.02)
 
     def children(self) -> list[psutil.Process]:
         return self.process.children(recursive=True)
 
     def end(self, event: str) -> tuple[int, list[str]]:
-        """Cause its end; its exit status, and which processes that it had started are left 10 s after it."""
+        """Make the process end. Returns its exit status, and the descendants that are alive 10 s later."""
         started = self.children()
         name, _, group = event.partition(" ")
         if not name.startswith("SIG"):
@@ -138,14 +138,14 @@ class Job:
         deadline = time.monotonic() + WITHIN
         while (left := alive([self.process, *started])) and time.monotonic() < deadline:
             time.sleep(0.05)
-        told = [" ".join(one.cmdline()) for one in left]
-        for one in left:
-            one.kill()
-        return self.ask("status", self.process.pid), told
+        commands = [" ".join(process.cmdline()) for process in left]
+        for process in left:
+            process.kill()
+        return self.ask("status", self.process.pid), commands
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def start(home, tmp_path_factory):
     with subprocess.Popen([sys.executable, str(script)], env=environment, text=True, **pipes) as server:
         assert server.stdout.readline() == "ready\n"
 
-        def ask(*words):
-            server.stdin.write(json.dumps(words) + "\n")
+        def ask(*request):
+            server.stdin.write(json.dumps(request) + "\n")
             server.stdin.flush()
             return json.loads(server.stdout.readline())
 
@@ -176,7 +176,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(videos, smoke, home) -> dict:
-    """Data that is decoded in processes of its own, and the embedded data, which is not."""
+    """Videos that decoder processes read, and the embedded data, which needs none."""
     embedded = {**smoke["data"], "resident_side": 16}
     return {"decoders": {"lists": {"root": str(videos), "pretrain": "list.txt"}}, "no decoders": embedded}
 
@@ -190,7 +190,7 @@ EVENTS = {
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("source", ["decoders", "no decoders"])
-def test_what_a_training_started_ends_with_it(start, sources, tmp_path, source, workers, event):
+def test_no_process_outlives_its_run(start, sources, tmp_path, source, workers, event):
     job = start(tmp_path, "trained", sources[source], workers)
     decoders = (workers or 1) if source == "decoders" else 0
     job.until(lambda: len(read_metrics(tmp_path)) >= 2 and len(job.children()) >= workers + decoders)
@@ -198,15 +198,15 @@ def test_what_a_training_started_ends_with_it(start, sources, tmp_path, source, 
     assert not left
     assert status == EVENTS[event]
     if event == "loader":
-        assert job.words.rstrip().endswith("VideoError: x.mp4 (h264): gone")
-    assert "was lost" not in job.words
+        assert job.output.rstrip().endswith("VideoError: x.mp4 (h264): gone")
+    assert "was lost" not in job.output
     assert status != STOPPED or Checkpoints(tmp_path).load()["step"] >= 2
 
 
 @pytest.mark.parametrize("event", ["SIGKILL", "SIGINT", "SIGTERM", "SIGTERM group"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_wait_for_a_batch_is_no_reason_to_stay(start, sources, tmp_path, workers, event):
-    """Workers are asked for batches that never come, as from a network disk that hangs."""
+def test_a_run_ends_while_it_waits_for_a_batch(start, sources, tmp_path, workers, event):
+    """The batches never arrive, as with a network disk that hangs."""
     job = start(tmp_path, "trained", sources["no decoders"], workers)
     job.until(lambda: len(read_metrics(tmp_path)) >= 2)
     (tmp_path / "flag").write_text("wait")
@@ -220,7 +220,7 @@ def test_a_wait_for_a_batch_is_no_reason_to_stay(start, sources, tmp_path, worke
 
 
 @pytest.mark.parametrize("event", ["SIGKILL", "SIGINT group", "SIGTERM"])
-def test_stages_side_by_side_end_with_the_process_that_started_them(start, smoke, videos, tmp_path, event):
+def test_parallel_stages_end_with_their_parent(start, smoke, videos, tmp_path, event):
     lists = {"root": str(videos), "pretrain": "list.txt"}
     changes = {"data": {"lists": lists, "crop_scales": [1.0]}, "pretrain.steps": 10**5, "evaluate.sources": []}
     changes |= {"compute.jobs": 2, "compute.workers": 1, "compute.log_every": 1, "compute.checkpoint_every": 10**6}
@@ -232,25 +232,25 @@ def test_stages_side_by_side_end_with_the_process_that_started_them(start, smoke
     assert status != STOPPED or all(Checkpoints(folder).load() for folder in tmp_path.glob("pretrain-*"))
 
 
-def test_launched_processes_end_with_the_process_that_started_them(start, smoke, tmp_path):
+def test_launched_processes_end_with_their_parent(start, smoke, tmp_path):
     changes = {"pretrain.steps": 10**5, "compute.log_every": 1, "compute.workers": 1, "compute.launch": "two_processes"}
     changes |= {"compute.checkpoint_every": 10**6}
     job = start(tmp_path, "stored", {**smoke, "arms": ["none"], "override": changes}, 1)
     job.until(lambda: any(read_metrics(folder) for folder in tmp_path.glob("pretrain-*")))
-    assert len(job.children()) >= 5, "the launcher, two processes and their loaders"
+    assert len(job.children()) >= 5, "the launcher, two processes and their loader workers"
     assert not job.end("SIGKILL")[1]
     [folder] = tmp_path.glob("pretrain-*")
     assert Checkpoints(folder).load()["step"] > 0
 
 
 @pytest.mark.parametrize("event", ["SIGKILL", "SIGINT", "SIGINT group", "SIGTERM"])
-def test_decoders_of_a_check_end_with_it(start, videos, tmp_path, event):
-    """While they hang on files."""
+def test_decoders_end_with_the_data_check(start, videos, tmp_path, event):
+    """The decoders hang on files at that time."""
     for name in ("0.mp4", "hang.mp4", "loop.mp4"):
         (tmp_path / name).hardlink_to(videos / "0.mp4")
     (tmp_path / "list.txt").write_text("0.mp4\nhang.mp4\nloop.mp4\n")
-    words = ["data", "check", "list.txt", "--processes", "2", "--timeout-s", "600"]
-    job = start(tmp_path, "command", "failing_child", *words)
+    command = ["data", "check", "list.txt", "--processes", "2", "--timeout-s", "600"]
+    job = start(tmp_path, "command", "failing_child", *command)
     seen = "list.txt.check/*check.jsonl"
     job.until(lambda: len(job.children()) >= 2 and any(file.read_text().strip() for file in tmp_path.glob(seen)))
     status, left = job.end(event)

@@ -1,4 +1,4 @@
-"""Learning rates of a training's settings."""
+"""Learning rates in the settings of a run."""
 
 import pytest
 from pydantic import ValidationError
@@ -11,7 +11,7 @@ SETTINGS = {"steps": 100, "batch_size": 2048, "lr": 1.5e-4, "lr_reference_batch"
 
 
 @pytest.mark.parametrize(("scaled", "lowest"), [(False, 1e-5), (True, 8e-5)])
-def test_the_lowest_rate_is_scaled_like_the_peak_if_asked_for(scaled, lowest):
+def test_scale_min_lr(scaled, lowest):
     settings = TrainSettings(**SETTINGS, scale_min_lr=scaled)
     assert settings.lr_at(100) == pytest.approx(lowest)
     assert settings.lr_at(10) == pytest.approx(1.2e-3)
@@ -19,18 +19,18 @@ def test_the_lowest_rate_is_scaled_like_the_peak_if_asked_for(scaled, lowest):
     assert all(settings.lr_at(step) > lowest for step in range(10, 100))
 
 
-def test_the_lowest_rate_is_never_above_the_peak():
+def test_the_lowest_learning_rate_is_at_most_the_peak():
     for scaled in (False, True):
         settings = TrainSettings(**{**SETTINGS, "min_lr": 1.0}, scale_min_lr=scaled)
         assert settings.lr_at(10) == settings.lr_at(100) == settings.peak_lr
 
 
-def test_scaling_needs_what_to_scale_by():
+def test_scale_min_lr_needs_a_reference_batch():
     with pytest.raises(ValidationError, match="lr_reference_batch"):
         TrainSettings(**{**SETTINGS, "lr_reference_batch": None}, scale_min_lr=True)
 
 
-def test_scaling_is_another_stage_and_no_scaling_keeps_the_name(smoke):
+def test_scale_min_lr_changes_the_stage_key_only_if_set(smoke):
     recipe = Recipe(**{**smoke, "arms": ["x"]})
     reference = recipe.with_overrides({"pretrain.lr_reference_batch": 8})
     stage, scaled = (pretrain_stage(reference.with_overrides({"pretrain.scale_min_lr": on}), 0) for on in (False, True))

@@ -1,4 +1,4 @@
-"""The command line, `vmae-lab`. Commands import what they need when they run, so `--help` and usage errors are quick."""
+"""The command line, `vmae-lab`. A command imports what it needs when it runs, so `--help` and usage errors are fast."""
 
 import io
 import os
@@ -26,9 +26,9 @@ app.add_typer(data.commands, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `vmae-lab`. Returns the exit status. An error that the user can fix is one message, no traceback."""
+    """Entry point of `vmae-lab`. Returns the exit status. An error that the user can fix is printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that are not in the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_: f"vmae-lab: warning: {message}\n"  # without the line of code
     main_process = os.environ.get("RANK", "0") == "0"  # the other processes of a launcher print nothing
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with nullcontext() if main_process else redirect_stdout(io.StringIO()):
             app(arguments, prog_name="vmae-lab")
     except SystemExit as ended:
-        if type(ended) is not SystemExit:  # a training that was stopped and has saved keeps its own status
+        if type(ended) is not SystemExit:  # `Stopped`: a training that has saved a checkpoint has its own status
             raise
         return int(ended.code or 0)
     except (UserError, FileNotFoundError) as error:
@@ -57,4 +57,4 @@ def top(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """A research workbook of VideoMAE V2."""
+    """Pre-train, evaluate and study VideoMAE V2."""

@@ -14,14 +14,14 @@ commands = typer.Typer()
 
 
 @commands.command(
-    context_settings={"allow_interspersed_args": False},  # words after the name are the script's
+    context_settings={"allow_interspersed_args": False},  # options after the name are the script's
     epilog="\b\nExamples:\n  vmae-lab bench\n  vmae-lab bench paper_costs",
 )
 def bench(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A script of benchmarks/; if left out, all are listed.")
+        str | None, typer.Argument(metavar="NAME", help="A script of benchmarks/. Without it, all are listed.")
     ] = None,
-    words: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENT", help="Passed on to the script.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENT", help="Arguments of the script.")] = None,
 ) -> None:
     """List the benchmarks, or run one and exit with its status."""
     folder = project_root() / "benchmarks"
@@ -29,14 +29,13 @@ def bench(
     if not scripts:
         raise FileNotFoundError(f"there are no benchmarks in {folder}{how_to_find_it()}")
     if name is None:
-        print("\n".join(f"{one:<{max(map(len, scripts))}}  {_first_line(path)}" for one, path in scripts.items()))
+        print("\n".join(f"{script:<{max(map(len, scripts))}}  {_first_line(path)}" for script, path in scripts.items()))
         return
     if name not in scripts:
-        raise FileNotFoundError(f"there is no benchmark {name} in {folder}; there are {', '.join(scripts)}")
-    status = subprocess.run([sys.executable, scripts[name], *(words or ())], check=False).returncode
-    raise typer.Exit(status if status >= 0 else 128 - status)  # of a signal, as shells report it
+        raise FileNotFoundError(f"there is no benchmark {name} in {folder}; choose one of {', '.join(scripts)}")
+    status = subprocess.run([sys.executable, scripts[name], *(arguments or ())], check=False).returncode
+    raise typer.Exit(status if status >= 0 else 128 - status)  # a signal, as shells report it
 
 
 def _first_line(script: Path) -> str:
-    words = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-    return words.split("\n")[0]
+    return (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").split("\n")[0]

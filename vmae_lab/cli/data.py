@@ -1,7 +1,7 @@
 """`vmae-lab data …`: check the videos of a list, pack them into shards, merge the Kinetics annotations."""
 
 import os
-from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,44 +18,39 @@ commands = typer.Typer(no_args_is_help=True, help="Check, pack and merge lists o
 Listed = Annotated[
     str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder, a glob, or one video.")
 ]
-Root = Annotated[str, typer.Option(help="Where the list's paths start: by default the current folder.")]
-Labelled = Annotated[bool, typer.Option("--labelled", help="The list has labels (of a folder or glob: its folders).")]
-FollowLinks = Annotated[bool, typer.Option("--follow-links", help="List linked folders, and let links lead out of the root.")]
+Root = Annotated[str, typer.Option(help="The folder that the paths of the list are relative to. Default: the current folder.")]
+Labelled = Annotated[bool, typer.Option("--labelled", help="The list has labels. In a folder, its subfolders are the classes.")]
+FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links to folders, and to files outside the root.")]
 FRAMES_NAMED = "img_{:05d}.jpg"
-FramePattern = Annotated[str, typer.Option(help="Names in folders of frames.")]
+FramePattern = Annotated[str, typer.Option(help="Pattern of file names in folders of frames.")]
 
 FIELDS = ("youtube_id", "time_start", "time_end", "source", "label", "split")
 ANNOTATIONS = ("--k400", "--k600", "--k700")
-Annotations = Annotated[list[Path], typer.Option(metavar="CSV...", help="Its annotation CSVs, training and validation.")]
+Annotations = Annotated[list[Path], typer.Option(metavar="CSV...", help="Annotation CSVs, e.g. of training and validation.")]
 
 
 class TakesLists(TyperCommand):
-    """A command whose options of annotations take several files each. typer takes one file, so the option is repeated."""
+    """A command whose annotation options take several files. typer takes one file per option, so options are repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _repeated(args))
-
-
-def _repeated(words: Sequence[str]) -> list[str]:
-    repeated, option, first = list[str](), "", False
-    for word in words:
-        if word.startswith("-"):
-            option, first = word if word in ANNOTATIONS else "", True
+        repeated, option = list[str](), ""
+        for before, word in pairwise(["", *args]):
+            if word.startswith("-"):
+                option = word if word in ANNOTATIONS else ""
+            elif option and before != option:
+                repeated.append(option)
             repeated.append(word)
-        else:
-            repeated += [word] if first or not option else [option, word]
-            first = False
-    return repeated
+        return super().parse_args(ctx, repeated)
 
 
 def named_after_list(listed: str, root: str, ending: str) -> Path:
-    """A folder in the current one, named after the list, or after the root if the list is a glob."""
+    """Return a folder in the current one that is named after the list, or after the root if the list is a glob."""
     path = Path(root, listed)
     return Path(f"{(path if path.exists() else Path(root)).resolve().name}.{ending}")
 
 
 def open_list(listed: str, root: str, labelled: bool, follow_links: bool) -> "VideoList":
-    """The videos of a list. Prints which files of a folder were skipped since their suffix is no video's. Raises ListError."""
+    """Return the videos of a list. Prints which files of a folder are skipped because they are not videos. Raises ListError."""
     from vmae_lab.data.video_lists import read_list
 
     videos = read_list(listed, root, labelled, follow_links=follow_links)
@@ -70,17 +65,17 @@ def check(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default <list>.check here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: <list>.check here.")] = None,
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     frame_pattern: FramePattern = FRAMES_NAMED,
-    keep_damaged: Annotated[bool, typer.Option("--keep-damaged", help="List damaged videos with the readable ones.")] = False,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Of a frame: decoders need about 100 bytes per pixel.")] = 9437184,
-    memory_mib: Annotated[int, typer.Option(min=256, help="Memory of a decoder process (enforced on Linux only).")] = 2048,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds per read, after which its decoder is ended.")] = 60.0,
+    keep_damaged: Annotated[bool, typer.Option("--keep-damaged", help="Also list damaged videos as readable.")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels per frame. One needs about 100 bytes.")] = 9437184,
+    memory_mib: Annotated[int, typer.Option(min=256, help="Most memory of a decoder process (on Linux only).")] = 2048,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Most seconds per read, then the decoder is ended.")] = 60.0,
 ) -> None:
-    """Decode every video of a list once. Write a report and a list of the readable ones.
+    """Decode every video of a list once. Write a report and a list of the readable videos.
 
-    Exit status 1 if any is broken.
+    The exit status is 1 if any video cannot be read.
     """
     from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
     from vmae_lab.data.decoding import VideoSettings
@@ -91,7 +86,7 @@ def check(
     checked = check_list(videos, limits, folder, processes, frame_pattern, keep_damaged)
     counts = checked.table.status.value_counts()
     print(", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "damaged", "failed")))
-    print(f"the sound ones: {folder / CHECKED}\nthe broken ones: {folder / FAILURES}\nreport: {folder / REPORT}")
+    print(f"readable videos: {folder / CHECKED}\nunreadable videos: {folder / FAILURES}\nreport: {folder / REPORT}")
     if len(checked.broken):
         raise typer.Exit(1)
 
@@ -105,12 +100,12 @@ def pack(
     follow_links: FollowLinks = False,
     shard_mib: Annotated[int, typer.Option(min=1)] = 512,
 ) -> None:
-    """Write the videos of a list into tar shards (WebDataset), with an index that is read like any list."""
+    """Write the videos of a list into tar shards (WebDataset), with an index that can be used as a list."""
     from vmae_lab.data.shards import pack as pack_shards
 
     videos = open_list(listed, root, labelled, follow_links)
     index = pack_shards(videos, out, shard_mib, follow_links=follow_links)
-    print(f"a list of the videos in the shards, with {out} as its root: {index}")
+    print(f"list of the videos in the shards (root {out}): {index}")
 
 
 @commands.command(
@@ -119,26 +114,26 @@ def pack(
     "    --k700 k700/train.csv k700/val.csv --out k710",
 )
 def kinetics710(
-    out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, classes and conversions.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, the classes and the conversions.")],
     k400: Annotations = NOTHING,
     k600: Annotations = NOTHING,
     k700: Annotations = NOTHING,
     classes: Annotated[
-        Path | None, typer.Option(help="The 710 names in label order, one per line; sorted if left out.")
+        Path | None, typer.Option(help="A file with the 710 class names in label order, one per line. Default: sorted.")
     ] = None,
     path_pattern: Annotated[
-        str, typer.Option(help=f"File name of a video, from {', '.join(FIELDS)} of its annotation.")
+        str, typer.Option(help=f"File name of a video, with the fields {', '.join(FIELDS)} of its annotation.")
     ] = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4",
 ) -> None:
-    """Merge Kinetics-400, -600 and -700 annotations into the labelled hybrid of 710 classes."""
+    """Merge Kinetics-400, -600 and -700 annotations into the labeled hybrid of 710 classes."""
     from vmae_lab.data.kinetics710 import merge_kinetics, write_hybrid
     from vmae_lab.data.video_lists.formats import read_lines
 
     annotations = {name: files for name, files in (("k400", k400), ("k600", k600), ("k700", k700)) if files}
     if not annotations:
-        raise typer.BadParameter(f"one of {', '.join(ANNOTATIONS)} is needed, with its annotation CSVs")
+        raise typer.BadParameter(f"give annotation CSVs with at least one of {', '.join(ANNOTATIONS)}")
     names = [line.strip() for line in read_lines(classes) if line.strip()] if classes else None
     hybrid = merge_kinetics(annotations, names)
-    print("\n".join(f"{what}: {count:,}" for what, count in hybrid.summary.items()))
+    print("\n".join(f"{name}: {count:,}" for name, count in hybrid.summary.items()))
     write_hybrid(hybrid, out, path_pattern)
     print(f"lists, classes and conversions: {out}")

@@ -1,4 +1,4 @@
-"""`vmae-lab detect`, `localise`, `persons`: actions in space, actions in time, and person boxes for the former."""
+"""`vmae-lab detect`, `localise`, `persons`: spatial and temporal action detection, and person boxes for the former."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from vmae_lab.lab.stages import Stage
 
 commands = typer.Typer()
-SHOWN_IN_AVA = "params/paper/ava.yaml shows this section"
-BOXES = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true boxes"}
+SHOWN_IN_AVA = "see params/paper/ava.yaml for an example"
+BOXES = {"frame_map": "boxes of a person detector", "frame_map_true_boxes": "true boxes"}
 
 
 @commands.command(
@@ -22,7 +22,7 @@ BOXES = {"frame_map": "a person detector's boxes", "frame_map_true_boxes": "true
     "  vmae-lab detect paper/ava --encoder MCG-NJU/videomae-base",
 )
 def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
-    """Train a spatial action detector on a recipe's scenes. Prints each seed's frame mAP, and the folder of its detections."""
+    """Train a spatial action detector on a recipe's scenes. Prints the frame mAP and the folder of detections per seed."""
     from vmae_lab.lab.config import require
     from vmae_lab.lab.stages import detect_stage, pretrain_stage
     from vmae_lab.lab.stages.inputs import check_scenes
@@ -37,7 +37,7 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
 
     for number, folder, result in run_stage("detect", recipe, stage):
         scores = ", ".join(
-            f"{result['metrics'][name]:.1f} % by {boxes}" for name, boxes in BOXES.items() if name in result["metrics"]
+            f"{result['metrics'][name]:.1f}% with {boxes}" for name, boxes in BOXES.items() if name in result["metrics"]
         )
         print(f"seed {number}: frame mAP {scores}; {result['key_frames']} {recipe.evaluate.split} key frames\n{folder}")
 
@@ -48,17 +48,17 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
     "  vmae-lab localise paper/thumos14 --encoder path/to/vit_g_hybrid_pt_1200e_k710_ft.pth",
 )
 def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
-    """Train a temporal action detector on features of a recipe's untrimmed videos, which are extracted first.
+    """Extract features of a recipe's untrimmed videos, and train a temporal action detector on them.
 
-    If the recipe names a folder of pre-extracted features, no encoder is needed. Prints each seed's mAP, and the folder of its
-    detections.
+    If the recipe names a folder of pre-extracted features, no encoder is needed. Prints the mAP and the folder of detections
+    per seed.
     """
     from vmae_lab.lab.config import require
     from vmae_lab.lab.stages import initial_stage, localise_stage, pretrain_stage
     from vmae_lab.lab.stages.inputs import check_untrimmed
 
     recipe = read_recipe(parameters, override, seed)
-    settings = require(recipe.localise, "localise", "params/paper/thumos14.yaml shows this section")
+    settings = require(recipe.localise, "localise", "see params/paper/thumos14.yaml for an example")
     check_untrimmed(settings.videos, recipe.evaluate.split, recipe.compute)
     opened = opened_encoder(recipe, encoder)
 
@@ -67,11 +67,10 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
         return localise_stage(recipe, opened or own(recipe, seed), seed)
 
     for number, folder, result in run_stage("localise", recipe, stage):
-        scores = ", ".join(f"{result['metrics'][f'segment_map_{100 * at:.0f}']:.1f} % at {at:g}" for at in settings.thresholds)
-        print(
-            f"seed {number}: mAP {result['metrics']['segment_map']:.1f} % ({scores}); "
-            f"{result['videos']} {recipe.evaluate.split} videos\n{folder}"
-        )
+        metrics = result["metrics"]
+        scores = ", ".join(f"{metrics[f'segment_map_{100 * iou:.0f}']:.1f}% at IoU {iou:g}" for iou in settings.thresholds)
+        videos = f"{result['videos']} {recipe.evaluate.split} videos"
+        print(f"seed {number}: mAP {metrics['segment_map']:.1f}% ({scores}); {videos}\n{folder}")
 
 
 @commands.command(
@@ -80,13 +79,13 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
 )
 def persons(
     parameters: Parameters,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the boxes: csv without a header, as in AVA.")],
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Whose key frames.")] = "validation",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write: CSV without a header, as in AVA.")],
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split of the key frames.")] = "validation",
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights of torchvision's detector; its published ones if left out.")
+        Path | None, typer.Option(metavar="FILE", help="Weights of torchvision's detector. Default: the published ones.")
     ] = None,
-    least_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are not written.")] = 0.05,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")] = None,
+    least_score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of the boxes to write.")] = 0.05,
+    device: Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")] = None,
     override: Overrides = NOTHING,
 ) -> None:
     """Detect the people in the key frames of a recipe's scenes with torchvision's Faster R-CNN. Prints the file last."""
@@ -99,7 +98,7 @@ def persons(
     recipe = read_recipe(parameters, override, ())
     settings = require(recipe.detect, "detect", SHOWN_IN_AVA)
     scenes = open_scenes(settings.scenes.without_persons(), split)
-    make_folder(out.parent)  # fails here if it cannot be made, not after hours
+    make_folder(out.parent)  # if it cannot be written, fail now and not after hours
     found = detect_people(TorchvisionDetector(weights, device or str(process_state().device)), scenes, least_score)
     write_person_boxes(out, found)
     print(f"{len(found)} boxes in {len(scenes)} key frames\n{out}")

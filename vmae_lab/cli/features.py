@@ -1,4 +1,4 @@
-"""`vmae-lab features`: the features of windows along the videos of a list, one file per video."""
+"""`vmae-lab features`: features of sliding windows over the videos of a list, one file per video."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,32 +15,36 @@ commands = typer.Typer()
 )
 def features(
     listed: Listed,
-    model: Annotated[str, typer.Option(help="A model: a folder, a file or a name on the Hugging Face hub.")],
+    model: Annotated[str, typer.Option(help="A checkpoint: a folder, a file or a name on the Hugging Face hub.")],
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results: by default <list>.features here.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Frames from window to window: 4 for THUMOS14, 16 for FineAction.")] = 4,
-    form: Annotated[Literal["npy", "npz", "parquet"], typer.Option("--format", help="Of the files.")] = "npy",
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Clip height and width, pixels. Default: those of the model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: <list>.features here.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Frames between windows: 4 for THUMOS14, 16 for FineAction.")] = 4,
+    form: Annotated[Literal["npy", "npz", "parquet"], typer.Option("--format", help="Format of the files.")] = "npy",
     frame: Annotated[
-        Literal["squash", "centre"], typer.Option(help="Resize the whole frame to a square, or take its central square.")
+        Literal["squash", "centre"], typer.Option(help="Squash the whole frame into a square, or crop its central square.")
     ] = "squash",
     scale_only: Annotated[
-        bool, typer.Option("--scale-only", help="Pixels / 255 without mean and deviation, as for the published features.")
+        bool,
+        typer.Option(
+            "--scale-only",
+            help="Divide pixels by 255 only, as for the published features.",
+        ),
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     chunk: Annotated[int, typer.Option(min=1, help="Frames of a video in memory at a time.")] = 1024,
     frame_pattern: FramePattern = FRAMES_NAMED,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")] = None,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Exit with status 0 even if some videos could not be read.")
+        bool, typer.Option("--skip-missing", help="Exit with status 0 even if some videos cannot be read.")
     ] = False,
 ) -> None:
-    """Write the features of windows along videos, one file per video.
+    """Extract features of sliding windows over videos, one file per video.
 
-    Resumes if it was interrupted. Exit status 1 if a video could not be read.
+    After an interruption, the same command resumes. The exit status is 1 if a video cannot be read.
     """
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_dataset import clips_of
@@ -57,6 +61,6 @@ def features(
     print(f"{len(clips) - len(done.failed)} of {len(clips)} videos, {len(done.windows)} windows")
     for error in list(done.failed.values())[:20]:
         print(f"  {error}")
-    print(f"features: {folder}\nwhich window is where: {folder / WINDOWS}\nwhat could not be read: {folder / FAILURES}")
+    print(f"features: {folder}\nwindows: {folder / WINDOWS}\nunreadable videos: {folder / FAILURES}")
     if done.failed and not skip_missing:
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ commands = typer.Typer()
 
 @commands.command(epilog="\b\nExample:\n  vmae-lab info")
 def info() -> None:
-    """Print versions, devices, decoders, and the folders of runs and data with their sizes."""
+    """Print versions, devices and decoders, and the folders of runs and data with their sizes."""
     import importlib.util
 
     import torch
@@ -44,13 +44,12 @@ def _gpu(cuda: Any, index: int) -> str:
 
 
 def _stages(folder: Path) -> str:
-    stages = [entry.path for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
-    finished = sum(os.path.exists(os.path.join(stage, "result.json")) for stage in stages)
+    stages = [path for path in folder.glob("*") if path.is_dir()]
+    finished = sum((stage / "result.json").exists() for stage in stages)
     return f"{finished} finished stages, {len(stages) - finished} unfinished"
 
 
 def _size(folder: Path) -> str:
-    """Total size of the files in a folder. Links are not followed."""
-    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
-    total = sum(os.lstat(file).st_size for file in files)
+    """Return the total size of the files in a folder. Links are not followed."""
+    total = sum(os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(folder) for name in names)
     return f"{total / 1e9:.2f} GB" if total > 1e8 else f"{total / 1e6:.1f} MB"

@@ -8,8 +8,8 @@ import typer
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, by_name
 
 commands = typer.Typer()
-Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Notebooks, which run one after the other.")]
-Scale = Annotated[str, typer.Option(help="A file of params/, or the path of another YAML.")]
+Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Notebooks, which run one after another.")]
+Scale = Annotated[str, typer.Option(help="A scale of params/ (smoke, demo), or the path of a YAML file.")]
 
 
 @commands.command(
@@ -21,7 +21,7 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
     """Run notebooks at a scale and write their reports."""
     from vmae_lab.lab.notebook_run import checked_parameters, execute, require_papermill
 
-    checked = [(path, *checked_parameters(path, scale, by_name(override))) for path in notebooks]  # all, before one starts
+    checked = [(path, *checked_parameters(path, scale, by_name(override))) for path in notebooks]  # all before the first starts
     for _, _, planned in checked:
         planned.check_lists()
     require_papermill()
@@ -32,7 +32,7 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
 
 @commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
 def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
-    """Print what a run would cost. Runs nothing."""
+    """Print the cost of a run without running it."""
     from vmae_lab.lab.estimate import plan_summary
     from vmae_lab.lab.experiments import seeds_summary
     from vmae_lab.lab.notebook_run import checked_parameters
@@ -50,7 +50,8 @@ def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTH
 @commands.command(epilog="\b\nExamples:\n  vmae-lab report\n  vmae-lab report --for-git")
 def report(
     for_git: Annotated[
-        bool, typer.Option("--for-git", help="Leave out what git ignores (smoke, variants, executed notebooks), to commit it.")
+        bool,
+        typer.Option("--for-git", help="Leave out what git ignores, so that the index can be committed."),
     ] = False,
 ) -> None:
     """Write the index of all reports: README.md and index.html in reports/."""
@@ -59,5 +60,5 @@ def report(
     from vmae_lab.utils.paths import project_root
 
     page = write_index(project_root() / "reports", list(EXPERIMENTS), for_git)
-    print(f"the same for a repository's viewer: {page.with_name('README.md')}")
+    print(f"index as Markdown: {page.with_name('README.md')}")
     print(f"index of results: {page}")

@@ -8,13 +8,13 @@ import typer
 from typer.core import TyperCommand
 
 PAIR = ("-p", "--override")
-NOTHING: list[Any] = []  # the default of options that may be repeated: typer takes them for lists by their type
+NOTHING: list[Any] = []  # the default of options that may be repeated
 Overrides = Annotated[
     list[str],
     typer.Option(
         *PAIR,
         metavar="NAME VALUE",
-        help="One dotted setting, e.g. -p pretrain.steps 200; VALUE is YAML, or plain text for a text setting.",
+        help="Change a setting by its dotted name: -p pretrain.steps 200. VALUE is YAML, or plain text for a text setting.",
     ),
 ]
 
@@ -23,24 +23,20 @@ class TakesPairs(TyperCommand):
     """A command whose `-p` takes two values. typer repeats options of one value only, so they are joined: NAME=VALUE."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _joined(args))
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    left, joined = list(words), list[str]()
-    while left:
-        joined.append(word := left.pop(0))
-        if word == "--":
-            return joined + left
-        if word in PAIR:
-            if len(left) < 2 or "=" in left[0]:
-                raise typer.BadParameter("a name and a value are expected, e.g. -p pretrain.steps 200", param_hint=word)
-            joined.append(f"{left.pop(0)}={left.pop(0)}")
-    return joined
+        left, joined = list(args), list[str]()
+        while left:
+            joined.append(word := left.pop(0))
+            if word == "--":
+                break
+            if word in PAIR:
+                if len(left) < 2 or "=" in left[0]:
+                    raise typer.BadParameter("a name and a value are expected, e.g. -p pretrain.steps 200", param_hint=word)
+                joined.append(f"{left.pop(0)}={left.pop(0)}")
+        return super().parse_args(ctx, joined + left)
 
 
 def scale_parameters(scale: str, folder: Path, pairs: Sequence[str]) -> dict[str, Any]:
-    """A scale's parameters, from a folder or by path, with the overrides as text. Raises RecipeError."""
+    """Return a scale's parameters, from a folder or by path, with the overrides as text. Raises RecipeError."""
     from vmae_lab.lab.scales import read_scale
 
     parameters = read_scale(scale, [folder])
@@ -48,5 +44,5 @@ def scale_parameters(scale: str, folder: Path, pairs: Sequence[str]) -> dict[str
 
 
 def by_name(pairs: Sequence[str]) -> dict[str, str]:
-    """Values by dotted name, from NAME=VALUE."""
+    """Return a dictionary of NAME=VALUE pairs."""
     return {name: text for name, _, text in (pair.partition("=") for pair in pairs)}

@@ -1,4 +1,4 @@
-"""`vmae-lab pretrain`, `finetune`, `evaluate`: stages of one recipe, without a notebook. A YAML in, folders of models out."""
+"""`vmae-lab pretrain`, `finetune`, `evaluate`: stages of one recipe without a notebook, from a YAML to folders of models."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 PRETRAIN, SCRATCH, FINETUNE = "pretrain", "scratch", "finetune"
 ARM = "recipe"  # the only arm of these plans: the recipe unchanged
-Parameters = Annotated[str, typer.Argument(metavar="PARAMS", help="A file of params/ (smoke, paper/k400), or a YAML's path.")]
+Parameters = Annotated[str, typer.Argument(metavar="PARAMS", help="A scale (smoke, paper/k400), or the path of a YAML file.")]
 Encoder = Annotated[
     str,
     typer.Option(
         metavar="WHERE",
-        help="pretrain: the recipe's own pre-training, which runs first if needed; scratch; or a checkpoint: a folder, a file "
-        "or a name on the Hugging Face hub.",
+        help="pretrain: the recipe's pre-training, which runs first if it is not finished. scratch: an untrained encoder. "
+        "Otherwise a checkpoint: a folder, a file or a name on the Hugging Face hub.",
     ),
 ]
-Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed, instead of the recipe's. May be repeated.")]
+Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed instead of those of the recipe. Can be repeated.")]
 
 
 @commands.command(
@@ -45,7 +45,7 @@ def pretrain(
     override: Overrides = NOTHING,
     seed: Seeds = NOTHING,
 ) -> None:
-    """Pre-train the model of a recipe. Prints the folder of each seed's model last."""
+    """Pre-train the model of a recipe. Prints the folder of the model per seed."""
     from vmae_lab.lab.stages import pretrain_stage
 
     recipe = read_recipe(parameters, override, seed)
@@ -59,13 +59,8 @@ def pretrain(
     epilog="\b\nExamples:\n  vmae-lab finetune smoke\n  vmae-lab finetune demo --encoder scratch --seed 0\n"
     "  vmae-lab finetune paper/k400 --encoder MCG-NJU/videomae-base",
 )
-def finetune(
-    parameters: Parameters,
-    encoder: Encoder = PRETRAIN,
-    override: Overrides = NOTHING,
-    seed: Seeds = NOTHING,
-) -> None:
-    """Fine-tune a recipe's model on its labels. Prints each seed's accuracy on held-out clips, and the model's folder."""
+def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
+    """Fine-tune the model of a recipe on its labels. Prints the accuracy on held-out clips and the model's folder per seed."""
     from vmae_lab.lab.stages import finetune_stage, pretrain_stage
 
     recipe = labelled(read_recipe(parameters, override, seed))
@@ -76,7 +71,7 @@ def finetune(
 
     for number, folder, result in run_stage("finetune", recipe, stage):
         clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
-        print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f} % of {clips}\n{folder}")
+        print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f}% of {clips}\n{folder}")
 
 
 @commands.command(
@@ -90,14 +85,14 @@ def evaluate(
         str,
         typer.Option(
             metavar="WHERE",
-            help="finetune: the recipe's own fine-tuning, which runs first if needed; or a classifier: a folder, a file or a "
-            "name on the Hugging Face hub, which is evaluated once, whatever the seeds.",
+            help="finetune: the recipe's fine-tuning, which runs first if it is not finished. Otherwise a classifier, which is "
+            "evaluated once for all seeds: a folder, a file or a name on the Hugging Face hub.",
         ),
     ] = FINETUNE,
     override: Overrides = NOTHING,
     seed: Seeds = NOTHING,
 ) -> None:
-    """Evaluate a classifier on several views of each held-out video. Prints top-1, top-5 and the folder of the predictions."""
+    """Evaluate a classifier on several views of each held-out video. Prints top-1, top-5 and the folder of predictions."""
     from vmae_lab.lab.stages import finetune_stage, opened_classifier_stage, pretrain_stage, views_stage
     from vmae_lab.models.checkpoints import open_checkpoint
 
@@ -118,7 +113,7 @@ def evaluate(
 
 
 def opened_encoder(recipe: "Recipe", encoder: str) -> "Stage | None":
-    """A checkpoint as a stage. None if the encoder is the recipe's own or from scratch. Raises CheckpointError."""
+    """Return a checkpoint as a stage. None if the encoder is pre-trained by the recipe or untrained. Raises CheckpointError."""
     if encoder in (PRETRAIN, SCRATCH):
         return None
     from vmae_lab.lab.stages import opened_stage
@@ -128,7 +123,7 @@ def opened_encoder(recipe: "Recipe", encoder: str) -> "Stage | None":
 
 
 def read_recipe(parameters: str, overrides: Sequence[str], seeds: Sequence[int]) -> "Recipe":
-    """The recipe of a YAML, with one arm. Raises RecipeError."""
+    """Return the recipe of a YAML file, with one arm. Raises RecipeError."""
     from vmae_lab.lab.config import build_recipe
     from vmae_lab.utils.paths import project_root
 
@@ -137,16 +132,16 @@ def read_recipe(parameters: str, overrides: Sequence[str], seeds: Sequence[int])
 
 
 def labelled(recipe: "Recipe") -> "Recipe":
-    """The same recipe. Raises RecipeError if its data has no labels."""
+    """Return the same recipe. Raises RecipeError if its data has no labels."""
     from vmae_lab.lab.config import RecipeError
 
     if not recipe.data.labelled:
-        raise RecipeError("data.lists.train: no labelled list is set, and fine-tuning and evaluation need labels")
+        raise RecipeError("data.lists.train: set a list with labels, because fine-tuning and evaluation need them")
     return recipe
 
 
 def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> list[tuple[int, Path, dict[str, Any]]]:
-    """Print what a stage costs, and run it and its inputs for every seed. Returns seeds, folders and results."""
+    """Print the cost of a stage, and run it and its inputs for every seed. Returns seeds, folders and results."""
     from vmae_lab.lab.estimate import plan_summary
     from vmae_lab.lab.plan import Arm, plan_ablation
     from vmae_lab.lab.plots.style import BLUE
@@ -165,4 +160,4 @@ def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> l
 
 def _with_interval(result: dict[str, Any], score: str) -> str:
     value, (low, high) = (result[part][f"views_{score}"] for part in ("metrics", "intervals"))
-    return f"{score.replace('top', 'top-')} {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
+    return f"{score.replace('top', 'top-')} {value:.1f}% (95% interval {low:.1f} to {high:.1f})"

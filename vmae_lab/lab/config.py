@@ -1,4 +1,4 @@
-"""The recipe: all settings of a notebook's plan, from a scale's values and a user's changes, checked before anything runs."""
+"""The recipe: all settings of a plan, from the values of a scale and a user's changes, checked before anything runs."""
 
 import copy
 import difflib
@@ -27,8 +27,8 @@ from vmae_lab.training.tasks.localise import LocaliseSettings
 from vmae_lab.training.tasks.pretrain import PretrainSettings
 from vmae_lab.utils.seeding import torch_generator
 
-CHECKED = "_vmae_lab_parameters_checked"  # set in a notebook's namespace
-# Pre-training to reconstruct another clip; a readout that is fitted to shuffled labels.
+CHECKED = "_vmae_lab_parameters_checked"  # set in a notebook's namespace after its first check
+# Pre-training that reconstructs another clip; a readout that is fitted to shuffled labels.
 Control = Literal["other_clip", "shuffled_labels"]
 Section = TypeVar("Section")
 
@@ -41,35 +41,37 @@ class EvaluateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    split: Literal["validation", "test"] = Field("test", description="search on validation, report on test")
+    split: Literal["validation", "test"] = Field("test", description="validation for searches, test for reports")
     sources: tuple[str, ...] = Field((), description="sources to evaluate on; all if empty")
     missing: Literal["refuse", "skip"] = Field(
-        "refuse", description="if a listed video cannot be read: stop, or average over the others and name it in the report"
+        "refuse", description="if a listed video cannot be read: stop, or skip it and name it in the report"
     )
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings
     finetune_labels: int | None = Field(
-        LABELS, ge=1, description="labelled clips for fine-tuning, the same number per class; all if null"
+        LABELS, ge=1, description="labeled clips for fine-tuning, the same number per class; all if null"
     )
     views: ViewSettings = ViewSettings()
     controls: tuple[Control, ...] = Field(
-        (), description="controls of the decoder-mask ablation, in addition to those on single frames"
+        (), description="controls of the decoder-mask ablation in addition to those on single frames"
     )
     label_fractions: tuple[float, ...] = Field(
         (0.01, 0.1, 1.0), description="fractions of a small target's labels to fine-tune with"
     )
-    margin: float = Field(2.0, gt=0, description="arms are equivalent if they differ by fewer points; changes no run")
+    margin: float = Field(2.0, gt=0, description="arms that differ by fewer points are equivalent; changes no run")
 
 
 class MeasureSettings(BaseModel):
-    """What is measured on this device, with the paper's clips of 16 x 224 x 224: step times and peak memory."""
+    """How step times and peak memory are measured on this device, with the paper's clips of 16 x 224 x 224."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sizes: tuple[str, ...] = Field(("small", "base"), description="sizes to measure; the others are only counted")
-    size: str = Field("base", description="the size to measure, which each arm sets")
-    batch_sizes: tuple[int, ...] = Field((1, 2), min_length=1, description="clips per step; sizes that do not fit are reported")
-    steps: int = Field(3, ge=1, description="timed steps at each batch size, after one that is not timed")
+    sizes: tuple[str, ...] = Field(("small", "base"), description="sizes to measure; for the others only MACs are counted")
+    size: str = Field("base", description="the size that is measured; each arm sets it")
+    batch_sizes: tuple[int, ...] = Field(
+        (1, 2), min_length=1, description="clips per step; the report names those that do not fit"
+    )
+    steps: int = Field(3, ge=1, description="timed steps per batch size, after one warm-up step")
     budgets_gib: tuple[float, ...] = Field((16.0, 80.0), description="memory sizes for which the largest batch is reported")
 
     def model_post_init(self, _context: object) -> None:
@@ -91,7 +93,7 @@ class Recipe(BaseModel):
     mask: MaskSettings
     pretrain: PretrainSettings
     post_pretrain: FinetuneSettings = Field(
-        description="supervised training on the labelled hybrid, between pre-training and fine-tuning"
+        description="supervised training on the labeled hybrid, between pre-training and fine-tuning"
     )
     distill: DistillSettings | None = Field(None, description="distillation into a small student, if the plan has it")
     detect: DetectSettings | None = Field(None, description="spatial action detection, if the plan has it")
@@ -108,18 +110,18 @@ class Recipe(BaseModel):
             raise ValueError("\n".join(problems))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
-        """A copy with dotted settings changed, checked again. Raises RecipeError."""
+        """Return a copy with dotted settings changed, checked again. Raises RecipeError."""
         tree = self.model_dump(mode="json")
         apply_overrides(tree, overrides, Recipe)
         return _checked(tree)
 
     def as_yaml(self) -> str:
-        """Every value, to print: `print(recipe.as_yaml())`."""
+        """Return all values as YAML: `print(recipe.as_yaml())`."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=128, default_flow_style=None)
 
 
 def require(section: Section | None, name: str, why: str = "the plan needs it") -> Section:
-    """A section that a recipe may leave out, for plans that need it. Raises RecipeError."""
+    """Return an optional section of a recipe. Raises RecipeError if the recipe does not have it."""
     if section is None:
         raise RecipeError(f"{name}: this section is missing; {why}")
     return section
@@ -132,29 +134,30 @@ def require(section: Section | None, name: str, why: str = "the plan needs it") 
 def build_recipe(
     parameters: Mapping[str, Any], arms: Collection[str] | None = None, base: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """A checked recipe from plain parameters. `override` has dotted settings, e.g. `{"pretrain.steps": 10}`.
+    """Return a checked recipe. The parameter `override` has dotted settings, e.g. `{"pretrain.steps": 10}`.
 
     The sections of `parameters` are merged key by key into `base`, the values of a scale. Text is converted to the type of its
-    setting. `arms` are the names that the notebook knows, if it restricts them. Raises RecipeError.
+    setting. If `arms` is given, only these arms are accepted. Raises RecipeError.
     """
     sections, overrides = split_override(parameters, Recipe)
     tree, scale_overrides = (copy.deepcopy(sections), {}) if base is None else split_override(base, Recipe)
     apply_overrides(tree, scale_overrides, Recipe)
     before = copy.deepcopy(tree)
-    changed = merge_sections(tree, sections, Recipe) | apply_overrides(tree, overrides, Recipe)
+    changed = merge_sections(tree, sections, Recipe) | {*overrides}
+    apply_overrides(tree, overrides, Recipe)
     recipe = _checked(fit_to_lists(fit_warm_ups(tree, before, changed), changed))
     for arm in recipe.arms:
         if arms is not None and arm not in arms:
-            raise RecipeError(f"arms: there is no arm '{arm}'{_nearest(arm, arms)}; arms are {', '.join(arms)}")
+            raise RecipeError(f"arms: unknown arm '{arm}'{_did_you_mean(arm, arms)}; accepted: {', '.join(arms)}")
     return recipe
 
 
 def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
-    """A notebook's recipe from its globals: `recipe = read_parameters(globals(), ARMS)` after the parameters cell.
+    """Return a notebook's recipe from its globals: `recipe = read_parameters(globals(), ARMS)` after the parameters cell.
 
-    `scale` selects the values into which all other parameters are merged. None means the scale's own value, and for `arms` all
-    arms. papermill only warns when it injects an unknown parameter, so every plain value that is no parameter is refused the
-    first time; in later calls such values are a user's own variables. Raises RecipeError.
+    `scale` selects the values into which the other parameters are merged. None means the scale's own value; for `arms` it means
+    all arms. Raises RecipeError. The first call refuses plain variables that are not parameters, because papermill only warns
+    about unknown parameters. In later calls they are the user's own variables.
     """
     known = {*Recipe.model_fields, "override"}
     plain = {
@@ -165,12 +168,12 @@ def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
     }
     unknown = next((name for name in plain if name not in known), None)
     if unknown and CHECKED not in namespace:
-        raise RecipeError(f"unknown parameter '{unknown}'{_nearest(unknown, known)}; parameters are {', '.join(sorted(known))}")
+        raise RecipeError(f"unknown parameter '{unknown}'{_did_you_mean(unknown, known)}; accepted: {', '.join(sorted(known))}")
     parameters = {name: value for name, value in plain.items() if name in known}
     folders, scale = params_folders(notebook_file()), parameters.get("scale", "smoke")
     required = {name for name, field in Recipe.model_fields.items() if field.is_required()} - {"arms"}
     if isinstance(scale, str) and not find_scale(scale, folders) and required <= parameters.keys():
-        recipe = build_recipe({"arms": list(arms), **parameters}, arms)  # a whole file was injected: papermill -f my.yaml
+        recipe = build_recipe({"arms": list(arms), **parameters}, arms)  # papermill -f my.yaml injects a whole file
     else:
         parameters.pop("scale", None)
         recipe = build_recipe(parameters, arms, {"arms": list(arms), **read_scale(str(scale), folders)})
@@ -183,36 +186,36 @@ def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
 
 
 def _conflicts(sections: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong between the sections of a recipe, one line each. Invalid sections are not in `sections`."""
+    """Yield the conflicts between sections of a recipe, one line each. `sections` has only valid sections."""
     data, model, mask, evaluate, detect = (sections.get(name) for name in ("data", "model", "mask", "evaluate", "detect"))
     if sections.get("student") not in (None, *SIZES):
-        yield f"student '{sections['student']}' is no model size; sizes are {', '.join(SIZES)}"
+        yield f"student: '{sections['student']}' is not a model size; accepted: {', '.join(SIZES)}"
     if detect and model:
-        yield from _refusal(lambda: detect.check_model(model))
+        yield from _error_of(lambda: detect.check_model(model))
     for name in ("seeds", "arms"):
         values = sections.get(name, ())
         if len(set(values)) < len(values):
-            yield f"{name} {list(values)} repeat: a repeated one adds no information"
+            yield f"{name}: {list(values)} has duplicates; name each one once"
     world = data.motionworld if data else None
     if data and evaluate and (unknown := sorted(set(evaluate.sources) - set(world.sources if world else ()))):
         if world:
-            yield f"evaluate.sources {unknown} are not among the embedded data's sources {list(world.sources)}"
+            yield f"evaluate.sources: {unknown} are not in data.motionworld.sources {list(world.sources)}"
         else:
-            yield f"evaluate.sources {unknown}: list files are evaluated as a whole; leave evaluate.sources out"
+            yield f"evaluate.sources: {unknown} cannot be selected, because lists have no sources; remove evaluate.sources"
     if data and world and model and (span := (model.frames - 1) * data.stride + 1) > world.frames:
         yield (
-            f"model.frames {model.frames} with data.stride {data.stride} spans {span} frames; the files have "
+            f"model.frames {model.frames} with data.stride {data.stride} spans {span} frames, but the videos have only "
             f"{world.frames} (data.motionworld.frames)"
         )
     if data and evaluate and data.labelled:
         yield from _wrong_labels(data, evaluate)
-    if model and mask:  # a mask that is impossible on the grid would fail in the first step
+    if model and mask:  # otherwise a mask that is impossible on the grid fails in the first step
         generators = (torch_generator(0, "check"), torch_generator(0, "check"))
-        yield from _refusal(lambda: draw_masks(mask, model.clip.grid, 1, *generators))
+        yield from _error_of(lambda: draw_masks(mask, model.clip.grid, 1, *generators))
 
 
-def _refusal(check: Callable[[], object]) -> Iterator[str]:
-    """The message of a check that fails."""
+def _error_of(check: Callable[[], object]) -> Iterator[str]:
+    """Yield the message of a check if it fails."""
     try:
         check()
     except ValueError as error:
@@ -220,22 +223,22 @@ def _refusal(check: Callable[[], object]) -> Iterator[str]:
 
 
 def _wrong_labels(data: DataSettings, evaluate: EvaluateSettings) -> Iterator[str]:
-    """Numbers of labelled clips that the classes do not divide, or that are more than the embedded data set has."""
+    """Yield wrong numbers of labeled clips: not a multiple of the classes, or more than the embedded data set has."""
     try:
         classes = data.classes
-    except ListError:  # the plan reports it, with all other problems of the lists
+    except ListError:  # the plan reports it with all other problems of the lists
         return
     world = data.motionworld
     available = world and len(evaluate.sources or world.sources) * world.train * classes
     for name, count in _label_counts(evaluate):
         if count % classes:
-            yield f"{name} {count} is not a multiple of the {classes} classes, which get equally many (null: all labels)"
+            yield f"{name}: {count} is not a multiple of the {classes} classes, which get equal numbers (null: use all labels)"
         elif available and count > available:
-            yield f"{name} {count} is more than the {available} labelled clips of the training split"
+            yield f"{name}: {count} is more than the {available} labeled clips of the training split (null: use all of them)"
 
 
 def _label_counts(evaluate: EvaluateSettings) -> list[tuple[str, int]]:
-    """The settings that draw labelled clips, and how many."""
+    """Return the settings that draw labeled clips, with their numbers."""
     counts = {"evaluate.probe.labels": evaluate.probe.labels, "evaluate.finetune_labels": evaluate.finetune_labels}
     return [(name, count) for name, count in counts.items() if count is not None]
 
@@ -245,7 +248,7 @@ def _label_counts(evaluate: EvaluateSettings) -> list[tuple[str, int]]:
 
 
 def _checked(tree: Mapping[str, Any]) -> Recipe:
-    """The recipe of a tree of values. Raises RecipeError with everything that is wrong, one line each."""
+    """Return the recipe of a tree of values. Raises RecipeError with all problems, one line each."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -253,7 +256,7 @@ def _checked(tree: Mapping[str, Any]) -> Recipe:
 
 
 def _more_problems(tree: Mapping[str, Any]) -> Iterator[str]:
-    """What else is wrong with refused values: between the valid sections, and in the lists."""
+    """Yield the problems that pydantic does not find in an invalid recipe: between its valid sections, and in its lists."""
     sections = {}
     for name, field in Recipe.model_fields.items():
         with suppress(ValidationError):
@@ -270,28 +273,28 @@ def _more_problems(tree: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
-    """The lines of pydantic's errors: the dotted name of a parameter, what is wrong, what is accepted."""
+    """Return pydantic's errors as lines: the parameter's dotted name, what is wrong, what is accepted."""
     lines: dict[str, list[str]] = {}
     for problem in error.errors():
         path, kind, value = _path_in(tree, problem["loc"]), problem["type"], problem["input"]
+        got = "" if isinstance(value, dict) else f" (got {value!r})"
+        message = problem["msg"].removeprefix("Value error, ") + got
         if kind == "extra_forbidden":
-            message = _unknown(path)
+            message = unknown_parameter(path)
         elif kind == "missing":
             path, message = [*path, str(problem["loc"][-1])], "this parameter is missing"
         elif kind == "tuple_type":
-            message = f"a list is expected, e.g. [1, 2] (got {value!r})"
+            message = f"a list is expected, e.g. [1, 2]{got}"
         elif kind == "model_type":
-            message = f"a dictionary is expected, with some of {', '.join(_settings_at(path))} (got {value!r})"
-        else:
-            message = problem["msg"].removeprefix("Value error, ") + ("" if isinstance(value, dict) else f" (got {value!r})")
+            message = f"a dictionary is expected, with some of {', '.join(_settings_at(path))}{got}"
         name = ".".join(path)
         lines.setdefault(name, []).extend(f"{name}: {line}" if name else line for line in message.split("\n"))
-    # pydantic tries every type of a union: what is wrong inside a value says more than which other type the value is not.
+    # For a union, pydantic reports an error per type. An error inside a value is more helpful than one about the other types.
     return [line for name in lines if not any(other.startswith(f"{name}.") for other in lines) for line in lines[name]]
 
 
 def _path_in(tree: Any, location: tuple[int | str, ...]) -> list[str]:
-    """The names in `tree` of the place that pydantic names, which also has the names of a union's types."""
+    """Return the part of pydantic's location that are names in `tree`. The rest are names of a union's types."""
     path = []
     for part in location:
         if isinstance(part, int) if isinstance(tree, list | tuple) else isinstance(tree, Mapping) and part in tree:
@@ -300,25 +303,21 @@ def _path_in(tree: Any, location: tuple[int | str, ...]) -> list[str]:
     return path
 
 
-def unknown_name(dotted: str) -> str:
-    """What is wrong with a setting's dotted name. Empty if there is such a setting."""
-    return _unknown(dotted.split("."))
-
-
-def _unknown(path: list[str]) -> str:
+def unknown_parameter(path: list[str]) -> str:
+    """Return an error message if there is no setting at this path, and an empty text if there is one."""
     for depth, name in enumerate(path):
         if type_at(path[: depth + 1], Recipe) is Any:
             accepted = _settings_at(path[:depth])
-            return f"unknown parameter{_nearest(name, accepted)}; accepted here: {', '.join(accepted) or 'only a value'}"
+            return f"unknown parameter{_did_you_mean(name, accepted)}; accepted: {', '.join(accepted) or 'a single value'}"
     return ""
 
 
 def _settings_at(path: list[str]) -> list[str]:
-    """The names of the settings of a section."""
+    """Return the names of the settings of a section."""
     section = section_of(type_at(path, Recipe))
     return list(section.model_fields) if section else []
 
 
-def _nearest(name: str, accepted: Collection[str]) -> str:
+def _did_you_mean(name: str, accepted: Collection[str]) -> str:
     close = difflib.get_close_matches(name, accepted, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

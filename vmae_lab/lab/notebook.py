@@ -13,17 +13,17 @@ from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.notebook_parameters import refuse_dotted_names
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.style import use_style
-from vmae_lab.lab.report.report import Report
+from vmae_lab.lab.report.report import write_report
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.utils.paths import runs_folder
+from vmae_lab.utils.paths import project_path, runs_folder
 
 __all__ = ["Plot", "Table", "open_experiment", "refuse_dotted_names"]
 
 
 def open_experiment(name: str, namespace: dict[str, Any]) -> "OpenExperiment":
-    """The experiment of a notebook with the values of its parameters cell: `lab = open_experiment("scaling", globals())`.
+    """Open the experiment of a notebook with the values of its parameters cell: `lab = open_experiment("scaling", globals())`.
 
-    Sets the style of all figures. Raises RecipeError with everything that is wrong with the parameters.
+    Sets the style of all figures. Raises RecipeError with all problems of the parameters.
     """
     experiment = EXPERIMENTS[name]
     plan = plan_notebook(name, read_parameters(namespace, experiment.arms))
@@ -47,41 +47,33 @@ class OpenExperiment:
 
     @cached_property
     def rate(self) -> float:
-        """Multiply-accumulates per second on this device, measured over a few steps."""
+        """Multiply-accumulates per second on this device, measured over a few steps at the first use."""
         return self.experiment.calibrate(self.recipe)
 
     def print_stages(self) -> None:
-        """Print how many stages of each kind there are, and their optimiser steps; the same on every machine."""
+        """Print the number of stages of each kind and their optimizer steps. They are equal on all machines."""
         print(stage_table(self.plan).to_string(index=False))
 
     def estimate(self) -> None:
-        """Print what is left to compute, and how long it takes on this device."""
+        """Print what remains to be computed, and how long it takes on this device."""
         print(plan_cost(self.plan, self.store, self.rate).sentence())
 
     def run(self) -> Results:
-        """Run all stages that are not finished. Raises RecipeError if lists cannot be used."""
+        """Run all stages that are not finished. Raises RecipeError if a list cannot be used."""
         self.plan.check_lists()
         self.store.complete_all(self.plan.stages, self.recipe.compute)
         return Results(self.plan, self.plan.rows(self.store), self.store)
 
     def times(self) -> Table:
-        """Predicted and actual time of the stages."""
+        """Return the predicted and actual times of the stages."""
         return Table(predicted_and_actual(self.plan, self.store, self.rate), "cost", SPENT_CAPTION)
 
     def report(self, results: Results, conclusions: Sequence[str], *parts: Table | Plot | None) -> Path:
-        """Write the report: conclusions, then tables and figures in this order (None is skipped), then times.
+        """Write the report: conclusions, tables and figures in this order (None is skipped), times of the stages.
 
-        Prints where it is, and whether it replaces another one. Returns the path of its page.
+        Prints its path, and whether it replaces another one. Returns the path of its page.
         """
-        page = Report(self.name, self.recipe.scale, self.experiment.title, self.experiment.question)
-        page.reading(conclusions)
-        for part in (*parts, self.times()):
-            if isinstance(part, Table):
-                page.table(part.frame, part.name, part.caption)
-            elif isinstance(part, Plot):
-                add = page.animation if isinstance(part.figure, bytes) else page.figure
-                add(part.figure, part.name, part.caption)  # type: ignore[arg-type]
-        page.results(results.rows)
-        path = page.close(results.plan, results.store)
-        print("report:", path)
+        shown = [part for part in (*parts, self.times()) if part is not None]
+        path = write_report(self.name, self.experiment, results, conclusions, shown)
+        print("report:", project_path(path))
         return path

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,11 @@ from vmae_lab.utils.paths import project_root
 
 VARIABLE = "VMAE_LAB_NOTEBOOK"  # set by `vmae-lab run`, and by users who start kernels in other ways
 RUNNERS = {"papermill", "jupyter-execute", "jupyter-nbconvert"}
-PARAMETER_TAGS = {"parameters", "injected-parameters"}  # of cells whose values are in the recipe
+PARAMETER_TAGS = {"parameters", "injected-parameters"}  # tags of cells whose values are in the recipe
 
 
 class _Parent(NamedTuple):
-    """The process that started this kernel; what the system does not show is empty. `kernel_start`: seconds since the epoch."""
+    """The process that started this kernel. What the system hides is empty. `kernel_start`: seconds since the epoch."""
 
     cmdline: Sequence[str] = ()
     cwd: str = ""
@@ -29,13 +30,13 @@ class _Parent(NamedTuple):
 
 
 def notebook_file() -> Path | None:
-    """The notebook that this kernel runs (papermill's input, not its output). None if it cannot be found."""
+    """Return the notebook that this kernel runs (papermill's input, not its output). None if it cannot be found."""
     paths = (Path(os.path.abspath(path)) for path in _candidates() if path)
     return next((path for path in paths if path.suffix == ".ipynb" and path.is_file()), None)
 
 
 def _candidates() -> Iterator[str | Path]:
-    """Paths by the program that started the kernel. The nearest is first, since processes inherit their server's variables."""
+    """Yield paths that the program around the kernel gives, the nearest program first: variables of servers are inherited."""
     parent = _parent_process()
     yield os.environ.get(VARIABLE, "")
     yield from _on_command_line(parent)
@@ -45,7 +46,7 @@ def _candidates() -> Iterator[str | Path]:
     session = os.environ.get("JPY_SESSION_NAME", "")  # Jupyter's servers
     if parent.environ.get("JPY_SESSION_NAME") != session:
         yield session
-        yield Path(session).name  # the path starts at the server's folder, and the kernel runs in the notebook's
+        yield Path(session).name  # the path starts at the server's folder, but the kernel runs in the notebook's folder
     yield variables.get("PAPERMILL_INPUT_PATH", "")  # papermill --inject-input-path
     yield Path(os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[0]).name  # nbval
     yield from _input_of_papermill(parent)
@@ -56,17 +57,16 @@ def _parent_process() -> _Parent:
         import psutil  # installed with ipykernel
     except ImportError:
         return _Parent()
-    try:
+    with suppress(psutil.Error, OSError):  # if the parent has ended
         kernel = psutil.Process()
         parent = kernel.parent()
         shown = parent.as_dict(["cmdline", "cwd", "environ"]) if parent else {}
-    except (psutil.Error, OSError):  # the parent has ended
-        return _Parent()
-    return _Parent(**{name: value for name, value in shown.items() if value}, kernel_start=kernel.create_time())
+        return _Parent(**{name: value for name, value in shown.items() if value}, kernel_start=kernel.create_time())
+    return _Parent()
 
 
 def _on_command_line(parent: _Parent) -> Iterator[Path]:
-    """The notebook on the command line of a program that runs notebooks. None if it has several."""
+    """Yield the notebook on the command line of a program that runs notebooks, unless there are several."""
     runner = next((name for word in parent.cmdline if (name := Path(word).stem) in RUNNERS), None)
     notebooks = [
         word
@@ -79,38 +79,30 @@ def _on_command_line(parent: _Parent) -> Iterator[Path]:
 
 
 def _input_of_papermill(parent: _Parent) -> set[Path]:
-    """The input of a papermill that was called from Python: before each cell it writes that path into its output."""
-    folders = {Path.cwd(), project_root(), project_root() / "notebooks"}
+    """Return the input of a papermill that Python code started. Before each cell, papermill writes it into its output."""
     inputs = set()
-    for output in (file for folder in folders for file in folder.glob("*.ipynb")):
-        try:
-            run = json.loads(output.read_text(encoding="utf-8"))["metadata"]["papermill"]
-            is_new = output.stat().st_mtime > parent.kernel_start
-        except (ValueError, KeyError, OSError):
-            continue
-        if is_new and run.get("input_path") and run.get("end_time") is None:
-            inputs.add(Path(parent.cwd) / run["input_path"])
+    for folder in {Path.cwd(), project_root(), project_root() / "notebooks"}:
+        for output in folder.glob("*.ipynb"):
+            with suppress(ValueError, KeyError, OSError):
+                run = json.loads(output.read_text(encoding="utf-8"))["metadata"]["papermill"]
+                is_new = output.stat().st_mtime > parent.kernel_start
+                if is_new and run.get("input_path") and run.get("end_time") is None:
+                    inputs.add(Path(parent.cwd) / run["input_path"])
     return inputs if len(inputs) == 1 else set()
 
 
-def written_path(file: Path) -> str:
-    """A notebook's path as reports write it: from the project's folder if it is inside."""
-    path, root = file.parent.resolve() / file.name, project_root().resolve()
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
 def read_cells(file: Path) -> list[dict[str, Any]]:
-    """A notebook's code cells except those of parameters. Raises ValueError if the file is no notebook."""
+    """Return a notebook's code cells except those of parameters. Raises ValueError if the file is not a notebook."""
     return _code_cells(file.read_text(encoding="utf-8"))
 
 
 def code_digest(cells: list[dict[str, Any]]) -> str:
-    """A hash of a notebook's code, without outputs, text and parameters."""
+    """Return a hash of a notebook's code, without outputs, text and parameters."""
     return fingerprint(["".join(cell["source"]) for cell in cells])
 
 
 def code_state(file: Path) -> str:
-    """Whether a notebook's code is the committed one. Empty outside a git checkout."""
+    """Return whether a notebook's code is the committed one. Empty outside a git checkout."""
     try:
         git(file.parent, "rev-parse", "--git-dir")
     except (OSError, subprocess.CalledProcessError):

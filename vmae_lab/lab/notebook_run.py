@@ -18,17 +18,17 @@ from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.report.folder import report_place
 from vmae_lab.lab.scales import params_folders, read_scale
 from vmae_lab.utils.atomic_io import make_folder, write_text
-from vmae_lab.utils.paths import how_to_find_it
+from vmae_lab.utils.paths import how_to_find_it, project_path, project_root
 from vmae_lab.utils.progress import VARIABLE as PROGRESS
 
-RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in markdown
-PLANNED = re.compile(r"""(?:open_experiment|plan_notebook)\(\s*["'](\w+)["']""")
+RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)]+)\)")  # in Markdown
+OPENS = re.compile(r"""(?:open_experiment|plan_notebook)\(\s*["'](\w+)["']""")
 
 
 def require_papermill() -> None:
     """Raise FileNotFoundError if papermill is not installed."""
     if not find_spec("papermill"):
-        raise FileNotFoundError("running notebooks needs papermill, which is not installed: pip install 'vmae-lab[lab]'")
+        raise FileNotFoundError("papermill, which runs notebooks, is not installed: pip install 'vmae-lab[lab]'")
 
 
 def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
@@ -39,10 +39,10 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     folder = make_folder(report_place(plan, notebook.stem, notebook.absolute()).folder)
     name = folder.name
     executed, page = folder / f"{name}.ipynb", folder / f"{name}.html"
-    page.unlink(missing_ok=True)  # it would be another run's page if this run stops
+    page.unlink(missing_ok=True)  # if this run fails, the page of an earlier run must not stay
     variables = {
         FILE: str(notebook.absolute()),
-        # The kernel has no terminal: its output is printed by this process.
+        # The kernel has no terminal. This process prints its output.
         PROGRESS: os.environ.get(PROGRESS) or ("terminal" if sys.stdout.isatty() else "lines"),
         "COLUMNS": str(shutil.get_terminal_size().columns),
     }
@@ -54,13 +54,13 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
                 config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # avoids a warning of the kernel
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        print(f"vmae-lab: {name} stopped: {error.ename}: {error.evalue}\nthe notebook so far: {executed}", file=sys.stderr)
+        if executed.is_file():
+            make_portable(executed, notebook)
+        print(f"vmae-lab: {name} failed: {error.ename}: {error.evalue}\nnotebook so far: {executed}", file=sys.stderr)
         return 1
-    move_links(executed, notebook)
+    make_portable(executed, notebook)
     write_text(page, notebook_as_html(executed))
-    print(f"executed notebook: {executed}")
-    print(f"as a page: {page}")
-    print(f"report: {folder / 'README.md'}")
+    print(f"executed notebook: {executed}\nexecuted notebook as HTML: {page}\nreport: {folder / 'README.md'}")
     return 0
 
 
@@ -76,23 +76,38 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def move_links(executed: Path, notebook: Path) -> None:
-    """Rewrite the relative links in the text of an executed notebook for its new folder."""
+def make_portable(executed: Path, notebook: Path) -> None:
+    """Rewrite an executed notebook so that it can be committed: no link is broken, and no path shows this machine's folders.
+
+    Links in its text are rewritten for its new folder. Paths inside the project become relative to the project's folder, in
+    outputs, in the injected parameters and in papermill's metadata.
+    """
     import nbformat
 
-    def moved(link: re.Match) -> str:
+    def new_link(link: re.Match) -> str:
         target = os.path.relpath(notebook.resolve().parent / link[1], executed.resolve().parent)
         return f"]({Path(target).as_posix()})"
+
+    roots = "|".join(re.escape(str(root)) for root in {project_root(), project_root().resolve()})
+    # "/a" is not in "/b/a", and not in "/a-b".
+    inside = re.compile(rf"(?<![\w.-])(?:{roots})(?:/|(?![\w.-]))")
+
+    def relative(value: Any) -> Any:
+        if isinstance(value, str):
+            return inside.sub(lambda path: "" if path[0].endswith("/") else ".", value)
+        if isinstance(value, dict):
+            return {key: item if key.startswith("image/") else relative(item) for key, item in value.items()}
+        return [relative(item) for item in value] if isinstance(value, list) else value
 
     content = nbformat.read(executed, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = RELATIVE_LINK.sub(moved, cell.source)
-    nbformat.write(content, executed)
+            cell.source = RELATIVE_LINK.sub(new_link, cell.source)
+    nbformat.write(nbformat.from_dict(relative(content)), executed)
 
 
 def notebook_as_html(executed: Path) -> str:
-    """An executed notebook as one HTML page that needs neither Jupyter nor a network: widgets are replaced by pictures."""
+    """Return an executed notebook as one HTML page that needs no Jupyter and no network. Pictures replace widgets."""
     from nbconvert import HTMLExporter
     from nbconvert.utils.base import NbConvertBase
 
@@ -101,24 +116,24 @@ def notebook_as_html(executed: Path) -> str:
 
 
 def checked_parameters(notebook: Path, scale: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Plan]:
-    """The parameters to inject into a notebook, and the plan that they make. Raises RecipeError and FileNotFoundError."""
+    """Return the parameters to inject into a notebook, and its plan. Raises RecipeError and FileNotFoundError."""
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
     name = experiment_of(notebook)
     arms, changes = EXPERIMENTS[name].arms, {"override": dict(overrides)}
     recipe = build_recipe(changes, arms, {"arms": list(arms), **read_scale(scale, params_folders(notebook))})
-    file = str(Path(scale).absolute()) if Path(scale).is_file() else scale
+    file = project_path(Path(scale)) if Path(scale).is_file() else scale
     return {"scale": file, **changes}, plan_notebook(name, recipe)
 
 
 def experiment_of(notebook: Path) -> str:
-    """The experiment of a notebook, as its code names it to `open_experiment` or `plan_notebook`. Raises RecipeError."""
+    """Return the experiment that a notebook's code passes to `open_experiment` or `plan_notebook`. Raises RecipeError."""
     try:
         code = "\n".join("".join(cell["source"]) for cell in read_cells(notebook))
     except (ValueError, KeyError, AttributeError):
         raise RecipeError(f"{notebook} is not a notebook (JSON with cells)") from None
-    found = PLANNED.search(code)
+    found = OPENS.search(code)
     if found and found[1] in EXPERIMENTS:
         return found[1]
-    what = f"there is no experiment '{found[1]}'" if found else 'no cell calls open_experiment("NAME", globals())'
-    raise RecipeError(f"{notebook} is not a notebook of this workbook: {what}; names are {', '.join(EXPERIMENTS)}")
+    problem = f"there is no experiment '{found[1]}'" if found else 'no cell calls open_experiment("NAME", globals())'
+    raise RecipeError(f"{notebook} is not a notebook of this project: {problem}; experiments are {', '.join(EXPERIMENTS)}")

@@ -4,7 +4,6 @@ Text is read as YAML, unless the setting is a text. `model` is the recipe's clas
 """
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +16,12 @@ from pydantic import BaseModel
 from vmae_lab.utils.errors import UserError
 
 Model = type[BaseModel]
-INTEGER = re.compile(r"[-+]?[0-9]+")
-NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 DATA_SOURCES = ("motionworld", "lists")  # a section has one of them
-OF_A_DATA_SOURCE = ("pretrain_sources", "pretrain_limits")  # settings that name parts of it
+OF_A_DATA_SOURCE = ("pretrain_sources", "pretrain_limits")  # settings that name parts of the data source
 
 
 class RecipeError(UserError, ValueError):
-    """A parameter that is unknown, of the wrong type, or impossible. The message names it and what is accepted."""
+    """A parameter is unknown, has the wrong type, or is impossible. The message names it and what is accepted."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -32,7 +29,7 @@ class RecipeError(UserError, ValueError):
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Keeps scalars as text, except null, because the type of the setting decides how its text is read."""
+    """Reads all scalars except null as text, because the type of a setting decides how its text is converted."""
 
 
 _TextLoader.yaml_implicit_resolvers = {
@@ -42,15 +39,16 @@ _TextLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(text: str) -> Any:
-    """The mappings, lists and texts of a YAML document. Raises yaml.YAMLError."""
+    """Return the mappings, lists and texts of a YAML document. Raises yaml.YAMLError."""
     return yaml.load(text, _TextLoader)
 
 
 def typed(value: Any, annotation: Any, name: str) -> Any:
-    """`value` with its text converted for a setting of type `annotation`. pydantic refuses what does not fit.
+    """Return `value` with its text converted to the type `annotation`. A value that does not fit is left to pydantic.
 
     A text setting keeps its text (None for "null" if it accepts None). For other settings, text is read as YAML, and a single
-    value becomes a list of one if a list is expected. `name` is the setting's dotted name, for messages. Raises RecipeError.
+    value becomes a list of one if a list of any length is expected. Raises RecipeError, with the setting's `name`, if the text
+    is not valid YAML.
     """
     kinds = list(alternatives(annotation))
     takes_text = any(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds)
@@ -58,19 +56,16 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
         value = _read(value, kinds, takes_text, name)
     if isinstance(value, Mapping):
         return {key: typed(item, type_at([key], annotation), f"{name}.{key}") for key, item in value.items()}
-    item_types = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), (Any, ...))
-    any_length = item_types[-1] is Ellipsis
+    item_type, *others = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), (Any,))
     if isinstance(value, list | tuple):
-        if any_length or len(item_types) != len(value):
-            item_types = (item_types[0],) * len(value)
-        return [typed(item, item_types[i], f"{name}.{i}") for i, item in enumerate(value)]
-    if value is not None and any_length and all(kind is NoneType or get_origin(kind) is tuple for kind in kinds):
-        return [typed(value, item_types[0], name)]
+        return [typed(item, item_type, f"{name}.{i}") for i, item in enumerate(value)]
+    if value is not None and others == [...] and all(kind is NoneType or get_origin(kind) is tuple for kind in kinds):
+        return [typed(value, item_type, name)]
     return _scalar(value) if isinstance(value, str) and not takes_text else value
 
 
 def alternatives(annotation: Any) -> Iterator[Any]:
-    """The types that a setting accepts: the members of a union, without `Annotated`."""
+    """Yield the types that a setting accepts: the members of a union, without `Annotated`."""
     if get_origin(annotation) is Annotated:
         yield from alternatives(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
@@ -81,12 +76,12 @@ def alternatives(annotation: Any) -> Iterator[Any]:
 
 
 def section_of(annotation: Any) -> Model | None:
-    """The section among the types that a setting accepts, if there is one."""
+    """Return the section among the types that a setting accepts, or None."""
     return next((kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def type_at(path: list[str], annotation: Any) -> Any:
-    """The type of the setting at a path from a section or dictionary; Any if there is no such setting."""
+    """Return the type of the setting at a path inside a section or dictionary. Any if there is no such setting."""
     for name in path:
         section = section_of(annotation)
         if section and name in section.model_fields:
@@ -97,34 +92,29 @@ def type_at(path: list[str], annotation: Any) -> Any:
 
 
 def _read(text: str, kinds: list[Any], takes_text: bool, name: str) -> Any:
-    """The YAML value of a text. A setting that takes text gets the text itself, without quotes around the whole."""
-    if takes_text and text == "null" and NoneType in kinds:
-        return None
-    if not takes_text or any(section_of(kind) or get_origin(kind) in (tuple, dict) for kind in kinds):
-        try:
-            value = read_yaml(text)
-        except yaml.YAMLError as error:
-            if takes_text:
-                return text
-            reason = getattr(error, "problem", None) or str(error)
-            raise RecipeError(
-                f"{name}: -p {name} {text!r} is not valid YAML: {reason}; put text with special characters in quotes"
-            ) from None
-        if not takes_text or isinstance(value, dict | list):
-            return value
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        with suppress(yaml.YAMLError):
-            unquoted = read_yaml(text)
-            return unquoted if isinstance(unquoted, str) else text
-    return text
+    """Return the YAML value of a text. A setting that takes text gets the text itself, without quotes around all of it."""
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        if takes_text:
+            return text
+        reason = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"{name}: {text!r} is not valid YAML: {reason}. Put text with special characters in quotes") from None
+    if not takes_text:
+        return value
+    accepts_yaml = (
+        (text == "null" and NoneType in kinds)
+        or (isinstance(value, str) and len(text) > 1 and text[0] == text[-1] and text[0] in "'\"")
+        or (isinstance(value, dict | list) and any(section_of(kind) or get_origin(kind) in (tuple, dict) for kind in kinds))
+    )
+    return value if accepts_yaml else text
 
 
 def _scalar(text: str) -> int | float | bool | str:
-    """A number or boolean as in YAML 1.2: 0123 is 123, 1e-3 is a number, `no` stays text (which pydantic reads as false)."""
-    if INTEGER.fullmatch(text):
-        return int(text)
-    if NUMBER.fullmatch(text):
-        return float(text)
+    """Convert a number or boolean as YAML 1.2 does: 0123 is 123 and 1e-3 is a number. Other text stays as it is."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
@@ -133,22 +123,24 @@ def _scalar(text: str) -> int | float | bool | str:
 
 
 def split_override(parameters: Mapping[str, Any], model: Model) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split parameters into sections, with their text converted, and `override`'s dotted settings. Raises RecipeError."""
+    """Split parameters into sections, with their text converted, and the dotted settings of `override`.
+
+    Raises RecipeError.
+    """
     sections = copy.deepcopy(dict(parameters))
     overrides = sections.pop("override", None)
     if isinstance(overrides, str):
         try:
             overrides = read_yaml(overrides)
         except yaml.YAMLError as error:
-            raise RecipeError(f"override {overrides!r} is not valid YAML: {error}") from None
+            raise RecipeError(f"override: {overrides!r} is not valid YAML: {error}") from None
     if not isinstance(overrides, Mapping | None):
-        raise RecipeError(f"override: dotted names and values are expected, e.g. {{pretrain.steps: 10}} (got {overrides!r})")
+        raise RecipeError(f"override: dotted names with values are expected, e.g. {{pretrain.steps: 10}} (got {overrides!r})")
     return {name: typed(value, type_at([name], model), name) for name, value in sections.items()}, dict(overrides or {})
 
 
-def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: Model) -> set[str]:
-    """Set dotted settings in a tree of values. Returns their names. Raises RecipeError."""
-    names = set()
+def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: Model) -> None:
+    """Set dotted settings in a tree of values. Raises RecipeError."""
     for dotted, value in overrides.items():
         *path, last = dotted.split(".")
         section = tree
@@ -159,15 +151,13 @@ def apply_overrides(tree: dict[str, Any], overrides: Mapping[str, Any], model: M
             if not isinstance(section, dict):
                 raise RecipeError(f"override '{dotted}': '{name}' is a single value, not a section")
         section[last] = typed(value, type_at([*path, last], model), dotted)
-        names |= {*_dotted_names(section[last], dotted)}
-    return names
 
 
 def merge_sections(tree: dict[str, Any], sections: Mapping[str, Any], model: Model, prefix: str = "") -> set[str]:
-    """Merge sections into a tree of values, key by key. Returns the dotted names of the changed values.
+    """Merge sections into a tree of values, key by key. Returns the dotted names of the settings that changed.
 
-    A dictionary that is a single setting is replaced as a whole. A section that gets another source of data loses its old
-    source and the settings that name parts of it.
+    A dictionary that is a single setting is replaced as a whole. If a section gets another data source, its old source and the
+    settings that name parts of it are removed.
     """
     changed = set[str]()
     for name, value in sorted(sections.items(), key=lambda item: item[0] != "data"):  # data first: it resets evaluate.sources
@@ -182,13 +172,5 @@ def merge_sections(tree: dict[str, Any], sections: Mapping[str, Any], model: Mod
             changed |= merge_sections(current, value, section, f"{dotted}.")
         elif name not in tree or current != value:
             tree[name] = value
-            changed |= {*_dotted_names(value, dotted)}
+            changed.add(dotted)
     return changed
-
-
-def _dotted_names(value: Any, name: str) -> Iterator[str]:
-    """`name`, and the dotted names of all values in it if it is a dictionary."""
-    yield name
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _dotted_names(item, f"{name}.{key}")

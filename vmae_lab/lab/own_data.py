@@ -1,4 +1,4 @@
-"""Settings that follow from a user's lists of videos, and what is impossible with the lists, before any video is decoded."""
+"""Derive settings from a user's lists of videos, and check the lists before any video is decoded."""
 
 import copy
 import os
@@ -13,15 +13,15 @@ from vmae_lab.data.video_lists.folders import listed_files
 from vmae_lab.data.video_lists.formats import absolute
 from vmae_lab.utils.atomic_io import local_name, readable
 
-HOLD_OUT = {"validation": 0.15, "test": 0.25}  # if there is no list of either
+HOLD_OUT = {"validation": 0.15, "test": 0.25}  # the default if neither has a list
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-LABELS = 160  # the default number of labelled clips
-MIN_LABELS = 8  # use all labels if the same number per class would give fewer
-CLASSES_NAMED = 10  # in a message
-FILES_CHECKED = 100  # of a list
+LABELS = 160  # the default number of labeled clips
+MIN_LABELS = 8  # if an equal number per class gives fewer labels, all labels are used
+CLASSES_NAMED = 10  # at most, in a message
+FILES_CHECKED = 100  # about so many per list
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Settings that follow from others
@@ -30,9 +30,10 @@ FILES_CHECKED = 100  # of a list
 def fit_warm_ups(
     tree: Mapping[str, Any], before: Mapping[str, Any], given: Collection[str], prefix: str = ""
 ) -> dict[str, Any]:
-    """A recipe's values in which a warm-up is shortened if the user gave its training no more steps than the warm-up has.
+    """Return a recipe's values with shorter warm-ups for trainings to which the user gave no more steps than warm-up steps.
 
-    It keeps its proportion to the steps in `before`. `given` are the dotted names that the user set, which stay.
+    A shortened warm-up keeps its proportion to the steps in `before`. Settings whose dotted names are in `given` were set by
+    the user and are not changed.
     """
     fitted = dict(tree)
     for name, value in tree.items():
@@ -46,10 +47,11 @@ def fit_warm_ups(
 
 
 def fit_to_lists(tree: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """A recipe's values, completed by what follows from `data.lists`, which is printed in one line. Unchanged without lists.
+    """Return a recipe's values with the settings that follow from `data.lists`, and print these in one line.
 
-    Values of a scale that only the embedded data set can have are removed. `given` are the dotted names that the user set,
-    which stay, as all possible values do. Lists that cannot be read change nothing; `list_problems` reports them.
+    Values of a scale that only the embedded data set can have are removed. Settings whose dotted names are in `given` were set
+    by the user and are not changed. Without lists, or if a list cannot be read, nothing changes; `list_problems` reports lists
+    that cannot be read.
     """
     fitted = copy.deepcopy(dict(tree))
     data, evaluate = fitted.get("data"), fitted.get("evaluate")
@@ -70,12 +72,12 @@ def fit_to_lists(tree: Mapping[str, Any], given: Collection[str]) -> dict[str, A
 
 
 def _is_given(name: str, given: Collection[str]) -> bool:
-    """Whether a setting, a section that contains it, or a part of it was set."""
+    """Return whether a setting, a section that contains it, or a part of it was set."""
     return any(f"{name}.".startswith(f"{other}.") or other.startswith(f"{name}.") for other in given)
 
 
 def _choose_lists(lists: dict[str, Any], given: Collection[str]) -> Iterator[str]:
-    """Choose the lists below a root, and what to hold out if validation and test have no lists."""
+    """Choose the lists below a root, and what to hold out if neither validation nor test has a list."""
     only_root = isinstance(lists.get("root"), str) and "train" not in lists and not lists.get("pretrain")
     if only_root:
         yield _choose_folder(lists)
@@ -89,7 +91,7 @@ def _choose_lists(lists: dict[str, Any], given: Collection[str]) -> Iterator[str
 
 
 def _choose_folder(lists: dict[str, Any]) -> str:
-    """Choose the lists of a folder by its content: one folder per class, one folder per split, or only videos."""
+    """Choose the lists of a root by its content: a folder per class, a folder per split, or only videos."""
     root = absolute(lists["root"])
     try:
         listing = listed_files(".", root, follow_links=bool((lists.get("decoding") or {}).get("follow_links")))
@@ -109,14 +111,14 @@ def _choose_folder(lists: dict[str, Any]) -> str:
         lists["train"] = next(iter(folders))
     elif all_in_root or one_folder or only_splits:
         lists["pretrain"] = "."
-        return f"data.lists.pretrain '.', without labels, since {root} has no folder per class"
+        return f"data.lists.pretrain '.' (no labels, because {root} has no folder per class)"
     else:
         lists["train"] = "."
-    return f"data.lists.train {lists['train']!r}" + (", a folder per class" if folders else "")
+    return f"data.lists.train {lists['train']!r}" + (" (a folder per class)" if folders else "")
 
 
 def _choose_split(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Collection[str]) -> Iterator[str]:
-    """Evaluate on validation or test if only that one has a list."""
+    """Select the split to evaluate on if only one of validation and test has a list."""
     listed = [name for name in ("validation", "test") if lists.get(name)]
     is_open = not lists.get("hold_out") and not _is_given("evaluate.split", given)
     if is_open and len(listed) == 1 and evaluate.get("split", "test") != listed[0]:
@@ -125,7 +127,7 @@ def _choose_split(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Col
 
 
 def _fit_labels(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Collection[str]) -> Iterator[str]:
-    """Fit the numbers of labelled clips that the user did not set to the videos of each class."""
+    """Fit the numbers of labeled clips that the user did not set to the videos of each class."""
     counts = {"evaluate.probe.labels": evaluate.setdefault("probe", {}), "evaluate.finetune_labels": evaluate}
     counts = {name: section for name, section in counts.items() if isinstance(section, dict) and not _is_given(name, given)}
     if not lists.get("train") or not counts:
@@ -142,13 +144,13 @@ def _fit_labels(lists: Mapping[str, Any], evaluate: dict[str, Any], given: Colle
         count = section.get(name, LABELS)
         if isinstance(count, int) and (fitted := _possible_labels(count, classes, videos)) != count:
             section[name] = fitted
-            yield f"{dotted} {'null, all labels' if fitted is None else fitted} in place of {count}"
+            yield f"{dotted} {'null (all labels)' if fitted is None else fitted} instead of {count}"
 
 
 def _possible_labels(count: int, classes: int, videos: list[int]) -> int | None:
-    """About `count` labels, the same number per class; None (all labels) if the classes have no more, or too few.
+    """Return about `count` labels, the same number per class. None (all labels) if the classes have too few for that.
 
-    `videos` are the numbers of videos of the classes that have some; empty if the list does not exist yet.
+    `videos` are the numbers of videos of the classes that have some. It is empty if the list does not exist yet.
     """
     if count % classes == 0 and (not videos or count // len(videos) <= min(videos)):
         return count
@@ -165,10 +167,10 @@ def _possible_labels(count: int, classes: int, videos: list[int]) -> int | None:
 def list_problems(
     lists: ListSettings, used: Iterable[str], labels: Iterable[tuple[str, int]] = (), ahead: bool = True
 ) -> list[str]:  # fmt: skip
-    """What makes the splits `used` (`pretrain`, `train`, `validation`, `test`) impossible, one line each.
+    """Return what makes the splits `used` (`pretrain`, `train`, `validation`, `test`) impossible, one line per problem.
 
-    `labels` are settings and the number of labelled clips that each draws from the train split. With `ahead`, the listed files
-    need not exist, and neither need the lists, unless the root exists and the classes have to be counted.
+    `labels` has settings with the number of labeled clips that each draws from the train split. With `ahead`, the listed files
+    need not exist. The lists need not exist either, unless the root exists and the classes have to be counted.
     """
     used, root, problems = list(dict.fromkeys(used)), absolute(lists.root), list[str]()
     must_count = not lists.classes and set(used) - {"pretrain"} and root.is_dir()
@@ -185,8 +187,8 @@ def list_problems(
             continue
         if split != "pretrain" and len(parts[0].classes) < 2:
             problems.append(
-                f"data.lists.train: all videos are of one class, {', '.join(parts[0].classes)}, so there is nothing to "
-                "classify; list two classes or more, or give only data.lists.pretrain to pre-train without labels"
+                f"data.lists.train: all videos are of one class, {', '.join(parts[0].classes)}; list at least two classes, or "
+                "set only data.lists.pretrain to pre-train without labels"
             )
         if not ahead:
             problems += [line for videos in parts if (line := _no_files(split, videos))]
@@ -194,58 +196,57 @@ def list_problems(
             classes, counts = parts[0].classes, parts[0].table["label"].value_counts()
             smallest, number = classes[counts.idxmin()], counts.min()
             problems += [
-                f"{name} {count} are {count // len(counts)} videos per class, and class '{smallest}' of data.lists.train has "
-                f"{number}: set it to {number * len(counts)} at most, or to null to use all labels"
+                f"{name}: {count} labels need {count // len(counts)} videos per class, but class '{smallest}' of "
+                f"data.lists.train has {number}; set at most {number * len(counts)}, or null to use all labels"
                 for name, count in labels if count % len(classes) == 0 and count // len(counts) > number
             ]  # fmt: skip
     return list(dict.fromkeys(problems))
 
 
 def _no_files(split: str, videos: VideoList) -> str:
-    """What is wrong if no file of a list exists, as with a wrong root; empty if some do. Only some files are checked."""
+    """Return an error message if no file of a list exists, for example because the root is wrong. Checks only some files."""
     files = _files(videos)
     if any(os.path.lexists(local_name(file)) for file in files[:: max(1, len(files) // FILES_CHECKED)]):
         return ""
     return (
-        f"data.lists.{split}: none of the {len(files)} listed files exists, first {readable(files[0])}; set data.lists.root "
-        "to the folder that the list's paths start from"
+        f"data.lists.{split}: none of the {len(files)} listed files exists, for example {readable(files[0])}; set "
+        "data.lists.root to the folder that the paths in the list are relative to"
     )
 
 
 def _no_root(lists: ListSettings, root: Path) -> str:
     if root.is_file():
-        return (
-            f"data.lists.root: {root} is a file; set data.lists.train to it, and root to the folder that its paths start from"
-        )
+        return f"data.lists.root: {root} is a file; set data.lists.train to it, and root to the folder of its paths"
     if any(letter in lists.root for letter in "*?["):
-        return f"data.lists.root: {root} is no folder; set data.lists.train to the glob, and root to a folder above the videos"
-    relative = "" if Path(lists.root).expanduser().is_absolute() else " (a relative root starts from the current folder)"
+        return f"data.lists.root: {root} is a glob; set data.lists.train to the glob, and root to a folder above the videos"
+    relative = "" if Path(lists.root).expanduser().is_absolute() else " (the root is relative to the current folder)"
     return f"data.lists.root: there is no folder {root}{relative}; set it to the folder of your videos"
 
 
 def list_notes(lists: ListSettings, split: str) -> list[str]:
-    """Notes on a split that is evaluated: classes with too few videos to be held out, or, if the split has a list of its own,
-    videos that are trained on as well. Raises ListError.
+    """Return notes on an evaluated split: classes with too few videos to hold some out, and videos that are trained on too.
+
+    Raises ListError.
     """
     if lists.hold_out:
         if not (lacking := lacking_classes(lists, split)):
             return []
         more = f" and {len(lacking) - CLASSES_NAMED} more" if len(lacking) > CLASSES_NAMED else ""
         names = ", ".join(lacking[:CLASSES_NAMED]) + more
-        return [f"data.lists.hold_out: classes with too few videos to be in {split}: {names}"]
+        return [f"data.lists.hold_out: classes with too few videos, which {split} does not have: {names}"]
     if split == "train":
         return []
     train, own = (set(_files(read_split(lists, name, warn=False))) for name in ("train", split))
     if not (twice := sorted(train & own)):
         return []
     return [
-        f"data.lists.{split}: {len(twice)} of {len(own)} videos are in data.lists.train, too, so their accuracy says "
-        f"little; first {readable(twice[0])}"
+        f"data.lists.{split}: {len(twice)} of {len(own)} videos are also in data.lists.train, so their accuracy does not "
+        f"measure generalization; for example {readable(twice[0])}"
     ]
 
 
 def clip_count(lists: ListSettings, split: str) -> int:
-    """The number of videos of a split. Raises ListError."""
+    """Return the number of videos of a split. Raises ListError."""
     return sum(map(len, read_pretrain(lists).values())) if split == "pretrain" else len(read_split(lists, split, warn=False))
 
 

@@ -1,1 +1,1 @@
-"""Models as pure functions of tensors: sizes, encoder trunk, VideoMAE, classifier, detectors; checkpoints; analytic cost."""
+"""Models as pure functions of tensors (encoder, VideoMAE, classifier, detectors), their checkpoints and analytic cost."""

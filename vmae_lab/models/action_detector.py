@@ -1,4 +1,4 @@
-"""Spatio-temporal action detection as VideoMAE on AVA: RoIAlign on the encoder's feature maps, independent class scores."""
+"""Spatio-temporal action detection, as VideoMAE on AVA: RoIAlign on the encoder's feature maps, one logit per class."""
 
 from pathlib import Path
 from typing import Self
@@ -13,14 +13,14 @@ from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.vit import VideoEncoder, class_layer, initialise
 
-BINS = 7  # per side of a box
+BINS = 7  # RoIAlign bins per side of a box
 
 
 class ActionDetector(Pretrained):
-    """Scores of each class for each box of a clip's key frame: logits of independent classes.
+    """Predicts a logit for each class and each box in a clip's key frame. Classes are independent.
 
-    Tokens after the final LayerNorm -> mean over time -> RoIAlign (7 x 7, unaligned, adaptive sampling) -> maximum over bins
-    -> linear, whose initial weights are scaled by `init_scale`.
+    Tokens after the final LayerNorm -> mean over time -> RoIAlign (7 x 7 bins, unaligned, adaptive sampling) -> maximum over
+    bins -> linear. The linear layer's initial weights are scaled by `init_scale`.
     """
 
     def __init__(self, size: Size, clip: ClipShape, classes: int, drop_path: float = 0.0, init_scale: float = 0.001):
@@ -32,13 +32,13 @@ class ActionDetector(Pretrained):
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> Self:
-        """Open a folder that `save_pretrained` wrote, in evaluation mode. Raises CheckpointError."""
+        """Load a model from a folder that `save_pretrained` wrote, in evaluation mode. Raises CheckpointError."""
         checkpoint = open_checkpoint(where)
         config = checkpoint.config
         if config.model != "ActionDetector":
-            raise CheckpointError(f"{where} holds a {config.model}; train an ActionDetector from it with `vmae-lab detect`")
+            raise CheckpointError(f"{where} is a {config.model}, no ActionDetector; train one from it with `vmae-lab detect`")
         if config.classes is None:
-            raise CheckpointError(f"{where} has no number of classes (classes in config.json)")
+            raise CheckpointError(f"{where}: config.json has no `classes` (number of classes)")
         model = cls(config.size, config.clip, config.classes)
         load_weights(model, checkpoint.state, str(where))
         return model.eval()
@@ -48,17 +48,20 @@ class ActionDetector(Pretrained):
         return ModelConfig(model="ActionDetector", size=self.size, clip=self.clip, classes=self.classes)
 
     def load_encoder(self, state: State) -> None:
-        """Load an encoder's weights; a classifier's has no final LayerNorm, so the new one is kept. Raises CheckpointError."""
+        """Load an encoder's weights. If they have no final LayerNorm (a classifier's), keep ours. Raises CheckpointError."""
         own = {key: value for key, value in self.encoder.state_dict().items() if key.startswith("trunk.norm.")}
         load_weights(self.encoder, {**own, **state}, "the pre-trained encoder")
 
     def forward(self, video: Tensor, boxes: Tensor) -> Tensor:
-        """`(B, C, T, H, W)` of any height and width that patches divide, boxes `(B, M, 4)` in pixels -> `(B, M, classes)`."""
+        """Video `(B, C, T, H, W)` and boxes `(B, M, 4)` in pixels -> logits `(B, M, classes)`.
+
+        Height and width are any multiples of the patch.
+        """
         maps = self.encoder.maps(video).float().mean(2)  # (B, D, H', W')
         rois = list(boxes.to(maps.dtype).unbind())
         bins = roi_align(maps, rois, BINS, spatial_scale=1 / self.clip.patch, sampling_ratio=0, aligned=False)
         return rearrange(self.head(bins.amax((2, 3))), "(b m) k -> b m k", b=len(video))  # bins: (B*M, D, 7, 7)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest is the last."""
+        """Layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest is the last layer."""
         return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}

@@ -1,8 +1,10 @@
 """Temporal action detection: a pyramid of local attention over the features of a long video.
 
-After ActionFormer (Zhang et al., ECCV 2022, arXiv 2202.07925), in our own code. Level l of the pyramid has every 2^l-th time
-step of the features; at each of its points the model predicts which actions happen and how far away their ends are. Padding
-is bool, True = padded: padded features are zero, and nothing attends to them. P is the number of points of all levels.
+Our implementation of ActionFormer (Zhang et al., ECCV 2022, arXiv 2202.07925). Level l of the pyramid has every 2^l-th time
+step of the features. At each point of a level the model predicts which actions happen and the distances to their start and end.
+Padding is bool, True = padded: padded features are zero, and no time step attends to them.
+
+Shapes: B videos, T time steps, C feature width, D model width, H heads, P points of all levels.
 """
 
 import math
@@ -22,38 +24,38 @@ from vmae_lab.models.checkpoints.save import write_weights
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "localiser.json"
-CHUNK = 64  # queries that share one block of keys in local attention
+CHUNK = 64  # queries that share one chunk of keys in local attention
 PRIOR = 0.01  # initial probability of every class (focal loss, arXiv 1708.02002, section 4.1)
 
 
 class ActionFormerShape(BaseModel):
-    """Widths and depths; the defaults are those of ActionFormer on THUMOS14."""
+    """Widths and depths. The defaults are ActionFormer's on THUMOS14."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(512, ge=1)
     heads: int = Field(4, ge=1)
-    window: int = Field(19, ge=1, description="time steps of its level that a time step attends to, centred on it")
+    window: int = Field(19, ge=1, description="time steps in a level that a time step attends to, centered on it; odd")
     embed_layers: int = Field(2, ge=1, description="convolutions that embed the features")
-    stem_layers: int = Field(2, ge=0, description="blocks at the rate of the features")
-    levels: int = Field(6, ge=1, description="levels of the pyramid, the first at the rate of the features")
-    head_layers: int = Field(2, ge=0, description="convolutions of a head before the last one")
-    layer_scale: float = Field(1e-4, gt=0, description="initial factor of a block's branches")
+    stem_layers: int = Field(2, ge=0, description="blocks at the features' rate")
+    levels: int = Field(6, ge=1, description="levels of the pyramid; the first has the features' rate")
+    head_layers: int = Field(2, ge=0, description="hidden convolutions of a head")
+    layer_scale: float = Field(1e-4, gt=0, description="initial layer scale of a block's branches")
 
     def model_post_init(self, _context: object) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.window % 2 == 0:
-            raise ValueError(f"window {self.window} is even; an odd number is expected")
+            raise ValueError(f"window {self.window} is even; use an odd number")
 
     @property
     def multiple(self) -> int:
-        """The number of time steps must be a multiple of this, so that every level halves."""
+        """T must be a multiple of this number, so that every level has half as many time steps as the one before."""
         return 2 ** (self.levels - 1)
 
 
 def pyramid_points(length: int, levels: int) -> tuple[Tensor, Tensor]:
-    """Time and stride of every point of the pyramid, in time steps of the features, ordered by level: float32 `(P,)` each."""
+    """Time and stride of each point of the pyramid, in time steps of the features: two float32 `(P,)`, ordered by level."""
     times = [torch.arange(0, length, 2**level) for level in range(levels)]
     strides = [torch.full_like(time, 2**level) for level, time in enumerate(times)]
     return torch.cat(times).float(), torch.cat(strides).float()
@@ -65,9 +67,9 @@ def pyramid_padding(padding: Tensor, levels: int) -> Tensor:
 
 
 class ActionFormer(nn.Module):
-    """Predicts logits of independent classes and distances to both ends at every point of the pyramid.
+    """Predicts class logits and the distances to start and end at each point of the pyramid. Classes are independent.
 
-    `features`: width of the features. `classes`: names, in the order of the logits.
+    `features` is the width of the features; `classes` are the names, in the order of the logits.
     """
 
     def __init__(self, shape: ActionFormerShape, features: int, classes: Sequence[str], drop_path: float = 0.0):
@@ -82,16 +84,17 @@ class ActionFormer(nn.Module):
         self.regress = Head(width, 2, shape.head_layers)
         self.scales = nn.Parameter(torch.ones(shape.levels))
         bias = self.classify.last.conv.bias
-        assert bias is not None, "a layer without norm has a bias"
+        assert bias is not None, "a Conv without norm has a bias"
         nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
 
     def _block(self, stride: int, drop_path: float) -> "LocalBlock":
         return LocalBlock(self.shape.width, self.shape.heads, self.shape.window, stride, drop_path, self.shape.layer_scale)
 
     def forward(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(B, T, C)` and padding, bool `(B, T)` -> logits `(B, P, classes)` and distances to start and end,
-        `(B, P, 2)`, in strides of the point's level. Raises ValueError unless T is a multiple of `shape.multiple` and C is
-        the width of the features.
+        """Features `(B, T, C)` and padding, bool `(B, T)` -> logits `(B, P, classes)` and distances `(B, P, 2)`.
+
+        Distances are to start and end, in strides of the point's level. Raises ValueError if T is not a multiple of
+        `shape.multiple` or C is not the width of the features.
         """
         if features.shape[-1] != self.features or features.shape[1] % self.shape.multiple:
             raise ValueError(
@@ -113,7 +116,7 @@ class ActionFormer(nn.Module):
         return torch.cat(logits, dim=1), torch.cat(distances, dim=1)
 
     def save(self, folder: Path) -> None:
-        """Write weights and shape into a folder, each atomically. Raises StorageError."""
+        """Write weights and config to a folder, each file atomically. Raises StorageError."""
         make_folder(folder)
         write_weights(folder / WEIGHTS, self.state_dict())
         config = {"shape": self.shape.model_dump(), "features": self.features, "classes": list(self.classes)}
@@ -121,21 +124,21 @@ class ActionFormer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Open a folder that `save` wrote, in evaluation mode. Raises CheckpointError."""
+        """Load a model from a folder that `save` wrote, in evaluation mode. Raises CheckpointError."""
         folder = Path(folder)
         try:
             config = read_json(folder / CONFIG)
             model = cls(ActionFormerShape(**config["shape"]), config["features"], config["classes"])
         except (OSError, KeyError, TypeError, ValidationError) as error:
             raise CheckpointError(
-                f"{folder} holds no temporal detector ({CONFIG}: {error}); train one with `vmae-lab localise`"
+                f"{folder} is not a temporal detector ({CONFIG}: {error}); train one with `vmae-lab localise`"
             ) from error
         load_weights(model, read_weights(folder / WEIGHTS), str(folder))
         return model.eval()
 
 
 class Conv(nn.Module):
-    """A convolution over three time steps, then a LayerNorm if `norm`: `(B, T, C)` -> `(B, T / stride, D)`; padding stays 0."""
+    """A convolution over three time steps and, if `norm`, a LayerNorm: `(B, T, C)` -> `(B, T / stride, D)`. Padding stays 0."""
 
     def __init__(self, width: int, out: int, stride: int = 1, groups: int = 1, norm: bool = True):
         super().__init__()
@@ -149,7 +152,7 @@ class Conv(nn.Module):
 
 
 class Head(nn.Module):
-    """Predicts at every point of a level; one head is shared by all levels."""
+    """Convolutions that predict `out` values at each time step of a level. All levels share one head."""
 
     def __init__(self, width: int, out: int, layers: int):
         super().__init__()
@@ -163,13 +166,13 @@ class Head(nn.Module):
 
 
 class LocalBlock(nn.Module):
-    """A pre-norm transformer block with local attention. A stride of 2 halves the rate; the skip connection is max-pooled."""
+    """A pre-norm transformer block with local attention. With stride 2 it halves T and max-pools the skip connection."""
 
     def __init__(self, width: int, heads: int, window: int, stride: int, drop_path: float, layer_scale: float):
         super().__init__()
         self.stride, self.heads, self.window = stride, heads, window
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        # Depth-wise convolutions before the projections encode the order of time, since there are no positions.
+        # There are no positional embeddings: depth-wise convolutions before the projections encode the order of time steps.
         self.near = nn.ModuleList(Conv(width, width, stride, groups=width) for _ in range(3))
         self.qkv = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
         self.proj = nn.Linear(width, width)
@@ -194,8 +197,9 @@ class LocalBlock(nn.Module):
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, window: int) -> Tensor:
-    """Attention of each time step to itself and to those at most `window // 2` away that are not padding: `(B, H, T, D)` each,
-    bool `(B, T)` -> `(B, H, T, D)`. Time and memory grow linearly with T.
+    """Attention of each time step to unpadded ones at most `window // 2` away, and to itself.
+
+    q, k, v: `(B, H, T, D / H)`; padding: bool `(B, T)`. Returns `(B, H, T, D / H)`. Time and memory grow linearly with T.
     """
     batch, length = q.shape[0], q.shape[2]
     half, chunk = window // 2, min(CHUNK, length)
@@ -208,7 +212,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, window: in
     )
     valid = ~functional.pad(padding, (half, half + rest), value=True).unfold(1, span, chunk)
     distance = torch.arange(span, device=q.device) - half - torch.arange(chunk, device=q.device)[:, None]
-    # A padded time step attends to itself, since a softmax over nothing is NaN.
+    # A padded time step attends to itself, since a softmax over an empty set is NaN.
     mask = (distance.abs() <= half) & valid.reshape(batch * chunks, 1, 1, span) | (distance == 0)
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "(b n) h c d -> b h (n c) d", n=chunks)[:, :, :length]

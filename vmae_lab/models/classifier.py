@@ -1,4 +1,4 @@
-"""The classifier that is fine-tuned: the encoder under a class head (VideoMAE V2's recipe)."""
+"""Video classifier for fine-tuning: the encoder and a class head (VideoMAE V2's recipe)."""
 
 import warnings
 from pathlib import Path
@@ -16,23 +16,18 @@ from vmae_lab.utils.seeding import seeded
 
 
 class ClassHead(nn.Module):
-    """Tokens to class scores: `(B, N, D)` -> `(B, classes)`.
+    """Predicts class logits from tokens: `(B, N, D)` -> `(B, classes)`.
 
-    `mean`: mean over tokens, then LayerNorm (`fc_norm`), as in the paper. `flat`: LayerNorm, then all tokens concatenated, so
-    that place and time are kept. `attentive`: one learned query attends over the tokens (timm's latent pooling). The linear
-    layer's initial weights are scaled by `init_scale` (0.001 in the paper); `dropout` applies to its inputs.
+    `readout` is how tokens are pooled. `mean`: mean over tokens, then LayerNorm (`fc_norm`), as in the paper. `flat`:
+    LayerNorm, then all tokens concatenated, which keeps position and time. `attentive`: one learned query attends to all tokens
+    (timm's latent pooling). A linear layer follows. Its initial weights are scaled by `init_scale` (0.001 in the paper), and
+    `dropout` applies to its inputs.
     """
 
     def __init__(
-        self,
-        tokens: int,
-        width: int,
-        heads: int,
-        classes: int,
-        readout: Readout = "mean",
-        init_scale: float = 0.001,
+        self, tokens: int, width: int, heads: int, classes: int, readout: Readout = "mean", init_scale: float = 0.001,
         dropout: float = 0.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.readout = readout
         self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -51,10 +46,10 @@ class ClassHead(nn.Module):
 
 
 class VideoClassifier(Pretrained):
-    """The encoder on all tokens under a `ClassHead`. The encoder has no final LayerNorm, as in the reference.
+    """The encoder on all tokens, and a `ClassHead`. The encoder has no final LayerNorm, as in the official code.
 
-    forward: `(B, C, T, H, W)`, uint8 or normalised float -> scores `(B, classes)`. Saved with the weights, and None if not
-    known: `class_names` in label order, and how training clips were sampled (`stride` between their frames, `sampling`).
+    Saved with the weights, and None if not known: `class_names` in label order, and how training clips were sampled (`stride`
+    between their frames, `sampling`).
     """
 
     class_names: tuple[str, ...] | None = None
@@ -62,15 +57,9 @@ class VideoClassifier(Pretrained):
     sampling: Literal["dense", "sparse"] | None = None
 
     def __init__(
-        self,
-        size: Size,
-        clip: ClipShape,
-        classes: int,
-        readout: Readout = "mean",
-        drop_path: float = 0.0,
-        init_scale: float = 0.001,
-        dropout: float = 0.0,
-    ):
+        self, size: Size, clip: ClipShape, classes: int, readout: Readout = "mean", drop_path: float = 0.0,
+        init_scale: float = 0.001, dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.size, self.clip, self.classes = size, clip, classes
         self.encoder = VideoEncoder(size, clip, drop_path, norm=False)
@@ -79,28 +68,21 @@ class VideoClassifier(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls,
-        where: str | Path,
-        *,
-        classes: int | None = None,
-        readout: Readout | None = None,
-        frames: int | None = None,
-        side: int | None = None,
-        size: Size | str | None = None,
-        revision: str | None = None,
-        seed: int = 0,
-    ) -> Self:
-        """Open a classifier, or a pre-trained model as one, of any format that `open_checkpoint` reads, in evaluation mode.
+        cls, where: str | Path, *, classes: int | None = None, readout: Readout | None = None, frames: int | None = None,
+        side: int | None = None, size: Size | str | None = None, revision: str | None = None, seed: int = 0,
+    ) -> Self:  # fmt: skip
+        """Load a classifier or a pre-trained encoder from any format that `open_checkpoint` reads, in evaluation mode.
 
-        Positions are computed for `frames` and `side` (pixels) if given. Weights of the head that are missing or do not fit
-        (all of them after pre-training) are drawn from `seed`, with a warning that names them. Raises CheckpointError, also
-        if the number of `classes` is unknown, and ValueError if the clip does not split into patches.
+        If `frames` or `side` (pixels) are given, positions are computed for them. Head weights that are missing or do not fit
+        (all of them after pre-training) are initialized from `seed`, with a warning that names them.
+
+        Raises CheckpointError, also if the number of `classes` is unknown, and ValueError if patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
         classes = classes or config.classes
         if classes is None:
-            raise CheckpointError(f"{where} holds no class head; give the number of classes: classes=...")
+            raise CheckpointError(f"{where} has no class head; pass the number of classes: classes=...")
         with seeded(seed, "a head of its own"):
             model = cls(config.size, config.reshaped(frames, side), classes, readout or config.readout or "mean")
         model.describe(config)
@@ -120,10 +102,11 @@ class VideoClassifier(Pretrained):
         self.stride, self.sampling = config.stride, config.sampling
 
     def forward(self, video: Tensor) -> Tensor:
+        """`(B, C, T, H, W)`, uint8 or normalized float -> logits `(B, classes)`."""
         return self.head(self.encoder(video))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest (the head) is the last."""
+        """Layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the head is the last layer."""
         return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
@@ -131,9 +114,10 @@ class VideoClassifier(Pretrained):
 
 
 def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
-    """A state whose head's weights are the model's own, with a warning, if they are missing or do not fit.
+    """The state with the model's own head weights in place of missing ones and of those with another shape, with a warning.
 
-    After pre-training the decoder and the encoder's final LayerNorm are left out: the head norms (as in the reference).
+    For a pre-trained model, the decoder and the encoder's final LayerNorm are removed: the head has its own LayerNorm, as in
+    the official code.
     """
     if "mask_token" in state:
         dropped = ("bridge.", "mask_token", "decoder.", "norm.", "head.", "encoder.trunk.norm.")
@@ -146,5 +130,5 @@ def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
     }
     new = {key: value for key, value in own.items() if key not in fitting}
     if new:
-        warnings.warn(f"{where}: newly initialized, so train these weights before use: {', '.join(new)}", stacklevel=3)
+        warnings.warn(f"{where}: newly initialized weights, train them before use: {', '.join(new)}", stacklevel=3)
     return {**fitting, **new}

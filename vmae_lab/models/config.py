@@ -1,4 +1,4 @@
-"""`config.json` of a saved model: enough to build it again before its weights are read."""
+"""`config.json` of a saved model: what is needed to build the model before its weights are loaded."""
 
 from typing import Any, Literal, Self
 
@@ -13,9 +13,9 @@ UNHASHED = ("class_names", "stride", "sampling")
 
 
 class ModelConfig(BaseModel):
-    """What a model is. Fields of other kinds of models are None.
+    """Kind, size and clip of a model, and settings of some kinds, which are None for the other kinds.
 
-    A VideoClassifier without `classes` is an encoder that has no head yet.
+    A VideoClassifier with `classes` None is an encoder without a head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,7 +29,7 @@ class ModelConfig(BaseModel):
     normalise_target: bool | None = None
     target_eps: float | None = Field(None, ge=0)
     encoder_norm: bool = Field(
-        True, description="false: a VideoMAE whose encoder has no final LayerNorm (transformers' default)"
+        True, description="whether a VideoMAE's encoder has a final LayerNorm; transformers' default is false"
     )
     class_names: tuple[str, ...] | None = Field(None, description="in label order; null if they are not known")
     stride: int | None = Field(None, ge=1, description="frames between two frames of a training clip; null if not known")
@@ -42,18 +42,21 @@ class ModelConfig(BaseModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit fields that were added later while they are not used: older files and stage keys do not have them."""
-        unused = {"encoder_norm": True, **dict.fromkeys(UNHASHED)}
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit fields that were added later if they have their defaults: older files and stage keys do not have them."""
+        defaults = {"encoder_norm": True, **dict.fromkeys(UNHASHED)}
         values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
+        values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+        if self.size.layer_scale is None:
+            values["size"] = {name: value for name, value in values["size"].items() if name != "layer_scale"}
+        return values
 
     @property
     def hashed(self) -> Self:
-        """The same without what a stage's key leaves out."""
+        """The config without the fields that a stage's key leaves out."""
         return self.model_copy(update=dict.fromkeys(UNHASHED))
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
-        """Its clip with another number of frames or pixels if given. Raises ValueError if patches do not fit."""
+        """The clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""
         clip = self.clip
         return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)

@@ -1,5 +1,6 @@
-"""Importing this module registers all sizes in timm: `timm.create_model("vmae_base", num_classes=400)`."""
+"""Register all sizes in timm. After importing this module, `timm.create_model("vmae_base", num_classes=400)` works."""
 
+from dataclasses import replace
 from typing import Any
 
 from timm.models import register_model
@@ -17,24 +18,17 @@ def _registered(name: str) -> Any:
     size = SIZES[name]
 
     def build(
-        pretrained: bool = False,
-        num_classes: int = 0,
-        img_size: int = 224,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        patch_size: int = size.patch,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        readout: Readout = "mean",
-        **_ignored: Any,  # timm's own, e.g. pretrained_cfg
-    ) -> nn.Module:
+        pretrained: bool = False, num_classes: int = 0, img_size: int = 224, num_frames: int = 16, tubelet_size: int = 2,
+        patch_size: int = size.patch, drop_path_rate: float = 0.0, drop_rate: float = 0.0, readout: Readout = "mean",
+        init_values: float | None = None, **_ignored: Any,  # timm's own, e.g. pretrained_cfg
+    ) -> nn.Module:  # fmt: skip
         """A VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
         if pretrained:
-            raise ValueError(f"vmae_{name} has no published weights; open a checkpoint with VideoClassifier.from_pretrained")
-        clip = ClipShape(num_frames, img_size, tubelet_size, patch_size)
+            raise ValueError(f"vmae_{name} has no published weights; load a checkpoint with VideoClassifier.from_pretrained")
+        scaled, clip = replace(size, layer_scale=init_values), ClipShape(num_frames, img_size, tubelet_size, patch_size)
         if num_classes:
-            return VideoClassifier(size, clip, num_classes, readout, drop_path_rate, dropout=drop_rate)
-        return VideoEncoder(size, clip, drop_path_rate)
+            return VideoClassifier(scaled, clip, num_classes, readout, drop_path_rate, dropout=drop_rate)
+        return VideoEncoder(scaled, clip, drop_path_rate)
 
     build.__name__ = f"vmae_{name}"
     return register_model(build)

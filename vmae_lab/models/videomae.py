@@ -1,4 +1,4 @@
-"""VideoMAE with dual masking: the encoder sees few patches, the decoder reconstructs some others (VideoMAE V2, section 3).
+"""VideoMAE with dual masking (VideoMAE V2, section 3): the encoder sees a few patches, the decoder reconstructs other patches.
 
 Shapes: B clips, N tokens per clip, V visible to the encoder, M decoded, D the encoder's width, E the decoder's.
 """
@@ -21,25 +21,21 @@ TARGET_EPS = 1e-6
 
 
 class VideoMAE(Pretrained):
-    """Dual-masked video masked autoencoder.
+    """Video masked autoencoder with an encoder mask and a decoder mask, which the caller passes.
 
-    The masks come from the caller. Without a decoder mask, or with the complement of the encoder mask, it is VideoMAE V1.
-    `target_eps` is added to a patch's standard deviation before dividing; flat synthetic patches need more than the reference's
-    1e-6, which amplifies their rounding. `encoder_norm=False` omits the encoder's final LayerNorm, transformers' default.
-    `stride` between the frames of training clips is saved with the weights; None if not known.
+    If the decoder mask is None or the complement of the encoder mask, this is VideoMAE V1. `target_eps` is added to a patch's
+    standard deviation before the division. Synthetic patches without texture need more than the official 1e-6, which amplifies
+    rounding errors. `encoder_norm=False` omits the encoder's final LayerNorm, as transformers does by default. `stride` between
+    the frames of training clips is saved with the weights; None if not known.
     """
 
     stride: int | None = None
     positions: Tensor
 
     def __init__(
-        self,
-        size: Size,
-        clip: ClipShape,
-        normalise_target: bool = True,
-        target_eps: float = TARGET_EPS,
+        self, size: Size, clip: ClipShape, normalise_target: bool = True, target_eps: float = TARGET_EPS,
         encoder_norm: bool = True,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.size, self.clip, self.normalise_target, self.target_eps = size, clip, normalise_target, target_eps
         self.encoder_norm = encoder_norm
@@ -47,8 +43,11 @@ class VideoMAE(Pretrained):
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
         self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
-        self.decoder = Trunk(size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False)
-        self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)  # only for the outputs of mask tokens
+        self.decoder = Trunk(
+            size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False,
+            layer_scale=size.layer_scale,
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)  # applied only to the outputs of mask tokens
         self.head = nn.Linear(size.decoder_width, clip.patch_values)
         for part in (self.encoder.trunk, self.bridge, self.decoder, self.head):
             initialise(part)
@@ -56,23 +55,18 @@ class VideoMAE(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls,
-        where: str | Path,
-        *,
-        frames: int | None = None,
-        side: int | None = None,
-        size: Size | str | None = None,
+        cls, where: str | Path, *, frames: int | None = None, side: int | None = None, size: Size | str | None = None,
         revision: str | None = None,
-    ) -> Self:
-        """Open a pre-trained model of any format that `open_checkpoint` reads, in evaluation mode.
+    ) -> Self:  # fmt: skip
+        """Load a pre-trained model from any format that `open_checkpoint` reads, in evaluation mode.
 
-        Positions are computed for `frames` and `side` (pixels) if given. Raises CheckpointError, and ValueError if such a clip
-        does not split into patches.
+        If `frames` or `side` (pixels) are given, positions are computed for them. Raises CheckpointError, and ValueError if
+        patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
         if config.model != "VideoMAE":
-            raise CheckpointError(f"{where} holds no decoder; open it with VideoClassifier.from_pretrained")
+            raise CheckpointError(f"{where} has no decoder; load it with VideoClassifier.from_pretrained")
         eps = TARGET_EPS if config.target_eps is None else config.target_eps
         normalise = config.normalise_target is not False
         model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)
@@ -88,10 +82,10 @@ class VideoMAE(Pretrained):
         )  # fmt: skip
 
     def forward(self, video: Tensor, encoder_mask: Tensor, decoder_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict the decoder-visible patches from the encoder-visible ones.
+        """Predict the patches that the decoder mask leaves unmasked from those that the encoder mask leaves unmasked.
 
-        video: `(B, C, T, H, W)`, uint8 or normalised float; masks: bool `(B, N)`, True = masked, preferably on the CPU.
-        Returns the prediction `(B, M, t*p*p*C)` and the positions that it is for, int64 `(B, M)`.
+        video: `(B, C, T, H, W)`, uint8 or normalized float. Masks: bool `(B, N)`, True = masked, preferably on the CPU.
+        Returns the prediction `(B, M, t*p*p*C)` and the decoded positions, int64 `(B, M)`.
         """
         visible = visible_index(encoder_mask).to(video.device, non_blocking=True)  # (B, V)
         decoded = visible_index(~encoder_mask if decoder_mask is None else decoder_mask).to(video.device, non_blocking=True)
@@ -105,7 +99,7 @@ class VideoMAE(Pretrained):
     def forward_decoder(self, encoded: Tensor, visible: Tensor, decoded: Tensor) -> Tensor:
         """Predict the decoded patches: `(B, V, D)`, int64 `(B, V)`, int64 `(B, M)` -> `(B, M, t*p*p*C)`.
 
-        A decoded position that the encoder saw gets a mask token too, as in the reference, so it occurs twice.
+        A decoded position that the encoder saw also gets a mask token, so it occurs twice, as in the official code.
         """
         visible_tokens = self.bridge(encoded) + self.positions[visible]  # (B, V, E)
         mask_tokens = self.mask_token + self.positions[decoded]  # (B, M, E)
@@ -113,15 +107,19 @@ class VideoMAE(Pretrained):
         return self.head(self.norm(tokens[:, visible.shape[1] :]))
 
     def forward_loss(self, video: Tensor, prediction: Tensor, decoded: Tensor, counted: Tensor) -> Tensor:
-        """Squared error of a prediction `(B, M, t*p*p*C)` for the positions `decoded (B, M)` of `video`, over the tokens of
-        the batch that are `counted`, bool `(B, M)`: a float32 scalar."""
+        """Mean squared error of a prediction over the counted tokens of the batch: a float32 scalar.
+
+        video: `(B, C, T, H, W)`; prediction: `(B, M, t*p*p*C)` for the positions `decoded`, int64 `(B, M)`; counted: bool `(B,
+        M)`.
+        """
         return reconstruction_loss(prediction, self.target(video, decoded), counted)
 
     @torch.no_grad()
     def target(self, video: Tensor, decoded: Tensor) -> Tensor:
-        """What the decoder should predict at `decoded`: float32 `(B, M, t*p*p*C)`, values as time, row, column, channel.
+        """Targets of the decoder at `decoded`: float32 `(B, M, t*p*p*C)`, values in the order time, row, column, channel.
 
-        Pixels in [0, 1], by default standardised per patch and channel: `(x - mean) / (sqrt(var_unbiased) + target_eps)`.
+        Targets are pixels in [0, 1], by default standardized per patch and channel: `(x - mean) / (sqrt(var_unbiased) +
+        target_eps)`.
         """
         pixels = self.pixels_at(video, decoded)  # (B, M, t*p*p, C)
         if self.normalise_target:
@@ -130,7 +128,7 @@ class VideoMAE(Pretrained):
         return rearrange(pixels, "b m v c -> b m (v c)")
 
     def pixels_at(self, video: Tensor, positions: Tensor) -> Tensor:
-        """Pixels of some patches in [0, 1]: `(B, C, T, H, W)`, int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
+        """Pixels in [0, 1] of the patches at positions: `(B, C, T, H, W)`, int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
         pixels = self.encoder.pixels.raw(gather_tokens(patchify(video, self.clip), positions)).float()
         return rearrange(pixels, "b m (c v) -> b m v c", c=self.clip.channels)
 
@@ -141,9 +139,9 @@ def patch_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Squared error, mean over a patch's values, then over the counted tokens of the whole batch (sum over sum).
+    """Squared error, averaged over the values of a patch, then over the counted tokens of the whole batch.
 
     prediction, target: `(B, M, values)`; counted: bool `(B, M)`. Returns a float32 scalar.
     """
     per_token = (prediction.float() - target).square().mean(-1)  # (B, M)
-    return (per_token * counted).sum() / counted.sum().clamp(min=1)  # a part of a batch may have nothing to count
+    return (per_token * counted).sum() / counted.sum().clamp(min=1)  # a micro-batch may have no counted token

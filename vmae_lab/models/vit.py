@@ -1,6 +1,7 @@
-"""The encoder: a plain ViT with joint space-time attention over the tokens that it is given; patches and positions.
+"""The encoder, a plain ViT with joint space-time attention over the visible tokens; patches and positions.
 
-A token is a patch of pixels in space and time: `tubelet` frames x `patch` x `patch`.
+A token is a patch of `tubelet` frames x `patch` x `patch` pixels. Shapes: B clips, N tokens per clip, V visible tokens, D
+width.
 """
 
 from collections.abc import Callable
@@ -21,15 +22,15 @@ NORM_EPS = 1e-6
 
 
 def patchify(video: Tensor, clip: ClipShape) -> Tensor:
-    """Cut clips into patches: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order channel, time, row, column."""
+    """Split clips into patches: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order channel, time, row, column."""
     shape = (clip.channels, clip.frames, clip.side, clip.side)
     if tuple(video.shape[1:]) != shape:
-        raise ValueError(f"this model takes clips of (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
+        raise ValueError(f"this model takes clips of shape (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
     return _cut(video, clip)
 
 
 def _cut(video: Tensor, clip: ClipShape) -> Tensor:
-    # Copy four pixels of a row at a time if possible: a copy costs per element, not per byte.
+    # If possible, copy four uint8 pixels of a row as one int32: a copy costs time per element, not per byte.
     packed = video.dtype == torch.uint8 and clip.patch % 4 == 0 and video.is_contiguous() and video.storage_offset() % 4 == 0
     columns = clip.patch // 4 if packed else clip.patch
     patches = rearrange(
@@ -40,14 +41,14 @@ def _cut(video: Tensor, clip: ClipShape) -> Tensor:
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Tokens at an index: `(B, N, D)`, int64 `(B, V)` -> `(B, V, D)`."""
+    """Select tokens by index: `(B, N, D)`, int64 `(B, V)` -> `(B, V, D)`."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def sincos_positions(tokens: int, dim: int) -> Tensor:
-    """Fixed 1-D sine/cosine positions over the flattened token index: float32 `(tokens, dim)`.
+    """Fixed 1-D sine/cosine positions of the flattened token index: float32 `(tokens, dim)`.
 
-    Even dimensions sine, odd cosine, base 10000, frequency exponent `2*(j//2)/dim` (VideoMAE, section 3.2).
+    Sine in even dimensions j, cosine in odd ones, frequency `10000 ** -(2*(j//2)/dim)` (VideoMAE, section 3.2).
     """
     exponent = torch.arange(dim, dtype=torch.float64).div(2, rounding_mode="floor") * 2 / dim
     angle = torch.arange(tokens, dtype=torch.float64)[:, None] / 10000**exponent
@@ -56,9 +57,10 @@ def sincos_positions(tokens: int, dim: int) -> Tensor:
 
 
 def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: int, columns: int) -> Tensor:
-    """Positions of a token grid for another number of rows and columns: `(T'*H'*W', D)` -> `(T'*rows*columns, D)`, bicubic.
+    """Interpolate the positions of a token grid to other rows and columns, bicubic: `(T'*H'*W', D)` -> `(T'*rows*columns, D)`.
 
-    Positions count along the flattened grid, so computing them for another width would change what a place means.
+    Positions are numbered along the flattened grid. If they were computed for another width, one location would get another
+    position.
     """
     if grid[1:] == (rows, columns):
         return positions
@@ -67,7 +69,7 @@ def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: 
 
 
 class PixelScale(nn.Module):
-    """ImageNet normalisation of patches, and its inverse. uint8 pixels are raw; floating pixels are already normalised."""
+    """ImageNet normalization of patches, and its inverse. uint8 pixels are raw; floating pixels are already normalized."""
 
     mean: Tensor
     std: Tensor
@@ -79,22 +81,28 @@ class PixelScale(nn.Module):
             self.register_buffer(name, torch.tensor(values).repeat_interleave(per_channel), persistent=False)
 
     def normalised(self, patches: Tensor) -> Tensor:
-        """`(..., C*t*p*p)`, uint8 or normalised float -> normalised float."""
+        """`(..., C*t*p*p)`, uint8 or normalized float -> normalized float."""
         return patches if patches.is_floating_point() else (patches / 255 - self.mean) / self.std
 
     def raw(self, patches: Tensor) -> Tensor:
-        """`(..., C*t*p*p)`, uint8 or normalised float -> float in [0, 1]."""
+        """`(..., C*t*p*p)`, uint8 or normalized float -> float in [0, 1]."""
         return patches * self.std + self.mean if patches.is_floating_point() else patches / 255
 
 
 class Trunk(nn.Module):
-    """Pre-norm transformer blocks and a final LayerNorm: `(B, V, D)` -> `(B, V, D)`."""
+    """Pre-norm transformer blocks and, if `norm`, a final LayerNorm: `(B, V, D)` -> `(B, V, D)`.
 
-    def __init__(self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True):
+    With `layer_scale`, each branch of a block is multiplied by a learned vector with this initial value.
+    """
+
+    def __init__(
+        self, width: int, depth: int, heads: int, mlp_hidden: int, drop_path: float = 0.0, norm: bool = True,
+        layer_scale: float | None = None,
+    ):  # fmt: skip
         super().__init__()
-        # The half keeps int(width * ratio), which the block computes, from falling below mlp_hidden.
+        # The block computes int(width * mlp_ratio). The 0.5 keeps rounding errors from making that mlp_hidden - 1.
         block: Callable[..., nn.Module] = partial(
-            Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True,
+            Block, width, heads, mlp_ratio=(mlp_hidden + 0.5) / width, qkv_bias=True, init_values=layer_scale,
             norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),  # type: ignore[arg-type]  # timm only calls it
         )  # fmt: skip
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, depth))
@@ -107,9 +115,9 @@ class Trunk(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Patch embedding, positions and trunk. Only the visible patches are embedded; there is no class token.
+    """Patch embedding, positions and trunk. Only the visible patches are embedded. There is no class token.
 
-    `norm=False` omits the final LayerNorm, for heads that pool first and norm afterwards (`fc_norm`).
+    `norm=False` omits the final LayerNorm, for heads that normalize after pooling (`fc_norm`).
     """
 
     positions: Tensor
@@ -121,12 +129,12 @@ class VideoEncoder(nn.Module):
         self.pixels = PixelScale(clip)
         self.embed = nn.Linear(clip.patch_values, size.width)  # equal to a Conv3d whose stride is its kernel
         self.register_buffer("positions", sincos_positions(clip.tokens, size.width), persistent=False)
-        self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm)
+        self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm, size.layer_scale)
 
     def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode the visible tokens: `(B, C, T, H, W)`, int64 `(B, V)` or None for all -> `(B, V, D)`.
 
-        `video` is uint8 (0..255) or floating and already ImageNet-normalised.
+        `video` is uint8 (0 to 255), or floating and already ImageNet-normalized.
         """
         patches, positions = patchify(video, self.clip), self.positions  # (B, N, C*t*p*p), (N, D)
         if visible is not None:
@@ -134,14 +142,14 @@ class VideoEncoder(nn.Module):
         return self._encode(patches, positions)
 
     def maps(self, video: Tensor) -> Tensor:
-        """Feature maps of frames of any height and width that patches divide: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
+        """Feature maps of frames of any size that is a multiple of the patch: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
 
-        Positions are interpolated from the encoder's own grid. Raises ValueError if the clip does not split into patches.
+        Positions are interpolated from the encoder's own grid. Raises ValueError if patches do not divide the clip.
         """
         clip, (frames, height, width) = self.clip, video.shape[2:]
         if frames != clip.frames or height % clip.patch or width % clip.patch:
             raise ValueError(
-                f"this model takes clips of {clip.frames} frames whose sides are multiples of {clip.patch} pixels; got "
+                f"this model takes clips of {clip.frames} frames with height and width multiples of {clip.patch} pixels; got "
                 f"{frames} frames of {height} x {width}"
             )
         rows, columns = height // clip.patch, width // clip.patch
@@ -153,9 +161,10 @@ class VideoEncoder(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """The reference initialisation: Xavier-uniform linear weights, zero biases; LayerNorms at one and zero.
+    """Initialize linear layers as the official code: Xavier-uniform weights and zero biases.
 
-    The patch embedding keeps PyTorch's convolution default, as in the reference, so it is not initialised here.
+    LayerNorms keep their default (ones and zeros). The patch embedding keeps PyTorch's default for convolutions, so do not pass
+    it.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -165,7 +174,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def class_layer(width: int, classes: int, scale: float) -> nn.Linear:
-    """The linear layer of a class head: truncated normal weights of deviation 0.02 times `scale`, zero biases."""
+    """The linear layer of a class head: zero biases, truncated normal weights of standard deviation 0.02, times `scale`."""
     layer = nn.Linear(width, classes)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)

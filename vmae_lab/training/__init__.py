@@ -1,1 +1,1 @@
-"""Training: one loop, and the tasks that run in it."""
+"""Training: one loop, and the tasks that it trains."""

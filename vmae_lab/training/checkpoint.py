@@ -1,4 +1,4 @@
-"""Files of a training: checkpoints to resume from, and the weights after chosen steps."""
+"""Files of a run: checkpoints to resume from, and the weights after chosen steps."""
 
 import os
 import warnings
@@ -19,23 +19,23 @@ from vmae_lab.utils.processes import process_state
 
 
 class UnreadableCheckpoint(UserError, RuntimeError):
-    """No checkpoint in the folder of a run can be read."""
+    """None of a run's checkpoints can be read."""
 
 
 class FolderInUse(UserError, RuntimeError):
-    """Another process trains in this folder."""
+    """Another process is training in the same folder."""
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Lock a folder against other trainings while the block runs. The lock ends with its process. Raises FolderInUse."""
+    """Lock a folder against other runs inside the block. The lock ends with its process. Raises FolderInUse."""
     lock = FileLock(folder / ".training.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise FolderInUse(
-            f"another process trains in {folder}. Wait until it ends, or stop it and start again: the run resumes from its "
-            "last checkpoint"
+            f"another process is training in {folder}. Wait until it ends, or stop it and start again: the run resumes from "
+            "its last checkpoint"
         ) from None
     try:
         yield
@@ -44,61 +44,61 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The latest checkpoint of a run, and the one before it in case the latest is damaged."""
+    """The latest checkpoint of a run and, in case it is damaged, the previous one."""
 
     def __init__(self, folder: Path, name: str = "checkpoint"):
         self.newest, self.before = folder / f"{name}.pt", folder / f"{name}.before.pt"
         self.newest_is_broken = False
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state. At every moment one whole checkpoint exists. If this raises StorageError, both files are unchanged."""
+        """Write a state. A complete checkpoint exists at any time. If this raises StorageError, both files are unchanged."""
         with atomic_write(self.newest) as temporary:
             torch.save(state, temporary)
-            flush_to_disk(temporary)  # before the older file is replaced
+            flush_to_disk(temporary)  # before the previous checkpoint is replaced
             if self.newest.exists() and not self.newest_is_broken:
                 os.replace(self.newest, self.before)
         self.newest_is_broken = False
 
     def load(self) -> dict[str, Any] | None:
-        """The latest readable state, on the CPU, or None if there are no files; warns if it is the one before the latest.
+        """The latest readable state, on the CPU, or None if there are no files. Warns if it is the previous checkpoint.
 
-        Raises UnreadableCheckpoint if there are files but none is readable.
+        Raises UnreadableCheckpoint if there are files but none can be read.
         """
         broken = []
         for path in filter(Path.exists, (self.newest, self.before)):
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # PyTorch has no type of its own for a file that is cut short
+            except Exception as error:  # PyTorch raises many types for a truncated file
                 broken.append(f"{path} ({type(error).__name__})")
                 continue
             if broken:
-                self.newest_is_broken = True  # `save` must not move it over the one that was read
-                warnings.warn(f"cannot read {broken[0]}; resuming from the one before, step {state['step']}", stacklevel=3)
+                self.newest_is_broken = True  # `save` must not replace the readable one by it
+                warnings.warn(f"cannot read {broken[0]}; resuming from the previous one, step {state['step']}", stacklevel=3)
             return state
         if broken:
-            raise UnreadableCheckpoint(f"cannot read {' nor '.join(broken)}. To start this run from scratch, delete them")
+            raise UnreadableCheckpoint(f"cannot read {' nor '.join(broken)}. Delete them to start this run from scratch")
         return None
 
     def drop(self) -> None:
-        """Remove both files: the run is finished."""
+        """Delete both files, once the run is finished."""
         for path in (self.newest, self.before):
             path.unlink(missing_ok=True)
 
 
 def kept_file(step: int) -> str:
-    """Name of the file with the weights after a step, in the folder of the training."""
+    """Name of the file with the weights after a step, in the run's folder."""
     return f"model-step-{step:06d}.safetensors"
 
 
 def keep_weights(folder: Path, step: int, model: nn.Module) -> None:
-    """Write the weights after a step as `model.safetensors` is written. All processes call this. Raises StorageError."""
+    """Write the weights after a step, in the format of `model.safetensors`. All processes call this. Raises StorageError."""
     weights = gathered_weights(model, cpu=True)
     if process_state().is_main_process:
         write_weights(folder / kept_file(step), weights)
 
 
 def drop_kept_weights(folder: Path, steps: Collection[int], after: int) -> None:
-    """Remove the weights of those of `steps` that a run will repeat if it resumes after step `after`."""
+    """Delete the kept weights of steps later than `after`: a run that resumes there repeats these steps."""
     for step in steps:
         if step > after:
             (folder / kept_file(step)).unlink(missing_ok=True)

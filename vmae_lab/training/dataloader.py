@@ -1,4 +1,4 @@
-"""The DataLoader of the training loop: batches in the order of their steps, from worker processes that are replaced if lost."""
+"""The DataLoader of the training loop: batches in order of their steps, from worker processes. Lost workers are replaced."""
 
 import atexit
 import os
@@ -24,20 +24,20 @@ from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.processes import ProcessLost, end_with_parent, ignore_stop_requests, sendable
 
 Batch = dict[str, Tensor]
-MOST_LOST = 3  # a machine that kills more workers is short of memory and would kill the next ones too
-WORKER_END_S = 1.0  # seconds in which workers may end by themselves before they are killed
-SOCKET_PATH = 103  # bytes that the path of a socket may have on macOS; Linux allows 107
-SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # multiprocessing's, in the temporary folder
+MOST_LOST = 3  # times that workers are replaced; if they are killed more often, memory is too small for any
+WORKER_END_S = 1.0  # seconds that workers have to end by themselves before they are killed
+SOCKET_PATH = 103  # longest path of a socket on macOS, in bytes; Linux allows 107
+SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing appends to the temporary folder
 
 
 class DrawsBatches(Protocol):
-    """The part of a task that loader processes use."""
+    """The part of a task that loader workers use."""
 
     def batch(self, step: int, rows: range) -> Batch: ...
 
 
 class TaskDataset(Dataset):
-    """A task as a dataset: step -> the rows of one process in the batch of that step."""
+    """A task as a dataset: step -> one process's rows of the batch of that step."""
 
     def __init__(self, task: DrawsBatches, rows: range):
         self.task, self.rows = task, rows
@@ -47,18 +47,16 @@ class TaskDataset(Dataset):
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch as micro-batches with equal numbers of rows."""
-    if parts == 1:
-        return [batch]
-    pieces = {name: value.chunk(parts) for name, value in batch.items()}
-    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+    """Split a batch into micro-batches with equal numbers of rows."""
+    pieces = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
+    return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
 def data_loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of some steps, in order. Lost workers are replaced with a warning, at most three times.
+    """Yield the batches of some steps, in order. Close the generator to end the workers.
 
-    Raises what the dataset raises, also in a worker; ProcessLost; and ImpossibleHere if workers cannot send batches here.
-    Close the generator to end the workers.
+    Lost workers are replaced with a warning, at most three times; then this raises ProcessLost. Raises the dataset's own
+    errors, also from workers, and ImpossibleHere if workers cannot send batches on this machine.
     """
     if not workers:
         yield from _loader(dataset, steps, 0, pin_memory)
@@ -70,23 +68,23 @@ def data_loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) 
             while steps:
                 try:
                     batch = next(batches)
-                except Exception as error:  # the loader's own error: those of the dataset are returned as values
+                except Exception as error:  # of the loader; the dataset's errors are returned as values
                     if not wait([process.sentinel for process in processes], timeout=WORKER_END_S):
                         raise
                     if lost == MOST_LOST:
                         raise ProcessLost(
-                            f"loader processes were lost {lost + 1} times, the last ones at batch {steps.start}; if the "
-                            "machine is short of memory, lower compute.workers or batch_size"
+                            f"loader workers were lost {lost + 1} times, most recently at batch {steps.start}; if the machine "
+                            "runs out of memory, lower compute.workers or batch_size"
                         ) from error
                     lost += 1
                     warnings.warn(
-                        f"a loader process was lost, perhaps for lack of memory; others are started at batch {steps.start} "
+                        f"a loader worker was lost, perhaps out of memory; starting new workers at batch {steps.start} "
                         f"({lost} of {MOST_LOST} times)",
                         stacklevel=2,
                     )
                     break
                 if isinstance(batch, _Failure):
-                    batch.error.add_note(f"in a loader process: {batch.traceback}")
+                    batch.error.add_note(f"in a loader worker: {batch.traceback}")
                     raise batch.error
                 steps = steps[1:]
                 yield batch
@@ -102,22 +100,22 @@ def _loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) -> A
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
-# Worker processes
+# Workers
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of a dataset in a worker, and its traceback there."""
+    """An error that a dataset raised in a worker, and its traceback."""
 
     error: Exception
     traceback: str
 
 
 class _Guarded(Dataset):
-    """A dataset that returns its errors, so that they keep their types.
+    """Returns the errors of a dataset as values, so that they keep their types.
 
-    PyTorch would raise a new error instead: of the same type if it takes only a message, else a RuntimeError, which is also
-    what it raises if a worker is lost.
+    Otherwise PyTorch would raise a new error: of the same type if that takes only a message, else a RuntimeError, which it also
+    raises if a worker is lost.
     """
 
     def __init__(self, dataset: Dataset):
@@ -134,7 +132,7 @@ class _Guarded(Dataset):
 def _workers_of(
     dataset: Dataset, steps: range, workers: int, pin_memory: bool
 ) -> Iterator[tuple[Iterator[Any], Sequence[BaseProcess]]]:
-    """The batches of a loader with workers, and these workers, which end with the block or with this process."""
+    """Start a loader with workers: its batches, and the workers, which end with the block or with this process."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if in_main_thread else None
     others = set(active_children())
@@ -145,10 +143,10 @@ def _workers_of(
         raise
     processes = [process for process in active_children() if process not in others]
     if in_main_thread:
-        # PyTorch's handler would raise in the middle of an optimiser step. Without it, a loss shows when a batch is awaited.
+        # PyTorch's handler would raise in the middle of an optimizer step. Without it, the next wait for a batch raises.
         signal.signal(signal.SIGCHLD, handler)
     kill = partial(_kill, processes)
-    atexit.register(kill)  # else multiprocessing would send SIGTERM at exit, and wait
+    atexit.register(kill)  # otherwise multiprocessing would send SIGTERM at exit, and wait
     late = threading.Timer(WORKER_END_S, kill)
     late.daemon = True
     try:
@@ -156,7 +154,7 @@ def _workers_of(
     finally:
         if any(process.is_alive() for process in processes):
             late.start()
-            batches._shutdown_workers()  # before they are killed: a killed worker may hold a lock that this needs
+            batches._shutdown_workers()  # before killing them, since a killed worker may hold a lock that this call needs
             late.cancel()
             kill()
         atexit.unregister(kill)
@@ -170,16 +168,16 @@ def _kill(processes: Collection[BaseProcess]) -> None:
 
 
 def _begin_worker(_number: int) -> None:
-    """A SIGTERM to the whole job also reaches the workers. They go on until the training has saved, and end with it."""
+    """Ignore SIGTERM, which a job's workers get too: they must work until the main process has saved, and end with it."""
     ignore_stop_requests()
     end_with_parent()
 
 
 def _make_room_for_sockets() -> None:
-    """If the path of the temporary folder is too long for a socket, let workers create theirs in /tmp, as newer Pythons do.
+    """If the path of the temporary folder is too long for a socket, use /tmp for the workers' sockets, as newer Pythons do.
 
-    A worker without a socket could send nothing, and the training would wait forever. So one is created here first. Raises
-    ImpossibleHere.
+    A worker that cannot create a socket cannot send anything, and training would wait forever. So this first tries to create
+    one. Raises ImpossibleHere.
     """
     chosen, folder = tempfile.tempdir, tempfile.gettempdir()
     if len(os.fsencode(folder)) + SOCKET_NAME > SOCKET_PATH:
@@ -188,8 +186,8 @@ def _make_room_for_sockets() -> None:
         Listener(family="AF_UNIX").close()
     except OSError as error:
         raise ImpossibleHere(
-            f"loader processes cannot create sockets in the temporary folder {folder} ({error}): set TMPDIR to a folder with a "
-            "short path, or compute.workers to 0"
+            f"loader workers cannot create sockets in the temporary folder {folder} ({error}): set TMPDIR to a folder with a "
+            "short path, or set compute.workers to 0"
         ) from None
     finally:
         tempfile.tempdir = chosen

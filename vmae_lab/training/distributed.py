@@ -1,4 +1,4 @@
-"""Devices, precision and processes of a training (DDP or FSDP2, by accelerate), and its state gathered from all of them."""
+"""Devices, precision and processes of a run (DDP or FSDP2, through accelerate); gathering and loading its full state."""
 
 import ctypes
 import os
@@ -31,11 +31,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
-    """The devices of the launcher's configuration, in the precision of the settings."""
-    AcceleratorState._reset_state()  # one process may train several stages, each with its own precision
+    """An Accelerator for the launcher's devices and the precision in the settings."""
+    AcceleratorState._reset_state()  # a process may train several stages with different precisions
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_native())
     process_state()
-    # As without shards: autocast chooses each product's precision; gradients are added up and reduced in float32.
+    # As without sharding: autocast chooses the precision of each operation; gradients are accumulated and reduced in float32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy) if sharded else None
@@ -43,18 +43,18 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # PyTorch can shard on CPUs too, so a configuration can be tried out there; accelerate ignores it.
+        # accelerate does not shard on CPUs. PyTorch can, so that a configuration can be tested there.
         state = accelerator.state
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
     return accelerator
 
 
 def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
-    """The rows of the global batch that this process computes. Raises ImpossibleHere if they cannot be divided equally."""
+    """The rows of the global batch that this process computes. Raises ImpossibleHere if they cannot be split equally."""
     size, processes, accumulation = settings.batch_size, accelerator.num_processes, settings.accumulation
     if size % (processes * accumulation):
         raise ImpossibleHere(
-            f"batch_size {size} does not divide over {processes} processes x {accumulation} micro-batches: change batch_size, "
+            f"batch_size {size} cannot be split into {processes} processes x {accumulation} micro-batches: change batch_size, "
             "accumulation or the number of processes"
         )
     first = accelerator.process_index * (size // processes)
@@ -64,15 +64,15 @@ def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
 def prepare(
     accelerator: Accelerator, model: nn.Module, settings: TrainSettings, compute: Compute
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model and its AdamW on the devices, with its blocks checkpointed, compiled and sharded as set."""
+    """The model and its AdamW on the devices; blocks are checkpointed, compiled and sharded as configured."""
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
     blocks = [part for part in model.modules() if isinstance(part, Block)]
-    # What FSDP gathers at a time: accelerate reads this attribute.
+    # accelerate reads this attribute: FSDP gathers one such module at a time.
     model._no_split_modules = [Block.__name__] if blocks else []  # type: ignore[assignment]
     if compute.checkpoint_activations:
         apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))
     if compute.compile:
-        # Blocks share their code: each rate of drop path, each width, training and evaluation compile it once.
+        # All blocks share one code object, which is compiled once for each drop path rate, width, and training or evaluation.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
         for block in blocks:
             block.compile()
@@ -80,20 +80,20 @@ def prepare(
     optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
     model, wrapped = accelerator.prepare(model, optimizer)
     if settings.ema and isinstance(model, FSDPModule):
-        raise ImpossibleHere("ema keeps a full copy of the weights, which FSDP shards: leave ema out, or use DDP")
-    return model, wrapped.optimizer  # accelerate's wrapper is for float16 and TPUs only
+        raise ImpossibleHere("ema keeps a full copy of the weights, which FSDP does not support: remove ema, or use DDP")
+    return model, wrapped.optimizer  # accelerate's wrapper is only needed for float16 and TPUs
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The model without DDP. FSDP2 changes a model in place."""
+    """The model without DDP's wrapper. FSDP2 has none."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 64 MiB that a training step frees, for the next step, instead of returning it to the kernel.
+    """Let glibc keep up to 64 MiB of freed memory for the next training step instead of returning it to the kernel.
 
-    Otherwise the kernel may clear these pages at every step, up to 10% of a tiny model's time: glibc adapts both thresholds
-    to what the process has freed before. The values are the highest that it adapts to.
+    Otherwise the kernel may have to clear these pages in every step, which takes up to 10% of a tiny model's time. glibc raises
+    both thresholds by itself, depending on what the process has freed before. These are the highest values it would use.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -102,7 +102,7 @@ def keep_freed_memory() -> None:
 
 
 def bf16_is_native() -> bool:
-    """Whether the GPU computes in bf16 itself. Older GPUs emulate it, which is slow."""
+    """Whether the GPU supports bf16 in hardware. Older GPUs emulate it, which is slow."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -111,25 +111,25 @@ def device_name(device: torch.device) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
-# State of all processes, by parameters' names. It does not depend on the number of processes or on shards. All processes call
-# each function together.
+# Full state, by parameter names. It does not depend on the number of processes or on sharding. All processes must call each
+# function.
 
 
 def full_state_dict(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Weights and optimiser state on the CPU; in the first process only, the others get empty dictionaries."""
-    if not optimizer.state:  # PyTorch would take a step to create the moments, and count it
+    """Weights and optimizer state on the CPU, in the first process; the others get empty dictionaries."""
+    if not optimizer.state:  # else PyTorch would run a step to create the moments, and count it
         return {"model": gathered_weights(model, cpu=True), "optimizer": {}}
     weights, moments = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {"model": weights, "optimizer": moments}
 
 
 def gathered_weights(model: nn.Module, cpu: bool = False) -> dict[str, Any]:
-    """The full weights in every process, on its device; with `cpu` on the CPU, in the first process only."""
+    """The full weights in every process, on its device; if `cpu`, on the CPU in the first process only."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=cpu))
 
 
 def load_full_state_dict(accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Load what `full_state_dict` returned; only the first process needs it. There are no moments before the first step."""
+    """Load the result of `full_state_dict`, which only the first process needs. It has no moments before the first step."""
     load_full_weights(accelerator, model, state.get("model", {}))
     moments = state.get("optimizer", {})
     [begun] = broadcast_object_list([bool(moments)])
@@ -140,7 +140,7 @@ def load_full_state_dict(accelerator: Accelerator, model: nn.Module, optimizer: 
 
 
 def load_full_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, Any]) -> None:
-    """Load weights that only the first process needs to have."""
+    """Load full weights, which only the first process needs."""
     set_model_state_dict(model, weights, options=_from_first_process(accelerator))
 
 
@@ -149,6 +149,6 @@ def _from_first_process(accelerator: Accelerator) -> StateDictOptions:
 
 
 def weights_are_finite(model: nn.Module) -> Tensor:
-    """Whether all weights of this process are finite: a bool scalar on the device."""
+    """Whether all weights in this process are finite: a bool scalar on the device."""
     parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters())
     return torch.stack([part.detach().isfinite().all() for part in parts]).all()

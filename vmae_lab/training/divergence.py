@@ -1,4 +1,4 @@
-"""When a training counts as diverged, and what happens then: it stops, or it rolls back and skips the samples."""
+"""When a run counts as diverged, and what happens then: it stops, or it rolls back and skips samples."""
 
 import math
 import statistics
@@ -9,42 +9,45 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.utils.errors import UserError
 
-RECENT = 100  # losses that a spike is compared with
-ENOUGH = 20  # so many of them are needed before a loss can count as a spike
+RECENT = 100  # number of last losses, to whose median a loss is compared
+ENOUGH = 20  # number of losses needed before one can count as a spike
 
 
 class TrainingDiverged(UserError, RuntimeError):
-    """The loss or the weights are no longer finite, or the loss has a spike."""
+    """The loss or the weights are not finite, or the loss has a spike."""
 
     exit_status = 1
 
 
 class Divergence(BaseModel):
-    """What counts as diverged besides numbers that are not finite, and what happens. Part of a stage's key."""
+    """What counts as diverged in addition to non-finite numbers, and what happens then. Part of a stage's key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    spike: float | None = Field(None, gt=1, description="a loss of more than this many times the median of the last 100")
+    spike: float | None = Field(None, gt=1, description="a loss above this many times the median of the last 100 is a spike")
     roll_back: int | None = Field(
-        None, ge=1, description="steps: roll back to the last multiple of it and skip the samples of as many steps; else stop"
+        None, ge=1, description="roll back to the last multiple of this many steps and skip as many steps' samples; else stop"
     )
-    at_most: int = Field(3, ge=1, description="roll-backs; then the training stops")
+    at_most: int = Field(3, ge=1, description="number of roll-backs after which the run stops")
 
 
 class Bad(NamedTuple):
-    """A step (from 0) that went wrong, and how."""
+    """A diverged step (from 0), and what is wrong with it."""
 
     step: int
     what: str
 
 
 def first_bad(losses: Sequence[float], recent: list[float], spike: float | None, first_step: int) -> Bad | None:
-    """The first of some losses, from `first_step` on, that is not finite or a spike. Those before it are added to `recent`."""
+    """The first loss that is not finite or is a spike, or None. Losses before it are added to `recent`.
+
+    `losses` are those of the steps from `first_step` on.
+    """
     for step, value in enumerate(losses, first_step):
         if not math.isfinite(value):
             return Bad(step, f"the loss is {value}")
         if spike and len(recent) >= ENOUGH and value > spike * statistics.median(recent):
-            return Bad(step, f"the loss is {value:.4g}, over {spike:g} times the {statistics.median(recent):.4g} before")
+            return Bad(step, f"the loss is {value:.4g}, over {spike:g} times the median {statistics.median(recent):.4g}")
         recent.append(value)
         del recent[:-RECENT]
     return None

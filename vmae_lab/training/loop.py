@@ -1,4 +1,4 @@
-"""The training loop. Everything that trains is a `Task`. A run that was stopped or killed resumes and gives the same result."""
+"""The training loop, which trains any `Task`. A run that was stopped or killed resumes and gives the same result."""
 
 import math
 import time
@@ -24,14 +24,15 @@ from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
 from vmae_lab.training.settings import Compute, TrainSettings
 from vmae_lab.utils.atomic_io import make_folder
+from vmae_lab.utils.processes import pool_failed
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
 
-Model = TypeVar("Model", bound=nn.Module, covariant=True)  # what a task builds
+Model = TypeVar("Model", bound=nn.Module, covariant=True)
 
 
 class Task(Protocol[Model]):
-    """What a training learns: settings, a model, batches and a loss. docs/extending.md shows how to add one."""
+    """What is trained: settings, a model, batches and a loss. docs/extending.md shows how to add a task."""
 
     @property
     def settings(self) -> TrainSettings: ...
@@ -40,27 +41,29 @@ class Task(Protocol[Model]):
     def seed(self) -> int: ...
 
     def build(self) -> Model:
-        """The model before its training."""
+        """The model with its initial weights."""
         ...
 
     def batch(self, step: int, rows: range) -> Batch:
-        """Some rows of the global batch of a step, on the CPU: a pure function of the seed and its arguments."""
+        """Some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments."""
         ...
 
     def weight(self, batch: Batch) -> float:
-        """Number of terms that the batch's loss is a mean over: the weight of a micro-batch or process in the global mean."""
+        """Number of terms that the batch's loss averages: its weight in the mean over micro-batches and processes."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor: ...
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        """The mean loss of a batch: a scalar on the device."""
+        ...
 
 
 @dataclass
 class Trained(Generic[Model]):
-    """The trained model without wrappers, and what the training took."""
+    """The trained model without wrappers, and facts about the run."""
 
     model: Model
     seconds_per_step: float
-    steps_run: int  # without those before a resume
+    steps_run: int  # since the run was last started or resumed
     device: str
     precision: str
     peak_memory_mib: float | None
@@ -70,28 +73,28 @@ class Trained(Generic[Model]):
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds besides weights and moments: plain values."""
+    """Plain values in a checkpoint, in addition to weights and moments."""
 
-    step: int = 0  # optimiser steps done
-    skipped: int = 0  # steps whose samples were skipped by roll-backs
-    window: list[float] = field(default_factory=list)  # losses since the last line of the log
-    recent: list[float] = field(default_factory=list)  # losses that a spike is compared with
+    step: int = 0  # number of finished optimizer steps
+    skipped: int = 0  # number of steps whose samples were skipped after roll-backs
+    window: list[float] = field(default_factory=list)  # losses since the last log line
+    recent: list[float] = field(default_factory=list)  # last losses, to detect spikes
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
     task: Task[Model], folder: Path, compute: Compute, progress: bool = True, keep: Collection[int] = ()
 ) -> Trained[Model]:
-    """Train a task in its folder, from the last checkpoint if there is one.
+    """Train a task in a folder, and resume from the last checkpoint there if there is one.
 
-    With `settings.ema` the result is the moving average of the weights. The weights after each of the steps `keep` are written
+    If `settings.ema` is set, the result is the moving average of the weights. The weights after each step in `keep` are written
     to `kept_file(step)` in the folder.
 
     The result depends only on the task, not on loader workers or interruptions: bit for bit in one CPU process with a fixed
-    number of threads. The number of processes changes it by rounding, and by drop path and the pairs of mixup and cutmix, which
+    number of threads. The number of processes changes rounding, and also drop path and the pairs of mixup and cutmix, which
     each process draws for its own rows.
 
-    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, ImpossibleHere, and Stopped (after saving) if
+    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, ImpossibleHere, and (after saving) Stopped if
     SIGTERM arrives.
     """
     with seeded(task.seed, "initial weights"), stop_requests() as stop_requested:
@@ -117,7 +120,7 @@ def train(
 
 
 class Trainer(Generic[Model]):
-    """One training run: the model and optimiser on their devices, the state, and the files in its folder."""
+    """One run: model and optimizer on their devices, the state, and the files in the run's folder."""
 
     def __init__(self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int]):
         self.task, self.settings, self.folder, self.compute = task, task.settings, folder, compute
@@ -128,43 +131,43 @@ class Trainer(Generic[Model]):
         self.average = ModelEmaV3(distributed.unwrapped(self.model), task.settings.ema) if task.settings.ema else None
         self.state, self.keep = TrainState(), keep
         self.checkpoints, self.roll_back_checkpoints = Checkpoints(folder), Checkpoints(folder, "turning_point")
-        self.losses: list[Tensor] = []  # of the last steps; they stay on the device until they are checked
+        self.losses: list[Tensor] = []  # of the steps since the last check; they stay on the device until then
         self.steps_run, self.seconds_per_step = 0, math.nan
-        self.log: MetricsLog | None = None  # in the first process
+        self.log: MetricsLog | None = None  # only in the first process
 
     def fit(self, bar: Progress, stop_requested: StopRequests) -> None:
-        """Train from the current step to the last one. Raises TrainingDiverged and Stopped."""
+        """Train from the current step to the last. Raises TrainingDiverged and Stopped."""
         steps, compute = self.settings.steps, self.compute
-        log_every = min(compute.log_every, steps // 20 or compute.log_every)  # a short training gets twenty lines too
+        log_every = min(compute.log_every, steps // 20 or compute.log_every)  # at least 20 lines, also of a short run
         roll_back_every = self.settings.divergence.roll_back or steps
         bar.initial = bar.n = self.state.step
         self.model.train()
         started = time.perf_counter()
-        with closing(self._batches()) as batches:  # ends the loader processes, also if a step fails
-            # Several processes agree on the step after which they stop, so none may stop while it waits for a batch.
+        with closing(self._batches()) as batches:  # ends the loader workers, also if a step fails
+            # Several processes must stop after the same step, so none of them may stop while it waits for a batch.
             alone = self.accelerator.num_processes == 1
             for batch in stop_requested.until_requested(batches) if alone else batches:
-                # One step of the optimiser.
+                # One optimizer step.
                 loss, stop = self.train_step(batch, stop_requested())
                 self.losses.append(loss)
                 self.steps_run += 1
                 self.state.step += 1
 
-                # What is due after this step.
+                # What has to be done after this step.
                 step, last = self.state.step, self.state.step == steps
                 stop = stop and not last
                 log, keep = last or step % log_every == 0, step in self.keep
                 roll_back_point = step % roll_back_every == 0 and not last
                 save = last or stop or step % compute.checkpoint_every == 0
 
-                # Check losses and weights before anything is written.
+                # Check the losses and weights before writing anything.
                 if (log or keep or roll_back_point or save) and (bad := self._first_bad()):
                     self._roll_back(bad)
                 else:
                     if log:
                         self.seconds_per_step = (time.perf_counter() - started) / self.steps_run
                         self._write_log(bar)
-                    if keep:  # before the checkpoint: a run that resumes from it must have them
+                    if keep:  # before the checkpoint, since a run that resumes from it needs them
                         keep_weights(self.folder, step, self.average.module if self.average else self.model)
                     if roll_back_point:
                         self._save(self.roll_back_checkpoints)
@@ -181,20 +184,20 @@ class Trainer(Generic[Model]):
             self.log.close()
 
     def train_step(self, batch: Batch, stop: bool) -> tuple[Tensor, bool]:
-        """One optimiser step. Returns the loss (of several processes their mean is the step's loss), and whether to stop.
+        """Run one optimizer step. Returns its loss and whether to stop. The mean of the loss over processes is the step's loss.
 
-        `stop`: whether this process was asked to. All processes stop after the step in which the first one was.
+        `stop` is whether this process got a stop request. All processes stop after the first step in which one of them did.
         """
         accelerator, settings, state = self.accelerator, self.settings, self.state
 
-        # Drop path's random numbers and the learning rate are functions of the step.
+        # Set the random seed (for drop path) and the learning rate, both functions of the step.
         seed = derive(self.task.seed, "drop path", state.step + state.skipped, accelerator.process_index)
         reseed(accelerator.device, seed)
         lr = settings.lr_at(state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-        # Micro-batches and processes count by the number of terms in their losses.
+        # Weight micro-batches and processes by the number of terms in their losses.
         parts = split_batch(batch, settings.accumulation)
         weights = [self.task.weight(part) for part in parts]
         all_weights = sum(weights)
@@ -202,12 +205,12 @@ class Trainer(Generic[Model]):
             totals = accelerator.reduce(torch.tensor([all_weights, float(stop)], device=accelerator.device))
             all_weights, stop = totals.tolist()
 
-        # Forward and backward. Gradients are summed over micro-batches and averaged over processes (in the last backward).
+        # Forward and backward. Gradients are summed over micro-batches and, in the last backward, averaged over processes.
         total = torch.zeros((), device=accelerator.device)
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             with accelerator.autocast():
                 loss = self.task.loss(self.model, part, accelerator.device)
-            share = weight / (all_weights or 1) * accelerator.num_processes  # no terms at all (no person): no gradient
+            share = weight / (all_weights or 1) * accelerator.num_processes  # without any term (no person), no gradient
             with accelerator.no_sync(self.model) if index < len(parts) - 1 else nullcontext():
                 accelerator.backward(loss * share)
             total += loss.detach() * share
@@ -222,19 +225,19 @@ class Trainer(Generic[Model]):
         return total, bool(stop)
 
     def _batches(self) -> Generator[Batch, None, None]:
-        """The batches of this process from the current step to the last one. After a roll-back it skips samples."""
+        """Yield this process's batches from the current step to the last. After a roll-back, skip samples."""
         dataset, on_gpu = TaskDataset(self.task, self.rows), self.accelerator.device.type == "cuda"
         while self.state.step < self.settings.steps:
             skipped = self.state.skipped
             positions = range(self.state.step + skipped, self.settings.steps + skipped)
             for batch in data_loader(dataset, positions, self.compute.workers, pin_memory=on_gpu):
                 yield batch
-                if self.state.skipped != skipped:  # rolled back
+                if self.state.skipped != skipped:  # after a roll-back, start a new loader
                     break
 
     def full_model(self) -> Model:
-        """The result without wrappers, whole in every process: the moving average of the weights if there is one."""
-        # It is evaluated in float32, as it is when loaded from its file, whatever it was trained in.
+        """The full model without wrappers, in every process, with the moving average of the weights if there is one."""
+        # Evaluate in float32, whatever the training precision, as a model that is loaded from its file.
         model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:
             model.load_state_dict(self.average.module.state_dict())
@@ -248,7 +251,7 @@ class Trainer(Generic[Model]):
     # Checkpoints and roll-backs
 
     def resume(self) -> None:
-        """Load the last checkpoint if there is one, and open the log at its step."""
+        """Load the last checkpoint if there is one, and open the log at the current step."""
         if self._load(self.checkpoints):
             logged = read_metrics(self.folder)
             self.seconds_per_step = logged[-1]["seconds_per_step"] if logged else math.nan
@@ -263,9 +266,9 @@ class Trainer(Generic[Model]):
             checkpoints.save({**state, **average, **vars(self.state)})
 
     def _load(self, checkpoints: Checkpoints) -> bool:
-        """Load the latest checkpoint (the first process reads and broadcasts). Returns False if there is none."""
+        """Load the latest checkpoint (the first process reads and broadcasts it). Returns False if there is none."""
         found = (checkpoints.load() or {}) if self.accelerator.is_main_process else {}
-        names = [one.name for one in fields(TrainState)]
+        names = [entry.name for entry in fields(TrainState)]
         if found and not found.keys() >= set(names):
             raise UnreadableCheckpoint(
                 f"{checkpoints.newest} was written by another version of vmae_lab; delete it to start this run from scratch"
@@ -280,7 +283,7 @@ class Trainer(Generic[Model]):
         return True
 
     def _first_bad(self) -> Bad | None:
-        """Fetch the last steps' losses from all processes. Returns the first step whose loss or weights are bad."""
+        """Average the last steps' losses over processes, and return the first diverged step, or None."""
         values = torch.stack([*self.losses, (~distributed.weights_are_finite(self.model)).float()])
         *losses, broken = self.accelerator.reduce(values, reduction="mean").tolist()
         self.losses.clear()
@@ -290,39 +293,40 @@ class Trainer(Generic[Model]):
         return bad or (Bad(step - 1, "weights are no longer finite") if broken else None)
 
     def _roll_back(self, bad: Bad) -> None:
-        """Return to the last roll-back checkpoint and skip the samples up to the next one. Raises TrainingDiverged."""
+        """Load the last roll-back checkpoint and skip samples up to the next one. Raises TrainingDiverged."""
         settings, before, every = self.settings, self.state, self.settings.divergence.roll_back
         times = len(before.rolled_back)
         if every is None or times == settings.divergence.at_most or not self._load(self.roll_back_checkpoints):
             tried = f", rolled back {times} times" if times else ""
             raise TrainingDiverged(
                 f"{bad.what} at step {bad.step} of {settings.steps} in {self.folder} (learning rate "
-                f"{settings.lr_at(bad.step):.3g}, gradient clip {settings.clip_grad}, precision {settings.precision}{tried}). "
-                "Lower lr, lengthen warmup_steps, set clip_grad, use precision fp32, or set divergence.roll_back. "
+                f"{settings.lr_at(bad.step):.3g}, clip_grad {settings.clip_grad}, precision {settings.precision}{tried}). "
+                "Lower lr, increase warmup_steps, set clip_grad, use precision fp32, or set divergence.roll_back. "
                 "The last good checkpoint is kept"
             )
         self.state.skipped = before.skipped + every
         self.state.rolled_back = [*before.rolled_back, {"step": bad.step, "what": bad.what, "to": self.state.step}]
         self._save(self.checkpoints)
         self._open_log()
-        text = f"{bad.what} at step {bad.step}: rolled back to step {self.state.step}; the samples of {every} steps are skipped"
+        text = f"{bad.what} at step {bad.step}: rolled back to step {self.state.step}, skipping the samples of {every} steps"
         if self.accelerator.is_main_process:
             note(self.folder, text)
             warnings.warn(f"{self.folder}: {text}", stacklevel=3)
 
     def _stop(self) -> None:
-        self.accelerator.wait_for_everyone()  # a launcher kills the others when the first one ends
-        text = f"asked to stop: {self.folder} is saved after step {self.state.step} of {self.settings.steps}"
+        self.accelerator.wait_for_everyone()  # a launcher kills the other processes when the first one ends
+        text = f"stop requested: {self.folder} is saved after step {self.state.step} of {self.settings.steps}"
         if self.accelerator.is_main_process:
             note(self.folder, text)
-        print(text, flush=True)
+        if not pool_failed():  # otherwise the error of the other job is the message
+            print(text, flush=True)
         raise Stopped
 
     # -----------------------------------------------------------------------------------------------------------------------
     # The log
 
     def _open_log(self) -> None:
-        """Open the log at the current step; what is logged or kept of later steps is dropped, as they will be repeated."""
+        """Open the log at the current step. Lines and kept weights of later steps are deleted, since the run repeats them."""
         if self.accelerator.is_main_process:
             if self.log:
                 self.log.close()
@@ -338,12 +342,12 @@ class Trainer(Generic[Model]):
         state.window = []
 
     def note_start(self, to_console: bool) -> None:
-        """Note in run.log on what the run starts, from which step, with which batch and learning rate."""
+        """Write a line to run.log: first step, devices, precision, batch and learning rate."""
         accelerator, settings = self.accelerator, self.settings
-        sharing = "sharded (FSDP2)" if isinstance(self.model, FSDPModule) else accelerator.distributed_type.value
+        kind = "sharded (FSDP2)" if isinstance(self.model, FSDPModule) else accelerator.distributed_type.value
         text = (
             f"from step {self.state.step} of {settings.steps} on {accelerator.num_processes} x "
-            f"{distributed.device_name(accelerator.device)}, {sharing}, {accelerator.mixed_precision} mixed precision: "
+            f"{distributed.device_name(accelerator.device)}, {kind}, {accelerator.mixed_precision} mixed precision: "
             f"{settings.batch_size} clips per step = {accelerator.num_processes} processes x {settings.accumulation} "
             f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}"
         )

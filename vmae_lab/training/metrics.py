@@ -1,4 +1,4 @@
-"""The log of a training: `metrics.jsonl` and `run.log` in its folder, TensorBoard and other trackers."""
+"""The logs of a run: `metrics.jsonl` and `run.log` in its folder, TensorBoard and other trackers."""
 
 import importlib.util
 import json
@@ -13,11 +13,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import atomic_write, storing_in
 
-PROJECT = "vmae_lab"  # the trackers' name for all runs together
+PROJECT = "vmae_lab"  # project name in trackers
 
 
 class MetricsLog:
-    """Writes metrics.jsonl, TensorBoard's files and trackers. It first drops lines after `step`, which the run will repeat."""
+    """Writes to metrics.jsonl, TensorBoard and trackers. First deletes lines after `step`, which the run repeats."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool, trackers: tuple[str, ...] = ()):
         self.path = folder / "metrics.jsonl"
@@ -27,39 +27,39 @@ class MetricsLog:
         self.trackers = [tracker(name, folder.name) for name in trackers]
         if tensorboard:
             self.trackers.append(LOGGER_TYPE_TO_CLASS["tensorboard"]("tensorboard", folder, purge_step=step + 1))
-        for each in self.trackers:
-            each.start()
+        for opened in self.trackers:
+            opened.start()
 
     def write(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
         with storing_in(self.path.parent), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values, "seconds_per_step": round(seconds_per_step, 4)}) + "\n")
-        for each in self.trackers:
-            each.log(values, step=step)
+        for opened in self.trackers:
+            opened.log(values, step=step)
 
     def close(self) -> None:
-        for each in self.trackers:
-            each.finish()
+        for opened in self.trackers:
+            opened.finish()
 
 
 def tracker(name: str, run: str) -> Any:
-    """One of accelerate's trackers, `wandb` or `trackio`. A resumed run is the same run there.
+    """Accelerate's tracker `wandb` or `trackio`. A resumed run continues the same run in the tracker.
 
-    Raises ImpossibleHere if its package is not installed.
+    Raises ImpossibleHere if the package is not installed.
     """
     if importlib.util.find_spec(name) is None:
-        raise ImpossibleHere(f"compute.trackers: {name} is not installed: `pip install {name}`, or leave it out")
+        raise ImpossibleHere(f"compute.trackers: {name} is not installed: run `pip install {name}`, or remove it")
     same_run = {"id": run} if name == "wandb" else {}
     return LOGGER_TYPE_TO_CLASS[name](PROJECT, name=run, resume="allow", **same_run)
 
 
 def note(folder: Path, text: str) -> None:
-    """Add a dated line to the run's `run.log`, which tells when the run was started, on what, and what happened to it."""
+    """Append a line with the current time to `run.log`, the history of a run: starts, stops and roll-backs."""
     with storing_in(folder), open(folder / "run.log", "a", encoding="utf-8") as file:
         file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}  {text}\n")
 
 
 def latest_step(folder: Path) -> int:
-    """The step of the last whole line of a run's log, or 0. Reads the end of the file only."""
+    """The step of the last complete line of a run's metrics, or 0. Reads only the end of the file."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -73,7 +73,7 @@ def latest_step(folder: Path) -> int:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, without a last line that a kill cut short."""
+    """The lines of a run's metrics, without an incomplete last line (of a killed run)."""
     rows, path = [], folder / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""Parameter groups and the schedule of the paper's recipes."""
+"""Parameter groups and learning rate schedule of the paper's recipes."""
 
 import math
 from collections.abc import Collection
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups for AdamW, through timm: no weight decay on 1-D parameters, biases, and what the model's `no_weight_decay` names.
+    """Parameter groups for AdamW, by timm. No weight decay for biases, 1-D parameters, and those in `model.no_weight_decay()`.
 
-    With `layer_decay` below 1 each group has an `lr_scale` of `layer_decay ** (layers above it)`.
+    If `layer_decay` is below 1, each group has an `lr_scale` of `layer_decay ** (number of layers above)`.
     """
     not_decayed: Collection[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay == 1.0:
@@ -19,9 +19,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, start: float, peak: float, end: float) -> float:
-    """Linear warm-up from `start`, which reaches `peak` at its last step, then a half cosine towards `end`.
+    """Learning rate at a step: linear warm-up from `start`, whose last step has `peak`, then a half cosine towards `end`.
 
-    A pure function of the step, equal to the official schedule. There is no scheduler state to save.
+    Equal to the official schedule. A pure function of the step, so there is no scheduler state to save.
     """
     if step < warmup:
         return peak if warmup == 1 else start + (peak - start) * step / (warmup - 1)

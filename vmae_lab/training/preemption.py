@@ -1,4 +1,4 @@
-"""Requests to stop (SIGTERM, which Slurm sends before it takes a node back): a training saves a checkpoint and ends."""
+"""Stop requests: on SIGTERM, which Slurm sends before it preempts a job, a run saves a checkpoint and ends."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ STOPPED = 128 + signal.SIGTERM  # the exit status that shells and Slurm expect
 
 
 class Stopped(SystemExit):
-    """A run that was asked to stop and has saved a checkpoint."""
+    """Exit of a run that got a stop request and has saved a checkpoint."""
 
-    def __init__(self, status: int = STOPPED) -> None:  # with a parameter it can be pickled
+    def __init__(self, status: int = STOPPED) -> None:  # the parameter makes it picklable
         super().__init__(status)
 
 
 class _StopRequested(BaseException):
-    """A stop request while the next item is awaited. A BaseException, so that no `except Exception` of a dataset catches it."""
+    """A stop request during the wait for an item. A BaseException, so that no `except Exception` in a dataset catches it."""
 
 
 class StopRequests:
-    """When called, it returns whether the run was asked to stop: by SIGTERM, or because its launcher was killed."""
+    """A call returns whether the run should stop: because of SIGTERM, or because its launcher was killed."""
 
     def __init__(self) -> None:
         self.arrived, self._waiting = False, False
@@ -34,14 +34,14 @@ class StopRequests:
         return self.arrived or self._launcher not in (None, os.getppid())
 
     def handle(self, _number: int, _frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Handle SIGTERM."""
         self.arrived = True
         if self._waiting:
             self._waiting = False
             raise _StopRequested
 
     def until_requested(self, items: Iterator[T]) -> Iterator[T]:
-        """The items of an iterator up to a stop request, which also ends the wait for an item: that may never come."""
+        """Yield the items of an iterator until a stop request, which also ends the wait for an item (that may never come)."""
         try:
             while True:
                 self._waiting = True
@@ -58,7 +58,7 @@ class StopRequests:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Turn SIGTERM into a stop request while the block runs. Python allows this in the main thread only."""
+    """Turn SIGTERM into a stop request inside the block. Python allows this only in the main thread."""
     requests = StopRequests()
     if threading.current_thread() is not threading.main_thread():
         yield requests
@@ -68,5 +68,5 @@ def stop_requests() -> Iterator[StopRequests]:
         yield requests
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    if requests.arrived:  # too late to end this block: pass it on to the enclosing one, or end the process
+    if requests.arrived:  # pass it on to the enclosing block, or end the process
         signal.raise_signal(signal.SIGTERM)

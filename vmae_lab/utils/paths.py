@@ -25,6 +25,12 @@ def how_to_find_it() -> str:
     return ". This is no checkout of vmae_lab: change to one, or set VMAE_LAB_PROJECT to its folder"
 
 
+def project_path(path: Path) -> str:
+    """Return a path for files that may be committed: relative to the project's folder if it is inside, else absolute."""
+    absolute, root = path.parent.resolve() / path.name, project_root().resolve()
+    return (absolute.relative_to(root) if absolute.is_relative_to(root) else absolute).as_posix()
+
+
 def runs_folder() -> Path:
     return project_root() / "runs"
 

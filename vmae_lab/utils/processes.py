@@ -22,10 +22,13 @@ from threadpoolctl import threadpool_limits
 from vmae_lab.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from ctypes import c_byte
+
     from accelerate import PartialState
 
 WAIT = timedelta(hours=6)  # for the slowest process: rank 0 may evaluate alone while the others wait
 POOL_OF = "VMAE_LAB_POOL_OF"  # set to the id of a pool's owner for its workers; the package's __init__ reads it
+_pool_failed: "c_byte | None" = None  # in a pool's worker: shared memory that the pool's owner writes
 
 
 class ProcessLost(UserError, RuntimeError):
@@ -56,11 +59,14 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     If the block fails, the workers get SIGTERM, on which a training saves and ends. Raises ProcessLost if a worker was killed.
     """
     method = get_start_method(allow_none=True) or get_all_start_methods()[0]  # the default is the first
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_pool_worker, initargs=(method,)) as pool:
+    context = get_context("spawn")
+    failed = context.RawValue("b", 0)  # without a lock, which a killed worker might hold
+    with ProcessPoolExecutor(processes, context, initializer=_begin_pool_worker, initargs=(method, failed)) as pool:
         os.environ[POOL_OF] = str(os.getpid())  # workers start at the first task
         try:
             yield pool
         except BaseException as error:
+            failed.value = isinstance(error, Exception)  # not Stopped or KeyboardInterrupt
             workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
             pool.shutdown(wait=False, cancel_futures=True)
             while workers := [worker for worker in workers if worker.is_alive()]:
@@ -74,10 +80,17 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             os.environ.pop(POOL_OF, None)
 
 
-def _begin_pool_worker(start_method: str) -> None:
+def _begin_pool_worker(start_method: str, failed: "c_byte") -> None:
     """Use the owner's start method: otherwise a spawned process spawns its loaders, and each imports PyTorch again."""
+    global _pool_failed
+    _pool_failed = failed
     set_start_method(start_method, force=True)
     end_with_parent()
+
+
+def pool_failed() -> bool:
+    """Return whether this process is a pool's worker that is stopped because another job of the pool has failed."""
+    return _pool_failed is not None and bool(_pool_failed.value)
 
 
 def sendable(error: Exception) -> Exception:

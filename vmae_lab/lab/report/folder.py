@@ -1,4 +1,4 @@
-"""The folder of a report: one for each notebook file and settings, so that no report replaces one of another run."""
+"""The folder of a report: one per notebook file and settings, so that no run replaces the report of another one."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -9,21 +9,20 @@ from typing import Any
 
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
-from vmae_lab.lab.notebook_file import written_path
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.scales import file_that_names, params_folders, read_scale
 from vmae_lab.utils.atomic_io import fingerprint, read_json
-from vmae_lab.utils.paths import project_root, report_folder
+from vmae_lab.utils.paths import project_path, project_root, report_folder
 
 VARIANT = "-variant"
 
 
 @dataclass(frozen=True)
 class ReportPlace:
-    """A report's folder.
+    """The folder of a report.
 
-    `changed`: settings that differ from the scale's; `replaced`: manifest of the report that is in the folder; `kept`: why
-    other folders could not be used.
+    `changed`: settings that differ from the scale's. `replaced`: the manifest of the report that is in the folder. `kept`:
+    reports that might have been replaced, and why they are not.
     """
 
     folder: Path
@@ -32,45 +31,46 @@ class ReportPlace:
     kept: tuple[str, ...] = ()
 
     @property
-    def words(self) -> str:
-        """Which report is new or replaced, and which ones stay."""
-        kept = "".join(f"; {reason}, and stays" for reason in self.kept)
+    def message(self) -> str:
+        """Whether the report is new or replaces one, and which reports are kept."""
+        kept = "".join(f"; kept {reason}" for reason in self.kept)
         if self.replaced is None:
-            return f"new report: {_short(self.folder)}{kept}"
+            return f"new report: {project_path(self.folder)}{kept}"
         date = (self.replaced.get("provenance") or {}).get("date", "unknown date")
-        return f"replaced {_short(self.folder)} of {date}, made with the same settings{kept}"
+        return f"replaced {project_path(self.folder)} of {date}, which had the same settings{kept}"
 
 
 def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
-    """The folder of a plan's report: `reports/<scale>/<notebook>/` if the settings are the scale's.
+    """Return the folder of a plan's report. It is `reports/<scale>/<notebook>/` if the settings are the scale's.
 
-    With other settings, or if that folder has a report of other settings because `params/<scale>.yaml` was changed, it is
-    `reports/<scale>-variant-<digits>/<notebook>/`. A notebook of the same name in another folder gets digits after its name.
+    It is `reports/<scale>-variant-<digits>/<notebook>/` if they are not, or if `params/<scale>.yaml` was changed and the
+    scale's folder has a report of the old settings. A notebook of the same name in another folder gets digits after its name.
     """
-    scale, path = plan.recipe.scale, written_path(file) if file else None
+    scale, path = plan.recipe.scale, project_path(file) if file else None
     own, standard = _identity(plan.name, plan.recipe), _scale_recipe(plan, file)
     as_scale = standard is None or _identity(plan.name, standard) == own
     changed = {} if standard is None or as_scale else _differences(_settings(plan.recipe), _settings(standard))
     everything = [_settings(plan.recipe), sorted(stage.key for stage in plan.stages)]
-    scales = [scale if as_scale else f"{scale}{VARIANT}-{_digits(changed)}", f"{scale}{VARIANT}-{_digits(everything)}"]
-    names = [notebook, f"{notebook}-{_digits(path)}"]
+    variants = [f"{scale}{VARIANT}-{fingerprint(content)[:6]}" for content in (changed, everything)]
+    scales = [scale if as_scale else variants[0], variants[1]]
+    names = [notebook, f"{notebook}-{fingerprint(path)[:6]}"]
     original = f"notebooks/{notebook}.ipynb"
     if path not in (None, original) and (project_root() / original).is_file():
-        del names[0]  # the name is the original's, even if that has no report yet
+        del names[0]  # reserved for the notebook in notebooks/, even if that has no report yet
     kept: list[str] = []
     for scale_name in scales:
         for name in names:
             folder = report_folder(scale_name, name)
             manifest = _read_manifest(folder)
-            maker = manifest.get("notebook_file", f"notebooks/{name}.ipynb") if manifest is not None else path
+            maker = path if manifest is None else manifest.get("notebook_file", f"notebooks/{name}.ipynb")
             if maker != path:
-                kept.append(f"{_short(folder)} was made by {maker or 'another notebook'}")
+                kept.append(f"{project_path(folder)}, which is of {maker or 'another notebook'}")
             elif manifest is None or _same_results(manifest, name, own, plan):
                 return ReportPlace(folder, changed, manifest, tuple(kept))
             else:
-                kept.append(f"{_short(folder)} was made with other settings")
+                kept.append(f"{project_path(folder)}, which has other settings")
                 break
-    raise FileExistsError(f"{folder} has a report of other settings: move it away")
+    raise FileExistsError(f"{folder} has a report with other settings: move it to another folder")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -82,10 +82,10 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _same_results(manifest: Mapping[str, Any], name: str, own: Any, plan: Plan) -> bool:
-    """Whether a report was made with the settings of a plan, and from the same videos.
+    """Return whether a report was made with the settings of a plan, and from the same videos.
 
     Settings are compared by the stage keys that this code gives them, so a change of the code makes no difference. With lists,
-    the keys in the manifest must be equal too: a list may have other videos by now, and a relative root may be another folder.
+    the keys in the manifest must be equal too, because a list or a relative root may have other videos now.
     """
     if _identity(manifest.get("experiment", name), manifest.get("recipe")) != own:
         return False
@@ -93,7 +93,7 @@ def _same_results(manifest: Mapping[str, Any], name: str, own: Any, plan: Plan) 
 
 
 def _identity(experiment: str, recipe: Any) -> Any:
-    """What decides a notebook's results: arms, seeds, margin, and the stage keys that this code and machine give its recipe."""
+    """Return what decides a notebook's results: arms, seeds, margin, and the stage keys of this code. None if unknown."""
     try:
         recipe = Recipe.model_validate(recipe)
         if experiment not in EXPERIMENTS:
@@ -106,13 +106,13 @@ def _identity(experiment: str, recipe: Any) -> Any:
 
 
 def _scale_recipe(plan: Plan, file: Path | None) -> Recipe | None:
-    """The recipe of the scale without changes, with all arms of the notebook. None if no parameter file has a valid one."""
+    """Return the recipe of the scale without changes, with all arms. None if no parameter file has a valid one."""
     folders, experiment = params_folders(file), EXPERIMENTS.get(plan.name)
     scale = file_that_names(plan.recipe.scale, folders)
     if experiment is None or scale is None:
         return None
     try:
-        with redirect_stdout(io.StringIO()):  # hides what follows from the scale's own lists
+        with redirect_stdout(io.StringIO()):  # without the line about settings that follow from the scale's own lists
             base = {"arms": list(experiment.arms), **read_scale(str(scale), folders)}
             recipe = build_recipe({}, experiment.arms, base)
     except RecipeError:
@@ -121,12 +121,12 @@ def _scale_recipe(plan: Plan, file: Path | None) -> Recipe | None:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that can change a result."""
+    """Return the settings that can change a result."""
     return recipe.model_dump(mode="json", exclude={"compute", "scale"})
 
 
 def _differences(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `tree` that `other` does not have, by dotted name; None for names that only `other` has."""
+    """Return the values of `tree` that `other` does not have, by dotted name, and None for names that only `other` has."""
     values, others = dict(_leaves(tree)), dict(_leaves(other))
     changed = {name: value for name, value in values.items() if name not in others or others[name] != value}
     return changed | {name: None for name in others if name not in values}
@@ -138,11 +138,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _short(folder: Path) -> str:
-    return folder.relative_to(project_root()).as_posix()
-
-
-def _digits(value: Any) -> str:
-    return fingerprint(value)[:6]

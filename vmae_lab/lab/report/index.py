@@ -1,55 +1,67 @@
-"""The index of results: every report below reports/ on one page, as README.md and as an index.html that needs no server."""
+"""The index of results: all reports below reports/ on one page, as README.md and as an index.html that needs no server."""
 
 import json
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
+from PIL import Image
+from pydantic import BaseModel
 from tabulate import tabulate
 
 from vmae_lab.lab.estimate import duration
 from vmae_lab.lab.report.folder import VARIANT
-from vmae_lab.utils.atomic_io import read_json, write_text
+from vmae_lab.lab.report.provenance import git
+from vmae_lab.utils.atomic_io import write_text
 
-SCALES = ("paper", "gpu", "study", "demo", "own", "smoke")
-NOTEBOOK, PAGE = "executed notebook", "executed notebook as a page"  # links to files that git ignores
-Read = TypeVar("Read")
+SCALES = ("paper", "gpu", "study", "demo", "own", "smoke")  # in the order of the page
+NOTEBOOK, PAGE = "executed notebook", "executed notebook as HTML"  # texts of links
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Reading reports
+
+
+class Manifest(BaseModel):
+    """The part of a report's manifest.json that the index shows. Old manifests have less of it."""
+
+    title: str = ""
+    question: str = ""
+    conclusions: list[str] = []
+    main_table: str | None = None
+    main_figure: str | None = None
+    notebook_file: str | None = None
+    changed: dict[str, Any] = {}  # settings that differ from the scale's
+    provenance: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    compute_seconds: float = 0.0
 
 
 class Picture(NamedTuple):
-    """A figure of a report: its path from the report's folder, its words, its size in pixels."""
+    """The main figure: its path in the report's folder, its caption, and its size in pixels."""
 
     path: str
-    words: str
+    caption: str
     width: int
     height: int
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What the index says of a report. `problem`: why it cannot be shown; `links`: words -> path of a file in its folder.
-
-    `file`: the notebook's path, if the manifest tells it; `changed`: settings that differ from the scale's.
-    """
+    """A report in the index. `problem` says why it cannot be shown; `links` maps texts to files in its folder."""
 
     scale: str
     notebook: str
-    file: str = ""
-    changed: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Manifest = field(default_factory=Manifest)
     problem: str = ""
-    title: str = ""
-    question: str = ""
-    conclusions: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
     caption: str = ""
     table: pd.DataFrame | None = None
     picture: Picture | None = None
@@ -60,247 +72,160 @@ class Entry:
         return f"{self.scale}/{self.notebook}"
 
     @property
+    def title(self) -> str:
+        return self.manifest.title or self.notebook
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the report was made with. Facts that the manifest lacks are left out."""
+        made = self.manifest
+        facts = {name: made.provenance.get(name, "") for name in ("date", "code", "device")} | {
+            "seeds": ", ".join(map(str, made.recipe.get("seeds", ()))),
+            "notebook": made.notebook_file or "",
+            "changed settings": "; ".join(f"{name} {json.dumps(value)}" for name, value in made.changed.items()),
+            "compute, all stages": duration(made.compute_seconds / 60) if made.compute_seconds else "",
+        }
+        return {name: value for name, value in facts.items() if value}
+
+    @property
     def command(self) -> str:
-        """The command that makes this report, as far as its name and its manifest tell."""
-        scale, variant = split_variant(self.scale)
-        pairs = [f" -p {name} {shlex.quote(json.dumps(value))}" for name, value in self.changed.items()]
-        settings = "".join(pairs) or " -p NAME VALUE" * variant
-        file = self.file or f"notebooks/{self.notebook}.ipynb"
+        """The command that writes this report."""
+        scale, variant, _ = self.scale.partition(VARIANT)
+        pairs = [f" -p {name} {shlex.quote(json.dumps(value))}" for name, value in self.manifest.changed.items()]
+        settings = "".join(pairs) or (" -p NAME VALUE" if variant else "")
+        file = self.manifest.notebook_file or f"notebooks/{self.notebook}.ipynb"
         return f"vmae-lab run {shlex.quote(file)} --scale {scale}{settings}"
 
     @property
-    def absent(self) -> str:
-        """What a run would write beside the report and is not there to link to."""
-        return next((words for words in (NOTEBOOK, PAGE) if words not in self.links), "")
+    def missing(self) -> str:
+        """A file that a run writes into the folder and that is not there. Empty if none is missing."""
+        return next((text for text in (NOTEBOOK, PAGE) if text not in self.links), "")
 
     def url(self, path: str) -> str:
         return quote(f"{self.folder}/{path}")
 
 
-class _Broken(ValueError):
-    """A report that cannot be shown; says which of its files is at fault, without the machine's own paths."""
-
-
 def find_reports(folder: Path, order: Sequence[str]) -> list[Entry]:
-    """Every `<scale>/<notebook>/` below `folder`: scales from paper to smoke, then others; notebooks as in `order`."""
-    found = [
-        _entry(place)
-        for place in folder.glob("[!.]*/[!.]*/")
-        if place.is_dir() and any(not file.name.startswith(".") for file in place.iterdir())
-    ]
+    """All reports `<scale>/<notebook>/` below `folder`: scales as in `SCALES`, then others; notebooks as in `order`."""
+
+    def position(name: str, names: Sequence[str]) -> int:
+        return names.index(name) if name in names else len(names)
 
     def rank(entry: Entry) -> tuple:
-        scale, variant = split_variant(entry.scale)
-        name = entry.scale if variant else ""
-        return (_place(scale, SCALES), scale, name, _place(entry.notebook, order), entry.notebook)
+        scale = entry.scale.partition(VARIANT)[0]
+        return position(scale, SCALES), scale, entry.scale, position(entry.notebook, order), entry.notebook
 
-    return sorted(found, key=rank)
-
-
-def kept_by_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """The entries as a clone will have them: without reports, and without links to files, that git ignores."""
-    kept = [entry for entry in entries if (folder / entry.folder / "manifest.json").is_file()]
-    paths = [f"{entry.folder}/{path}" for entry in kept for path in ("manifest.json", *entry.links.values())]
-    done = subprocess.run(
-        ["git", "check-ignore", "-z", "--stdin"],
-        cwd=folder,
-        input="\0".join(paths),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode > 1:
-        raise FileNotFoundError(
-            f"{folder} is in no git checkout, so nothing says what to leave out: write the index without --for-git"
-        )
-    ignored = set(done.stdout.split("\0"))
-    return [
-        replace(entry, links={name: path for name, path in entry.links.items() if f"{entry.folder}/{path}" not in ignored})
-        for entry in kept
-        if f"{entry.folder}/manifest.json" not in ignored
-    ]
+    folders = [path for path in folder.glob("[!.]*/[!.]*/") if path.is_dir() and any(path.glob("[!.]*"))]
+    return sorted(map(_read_entry, folders), key=rank)
 
 
-def split_variant(scale: str) -> tuple[str, bool]:
-    """A scale without what marks a folder of changed settings, and whether it has that."""
-    name, mark, _ = scale.partition(VARIANT)
-    return name, bool(mark)
-
-
-def _place(name: str, order: Sequence[str]) -> int:
-    return order.index(name) if name in order else len(order)
-
-
-def _entry(folder: Path) -> Entry:
+def _read_entry(folder: Path) -> Entry:
     scale, notebook = folder.parent.name, folder.name
+    caption, table, picture = "", None, None
     try:
-        return _whole_entry(folder, scale, notebook)
-    except _Broken as error:
-        return Entry(scale, notebook, problem=str(error))
-
-
-def _whole_entry(folder: Path, scale: str, notebook: str) -> Entry:
-    if not (folder / "manifest.json").exists():
-        raise _Broken("manifest.json is missing, so no run has finished here")
-    manifest = _read(folder, "manifest.json", read_json)
-    if not isinstance(manifest, dict):
-        raise _Broken("manifest.json holds no report")
-    page = _read(folder, "README.md", lambda path: path.read_text(encoding="utf-8"))
-    heading = re.search(r"^# (.+)$", page, re.MULTILINE)
-    table = _words(manifest.get("main_table")) or _first(r"\]\(tables/(?!results\.csv)([^/)]+)\.csv\)", page)
-    conclusions = manifest.get("conclusions")
-    known = {
+        path = "manifest.json"
+        manifest = Manifest.model_validate_json((folder / path).read_bytes())
+        path = "README.md"
+        page = (folder / path).read_text(encoding="utf-8")
+        if name := manifest.main_table:
+            path = f"tables/{name}.csv"
+            table = pd.read_csv(folder / path, dtype=str, keep_default_na=False, encoding="utf-8")  # the text as it was printed
+            caption = _find(rf"^(.*?)\s*\(\[csv\]\({re.escape(path)}\)", page)
+        if name := manifest.main_figure:
+            path = f"figures/{name}.png"
+            with Image.open(folder / path) as image:
+                picture = Picture(path, _find(rf"!\[(.*?)\]\({re.escape(path)}\)", page) or f"Main figure: {name}", *image.size)
+    except FileNotFoundError:
+        return Entry(scale, notebook, problem=f"{path} is missing")
+    except (OSError, ValueError) as error:  # without the error's text, which may have paths of this machine
+        return Entry(scale, notebook, problem=f"{path} cannot be read ({type(error).__name__})")
+    files = {
         "page": "README.md", "manifest": "manifest.json", "results.csv": "tables/results.csv",
         NOTEBOOK: f"{notebook}.ipynb", PAGE: f"{notebook}.html",
     }  # fmt: skip
-    changed = manifest.get("changed")
-    return Entry(
-        scale,
-        notebook,
-        file=_words(manifest.get("notebook_file")),
-        changed=changed if isinstance(changed, dict) else {},
-        title=_words(manifest.get("title")) or (heading[1].strip() if heading else notebook),
-        question=_words(manifest.get("question")),
-        conclusions=tuple(filter(None, map(_words, conclusions))) if isinstance(conclusions, list) else (),
-        facts=_facts(manifest),
-        caption=_first(rf"^(.*?)\s*\(\[csv\]\(tables/{re.escape(table)}\.csv\)", page) if table else "",
-        table=_read(folder, f"tables/{table}.csv", _read_cells) if table else None,
-        picture=_picture(folder, manifest, page),
-        links={words: path for words, path in known.items() if (folder / path).is_file()},
-    )
+    links = {text: file for text, file in files.items() if (folder / file).is_file()}
+    return Entry(scale, notebook, manifest, "", caption, table, picture, links)
 
 
-def _facts(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What made a report, as far as its manifest says."""
-
-    def part(name: str) -> Mapping[str, Any]:
-        return value if isinstance(value := manifest.get(name), dict) else {}
-
-    seeds, seconds = part("recipe").get("seeds"), manifest.get("compute_seconds")
-    facts = {name: _words(part("provenance").get(name)) for name in ("date", "code", "device")}
-    facts["seeds"] = ", ".join(map(str, seeds)) if isinstance(seeds, list) else ""
-    facts["notebook"] = _words(manifest.get("notebook_file"))
-    changed = "; ".join(f"{name} {json.dumps(value)}" for name, value in part("changed").items())
-    facts["changed settings"] = changed
-    facts["compute, all stages"] = duration(seconds / 60) if isinstance(seconds, int | float) else ""
-    return {name: value for name, value in facts.items() if value}
-
-
-def _picture(folder: Path, manifest: Mapping[str, Any], page: str) -> Picture | None:
-    name = _words(manifest.get("main_figure")) or _first(r"\]\(figures/([^/)]+)\.png\)", page)
-    if not name:
-        return None
-    path = f"figures/{name}.png"
-    width, height = _read(folder, path, _png_size)
-    return Picture(path, _first(rf"!\[(.*?)\]\({re.escape(path)}\)", page) or f"Main figure: {name}", width, height)
-
-
-def _read(folder: Path, path: str, reader: Callable[[Path], Read]) -> Read:
-    """What `reader` makes of a file of a report. Raises _Broken."""
-    try:
-        return reader(folder / path)
-    except FileNotFoundError:
-        raise _Broken(f"{path} is missing") from None
-    except OSError as error:
-        raise _Broken(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise _Broken(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _read_cells(path: Path) -> pd.DataFrame:
-    """A table as it was printed: every cell is text, an empty one stays empty."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the first bytes: a page that knows them does not jump while pictures load."""
-    with open(path, "rb") as file:
-        head = file.read(24)
-    if len(head) < 24 or head[:8] != b"\x89PNG\r\n\x1a\n":
-        raise ValueError("not a png")
-    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def _words(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
-
-
-def _first(pattern: str, text: str) -> str:
+def _find(pattern: str, text: str) -> str:
     found = re.search(pattern, text, re.MULTILINE)
     return found[1] if found else ""
 
 
+def _in_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
+    """The reports, and the links to files, that git does not ignore. Raises FileNotFoundError outside a checkout."""
+    try:
+        listed = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    except (OSError, subprocess.CalledProcessError):
+        raise FileNotFoundError(
+            f"{folder} is not in a git checkout, so it is not known what git ignores: write the index without --for-git"
+        ) from None
+    files = set(listed.split("\0"))
+    return [
+        replace(entry, links={text: path for text, path in entry.links.items() if f"{entry.folder}/{path}" in files})
+        for entry in entries
+        if f"{entry.folder}/manifest.json" in files
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------------------------------
-# The pages
+# Writing the pages
 
 TEXTS = {
-    "lead": "Every notebook that was run, at every scale: its question and conclusions, its main table and figure, how it was "
-    "made, and a link to its page. Written by `make reports`, not by hand.",
-    "log_text": "What was tried, and what failed, is in",
-    "nothing": "There is no report yet: `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo` writes one.",
+    "lead": "All reports by scale: the question, the conclusions, the main table and figure, how the report was made, and a "
+    "link to its page. `make reports` writes this index.",
+    "log_text": "Experiments, including those that failed, are described in",
+    "nothing": "There is no report yet. To write one, run `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo`.",
 }
-SMOKE = "This scale takes seconds and only shows that everything runs: its numbers mean nothing."
-TRIALS = "Runs with changed settings; each manifest holds all settings of its run."
+SMOKE = "This scale takes seconds and only tests that everything runs: its results are meaningless."
+CHANGED = "These runs have changed settings. The manifest of a report lists all settings of its run."
 
 
 def write_index(folder: Path, order: Sequence[str], for_git: bool = False) -> Path:
     """Write README.md and index.html over all reports below `folder`. Returns the path of index.html.
 
-    `order`: names of notebooks, first to last. `for_git` leaves out what git ignores (smoke, variants, executed notebooks), so
-    that no link of a committed index is dead in a clone. Raises FileNotFoundError if there is no such folder, StorageError.
+    `order` are the names of the notebooks in the order of the page. With `for_git`, reports and files that git ignores (smoke,
+    changed settings, executed notebooks) are left out, so that no link of a committed index is broken in a clone.
+    Raises FileNotFoundError if the folder does not exist, and StorageError.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there are no reports in {folder}: `vmae-lab run NOTEBOOK` writes one")
     entries = find_reports(folder, order)
     if for_git:
-        entries = kept_by_git(entries, folder)
-    log = (folder / "LOG.md").is_file()
-    write_text(folder / "README.md", to_markdown(entries, log))
+        entries = _in_git(entries, folder)
+    has_log = (folder / "LOG.md").is_file()
+    write_text(folder / "README.md", _render("index.md.jinja", entries, has_log).rstrip("\n") + "\n")
     page = folder / "index.html"
-    write_text(page, to_html(entries, log))
+    write_text(page, _render("index.html.jinja", entries, has_log))
     return page
 
 
-def to_markdown(entries: Sequence[Entry], log: bool = False) -> str:
-    """The index as a page for a repository's own viewer. `log`: whether to link to LOG.md."""
-    return _rendered("index.md.jinja", entries, log).rstrip("\n") + "\n"
-
-
-def to_html(entries: Sequence[Entry], log: bool = False) -> str:
-    """The index as one page without scripts or anything from outside. `log`: as in `to_markdown`."""
-    return _rendered("index.html.jinja", entries, log)
-
-
-def _rendered(template: str, entries: Sequence[Entry], log: bool) -> str:
-    html = template.startswith("index.html")
-    jinja = Environment(loader=PackageLoader("vmae_lab.lab.report"), autoescape=html, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {
-        "slug": _slug, "anchor": _anchor, "note": _note, "code": _code, "text": _text, "label": _label, "table": _table
-    }  # fmt: skip
+def _render(template: str, entries: Sequence[Entry], has_log: bool) -> str:
+    escape_html = template.startswith("index.html")
+    jinja = Environment(
+        loader=PackageLoader("vmae_lab.lab.report"), autoescape=escape_html, trim_blocks=True, lstrip_blocks=True
+    )
+    jinja.filters |= {"slug": _slug, "note": _note, "code": _code, "text": _text, "label": _label, "table": _table}
     scales = {scale: list(group) for scale, group in groupby(entries, key=lambda entry: entry.scale)}
-    return jinja.get_template(template).render(scales=scales, log=log, **TEXTS)
+    return jinja.get_template(template).render(scales=scales, log=has_log, **TEXTS)
 
 
 def _note(scale: str) -> str:
-    name, variant = split_variant(scale)
-    return " ".join([SMOKE] * (name == "smoke") + [TRIALS] * variant)
+    name, variant, _ = scale.partition(VARIANT)
+    return " ".join([SMOKE] * (name == "smoke") + [CHANGED] * bool(variant))
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w-]", "-", name)
-
-
-def _anchor(entry: Entry) -> str:
-    return f"{_slug(entry.scale)}--{_slug(entry.notebook)}"
+    return re.sub(r"[^\w-]", "-", name.replace("/", "--"))
 
 
 def _code(text: str) -> Markup:
-    """Text from a file, safe in HTML. Text between backticks becomes code."""
+    """Text of a file as HTML: escaped, with text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _text(text: str) -> str:
-    """Text from a file, safe in markdown: on one line, without tags and links of its own."""
+    """Text of a file as Markdown: on one line, with its tags and links escaped."""
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split()).replace("](", r"]\(")
 
 

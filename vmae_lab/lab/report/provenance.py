@@ -1,4 +1,4 @@
-"""The code, machine and package versions that a result was made with."""
+"""The code, machine and package versions that a result is made with."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "decord", "av", "numpy
 
 
 def provenance() -> dict[str, Any]:
-    """Date, code version, device, and the versions of Python and of the packages that compute the numbers."""
+    """Return the date, the code's version, the device, and the versions of Python and of the packages that compute results."""
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **_machine()}
 
 
@@ -32,15 +32,15 @@ def _machine() -> dict[str, Any]:
 def _installed(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # on ARM and macOS
+    except PackageNotFoundError:  # on ARM and macOS, decord2 is installed instead of decord
         return f"decord2 {version('decord2')}" if name == "decord" else "none"
 
 
 def _code_version() -> str:
-    """The commit, marked if files of the package were changed since. The package's version outside a checkout."""
+    """Return the commit, with a mark if the package has local changes. Outside a checkout, return the package's version."""
     file = Path(__file__)
     try:
-        git(file.parent, "ls-files", "--error-unmatch", file.name)  # fails if the checkout around is another project's
+        git(file.parent, "ls-files", "--error-unmatch", file.name)  # fails inside the checkout of another project
         commit = git(file.parent, "rev-parse", "--short=12", "HEAD")
         changed = git(file.parent, "status", "--porcelain", "--", ":/vmae_lab")
     except (OSError, subprocess.CalledProcessError):
@@ -49,12 +49,12 @@ def _code_version() -> str:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """The output of a git command in a folder. Raises CalledProcessError, or OSError without git."""
+    """Return the output of a git command in a folder. Raises CalledProcessError, or OSError if git is not installed."""
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:
-    """The processor's name, and how many of its cores this process may use."""
+    """Return the processor's name and the number of cores that this process may use."""
     name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""Tables in three formats from one frame: CSV for programs, Markdown for pages, LaTeX for papers."""
+"""Write tables in three formats: CSV for programs, Markdown for pages, LaTeX for papers."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def save_table(frame: pd.DataFrame, folder: Path, name: str) -> str:
     text = frame.fillna("").astype(str)
     page = _tabulated(text.map(markdown).rename(columns=markdown), "github")
     one_line = text.map(_one_line).rename(columns=_one_line)
-    # After the `\\` that ends the line above, LaTeX reads `[` as the start of a length and `*` as its own.
+    # After the `\\` of the previous line, LaTeX takes `[` or `*` as an argument of `\\`.
     paper = re.sub(r"(?m)^(\s*)([\[*])", r"\1{\2}", _tabulated(one_line, "latex_booktabs"))
     write_text(folder / f"{name}.csv", frame.to_csv(index=False))
     write_text(folder / f"{name}.md", page + "\n")
@@ -32,12 +32,12 @@ def _tabulated(frame: pd.DataFrame, form: str) -> str:
 
 
 def plus_minus(mean: float, spread: float, digits: int = 1) -> str:
-    """`70.1 ± 0.4`, or only the mean if there is no spread (one seed)."""
+    """Return `70.1 ± 0.4`, or only the mean if there is no spread (one seed)."""
     return f"{mean:.{digits}f}" if pd.isna(spread) else f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def interval(middle: float, low: float, high: float, digits: int = 1) -> str:
-    """`+1.2 [-0.3, +2.7]`, or `+1.2 [no interval]` if there is none (one seed)."""
+    """Return `+1.2 [-0.3, +2.7]`, or `+1.2 [no interval]` if there is none (one seed)."""
     if pd.isna(low):
         return f"{middle:+.{digits}f} [no interval]"
     return f"{middle:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

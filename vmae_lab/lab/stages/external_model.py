@@ -1,6 +1,7 @@
 """The kind `opened`: a checkpoint from elsewhere, as a folder like that of a stage that trained it."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from vmae_lab.lab.config import Recipe
@@ -46,8 +47,8 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
     if _encoder(ours.dimensions, ours.clip) != _encoder(theirs.size, theirs.clip):
         raise CheckpointError(
             f"{checkpoint.where} is {_described(theirs.size, theirs.clip)}; the recipe's model is "
-            f"{_described(ours.dimensions, ours.clip)}. Set model.size, model.patch and model.tubelet to the checkpoint's, or "
-            "choose another checkpoint"
+            f"{_described(ours.dimensions, ours.clip)}. Set model.size, model.patch, model.tubelet and model.layer_scale to "
+            "the checkpoint's, or choose another checkpoint"
         )
     weights = weights_digest(dict(sorted(checkpoint.state.items())))  # files of one content order it differently
     return build(OpenedStage, recipe, weights=weights, config=theirs.hashed, where=checkpoint.where)
@@ -71,10 +72,13 @@ def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
 
 
 def _encoder(size: Size, clip: ClipShape) -> tuple[int, ...]:
-    """The numbers that decide the shapes of an encoder's weights."""
-    return size.width, size.depth, size.heads, size.mlp_hidden, clip.tubelet, clip.patch, clip.channels
+    """The numbers that determine the shapes of an encoder's weights."""
+    scaled = size.layer_scale is not None
+    return size.width, size.depth, size.heads, size.mlp_hidden, scaled, clip.tubelet, clip.patch, clip.channels
 
 
 def _described(size: Size, clip: ClipShape) -> str:
-    name = next((name for name, known in SIZES.items() if _encoder(known, clip) == _encoder(size, clip)), "of no known size")
-    return f"{name} ({size.depth} blocks, {size.width} wide) on cubes of {clip.tubelet} x {clip.patch} x {clip.patch}"
+    plain = _encoder(replace(size, layer_scale=None), clip)
+    name = next((name for name, known in SIZES.items() if _encoder(known, clip) == plain), "of no known size")
+    scale = "" if size.layer_scale is None else f", layer_scale {size.layer_scale:g}"
+    return f"{name} ({size.depth} blocks, {size.width} wide{scale}) on cubes of {clip.tubelet} x {clip.patch} x {clip.patch}"

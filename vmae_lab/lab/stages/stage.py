@@ -19,6 +19,7 @@ from vmae_lab.lab.stages.cost import Work
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.checkpoints import State, read_weights
 from vmae_lab.models.checkpoints.save import Pretrained
+from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.loop import Trained
 from vmae_lab.training.settings import Compute, TrainSettings
@@ -182,6 +183,7 @@ def training_cost(trained: Trained) -> dict[str, Any]:
 # Fields that sections got after stages had been run, with the value that means "not used".
 ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
+    ModelSettings: {"layer_scale": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
     PretrainSettings: {"keep_at": [], "target_from": "clip"},
     FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},

@@ -1,4 +1,4 @@
-"""Checkpoints: load.py opens any format, save.py writes any format, formats.py converts names and configs."""
+"""Checkpoints in several formats: load.py reads them, save.py writes them, formats.py converts names and configs."""
 
 from vmae_lab.models.checkpoints.formats import CheckpointError, State, from_official_classifier, from_official_pretrain
 from vmae_lab.models.checkpoints.load import (

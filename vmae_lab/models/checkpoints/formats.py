@@ -1,11 +1,11 @@
-"""Checkpoint formats: how each names its weights and describes its model, and how that is converted to ours and back.
+"""Checkpoint formats: names of weights and settings of the model in each, and their conversion to ours and back.
 
 - official: files of OpenGVLab/VideoMAEv2 and MCG-NJU/VideoMAE.
 - transformers: Hugging Face's `VideoMAEForPreTraining`, `VideoMAEForVideoClassification` and `VideoMAEModel`.
-- remote_code: the V2 models on the hub, which have official names below `model.` and bring their own code. We do not run it.
+- remote_code: the V2 models on the hub, which have official names after `model.` and their own code, which we do not run.
 
-Conversions go through the official names: transformers <-> official <-> ours. Each table holds (here, there) pairs that one
-function reads in both directions. Functions that raise take `where`, which names the file in messages.
+Conversions go through the official names: transformers <-> official <-> ours. Each table has (here, there) pairs, which are
+used in both directions. `where` names the file in error messages.
 """
 
 import math
@@ -30,10 +30,10 @@ Part = TypeVar("Part", Size, ClipShape)
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be read, or does not fit the model."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
-# --- Names of weights: (ours, official) and (official, transformers) pairs, by how a name begins ----------------------
+# --- Names of weights: (ours, official) and (official, transformers) pairs of prefixes --------------------------------
 EMBEDDING = "patch_embed.proj.weight"  # official: the kernel of a Conv3d
 ENCODER = (
     ("encoder.embed.", "patch_embed.proj."),
@@ -47,8 +47,9 @@ PRETRAINING = (
     ("head.", "decoder.head."),
 )
 CLASSIFIER = (*ENCODER, ("head.fc_norm.", "fc_norm."), ("head.head.", "head."))
-# One weight here that is several there, in rows of q, k and v. None: zero here, and no weight there.
-BIASES = ("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"))  # a k bias cannot change a softmax
+SCALES = (("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2"))  # layer scale, in a block
+# One weight here is several there, in rows of q, k and v. None: zero here, no weight there. A k bias has no effect.
+BIASES = ("attn.qkv.bias", ("attn.q_bias", None, "attn.v_bias"))
 
 HF_ENCODER = (
     ("patch_embed.proj.", "videomae.embeddings.patch_embeddings.projection."),
@@ -73,7 +74,7 @@ HF_BLOCK = (  # within a block
     ("mlp.fc1.", "intermediate.dense."),
     ("mlp.fc2.", "output.dense."),
 )
-# Files keep version 4's names of these; version 5 has its own in memory. Only read.
+# Only for reading: transformers 5 has these names in memory. Files have the names of version 4.
 HF_IN_MEMORY = (
     ("attn.q_bias", "attention.attention.query.bias"),
     ("attn.v_bias", "attention.attention.value.bias"),
@@ -82,22 +83,22 @@ IN_BLOCK = re.compile(r"((?:.*\.)?(?:blocks|layer|decoder_layers)\.\d+\.)(.+)")
 
 
 def is_pretraining(state: State) -> bool:
-    """Whether the weights are of a model with a decoder, in any of the formats."""
+    """Whether the model has a decoder. The weights may have the names of any format."""
     return any(key == "mask_token" or key.startswith(("decoder.", "encoder_to_decoder.")) for key in state)
 
 
 def from_official_pretrain(state: State) -> State:
-    """Weights of an official pre-training model in our names and shapes. Raises CheckpointError if half a bias is missing."""
+    """Convert an official pre-training model to our names and shapes. Raises CheckpointError if a q or v bias is missing."""
     return _from_official(state, PRETRAINING)
 
 
 def from_official_classifier(state: State) -> State:
-    """The same for an official classifier that reads the mean token."""
+    """Convert an official classifier (of the mean token) or encoder likewise."""
     return _from_official(state, CLASSIFIER)
 
 
 def _from_official(state: State, pairs: Pairs) -> State:
-    ours = _joined(_renamed(state, _inverse(pairs)), *BIASES)
+    ours = _joined(_renamed(state, _inverse(pairs), _inverse(SCALES)), *BIASES)
     if "encoder.embed.weight" in ours:  # (D, C, t, p, p) -> (D, C*t*p*p)
         ours["encoder.embed.weight"] = ours["encoder.embed.weight"].flatten(1)
     if "mask_token" in ours:  # (1, 1, D) -> (D,)
@@ -106,16 +107,16 @@ def _from_official(state: State, pairs: Pairs) -> State:
 
 
 def to_official(state: State, clip: ClipShape) -> State:
-    """Weights of a VideoMAE, or of a VideoClassifier that reads the mean token, in the official names and shapes."""
+    """Convert a VideoMAE, or a VideoClassifier with the readout `mean`, to the official names and shapes."""
     names, kernel = PRETRAINING if is_pretraining(state) else CLASSIFIER, (clip.channels, clip.tubelet, clip.patch, clip.patch)
     state = {**state, "encoder.embed.weight": state["encoder.embed.weight"].unflatten(1, kernel)}
     if "mask_token" in state:
         state["mask_token"] = state["mask_token"][None, None]
-    return _renamed(_split(state, *BIASES), names)
+    return _renamed(_split(state, *BIASES), names, SCALES)
 
 
 def from_transformers(theirs: State) -> State:
-    """Weights of a transformers model in the official names."""
+    """Convert a transformers model to the official names."""
     if any(key.startswith("embeddings.") for key in theirs):  # a VideoMAEModel
         theirs = {f"videomae.{key}": value for key, value in theirs.items()}
     names = HF_PRETRAINING if is_pretraining(theirs) else HF_CLASSIFIER
@@ -123,16 +124,15 @@ def from_transformers(theirs: State) -> State:
 
 
 def to_transformers(official: State) -> State:
-    """Weights in official names, of a pre-training model or a classifier, in the names of transformers' files."""
+    """Convert official names, of a pre-training model or a classifier, to those of transformers' files."""
     names = HF_PRETRAINING if is_pretraining(official) else HF_CLASSIFIER
     return _renamed(_split(official, *HF_PROJECTIONS), names, HF_BLOCK)
 
 
 def without_encoder_prefix(state: State) -> State:
-    """Official weights of an encoder or a classifier without the `encoder.` of pre-training before their names.
+    """Remove the prefix `encoder.` of pre-training from official weights without a decoder; others are returned unchanged.
 
-    The final LayerNorm of a bare encoder is left out, since a class head norms after pooling. Weights with a decoder are
-    returned unchanged.
+    Also removes the final LayerNorm of an encoder without a head, since a class head normalizes after pooling.
     """
     if is_pretraining(state):
         return state
@@ -142,12 +142,14 @@ def without_encoder_prefix(state: State) -> State:
 
 
 def with_qkv_bias(official: State, settings: Mapping[str, Any], name: str, where: str) -> State:
-    """The weights as the setting `name` of a config describes them: without q and v biases, these are zero, which is the same
-    function. Raises CheckpointError if the weights have them all the same."""
+    """Add zero q and v biases, which is the same function, if the setting `name` of a config is false.
+
+    Raises CheckpointError if the setting is false but the weights have such biases.
+    """
     if settings.get(name, True):
         return official
     if any(key.endswith((".q_bias", ".v_bias")) for key in official):
-        raise CheckpointError(f"{where} has {name} {settings[name]!r}, but the weights next to it have such biases")
+        raise CheckpointError(f"{where} has {name} {settings[name]!r}, but the weights next to it have q and v biases")
     stems = {key.removesuffix("qkv.weight"): value for key, value in official.items() if key.endswith(".attn.qkv.weight")}
     zeros = {
         f"{stem}{bias}": torch.zeros(len(value) // 3, dtype=value.dtype)
@@ -158,7 +160,7 @@ def with_qkv_bias(official: State, settings: Mapping[str, Any], name: str, where
 
 
 def _renamed(state: State, pairs: Pairs, block: Pairs = ()) -> State:
-    """Weights under other names: the first of `pairs` that a name begins with replaces it, in a block also one of `block`."""
+    """Replace the first prefix in `pairs` that a name starts with; inside a block, also the first one in `block`."""
     renamed = {}
     for key, value in state.items():
         inside = IN_BLOCK.fullmatch(key)
@@ -176,7 +178,7 @@ def _inverse(pairs: Pairs) -> Pairs:
 
 
 def _split(state: State, whole: str, parts: Sequence[str | None]) -> State:
-    """Weights whose names end in `whole` as thirds under the names `parts`; a third named None is dropped."""
+    """Split each weight whose name ends in `whole` into thirds with the endings `parts`. A third with None is dropped."""
     split: State = {}
     for key, value in state.items():
         if key.endswith(whole):
@@ -188,7 +190,7 @@ def _split(state: State, whole: str, parts: Sequence[str | None]) -> State:
 
 
 def _joined(state: State, whole: str, parts: Sequence[str | None]) -> State:
-    """The inverse of `_split`: a third named None is zero. Raises CheckpointError if only some of the parts exist."""
+    """The inverse of `_split`. A third with None is zero. Raises CheckpointError if only some of the parts exist."""
     joined: State = {}
     for key, value in state.items():
         ending = next((part for part in parts if part and key.endswith(part)), None)
@@ -198,21 +200,33 @@ def _joined(state: State, whole: str, parts: Sequence[str | None]) -> State:
         stem = key.removesuffix(ending)
         missing = [f"{stem}{part}" for part in parts if part and f"{stem}{part}" not in state]
         if missing:
-            raise CheckpointError(f"there is {key} but no {missing[0]}; the file is incomplete")
+            raise CheckpointError(f"the checkpoint has {key} but no {missing[0]}; it is incomplete")
         if ending == parts[0]:
             joined[stem + whole] = torch.cat([state[f"{stem}{part}"] if part else torch.zeros_like(value) for part in parts])
     return joined
 
 
-# --- Sizes and clips: from the shapes of official weights -------------------------------------------------------------
+# --- Size and clip from the shapes of official weights ----------------------------------------------------------------
 CHANNELS = 3
-HEAD_WIDTH = 64  # of every official decoder
+HEAD_WIDTH = 64  # in all official decoders
+OFFICIAL_LAYER_SCALE = 1e-5  # initial value for files that do not state it; the weights replace it
+
+
+def has_layer_scale(official: State) -> bool:
+    """Whether the blocks of official weights have layer scale."""
+    return any(key.endswith(".gamma_1") for key in official)
+
+
+def with_layer_scale(size: Size, official: State) -> Size:
+    """Add layer scale to the size if the weights have it."""
+    missing = size.layer_scale is None and has_layer_scale(official)
+    return replace(size, layer_scale=OFFICIAL_LAYER_SCALE) if missing else size
 
 
 def size_in(official: State, where: str, heads: int | None = None) -> Size:
-    """Widths and depths of official weights. Heads are given, or those of the known size with these widths and depths.
+    """The size of official weights. `heads` defaults to that of the known size with the same widths and depth.
 
-    Raises CheckpointError if the weights are no VideoMAE, or the number of heads is unknown.
+    Raises CheckpointError if the weights are not a VideoMAE, or if the number of heads is unknown.
     """
     prefix = "encoder." if is_pretraining(official) else ""
     width, depth, _, _, patch = _encoder_shape(official, where)
@@ -220,8 +234,8 @@ def size_in(official: State, where: str, heads: int | None = None) -> Size:
     known = next((size for size in SIZES.values() if (size.width, size.depth, size.mlp_hidden) == (width, depth, hidden)), None)
     if known is None and heads is None:
         raise CheckpointError(
-            f"{where} has {depth} blocks, {width} wide, with MLPs of {hidden}: none of the sizes {', '.join(SIZES)}. Weights "
-            "do not contain the number of attention heads; give size=Size(...)"
+            f"{where} has {depth} blocks of width {width} with MLPs of {hidden}, which is none of {', '.join(SIZES)}. Its "
+            "number of attention heads is unknown; pass size=Size(...)"
         )
     base = known or SIZES["base"]
     size = replace(base, width=width, depth=depth, mlp_hidden=hidden, heads=heads or base.heads, patch=patch)
@@ -236,9 +250,9 @@ def size_in(official: State, where: str, heads: int | None = None) -> Size:
 
 
 def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipShape:
-    """The clip of an official file: patches as its kernel, frames and pixels as the training script's arguments.
+    """The clip of an official file: patch from the embedding's kernel, frames and side from the training script's arguments.
 
-    Without arguments it is the paper's clip of 16 frames of 224 pixels. Raises CheckpointError.
+    Without arguments: the paper's 16 frames and 224 pixels. Raises CheckpointError.
     """
     _, _, channels, tubelet, patch = _encoder_shape(official, where)
     refuse_others({"channels": channels}, {"channels": CHANNELS}, where)
@@ -250,23 +264,24 @@ def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipSh
 
 
 def check_fit_of_config(size: Size, clip: ClipShape, official: State, where: str) -> None:
-    """Raise CheckpointError if a config describes another encoder than the weights next to it."""
-    described = (size.width, size.depth, clip.channels, clip.tubelet, clip.patch)
-    names = ("width", "depth", "channels", "tubelet", "patch")
+    """Raise CheckpointError if a config describes a different encoder than the weights next to it."""
+    described = (size.width, size.depth, clip.channels, clip.tubelet, clip.patch, size.layer_scale is not None)
+    names = ("width", "depth", "channels", "tubelet", "patch", "layer_scale")
+    found = (*_encoder_shape(official, where), has_layer_scale(official))
     differences = [
         f"{name} {theirs} (weights: {ours})"
-        for name, theirs, ours in zip(names, described, _encoder_shape(official, where), strict=True)
+        for name, theirs, ours in zip(names, described, found, strict=True)
         if theirs != ours
     ]
     if differences:
         raise CheckpointError(
-            f"{where} describes another model than the weights next to it: {', '.join(differences)}. Keep them in separate "
+            f"{where} describes a different model than the weights next to it: {', '.join(differences)}. Put them in separate "
             "folders"
         )
 
 
 def check_heads(size: Size, decoder: bool, where: str) -> None:
-    """Raise CheckpointError if the number of heads does not divide the width of the encoder, or of an existing decoder."""
+    """Raise CheckpointError if the number of heads does not divide the encoder's width or, if `decoder`, the decoder's."""
     parts = [("encoder", size.width, size.heads), ("decoder", size.decoder_width, size.decoder_heads)]
     for part, width, heads in parts if decoder else parts[:1]:
         if not 0 < heads <= width or width % heads:
@@ -278,7 +293,7 @@ def _encoder_shape(official: State, where: str) -> tuple[int, int, int, int, int
     key = next((key for key in official if key.endswith(EMBEDDING)), None)
     if key is None or official[key].ndim != 5:
         names = ", ".join(list(official)[:10])
-        raise CheckpointError(f"{where} holds no VideoMAE: it has no kernel {EMBEDDING} of five dimensions. It has: {names}")
+        raise CheckpointError(f"{where} is not a VideoMAE: it has no {EMBEDDING} with five dimensions. It has: {names}")
     width, channels, tubelet, patch, _ = official[key].shape
     return width, _depth(official, key.removesuffix(EMBEDDING) + "blocks."), channels, tubelet, patch
 
@@ -289,12 +304,12 @@ def _depth(state: State, prefix: str) -> int:
 
 def _require(state: State, key: str, where: str) -> Tensor:
     if key not in state:
-        raise CheckpointError(f"{where} has no {key}; it is incomplete, or no VideoMAE")
+        raise CheckpointError(f"{where} has no {key}; it is incomplete or not a VideoMAE")
     return state[key]
 
 
-# --- Configs: names of settings (ours to theirs), fixed values, and what is refused ------------------------------------
-# LayerNorm adds this to a variance. transformers' default is 1e-12 for weights that were trained with the official 1e-6.
+# --- Configs: names of settings (ours to theirs), and settings with one supported value --------------------------------
+# Models here have the official eps of 1e-6. transformers' default is 1e-12, also for converted official weights.
 LARGEST_EPS = 1e-5
 
 HF_TYPE = "videomae"  # the `model_type` of transformers' configs
@@ -312,28 +327,25 @@ CLASS_NAMES = "class_names"  # in our configs and in the official files that we 
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' name of a class without a name
 
 REMOTE_SECTION = "model_config"
-REMOTE_CODE = "OpenGVLab/VideoMAEv2-Base"  # the repository whose code builds the model
+REMOTE_CODE = "OpenGVLab/VideoMAEv2-Base"  # the repository with the model's code
 REMOTE_CLIP = {**HF_CLIP, "side": "img_size", "channels": "in_chans"}
 REMOTE_SIZE = {"width": "embed_dim", "depth": "depth", "heads": "num_heads"}
 REMOTE_FIXED = {
-    "cos_attn": False, "use_learnable_pos_emb": False, "use_mean_pooling": True, "init_values": 0.0,
-    "norm_layer": "nn.LayerNorm", "in_chans": CHANNELS,
+    "cos_attn": False, "use_learnable_pos_emb": False, "use_mean_pooling": True, "norm_layer": "nn.LayerNorm",
+    "in_chans": CHANNELS,
 }  # fmt: skip
 
 
 def transformers_config(model: ModelConfig) -> dict[str, Any]:
-    """`config.json` for transformers."""
+    """Content of `config.json` for transformers."""
     config = {
         **_theirs(model.size, HF_SIZE),
         **_theirs(model.clip, HF_CLIP),
         **HF_FIXED,
-        "model_type": HF_TYPE,
+        "model_type": HF_TYPE, "dtype": "float32", "layer_norm_eps": NORM_EPS, "qkv_bias": True,
         "architectures": ["VideoMAEForVideoClassification" if model.classes else "VideoMAEForPreTraining"],
-        "layer_norm_eps": NORM_EPS,
-        "qkv_bias": True,
-        "use_mean_pooling": model.classes is not None or not model.encoder_norm,  # then the encoder has no final LayerNorm
-        "dtype": "float32",
-    }
+        "use_mean_pooling": model.classes is not None or not model.encoder_norm,  # true: no final LayerNorm in the encoder
+    }  # fmt: skip
     if model.classes is None:
         return {**config, "norm_pix_loss": bool(model.normalise_target)}
     return {**config, **_named_labels(model.class_names or [f"LABEL_{row}" for row in range(model.classes)])}
@@ -362,70 +374,68 @@ def class_names_in(config: Mapping[str, Any], contents: Mapping[str, Any]) -> tu
 
 
 def read_transformers_config(config: Mapping[str, Any], where: str) -> tuple[Size, ClipShape]:
-    """Size and clip that a transformers config describes. Raises CheckpointError if it is another function than ours."""
+    """Size and clip in a transformers config. Raises CheckpointError if our model does not support its settings."""
     _check_settings(config, HF_FIXED, ("hidden_dropout_prob", "attention_probs_dropout_prob"), where)
     return _built(Size, config, HF_SIZE, where), _built(ClipShape, config, HF_CLIP, where)
 
 
 def transformers_weights(state: State, config: Mapping[str, Any], where: str) -> tuple[State, bool]:
-    """Weights of a transformers model in official names, and whether the encoder has a final LayerNorm.
+    """Convert a transformers model to official names. Also returns whether the encoder has a final LayerNorm.
 
-    Follows `qkv_bias` (`qv_bias` in version 5) and `use_mean_pooling`: if true, the encoder has no final LayerNorm, also in
-    pre-training; if the weights have one, it is used all the same. Raises CheckpointError if settings and weights differ.
+    Applies `qkv_bias` (`qv_bias` in version 5) and `use_mean_pooling`. If the latter is true, the encoder has no final
+    LayerNorm, unless the weights have one. Raises CheckpointError if settings and weights do not fit.
     """
     official = from_transformers(state)
     official = with_qkv_bias(official, config, "qkv_bias" if "qkv_bias" in config else "qv_bias", where)
     pooled = config.get("use_mean_pooling", True)
     if not pooled and any(key.startswith("head.") for key in official):
         raise CheckpointError(
-            f"{where} has use_mean_pooling {pooled!r}: the model classifies by its first token. Classifiers of this package "
-            "read the mean token"
+            f"{where} has use_mean_pooling {pooled!r}: the model classifies by its first token. This package supports only "
+            "classifiers that use the mean token"
         )
     return official, not pooled or any(key.removeprefix("encoder.").startswith("norm.") for key in official)
 
 
 def remote_code_config(model: ModelConfig) -> dict[str, Any]:
-    """`config.json` of the V2 models on the hub, which refers to their authors' code."""
+    """Content of `config.json` for V2's remote code. It refers to the authors' code on the hub."""
     section = {
         **_theirs(model.size, REMOTE_SIZE),
         **_theirs(model.clip, REMOTE_CLIP),
         **REMOTE_FIXED,
         "num_classes": model.classes or 0,
-        "mlp_ratio": (model.size.mlp_hidden + 0.5) / model.size.width,  # the half keeps int(width * ratio) from falling below
-        "qkv_bias": True,
-        "qk_scale": None,
-        "layer_norm_eps": NORM_EPS,
-        "drop_rate": 0.0,
-        "attn_drop_rate": 0.0,
-        "drop_path_rate": 0.0,
-        "with_cp": False,
-    }
+        "init_values": model.size.layer_scale or 0.0,
+        "mlp_ratio": (model.size.mlp_hidden + 0.5) / model.size.width,  # the 0.5 keeps int(width * ratio) exact
+        "qkv_bias": True, "qk_scale": None, "layer_norm_eps": NORM_EPS, "with_cp": False,
+        "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0,
+    }  # fmt: skip
     return {
-        "model_type": "VideoMAEv2",
-        "architectures": ["VideoMAEv2"],
+        "model_type": "VideoMAEv2", "architectures": ["VideoMAEv2"], REMOTE_SECTION: section,
         "auto_map": {
             "AutoConfig": f"{REMOTE_CODE}--modeling_config.VideoMAEv2Config",
             "AutoModel": f"{REMOTE_CODE}--modeling_videomaev2.VideoMAEv2",
         },
-        REMOTE_SECTION: section,
         **(_named_labels(model.class_names) if model.class_names else {}),
-    }
+    }  # fmt: skip
 
 
 def read_remote_code_config(config: Mapping[str, Any], official: State, where: str) -> tuple[Size, ClipShape]:
-    """Size and clip of such a config, whose MLP width the weights tell. Raises CheckpointError if it is another function."""
+    """Size and clip in a remote-code config; the MLP width comes from the weights. Raises CheckpointError if unsupported."""
     section, named = config[REMOTE_SECTION], f"{where}: {REMOTE_SECTION}"
     if not isinstance(section, Mapping):
-        raise CheckpointError(f"{named} is {section!r}; the settings of a model were expected")
+        raise CheckpointError(f"{named} is {section!r}; it must contain the model's settings")
     _check_settings(section, REMOTE_FIXED, ("drop_rate", "attn_drop_rate"), named)
     found = size_in(official, where, section.get("num_heads"))
+    scale = section.get("init_values") or None
+    if (scale is not None) != has_layer_scale(official):
+        found_scale = "no layer scale (gamma_1)" if scale else "layer scale (gamma_1)"
+        raise CheckpointError(f"{named} has init_values {scale!r}, but the weights next to it have {found_scale}")
     clip = _built(ClipShape, section, REMOTE_CLIP, named)
-    size = _built(partial(replace, found), {"depth": found.depth, **section}, REMOTE_SIZE, named)
+    size = _built(partial(replace, found, layer_scale=scale), {"depth": found.depth, **section}, REMOTE_SIZE, named)
     check_heads(size, decoder=False, where=named)
     scale = (size.width / size.heads) ** -0.5
     if not math.isclose(section.get("qk_scale") or scale, scale):
         raise CheckpointError(
-            f"{named} has qk_scale {section['qk_scale']!r}; models of this package have {scale!r}, its default"
+            f"{named} has qk_scale {section['qk_scale']!r}; this package supports only {scale!r}, the default"
         )
     return size, clip
 
@@ -438,36 +448,36 @@ def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mappin
     try:
         return kind(**{ours: _number(theirs, settings[theirs]) for ours, theirs in names.items()})
     except KeyError as error:
-        raise CheckpointError(f"{where} has no {error}; the model needs {', '.join(names.values())}") from error
+        raise CheckpointError(f"{where} has no {error}; it must have {', '.join(names.values())}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(f"{where} does not describe a VideoMAE ({', '.join(names.values())}): {error}") from error
+        raise CheckpointError(f"{where} is not the config of a VideoMAE ({', '.join(names.values())}): {error}") from error
 
 
 def _number(name: str, setting: Any) -> int:
     if name in ("image_size", "patch_size") and isinstance(setting, list | tuple):
         height, setting = setting
         if height != setting:
-            raise ValueError(f"{height} x {setting} pixels; clips and patches are square")
+            raise ValueError(f"{name} is {height} x {setting} pixels; clips and patches must be square")
     if int(setting) != setting:
         raise ValueError(f"{name} {setting!r} is not a whole number")
     return int(setting)
 
 
 def refuse_others(settings: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError, naming the setting, if one of `settings` is another value than in `fixed`."""
+    """Raise CheckpointError, naming the setting, if one of `settings` differs from its value in `fixed`."""
     for name, value in fixed.items():
         if settings.get(name, value) != value:
-            raise CheckpointError(f"{where} has {name} {settings[name]!r}; models of this package have {value!r}")
+            raise CheckpointError(f"{where} has {name} {settings[name]!r}; this package supports only {value!r}")
 
 
 def _check_settings(settings: Mapping[str, Any], fixed: Mapping[str, Any], dropout: Sequence[str], where: str) -> None:
-    """Raise CheckpointError, naming the setting, if our model would compute something else; warn of dropout."""
+    """Raise CheckpointError, naming the setting, if our model does not support it. Warn if there is dropout."""
     refuse_others(settings, fixed, where)
     eps = settings.get("layer_norm_eps", NORM_EPS)
     if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
         raise CheckpointError(
-            f"{where} has layer_norm_eps {eps!r}; models of this package have {NORM_EPS:g}, and accept {LARGEST_EPS:g} or less"
+            f"{where} has layer_norm_eps {eps!r}; this package supports at most {LARGEST_EPS:g}, and uses {NORM_EPS:g}"
         )
     dropped = [f"{name} {settings[name]!r}" for name in dropout if settings.get(name)]
     if dropped:
-        warnings.warn(f"{where} has {', '.join(dropped)}; training continues here without this dropout", stacklevel=5)
+        warnings.warn(f"{where} has {', '.join(dropped)}; this dropout is not applied in further training", stacklevel=5)

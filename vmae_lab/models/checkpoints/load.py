@@ -1,6 +1,7 @@
-"""Open a checkpoint of any format, from a folder, a file or the hub: its weights in our names, and what model they are of.
+"""Load a checkpoint of any format from a folder, a file or the hub: its weights in our names, and the model's config.
 
-The steps: find the file, read it without running code, unwrap the weights, recognise the format, convert (`formats`).
+The steps: find the file, read it without running code, unwrap the weights, recognize the format, convert the names
+(formats.py).
 """
 
 import argparse
@@ -28,15 +29,15 @@ from torch import Tensor, nn
 from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import SIZES, ClipShape, Size
+from vmae_lab.models.sizes import SIZES, Size
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-# Of transformers, then of DeepSpeed, whose folders have other files next to them.
+# Of transformers and DeepSpeed. Their folders also contain other files with such suffixes.
 KNOWN_FILES = (WEIGHTS, WEIGHTS + INDEX, "pytorch_model.bin", f"pytorch_model.bin{INDEX}", "mp_rank_00_model_states.pt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# The one weight that every encoder has: its names by format, and how they end.
+# The weight that every encoder has: its names by format, and a pattern for all of them with any prefix.
 OFFICIAL = (formats.EMBEDDING, f"encoder.{formats.EMBEDDING}")
 TRANSFORMERS = ("embeddings.patch_embeddings.projection.weight", "videomae.embeddings.patch_embeddings.projection.weight")
 OURS = ("encoder.embed.weight",)
@@ -45,7 +46,7 @@ EMBEDDING = re.compile(r"(.*\.)?(patch_embed\.proj|patch_embeddings\.projection|
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in our names, and the model that they are of; `where` names them in messages."""
+    """Weights in our names, and the config of their model. `where` names the checkpoint in messages."""
 
     state: State
     config: ModelConfig
@@ -53,41 +54,41 @@ class Checkpoint:
 
 
 def open_checkpoint(where: str | Path, size: Size | str | None = None, revision: str | None = None) -> Checkpoint:
-    """Read a folder, a file, or a repository of the hub, in our format, the official one, transformers' or V2's remote code.
+    """Read a folder, a file or a hub repository in our format, the official one, transformers' or that of V2's remote code.
 
-    Official files are incomplete: `size` is needed if their widths and depths are of no known size, and their clip is that of a
-    config.json next to them, of the script's arguments in them, or 16 frames of 224 pixels. Raises CheckpointError.
+    Official files do not describe their model completely. The clip comes from a config.json next to the file, from the training
+    script's arguments in it, or is 16 frames of 224 pixels. `size` is needed if widths and depths match no known size.
+    Raises CheckpointError.
     """
     if isinstance(size, str):
         if size not in SIZES:
-            raise CheckpointError(f"there is no model size '{size}'; sizes are {', '.join(SIZES)}, or a Size of your own")
+            raise CheckpointError(f"there is no model size '{size}'; use one of {', '.join(SIZES)}, or pass size=Size(...)")
         size = SIZES[size]
     path, name = _find(where, revision), str(where)
     state, arguments = _read_weights(path)
-    state, config = without_prefixes(state, name), _read_config(path)
+    state = without_prefixes(state, name)
+    file = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
+    config = _read_object(file) if file.exists() else {}
     unknown = [key for key in state if EMBEDDING.fullmatch(key) and key not in OFFICIAL + TRANSFORMERS + OURS]
     if unknown:
         raise CheckpointError(
-            f"{name} has an encoder under an unknown name: {unknown[0]}. Save its weights again without the prefix before the "
-            "model's own names"
+            f"{name} has an encoder with an unknown prefix: {unknown[0]}. Save the weights again without this prefix"
         )
-    if not state.keys().isdisjoint(OFFICIAL):
-        opened = _open_official(formats.without_encoder_prefix(state), config, arguments, size, name)
+    if not state.keys().isdisjoint(OFFICIAL + TRANSFORMERS):
+        opened = _convert(state, config, arguments, size, name)
         return _with_names(opened, formats.class_names_in(config, arguments))
-    if any(key.startswith(("videomae.", "embeddings.")) for key in state):
-        return _with_names(_open_transformers(state, config, name), formats.class_names_in(config, {}))
     if config.get("library") == "vmae_lab":
         return Checkpoint(state, _our_config(config, name), name)
     if any(key.startswith("encoder.trunk.") for key in state):
         raise CheckpointError(
-            f"{name} holds weights of this package without the {CONFIG} that save_pretrained writes next to them; build the "
-            "model and pass them to load_weights"
+            f"{name} has weights of this package, but there is no {CONFIG} of save_pretrained next to it; build the model and "
+            "load them with load_weights"
         )
-    raise CheckpointError(f"{name} holds no VideoMAE: it has no {OFFICIAL[0]}. It has: {', '.join(list(state)[:10])}")
+    raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
 
 
 def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint:
-    """The checkpoint with the names of its classes, unless their number is another one than the head's."""
+    """Add class names to a checkpoint, unless their number differs from the head's."""
     if names is None or opened.config.classes is None:
         return opened
     if len(names) != opened.config.classes:
@@ -99,22 +100,19 @@ def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint
     return replace(opened, config=opened.config.model_copy(update={"class_names": names}))
 
 
-def _open_transformers(state: State, config: dict[str, Any], where: str) -> Checkpoint:
-    if config.get("model_type") != formats.HF_TYPE:
-        raise CheckpointError(
-            f"{where} holds weights in transformers' names without a {CONFIG} of a {formats.HF_TYPE!r} next to them"
-        )
-    size, clip = formats.read_transformers_config(config, f"{where}: {CONFIG}")
-    official, encoder_norm = formats.transformers_weights(state, config, f"{where}: {CONFIG}")
-    official = formats.without_encoder_prefix(official)
-    return _in_our_names(official, size, clip, where, bool(config.get("norm_pix_loss", True)), encoder_norm)
+def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str) -> Checkpoint:
+    """Convert official or transformers' weights to our names.
 
-
-def _open_official(
-    state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str
-) -> Checkpoint:  # fmt: skip
-    """Official weights, with size and clip of a config next to them, of any format, or of the weights and arguments."""
-    named, normalise_target = f"{where}: {CONFIG}", True
+    Size and clip come from the config next to them (for official weights, of any format), else from weights and arguments.
+    """
+    named, has_config, normalise_target, encoder_norm = f"{where}: {CONFIG}", True, True, True
+    if state.keys().isdisjoint(OFFICIAL):
+        if config.get("model_type") != formats.HF_TYPE:
+            raise CheckpointError(
+                f"{where} has weights in transformers' names, but no {CONFIG} with model_type {formats.HF_TYPE!r} next to it"
+            )
+        state, encoder_norm = formats.transformers_weights(state, config, named)
+    state = formats.without_encoder_prefix(state)
     if formats.REMOTE_SECTION in config:
         size, clip = formats.read_remote_code_config(config, state, named)
         section = config[formats.REMOTE_SECTION]
@@ -127,58 +125,48 @@ def _open_official(
         normalise_target = bool(config.get("norm_pix_loss", True))
     else:
         formats.refuse_others(arguments, {"use_mean_pooling": True}, f"{where}: its arguments")
-        size, clip = size or formats.size_in(state, where), formats.clip_in(state, arguments, where)
-        return _in_our_names(state, size, clip, where, arguments.get("normlize_target") is not False)  # spelled so there
-    formats.check_fit_of_config(size, clip, state, named)
-    return _in_our_names(state, size, clip, where, normalise_target)
-
-
-def _in_our_names(
-    official: State, size: Size, clip: ClipShape, where: str, normalise_target: bool, encoder_norm: bool = True
-) -> Checkpoint:  # fmt: skip
-    pretraining = formats.is_pretraining(official)
+        size = formats.with_layer_scale(size or formats.size_in(state, where), state)
+        clip = formats.clip_in(state, arguments, where)
+        normalise_target = arguments.get("normlize_target") is not False  # sic
+        has_config = False
+    if has_config:
+        formats.check_fit_of_config(size, clip, state, named)
+    pretraining = formats.is_pretraining(state)
     formats.check_heads(size, pretraining, where)
     if pretraining:
-        config = ModelConfig(
+        model = ModelConfig(
             model="VideoMAE", size=size, clip=clip, normalise_target=normalise_target, encoder_norm=encoder_norm
         )
-        return Checkpoint(formats.from_official_pretrain(official), config, where)
-    if "norm.weight" in official:  # next to a head: a bare encoder's was left out
+        return Checkpoint(formats.from_official_pretrain(state), model, where)
+    if "norm.weight" in state:  # of a classifier: without_encoder_prefix removes that of a bare encoder
         raise CheckpointError(
-            f"{where} classifies by its first token (use_mean_pooling false, or the official --use_cls); classifiers of this "
-            "package read the mean token"
+            f"{where} classifies by its first token (use_mean_pooling false, or the official --use_cls); this package supports "
+            "only classifiers that use the mean token"
         )
-    state = formats.from_official_classifier(official)
-    head = state.get("head.head.weight")
-    classes = None if head is None else len(head)
-    return Checkpoint(state, ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean"), where)
+    classes = len(state["head.weight"]) if "head.weight" in state else None
+    model = ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean")
+    return Checkpoint(formats.from_official_classifier(state), model, where)
 
 
-# --- Weights of a state dictionary ------------------------------------------------------------------------------------
-SHOWN = 10  # names per kind of problem in a message
+# --- State dictionaries ------------------------------------------------------------------------------------
+SHOWN = 10  # names that a message lists
 
 
 def load_weights(model: nn.Module, state: State, where: str) -> None:
-    """Load every weight of the model from `state`. Raises CheckpointError, listing what does not fit."""
-    check_fit(model.state_dict(), state, where)
-    model.load_state_dict(state)
-
-
-def check_fit(expected: Mapping[str, Tensor], found: State, where: str) -> None:
-    """Raise CheckpointError if names, shapes or kinds of number differ from `expected`."""
-    common = [key for key in expected if key in found]
-    problems = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "of another shape": [
-            f"{key}: file {tuple(found[key].shape)}, model {tuple(expected[key].shape)}"
-            for key in common
-            if expected[key].shape != found[key].shape
-        ],
-        "of another kind of number": [
-            key for key in common if expected[key].is_floating_point() != found[key].is_floating_point()
-        ],
+    """Load a state that has exactly the model's weights. Raises CheckpointError, which lists what does not fit."""
+    expected = model.state_dict()
+    problems: dict[str, list[str]] = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "with another shape": [],
+        "with another kind of number": [],
     }
+    for key in (key for key in expected if key in state):
+        ours, theirs = expected[key], state[key]
+        if ours.shape != theirs.shape:
+            problems["with another shape"].append(f"{key}: file {tuple(theirs.shape)}, model {tuple(ours.shape)}")
+        elif ours.is_floating_point() != theirs.is_floating_point():
+            problems["with another kind of number"].append(key)
     lines = [
         f"{len(keys)} {problem}: {', '.join(keys[:SHOWN])}" + (f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else "")
         for problem, keys in problems.items()
@@ -186,23 +174,24 @@ def check_fit(expected: Mapping[str, Tensor], found: State, where: str) -> None:
     ]
     if lines:
         raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}")
+    model.load_state_dict(state)
 
 
 def part_of(state: State, prefix: str) -> State:
-    """The weights below a prefix, without it."""
+    """The weights whose names start with a prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def convert_head(state: State, rows: Sequence[int], prefix: str = "head.head.") -> State:
-    """A classifier's weights whose head keeps `rows` in their order: Kinetics-710 to 400 classes, for example.
+    """Select the `rows` (classes) of a classifier's head, in this order: for example Kinetics-710 to Kinetics-400.
 
-    `prefix` names the head's linear layer: `head.head.` in a VideoClassifier, `head.` in an official state. Raises
-    CheckpointError if there is no such layer or row.
+    `prefix` is that of the head's linear layer: `head.head.` in a VideoClassifier, `head.` in an official state. Raises
+    CheckpointError if the layer or a row does not exist.
     """
     names = [f"{prefix}weight", f"{prefix}bias"]
     missing = [name for name in names if name not in state]
     if missing:
-        raise CheckpointError(f"the state has no {' and no '.join(missing)}; its head has another prefix, or there is none")
+        raise CheckpointError(f"the state has no {' and no '.join(missing)}; pass the prefix of its head")
     classes = len(state[names[0]])
     outside = [row for row in rows if not 0 <= row < classes]
     if outside:
@@ -212,7 +201,7 @@ def convert_head(state: State, rows: Sequence[int], prefix: str = "head.head.") 
 
 
 def weights_digest(*states: Mapping[str, Tensor]) -> str:
-    """Twelve hexadecimal digits of the content of states, in the order of their tensors."""
+    """Hash of names and values of all tensors, in their order: twelve hexadecimal digits."""
     digest = blake2b(digest_size=6)
     for state in states:
         for name, tensor in state.items():
@@ -222,12 +211,12 @@ def weights_digest(*states: Mapping[str, Tensor]) -> str:
 
 # --- Find the file ----------------------------------------------------------------------------------------------------
 def _find(where: str | Path, revision: str | None) -> Path:
-    """The path itself if it exists, else the folder that a repository of the hub is downloaded to."""
+    """The path if it exists, else the folder to which the hub repository is downloaded."""
     path = Path(where).expanduser()
     if path.exists():
         return path
     if not isinstance(where, str) or not HUB_ID.fullmatch(where):
-        raise CheckpointError(f"there is no checkpoint {where}: neither a file or folder, nor an owner/name of the hub")
+        raise CheckpointError(f"there is no checkpoint {where}: it is neither a file or folder nor an owner/name on the hub")
     try:
         folder = Path(snapshot_download(where, revision=revision, allow_patterns=[CONFIG, "*.safetensors*"]))
         if not list(folder.glob("*.safetensors")):
@@ -237,50 +226,44 @@ def _find(where: str | Path, revision: str | None) -> Path:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"there is no folder {where}, and it cannot be downloaded from the hub ({reason}). Check the name and the network, "
-            "log in if it is private, or give the path of a copy"
+            "and log in if it is private"
         ) from error
     return folder
 
 
 def _read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
-    """Weights of a file, of the parts in an index, or of a folder with one of these; and the official scripts' arguments."""
+    """Weights of a file, of all parts in an index, or of the file in a folder; and the official scripts' arguments."""
     path = _file_in(path) if path.is_dir() else path
     if not path.name.endswith(INDEX):
         return read_file(path)
     parts = _read_object(path).get("weight_map")
     if not isinstance(parts, dict) or not parts:
-        raise CheckpointError(f"{path} has no weight_map, which names the file of each weight")
+        raise CheckpointError(f"{path} has no weight_map with the file of each weight")
     states = [read_file(path.parent / str(part))[0] for part in sorted(set(parts.values()))]
     return {key: value for state in states for key, value in state.items()}, {}
 
 
 def _file_in(folder: Path) -> Path:
-    """A folder's file of weights, or the index of its parts."""
+    """The weights file in a folder, or the index of its parts."""
     known = [folder / name for name in KNOWN_FILES if (folder / name).exists()]
     files = known[:1] or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(files) == 1:
         return files[0]
     if any(folder.glob("*.distcp")):
         raise CheckpointError(
-            f"{folder} is a distributed checkpoint of PyTorch; convert it to one file, and give that file: "
+            f"{folder} is a distributed checkpoint of PyTorch; convert it to one file and load that: "
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {folder}.pth"
         )
-    found = f"has {len(files)} ({', '.join(file.name for file in files[:10])})" if files else "has none"
-    raise CheckpointError(f"{folder} should hold one file of weights ({', '.join(SUFFIXES)}) and {found}; name the file")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The config of a folder, or the one next to a file; empty if there is none."""
-    file = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
-    return _read_object(file) if file.exists() else {}
+    found = f"has {len(files)} ({', '.join(file.name for file in files[:SHOWN])})" if files else "has none"
+    raise CheckpointError(f"{folder} must have one weights file ({', '.join(SUFFIXES)}) but {found}; pass the path of the file")
 
 
 def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(config)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:10])
-        raise CheckpointError(f"{where}: {CONFIG} is not as save_pretrained writes it: {faults}") from error
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:SHOWN])
+        raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {faults}") from error
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -289,15 +272,15 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object, so it describes no model")
+        raise CheckpointError(f"{file} must contain a JSON object")
     return content
 
 
-# --- Read a file: recognised by its content, read without running code ------------------------------------------------
+# --- Read a file: recognized by its content, read without running code ------------------------------------------------
 ZIP = b"PK\x03\x04"
-PICKLED = (ZIP, b"\x80")  # how files of torch.save, and other pickles, begin
-TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save before PyTorch 1.6 begins
-# What training scripts save with the weights: arguments, NumPy's numbers and arrays, paths. None of it runs code.
+PICKLED = (ZIP, b"\x80")  # first bytes of files of torch.save and of other pickles
+TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of torch.save before PyTorch 1.6
+# Types that training scripts save with the weights: arguments, NumPy numbers and arrays, paths. Reading them runs no code.
 HARMLESS: list[Any] = [
     argparse.Namespace, np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     *((value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")  # NumPy 2, NumPy 1
@@ -305,16 +288,16 @@ HARMLESS: list[Any] = [
     *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]  # fmt: skip
-NO_WEIGHTS = (  # how a file begins, lower case, and what it is instead
-    (b"version https://git-lfs", "is a Git LFS pointer, not the weights; run `git lfs pull` in its repository"),
+NO_WEIGHTS = (  # first bytes of other files, in lower case, and how a message continues after the path
+    (b"version https://git-lfs", "is a Git LFS pointer, not weights; run `git lfs pull` in its repository"),
     *((tag, "is a web page, not weights; download the file itself") for tag in (b"<!doctype", b"<html", b"<?xml", b"<head")),
-    (b"{", "is JSON, not weights; give the file of weights or the folder"),
-    (b"\x1f\x8b", "is a gzip archive; unpack it and give the file in it"),
+    (b"{", "is JSON, not weights; pass the weights file or the folder"),
+    (b"\x1f\x8b", "is a gzip archive; unpack it and pass the file in it"),
 )
 
 
 def read_weights(path: Path) -> State:
-    """Read a safetensors file. Raises CheckpointError if it is missing or incomplete."""
+    """Read a safetensors file. Raises CheckpointError if it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -322,10 +305,10 @@ def read_weights(path: Path) -> State:
 
 
 def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
-    """The weights of a safetensors file or a file of `torch.save`, whatever its name, on the CPU; and the arguments that the
-    official scripts save with them, if any, with the `class_names` that we save.
+    """Read a file of safetensors or `torch.save` with any name: its weights on the CPU, and the official scripts' arguments.
 
-    Raises CheckpointError, also if reading the file would run code.
+    The arguments have the `class_names` that we save too, and are empty if the file has none of these. Raises CheckpointError,
+    also if reading the file would run code.
     """
     try:
         with path.open("rb") as file:
@@ -336,7 +319,7 @@ def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
         return read_weights(path), {}
     _refuse_other_files(path, start)
     if path.suffix == ".safetensors" and not start.startswith(PICKLED):
-        return read_weights(path), {}  # safetensors says what is wrong
+        return read_weights(path), {}  # raises the error of safetensors
     content = _unpickled(path, start)
     arguments = content.get("args") if isinstance(content, Mapping) else None
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
@@ -347,7 +330,7 @@ def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
 
 
 def _refuse_other_files(path: Path, start: bytes) -> None:
-    """Raise CheckpointError, with what it is, if a file is known to hold no weights."""
+    """Raise CheckpointError, naming the kind of file, if a file is known not to contain weights."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         raise CheckpointError(f"{path} is empty; copy or download it again")
@@ -359,18 +342,18 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
             names = {name.rsplit("/", 1)[-1] for name in archive.namelist()}
         if "constants.pkl" in names:
             raise CheckpointError(
-                f"{path} is a TorchScript program, which is code and not read. If you trust its source, save its weights in "
-                f"Python:\n    import torch\n    model = torch.jit.load({str(path)!r}, map_location='cpu')\n"
+                f"{path} is a TorchScript program and is not read, since it contains code. If you trust its source, save its "
+                f"weights in Python:\n    import torch\n    model = torch.jit.load({str(path)!r}, map_location='cpu')\n"
                 f"    torch.save(model.state_dict(), {_new_name(path)!r})"
             )
         if "data.pkl" not in names:
-            raise CheckpointError(f"{path} is a zip archive, but not of torch.save; unpack it and give the file in it")
+            raise CheckpointError(f"{path} is a zip archive, but not of torch.save; unpack it and pass the file in it")
     elif not start.startswith(PICKLED) and tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
             names = set(tar.getnames())
         if {"pickle", "storages"} <= names:  # torch.save before PyTorch 0.1.10
             raise _refusal(path, start, "the old tar format of torch.save cannot be read safely")
-        raise CheckpointError(f"{path} is a tar archive; unpack it and give the file in it")
+        raise CheckpointError(f"{path} is a tar archive; unpack it and pass the file in it")
 
 
 def _unpickled(path: Path, start: bytes) -> Any:
@@ -380,24 +363,24 @@ def _unpickled(path: Path, start: bytes) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not start.startswith(PICKLED):
-            raise CheckpointError(f"{path} is not a file of weights (safetensors or torch.save)") from error
+            raise CheckpointError(f"{path} is not a weights file (safetensors or torch.save)") from error
         code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"reading it would run code ({code[1]})" if code else "its kind of pickle cannot be read safely"
+        reason = f"reading it would run code ({code[1]})" if code else "this kind of pickle cannot be read safely"
         raise _refusal(path, start, reason) from error
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError) as error:
-        # PyTorch's reader raises these for incomplete or foreign files.
-        raise CheckpointError(f"{path} is cut short or not a file of PyTorch weights; copy or download it again") from error
+        # PyTorch raises these for incomplete and for other files.
+        raise CheckpointError(f"{path} is truncated or not a PyTorch weights file; copy or download it again") from error
 
 
 def _refusal(path: Path, start: bytes, reason: str) -> CheckpointError:
-    """An error with the lines of Python that save only the weights of a file."""
+    """An error that shows the Python code that saves only the weights of a file."""
     plain = start.startswith(b"\x80") and not start.startswith(TORCH_LEGACY)
     load = f"pickle.load(open({str(path)!r}, 'rb'))" if plain else f"torch.load({str(path)!r}, 'cpu', weights_only=False)"
     return CheckpointError(
-        f"{path} is refused: {reason}. If you trust its source, run these lines where the code that made it is installed. They "
-        "save only the weights; open the new file:\n"
+        f"{path} is refused: {reason}. If you trust its source, run these lines where the code that wrote it is installed; "
+        "they save only the weights. Then load the new file:\n"
         "    import pickle, torch\n"
         f"    content = {load}  # runs the code in the file\n"
         "    def weights(of):\n"
@@ -417,51 +400,51 @@ def _new_name(path: Path) -> str:
     return str(path.with_name(f"{path.stem}_weights.pth"))
 
 
-# --- Unwrap: nested dictionaries in a file, and prefixes in names, that training tools add ----------------------------
-# Parts of names that no model has: DDP, torch.compile, DeepSpeed and Fabric, FSDP, checkpointed activations.
+# --- Unwrap the weights: remove nested dictionaries and prefixes that training tools add -------------------------------
+# Parts of names that wrappers add: DDP, torch.compile, DeepSpeed and Fabric, FSDP, activation checkpointing.
 TRANSPARENT = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Attributes that hold the model in a trainer, a detector or an average of weights.
+# Attributes of a trainer, a detector or a moving average that hold the model.
 HOLDERS = {"model", "encoder", "backbone", "student", "net", "network"}
 AVERAGES = {"ema", "model_ema", "ema_model", "averaged_model"}
+AVERAGE = re.compile(r"(^|[_.])(ema|averaged)($|[_.])")  # in the key of a moving average's dictionary
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
-# How names begin in the official format, in transformers' and in ours.
+# First parts of names in the official format, in transformers' and in ours.
 BEGINNING = re.compile(
     r"(patch_embed|blocks|norm|fc_norm|head|encoder_to_decoder|decoder|mask_token|encoder\.(patch_embed|blocks|norm)"
     r"|videomae|embeddings|encoder\.layer|layernorm|classifier|encoder\.(trunk|embed)|bridge)(\.|$)"
 )
-Place = tuple[str, ...]  # the keys of nested dictionaries
+KeyPath = tuple[str, ...]  # keys of nested dictionaries, from the outermost
 
 
 def state_in(content: Any, where: str) -> State:
-    """The weights in a file's content, however deeply nested.
+    """Find the weights in a file's content, at any depth.
 
-    A moving average is taken only if there are no other weights of an encoder. Raises CheckpointError if there are several
-    models, or no weights.
+    A moving average is used only if there is no other model. Raises CheckpointError if there are several models or no weights.
     """
     found = dict(_find_states(content, ()))
-    models = {place: state for place, state in found.items() if not _is_average(place)}
+    models = {keys: state for keys, state in found.items() if not any(AVERAGE.search(key.lower()) for key in keys)}
     if models and len(models) < len(found):
-        averages = ", ".join(repr(_text(place)) for place in found if place not in models)
-        _warn_of_average(where, repr(_text(next(iter(models)))), averages)
+        averages = ", ".join(repr(_dotted(keys)) for keys in found if keys not in models)
+        _warn_of_average(where, repr(_dotted(next(iter(models)))), averages)
     candidates = models or found
     if len(candidates) > 1:
         index = "".join(f"[{key!r}]" for key in next(iter(candidates)))
         raise CheckpointError(
-            f"{where} holds {len(candidates)} models: {', '.join(map(_text, candidates))}. Save one of them in its own file, "
-            f"e.g. torch.save(torch.load(file, weights_only=True){index}, 'weights.pth')"
+            f"{where} contains {len(candidates)} models: {', '.join(map(_dotted, candidates))}. Save one of them in its own "
+            f"file, e.g. torch.save(torch.load(file, weights_only=True){index}, 'weights.pth')"
         )
     state = next(iter(candidates.values())) if candidates else _any_tensors(content, where)
-    strange = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise CheckpointError(f"{where} holds values that are no tensors among its weights: {', '.join(strange[:10])}")
+    others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{where} has values among its weights that are not tensors: {', '.join(others[:SHOWN])}")
     return dict(state)
 
 
 def without_prefixes(state: State, where: str) -> State:
-    """The same weights without the prefixes of wrappers, in any order and depth.
+    """Remove the prefixes of wrappers from the names, in any order and depth.
 
-    A name that does not begin like a VideoMAE's even then is kept as it is. Weights of a moving average are left out if the
-    model's own exist. Raises CheckpointError if two weights get the same name.
+    A name that is still not a VideoMAE's stays unchanged. Weights of a moving average are dropped if the model's own exist.
+    Raises CheckpointError if two weights get the same name.
     """
     names = {key: _without_prefix(key) for key in state if key.rsplit(".", 1)[-1] != COUNTER}
     averaged = [key for key, (_, average) in names.items() if average]
@@ -472,58 +455,55 @@ def without_prefixes(state: State, where: str) -> State:
     for key, (name, _) in names.items():
         if name in keys:
             raise CheckpointError(
-                f"{where} has two weights for {name}: {keys[name]} and {key}. Save the model that you want in its own file"
+                f"{where} has two weights for {name}: {keys[name]} and {key}. Save the model you want in its own file"
             )
         keys[name] = key
     return {name: state[key] for name, key in keys.items()}
 
 
 def _without_prefix(key: str) -> tuple[str, bool]:
-    """A name without its wrappers, and whether one of them is a moving average."""
-    parts, before = _parts(key), []
+    """The name without prefixes of wrappers, and whether one of them is a moving average."""
+    parts, holders = _parts(key), []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
-        before.append(parts.pop(0))
+        holders.append(parts.pop(0))
     name = ".".join(parts)
-    return name if BEGINNING.match(name) else key, not AVERAGES.isdisjoint(before)
+    return name if BEGINNING.match(name) else key, not AVERAGES.isdisjoint(holders)
 
 
 def _parts(key: str) -> list[str]:
+    """The parts of a name, without those of wrappers."""
     return [part for part in key.split(".") if part not in TRANSPARENT]
 
 
-def _find_states(content: Any, place: Place) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Every dictionary in the content that has an encoder's embedding, and its place."""
+def _find_states(content: Any, keys: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Yield all dictionaries in the content that have an encoder's embedding, with their keys."""
     if not isinstance(content, Mapping):
         return
     if any(isinstance(key, str) and EMBEDDING.fullmatch(".".join(_parts(key))) for key in content):
-        yield place, content
+        yield keys, content
         return
     for key, value in content.items():
-        yield from _find_states(value, (*place, str(key)))
+        yield from _find_states(value, (*keys, str(key)))
 
 
 def _any_tensors(content: Any, where: str) -> Mapping[str, Any]:
-    """The first dictionary of tensors, so that a message can list its names. Raises CheckpointError if there is none."""
+    """The first dictionary of tensors, for the names in an error message. Raises CheckpointError if there is none."""
     nested = ("model", "module", "state_dict")
     for state in [content, *map(content.get, nested)] if isinstance(content, Mapping) else []:
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
             return state
     raise CheckpointError(
-        f"{where} holds no weights: neither it nor any dictionary in it has a tensor named patch_embed.proj.weight "
-        "(official), patch_embeddings.projection.weight (transformers) or encoder.embed.weight (ours)"
+        f"{where} has no weights of a VideoMAE: no dictionary in it has a tensor patch_embed.proj.weight (official), "
+        "patch_embeddings.projection.weight (transformers) or encoder.embed.weight (ours)"
     )
 
 
-def _is_average(place: Place) -> bool:
-    return any(re.search(r"(^|[_.])(ema|averaged)($|[_.])", key.lower()) for key in place)
-
-
-def _text(place: Place) -> str:
-    return ".".join(place) or "the file itself"
+def _dotted(keys: KeyPath) -> str:
+    return ".".join(keys) or "the file itself"
 
 
 def _warn_of_average(where: str, loaded: str, skipped: str) -> None:
     warnings.warn(
-        f"{where}: {loaded} is loaded, without the moving average next to it ({skipped}). To load it, save it in its own file",
+        f"{where}: loading {loaded}, not the moving average next to it ({skipped}). To load that, save it in its own file",
         stacklevel=5,
     )

@@ -1,4 +1,4 @@
-"""Save a model in a folder: weights and config in any of the formats, and a model card."""
+"""Save a model to a folder: weights and config in any format, and a model card."""
 
 import tempfile
 from collections.abc import Mapping
@@ -22,24 +22,25 @@ OFFICIAL = "model.pth"
 
 
 class Pretrained(nn.Module):
-    """A model that can be saved in a folder and pushed to the hub."""
+    """Base class of models that can be saved to a folder and pushed to the hub."""
 
     @property
     def config(self) -> ModelConfig:
-        """What is needed to build the model again."""
+        """The content of config.json: what is needed to build the model again."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, layout: Layout = "vmae_lab", story: str = "") -> Path:
-        """Write weights, config, and a card with `story` (Markdown: how the model was trained). Returns the folder.
+        """Write weights, config and a model card to a folder. Returns the folder.
 
-        `layout`: ours, `transformers` (VideoMAEForPreTraining or VideoMAEForVideoClassification), `official` (a .pth file for
-        the paper's code), `remote_code` (the V2 models on the hub). Raises CheckpointError if the layout cannot hold the
-        model, StorageError if the folder cannot be written.
+        `layout` is `vmae_lab` (ours), `transformers` (VideoMAEForPreTraining or VideoMAEForVideoClassification), `official` (a
+        .pth file for the paper's code) or `remote_code` (V2 models on the hub). `story` is Markdown for the card: how the model
+        was trained. Raises CheckpointError if the layout does not support the model, StorageError if the folder cannot be
+        written.
         """
         return save_checkpoint(self.state_dict(), self.config, Path(folder), layout, story)
 
     def push_to_hub(self, repository: str, layout: Layout = "vmae_lab", story: str = "", private: bool = True) -> str:
-        """Upload such a folder to the hub as `owner/name`; needs a login (`hf auth login`). Returns its URL."""
+        """Upload the folder of `save_pretrained` to the hub as `owner/name`, after `hf auth login`. Returns its URL."""
         api = HfApi()
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, layout, story)
@@ -49,9 +50,9 @@ class Pretrained(nn.Module):
 
 
 def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Path, layout: Layout, story: str) -> Path:
-    """Write weights (given in our names), config and card, each atomically. Returns the folder, which is created.
+    """Write weights (given in our names), config and card to a folder, each file atomically. Returns the folder.
 
-    Raises CheckpointError if the layout cannot hold the model, StorageError if the folder cannot be written.
+    Raises CheckpointError if the layout does not support the model, StorageError if the folder cannot be written.
     """
     if layout not in get_args(Layout):
         raise CheckpointError(f"there is no layout {layout!r}; layouts are {', '.join(get_args(Layout))}")
@@ -77,37 +78,39 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
 
 
 def check_layout(config: ModelConfig, layout: Layout) -> None:
-    """Raise CheckpointError if a layout cannot hold a model."""
+    """Raise CheckpointError if a layout does not support a model."""
     if layout == "vmae_lab":
         return
     if config.model == "ActionDetector":
-        raise CheckpointError(f"the layout '{layout}' has no action detectors; save as 'vmae_lab'")
+        raise CheckpointError(f"the layout '{layout}' does not support action detectors; save as 'vmae_lab'")
+    if layout == "transformers" and config.size.layer_scale is not None:
+        raise CheckpointError("the layout 'transformers' does not support layer scale; save as 'official' or 'vmae_lab'")
     if config.model == "VideoMAE" and layout == "remote_code":
-        raise CheckpointError("the layout 'remote_code' is of encoders and classifiers; a model with a decoder has none")
+        raise CheckpointError("the layout 'remote_code' does not support a decoder; save as 'official' or 'vmae_lab'")
     if config.model == "VideoMAE" and layout == "official" and not config.encoder_norm:
         raise CheckpointError(
-            "the layout 'official' has no encoder without a final LayerNorm; save as 'transformers' or 'vmae_lab'"
+            "the layout 'official' needs an encoder with a final LayerNorm; save as 'transformers' or 'vmae_lab'"
         )
     if config.model == "VideoClassifier" and config.readout != "mean":
         raise CheckpointError(
-            f"the readout '{config.readout}' is ours; the layout '{layout}' only has the mean over tokens. Save as 'vmae_lab', "
-            "or train with readout: mean"
+            f"the layout '{layout}' supports only the readout 'mean', not '{config.readout}'; save as 'vmae_lab', or train "
+            "with readout: mean"
         )
 
 
 def write_weights(path: Path, state: State) -> None:
     """Write a safetensors file atomically. Raises StorageError."""
     with atomic_write(path) as temporary:
-        save_file(_detached(state), temporary, metadata={"format": "pt"})  # transformers refuses a file without this
+        save_file(_detached(state), temporary, metadata={"format": "pt"})  # required by transformers
 
 
 def _detached(state: State) -> State:
-    """Copies on the CPU, since safetensors refuses tensors that share memory."""
+    """Copy all tensors to the CPU. safetensors does not accept tensors that share memory."""
     return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
 
 
 def _preprocessing(config: ModelConfig) -> dict[str, Any]:
-    """How transformers' processor prepares frames: shorter side to the clip's, centre crop, ImageNet normalisation."""
+    """Config of transformers' image processor: resize the shorter side to the clip's, center crop, ImageNet normalization."""
     side = config.clip.side
     return {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -119,7 +122,7 @@ def _preprocessing(config: ModelConfig) -> dict[str, Any]:
 
 
 # --- Model card -------------------------------------------------------------------------------------------------------
-KINDS = {  # title and module of each model
+KINDS = {  # title and module of each kind of model
     "VideoMAE": ("Video masked autoencoder", "videomae"),
     "VideoClassifier": ("Video classifier", "classifier"),
     "ActionDetector": ("Action detector", "action_detector"),
@@ -127,7 +130,7 @@ KINDS = {  # title and module of each model
 
 
 def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
-    """The folder's README: what the model is, how to open it, and how it was trained (`story`)."""
+    """The folder's README: what the model is, how to load it, and how it was trained (`story`)."""
     size, clip, (title, module) = config.size, config.clip, KINDS[config.model]
     classifies = config.model == "VideoClassifier"
     data = ModelCardData(
@@ -135,9 +138,9 @@ def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
         pipeline_tag="video-classification" if classifies else None,
         tags=["video", "videomae", "masked-autoencoder", "vmae_lab"],
     )
-    parts = [f"encoder {size.depth} blocks, {size.width} wide, {size.heads} heads, MLP {size.mlp_hidden}"]
+    parts = [f"encoder: {size.depth} blocks, width {size.width}, {size.heads} heads, MLP {size.mlp_hidden}"]
     if config.model == "VideoMAE":
-        parts[0] += f"; decoder {size.decoder_depth} blocks, {size.decoder_width} wide, {size.decoder_heads} heads"
+        parts[0] += f"; decoder: {size.decoder_depth} blocks, width {size.decoder_width}, {size.decoder_heads} heads"
     parts += [f"{config.classes} classes"] if config.classes else []
     parts += [f"readout '{config.readout}'"] if classifies else []
     source, kind = f"vmae_lab.models.{module}", config.model
@@ -151,7 +154,7 @@ def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
 
 - Model: {", ".join(parts)}.
 - Clips: {clip.frames} frames of {clip.side} x {clip.side} pixels, patches of {clip.tubelet} x {clip.patch} x {clip.patch};
-  RGB, ImageNet-normalised.
+  RGB, ImageNet-normalized.
 - Layout: {layout}.
 
 ```python
@@ -166,6 +169,6 @@ model = {kind}.from_pretrained("this folder")
 
 ## Limitations
 
-Predictions for videos unlike the training data are unreliable; evaluate the model on your own videos first.
+Predictions are unreliable for videos that differ from the training data. Evaluate the model on your own videos first.
 Method: VideoMAE V2 (Wang et al., CVPR 2023, arXiv 2303.16727), VideoMAE (Tong et al., NeurIPS 2022, arXiv 2203.12602).
 """

@@ -1,1 +1,1 @@
-"""What can be trained, one file each: settings, model, batches and loss."""
+"""Tasks that can be trained, one per file: settings, model, batches and loss."""

@@ -1,4 +1,4 @@
-"""The attentive probe: one learned query over frozen tokens."""
+"""The attentive probe: a classifier with one learned query on frozen tokens."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from vmae_lab.training.settings import TrainSettings
 
 @dataclass(eq=False)
 class AttentiveProbeTask:
-    """Predict classes from features `(n, N, D)`, which stay in memory on any device; batches hold only their row numbers."""
+    """Predict classes from features `(n, N, D)`, which stay in memory on any device. Batches contain only row numbers."""
 
     features: Tensor
     labels: Tensor
@@ -30,7 +30,7 @@ class AttentiveProbeTask:
         return ClassHead(tokens, width, self.heads, self.classes, "attentive", init_scale=1.0)
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`row (B,)` of the features and `label (B,)`."""
+        """`row`, int64 `(B,)`, of the features, and `label`, int64 `(B,)`."""
         chosen = torch.tensor([self.order[step * self.settings.batch_size + row] for row in rows])
         return {"row": chosen, "label": self.labels[chosen]}
 

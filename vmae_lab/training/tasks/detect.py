@@ -1,4 +1,4 @@
-"""Spatial action detection: what each person in a key frame does (VideoMAE, section 4.2, on AVA)."""
+"""Spatial action detection: the actions of each person in a key frame (VideoMAE, section 4.2, on AVA)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,20 +28,20 @@ from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import derive, torch_generator
 
-Whose = Literal["true", "persons"]  # boxes to classify: those of the ground truth, or a person detector's
+Whose = Literal["true", "persons"]  # boxes to classify: of the ground truth, or of a person detector
 
 
 class DetectSettings(TrainSettings):
-    """Training and testing of a detector of actions; the defaults are the paper's on AVA."""
+    """Training and testing of an action detector. The defaults are the paper's on AVA."""
 
     scenes: SceneSettings
-    stride: int = Field(4, ge=1, description="frames between two frames of a clip")
-    side: int = Field(224, ge=1, description="height and width of the crops in training, pixels; testing takes whole frames")
-    test_short_side: int = Field(256, ge=1, description="short side of the frames in testing, pixels")
+    stride: int = Field(4, ge=1, description="a clip has every stride-th frame")
+    side: int = Field(224, ge=1, description="height and width of training crops, pixels; testing uses whole frames")
+    test_short_side: int = Field(256, ge=1, description="short side of frames in testing, pixels")
     augment: BoxAugment = BoxAugment()
-    most_boxes: int = Field(100, ge=1, description="largest number of people of a key frame in training")
-    person_score: float = Field(0.8, ge=0, le=1, description="least score of a person detector's box in testing")
-    enlarge: tuple[float, float] = Field((0.1, 0.05), description="growth of such a box, in parts of its width and height")
+    most_boxes: int = Field(100, ge=1, description="maximum number of people per key frame in training")
+    person_score: float = Field(0.8, ge=0, le=1, description="minimum score of a person detector's box in testing")
+    enlarge: tuple[float, float] = Field((0.1, 0.05), description="enlarge such boxes by these fractions of width and height")
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = Field(0.75, gt=0, le=1)
     drop_path: float = Field(0.2, ge=0, lt=1)
@@ -51,22 +51,22 @@ class DetectSettings(TrainSettings):
         super().model_post_init(context)
         low, high = self.augment.short_side
         if not self.side <= low <= high:
-            raise ValueError(f"augment.short_side {[low, high]}: expected an ascending pair, from side {self.side} on")
+            raise ValueError(f"augment.short_side {[low, high]} must be an ascending pair of at least side {self.side}")
 
     def check_model(self, model: ModelSettings) -> None:
-        """Raise ValueError if the crops cannot be divided into the model's cubes."""
+        """Raise ValueError if the model's patches do not divide the crops."""
         if self.side % model.clip.patch:
             raise ValueError(f"side {self.side} is not a multiple of the model's patch of {model.clip.patch} pixels")
 
     @property
     def keep_decoded(self) -> bool:
-        """Keep decoded clips in memory: the embedded scenes are few and small."""
+        """Whether to keep decoded clips in memory: only the embedded scenes, which are few and small."""
         return self.scenes.motionworld is not None
 
 
 @dataclass(eq=False)
 class DetectTask:
-    """Predict the actions of each person in a key frame, from a pre-trained encoder's weights or from scratch (None)."""
+    """Predict the actions of each person in a key frame. `encoder`: pre-trained weights, or None to train from scratch."""
 
     model: ModelSettings
     settings: DetectSettings
@@ -86,19 +86,19 @@ class DetectTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """uint8 `video (B, C, T, S, S)`, `boxes (B, M, 4)` in its pixels, bool `there (B, M)` (False is padding), float `label
-        (B, M, classes)`; M is the largest number of people in a clip.
+        """`video`, uint8 `(B, C, T, S, S)`; `boxes`, `(B, M, 4)` in its pixels; `there`, bool `(B, M)`, False = padding;
+        `label`, float `(B, M, classes)`. M is the maximum number of people in a clip.
         """
         videos, boxes, labels = zip(*(self._sample(step * self.settings.batch_size + row) for row in rows), strict=True)
         there = [torch.ones(len(some), dtype=torch.bool) for some in boxes]
-        padded = {name: _padded(parts) for name, parts in (("boxes", boxes), ("label", labels), ("there", there))}
-        return {"video": torch.stack(videos), **padded}
+        parts = {"boxes": boxes, "label": labels, "there": there}
+        return {"video": torch.stack(videos), **{name: pad_sequence(list(some), True) for name, some in parts.items()}}
 
     def weight(self, batch: Batch) -> float:
         return float(batch["there"].sum())
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Binary cross-entropy, mean over people and classes; 0 if the crops show nobody (boxes under a pixel)."""
+        """Binary cross-entropy, averaged over people and classes; 0 if there are no people (no box is in its crop)."""
         on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         scores, there = model(on_device["video"], on_device["boxes"]), on_device["there"]
         labels = on_device["label"][there]
@@ -106,7 +106,7 @@ class DetectTask:
         return terms.sum() / max(1, terms.numel())
 
     def _sample(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The augmented clip at a position of the stream, its boxes in pixels, and their labels."""
+        """The augmented clip at a position in the stream of samples, its boxes in pixels, and their labels."""
         settings, labelled = self.settings, self.scenes.labelled
 
         def read(row: int) -> Tensor:
@@ -127,56 +127,63 @@ def detect(
     model: ActionDetector, scenes: Scenes, settings: DetectSettings, shape: ModelSettings,
     whose: Sequence[Whose] = ("persons",), batch: int = 16,
 ) -> dict[Whose, pd.DataFrame]:  # fmt: skip
-    """Scores of the actions of each person in each key frame: COLUMNS and `score`, a row per class, in the lists' order.
+    """Predict the actions of each person in each key frame. Returns a table for each kind of boxes in `whose`.
 
-    `whose`: the boxes to score, of `people_of`. Those of `persons` are enlarged, and their scores are a factor of the result.
-    Frames are not cropped; each clip is read and encoded once. Raises MissingVideos, and ListError if there are no such boxes.
+    A table has COLUMNS and `score`, a row per box and class, in the order of the lists. Boxes of `persons` are enlarged, and
+    scores are multiplied by theirs. Frames are not cropped. Each clip is read and encoded once. Raises MissingVideos, and
+    ListError if the split has no boxes of this kind.
     """
+    # The boxes of all kinds together, so that each clip is encoded once.
     tables = [people_of(scenes, kind, settings.person_score).assign(kind=kind) for kind in whose]
-    growths = [settings.enlarge if kind == "persons" else (0.0, 0.0) for kind in whose]
     people = pd.concat(tables, ignore_index=True)
     people[CORNERS] = people[CORNERS].astype(np.float32)
-    boxes = torch.cat([enlarged(torch.tensor(part[CORNERS].to_numpy(np.float32)), *growth)
-                       for part, growth in zip(tables, growths, strict=True)])  # fmt: skip
-    rows_of = people.groupby(KEY).indices
+    growths = [settings.enlarge if kind == "persons" else (0.0, 0.0) for kind in whose]
+    corners = [torch.tensor(table[CORNERS].to_numpy(np.float32)) for table in tables]
+    boxes = torch.cat([enlarged(part, *growth) for part, growth in zip(corners, growths, strict=True)])
+    rows_of = people.groupby(KEY).indices  # by key frame
+
+    # Scores of all boxes, batch by batch.
     keys = list(scenes.keys[KEY].itertuples(index=False, name=None))
     classes, device = sorted(scenes.actions), next(model.parameters()).device
     rows, scores = [np.empty(0, dtype=int)], [torch.empty(0, len(classes))]
     model.eval()
     wanted = [index for index, key in enumerate(keys) if key in rows_of]
     for clips in _test_clips(scenes, wanted, settings, shape.frames, batch):
-        found = [rows_of[keys[index]] for index, _ in clips]
+        clip_rows = [rows_of[keys[index]] for index, _ in clips]
         height, width = clips[0][1].shape[-2:]
-        pixels = _padded([boxes[some] * torch.tensor([width, height] * 2) for some in found])
+        pixels = pad_sequence([boxes[part] * torch.tensor([width, height] * 2) for part in clip_rows], batch_first=True)
         videos = torch.stack([_to_patches(video, shape.clip.patch) for _, video in clips])
-        predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()
-        rows += found
-        scores += [each[: len(some)] for each, some in zip(predicted, found, strict=True)]
+        predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()  # (B, M, classes), padded
+        rows += clip_rows
+        scores += [values[: len(part)] for values, part in zip(predicted, clip_rows, strict=True)]
+
+    # One row per box and class.
     order = np.concatenate(rows)
-    sure = torch.tensor(people.score.to_numpy(float)[order]).float()
+    box_scores = torch.tensor(people.score.to_numpy(float)[order]).float()
+    products = (torch.cat(scores) * box_scores[:, None]).flatten().double().numpy()
     result = people.iloc[order.repeat(len(classes))].astype(dict.fromkeys(CORNERS, float))
-    result = result.assign(action_id=classes * len(order), score=(torch.cat(scores) * sure[:, None]).flatten().double().numpy())
+    result = result.assign(action_id=classes * len(order), score=products)
     return {kind: result.loc[result.kind == kind, [*COLUMNS, "score"]].reset_index(drop=True) for kind in whose}
 
 
 def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
-    """Boxes of people: KEY, CORNERS and `score`. True boxes have score 1; of a person detector's, those from a score on.
+    """Boxes of people: KEY, CORNERS and `score`. True boxes have score 1; others must have at least `least_score`.
 
     Raises ListError if the split has no boxes of a person detector.
     """
     if whose == "true":
         return scenes.truth.drop_duplicates([*KEY, *CORNERS]).assign(score=1.0)
     if scenes.persons is None:
-        raise ListError("scenes.lists: this split names no person detector's boxes (persons); `vmae-lab persons` makes them")
+        raise ListError("scenes.lists: this split has no boxes of a person detector (persons); `vmae-lab persons` writes them")
     return scenes.persons[scenes.persons.score >= least_score]
 
 
 def _test_clips(
     scenes: Scenes, wanted: Sequence[int], settings: DetectSettings, frames: int, batch: int
 ) -> Iterator[list[tuple[int, Tensor]]]:
-    """Numbers and clips of key frames, at most `batch` consecutive ones of one size at a time.
+    """Yield key frames (index and clip) in batches of at most `batch` consecutive clips of one size.
 
-    After the first clip that cannot be read the others are only tried, so that MissingVideos names all.
+    After the first unreadable clip, the others are only read to find all unreadable ones. Then this raises MissingVideos.
     """
     side, failed = settings.test_short_side, dict[int, VideoError]()
 
@@ -195,15 +202,10 @@ def _test_clips(
         raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
 
 
-def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """`(n, ...)` with different n -> `(B, M, ...)`, padded with zeros."""
-    return pad_sequence(list(parts), batch_first=True)
-
-
 def _to_patches(video: Tensor, patch: int) -> Tensor:
-    """A clip padded with the mean colour, on the right and at the bottom, to multiples of a patch: uint8 `(C, T, H, W)`."""
+    """Pad a clip with the mean color, at the right and bottom, to multiples of a patch: uint8 `(C, T, H, W)`."""
     height, width = video.shape[-2:]
-    colour = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1, 1)
-    padded = colour.repeat(1, video.shape[1], height + -height % patch, width + -width % patch)
+    color = torch.tensor([round(255 * value) for value in IMAGENET_MEAN], dtype=torch.uint8).view(3, 1, 1, 1)
+    padded = color.repeat(1, video.shape[1], height + -height % patch, width + -width % patch)
     padded[..., :height, :width] = video
     return padded

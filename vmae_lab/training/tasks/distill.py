@@ -1,4 +1,4 @@
-"""Distillation: a student learns to predict what a frozen teacher predicts (VideoMAE V2, section 3)."""
+"""Distillation: a student learns to match the predictions of a frozen teacher (VideoMAE V2, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from vmae_lab.utils.seeding import seeded
 
 
 class DistillSettings(FinetuneSettings):
-    """Fine-tuning's recipe with a teacher's predictions as targets, in addition to the labels or instead of them.
+    """Fine-tuning with a teacher's predictions as targets, in addition to labels or instead of them.
 
-    The teacher sees the student's clips, augmented and mixed, and runs in the stage's own precision.
+    The teacher sees the same augmented and mixed clips as the student, in the same precision.
     """
 
-    temperature: float = Field(1.0, gt=0, description="by which the logits of both are divided")
-    hard_weight: float = Field(0.0, ge=0, description="of the labels' cross-entropy; 0 reads no labels")
-    feature_weight: float = Field(0.0, ge=0, description="of the distance between the two encoders' mean tokens")
-    feature_loss: Literal["mse", "cosine"] = Field("mse", description="that distance; cosine is 1 - cosine similarity")
+    temperature: float = Field(1.0, gt=0, description="divides the logits of teacher and student")
+    hard_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy with labels; 0 needs no labels")
+    feature_weight: float = Field(0.0, ge=0, description="weight of the distance between mean tokens")
+    feature_loss: Literal["mse", "cosine"] = Field("mse", description="this distance; cosine is 1 - cosine similarity")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained `VideoClassifier`: its weights and what it is built from."""
+    """Weights of a trained `VideoClassifier`, and what is needed to build it."""
 
     state: State
     model: ModelSettings
@@ -41,9 +41,9 @@ class Teacher:
 
 
 class Student(nn.Module):
-    """A classifier and, if features are learned too, the linear map from its mean token to the teacher's.
+    """A classifier and, if `teacher_width` is given, a linear layer from its mean token to the teacher's.
 
-    forward: `(B, C, T, H, W)` -> scores `(B, classes)`, and mean tokens `(B, teacher's width)` or None.
+    forward: `(B, C, T, H, W)` -> logits `(B, classes)`, and projected mean tokens `(B, teacher_width)` or None.
     """
 
     def __init__(self, classifier: VideoClassifier, teacher_width: int | None):
@@ -56,7 +56,7 @@ class Student(nn.Module):
         return self.classifier.head(tokens), self.to_teacher(tokens.mean(1)) if self.to_teacher else None
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """The classifier's layers for layer decay; the map belongs to the head's layer."""
+        """The classifier's layers for layer decay. The linear layer to the teacher is in the last one, with the head."""
         return {"stem": r"^classifier\.encoder\.embed", "blocks": [(r"^classifier\.encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
@@ -64,11 +64,11 @@ class Student(nn.Module):
 
 
 class DistillTask(FinetuneTask):
-    """Predict what the teacher predicts, starting from a pre-trained encoder's weights or from scratch (`encoder` None).
+    """Match a teacher's predictions. `encoder`: pre-trained weights of the student, or None to train from scratch.
 
-    The teacher is part of the task, not of what is trained: no optimiser, gradient, training mode or checkpoint touches it.
-    Raises CheckpointError if its weights do not fit, ValueError if teacher and student take different clips or labels are
-    missing that `hard_weight` needs.
+    The teacher is a part of the task, not of the trained model: it is never updated, saved or in training mode. Raises
+    CheckpointError if its weights do not fit, ValueError if teacher and student take different clips, or if `hard_weight` needs
+    labels that are missing.
     """
 
     settings: DistillSettings
@@ -80,29 +80,28 @@ class DistillTask(FinetuneTask):
         super().__init__(
             model, settings, data, clips, rows, encoder, seed, CorruptVideos() if corrupt_videos is None else corrupt_videos
         )
-        takes, given = ((one.clip.frames, one.clip.side) for one in (teacher.model, model))
-        if takes != given:
+        if (teacher.model.frames, teacher.model.side) != (model.frames, model.side):
             raise ValueError(
-                f"the teacher takes clips of {takes[0]} frames of {takes[1]} pixels, the student of {given[0]} of {given[1]}: "
-                "both must take the same clips"
+                f"the teacher takes clips of {teacher.model.frames} frames of {teacher.model.side} pixels, the student of "
+                f"{model.frames} of {model.side}: both must take the same clips"
             )
         if settings.hard_weight and (clips.labels[rows] < 0).any():
-            raise ValueError(f"hard_weight {settings.hard_weight:g} needs labels, and some clips have none; set it to 0")
+            raise ValueError(f"hard_weight {settings.hard_weight:g} needs labels, but some clips have none; set it to 0")
         with seeded(0, "weights that the teacher's replace"):
             self.teacher = VideoClassifier(teacher.model.dimensions, teacher.model.clip, data.classes, teacher.readout)
         load_weights(self.teacher, teacher.state, "the teacher")
         self.teacher.eval().requires_grad_(False)
 
-    def build(self) -> Student:  # type: ignore[override]  # what is trained wraps the classifier
+    def build(self) -> Student:  # type: ignore[override]  # the student wraps the classifier
         return Student(super().build(), self.teacher.encoder.width if self.settings.feature_weight else None)
 
     def batch(self, step: int, rows: range) -> Batch:
-        """Fine-tuning's batch, without `label` if no labels are learned from."""
+        """The batch of fine-tuning, without `label` if `hard_weight` is 0."""
         batch = super().batch(step, rows)
         return batch if self.settings.hard_weight else {"video": batch["video"]}
 
     def labels(self, chosen: Sequence[int]) -> Tensor:
-        # Clips without labels are mixed too; their labels are not used.
+        # Clips without labels can be mixed too. The label 0 is not used then.
         return super().labels(chosen) if self.settings.hard_weight else torch.zeros(len(chosen), dtype=torch.int64)
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
@@ -121,17 +120,17 @@ class DistillTask(FinetuneTask):
 
 
 def soft_loss(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """KL divergence of softened predictions, mean over clips: `(B, classes)` twice -> scalar.
+    """KL divergence of predictions softened by the temperature, averaged over clips: two `(B, classes)` -> scalar.
 
-    Times the squared temperature, so that the size of its gradient does not depend on the temperature (Hinton et al.,
-    arXiv 1503.02531, section 2.1).
+    It is multiplied by the squared temperature, so that the magnitude of its gradient does not depend on the temperature
+    (Hinton et al., arXiv 1503.02531, section 2.1).
     """
     ours, theirs = (functional.log_softmax(logits.float() / temperature, dim=1) for logits in (scores, target))
     return temperature**2 * functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 def feature_loss(features: Tensor, target: Tensor, kind: Literal["mse", "cosine"]) -> Tensor:
-    """Distance of features, mean over clips (for `mse` over their values too): `(B, D)` twice -> scalar."""
+    """Distance between features, averaged over clips (`mse`: also over values): two `(B, D)` -> scalar."""
     features, target = features.float(), target.float()
     if kind == "mse":
         return functional.mse_loss(features, target)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the whole encoder with a class head (VideoMAE V2's recipe)."""
+"""Supervised fine-tuning of the encoder with a class head (VideoMAE V2's recipe)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -30,48 +30,48 @@ Sampling = Literal["dense", "sparse"]
 
 
 class MixSettings(BaseModel):
-    """Mixup or cutmix, one of the two per batch: its clips are mixed in pairs, with their labels (VideoMAE V2's recipe).
+    """Mixup or cutmix, one of them per batch: mixes pairs of clips and their labels (VideoMAE V2's recipe).
 
-    mixup (arXiv 1710.09412) adds two clips in shares drawn from Beta(mixup, mixup). cutmix (arXiv 1905.04899) pastes a box of
-    one clip, the same in all frames, into the other.
+    mixup (arXiv 1710.09412) averages two clips with weights drawn from Beta(mixup, mixup). cutmix (arXiv 1905.04899) pastes a
+    box of one clip, the same in all frames, into the other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution; 0: no mixup")
-    cutmix: float = Field(1.0, ge=0, description="the same for the area of cutmix's box; 0: no cutmix")
-    probability: float = Field(1.0, gt=0, le=1, description="of mixing a batch")
-    switch: float = Field(0.5, ge=0, le=1, description="probability of cutmix instead of mixup, if both are on")
+    cutmix: float = Field(1.0, ge=0, description="alpha for the area of cutmix's box; 0: no cutmix")
+    probability: float = Field(1.0, gt=0, le=1, description="probability of mixing a batch")
+    switch: float = Field(0.5, ge=0, le=1, description="probability of cutmix instead of mixup if both are on")
 
     def model_post_init(self, _context: object) -> None:
         if not (self.mixup or self.cutmix):
-            raise ValueError("mixup and cutmix are both 0: set mix to null to mix nothing")
+            raise ValueError("mixup and cutmix are both 0: set mix to null for no mixing")
 
 
 class FinetuneSettings(TrainSettings):
-    """The paper's fine-tuning recipe, scaled down."""
+    """Settings of the paper's fine-tuning recipe."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = Field(0.75, gt=0, le=1)
     readout: Readout = "mean"
     drop_path: float = Field(0.1, ge=0, lt=1)
-    dropout: float = Field(0.0, ge=0, lt=1, description="part of the linear layer's inputs that is dropped in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the head's linear layer")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     head_init_scale: float = Field(0.001, gt=0)
-    sampling: Sampling = Field("dense", description="a window, or one frame of each equal segment (SSv2)")
-    repeats: int = Field(1, ge=1, description="repeated augmentation: consecutive samples of one decoded clip")
-    augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; null: pre-training's crops only")
+    sampling: Sampling = Field("dense", description="dense: a window; sparse: one frame of each of equal segments (SSv2)")
+    repeats: int = Field(1, ge=1, description="repeated augmentation: number of consecutive samples of one decoded clip")
+    augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; null: only pre-training's crops")
     mix: MixSettings | None = Field(None, description="mixup and cutmix; null: none")
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         if self.mix and self.batch_size % 2:
-            raise ValueError(f"batch_size {self.batch_size} is odd: mixup and cutmix mix the clips of a batch in pairs")
+            raise ValueError(f"batch_size {self.batch_size} is odd: mixup and cutmix mix pairs of clips")
 
 
 @dataclass(eq=False)
 class FinetuneTask:
-    """Predict the action of labelled clips, starting from a pre-trained encoder's weights or from scratch (`encoder` None)."""
+    """Predict the action of labelled clips. `encoder`: pre-trained weights, or None to train from scratch."""
 
     model: ModelSettings
     settings: FinetuneSettings
@@ -85,7 +85,7 @@ class FinetuneTask:
     def __post_init__(self) -> None:
         settings, mix = self.settings, self.settings.mix
         self.order = EpochOrder(len(self.labelled), self.seed, "fine-tuning order")
-        # Mixed labels are smoothed when they are mixed.
+        # With mixing, labels are smoothed by `mixing`.
         self.criterion = SoftTargetCrossEntropy() if mix else LabelSmoothingCrossEntropy(settings.label_smoothing)
         self.mixing = None if mix is None else FastCollateMixup(
             mixup_alpha=mix.mixup, cutmix_alpha=mix.cutmix, prob=mix.probability, switch_prob=mix.switch,
@@ -99,30 +99,30 @@ class FinetuneTask:
             settings.head_init_scale, settings.dropout,
         )  # fmt: skip
         if self.encoder is not None:
-            # Without the encoder's final LayerNorm: the head has a new one (as in the reference).
+            # Drop the encoder's final LayerNorm: the head has a new one, as in the official code.
             state = {key: value for key, value in self.encoder.items() if not key.startswith("trunk.norm.")}
             load_weights(model.encoder, state, "the pre-trained encoder")
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """uint8 `video (B, C, T, H, W)`; `label`, int64 `(B,)` or, if mixed, float `(B, classes)`.
+        """`video`, uint8 `(B, C, T, H, W)`; `label`, int64 `(B,)` or, with mixing, float `(B, classes)`.
 
-        Clips are mixed among the rows of a process, as in the reference.
+        Each process mixes its own rows, as in the official code.
         """
         if self.mixing and len(rows) % 2:
-            raise ValueError(f"{len(rows)} clips per process and step are odd: mixup and cutmix mix them in pairs")
+            raise ValueError(f"{len(rows)} clips per process and step is odd: mixup and cutmix mix pairs of clips")
         chosen, videos = zip(*self._clips([step * self.settings.batch_size + row for row in rows]), strict=True)
         labels = self.labels(chosen)
         if not self.mixing:
             return {"video": torch.stack(videos), "label": labels}
-        # timm mixes images. Colours and frames are their channels here, so all frames share the box.
+        # timm mixes images. Pass colors and frames as channels, so that all frames share the box.
         images = [(video.flatten(0, 1).numpy(), label) for video, label in zip(videos, labels.tolist(), strict=True)]
         with library_draws(derive(self.seed, "mixup and cutmix", step, rows.start)):
             mixed, targets = self.mixing(images)
         return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
 
     def labels(self, chosen: Sequence[int]) -> Tensor:
-        """int64 `(B,)` of some of the labelled clips."""
+        """Labels of chosen labelled clips: int64 `(B,)`."""
         return torch.from_numpy(self.clips.labels[[self.labelled[row] for row in chosen]])
 
     def weight(self, batch: Batch) -> float:
@@ -133,7 +133,7 @@ class FinetuneTask:
         return self.criterion(scores.float(), batch["label"].to(device, non_blocking=True))
 
     def _clips(self, positions: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """A labelled clip's row and a crop of it for each position. Neighbours that repeat one clip share its decoding."""
+        """Yield a labelled clip's row and a crop of it for each position. Consecutive repeats share one decoded clip."""
         short_side = math.ceil(self.model.side / min(self.data.crop_scales))
         for number, repeated in groupby(positions, lambda position: position // self.settings.repeats):
             choose = self._choose(number)
@@ -146,7 +146,7 @@ class FinetuneTask:
                 yield row, self._crop(video, position)
 
     def _choose(self, number: int) -> Choose:
-        """The frames of a clip by its number in the order of clips."""
+        """The frame sampling of the clip at a number in the order of clips."""
         if self.settings.sampling == "sparse":
             places = numpy_generator(self.seed, "fine-tuning segments", number).random(self.model.frames)
             return Sparse(tuple(places.tolist()))
@@ -159,15 +159,15 @@ class FinetuneTask:
         if augment:
             return finetune_augment(video, side, augment, derive(self.seed, "fine-tuning augmentation", position))
         rng = numpy_generator(self.seed, "fine-tuning crop", position)
-        rng.random()  # the first draw places the window
+        rng.random()  # the first draw selects the window
         return multi_scale_crop(video, side, rng, self.data.crop_scales)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, sampling: Sampling = "dense") -> Tensor:
-    """Class scores of each clip, whole frame: `(n, classes)` on the CPU. Raises MissingVideos.
+    """Class logits of each clip, from whole frames: `(n, classes)` on the CPU. Raises MissingVideos.
 
-    From the middle window or, if the model was trained on sparse clips, from the middles of the segments.
+    Uses the middle window or, with sparse sampling, the middle frame of each segment.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -177,5 +177,5 @@ def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int
 
 
 def encoder_state(state: State) -> State:
-    """The encoder's tensors of a pre-training model's state."""
+    """The encoder's weights in a state of a VideoMAE or VideoClassifier."""
     return part_of(state, "encoder.")

@@ -1,6 +1,6 @@
-"""Temporal action detection: when which action happens in a long video, from its features (ActionFormer, used by VideoMAE V2).
+"""Temporal action detection: classes, starts and ends of actions in a long video, from its features (ActionFormer).
 
-A model is trained on stretches of videos and tested on whole ones.
+VideoMAE V2 uses ActionFormer on its features. A model is trained on stretches of videos and tested on whole videos.
 """
 
 from itertools import repeat
@@ -23,27 +23,27 @@ from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import numpy_generator
 
-TRIES = 100  # to draw a stretch with an action
-FIRST_POSITIVES, MOMENTUM = 100.0, 0.9  # of the number of positives that divides the loss, as in ActionFormer
-HISTORY = 200  # steps in its moving average; earlier ones weigh less than float32's rounding (0.9^200 = 7e-10)
+TRIES = 100  # draws of a stretch until it has an action
+FIRST_POSITIVES, MOMENTUM = 100.0, 0.9  # initial value and momentum of the number of positives, as in ActionFormer
+HISTORY = 200  # steps in this moving average; earlier steps have a weight below float32's precision (0.9^200 = 7e-10)
 
 
 class LocaliseSettings(TrainSettings):
-    """Features, training and testing of a temporal detector; the defaults are ActionFormer's on THUMOS14."""
+    """Features, training and testing of a temporal detector. The defaults are ActionFormer's on THUMOS14."""
 
     videos: UntrimmedSettings
     features: FeatureSettings = FeatureSettings()
     shape: ActionFormerShape = ActionFormerShape()
-    longest: int = Field(2304, ge=1, description="largest number of time steps of a video in training")
-    stretch: tuple[float, float] = Field((0.9, 1.0), description="part of a shorter video in training, drawn between these")
-    least_part: float = Field(0.5, gt=0, le=1, description="part of a segment that must be in the stretch, else it is left out")
-    radius: float = Field(1.5, gt=0, description="centre sampling: points up to this many strides from a segment's middle")
+    longest: int = Field(2304, ge=1, description="maximum number of time steps of a stretch in training")
+    stretch: tuple[float, float] = Field((0.9, 1.0), description="range of the fraction of a shorter video in training")
+    least_part: float = Field(0.5, gt=0, le=1, description="minimum fraction of a segment in a stretch, else it is dropped")
+    radius: float = Field(1.5, gt=0, description="center sampling: positives are at most this many strides from the middle")
     drop_path: float = Field(0.1, ge=0, lt=1)
     suppress: SuppressSettings = SuppressSettings()
-    thresholds: tuple[float, ...] = Field((0.3, 0.4, 0.5, 0.6, 0.7), description="temporal IoU of mAP")
-    protocol: Protocol = Field("activitynet", description="the script to follow for segments that are annotated twice")
+    thresholds: tuple[float, ...] = Field((0.3, 0.4, 0.5, 0.6, 0.7), description="temporal IoU thresholds of mAP")
+    protocol: Protocol = Field("activitynet", description="evaluation script to follow for segments that are annotated twice")
     durations: dict[str, tuple[float, float]] | None = Field(
-        None, description="ranges of lengths, above and up to seconds, with an mAP each; THUMOS14's if left out"
+        None, description="ranges of segment lengths (above, up to; seconds) with an mAP each; if left out, THUMOS14's"
     )
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = 1.0
@@ -53,20 +53,20 @@ class LocaliseSettings(TrainSettings):
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         if not 0 < self.stretch[0] <= self.stretch[1] <= 1:
-            raise ValueError(f"stretch {list(self.stretch)}: expected two parts of a video in ascending order")
-        if not self.thresholds or not all(0 < one <= 1 for one in self.thresholds):
-            raise ValueError(f"thresholds {list(self.thresholds)}: expected overlaps above 0 and up to 1")
+            raise ValueError(f"stretch {list(self.stretch)} must be two fractions of a video in ascending order")
+        if not self.thresholds or not all(0 < threshold <= 1 for threshold in self.thresholds):
+            raise ValueError(f"thresholds {list(self.thresholds)} must be above 0 and at most 1")
 
 
 class LocaliseTask:
-    """Predict when which action happens, from features of annotated videos."""
+    """Predict classes, starts and ends of actions from features of annotated videos."""
 
     def __init__(self, settings: LocaliseSettings, videos: Untrimmed, features: VideoFeatures, seed: int):
         self.settings, self.features, self.seed = settings, features, seed
         self.names, self.classes = videos.names, videos.annotations.classes
         self.order = EpochOrder(len(self.names), seed, "localisation order")
         self._positives: dict[int, int] = {}  # by step
-        self._segments: dict[str, tuple[Tensor, Tensor]] = {}  # of each video: in time steps `(n, 2)`, and classes `(n,)`
+        self._segments: dict[str, tuple[Tensor, Tensor]] = {}  # by video: `(n, 2)` in time steps, and classes `(n,)`
         rows = videos.annotations.segments
         rows_of = rows.groupby("video").indices
         for video in videos.annotations.videos.itertuples():
@@ -79,19 +79,19 @@ class LocaliseTask:
         return ActionFormer(self.settings.shape, self.features.width, self.classes, self.settings.drop_path)
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`features (B, T, C)`, bool `padding (B, T)`, the points' targets `label (B, P, classes)` and `distances (B, P, 2)`,
-        and `positives (B,)`, one number by which the loss is divided.
+        """`features`, `(B, T, C)`; `padding`, bool `(B, T)`; targets of the pyramid's points: `label`, `(B, P, classes)`, and
+        `distances`, `(B, P, 2)`; `positives`, `(B,)`: the number that divides the loss, repeated for each row.
         """
         shape, radius = self.settings.shape, self.settings.radius
         stretches = self._stretches(step, rows)
-        parts = [part for _, _, part in stretches]
-        length = _padded(max(parts), shape.multiple)
-        targets = [assign(*self.segments(*one), length, shape.levels, len(self.classes), radius) for one in stretches]
+        lengths = [part for _, _, part in stretches]
+        length = _padded(max(lengths), shape.multiple)
+        targets = [assign(*self.segments(*part), length, shape.levels, len(self.classes), radius) for part in stretches]
         return {
-            "features": torch.stack([_filled(self.features.read(*one), length) for one in stretches]),
-            "padding": torch.arange(length) >= torch.tensor(parts)[:, None],
-            "label": torch.stack([one.labels for one in targets]),
-            "distances": torch.stack([one.distances for one in targets]),
+            "features": torch.stack([_filled(self.features.read(*part), length) for part in stretches]),
+            "padding": torch.arange(length) >= torch.tensor(lengths)[:, None],
+            "label": torch.stack([target.labels for target in targets]),
+            "distances": torch.stack([target.distances for target in targets]),
             "positives": torch.full((len(rows),), self._recent_positives(step)),
         }
 
@@ -99,7 +99,7 @@ class LocaliseTask:
         return float(len(batch["features"]))
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Focal and DIoU loss divided by the recent number of positives, and scaled so that a step's loss is its rows' mean."""
+        """Focal and DIoU loss divided by the recent number of positives. Scaled so that a step's loss is its rows' mean."""
         features, padding, labels, distances, positives = (
             batch[name].to(device, non_blocking=True) for name in ("features", "padding", "label", "distances", "positives")
         )
@@ -109,9 +109,9 @@ class LocaliseTask:
         return loss / positives[0] * self.settings.batch_size / len(features)
 
     def stretch(self, position: int, video: str) -> tuple[int, int]:
-        """Start and length, in time steps, of the stretch of a video at a position of the stream.
+        """Draw start and length, in time steps, of the stretch of a video at a position in the stream of samples.
 
-        It is drawn again, up to a hundred times, if it has no action though the video has one.
+        If the stretch has no action but the video has, draw again, up to a hundred times.
         """
         settings, whole = self.settings, self.features.lengths[video]
         for attempt in range(TRIES):
@@ -123,9 +123,9 @@ class LocaliseTask:
         return start, part
 
     def segments(self, video: str, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Segments, float32 `(n, 2)` in time steps of a stretch and cut at its ends, and their classes, int64 `(n,)`."""
+        """Segments in a stretch: float32 `(n, 2)` in its time steps, cut at its ends, and their classes, int64 `(n,)`."""
         whole, labels = self._segments[video]
-        # The video's own ends cut nothing: an annotated segment may extend beyond the middles of its first and last window.
+        # Do not cut at the ends of the video: annotated segments may extend beyond the middle of the first or last window.
         low = 0.0 if start else -torch.inf
         high = length if start + length < self.features.lengths[video] else torch.inf
         cut = (whole - start).clamp(low, high)
@@ -133,15 +133,15 @@ class LocaliseTask:
         return cut[kept], labels[kept]
 
     def _stretches(self, step: int, rows: range) -> list[tuple[str, int, int]]:
-        """Video, start and length of some rows of a step."""
+        """Video, start and length of the stretches in some rows of a step."""
         positions = [step * self.settings.batch_size + row for row in rows]
         videos = [self.names[self.order[position]] for position in positions]
         return [(video, *self.stretch(position, video)) for position, video in zip(positions, videos, strict=True)]
 
     def _recent_positives(self, step: int) -> float:
-        """ActionFormer's moving average of the number of positive points in all rows of a step.
+        """ActionFormer's moving average of the number of positive points per step.
 
-        A function of the step: it needs no features, and a resumed run has nothing to restore.
+        It is a function of the step, so there is no state to save. It needs no features.
         """
         mean = FIRST_POSITIVES
         for past in range(max(0, step - HISTORY), step + 1):
@@ -162,7 +162,7 @@ class LocaliseTask:
 
 @torch.no_grad()
 def localise(model: ActionFormer, videos: Untrimmed, features: VideoFeatures, settings: LocaliseSettings) -> pd.DataFrame:
-    """What a model predicts for whole videos: PREDICTIONS, the best of each video first, times in seconds."""
+    """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first."""
     device, rows = next(model.parameters()).device, list[tuple]()
     model.eval()
     for video in videos.annotations.videos.itertuples():
@@ -171,7 +171,7 @@ def localise(model: ActionFormer, videos: Untrimmed, features: VideoFeatures, se
         padding = (torch.arange(length) >= len(read))[None].to(device)
         logits, distances = model(_filled(read, length)[None].to(device), padding)
         found = candidates(logits[0].float(), distances[0].float(), padding, model.shape.levels, settings.suppress)
-        segments, scores, labels = (one.cpu().numpy() for one in suppress(*found, settings.suppress))
+        segments, scores, labels = (kept.cpu().numpy() for kept in suppress(*found, settings.suppress))
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
         names = [model.classes[label] for label in labels]
         rows += zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)
@@ -181,11 +181,11 @@ def localise(model: ActionFormer, videos: Untrimmed, features: VideoFeatures, se
 def candidates(
     logits: Tensor, distances: Tensor, padding: Tensor, levels: int, settings: SuppressSettings
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The best predictions of every level for one video: segments `(n, 2)` in time steps, scores `(n,)`, classes int64 `(n,)`.
+    """The best predictions per level for one video: segments `(n, 2)` in time steps, scores `(n,)`, classes int64 `(n,)`.
 
-    From `(P, classes)`, `(P, 2)`, and which time steps are padding, bool `(1, T)`.
+    logits: `(P, classes)`; distances: `(P, 2)`; padding: bool `(1, T)`.
     """
-    times, strides = (one.to(logits.device) for one in pyramid_points(padding.shape[1], levels))
+    times, strides = (values.to(logits.device) for values in pyramid_points(padding.shape[1], levels))
     scores = logits.sigmoid().masked_fill(pyramid_padding(padding, levels)[0, :, None], 0.0)
     parts = []
     for level in range(levels):
@@ -195,15 +195,16 @@ def candidates(
         point, label = points[index // scores.shape[1]], index % scores.shape[1]
         to_ends = distances[point] * strides[point, None] * torch.tensor([-1.0, 1.0], device=logits.device)
         parts.append((times[point, None] + to_ends, scores[point, label], label))
-    segments, best, labels = (torch.cat(one) for one in zip(*parts, strict=True))
+    segments, best, labels = (torch.cat(values) for values in zip(*parts, strict=True))
     long = segments[:, 1] - segments[:, 0] > settings.least_length
     return segments[long], best[long], labels[long]
 
 
 def _padded(length: int, multiple: int) -> int:
+    """The smallest multiple that is at least `length`."""
     return length + -length % multiple
 
 
 def _filled(features: Tensor, length: int) -> Tensor:
-    """`(n, C)` padded with zeros: `(length, C)`."""
+    """Pad features with zeros: `(n, C)` -> `(length, C)`."""
     return functional.pad(features, (0, 0, 0, length - len(features)))

@@ -28,34 +28,33 @@ from vmae_lab.utils.seeding import numpy_generator, torch_generator
 
 
 class PretrainSettings(TrainSettings):
-    """The paper's pre-training recipe, scaled down by steps and batch."""
+    """Settings of the paper's pre-training recipe."""
 
     normalise_target: bool = True
-    target_eps: float = Field(TARGET_EPS, gt=0, description="added to a cube's deviation; 1e-6 on real videos")
+    target_eps: float = Field(TARGET_EPS, gt=0, description="added to a patch's standard deviation; 1e-6 for real videos")
     repeats: int = Field(1, ge=1, description="repeated augmentation: consecutive crops and masks of one decoded clip")
     keep_at: tuple[float, ...] = Field(
-        (),
-        description="parts of the steps after which the weights are kept too, such as [0.25, 0.5], for accuracy over compute",
+        (), description="fractions of the steps after which weights are kept too, e.g. [0.25, 0.5], for accuracy over compute"
     )
     target_from: Literal["clip", "other_clip"] = Field(
-        "clip", description="other_clip: predict the cubes of the next clip instead, as a control"
+        "clip", description="other_clip: predict patches of the next clip instead, as a control"
     )
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         if not all(low < high for low, high in pairwise((0.0, *self.keep_at, 1.0))):
-            raise ValueError(f"keep_at {list(self.keep_at)}: expected parts of the steps between 0 and 1, in ascending order")
+            raise ValueError(f"keep_at {list(self.keep_at)} must be fractions between 0 and 1 in ascending order")
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
-        """The steps of `keep_at`, rounded, each once, without step 0 and the last one."""
+        """The steps of `keep_at`, rounded, without duplicates, step 0 and the last step."""
         steps = dict.fromkeys(round(part * self.steps) for part in self.keep_at)
         return tuple(step for step in steps if 0 < step < self.steps)
 
 
 @dataclass(eq=False)
 class PretrainTask:
-    """Reconstruct masked cubes, from new weights or from those of a checkpoint (`initial`)."""
+    """Reconstruct masked patches, from new weights or from those of a checkpoint (`initial`)."""
 
     model: ModelSettings
     masks: MaskSettings
@@ -80,15 +79,15 @@ class PretrainTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """uint8 `video (B, C, T, H, W)`, bool `encoder_mask` and `decoder_mask (B, N)`, bool `counted (B, M)` (decoded tokens
-        in the loss); uint8 `target (B, C, T, H, W)` if the target is another clip.
+        """`video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`, decoded
+        tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
         """
         first = step * self.settings.batch_size
         positions = [first + row for row in rows]
         batch = {"video": torch.stack(list(self._clips(positions)))}
-        if self.settings.target_from == "other_clip":  # the next one of the stream: a process may hold one clip of the batch
-            batch["target"] = torch.stack(list(self._clips([at + self.settings.repeats for at in positions])))
-        # Masks are drawn for the global batch and cut, so that they do not depend on the number of processes.
+        if self.settings.target_from == "other_clip":  # the next in the stream, since a process may have one clip per batch
+            batch["target"] = torch.stack(list(self._clips([position + self.settings.repeats for position in positions])))
+        # Draw masks for the global batch, then take rows, so that masks do not depend on the number of processes.
         encoder_mask, decoder_mask = draw_masks(
             self.masks, self.model.clip.grid, self.settings.batch_size,
             torch_generator(self.seed, "encoder mask", step), torch_generator(self.seed, "decoder mask", step),
@@ -108,18 +107,16 @@ class PretrainTask:
         return unwrapped(model).forward_loss(target_clip, prediction, decoded, counted)
 
     def samples_by_source(self) -> dict[str, int]:
-        """How many samples of each source the training draws; repeats count once."""
+        """Number of samples of each source in the run. Repeats count once."""
         drawn = self.settings.steps * self.settings.batch_size // self.settings.repeats
         return dict(Counter(self.clips.sources[self.order[position]] for position in range(drawn)))
 
     def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """A crop for each position of the stream of samples. Neighbours that repeat one clip share its decoding."""
+        """Yield a crop for each position in the stream of samples. Consecutive repeats share one decoded clip."""
         repeats, scales = self.settings.repeats, self.data.crop_scales
         short_side = math.ceil(self.model.side / min(scales))
         for number, repeated in groupby(positions, lambda position: position // repeats):
-            first = number * repeats
-            rng = numpy_generator(self.seed, "crop", first)
-            where = rng.random()  # places the window of frames, for all repeats
+            where = numpy_generator(self.seed, "crop", number * repeats).random()  # of the window, for all repeats
 
             def read(index: int, where: float = where) -> Tensor:
                 stride = self.strides[self.clips.sources[index]]
@@ -127,9 +124,8 @@ class PretrainTask:
 
             _, video = read_or_replace(self.order, number, read, self.corrupt_videos)
             for position in repeated:
-                if position != first:
-                    rng = numpy_generator(self.seed, "crop", position)
-                    rng.random()  # would place a window
+                rng = numpy_generator(self.seed, "crop", position)
+                rng.random()  # the first draw selects the window
                 yield multi_scale_crop(video, self.model.side, rng, scales)
 
 
