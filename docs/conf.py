@@ -70,7 +70,7 @@ CONTENTS = {
     "docs/how_to": "".join(
         contents(*(f"docs/{name}" for name in names), caption=caption)
         for caption, names in (
-            ("Use", ("recipes", "data", "checkpoints", "detection", "many_devices", "statistics", "faq")),
+            ("Use", ("recipes", "data", "checkpoints", "predict", "detection", "many_devices", "statistics", "faq")),
             ("Change", ("architecture", "extending")),
         )
     ),

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmae_lab.evaluation.predict import predict, preprocess, video_features
     from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
     from vmae_lab.lab.experiments import plan_notebook
     from vmae_lab.lab.run_store import RunStore
@@ -31,13 +32,17 @@ __all__ = [
     "build_recipe",
     "draw_masks",
     "plan_notebook",
+    "predict",
+    "preprocess",
     "running_cell",
     "tube",
+    "video_features",
 ]
 
 __version__ = version("vmae-lab")
 
 _MODULES = {
+    "evaluation.predict": ("predict", "preprocess", "video_features"),
     "lab.config": ("Recipe", "RecipeError", "build_recipe"),
     "lab.run_store": ("RunStore",),
     "lab.experiments": ("plan_notebook",),

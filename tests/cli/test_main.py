@@ -18,8 +18,8 @@ from vmae_lab.lab.report import index
 from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
-    "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "features", "bench", "info",
-    "data check", "data pack", "data kinetics710",
+    "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "predict",
+    "reconstruct", "features", "bench", "info", "data check", "data pack", "data kinetics710",
 ]  # fmt: skip
 
 

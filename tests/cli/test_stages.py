@@ -87,20 +87,20 @@ def test_fine_tuning_starts_from_a_given_checkpoint(kind, run, project, tmp_path
 
 
 def test_the_message_about_a_wrong_size_or_patch_names_both(project, tmp_path, capsys):
-    for size, patch, words in (("micro", 4, "is micro (3 blocks, 64 wide)"), ("tiny", 8, "on cubes of 2 x 8 x 8")):
+    for size, patch, words in (("micro", 4, "is micro (3 blocks, width 64)"), ("tiny", 8, "on patches of 2 x 8 x 8")):
         where = VideoMAE(SIZES[size], ClipShape(8, 24, 2, patch)).save_pretrained(tmp_path / size)
         assert main(["finetune", SMOKE, "--encoder", str(where)]) == 2
         message = capsys.readouterr().err
         assert words in message
-        assert "the recipe's model is tiny (4 blocks, 96 wide) on cubes of 2 x 4 x 4" in message
+        assert "the recipe's model is tiny (4 blocks, width 96) on patches of 2 x 4 x 4" in message
     assert not (project / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (VideoMAE(SIZES["tiny"], CLIP), "no class head"),
-        (VideoClassifier(SIZES["tiny"], CLIP, 5), "5 classes; the recipe's data has 8"),
+        (VideoMAE(SIZES["tiny"], CLIP), "no classification head"),
+        (VideoClassifier(SIZES["tiny"], CLIP, 5), "5 classes, but the recipe's data has 8"),
         (VideoClassifier(SIZES["tiny"], ClipShape(8, 32, 2, 4), 8, "flat"), "flat head for 256 tokens"),
     ],
     ids=["pre-trained", "classes", "flat"],
@@ -120,7 +120,7 @@ def test_an_opened_stage_is_named_by_weights_and_by_the_model_of_the_recipe(reci
     assert opened_classifier_stage(recipe, open_checkpoint(places[0])).key == one.key
     longer = recipe.with_overrides({"model.frames": 4})
     assert opened_stage(longer, open_checkpoint(places[0])).key != one.key
-    with pytest.raises(CheckpointError, match="cubes of 4 x 4 x 4"):
+    with pytest.raises(CheckpointError, match="patches of 4 x 4 x 4"):
         opened_stage(recipe.with_overrides({"model.tubelet": 4}), open_checkpoint(places[0]))
 
 

@@ -29,14 +29,28 @@ Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed instead of t
 
 @commands.command(
     cls=TakesPairs,
-    epilog="\b\nExamples:\n  vmae-lab pretrain smoke\n  vmae-lab pretrain demo -p pretrain.steps 300 --seed 0 --seed 1",
+    epilog="\b\nExamples:\n  vmae-lab pretrain smoke\n  vmae-lab pretrain demo -p pretrain.steps 300 --seed 0 --seed 1\n"
+    "  vmae-lab pretrain paper/k400 --encoder MCG-NJU/videomae-base",
 )
-def pretrain(parameters: Parameters, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
+def pretrain(
+    parameters: Parameters,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="scratch: new weights; or a checkpoint to continue from: a folder, a file or a name on the Hugging Face hub. "
+            "If it has no decoder, a new one is drawn from the seed.",
+        ),
+    ] = SCRATCH,
+    override: Overrides = NOTHING,
+    seed: Seeds = NOTHING,
+) -> None:
     """Pre-train the model of a recipe. Prints the folder of the model per seed."""
     from vmae_lab.lab.stages import pretrain_stage
 
     recipe = read_recipe(parameters, override, seed)
-    for _, folder, _ in run_stage("pretrain", recipe, lambda seed: pretrain_stage(recipe, seed)):
+    opened = opened_encoder(recipe, encoder)
+    for _, folder, _ in run_stage("pretrain", recipe, lambda seed: pretrain_stage(recipe, seed, opened)):
         print(folder)
 
 

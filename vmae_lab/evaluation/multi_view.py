@@ -42,7 +42,6 @@ def view_probabilities(
     MissingVideos with all unreadable videos, and ValueError if scores are not finite.
     """
     state = process_state()
-    device = next(model.parameters()).device
     model.eval()
     mine = range(state.process_index, len(clips), state.num_processes)
     found: dict[int, np.ndarray] = {}
@@ -53,8 +52,7 @@ def view_probabilities(
             if isinstance(video, VideoError):
                 failed[row] = video
             elif not failed:
-                scores = model(cut_views(video, settings.frames, settings.side, views.crops).to(device))
-                found[row] = scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
+                found[row] = mean_probabilities(model, cut_views(video, settings.frames, settings.side, views.crops))
     gathered, missing = (dict(gather_object(list(part.items()))) for part in (found, failed))
     if missing:
         raise MissingVideos(dict(sorted(missing.items())), len(clips))
@@ -66,6 +64,13 @@ def view_probabilities(
             "check whether the training of the model diverged"
         )
     return probabilities
+
+
+@torch.no_grad()
+def mean_probabilities(model: nn.Module, clips: Tensor) -> np.ndarray:
+    """Class probabilities of one video, softmax averaged over its views: uint8 `(V, C, T, H, W)` -> float64 `(classes,)`."""
+    scores = model(clips.to(next(model.parameters()).device))
+    return scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
 
 
 def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:

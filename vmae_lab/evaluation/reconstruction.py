@@ -30,14 +30,27 @@ def reconstruction_errors(
         video = video.to(device)
         generators = (torch_generator(0, f"held-out {side} mask", rows[0]) for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(masks, settings.clip.grid, len(rows), *generators)
-        prediction, decoded = model(video, encoder_mask, decoder_mask)
-        target = model.target(video, decoded)
-        counted = loss_positions(encoder_mask, decoded.cpu(), "invisible").to(device)
-        count = int(counted.sum())
-        sums["reconstruction"] += reconstruction_loss(prediction, target, counted).item() * count
-        sums["cube_mean"] += reconstruction_loss(_patch_means(target, settings.clip.channels), target, counted).item() * count
+        errors, count = batch_errors(model, video, encoder_mask, decoder_mask)
+        for name, error in errors.items():
+            sums[name] += error * count
         tokens += count
     return {name: value / tokens for name, value in sums.items()}
+
+
+@torch.no_grad()
+def batch_errors(
+    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor
+) -> tuple[dict[str, float], int]:
+    """Both errors of `reconstruction_errors` for one batch, and the number of patches that they are averaged over."""
+    prediction, decoded = model(video, encoder_mask, decoder_mask)
+    target = model.target(video, decoded)
+    counted = loss_positions(encoder_mask, decoded.cpu(), "invisible").to(video.device)
+    means = _patch_means(target, model.clip.channels)
+    errors = {
+        "reconstruction": reconstruction_loss(prediction, target, counted).item(),
+        "cube_mean": reconstruction_loss(means, target, counted).item(),
+    }
+    return errors, int(counted.sum())
 
 
 def _patch_means(target: torch.Tensor, channels: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
@@ -46,7 +46,15 @@ class ClassHead(nn.Module):
 
 
 class VideoClassifier(Pretrained):
-    """The encoder on all tokens, and a `ClassHead`. The encoder has no final LayerNorm, as in the official code."""
+    """The encoder on all tokens, and a `ClassHead`. The encoder has no final LayerNorm, as in the official code.
+
+    Saved with the weights, and None if not known: `class_names` in label order, and how training clips were sampled (`stride`
+    between their frames, `sampling`).
+    """
+
+    class_names: tuple[str, ...] | None = None
+    stride: int | None = None
+    sampling: Literal["dense", "sparse"] | None = None
 
     def __init__(
         self, size: Size, clip: ClipShape, classes: int, readout: Readout = "mean", drop_path: float = 0.0,
@@ -77,14 +85,21 @@ class VideoClassifier(Pretrained):
             raise CheckpointError(f"{where} has no class head; pass the number of classes: classes=...")
         with seeded(seed, "a head of its own"):
             model = cls(config.size, config.reshaped(frames, side), classes, readout or config.readout or "mean")
+        model.describe(config)
         load_weights(model, _with_own_head(model, checkpoint.state, str(where)), str(where))
         return model.eval()
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(
-            model="VideoClassifier", size=self.size, clip=self.clip, classes=self.classes, readout=self.head.readout
-        )
+            model="VideoClassifier", size=self.size, clip=self.clip, classes=self.classes, readout=self.head.readout,
+            class_names=self.class_names, stride=self.stride, sampling=self.sampling,
+        )  # fmt: skip
+
+    def describe(self, config: ModelConfig) -> None:
+        """Take over what a config tells about the training clips, and the names of the classes if the head has as many."""
+        self.class_names = config.class_names if self.classes == config.classes else None
+        self.stride, self.sampling = config.stride, config.sampling
 
     def forward(self, video: Tensor) -> Tensor:
         """`(B, C, T, H, W)`, uint8 or normalized float -> logits `(B, classes)`."""

@@ -1,12 +1,15 @@
 """`config.json` of a saved model: what is needed to build the model before its weights are loaded."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vmae_lab.models.sizes import ClipShape, Size
 
 Readout = Literal["mean", "flat", "attentive"]
+# What a saved model tells about its classes and its training clips. It decides no result, so stage keys leave it out. Models
+# of other formats, and files that were written before, do not have it.
+UNHASHED = ("class_names", "stride", "sampling")
 
 
 class ModelConfig(BaseModel):
@@ -28,16 +31,30 @@ class ModelConfig(BaseModel):
     encoder_norm: bool = Field(
         True, description="whether a VideoMAE's encoder has a final LayerNorm; transformers' default is false"
     )
+    class_names: tuple[str, ...] | None = Field(None, description="in label order; null if they are not known")
+    stride: int | None = Field(None, ge=1, description="frames between two frames of a training clip; null if not known")
+    sampling: Literal["dense", "sparse"] | None = Field(None, description="of a classifier's training clips")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names, but classes is {self.classes}")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit fields that were added later if they have their defaults: older files and stage keys do not have them."""
+        defaults = {"encoder_norm": True, **dict.fromkeys(UNHASHED)}
         values: dict[str, Any] = handler(self)
-        if self.encoder_norm:
-            del values["encoder_norm"]
+        values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
         if self.size.layer_scale is None:
             values["size"] = {name: value for name, value in values["size"].items() if name != "layer_scale"}
         return values
+
+    @property
+    def hashed(self) -> Self:
+        """The config without the fields that a stage's key leaves out."""
+        return self.model_copy(update=dict.fromkeys(UNHASHED))
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
         """The clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""

@@ -25,9 +25,11 @@ class VideoMAE(Pretrained):
 
     If the decoder mask is None or the complement of the encoder mask, this is VideoMAE V1. `target_eps` is added to a patch's
     standard deviation before the division. Synthetic patches without texture need more than the official 1e-6, which amplifies
-    rounding errors. `encoder_norm=False` omits the encoder's final LayerNorm, as transformers does by default.
+    rounding errors. `encoder_norm=False` omits the encoder's final LayerNorm, as transformers does by default. `stride` between
+    the frames of training clips is saved with the weights; None if not known.
     """
 
+    stride: int | None = None
     positions: Tensor
 
     def __init__(
@@ -69,13 +71,14 @@ class VideoMAE(Pretrained):
         normalise = config.normalise_target is not False
         model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)
         load_weights(model, checkpoint.state, str(where))
+        model.stride = config.stride
         return model.eval()
 
     @property
     def config(self) -> ModelConfig:
         return ModelConfig(
             model="VideoMAE", size=self.size, clip=self.clip, normalise_target=self.normalise_target,
-            target_eps=self.target_eps, encoder_norm=self.encoder_norm,
+            target_eps=self.target_eps, encoder_norm=self.encoder_norm, stride=self.stride,
         )  # fmt: skip
 
     def forward(self, video: Tensor, encoder_mask: Tensor, decoder_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

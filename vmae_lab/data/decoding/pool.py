@@ -20,7 +20,8 @@ import numpy as np
 from vmae_lab.data.decoding.container import DecoderUnavailable, VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.decoders import Choose, Decoded
 from vmae_lab.data.decoding.inspection import Inspection, Timing
-from vmae_lab.data.decoding.messages import LARGEST, LENGTH, REFUSALS, Malformed, packed, parsed
+from vmae_lab.data.decoding.messages import LARGEST, LENGTH, REFUSALS, Malformed, Pixels, packed, parsed
+from vmae_lab.data.decoding.stream import CHUNK
 
 CHILD = "vmae_lab.data.decoding.worker"  # the module that a decoder process runs
 START_SECONDS = 60.0  # time limit for the start of a decoder process
@@ -53,18 +54,17 @@ class DecoderProcess:
             while (answer := self._answer("frames", "pixels"))[0] == "frames":
                 indices, reply = _chosen(choose, answer[1], self.settings)
                 self._write(packed(reply))
-            shape = answer[1].shape
-            frames, height, width, _ = shape
-            size = math.prod(shape)
-            if (
-                frames != len(indices)
-                or height * width > self.settings.max_pixels
-                or min(height, width) > (short_side or math.inf)
-                or size > self.settings.memory_mib << 20
-                or self._length() != size
-            ):
-                raise Malformed(f"expected pixels of {len(indices)} frames, got the shape {shape!r:.50}")
-            return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), tuple(indices), answer[1].info)
+            return self._decoded(answer[1], tuple(indices), short_side)
+
+    def stream(self, video: VideoFile, short_side: int | None = None) -> Iterator[Decoded]:
+        """Call `stream_video` in the decoder process. It decodes at most one chunk ahead."""
+        with self._request("stream", video, short_side):
+            start = 0
+            while (answer := self._answer("pixels", "end"))[0] == "pixels":
+                count = min(answer[1].shape[0], CHUNK)
+                yield self._decoded(answer[1], tuple(range(start, start + count)), short_side)
+                start += count
+                self._deadline = time.monotonic() + self.settings.timeout_s  # for the next chunk
 
     def inspect(self, video: VideoFile) -> Inspection:
         """Call `inspect_video` in the decoder process."""
@@ -164,6 +164,21 @@ class DecoderProcess:
     # ------------------------------------------------------------------------------------------------------------------
     # Messages with a deadline
 
+    def _decoded(self, announced: Pixels, indices: tuple[int, ...], short_side: int | None) -> Decoded:
+        """Return the frames, with these indices, whose pixels come next. Raises Malformed if they are announced wrongly."""
+        shape = announced.shape
+        frames, height, width, _ = shape
+        size = math.prod(shape)
+        if (
+            frames != len(indices)
+            or height * width > self.settings.max_pixels
+            or min(height, width) > (short_side or math.inf)
+            or size > self.settings.memory_mib << 20
+            or self._length() != size
+        ):
+            raise Malformed(f"expected pixels of {len(indices)} frames, got the shape {shape!r:.50}")
+        return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), indices, announced.info)
+
     def _answer(self, *kinds: str) -> tuple[str, Any]:
         """Return the kind (one of `kinds`) and the content of the next answer. Raises VideoError if it is an error."""
         if (length := self._length()) > LARGEST:
@@ -233,6 +248,11 @@ class Decoders:
     def read_all(self, requests: Iterable[tuple[VideoFile, Choose, int | None]]) -> Iterator[Decoded | VideoError]:
         """Call `read` for every (video, choose, short side), see `map`."""
         return self.map(lambda decoder, request: decoder.read(*request), requests)
+
+    def stream(self, video: VideoFile, short_side: int | None = None) -> Iterator[Decoded]:
+        """Yield all frames of a video in order, in chunks, each decoded once. Raises VideoError, perhaps after some chunks."""
+        with self._borrowed() as decoder:
+            yield from decoder.stream(video, short_side)
 
     def map(self, call: Callable[[DecoderProcess, R], T], requests: Iterable[R]) -> Iterator[T | VideoError]:
         """Yield the result of each call, or its VideoError, in order. `processes` calls run in parallel.

@@ -15,8 +15,9 @@ from vmae_lab.utils.processes import end_when, ignore_stop_requests
 def main() -> None:
     """Read the settings, answer "ready", then answer requests `(what, folder, video, short_side)`. Paths start at `folder`.
 
-    `what` is "read", "inspect" or "time". The answers are defined in `messages.py`. Raw pixels follow the answer "pixels". To
-    choose frames, this process sends `("frames", number of frames)` and gets indices or an error.
+    `what` is "read", "stream", "inspect" or "time". The answers are defined in `messages.py`. Raw pixels follow the answer
+    "pixels". To choose frames, this process sends `("frames", number of frames)` and gets indices or an error. A stream is
+    several answers "pixels" and the answer "end".
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of a decoder must not mix with the answers
@@ -26,9 +27,10 @@ def main() -> None:
     parent = int(sys.argv[1])
     end_when(lambda: os.getppid() != parent)  # also if a decoder hangs
     from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of
-    from vmae_lab.data.decoding.decoders import read_video
+    from vmae_lab.data.decoding.decoders import Decoded, read_video
     from vmae_lab.data.decoding.inspection import inspect_video, time_video
     from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, Failure, Pixels, receive, send
+    from vmae_lab.data.decoding.stream import stream_video
 
     requests = sys.stdin.buffer
 
@@ -44,12 +46,18 @@ def main() -> None:
             send(answers, ["inspection", asdict(inspect_video(video, settings))])
         elif what == "time":
             send(answers, ["timing", asdict(time_video(video, settings))])
+        elif what == "stream":
+            for decoded in stream_video(video, settings, short_side):
+                send_pixels(decoded)
+            send(answers, ["end", None])
         else:
-            decoded = read_video(video, choose, settings, short_side)
-            send(answers, ["pixels", asdict(Pixels(decoded.frames.shape, decoded.info))])
-            answers.write(LENGTH.pack(decoded.frames.nbytes))
-            answers.write(decoded.frames.data.cast("B"))
-            answers.flush()
+            send_pixels(read_video(video, choose, settings, short_side))
+
+    def send_pixels(decoded: Decoded) -> None:
+        send(answers, ["pixels", asdict(Pixels(decoded.frames.shape, decoded.info))])
+        answers.write(LENGTH.pack(decoded.frames.nbytes))
+        answers.write(decoded.frames.data.cast("B"))
+        answers.flush()
 
     settings = VideoSettings(**receive(requests))
     _limit_memory(settings.memory_mib << 20)

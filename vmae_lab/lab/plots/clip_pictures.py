@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 
+import av
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -18,6 +19,7 @@ HIDDEN = (0.55, 0.55, 0.58)  # color of masked patches
 QUERIES = 6
 Strip = tuple[np.ndarray, np.ndarray]  # frames of a clip, and a map for each
 MILLISECONDS = 250  # per frame of an animation
+REPEATS = 4  # of the clip in a video file, which does not loop by itself
 MIN_HEIGHT, MARGIN, HEAD = 144, 6, 20  # pixels: a picture's least height, around a picture, and above it for its name
 
 
@@ -120,6 +122,33 @@ def show_picture(axes: plt.Axes, frame: np.ndarray, title: str, colour: str) -> 
 
 def looping_gif(strips: Mapping[str, np.ndarray], form: str = "GIF") -> bytes:
     """Return an endless animation of clips side by side, with their names above. strips: name -> uint8 `(T, H, W, 3)`."""
+    pages, written = _pages(strips), io.BytesIO()
+    pages[0].save(written, form, save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
+    return written.getvalue()
+
+
+def looping_png(strips: Mapping[str, np.ndarray]) -> bytes:
+    """Return `looping_gif` as an animated PNG. A viewer that cannot play it shows its first frame."""
+    return looping_gif(strips, "PNG")
+
+
+def playing_mp4(strips: Mapping[str, np.ndarray]) -> bytes:
+    """Return `looping_gif` as an H.264 video that repeats the clips a few times."""
+    pages, written = [np.asarray(page) for page in _pages(strips)], io.BytesIO()
+    height, width, _ = pages[0].shape
+    pages = [np.pad(page, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255) for page in pages]  # even sides
+    with av.open(written, "w", format="mp4") as output:
+        stream = output.add_stream("h264", rate=1000 // MILLISECONDS)
+        stream.height, stream.width = pages[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for page in pages * REPEATS:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(page), format="rgb24")))
+        output.mux(stream.encode())
+    return written.getvalue()
+
+
+def _pages(strips: Mapping[str, np.ndarray]) -> list[Image.Image]:
+    """Return the frames of an animation."""
     frames, height, width, _ = next(iter(strips.values())).shape
     scale = -(-MIN_HEIGHT // height)
     step, total_height = scale * width + MARGIN, scale * height + HEAD + MARGIN
@@ -129,11 +158,4 @@ def looping_gif(strips: Mapping[str, np.ndarray], form: str = "GIF") -> bytes:
         for page, frame in zip(pages, strip, strict=True):
             page.paste(Image.fromarray(frame).resize((scale * width, scale * height), Image.Resampling.NEAREST), (x, HEAD))
             ImageDraw.Draw(page).text((x, 3), name, fill="black", font=font)
-    written = io.BytesIO()
-    pages[0].save(written, form, save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
-    return written.getvalue()
-
-
-def looping_png(strips: Mapping[str, np.ndarray]) -> bytes:
-    """Return `looping_gif` as an animated PNG. A viewer that cannot play it shows its first frame."""
-    return looping_gif(strips, "PNG")
+    return pages

@@ -21,6 +21,8 @@ from vmae_lab.models.videomae import VideoMAE, patch_statistics
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
 
+CONTRAST = 0.15  # standard deviation of a patch, in parts of white, when the model's own prediction is drawn
+
 
 def example_clips(plan: Plan) -> Clips:
     """Return the clips that figures may show: those of the evaluated split, or those to pre-train on without labels."""
@@ -95,41 +97,47 @@ def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[st
 
 @torch.no_grad()
 def rebuilt(
-    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None = None
-) -> dict[str, np.ndarray]:
+    model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None = None,
+    standardized: bool = False,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return a clip as the model sees and reconstructs it: name -> uint8 `(T, H, W, 3)`.
 
     These are: original, what the encoder sees, what the decoder reconstructs (with a decoder mask), patch means (with a
     normalized target), and the reconstruction of all masked patches. A normalized target does not contain the mean and the
     deviation of a patch, so both are taken from the true patch. The patch means show what the true means alone give.
+    `standardized` adds the normalized prediction itself, as a pattern around gray.
 
     video: uint8 `(1, C, T, H, W)`; masks: bool `(1, N)`, True = masked.
     """
     video = video.to(next(model.parameters()).device)
     original = video[0].permute(1, 2, 3, 0).cpu().numpy()
-    hidden, filled, means = _predicted(model, video, encoder_mask, None)
+    hidden, filled, means, predicted = _predicted(model, video, encoder_mask, None)
     frames = {"original": original, "encoder sees": _paste(original, np.broadcast_to(HIDDEN, filled.shape), hidden, model.clip)}
     if decoder_mask is not None:
-        decoded, pixels, _ = _predicted(model, video, encoder_mask, decoder_mask)
+        decoded, pixels, _, _ = _predicted(model, video, encoder_mask, decoder_mask)
         blank = np.broadcast_to(np.round(255 * np.array(HIDDEN)), original.shape).astype(np.uint8)
         frames["decoder rebuilds"] = _paste(blank, pixels, decoded, model.clip)
     if model.normalise_target:
         frames["cube means"] = _paste(original, means, hidden, model.clip)
     frames["reconstruction"] = _paste(original, filled, hidden, model.clip)
+    if standardized and model.normalise_target:
+        frames["prediction"] = _paste(original, 0.5 + CONTRAST * predicted, hidden, model.clip)
     return frames
 
 
 def _predicted(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions of the decoded patches, int `(M,)`, their predicted pixels and true means, `(M, t*p*p, 3)` each."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions of the decoded patches, int `(M,)`; their predicted pixels, their true means, and the prediction
+    itself (standardized with a normalized target), `(M, t*p*p, 3)` each.
+    """
     prediction, decoded = model(video, encoder_mask, decoder_mask)
     raw = model.pixels_at(video, decoded)
     mean, deviation = patch_statistics(raw)
-    filled = prediction.reshape(raw.shape)
-    if model.normalise_target:
-        filled = filled * (deviation + model.target_eps) + mean
-    return decoded[0].cpu().numpy(), filled[0].cpu().numpy(), mean.expand_as(raw)[0].cpu().numpy()
+    predicted = prediction.reshape(raw.shape)
+    filled = predicted * (deviation + model.target_eps) + mean if model.normalise_target else predicted
+    positions, *pixels = (values[0].cpu().numpy() for values in (decoded, filled, mean.expand_as(raw), predicted))
+    return positions, pixels[0], pixels[1], pixels[2]
 
 
 def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,7 +39,7 @@ class DistillStage(SupervisedStage):
         rows, corrupt = list(range(len(clips))), corrupt_videos_in(job.folder)
         task = DistillTask(self.model, self.distill, self.data, clips, rows, encoder, teacher, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress)
-        self.save(trained.model.classifier, job)
+        self.save_classifier(trained.model.classifier, job)
         result = {"metrics": {}, "training": training_cost(trained), "clips": len(clips), **replaced_videos(corrupt)}
         if not self.data.labelled:
             return result

@@ -51,7 +51,7 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
             "those of the checkpoint, or choose another checkpoint"
         )
     weights = weights_digest(dict(sorted(checkpoint.state.items())))  # equal weights can be in a different order
-    return build(OpenedStage, recipe, weights=weights, config=theirs, where=checkpoint.where)
+    return build(OpenedStage, recipe, weights=weights, config=theirs.hashed, where=checkpoint.where)
 
 
 def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:

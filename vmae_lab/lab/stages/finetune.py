@@ -36,12 +36,18 @@ class SupervisedStage(EvaluatedStage):
         corrupt = corrupt_videos_in(job.folder)
         task = FinetuneTask(self.model, self.section, self.data, clips, rows.tolist(), encoder, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress)
-        self.save(trained.model, job)
+        self.save_classifier(trained.model, job)
         scores = predict(trained.model, held_out, self.model, self.data.stride, task.settings.sampling)
         return {
             "metrics": {self.kind: top1(scores.argmax(1).numpy(), held_out.labels)}, "training": training_cost(trained),
             "labelled_clips": len(rows), **counts, **replaced_videos(corrupt),
         }  # fmt: skip
+
+    def save_classifier(self, classifier: VideoClassifier, job: Job) -> None:
+        """Save the trained classifier with the names of its classes and the sampling of its clips, for predictions."""
+        classifier.class_names = self.data.class_names
+        classifier.stride, classifier.sampling = self.data.stride, self.section.sampling
+        self.save(classifier, job)
 
     def build(self) -> VideoClassifier:
         """Build the classifier, with initial weights."""

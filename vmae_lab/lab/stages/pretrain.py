@@ -7,6 +7,7 @@ from vmae_lab.lab.stages.cost import Work, loading_seconds, parameter_count, ste
 from vmae_lab.lab.stages.inputs import ClipStage, corrupt_videos_in, replaced_videos
 from vmae_lab.lab.stages.stage import Job, Stage, build, training_cost
 from vmae_lab.masking import MaskSettings
+from vmae_lab.models.checkpoints import open_checkpoint
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.loop import train
@@ -15,7 +16,7 @@ from vmae_lab.utils.seeding import seeded
 
 
 class PretrainStage(ClipStage):
-    """Self-supervised pre-training of one model."""
+    """Self-supervised pre-training of one model: from new weights, or from those of an opened checkpoint as its input."""
 
     kind = "pretrain"
     reads = ("pretrain",)
@@ -27,8 +28,10 @@ class PretrainStage(ClipStage):
     def run(self, job: Job) -> dict[str, Any]:
         clips = self.clips("pretrain", self.data.pretrain_sources, job.compute)
         corrupt = corrupt_videos_in(job.folder)
-        task = PretrainTask(self.model, self.mask, self.pretrain, self.data, clips, self.seed, corrupt)
+        initial = open_checkpoint(job.inputs[0]) if job.inputs else None
+        task = PretrainTask(self.model, self.mask, self.pretrain, self.data, clips, self.seed, corrupt, initial)
         trained = train(task, job.folder, job.compute, job.progress, self.pretrain.kept_steps)
+        trained.model.stride = self.data.stride
         self.save(trained.model, job)
         return {
             "metrics": {}, "training": training_cost(trained), "samples_by_source": task.samples_by_source(),
@@ -70,9 +73,9 @@ class InitialStage(Stage):
         return parameter_count(self.model)
 
 
-def pretrain_stage(recipe: Recipe, seed: int) -> Stage:
-    """Build the stage that pre-trains one model."""
-    return build(PretrainStage, recipe, seed=seed)
+def pretrain_stage(recipe: Recipe, seed: int, encoder: Stage | None = None) -> Stage:
+    """Build the stage that pre-trains one model, from new weights or from those of an opened checkpoint."""
+    return build(PretrainStage, recipe, encoder, seed=seed)
 
 
 def initial_stage(recipe: Recipe, seed: int) -> Stage:

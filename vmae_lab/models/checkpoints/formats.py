@@ -323,6 +323,9 @@ HF_SIZE = {
 }  # fmt: skip
 HF_FIXED = {"hidden_act": "gelu", "num_channels": CHANNELS}
 
+CLASS_NAMES = "class_names"  # in our configs and in the official files that we write
+PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' name of a class without a name
+
 REMOTE_SECTION = "model_config"
 REMOTE_CODE = "OpenGVLab/VideoMAEv2-Base"  # the repository with the model's code
 REMOTE_CLIP = {**HF_CLIP, "side": "img_size", "channels": "in_chans"}
@@ -345,8 +348,29 @@ def transformers_config(model: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
     if model.classes is None:
         return {**config, "norm_pix_loss": bool(model.normalise_target)}
-    labels = {str(row): f"LABEL_{row}" for row in range(model.classes)}
-    return {**config, "id2label": labels, "label2id": {name: int(row) for row, name in labels.items()}}
+    return {**config, **_named_labels(model.class_names or [f"LABEL_{row}" for row in range(model.classes)])}
+
+
+def _named_labels(names: Sequence[str]) -> dict[str, Any]:
+    """The settings of transformers' configs that name the classes."""
+    return {
+        "id2label": {str(row): name for row, name in enumerate(names)},
+        "label2id": {name: row for row, name in enumerate(names)},
+    }
+
+
+def class_names_in(config: Mapping[str, Any], contents: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the classes in label order: of an official file's contents, or of a config of any format.
+
+    None if there are none, or only transformers' placeholders (`LABEL_0`).
+    """
+    names = contents.get(CLASS_NAMES) or config.get(CLASS_NAMES)
+    if not names and isinstance(config.get("id2label"), Mapping):
+        labels = {str(row): name for row, name in config["id2label"].items()}
+        names = [labels.get(str(row)) for row in range(len(labels))]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return None
+    return None if all(PLACEHOLDER.fullmatch(name) for name in names) else tuple(names)
 
 
 def read_transformers_config(config: Mapping[str, Any], where: str) -> tuple[Size, ClipShape]:
@@ -390,6 +414,7 @@ def remote_code_config(model: ModelConfig) -> dict[str, Any]:
             "AutoConfig": f"{REMOTE_CODE}--modeling_config.VideoMAEv2Config",
             "AutoModel": f"{REMOTE_CODE}--modeling_videomaev2.VideoMAEv2",
         },
+        **(_named_labels(model.class_names) if model.class_names else {}),
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -75,7 +75,8 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             f"{name} has an encoder with an unknown prefix: {unknown[0]}. Save the weights again without this prefix"
         )
     if not state.keys().isdisjoint(OFFICIAL + TRANSFORMERS):
-        return _convert(state, config, arguments, size, name)
+        opened = _convert(state, config, arguments, size, name)
+        return _with_names(opened, formats.class_names_in(config, arguments))
     if config.get("library") == "vmae_lab":
         return Checkpoint(state, _our_config(config, name), name)
     if any(key.startswith("encoder.trunk.") for key in state):
@@ -84,6 +85,19 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             "load them with load_weights"
         )
     raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
+
+
+def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint:
+    """Add class names to a checkpoint, unless their number differs from the head's."""
+    if names is None or opened.config.classes is None:
+        return opened
+    if len(names) != opened.config.classes:
+        warnings.warn(
+            f"{opened.where} names {len(names)} classes, but its head has {opened.config.classes}; the names are ignored",
+            stacklevel=4,
+        )
+        return opened
+    return replace(opened, config=opened.config.model_copy(update={"class_names": names}))
 
 
 def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str) -> Checkpoint:
@@ -293,7 +307,8 @@ def read_weights(path: Path) -> State:
 def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     """Read a file of safetensors or `torch.save` with any name: its weights on the CPU, and the official scripts' arguments.
 
-    Arguments are empty if the file has none. Raises CheckpointError, also if reading the file would run code.
+    The arguments have the `class_names` that we save too, and are empty if the file has none of these. Raises CheckpointError,
+    also if reading the file would run code.
     """
     try:
         with path.open("rb") as file:
@@ -308,7 +323,10 @@ def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     content = _unpickled(path, start)
     arguments = content.get("args") if isinstance(content, Mapping) else None
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    return state_in(content, str(path)), arguments if isinstance(arguments, Mapping) else {}
+    arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
+    if isinstance(content, Mapping) and formats.CLASS_NAMES in content:
+        arguments[formats.CLASS_NAMES] = content[formats.CLASS_NAMES]
+    return state_in(content, str(path)), arguments
 
 
 def _refuse_other_files(path: Path, start: bytes) -> None:

@@ -61,7 +61,8 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
     make_folder(folder)
     if layout == "official":
         with atomic_write(folder / OFFICIAL) as temporary:
-            torch.save({"model": _detached(converted)}, temporary)
+            names = {formats.CLASS_NAMES: list(config.class_names)} if config.class_names else {}
+            torch.save({"model": _detached(converted), **names}, temporary)
     elif layout == "remote_code":
         write_weights(folder / WEIGHTS, {f"model.{key}": value for key, value in converted.items()})
         write_json(folder / CONFIG, formats.remote_code_config(config))

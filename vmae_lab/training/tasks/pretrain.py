@@ -1,6 +1,7 @@
 """Self-supervised pre-training with dual masking (VideoMAE V2, section 3)."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.samplers import sample_order
 from vmae_lab.data.transforms import multi_scale_crop
 from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
+from vmae_lab.models.checkpoints import Checkpoint, load_weights
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE
 from vmae_lab.training.dataloader import Batch
@@ -52,7 +54,7 @@ class PretrainSettings(TrainSettings):
 
 @dataclass(eq=False)
 class PretrainTask:
-    """Reconstruct masked patches."""
+    """Reconstruct masked patches, from new weights or from those of a checkpoint (`initial`)."""
 
     model: ModelSettings
     masks: MaskSettings
@@ -61,13 +63,20 @@ class PretrainTask:
     clips: Clips
     seed: int
     corrupt_videos: CorruptVideos = field(default_factory=CorruptVideos)
+    initial: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         self.strides = {source: self.data.stride_of(source) for source in set(self.clips.sources)}
         self.order = sample_order(self.clips.sources, self.data.mixing, self.seed, self.data.weights)
 
     def build(self) -> VideoMAE:
-        return VideoMAE(self.model.dimensions, self.model.clip, self.settings.normalise_target, self.settings.target_eps)
+        """Build the model. Weights that the checkpoint does not have are drawn from the seed. Raises CheckpointError."""
+        settings, opened = self.settings, self.initial
+        norm = opened is None or opened.config.model != "VideoMAE" or opened.config.encoder_norm
+        model = VideoMAE(self.model.dimensions, self.model.clip, settings.normalise_target, settings.target_eps, norm)
+        if opened:
+            start_from(model, opened)
+        return model
 
     def batch(self, step: int, rows: range) -> Batch:
         """`video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`, decoded
@@ -118,3 +127,30 @@ class PretrainTask:
                 rng = numpy_generator(self.seed, "crop", position)
                 rng.random()  # the first draw selects the window
                 yield multi_scale_crop(video, self.model.side, rng, scales)
+
+
+def start_from(model: VideoMAE, opened: Checkpoint) -> None:
+    """Load a checkpoint into a model that keeps its own weights where the checkpoint has none, with a warning.
+
+    The decoder is loaded whole or not at all: of a classifier or of a bare encoder there is none, and one of another size does
+    not fit. A classifier's encoder has no final LayerNorm. Raises CheckpointError if the encoder does not fit.
+    """
+    own, where = model.state_dict(), opened.where
+    pretrained = opened.config.model == "VideoMAE"
+    found = {key: value for key, value in opened.state.items() if pretrained or key.startswith("encoder.")}
+    decoder = [key for key in own if not key.startswith("encoder.")]
+    theirs = {key: value.shape for key, value in found.items() if not key.startswith("encoder.")}
+    whole = theirs == {key: own[key].shape for key in decoder}
+    if not whole:
+        found = {key: value for key, value in found.items() if key.startswith("encoder.")}
+    new = [key for key in own if key not in found and (key in decoder or key.startswith("encoder.trunk.norm."))]
+    load_weights(model, {**{key: own[key] for key in new}, **found}, where)
+    if new:
+        parts = [*([] if whole else ["decoder"]), *(key for key in new if key not in decoder)]
+        warnings.warn(f"{where} has no {' and no '.join(parts)} that fits: drawn from the seed, to be trained", stacklevel=2)
+    elif opened.config.normalise_target is not None and opened.config.normalise_target != model.normalise_target:
+        warnings.warn(
+            f"{where} was trained with normalise_target {opened.config.normalise_target}, and is continued with "
+            f"{model.normalise_target}: its decoder has to learn another target",
+            stacklevel=2,
+        )

@@ -1,0 +1,224 @@
+"""`vmae-lab predict`: tables, files, and mistakes as one message each."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_videos import write_video
+
+from vmae_lab.cli import main
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.run_store import RunStore
+from vmae_lab.lab.stages import PREDICTIONS, finetune_stage, views_stage
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.utils.seeding import seeded
+
+MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
+NAMES = ("wave", "clap, twice", "100")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a model, two videos, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("made")
+    with seeded(0, "classifier"):
+        model = VideoClassifier(MODEL.dimensions, MODEL.clip, 3, init_scale=1.0)
+    model.class_names, model.stride = NAMES, 2
+    model.save_pretrained(folder / "model")
+    (folder / "videos").mkdir()
+    write_video(folder / "videos" / "a.mp4", 60)
+    write_video(folder / "videos" / "b.avi", 23, codec="mpeg4")
+    (folder / "bad.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(400))
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """An empty current folder with links to what was made."""
+    for entry in made.iterdir():
+        (shutil.copytree if entry.is_dir() else shutil.copy)(entry, tmp_path / entry.name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_table_on_the_screen_and_a_file(here, capsys):
+    assert main(["predict", "model", "videos", "--clips", "2", "--top", "2", "--out", "out/results.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["video", "rank", "class", "probability"]
+    assert lines[2].split()[:2] == ["videos/a.mp4", "1"]
+    table = pd.read_csv("out/results.csv", dtype={"class": str, "probability": str})
+    assert table.columns.tolist() == ["video", "rank", "label", "class", "probability"]
+    assert table.video.tolist() == ["videos/a.mp4"] * 2 + ["videos/b.avi"] * 2
+    assert [NAMES[label] for label in table.label] == table["class"].tolist()
+    assert main(["predict", "model", "videos", "--clips", "2", "--top", "2", "--out", "results.json"]) == 0
+    results = json.loads(Path("results.json").read_text())
+    assert [result["video"] for result in results] == ["videos/a.mp4", "videos/b.avi"]
+    found = [prediction["probability"] for result in results for prediction in result["predictions"]]
+    assert found == table.probability.map(float).tolist(), "to the last bit"
+
+
+def test_unreadable_and_missing_videos_are_named_and_the_others_predicted(here, capsys):
+    words = ["predict", "model", "bad.mp4", "videos/a.mp4", "missing.mp4", "--clips", "1", "--out", "results.json"]
+    assert main(words) == 1
+    shown = capsys.readouterr()
+    assert "videos/a.mp4" in shown.out
+    errors = [line for line in shown.err.splitlines() if line.startswith("vmae-lab")]  # without the progress
+    assert [line.startswith("vmae-lab: cannot read ") for line in errors] == [True, True]
+    assert "bad.mp4" in errors[0]
+    assert "missing.mp4: there is no such file" in errors[1]
+    results = json.loads(Path("results.json").read_text())
+    assert [(result["video"], "error" in result) for result in results] == [
+        ("videos/a.mp4", False),
+        ("bad.mp4", True),
+        ("missing.mp4", True),
+    ]
+
+
+def test_names_of_a_file_replace_those_of_the_model(here, capsys):
+    Path("names.txt").write_text("eins\nzwei\ndrei\n")
+    assert main(["predict", "model", "videos/a.mp4", "--names", "names.txt", "--clips", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("eins", "zwei", "drei"))
+    assert "wave" not in shown
+
+
+def test_a_list_of_videos_with_labels(here, capsys):
+    Path("list.csv").write_text("path,label\nvideos/a.mp4,clap\nvideos/b.avi,wave\n")
+    assert main(["predict", "model", "list.csv", "--clips", "1", "--top", "1"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["videos/a.mp4", "videos/b.avi"]
+
+
+def test_a_timeline_is_a_table_and_a_figure(here, capsys):
+    assert main(["predict", "model", "videos/a.mp4", "--along", "0.4", "--crops", "1", "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "videos/a.mp4: 6 windows"
+    assert lines[1].split() == ["start", "end", "class", "mean", "probability"]
+    table = pd.read_csv("timeline.csv")
+    assert table.start_s.tolist() == pytest.approx([0.4 * window for window in range(6)])
+    assert table.end_s.tolist() == pytest.approx([0.4 * window + 7 / 25 for window in range(6)])
+    assert Path("timeline.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_each_of_several_timelines_has_its_figure(here, capsys):
+    assert main(["predict", "model", "videos", "bad.mp4", "--along", "0.5", "--crops", "1", "--out", "out/t.json"]) == 1
+    assert "cannot read" in capsys.readouterr().err
+    results = json.loads(Path("out/t.json").read_text())
+    assert [len(result.get("windows", ())) for result in results] == [5, 2, 0]
+    assert results[0]["windows"][1]["predictions"][0]["class"] in NAMES
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["t-1-a.png", "t-2-b.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "videos"], "there is no checkpoint nowhere"),
+        (["pre-trained", "videos"], "pre-trained has no class head"),
+        (["model", "no_folder"], "there is no list file or folder"),
+        (["model", "videos", "--names", "two.txt"], "two.txt has 2 lines, but model has a head for 3 classes"),
+        (["model", "videos", "--names", "none.txt"], "none.txt"),
+        (["model", "videos", "--out", "results.xlsx"], "results.xlsx should end in .csv or .json"),
+        (["model", "videos", "--along", "1", "--sampling", "sparse"], "add --sampling dense"),
+    ],
+)
+def test_a_mistake_is_one_message(words, message, here, capsys):
+    Path("two.txt").write_text("one\ntwo\n")
+    VideoMAE(MODEL.dimensions, MODEL.clip).save_pretrained("pre-trained")
+    assert main(["predict", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert not shown.out
+
+
+@pytest.mark.slow
+def test_predictions_are_those_of_the_views_stage_bit_for_bit(project, smoke, monkeypatch):
+    """A classifier that was trained on own videos, evaluated by the stage, and by the command on each bare file."""
+    root = project / "own"
+    for split, count in (("train", 2), ("test", 2)):
+        for number in range(count):
+            for label, name in enumerate(("one", "two")):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                write_video(root / split / name / f"{number}.mp4", 30 + 3 * number + 5 * label)
+    parameters = {**smoke, "arms": ["recipe"], "data": {"lists": {"root": str(root), "train": "train", "test": "test"}}}
+    override = {"evaluate.sources": [], "evaluate.finetune.steps": 2, "evaluate.finetune_labels": None, "data.stride": 3}
+    recipe = build_recipe(parameters).with_overrides({**override, "evaluate.probe.labels": None, "evaluate.split": "test"})
+    classifier = finetune_stage(recipe, None, 0)
+    views = views_stage(recipe, classifier, 0)
+    store = RunStore(project / "runs")
+    store.complete_all([views], recipe.compute)
+    table = pd.read_parquet(store.folder(views) / PREDICTIONS)
+    folder = store.folder(classifier)
+    assert VideoClassifier.from_pretrained(folder).class_names == ("one", "two")
+    monkeypatch.chdir(project)
+    settings = recipe.evaluate.views
+    words = ["--clips", str(settings.clips), "--crops", str(settings.crops), "--top", "2", "--out", "results.json"]
+    assert main(["predict", str(folder), *table.video, *words]) == 0
+    results = json.loads(Path("results.json").read_text())
+    for row, result in zip(table.itertuples(), results, strict=True):
+        probabilities = np.zeros(2)
+        for prediction in result["predictions"]:
+            probabilities[prediction["label"]] = prediction["probability"]
+        assert probabilities.tolist() == list(row.probabilities)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="memory is read from /proc")
+def test_ten_minutes_take_bounded_memory(made, tmp_path):
+    """15,000 frames of 320 x 240: all in memory would take 3.5 GB."""
+    part = write_video(tmp_path / "part.mp4", 150, size=(320, 240))
+    ten_minutes = tmp_path / "long.mp4"
+    _repeated(part, ten_minutes, 100)
+    words = ["predict", str(made / "model"), str(ten_minutes), "--along", "10", "--crops", "1", "--out", "out.csv"]
+    code = f"""
+from pathlib import Path
+from vmae_lab.cli import main
+from vmae_lab.data.decoding.pool import DecoderProcess
+
+def peak(process):  # in KiB. The usage of children would count the fork of this process, before it becomes a decoder
+    lines = Path(f"/proc/{{process}}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+def close(decoder, closed=DecoderProcess.close):
+    peaks.extend([peak(decoder.pid)] if decoder.pid else [])
+    closed(decoder)
+
+peaks = []
+DecoderProcess.close = close
+status = main({words})
+print(status, peak("self"), *peaks)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    status, *peaks = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0
+    assert len(peaks) == 2, "this process and its decoder"
+    assert sum(peaks) < 1.5 * (1 << 20), f"{peaks} KiB"
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table.start_s.nunique() == 60
+
+
+def _repeated(source: Path, target: Path, times: int) -> None:
+    """The packets of a video, several times after one another."""
+    import av
+
+    with av.open(str(target), "w") as output:
+        stream, shift = None, 0
+        for _ in range(times):
+            with av.open(str(source)) as video:
+                if stream is None:
+                    stream = output.add_stream_from_template(video.streams.video[0])
+                end = 0
+                for packet in video.demux(video=0):
+                    if packet.size:
+                        end = max(end, packet.pts + packet.duration)
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = stream
+                        output.mux(packet)
+                shift += end

@@ -1,0 +1,227 @@
+"""`vmae-lab predict`: the classes of videos, and of windows along long ones."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vmae_lab.data.decoding import VideoError
+    from vmae_lab.data.video_dataset import VideoDataset
+    from vmae_lab.evaluation.predict import Prediction, Timeline
+
+commands = typer.Typer()
+TIMELINE = "timeline.csv"  # where a timeline is written by default
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
+]
+Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")]
+
+
+def checked_out(out: Path | None) -> Path | None:
+    """The path of results. Raises BadParameter if its suffix is of no form that is written."""
+    if out and out.suffix not in (".csv", ".json"):
+        raise typer.BadParameter(f"{out} should end in .csv or .json, which chooses the form of the results")
+    return out
+
+
+@commands.command(
+    epilog="\b\nExamples:\n  vmae-lab predict runs/finetune-0123456789ab video.mp4\n"
+    "  vmae-lab predict MCG-NJU/videomae-base-finetuned-kinetics folder --top 3 --out results.csv\n"
+    "  vmae-lab predict path/to/model long.mp4 --along 1"
+)
+def predict(
+    model: Model,
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
+    names: Annotated[
+        Path | None, typer.Option(help="A file with one class name per line, in label order, instead of the model's own names.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to show.")] = 5,
+    along: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.001, help="Predict a window every so many seconds, for long videos."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=checked_out, help=f"A .csv or .json file for the results; with --along by default {TIMELINE}."),
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
+    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Frames between two frames of a clip; as in training, or 4 if that is unknown.")
+    ] = None,
+    sampling: Annotated[
+        Literal["dense", "sparse"] | None,
+        typer.Option(help="Windows, or one frame of each equal segment; as in training, or dense if that is unknown."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
+    root: Root = ".",
+    labelled: Labelled = False,
+    follow_links: FollowLinks = False,
+    frame_pattern: FramePattern = FRAMES_NAMED,
+    device: Device = None,
+) -> None:
+    """Print the most probable classes of videos. Exit status 1 if a video could not be read.
+
+    The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol.
+    """
+    from vmae_lab.evaluation.multi_view import ViewSettings
+    from vmae_lab.evaluation.predict import (
+        PredictionError,
+        open_classifier,
+        predict_along,
+        predict_videos,
+        read_names,
+        sampling_of,
+    )
+    from vmae_lab.utils.processes import process_state
+
+    opened = open_classifier(model, frames, side)
+    opened.to(device or process_state().device)
+    if names:
+        opened.class_names = read_names(names, opened, model)
+    every, own = sampling_of(opened, stride)
+    views = ViewSettings(clips=clips, crops=crops, sampling=sampling or own.sampling)
+    if along and views.sampling == "sparse":
+        raise PredictionError("--along takes windows of consecutive frames, but sampling is sparse; add --sampling dense")
+    dataset = _dataset(videos, root, labelled, follow_links, frame_pattern)
+    with closing(dataset.decoders):
+        if along is None:
+            _print_predictions(predict_videos(opened, dataset, every, views), dataset, top, out)
+        else:
+            seconds = along
+            _print_timelines(lambda row: predict_along(opened, dataset, row, seconds, every, crops), dataset, top, out)
+
+
+def _dataset(
+    videos: Sequence[str], root: str, labelled: bool, follow_links: bool, frame_pattern: str
+) -> "VideoDataset":  # fmt: skip
+    """The videos of all arguments. A missing video file is kept, to be named with the unreadable ones. Raises ListError."""
+    import pandas as pd
+
+    from vmae_lab.cli.data import open_list
+    from vmae_lab.data.decoding import VideoSettings
+    from vmae_lab.data.video_dataset import clips_of
+    from vmae_lab.data.video_lists import VideoList
+    from vmae_lab.data.video_lists.folders import VIDEO_SUFFIXES, is_video
+
+    lists = {}
+    for number, argument in enumerate(videos):
+        path = Path(root, argument)
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.exists() and not any(letter in argument for letter in "*?["):
+            opened = VideoList(path.parent.absolute(), pd.DataFrame({"path": [path.name], "label": [-1]}), ())
+        else:
+            single = path.is_file() and is_video(path)
+            opened = open_list(argument, root, labelled and not single, follow_links)
+        lists[str(number)] = (opened, frame_pattern)
+    return clips_of(lists, VideoSettings(follow_links=follow_links))
+
+
+def _print_predictions(found: Any, dataset: "VideoDataset", top: int, out: Path | None) -> None:
+    from vmae_lab.utils.progress import Progress
+
+    predicted, failed = list["Prediction"](), list["VideoError"]()
+    with Progress(found, total=len(dataset), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
+        for _, result in bar:
+            (failed if isinstance(result, Exception) else predicted).append(result)
+    tables = {_shown(prediction.video): prediction.table(top) for prediction in predicted}
+    _print_table(
+        ["video", "rank", "class", "probability"],
+        [
+            [video if row["rank"] == 1 else "", row["rank"], row["class"], f"{row['probability']:.1%}"]
+            for video, table in tables.items()
+            for row in table.to_dict("records")
+        ],
+    )
+    _finish(tables, failed, out, lambda table: {"predictions": table.to_dict("records")})
+
+
+def _print_timelines(
+    predict_row: "Callable[[int], Timeline]", dataset: "VideoDataset", top: int, out: Path | None
+) -> None:  # fmt: skip
+    """Print the segments of each video, and write its windows and a figure."""
+    from vmae_lab.data.decoding import VideoError
+    from vmae_lab.lab.plots.predictions import timeline
+    from vmae_lab.lab.plots.style import save_figure, use_style
+    from vmae_lab.utils.progress import Progress
+
+    out = out or Path(TIMELINE)
+    found, failed = list["Timeline"](), list["VideoError"]()
+    with Progress(range(len(dataset)), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
+        for row in bar:
+            try:
+                found.append(predict_row(row))
+            except VideoError as error:
+                failed.append(error)
+    use_style()
+    tables = {}
+    for number, predicted in enumerate(found):
+        tables[_shown(predicted.video)] = predicted.table(top)
+        segments = predicted.segments()
+        print(f"{_shown(predicted.video)}: {len(predicted.start_s)} windows")
+        _print_table(
+            ["start", "end", "class", "mean probability"],
+            [
+                [f"{row['start_s']:.1f} s", f"{row['end_s']:.1f} s", row["class"], f"{row['probability']:.1%}"]
+                for row in segments.to_dict("records")
+            ],
+        )
+        name = out.stem if len(found) == 1 else f"{out.stem}-{number + 1}-{Path(predicted.video).stem}"
+        print(f"figure: {save_figure(timeline(predicted), out.parent, name)}")
+    windows = ["start_s", "end_s"]
+    _finish(tables, failed, out, lambda table: {
+        "windows": [
+            {"start_s": start, "end_s": end, "predictions": part.drop(columns=windows).to_dict("records")}
+            for (start, end), part in table.groupby(windows, sort=False)
+        ]
+    })  # fmt: skip
+
+
+def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
+    from tabulate import tabulate
+
+    from vmae_lab.utils.atomic_io import readable
+
+    if rows:
+        align = ["left" if name in ("video", "class") else "right" for name in headers]
+        print(readable(tabulate(rows, headers, "simple", disable_numparse=True, colalign=align)))
+
+
+def _finish(
+    tables: dict[str, "pd.DataFrame"], failed: "Sequence[VideoError]", out: Path | None,
+    described: "Callable[[pd.DataFrame], dict[str, Any]]",
+) -> None:  # fmt: skip
+    """Write the results, name the unreadable videos on the error stream, and exit with status 1 if there are any."""
+    import pandas as pd
+
+    from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
+
+    if out:
+        make_folder(out.parent)
+        if out.suffix == ".json":
+            results = [{"video": video, **described(table)} for video, table in tables.items()]
+            write_json(out, [*results, *({"video": _shown(error.path), "error": error.cause} for error in failed)])
+        else:
+            parts = [table.assign(video=video) for video, table in tables.items()]
+            table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["video"])
+            write_text(out, table[["video", *(name for name in table if name != "video")]].to_csv(index=False))
+        print(f"results: {out}")
+    for error in failed:
+        print(f"vmae-lab: cannot read {error}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _shown(path: str) -> str:
+    """A path relative to the current folder if it is inside."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -1,0 +1,97 @@
+"""`vmae-lab reconstruct`: what a pre-trained model makes of a masked video, as a loop and as a strip."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vmae_lab.cli.predict import Device, Model
+
+commands = typer.Typer()
+LABELS = {  # of the pictures: the names that `rebuilt` gives, and what they mean
+    "decoder rebuilds": "decoded + true mean",
+    "cube means": "true patch means",
+    "reconstruction": "+ true mean, contrast",
+    "prediction": "prediction alone",
+}
+Kind = Literal["tube", "running_cell", "frame", "random"]
+
+
+def checked_out(out: Path) -> Path:
+    """The path of the loop. Raises BadParameter if its suffix is of no form that is written."""
+    if out.suffix not in (".gif", ".mp4"):
+        raise typer.BadParameter(f"{out} should end in .gif or .mp4, which chooses the form of the loop")
+    return out
+
+
+@commands.command(
+    epilog="\b\nExamples:\n  vmae-lab reconstruct runs/pretrain-0123456789ab video.mp4\n"
+    "  vmae-lab reconstruct MCG-NJU/videomae-base video.mp4 --mask tube --ratio 0.75 --out loop.mp4\n"
+    "  vmae-lab reconstruct path/to/model video.mp4 --decoder-mask running_cell --decoder-ratio 0.5"
+)
+def reconstruct(
+    model: Model,
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
+    mask: Annotated[Kind, typer.Option(help="What is hidden from the encoder.")] = "tube",
+    ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Part of the patches that is hidden.")] = 0.9,
+    decoder_mask: Annotated[
+        Literal[Kind, "none"], typer.Option(help="What the decoder leaves out; none: it rebuilds all hidden patches.")
+    ] = "none",
+    decoder_ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Part that the decoder mask leaves out.")] = 0.5,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the masks.")] = 0,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Frames between two frames of the clip; as in training, or 4 if that is unknown.")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(callback=checked_out, help="A .gif or .mp4 file; a strip of frames is written next to it as .png."),
+    ] = Path("reconstruction.gif"),
+    device: Device = None,
+) -> None:
+    """Mask a video, reconstruct it, and write the original, masked and reconstructed frames as a loop and as a strip.
+
+    Most models predict each patch without its mean and contrast. The pictures then show the prediction alone, as a pattern
+    around gray, and with the mean and contrast of the true patch. These give much of the picture away: the true patch means
+    are shown for comparison.
+    """
+    from vmae_lab.evaluation.multi_view import ViewSettings
+    from vmae_lab.evaluation.predict import PredictionError, preprocess
+    from vmae_lab.evaluation.reconstruction import batch_errors
+    from vmae_lab.lab.plots.clip_pictures import looping_gif, playing_mp4, strips
+    from vmae_lab.lab.plots.examples import rebuilt
+    from vmae_lab.lab.plots.style import use_style
+    from vmae_lab.masking import MaskSettings, draw_masks
+    from vmae_lab.models.videomae import VideoMAE
+    from vmae_lab.utils.atomic_io import atomic_write, make_folder
+    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.seeding import torch_generator
+
+    opened = VideoMAE.from_pretrained(model).to(device or process_state().device)
+    masks = MaskSettings(
+        encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
+    )
+    generators = (torch_generator(seed, f"picture {side} mask") for side in ("encoder", "decoder"))
+    try:
+        encoder_mask, decoded_mask = draw_masks(masks, opened.clip.grid, 1, *generators)
+    except ValueError as error:
+        raise PredictionError(f"these masks do not fit the model's clips: {error}") from error
+    clip = preprocess(video, opened, stride=stride, views=ViewSettings(clips=1, crops=1)).to(next(opened.parameters()).device)
+    found = rebuilt(opened, clip, encoder_mask, None if decoder_mask == "none" else decoded_mask, standardized=True)
+    names = LABELS if opened.normalise_target else {}
+    pictures = {names.get(name, name): frames for name, frames in found.items()}
+    errors, count = batch_errors(opened, clip, encoder_mask, decoded_mask)
+    print(
+        f"{opened.clip.tokens} patches: the encoder sees {int((~encoder_mask).sum())}, the decoder rebuilds "
+        f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of their true "
+        f"means: {errors['cube_mean']:.4f}"
+    )
+    make_folder(out.parent)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes((playing_mp4 if out.suffix == ".mp4" else looping_gif)(pictures))
+    use_style()
+    step = opened.clip.tubelet
+    figure = strips({name: frames[::step] for name, frames in pictures.items()}, f"time step ({step} frames each) →")
+    strip = out.with_suffix(".png")
+    with atomic_write(strip) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    print(f"loop: {out}\nstrip: {strip}")

@@ -1,0 +1,65 @@
+"""All frames of a video in order, in chunks: each frame is decoded once, and the memory does not grow with the length.
+
+PyAV decodes, whatever `VideoSettings.decoder` says: decord keeps some 600 full-size frames (4 GB of a video of 1080 lines).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+
+from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, open_source, screen
+from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, probe, read_video, shown_frames
+from vmae_lab.data.decoding.images import orientation_of, shrunk_size, upright_pixels
+from vmae_lab.data.frame_sampling import Stretch
+
+CHUNK = 32  # frames of a chunk, at most
+
+
+def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | None = None) -> Iterator[Decoded]:
+    """Yield the frames of a video in display order, at most CHUNK at a time, decoded in this process. Raises VideoError.
+
+    The frames are those that `read_video` gives with PyAV as the decoder. Frames with a short side above `short_side` pixels
+    are reduced to it.
+    """
+    path = screen(video, settings.follow_links)
+    if video.total >= 0:  # a folder of pictures
+        for start in range(0, video.total, CHUNK):
+            yield read_video(video, Stretch(start, CHUNK), settings, short_side)
+        return
+    source, container = open_source(video, path)
+    checked = video if video.is_as_checked(path) else None
+    info = probe(video.path, source, container, settings.model_copy(update={"decoder": "pyav"}), checked)
+    done = 0
+    try:
+        for frames in _chunks(source, info, short_side):
+            yield Decoded(frames, tuple(range(done, done + len(frames))), info)
+            done += len(frames)
+        if not done:
+            raise ValueError("no frame of it can be decoded")
+    except (av.FFmpegError, RuntimeError, ValueError, MemoryError) as error:
+        raise VideoError(video.path, cause_of(error), info.codec) from None
+
+
+def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[np.ndarray]:
+    """Yield uint8 `(T, H, W, 3)`. An error of the decoder ends a video whose number of frames is not known."""
+    chunk, count = list[np.ndarray](), 0
+    try:
+        for frame in shown_frames(source, info):
+            if count == 0:  # size and orientation may change midway: those of the first frame are used
+                size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
+            if frame.is_corrupt:
+                raise ValueError(f"frame {count} is damaged")
+            chunk.append(upright_pixels(frame, *size, orientation))
+            count += 1
+            if len(chunk) == CHUNK:
+                yield np.stack(chunk)
+                chunk = []
+            if count == info.frames:
+                break
+    except av.FFmpegError as error:
+        if info.frames:
+            raise ValueError(f"{count} frames could be decoded; frame {count} could not: {cause_of(error)}") from None
+    if chunk:
+        yield np.stack(chunk)

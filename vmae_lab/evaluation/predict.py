@@ -1,0 +1,299 @@
+"""Predictions of a classifier on single videos and along long ones, from the views of the official test protocol.
+
+    model = VideoClassifier.from_pretrained("runs/finetune-...")
+    predict(model, "video.mp4").top(5)
+
+These are functions and not methods of the models: a model is a function of tensors and opens no files.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from vmae_lab.data.decoding import Decoded, VideoError, VideoFile, VideoSettings
+from vmae_lab.data.decoding.pool import Decoders
+from vmae_lab.data.frame_sampling import Dense
+from vmae_lab.data.video_dataset import VideoDataset
+from vmae_lab.data.video_lists.formats import read_lines
+from vmae_lab.evaluation.multi_view import ViewSettings, cut_views, mean_probabilities
+from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
+from vmae_lab.models.classifier import VideoClassifier
+from vmae_lab.models.sizes import ClipShape
+from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.utils.errors import UserError
+
+STRIDE = 4  # of models that do not tell theirs: VideoMAE's on Kinetics
+
+
+class PredictionError(UserError, ValueError):
+    """Predictions that cannot be made as requested. The message names the file or option and the remedy."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model and names
+
+
+def open_classifier(where: str | Path, frames: int | None = None, side: int | None = None) -> VideoClassifier:
+    """Open a trained classifier of any format that `open_checkpoint` reads, in evaluation mode.
+
+    Unlike `VideoClassifier.from_pretrained` it never draws a new head, whose predictions would be random. `frames` and `side`
+    (pixels) of its clips: the model's own if None. Raises CheckpointError.
+    """
+    checkpoint = open_checkpoint(where)
+    config = checkpoint.config
+    if config.model == "ActionDetector":
+        raise CheckpointError(f"{where} is an action detector, which needs boxes of persons; predict takes a classifier")
+    if config.classes is None:
+        raise CheckpointError(
+            f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "
+            f"vmae-lab finetune PARAMS --encoder {where}"
+        )
+    try:
+        clip = config.reshaped(frames, side)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    model = VideoClassifier(config.size, clip, config.classes, config.readout or "mean")
+    load_weights(model, checkpoint.state, str(where))
+    model.describe(config)
+    return model.eval()
+
+
+def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...]:
+    """Read the names of a model's classes, one per line in label order. Raises PredictionError, ListError, OSError."""
+    names = [line.strip() for line in read_lines(file)]
+    while names and not names[-1]:
+        names.pop()
+    if len(names) != model.classes:
+        raise PredictionError(
+            f"{file} has {len(names)} lines, but {where} has a head for {model.classes} classes. Give one name per class and "
+            "line, in label order"
+        )
+    return tuple(names)
+
+
+def names_of(model: VideoClassifier) -> tuple[str, ...]:
+    """Names of the classes in label order: their numbers if the model has no names."""
+    return model.class_names or tuple(map(str, range(model.classes)))
+
+
+def sampling_of(model: nn.Module, stride: int | None = None, views: ViewSettings | None = None) -> tuple[int, ViewSettings]:
+    """Stride and views. What is not given is as in the model's training, with 5 clips x 3 crops."""
+    sampling = getattr(model, "sampling", None) or "dense"
+    return stride or getattr(model, "stride", None) or STRIDE, views or ViewSettings(sampling=sampling)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One video, several views
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities of a video, float64 `(classes,)`, and the names of the classes."""
+
+    video: str
+    probabilities: np.ndarray
+    classes: Sequence[str]
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes and their probabilities, in descending order."""
+        return [(self.classes[label], float(self.probabilities[label])) for label in self.labels(count)]
+
+    def labels(self, count: int) -> list[int]:
+        """The labels of the most probable classes; of equal ones the first."""
+        return np.argsort(-self.probabilities, kind="stable")[:count].tolist()
+
+    def table(self, count: int) -> pd.DataFrame:
+        """The most probable classes: columns rank (from 1), label, class, probability."""
+        labels = self.labels(count)
+        return pd.DataFrame({
+            "rank": range(1, len(labels) + 1), "label": labels, "class": [self.classes[label] for label in labels],
+            "probability": self.probabilities[labels],
+        })  # fmt: skip
+
+
+def preprocess(
+    video: str | Path, model: nn.Module, *, stride: int | None = None, views: ViewSettings | None = None
+) -> Tensor:  # fmt: skip
+    """Read the views of a video as clips for `model`: uint8 `(clips * crops, C, T, side, side)`, the crops of a clip together.
+
+    `model` is a VideoClassifier, a VideoMAE or an encoder; it normalizes uint8 pixels itself. `stride` frames lie between two
+    frames of a clip; stride and sampling are those of the training if not given. Raises VideoError.
+    """
+    stride, views = sampling_of(model, stride, views)
+    clip = _clip_of(model)
+    decoded = _decoders().read(_file(video), views.choose(clip.frames, stride), clip.side)
+    return cut_views(_frames(decoded), clip.frames, clip.side, views.crops)
+
+
+def predict(
+    model: VideoClassifier, video: str | Path, *, stride: int | None = None, views: ViewSettings | None = None
+) -> Prediction:  # fmt: skip
+    """Predict the class of a video: softmax averaged over its views, as in the official test protocol.
+
+    Views are by default 5 clips x 3 crops; stride and sampling are those of the training if not given. Raises VideoError, and
+    PredictionError if scores are not finite.
+    """
+    return _checked(str(video), mean_probabilities(model.eval(), preprocess(video, model, stride=stride, views=views)), model)
+
+
+@torch.no_grad()
+def video_features(
+    model: nn.Module, video: str | Path, *, stride: int | None = None, views: ViewSettings | None = None
+) -> Tensor:
+    """The mean token of a video, averaged over its views: float32 `(D,)` on the CPU. Raises VideoError.
+
+    `model` is a VideoMAE, a VideoClassifier or their encoder. A classifier's `fc_norm` is applied, as `vmae-lab features` does.
+    """
+    clips = preprocess(video, model, stride=stride, views=views).to(next(model.parameters()).device)
+    encoder = model.encoder if isinstance(model, VideoMAE | VideoClassifier) else model
+    tokens = encoder.eval()(clips).mean(1)  # (views, D)
+    norm = model.head.fc_norm if isinstance(model, VideoClassifier) else nn.Identity()
+    return norm(tokens).float().mean(0).cpu()
+
+
+def predict_videos(
+    model: VideoClassifier, clips: VideoDataset, stride: int, views: ViewSettings
+) -> Iterator[tuple[str, Prediction | VideoError]]:
+    """Yield the name and the prediction of each video, or its error if it cannot be read. Raises PredictionError."""
+    clip = model.clip
+    model.eval()
+    read = clips.videos(range(len(clips)), views.choose(clip.frames, stride), clip.side)
+    for row, video in enumerate(read):
+        name = clips.name(row)
+        if isinstance(video, VideoError):
+            yield name, video
+        else:
+            probabilities = mean_probabilities(model, cut_views(video, clip.frames, clip.side, views.crops))
+            yield name, _checked(name, probabilities, model)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Along a video
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Predictions of windows along a video: starts and ends in seconds, float64 `(n,)`, probabilities `(n, classes)`."""
+
+    video: str
+    start_s: np.ndarray
+    end_s: np.ndarray
+    probabilities: np.ndarray
+    classes: Sequence[str]
+
+    def table(self, count: int) -> pd.DataFrame:
+        """The most probable classes of each window: columns start_s, end_s, rank, label, class, probability."""
+        parts = [
+            Prediction(self.video, row, self.classes).table(count).assign(start_s=start, end_s=end)
+            for start, end, row in zip(self.start_s, self.end_s, self.probabilities, strict=True)
+        ]
+        return pd.concat(parts, ignore_index=True)[["start_s", "end_s", "rank", "label", "class", "probability"]]
+
+    def segments(self) -> pd.DataFrame:
+        """Consecutive windows with the same most probable class as one row: columns start_s, end_s, class, probability (mean).
+
+        A segment ends where the next one starts, since windows may overlap.
+        """
+        top, best = self.probabilities.argmax(1), self.probabilities.max(1)
+        firsts = [0, *(np.flatnonzero(np.diff(top)) + 1).tolist()]
+        ends = [*firsts[1:], len(top)]
+        return pd.DataFrame({
+            "start_s": self.start_s[firsts], "end_s": [*self.start_s[firsts[1:]], self.end_s[-1]],
+            "class": [self.classes[label] for label in top[firsts]],
+            "probability": [best[first:end].mean() for first, end in zip(firsts, ends, strict=True)],
+        })  # fmt: skip
+
+
+def predict_along(
+    model: VideoClassifier, clips: VideoDataset, row: int, every_s: float, stride: int, crops: int = 3
+) -> Timeline:
+    """Predict a window of a video every `every_s` seconds, from `crops` crops of it.
+
+    A window is one clip of the model: its frames, `stride` apart. The first starts with the video; windows that would exceed
+    its end are left out, and a video that is shorter has one window, with its last frame repeated. Each frame is decoded once,
+    by PyAV, and no more than a window and a chunk of frames are in memory. Times follow from the mean frame rate.
+
+    Raises VideoError, also if the frame rate is unknown, and PredictionError if scores are not finite.
+    """
+    clip, name, file = model.clip, clips.name(row), clips.file(row)
+    model.eval()
+    chunks = clips.decoders.stream(file, clip.side)
+    first = next(chunks)
+    rate = first.info.fps
+    if not rate:
+        raise VideoError(file.path, "its frame rate is unknown, so windows in seconds have no place", first.info.codec)
+    hop, span = max(1, round(every_s * rate)), (clip.frames - 1) * stride + 1
+    frames, starts, found = 0, list[int](), list[np.ndarray]()
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal frames
+        for decoded in chain([first], chunks):
+            frames += len(decoded.frames)
+            yield _frames(decoded)
+
+    for start, window in windows_along(counted(), clip.frames, stride, hop):
+        probabilities = mean_probabilities(model, cut_views(window, clip.frames, clip.side, crops))
+        starts.append(start)
+        found.append(_checked(name, probabilities, model).probabilities)
+    start_s = np.array(starts) / rate
+    end_s = np.minimum(np.array(starts) + span, frames) / rate
+    return Timeline(name, start_s, end_s, np.stack(found), names_of(model))
+
+
+def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first frame and the pixels of each window: uint8 chunks `(C, n, H, W)` -> uint8 `(C, frames, H, W)`.
+
+    Windows start `hop` frames apart. Frames that no later window needs are dropped.
+    """
+    held, first, start = list[Tensor](), 0, 0  # frames in memory, the number of the first one, the start of the next window
+    span = (frames - 1) * stride + 1
+    for chunk in chunks:
+        held += chunk.permute(1, 2, 3, 0).unbind()  # (H, W, C) each: resizing depends on the order in memory, by a last bit
+        while first + len(held) >= start + span:
+            yield start, torch.stack(held[start - first : start - first + span : stride]).permute(3, 0, 1, 2)
+            start += hop
+        dropped = min(start - first, len(held))
+        held, first = held[dropped:], first + dropped
+    if start == 0 and held:
+        window = Dense(frames, stride, 0.0)(len(held))
+        yield 0, torch.stack([held[index] for index in window]).permute(3, 0, 1, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shared
+
+
+@cache
+def _decoders() -> Decoders:
+    """One decoder process for all calls, which starts with the first."""
+    return Decoders(VideoSettings())
+
+
+def _file(video: str | Path) -> VideoFile:
+    return VideoFile(os.path.abspath(video))
+
+
+def _frames(decoded: Decoded) -> Tensor:
+    """uint8 `(C, T, H, W)`, colors innermost in memory, without a copy, as videos of lists are read."""
+    return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
+
+
+def _clip_of(model: nn.Module) -> ClipShape:
+    clip = getattr(model, "clip", None)
+    if not isinstance(clip, ClipShape):
+        raise TypeError(f"a VideoClassifier, a VideoMAE or an encoder is expected, not a {type(model).__name__}")
+    return clip
+
+
+def _checked(name: str, probabilities: np.ndarray, model: VideoClassifier) -> Prediction:
+    if not np.isfinite(probabilities).all():
+        raise PredictionError(f"the model's scores of {name} are not finite: its training diverged")
+    return Prediction(name, probabilities, names_of(model))
