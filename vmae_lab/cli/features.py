@@ -34,7 +34,7 @@ def features(
             help="Divide pixels by 255 only, as for the published features.",
         ),
     ] = False,
-    layer: Annotated[int | None, typer.Option(min=1, help="Block whose tokens are used, from 1. Default: the last one.")] = None,
+    layer: Annotated[int | None, typer.Option(min=1, help="Block whose tokens are used, from 1. Default: the last.")] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Write all tokens of each window instead of their mean.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     chunk: Annotated[int, typer.Option(min=1, help="Frames of a video in memory at a time.")] = 1024,
@@ -46,7 +46,8 @@ def features(
 ) -> None:
     """Extract features of sliding windows over videos, one file per video.
 
-    A file has a float32 array of shape (windows, width), or with --tokens (windows, tokens, width). After an interruption, the same command resumes. The exit status is 1 if a video cannot be read.
+    A file has a float32 array of shape (windows, width), or (windows, tokens, width) with --tokens. After an interruption, the
+    same command resumes. The exit status is 1 if a video cannot be read.
     """
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_dataset import clips_of
