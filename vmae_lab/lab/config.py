@@ -100,8 +100,7 @@ class Recipe(BaseModel):
     localise: LocaliseSettings | None = Field(None, description="temporal action detection, if the plan has it")
     student: str | None = Field(None, description="size of the student; if null, the next size below model.size")
     checkpoint: str | None = Field(
-        None,
-        description="what use_a_checkpoint starts from: a folder, a file or a name on the hub; if null, a small pre-training",
+        None, description="of use_a_checkpoint: a folder, a file or a name on the hub; if null, the plan's own pre-training"
     )
     evaluate: EvaluateSettings
     measure: MeasureSettings = MeasureSettings()

@@ -39,7 +39,8 @@ class Experiment:
     `baseline`: the arm that the main table compares the others with, by `metric` ("probe" is the recipe's main readout).
     `floor`: an arm outside of that comparison. `controls`: control stages, made from the cells with pre-training. `sources`:
     sources that the embedded data set needs. `min_clips`: clips that the figures need. `one_seed`: nothing is compared, so the
-    first seed is enough. `encoder` builds what an arm starts from. `prepare` adapts the recipe. `calibrate` measures multiply-accumulates per second before the run.
+    first seed is enough. `encoder` builds what an arm starts from. `prepare` adapts the recipe. `calibrate` measures
+    multiply-accumulates per second before the run.
     """
 
     title: str
@@ -383,9 +384,8 @@ def token_maps(model: VideoClassifier, video: Tensor, labels: Tensor) -> list[di
     video: `(B, C, T, H, W)`; labels: int64 `(B,)`.
     """
     maps = {ROLLOUT: attention_rollout(model.encoder, video), RELEVANCE: class_relevance(model, video, labels)}
-    return [
-        {name: row[index].reshape(model.clip.grid).cpu().numpy() for name, row in maps.items()} for index in range(len(video))
-    ]
+    grids = {name: rows.reshape(-1, *model.clip.grid).cpu().numpy() for name, rows in maps.items()}
+    return [{name: rows[index] for name, rows in grids.items()} for index in range(len(video))]
 
 
 def mask_pictures(plan: Plan) -> pd.DataFrame:

@@ -100,7 +100,8 @@ def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, 
 
 EXPERIMENT = Experiment(
     "Use a checkpoint", "What is a checkpoint worth on your videos: frozen, fine-tuned, or continued?",
-    ARMS, stages, encoder_of, baseline="scratch", metric="finetune", floor="frozen", min_clips=retrieval.FEWEST, prepare=prepare,
+    ARMS, stages, encoder_of, baseline="scratch", metric="finetune", floor="frozen", min_clips=retrieval.FEWEST,
+    prepare=prepare,
 )  # fmt: skip
 
 
@@ -109,10 +110,15 @@ def checkpoint_folder(results: Results) -> Path:
     return results.store.folder(checkpoint_stage(results.recipe))
 
 
+def _opened(results: Results) -> Checkpoint:
+    """The checkpoint itself: its copy in runs/ may have a new class head."""
+    where = results.recipe.checkpoint
+    return open_checkpoint(checkpoint_folder(results)) if where is None else _open(where)
+
+
 def checkpoint_table(results: Results) -> Table:
     """What the checkpoint is and contains."""
-    recipe, folder = results.recipe, checkpoint_folder(results)
-    opened = open_checkpoint(folder)
+    recipe, folder, opened = results.recipe, checkpoint_folder(results), _opened(results)
     config, clip = opened.config, opened.config.clip
     head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown") if config.classes else "none"
     values = {
@@ -122,7 +128,7 @@ def checkpoint_table(results: Results) -> Table:
         "clips": f"{clip.frames} frames of {clip.side} x {clip.side}, tokens {' x '.join(map(str, clip.grid))}",
         "decoder": "yes" if config.model == "VideoMAE" else "no", "class head": head,
     }  # fmt: skip
-    frame = pd.DataFrame([(name, value) for name, value in values.items()], columns=["property", "value"])
+    frame = pd.DataFrame(list(values.items()), columns=["property", "value"])
     return Table(frame, "checkpoint", "The checkpoint, as it was loaded.")
 
 
@@ -137,10 +143,10 @@ def held_out_clips(plan: Plan, count: int) -> tuple[list[int], Tensor, Tensor]:
 
 def reconstruction(results: Results, rows: list[int]) -> Plot | None:
     """Held-out clips, masked and reconstructed by the checkpoint; None if it has no decoder."""
-    folder, plan = checkpoint_folder(results), results.plan
-    if open_checkpoint(folder).config.model != "VideoMAE":
+    plan, strips = results.plan, {}
+    if _opened(results).config.model != "VideoMAE":
         return None
-    model, strips = VideoMAE.from_pretrained(folder), {}
+    model = VideoMAE.from_pretrained(checkpoint_folder(results))
     encoder_mask, _ = masks_of_pictures(plan.recipe)
     video = middle_clips(example_clips(plan), rows, *window(plan.recipe))
     for place, clip in enumerate(video.split(1), 1):
@@ -167,18 +173,13 @@ def layers(results: Results, most: int = MOST) -> pd.DataFrame:
     Features are mean tokens of the middle clips, standardized. Raises MissingVideos.
     """
     plan, rows = results.plan, []
-    shown, video, labels = held_out_clips(plan, most)
-    assert len(shown) == len(video)
-    done: dict[tuple[str, str], list[float]] = {}
-    for cell in (cell for cell in plan.cells if cell.arm in LAYER_ARMS):
-        name = (cell.arm, cell.encoder.key)
-        if name not in done:  # all seeds share one checkpoint
-            done[name] = _same_class_by_layer(cell.recipe, results.store.folder(cell.encoder), video, labels.numpy())
-            rows += [
-                {"arm": cell.arm, "seed": cell.seed, "layer": layer, "value": value}
-                for layer, value in enumerate(done[name], 1)
-            ]
-    return pd.DataFrame(rows)
+    _, video, labels = held_out_clips(plan, most)
+    # All seeds share one checkpoint.
+    cells = {(cell.arm, cell.encoder.key): cell for cell in reversed(plan.cells) if cell.arm in LAYER_ARMS}
+    for cell in cells.values():
+        values = _same_class_by_layer(cell.recipe, results.store.folder(cell.encoder), video, labels.numpy())
+        rows += [{"arm": cell.arm, "seed": cell.seed, "layer": layer, "value": value} for layer, value in enumerate(values, 1)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "layer", "value"])
 
 
 def _same_class_by_layer(recipe: Recipe, folder: Path, video: Tensor, labels: np.ndarray) -> list[float]:
@@ -303,10 +304,9 @@ def predictions_table(model: VideoClassifier, rows: list[int], labels: Tensor, p
 
 def own_predictions(results: Results, rows: list[int], video: Tensor, labels: Tensor) -> Table | None:
     """Predictions of the checkpoint's own class head; None if it has none."""
-    folder = checkpoint_folder(results)
-    if open_checkpoint(folder).config.classes is None:
+    if _opened(results).config.classes is None:
         return None
-    model = VideoClassifier.from_pretrained(folder)
+    model = VideoClassifier.from_pretrained(checkpoint_folder(results))
     with torch.no_grad():
         table = predictions_table(model, rows, labels, model(video).softmax(1), results.plan)
     return Table(table.frame, "own_predictions", "The same clips, predicted by the checkpoint's own class head.")

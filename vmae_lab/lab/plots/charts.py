@@ -182,8 +182,8 @@ def lines_by_arm(
     for index, (arm, curve) in enumerate(curves.items()):
         style, shift = arms[arm], index - (len(curves) - 1) / 2  # a little apart, so that no bar hides another
         axes.errorbar(
-            curve.index * 1.03**shift if logarithmic else curve.index + 0.06 * shift, curve["mean"], _errors(curve), **style.point(7), linestyle=style.dashes, capsize=3,
-            label=short(style.label),
+            curve.index * 1.03**shift if logarithmic else curve.index + 0.06 * shift, curve["mean"], _errors(curve),
+            **style.point(7), linestyle=style.dashes, capsize=3, label=short(style.label),
         )  # fmt: skip
     _chance_line(axes, chance)
     if logarithmic:
