@@ -122,7 +122,7 @@ def checkpoint_table(results: Results) -> Table:
     config, clip = opened.config, opened.config.clip
     head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown") if config.classes else "none"
     values = {
-        "checkpoint": recipe.checkpoint or f"pre-training of this notebook (`{folder.name}`)",
+        "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": folder.name,
         "encoder": f"{recipe.model.size}: {config.size.depth} blocks, width {config.size.width}",
         "parameters, millions": f"{sum(weights.numel() for weights in opened.state.values()) / 1e6:.2f}",
         "clips": f"{clip.frames} frames of {clip.side} x {clip.side}, tokens {' x '.join(map(str, clip.grid))}",
@@ -233,7 +233,8 @@ PAIRS = (
     ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("continued_frozen", "frozen"),
     ("continued", "finetuned"),
 )  # fmt: skip
-REFERENCE = {better: other for better, other in PAIRS if (better, other) != ("finetuned", "frozen")}
+# Name -> what the table compares it with. The pair of both ways of use has no line of its own.
+REFERENCE = {name: other for name, other in PAIRS if (name, other) != ("finetuned", "frozen")}
 
 
 def accuracies(results: Results) -> pd.DataFrame:
@@ -249,10 +250,8 @@ def accuracies(results: Results) -> pd.DataFrame:
 def methods_table(results: Results) -> Table:
     """One line per way to use the checkpoint, with its paired difference to the way that it improves on."""
     found, evaluate = accuracies(results), results.recipe.evaluate
-    accuracy = summarise(found, ACCURACY)
-    pairs = [(name, other) for name, other in REFERENCE.items() if {name, other} <= set(accuracy.index)]
-    differences = compare_pairs(found, ACCURACY, pairs, results.margin)
-    differences = differences.set_axis([name for name, _ in pairs])
+    accuracy, every = summarise(found, ACCURACY), _comparisons(results, found)
+    differences = every[[REFERENCE.get(name) == other for name, other in every.index]].droplevel(1)
     lines = [
         {
             "what is trained": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
@@ -265,14 +264,20 @@ def methods_table(results: Results) -> Table:
     tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
     evaluation = (
         f"frozen readouts with {draws} labels; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} "
-        f"steps of {evaluate.finetune.batch_size} clips; one clip per video"
+        f"steps of {evaluate.finetune.batch_size} clips; one clip per video; all seeds start from one checkpoint"
     )
-    return Table(pd.DataFrame(lines), "methods", common.caption(results, differences, evaluation=evaluation))
+    return Table(pd.DataFrame(lines), "methods", common.caption(results, every, evaluation=evaluation))
+
+
+def _comparisons(results: Results, found: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons of PAIRS whose ways were run. Index: both names."""
+    pairs = [pair for pair in PAIRS if set(pair) <= set(found.arm)]
+    return compare_pairs(found, ACCURACY, pairs, results.margin)
 
 
 def accuracy_plot(results: Results) -> Plot:
     summary = summarise(accuracies(results), ACCURACY)
-    figure = charts.dots_by_arm({"": summary}, STYLES, results.chance, "top-1 (%)")
+    figure = charts.dots_by_arm({f"{results.recipe.evaluate.split} split": summary}, STYLES, results.chance, "top-1 (%)")
     return Plot(figure, "accuracy", "The accuracies of the table above, mean and 95% interval over seeds.")
 
 
@@ -297,7 +302,8 @@ def predictions_table(model: VideoClassifier, rows: list[int], labels: Tensor, p
     for place, (row, label) in enumerate(zip(rows, labels.tolist(), strict=True)):
         ranked = zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True)
         shown = ", ".join(f"{names[index]} {value:.0%}" for index, value in ranked)
-        lines.append((place + 1, short(Path(clips.name(row)).name, 30), true[label], shown))
+        video = "/".join(Path(clips.name(row)).parts[-2:])
+        lines.append((place + 1, short(video, 40), true[label], shown))
     frame = pd.DataFrame(lines, columns=["clip", "video", "class", "most probable classes"])
     return Table(frame, "predictions", "Random held-out clips and the predictions of the fine-tuned classifier, first seed.")
 
@@ -328,7 +334,7 @@ def conclusions(results: Results, measured: pd.DataFrame) -> list[str]:
     """The comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
     found = accuracies(results)
     accuracy, names = summarise(found, ACCURACY)["mean"], {name: label for name, (label, *_) in METHODS.items()}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(accuracy.index)]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(found.arm)]
     words = common.pair_words(results, ACCURACY, pairs, found, names)
     means = measured[measured.arm == "frozen"].groupby("layer").value.mean()
     if len(means):
