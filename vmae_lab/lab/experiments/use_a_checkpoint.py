@@ -250,8 +250,9 @@ def accuracies(results: Results) -> pd.DataFrame:
 def methods_table(results: Results) -> Table:
     """One line per way to use the checkpoint, with its paired difference to the way that it improves on."""
     found, evaluate = accuracies(results), results.recipe.evaluate
-    accuracy, every = summarise(found, ACCURACY), _comparisons(results, found)
-    differences = every[[REFERENCE.get(name) == other for name, other in every.index]].droplevel(1)
+    accuracy, every = summarise(found, ACCURACY), compare_pairs(found, ACCURACY, PAIRS, results.margin)
+    differences = every[[REFERENCE.get(name) == other for name, other in every.index]]
+    differences = differences.set_axis([name for name, _ in differences.index])
     lines = [
         {
             "what is trained": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
@@ -267,12 +268,6 @@ def methods_table(results: Results) -> Table:
         f"steps of {evaluate.finetune.batch_size} clips; one clip per video; all seeds start from one checkpoint"
     )
     return Table(pd.DataFrame(lines), "methods", common.caption(results, every, evaluation=evaluation))
-
-
-def _comparisons(results: Results, found: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons of PAIRS whose ways were run. Index: both names."""
-    pairs = [pair for pair in PAIRS if set(pair) <= set(found.arm)]
-    return compare_pairs(found, ACCURACY, pairs, results.margin)
 
 
 def accuracy_plot(results: Results) -> Plot:
@@ -334,8 +329,7 @@ def conclusions(results: Results, measured: pd.DataFrame) -> list[str]:
     """The comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
     found = accuracies(results)
     accuracy, names = summarise(found, ACCURACY)["mean"], {name: label for name, (label, *_) in METHODS.items()}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(found.arm)]
-    words = common.pair_words(results, ACCURACY, pairs, found, names)
+    words = common.pair_words(results, ACCURACY, PAIRS, found, names)
     means = measured[measured.arm == "frozen"].groupby("layer").value.mean()
     if len(means):
         words.append(
