@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,7 +158,7 @@ def video_features(
 
     Raises VideoError, and FeatureError if there is no such layer.
     """
-    encoder = model.encoder if isinstance(model, VideoMAE | VideoClassifier) else model
+    encoder: Any = model.encoder if isinstance(model, VideoMAE | VideoClassifier) else model
     norm = model.head.fc_norm if isinstance(model, VideoClassifier) else None
     layer = checked_layer(encoder, layer)
     clips = preprocess(video, model, stride=stride, views=views).to(next(model.parameters()).device)
