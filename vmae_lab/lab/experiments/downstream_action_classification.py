@@ -199,7 +199,7 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
     assert isinstance(stage, FinetuneStage)
     model = stage.load(results.store.folder(stage))
     video = middle_clips(clips, rows, *window(results.recipe)).to(process_state().device)
-    labels = torch.as_tensor(first.iloc[chosen].predicted.to_numpy(), device=video.device)
+    labels = torch.tensor(first.iloc[chosen].predicted.tolist(), device=video.device)
     maps = common.token_maps(model, video, labels)
     strips = zip(clip_frames(results.plan, rows, clips), maps, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
