@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_videos import write_video
+from made_videos import drawn, write_video
+from PIL import Image
 
 from vmae_lab.cli import main
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, finetune_stage, views_stage
+from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -65,19 +67,23 @@ def test_a_table_on_the_screen_and_a_file(here, capsys):
 
 
 def test_unreadable_and_missing_videos_are_named_and_the_others_predicted(here, capsys):
-    words = ["predict", "model", "bad.mp4", "videos/a.mp4", "missing.mp4", "--clips", "1", "--out", "results.json"]
+    Path("half.mp4").write_bytes(Path("videos/a.mp4").read_bytes()[:900])
+    videos = ["bad.mp4", "videos/a.mp4", "missing.mp4", "half.mp4"]
+    words = ["predict", "model", *videos, "--clips", "1", "--out", "results.json"]
     assert main(words) == 1
     shown = capsys.readouterr()
     assert "videos/a.mp4" in shown.out
     errors = [line for line in shown.err.splitlines() if line.startswith("vmae-lab")]  # without the progress
-    assert [line.startswith("vmae-lab: cannot read ") for line in errors] == [True, True]
+    assert [line.startswith("vmae-lab: cannot read ") for line in errors] == [True, True, True]
     assert "bad.mp4" in errors[0]
     assert "missing.mp4: there is no such file" in errors[1]
+    assert "half.mp4: it is incomplete" in errors[2]
     results = json.loads(Path("results.json").read_text())
     assert [(result["video"], "error" in result) for result in results] == [
         ("videos/a.mp4", False),
         ("bad.mp4", True),
         ("missing.mp4", True),
+        ("half.mp4", True),
     ]
 
 
@@ -93,6 +99,17 @@ def test_a_list_of_videos_with_labels(here, capsys):
     Path("list.csv").write_text("path,label\nvideos/a.mp4,clap\nvideos/b.avi,wave\n")
     assert main(["predict", "model", "list.csv", "--clips", "1", "--top", "1"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["videos/a.mp4", "videos/b.avi"]
+
+
+def test_the_same_path_can_be_several_videos(here, capsys):
+    """Two parts of a folder of frames."""
+    Path("frames").mkdir()
+    for number in range(1, 13):
+        Image.fromarray(drawn(number)).save(f"frames/img_{number:05d}.jpg")
+    Path("list.txt").write_text("frames 1 8\nframes 5 8\n")
+    assert main(["predict", "model", "list.txt", "--clips", "1", "--top", "1", "--out", "results.csv"]) == 0
+    assert pd.read_csv("results.csv").video.tolist() == ["frames", "frames"]
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_a_timeline_is_a_table_and_a_figure(here, capsys):
@@ -123,13 +140,33 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["model", "no_folder"], "there is no list file or folder"),
         (["model", "videos", "--names", "two.txt"], "two.txt has 2 lines, but model has a head for 3 classes"),
         (["model", "videos", "--names", "none.txt"], "none.txt"),
+        (["model", "videos", "--names", "videos"], "is a directory"),
+        (["model", "videos", "--top", "0"], "--top"),
+        (["model", "videos", "--along", "0"], "--along"),
+        (["model", "videos", "--along", "inf"], "--along"),
+        (["model", "videos", "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["model", "videos", "--device", "meta"], "device 'meta' cannot be used here"),
+        (["model", "videos", "--out", "taken.csv"], "taken.csv is a folder"),
+        (["model", "videos", "--out", "two.txt/results.csv"], "two.txt: there is a file of that name"),
+        (["model", "https://example.org/a.mp4"], "https://example.org/a.mp4: it is a web address"),
+        (["model", "https://example.org/watch?v=a"], "it is a web address"),
+        (["model", "empty"], "no video files"),
+        (["model", "videos", "--frames", "3"], "a clip of 3 frames x 16 pixels"),
+        (["flat", "videos", "--side", "32"], "(readout 'flat'), not for 128"),
+        (["detector", "videos"], "detector is an action detector"),
+        (["empty", "videos"], "empty must have one weights file"),
+        (["videos/a.mp4", "videos"], "a.mp4 is not a weights file"),
         (["model", "videos", "--out", "results.xlsx"], "results.xlsx should end in .csv or .json"),
         (["model", "videos", "--along", "1", "--sampling", "sparse"], "add --sampling dense"),
     ],
 )
 def test_a_mistake_is_one_message(words, message, here, capsys):
     Path("two.txt").write_text("one\ntwo\n")
+    Path("empty").mkdir()
+    Path("taken.csv").mkdir()
     VideoMAE(MODEL.dimensions, MODEL.clip).save_pretrained("pre-trained")
+    VideoClassifier(MODEL.dimensions, MODEL.clip, 3, "flat").save_pretrained("flat")
+    ActionDetector(MODEL.dimensions, MODEL.clip, 3).save_pretrained("detector")
     assert main(["predict", *words]) == 2
     shown = capsys.readouterr()
     assert message in shown.err

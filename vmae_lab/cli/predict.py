@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Root
+from vmae_lab.cli.parameters import Device, output_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,14 +24,6 @@ TIMELINE = "timeline.csv"  # where a timeline is written by default
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")]
-
-
-def checked_out(out: Path | None) -> Path | None:
-    """The path of results. Raises BadParameter if its suffix is of no form that is written."""
-    if out and out.suffix not in (".csv", ".json"):
-        raise typer.BadParameter(f"{out} should end in .csv or .json, which chooses the form of the results")
-    return out
 
 
 @commands.command(
@@ -42,16 +35,22 @@ def predict(
     model: Model,
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
     names: Annotated[
-        Path | None, typer.Option(help="A file with one class name per line, in label order, instead of the model's own names.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A file with one class name per line, in label order, instead of the model's own."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to show.")] = 5,
     along: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0.001, help="Predict a window every so many seconds, for long videos."),
+        typer.Option(metavar="SECONDS", min=0.001, max=1e6, help="Predict a window every so many seconds, for long videos."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(callback=checked_out, help=f"A .csv or .json file for the results; with --along by default {TIMELINE}."),
+        typer.Option(
+            callback=output_file(".csv", ".json"),
+            help=f"A .csv or .json file. Default with --along: {TIMELINE}.",
+        ),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
     crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
@@ -83,10 +82,13 @@ def predict(
         read_names,
         sampling_of,
     )
-    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.atomic_io import make_folder
+    from vmae_lab.utils.processes import chosen_device
 
-    opened = open_classifier(model, frames, side)
-    opened.to(device or process_state().device)
+    out = out or (Path(TIMELINE) if along else None)
+    if out:
+        make_folder(out.parent)  # if it cannot be written, fail now and not after hours
+    opened = open_classifier(model, frames, side).to(chosen_device(device))
     if names:
         opened.class_names = read_names(names, opened, model)
     every, own = sampling_of(opened, stride)
@@ -98,6 +100,7 @@ def predict(
         if along is None:
             _print_predictions(predict_videos(opened, dataset, every, views), dataset, top, out)
         else:
+            assert out is not None  # a timeline is always written
             seconds = along
             _print_timelines(lambda row: predict_along(opened, dataset, row, seconds, every, crops), dataset, top, out)
 
@@ -110,6 +113,7 @@ def _dataset(
 
     from vmae_lab.cli.data import open_list
     from vmae_lab.data.decoding import VideoSettings
+    from vmae_lab.data.decoding.container import is_url
     from vmae_lab.data.video_dataset import clips_of
     from vmae_lab.data.video_lists import VideoList
     from vmae_lab.data.video_lists.folders import VIDEO_SUFFIXES, is_video
@@ -117,7 +121,8 @@ def _dataset(
     lists = {}
     for number, argument in enumerate(videos):
         path = Path(root, argument)
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.exists() and not any(letter in argument for letter in "*?["):
+        plain = not is_url(argument) and not any(letter in argument for letter in "*?[")
+        if plain and path.suffix.lower() in VIDEO_SUFFIXES and not path.exists():
             opened = VideoList(path.parent.absolute(), pd.DataFrame({"path": [path.name], "label": [-1]}), ())
         else:
             single = path.is_file() and is_video(path)
@@ -133,12 +138,12 @@ def _print_predictions(found: Any, dataset: "VideoDataset", top: int, out: Path 
     with Progress(found, total=len(dataset), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
         for _, result in bar:
             (failed if isinstance(result, Exception) else predicted).append(result)
-    tables = {_shown(prediction.video): prediction.table(top) for prediction in predicted}
+    tables = [(_shown(prediction.video), prediction.table(top)) for prediction in predicted]
     _print_table(
         ["video", "rank", "class", "probability"],
         [
             [video if row["rank"] == 1 else "", row["rank"], row["class"], f"{row['probability']:.1%}"]
-            for video, table in tables.items()
+            for video, table in tables
             for row in table.to_dict("records")
         ],
     )
@@ -146,7 +151,7 @@ def _print_predictions(found: Any, dataset: "VideoDataset", top: int, out: Path 
 
 
 def _print_timelines(
-    predict_row: "Callable[[int], Timeline]", dataset: "VideoDataset", top: int, out: Path | None
+    predict_row: "Callable[[int], Timeline]", dataset: "VideoDataset", top: int, out: Path
 ) -> None:  # fmt: skip
     """Print the segments of each video, and write its windows and a figure."""
     from vmae_lab.data.decoding import VideoError
@@ -154,7 +159,6 @@ def _print_timelines(
     from vmae_lab.lab.plots.style import save_figure, use_style
     from vmae_lab.utils.progress import Progress
 
-    out = out or Path(TIMELINE)
     found, failed = list["Timeline"](), list["VideoError"]()
     with Progress(range(len(dataset)), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
         for row in bar:
@@ -163,11 +167,11 @@ def _print_timelines(
             except VideoError as error:
                 failed.append(error)
     use_style()
-    tables = {}
+    tables = list[tuple[str, "pd.DataFrame"]]()
     for number, predicted in enumerate(found):
-        tables[_shown(predicted.video)] = predicted.table(top)
-        segments = predicted.segments()
-        print(f"{_shown(predicted.video)}: {len(predicted.start_s)} windows")
+        video, segments, windows = _shown(predicted.video), predicted.segments(), len(predicted.start_s)
+        tables.append((video, predicted.table(top)))
+        print(f"{video}: {windows} window{'s' * (windows != 1)}")
         _print_table(
             ["start", "end", "class", "mean probability"],
             [
@@ -176,12 +180,12 @@ def _print_timelines(
             ],
         )
         name = out.stem if len(found) == 1 else f"{out.stem}-{number + 1}-{Path(predicted.video).stem}"
-        print(f"figure: {save_figure(timeline(predicted), out.parent, name)}")
-    windows = ["start_s", "end_s"]
+        print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}")
+    times = ["start_s", "end_s"]
     _finish(tables, failed, out, lambda table: {
         "windows": [
-            {"start_s": start, "end_s": end, "predictions": part.drop(columns=windows).to_dict("records")}
-            for (start, end), part in table.groupby(windows, sort=False)
+            {"start_s": start, "end_s": end, "predictions": part.drop(columns=times).to_dict("records")}
+            for (start, end), part in table.groupby(times, sort=False)
         ]
     })  # fmt: skip
 
@@ -197,21 +201,20 @@ def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
 
 
 def _finish(
-    tables: dict[str, "pd.DataFrame"], failed: "Sequence[VideoError]", out: Path | None,
+    tables: "Sequence[tuple[str, pd.DataFrame]]", failed: "Sequence[VideoError]", out: Path | None,
     described: "Callable[[pd.DataFrame], dict[str, Any]]",
 ) -> None:  # fmt: skip
     """Write the results, name the unreadable videos on the error stream, and exit with status 1 if there are any."""
     import pandas as pd
 
-    from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
+    from vmae_lab.utils.atomic_io import write_json, write_text
 
     if out:
-        make_folder(out.parent)
         if out.suffix == ".json":
-            results = [{"video": video, **described(table)} for video, table in tables.items()]
+            results = [{"video": video, **described(table)} for video, table in tables]
             write_json(out, [*results, *({"video": _shown(error.path), "error": error.cause} for error in failed)])
         else:
-            parts = [table.assign(video=video) for video, table in tables.items()]
+            parts = [table.assign(video=video) for video, table in tables]
             table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["video"])
             write_text(out, table[["video", *(name for name in table if name != "video")]].to_csv(index=False))
         print(f"results: {out}")

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from vmae_lab.cli.predict import Device, Model
+from vmae_lab.cli.parameters import Device, output_file
+from vmae_lab.cli.predict import Model
 
 commands = typer.Typer()
 LABELS = {  # of the pictures: the names that `rebuilt` gives, and what they mean
@@ -15,13 +16,6 @@ LABELS = {  # of the pictures: the names that `rebuilt` gives, and what they mea
     "prediction": "prediction alone",
 }
 Kind = Literal["tube", "running_cell", "frame", "random"]
-
-
-def checked_out(out: Path) -> Path:
-    """The path of the loop. Raises BadParameter if its suffix is of no form that is written."""
-    if out.suffix not in (".gif", ".mp4"):
-        raise typer.BadParameter(f"{out} should end in .gif or .mp4, which chooses the form of the loop")
-    return out
 
 
 @commands.command(
@@ -44,7 +38,7 @@ def reconstruct(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(callback=checked_out, help="A .gif or .mp4 file; a strip of frames is written next to it as .png."),
+        typer.Option(callback=output_file(".gif", ".mp4"), help="A .gif or .mp4 file. A strip is written next to it as .png."),
     ] = Path("reconstruction.gif"),
     device: Device = None,
 ) -> None:
@@ -63,10 +57,12 @@ def reconstruct(
     from vmae_lab.masking import MaskSettings, draw_masks
     from vmae_lab.models.videomae import VideoMAE
     from vmae_lab.utils.atomic_io import atomic_write, make_folder
-    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.processes import chosen_device
     from vmae_lab.utils.seeding import torch_generator
 
-    opened = VideoMAE.from_pretrained(model).to(device or process_state().device)
+    make_folder(out.parent)  # if it cannot be written, fail before the work
+    strip = out.with_suffix(".png")
+    opened = VideoMAE.from_pretrained(model).to(chosen_device(device))
     masks = MaskSettings(
         encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
     )
@@ -85,14 +81,12 @@ def reconstruct(
         f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of their true "
         f"means: {errors['cube_mean']:.4f}"
     )
-    make_folder(out.parent)
     with atomic_write(out) as temporary:
         temporary.write_bytes((playing_mp4 if out.suffix == ".mp4" else looping_gif)(pictures))
     use_style()
     step = opened.clip.tubelet
     titles = [f"frame {frame}" for frame in range(0, opened.clip.frames, step)]
     figure = strips({name: frames[::step] for name, frames in pictures.items()}, titles)
-    strip = out.with_suffix(".png")
     with atomic_write(strip) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     print(f"loop: {out}\nstrip: {strip}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile, VideoSettings
+from vmae_lab.data.decoding.container import URL, is_url
 from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.video_dataset import VideoDataset
@@ -51,7 +52,7 @@ def open_classifier(where: str | Path, frames: int | None = None, side: int | No
     config = checkpoint.config
     if config.model == "ActionDetector":
         raise CheckpointError(f"{where} is an action detector, which needs boxes of persons; predict takes a classifier")
-    if config.classes is None:
+    if config.model != "VideoClassifier" or config.classes is None:
         raise CheckpointError(
             f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "
             f"vmae-lab finetune PARAMS --encoder {where}"
@@ -60,6 +61,11 @@ def open_classifier(where: str | Path, frames: int | None = None, side: int | No
         clip = config.reshaped(frames, side)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
+    if config.readout == "flat" and clip.tokens != config.clip.tokens:
+        raise CheckpointError(
+            f"{where} has a head for the {config.clip.tokens} tokens of its own clips (readout 'flat'), not for {clip.tokens}. "
+            "Leave out --frames and --side"
+        )
     model = VideoClassifier(config.size, clip, config.classes, config.readout or "mean")
     load_weights(model, checkpoint.state, str(where))
     model.describe(config)
@@ -278,6 +284,8 @@ def _decoders() -> Decoders:
 
 
 def _file(video: str | Path) -> VideoFile:
+    if is_url(video):
+        raise VideoError(video, URL)
     return VideoFile(os.path.abspath(video))
 
 

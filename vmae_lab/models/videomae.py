@@ -66,7 +66,9 @@ class VideoMAE(Pretrained):
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
         if config.model != "VideoMAE":
-            raise CheckpointError(f"{where} has no decoder; load it with VideoClassifier.from_pretrained")
+            raise CheckpointError(
+                f"{where} has no decoder, so it cannot reconstruct. Use a pre-trained model; VideoClassifier loads this one"
+            )
         eps = TARGET_EPS if config.target_eps is None else config.target_eps
         normalise = config.normalise_target is not False
         model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)

@@ -24,6 +24,7 @@ from vmae_lab.utils.errors import UserError
 if TYPE_CHECKING:
     from ctypes import c_byte
 
+    import torch
     from accelerate import PartialState
 
 WAIT = timedelta(hours=6)  # the longest time that processes wait for each other: rank 0 may evaluate alone
@@ -50,6 +51,28 @@ def process_state() -> "PartialState":
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for Accelerator, which would look for a GPU
     return PartialState(cpu=on_cpu, timeout=WAIT)
+
+
+class DeviceUnavailable(UserError, ValueError):
+    """A device does not exist, or PyTorch cannot use it here. The message names the device."""
+
+
+def chosen_device(name: str | None) -> "torch.device":
+    """Return the device of a name such as `cuda:1`. Without a name, it is that of `process_state`.
+
+    Raises DeviceUnavailable if tensors cannot be computed on it.
+    """
+    if name is None:
+        return process_state().device
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
+        cause = str(error).split("\n")[0]
+        raise DeviceUnavailable(f"device '{name}' cannot be used here ({cause}). Use cpu, or leave out --device") from None
+    return device
 
 
 @contextmanager
