@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_videos import drawn, write_video
 from PIL import Image
 
 from vmae_lab.cli import main
+from vmae_lab.data.decoding import VideoFile, VideoSettings
+from vmae_lab.data.decoding.pool import Decoders
+from vmae_lab.data.frame_sampling import Exactly
+from vmae_lab.data.transforms import squash
+from vmae_lab.evaluation.multi_view import cut_views, mean_probabilities
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, finetune_stage, views_stage
@@ -205,18 +211,64 @@ def test_predictions_are_those_of_the_views_stage_bit_for_bit(project, smoke, mo
         assert probabilities.tolist() == list(row.probabilities)
 
 
+@pytest.fixture(scope="module")
+def ten_minutes(made):
+    """15,000 frames of 320 x 240: all in memory would take 3.5 GB."""
+    part = write_video(made.parent / f"{made.name}-part.mp4", 150, size=(320, 240))
+    video = part.with_name(f"{made.name}-long.mp4")
+    _repeated(part, video, 100)
+    return video
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="memory is read from /proc")
-def test_ten_minutes_take_bounded_memory(made, tmp_path):
-    """15,000 frames of 320 x 240: all in memory would take 3.5 GB."""
-    part = write_video(tmp_path / "part.mp4", 150, size=(320, 240))
-    ten_minutes = tmp_path / "long.mp4"
-    _repeated(part, ten_minutes, 100)
+def test_predictions_along_ten_minutes_take_bounded_memory_and_equal_those_of_read_windows(made, ten_minutes, tmp_path):
     words = ["predict", str(made / "model"), str(ten_minutes), "--along", "10", "--crops", "1", "--out", "out.csv"]
+    assert _peak_memory(words, tmp_path) < 1.5 * (1 << 20)
+    table = pd.read_csv(tmp_path / "out.csv", float_precision="round_trip")
+    assert table.start_s.nunique() == 60
+    model, decoders = VideoClassifier.from_pretrained(made / "model"), Decoders(VideoSettings(decoder="pyav"))
+    for window in (0, 31, 59):
+        frames = range(250 * window, 250 * window + 8, 2)  # with the stride of the model
+        read = decoders.read(VideoFile(str(ten_minutes)), Exactly(tuple(frames)), 16).frames
+        clips = cut_views(torch.from_numpy(read).permute(3, 0, 1, 2), 4, 16, 1)
+        expected = sorted(mean_probabilities(model, clips), reverse=True)
+        assert table.probability[table.start_s == 10 * window].tolist() == expected
+    decoders.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="memory is read from /proc")
+@pytest.mark.parametrize("largest_seeking", [640 * 480, 0])
+def test_features_of_ten_minutes_take_bounded_memory_and_equal_those_of_read_windows(
+    made, ten_minutes, tmp_path, largest_seeking
+):  # fmt: skip
+    """Read by decord, and streamed by PyAV as large frames are."""
+    words = ["features", str(ten_minutes), "--model", str(made / "model"), "--stride", "25", "--out", "out"]
+    before = f"import vmae_lab.evaluation.features as features; features.LARGEST_SEEKING = {largest_seeking}"
+    assert _peak_memory(words, tmp_path, before) < 1.5 * (1 << 20)
+    [file] = (tmp_path / "out").glob("*.npy")
+    found = np.load(file)
+    assert len(found) == 600
+    model = VideoClassifier.from_pretrained(made / "model")
+    decoders = Decoders(VideoSettings(decoder="auto" if largest_seeking else "pyav"))
+    for window in (0, 40, 300, 599):  # 40 is the first of the second chunk
+        frames = range(25 * window, 25 * window + 4)
+        read = decoders.read(VideoFile(str(ten_minutes)), Exactly(tuple(frames)), 16).frames
+        clip = squash(torch.from_numpy(read).permute(3, 0, 1, 2), 16)[None]
+        with torch.no_grad():
+            expected = model.head.fc_norm(model.encoder(clip).mean(1))[0]
+        np.testing.assert_allclose(found[window], expected.numpy(), atol=1e-5)
+    decoders.close()
+
+
+def _peak_memory(words: list[str], folder: Path, before: str = "") -> int:
+    """Run a command and return the largest memory of its process and its decoder together, in KiB."""
     code = f"""
 from pathlib import Path
 from vmae_lab.cli import main
 from vmae_lab.data.decoding.pool import DecoderProcess
+{before}
 
 def peak(process):  # in KiB. The usage of children would count the fork of this process, before it becomes a decoder
     lines = Path(f"/proc/{{process}}/status").read_text().splitlines()
@@ -231,14 +283,13 @@ DecoderProcess.close = close
 status = main({words})
 print(status, peak("self"), *peaks)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     status, *peaks = map(int, done.stdout.splitlines()[-1].split())
     assert status == 0
     assert len(peaks) == 2, "this process and its decoder"
-    assert sum(peaks) < 1.5 * (1 << 20), f"{peaks} KiB"
-    table = pd.read_csv(tmp_path / "out.csv")
-    assert table.start_s.nunique() == 60
+    print(f"{words[0]}: peak {[peak // 1024 for peak in peaks]} MiB")
+    return sum(peaks)
 
 
 def _repeated(source: Path, target: Path, times: int) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vmae_lab.evaluation.predict import Prediction, Timeline
 
 commands = typer.Typer()
-TIMELINE = "timeline.csv"  # where a timeline is written by default
+TIMELINE, SEGMENTS, DETECTIONS = "timeline.csv", "segments.csv", "detections.csv"  # written by default
+LINES = 20  # of a table on the screen
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
@@ -49,7 +50,7 @@ def predict(
         Path | None,
         typer.Option(
             callback=output_file(".csv", ".json"),
-            help=f"A .csv or .json file. Default with --along: {TIMELINE}.",
+            help=f"A .csv or .json file. Default: none, or {TIMELINE} with --along.",
         ),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
@@ -63,15 +64,32 @@ def predict(
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
     side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="WHERE", help="For a localise stage: the model of its features, if it is not next to the stage."),
+    ] = None,
+    persons: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False,
+            help="For a detect stage: boxes of people, as `vmae-lab persons` writes them. Default: people are detected.",
+        ),
+    ] = None,
+    person_weights: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Weights of torchvision's person detector. Default: published ones."),
+    ] = None,
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     frame_pattern: FramePattern = FRAMES_NAMED,
     device: Device = None,
-) -> None:
+) -> None:  # fmt: skip
     """Print the most probable classes of videos. Exit status 1 if a video could not be read.
 
-    The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol.
+    The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol. The folder of a
+    localise stage gives segments with their classes instead, and that of a detect stage the actions of each person, by default
+    in one frame per second.
     """
     from vmae_lab.evaluation.multi_view import ViewSettings
     from vmae_lab.evaluation.predict import (
@@ -85,9 +103,25 @@ def predict(
     from vmae_lab.utils.atomic_io import make_folder
     from vmae_lab.utils.processes import chosen_device
 
-    out = out or (Path(TIMELINE) if along else None)
+    kind = _stage_kind(model)
+    default = {"localise": SEGMENTS, "detect": DETECTIONS}.get(kind or "", TIMELINE if along else None)
+    out = out or (Path(default) if default else None)
     if out:
         make_folder(out.parent)  # if it cannot be written, fail now and not after hours
+    if kind in ("localise", "detect"):
+        from vmae_lab.detection.person_detector import TorchvisionDetector
+        from vmae_lab.lab.predict_stage import predict_boxes, predict_segments
+
+        where, used = Path(model), chosen_device(device)
+        dataset = _dataset(videos, root, labelled, follow_links, frame_pattern)
+        with closing(dataset.decoders):
+            if kind == "localise":
+                found = predict_segments(where, dataset, encoder, used)
+            else:
+                people = persons or TorchvisionDetector(person_weights, str(used))
+                found = predict_boxes(where, dataset, people, along or 1.0, top, used)
+            _print_found(found, "segments" if kind == "localise" else "detections", out)
+        return
     opened = open_classifier(model, frames, side).to(chosen_device(device))
     if names:
         opened.class_names = read_names(names, opened, model)
@@ -103,6 +137,15 @@ def predict(
             assert out is not None  # a timeline is always written
             seconds = along
             _print_timelines(lambda row: predict_along(opened, dataset, row, seconds, every, crops), dataset, top, out)
+
+
+def _stage_kind(model: str) -> str | None:
+    """The kind of a stage from its folder. None if the model is not the folder of a stage."""
+    import yaml
+
+    file = Path(model, "settings.yaml")
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return settings.get("stage") if isinstance(settings, dict) else None
 
 
 def _dataset(
@@ -188,6 +231,28 @@ def _print_timelines(
             for (start, end), part in table.groupby(times, sort=False)
         ]
     })  # fmt: skip
+
+
+def _print_found(found: "Iterable[tuple[str, pd.DataFrame | VideoError]]", what: str, out: Path | None) -> None:
+    """Print the first segments or detections of each video, and write all of them."""
+    tables, failed = list[tuple[str, "pd.DataFrame"]](), list["VideoError"]()
+    for name, result in found:
+        if isinstance(result, Exception):
+            failed.append(result)
+            continue
+        tables.append((_shown(name), result))
+        print(f"{_shown(name)}: {len(result)} {what}")
+        times = [column for column in result if column.endswith("_s")]
+        lines = [
+            [*(f"{row[time]:.1f} s" for time in times), *([row["person"]] if "person" in row else []), row["class"],
+             f"{row['score']:.1%}"]
+            for row in result.head(LINES).to_dict("records")
+        ]  # fmt: skip
+        person = ["person"] if "person" in result else []
+        _print_table([*(time.removesuffix("_s") for time in times), *person, "class", "score"], lines)
+        if len(result) > LINES:
+            print(f"and {len(result) - LINES} more")
+    _finish(tables, failed, out, lambda table: {what: table.to_dict("records")})
 
 
 def _print_table(headers: list[str], rows: list[list[Any]]) -> None:

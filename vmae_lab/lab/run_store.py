@@ -22,7 +22,7 @@ from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_t
 from vmae_lab.utils.processes import ProcessLost, fixed_threads, launched, process_state, sendable, worker_pool
 from vmae_lab.utils.progress import Progress
 
-RESULT = "result.json"
+RESULT, SETTINGS = "result.json", "settings.yaml"
 
 
 class RunStore:
@@ -91,7 +91,7 @@ class RunStore:
             if not finished:
                 if first:
                     settings = {"stage": stage.kind, **stage.settings}
-                    write_text(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=True))
+                    write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=True))
                 job, started = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress), time.perf_counter()
                 with fixed_threads(compute.threads):
                     result = stage.run(job)

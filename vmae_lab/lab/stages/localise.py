@@ -96,7 +96,7 @@ class LocaliseStage(Stage):
         )
         task = LocaliseTask(settings, videos, features, self.seed)
         trained = train(task, job.folder, job.compute, job.progress)
-        segments = localise(trained.model, held_out, held_out_features, settings)
+        segments = localise(trained.model, held_out.annotations.videos, held_out_features, settings)
         if process_state().is_main_process:
             trained.model.save(job.folder)
             write_predictions(job.folder / SEGMENTS, segments)
@@ -110,6 +110,7 @@ class LocaliseStage(Stage):
             "per_class": _in_percent(score.per_class), "by_duration": _in_percent(score.by_duration),
             "videos": len(held_out.names), "training_videos": len(videos.names),
             "segments": len(held_out.annotations.segments), "training_segments": len(videos.annotations.segments),
+            **({"encoder": self.inputs[0].inputs[0].key} if self.inputs else {}),
         }  # fmt: skip
 
     @property

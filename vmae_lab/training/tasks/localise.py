@@ -161,11 +161,16 @@ class LocaliseTask:
 
 
 @torch.no_grad()
-def localise(model: ActionFormer, videos: Untrimmed, features: VideoFeatures, settings: LocaliseSettings) -> pd.DataFrame:
-    """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first."""
+def localise(
+    model: ActionFormer, videos: pd.DataFrame, features: VideoFeatures, settings: LocaliseSettings
+) -> pd.DataFrame:  # fmt: skip
+    """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first.
+
+    videos: columns video, fps, duration (seconds).
+    """
     device, rows = next(model.parameters()).device, list[tuple]()
     model.eval()
-    for video in videos.annotations.videos.itertuples():
+    for video in videos.itertuples():
         read = features.read(video.video)
         length = _padded(len(read), model.shape.multiple)
         padding = (torch.arange(length) >= len(read))[None].to(device)
