@@ -235,9 +235,11 @@ def _print_timelines(
 
 def _print_found(found: "Iterable[tuple[str, pd.DataFrame | VideoError]]", what: str, out: Path | None) -> None:
     """Print the first segments or detections of each video, and write all of them."""
-    tables, failed = list[tuple[str, "pd.DataFrame"]](), list["VideoError"]()
+    from vmae_lab.data.decoding import VideoError
+
+    tables, failed = list[tuple[str, "pd.DataFrame"]](), list[VideoError]()
     for name, result in found:
-        if isinstance(result, Exception):
+        if isinstance(result, VideoError):
             failed.append(result)
             continue
         tables.append((_shown(name), result))
