@@ -88,6 +88,10 @@ def test_the_encoder_of_a_detector_that_was_moved_is_asked_for(localiser, capsys
     VideoMAE(other.dimensions, other.clip).save_pretrained("other")
     assert main(["predict", str(localiser), "a.mp4", "--encoder", "other"]) == 2
     assert "takes features of width 64, but those of the encoder have 96" in capsys.readouterr().err
+    for command in (["features", "a.mp4", "--model"], ["reconstruct"]):
+        words = [*command, str(localiser), *(["a.mp4"] if command == ["reconstruct"] else [])]
+        assert main(words) == 2
+        assert "is a temporal detector" in capsys.readouterr().err
     (localiser / "result.json").unlink()
     assert main(["predict", str(localiser), "a.mp4"]) == 2
     assert "is not finished" in capsys.readouterr().err
