@@ -86,8 +86,8 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
         )
     if any(key.startswith("regress.") for key in state):
         raise CheckpointError(
-            f"{name} is a temporal detector, which takes features of videos and has no video encoder. `vmae-lab predict` takes the "
-            "folder of its stage; other commands take the encoder of the features"
+            f"{name} is a temporal detector, which takes features of videos and has no video encoder. `vmae-lab predict` takes "
+            "the folder of its stage; other commands take the encoder of the features"
         )
     raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
 
