@@ -89,7 +89,7 @@ def predict(
 
     The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol. The folder of a
     localise stage gives segments with their classes instead, and that of a detect stage the actions of each person, by default
-    in one frame per second.
+    in one frame per second. Names, views and the shape of clips can only be set for classifiers.
     """
     from vmae_lab.evaluation.multi_view import ViewSettings
     from vmae_lab.evaluation.predict import (
