@@ -86,7 +86,7 @@ def test_windows_equal_those_cut_by_hand_for_every_chunk_size(folder, tmp_path, 
 
 @pytest.mark.parametrize("chunk", [4, 1024])
 def test_streamed_windows_equal_those_cut_by_hand(folder, tmp_path, monkeypatch, chunk):
-    """PyAV streams large frames, and files that decord does not read exactly."""
+    """PyAV streams long and large videos, and files that decord does not read exactly."""
     clips, model = listed(folder), classifier()
     monkeypatch.setattr(features, "LARGEST_SEEKING", 0)
     streamed, stream = [], clips.decoders.stream
