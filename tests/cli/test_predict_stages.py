@@ -108,6 +108,12 @@ def test_the_actions_of_given_people(detector, capsys):
     assert "a.mp4: 6 detections" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--persons", "--person-weights"])
+def test_a_missing_file_is_one_message(detector, option, capsys):
+    assert main(["predict", str(detector), "a.mp4", option, "missing"]) == 2
+    assert "missing: No such file" in capsys.readouterr().err
+
+
 def test_people_are_detected_at_equal_times(detector, monkeypatch, capsys):
     class Everybody:
         def __init__(self, weights, device):

@@ -37,9 +37,7 @@ def predict(
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
     names: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="A file with one class name per line, in label order, instead of the model's own."
-        ),
+        typer.Option(help="A file with one class name per line, in label order, instead of the model's own."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to show.")] = 5,
     along: Annotated[
@@ -70,14 +68,11 @@ def predict(
     ] = None,
     persons: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, dir_okay=False,
-            help="For a detect stage: boxes of people, as `vmae-lab persons` writes them. Default: people are detected.",
-        ),
+        typer.Option(help="For a detect stage: boxes of people from `vmae-lab persons`. Default: people are detected."),
     ] = None,
     person_weights: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Weights of torchvision's person detector. Default: published ones."),
+        typer.Option(help="Weights of torchvision's person detector. Default: published ones."),
     ] = None,
     root: Root = ".",
     labelled: Labelled = False,

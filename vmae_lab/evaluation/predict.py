@@ -73,8 +73,11 @@ def open_classifier(where: str | Path, frames: int | None = None, side: int | No
 
 
 def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...]:
-    """Read the names of a model's classes, one per line in label order. Raises PredictionError, ListError, OSError."""
-    names = [line.strip() for line in read_lines(file)]
+    """Read the names of a model's classes, one per line in label order. Raises PredictionError, ListError."""
+    try:
+        names = [line.strip() for line in read_lines(file)]
+    except OSError as error:
+        raise PredictionError(f"cannot read the class names in {file}: {error.strerror}") from error
     while names and not names[-1]:
         names.pop()
     if len(names) != model.classes:
