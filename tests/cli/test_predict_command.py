@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,7 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["model", "empty"], "no video files"),
         (["model", "videos", "--frames", "3"], "a clip of 3 frames x 16 pixels"),
         (["flat", "videos", "--side", "32"], "(readout 'flat'), not for 128"),
+        (["gray", "videos"], "gray has channels 1; this package supports only 3"),
         (["detector", "videos"], "detector is an action detector"),
         (["empty", "videos"], "empty must have one weights file"),
         (["videos/a.mp4", "videos"], "a.mp4 is not a weights file"),
@@ -172,6 +174,7 @@ def test_a_mistake_is_one_message(words, message, here, capsys):
     Path("taken.csv").mkdir()
     VideoMAE(MODEL.dimensions, MODEL.clip).save_pretrained("pre-trained")
     VideoClassifier(MODEL.dimensions, MODEL.clip, 3, "flat").save_pretrained("flat")
+    VideoClassifier(MODEL.dimensions, replace(MODEL.clip, channels=1), 3).save_pretrained("gray")
     ActionDetector(MODEL.dimensions, MODEL.clip, 3).save_pretrained("detector")
     assert main(["predict", *words]) == 2
     shown = capsys.readouterr()

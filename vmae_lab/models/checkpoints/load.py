@@ -265,10 +265,12 @@ def _file_in(folder: Path) -> Path:
 
 def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(config)
+        opened = ModelConfig.model_validate(config)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:SHOWN])
         raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {faults}") from error
+    formats.refuse_others(vars(opened.clip), {"channels": 3}, where)
+    return opened
 
 
 def _read_object(file: Path) -> dict[str, Any]:
