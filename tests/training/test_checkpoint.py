@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from warm_python import forked_for
 
 from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
@@ -126,16 +127,16 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
 
 def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL to a process and all that it started: a launcher's are in sessions of their own."""
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    everyone = [*ranks(process, recursive=True), psutil.Process(forked_for(process.pid))]
     for one in everyone:
         one.kill()
     process.wait(60)
     psutil.wait_procs(everyone, 60)
 
 
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+def ranks(process: subprocess.Popen, recursive: bool = False) -> list[psutil.Process]:
     """The training processes that a launcher has started."""
-    return psutil.Process(process.pid).children()
+    return psutil.Process(forked_for(process.pid)).children(recursive)
 
 
 def same(one: dict, other: dict) -> bool:
@@ -149,6 +150,7 @@ def losses(folder_or_rows) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_two_processes_learn_what_one_learns(unbroken):
     """One process with a batch of 4 and two with 2 each: the same losses but for the order of additions in float32."""
     (_, alone), (_, together) = unbroken(1), unbroken(2)
@@ -157,6 +159,7 @@ def test_two_processes_learn_what_one_learns(unbroken):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}])
 def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_path, more):
     """FSDP over two processes, stopped on the way and taken up by one process that holds it whole, and the other way round."""
@@ -179,13 +182,14 @@ def test_a_sharded_model_learns_what_a_whole_one_learns(start, unbroken, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (2, 2)])
 def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbroken, tmp_path, processes, workers):
     """SIGTERM to the whole group, as Slurm sends it, loader workers and decoders with it, at a step of no checkpoint."""
     step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
     process = start(tmp_path, processes, workers, pause=0.2)
     wait_for_step(step, process, tmp_path)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(forked_for(process.pid), signal.SIGTERM)
     status, words = process.wait(60), (tmp_path / "words.txt").read_text()
     assert status == STOPPED or processes > 1, words  # a launcher has a status of its own
     saved = Checkpoints(tmp_path).load()["step"]
@@ -197,6 +201,7 @@ def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(start, unbrok
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_path):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(3, process, tmp_path)
@@ -207,6 +212,7 @@ def test_two_processes_stop_together_where_one_is_asked(start, unbroken, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("kill_after", [2, 10])
 def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp_path, kill_after):
     process = start(tmp_path, 2, pause=0.2)
@@ -233,6 +239,7 @@ def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_path):
     first = start(tmp_path, pause=2.0)
     wait_for_step(1, first, tmp_path)
@@ -244,6 +251,7 @@ def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
     """By the launcher, where it is told how often; the run goes on from its checkpoint by itself."""
     process = start(tmp_path, 2, pause=0.2, restarts=3)
@@ -254,6 +262,7 @@ def test_a_lost_process_is_started_again(start, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_lost_loader_process_is_replaced(start, unbroken, tmp_path):
     process = start(tmp_path, 1, workers=2, pause=0.2)
     wait_for_step(3, process, tmp_path)
@@ -264,11 +273,12 @@ def test_a_lost_loader_process_is_replaced(start, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_on_other_hardware_it_goes_on_with_the_same_samples(start, unbroken, tmp_path):
     """Stopped in two processes, taken up by one: the same losses, to rounding."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(5, process, tmp_path)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(forked_for(process.pid), signal.SIGTERM)
     process.wait(60)
     finish(start(tmp_path, 1), tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
