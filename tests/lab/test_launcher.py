@@ -81,7 +81,7 @@ def words_of(command: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["two_processes", "two_processes_sharded"])
-def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config):
+def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config, warm):
     """The same numbers as in one, to rounding; what trains says that it was two, and every file stands once."""
     (tmp_path / "job.py").write_text(JOB)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(config))]
@@ -165,7 +165,7 @@ def test_the_configurations_are_accelerates(file):
 
 
 @pytest.mark.slow
-def test_a_launched_process_that_fails_is_told(recipe, home, tmp_path, monkeypatch, capfd):
+def test_a_launched_process_that_fails_is_told(recipe, home, tmp_path, monkeypatch, capfd, warm):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     odd = recipe.with_overrides({"pretrain.batch_size": 5})
     together = recipe.compute.model_copy(update={"launch": str(accelerate_config("two_processes"))})

@@ -16,7 +16,7 @@ from vmae_lab.cli import main
 from vmae_lab.lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # nbval starts every notebook in a cold kernel
 
 
 @pytest.fixture

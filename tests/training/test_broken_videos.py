@@ -205,7 +205,7 @@ def make_hostile(root: Path) -> list[str]:
     return ["fifo.mp4", "dangling.mp4", "loop.mp4", "device.mp4", "folder.mp4", "hangs.mp4", "crashes.mp4"]
 
 
-def test_a_report_says_what_was_left_out(smoke, project, tmp_path_factory, capfd):
+def test_a_report_says_what_was_left_out(smoke, project, tmp_path_factory, capfd, warm):
     """The command line stops, with a status, where a listed video cannot be read; told to skip it, the page names it."""
     from vmae_lab.cli import main
 
