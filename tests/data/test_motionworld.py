@@ -147,7 +147,7 @@ def test_a_pattern_has_no_jump():
 def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
     """Killed in the middle: what is there under the final name is nothing, and the next start completes it."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
-    process = multiprocessing.get_context("spawn").Process(target=open_motionworld, args=(SMALL,))
+    process = multiprocessing.get_context("spawn").Process(target=open_motionworld, args=(SMALL, 2))
     process.start()
     partial = tmp_path / f"motionworld-{SMALL.fingerprint}.partial"
     while process.is_alive() and len(list(partial.rglob("*.mp4"))) < 5:
@@ -156,6 +156,7 @@ def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch):
     process.kill()
     process.join()
     _, left = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) >= 2
     assert not left, "its workers do not outlive it"
     assert not (tmp_path / f"motionworld-{SMALL.fingerprint}").exists()
     folder, records = open_motionworld(SMALL)

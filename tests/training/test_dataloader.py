@@ -13,6 +13,7 @@ from multiprocessing import active_children
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
@@ -84,7 +85,13 @@ def test_an_error_that_cannot_be_sent_keeps_its_words():
     assert "in __getitem__" in caught.value.__notes__[0], "with the place in the worker"
 
 
-def test_lost_workers_are_replaced():
+@pytest.fixture
+def quick_checks(monkeypatch):
+    """PyTorch looks for lost workers every 0.1 s, not every 5 s."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+def test_lost_workers_are_replaced(quick_checks):
     with pytest.warns(UserWarning, match=r"was lost.* batch [0-4] \(1 of 3") as warned:
         batches = list(data_loader(Killed({4}, True, os.getpid()), range(8), 2, pin_memory=False))
     assert [int(batch["video"][0, 0]) for batch in batches] == list(range(8))
@@ -93,7 +100,7 @@ def test_lost_workers_are_replaced():
 
 
 @pytest.mark.slow
-def test_workers_that_are_lost_again_and_again_are_an_error():
+def test_workers_that_are_lost_again_and_again_are_an_error(quick_checks):
     with (
         pytest.warns(UserWarning, match=r"was lost.* batch [01] \(3 of 3"),
         pytest.raises(ProcessLost, match=r"4 times.*batch [01].*compute\.workers"),
@@ -185,7 +192,7 @@ def _start_method() -> str:
 
 
 @pytest.mark.slow
-def test_a_pools_worker_starts_processes_as_its_owner_does():
+def test_a_pools_worker_starts_processes_as_its_owner_does(warm):
     """Spawned loaders would import PyTorch again, and leave semaphores behind if the worker is ended."""
     with worker_pool(1) as pool:
         assert pool.submit(_start_method).result() == multiprocessing.get_start_method()
@@ -203,7 +210,7 @@ def _kill_one(pool: ProcessPoolExecutor) -> None:
 
 
 @pytest.mark.slow
-def test_a_pool_tells_errors_and_lost_workers_apart():
+def test_a_pool_tells_errors_and_lost_workers_apart(warm):
     with pytest.raises(VideoError) as caught, worker_pool(1) as pool:
         pool.submit(_fail).result()
     assert (caught.value.path, caught.value.codec) == ("a.mp4", "h264")
