@@ -11,7 +11,34 @@ from pathlib import Path
 import pytest
 import warm_python
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
+# A worker runs a whole file. The files that take longest come first: one that starts last would leave the other workers idle.
+LONGEST = (
+    "notebooks/test_notebooks.py",
+    "training/test_process_lifetime.py",
+    "training/test_checkpoint.py",
+    "data/test_motionworld.py",
+    "notebooks/test_reports.py",
+    "lab/test_launcher.py",
+    "training/test_broken_videos.py",
+    "lab/test_own_videos.py",
+    "data/test_real_videos.py",
+    "test_docs.py",
+    "lab/test_run_store.py",
+    "training/test_kept_weights.py",
+    "data/test_decoder_pool.py",
+    "lab/test_detect_stage.py",
+    "cli/test_detection.py",
+    "data/test_decoding.py",
+    "data/test_ava.py",
+    "evaluation/test_frame_map.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
