@@ -29,13 +29,12 @@ ablations: .venv/installed
 reports: .venv/installed
 	$(BIN)/vmae-lab report
 
-# A worker runs a whole file or notebook, since its tests share data and stages; tests/conftest.py orders the files. One thread
+# A worker runs a whole file, since its tests share data and stages; tests/conftest.py orders the files. One thread
 # each: two threads that wait for each other on the same core take many times as long.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: .venv/installed
 	$(PYTEST)
-	$(PYTEST) --nbval-lax --nbval-cell-timeout=600 -x notebooks
 
 # While working: everything that is quick.
 check: lint

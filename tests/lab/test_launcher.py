@@ -103,7 +103,7 @@ def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config, w
 
 
 @pytest.mark.slow
-def test_from_a_notebook_a_training_is_started_in_two(recipe, alone, home, tmp_path, monkeypatch):
+def test_from_a_notebook_a_training_is_started_in_two(recipe, alone, home, tmp_path, monkeypatch, warm):
     """The store stays in this process; the stage it asks for is carried out by two others, and its result is taken."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     store, stage = RunStore(tmp_path), pretrain_stage(recipe, 0)

@@ -16,11 +16,12 @@ from vmae_lab.cli import main
 from vmae_lab.lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # nbval starts every notebook in a cold kernel
+pytestmark = pytest.mark.slow
+NBVAL = ("-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=600", "-q", "-p", "no:cacheprovider")
 
 
 @pytest.fixture
-def place(home, project) -> Path:
+def place(home, project, warm) -> Path:
     return project
 
 
@@ -81,7 +82,7 @@ def test_a_warning_is_seen():
 
 
 @pytest.mark.parametrize("name", list(SHOWN))
-def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
+def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together, warm):
     """All arms, plain papermill with the defaults, in one project as a user has it; then every file of the report."""
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", together / "out.ipynb"],
@@ -113,6 +114,16 @@ def test_papermill_at_the_smoke_scale_leaves_a_whole_report(name, together):
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
     assert not list(together.rglob("*.tmp"))
+
+
+def test_nbval_finds_every_stored_output(together):
+    """All cells of all notebooks run in kernels that import everything themselves. They reuse the stages of the runs above."""
+    environment = {**os.environ, "VMAE_LAB_PROJECT": str(together)}
+    command = [sys.executable, *NBVAL, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+    cells = sum(cell.cell_type == "code" for path in command[len(NBVAL) + 1 :] for cell in nbformat.read(path, 4).cells)
+    assert f"{cells} passed" in done.stdout
 
 
 def test_the_command_line_runs_a_subset_and_reuses_it(place, capfd):
@@ -168,12 +179,10 @@ def test_nbval_catches_a_changed_output(place):
     for cell, old, new in ((counts, "128", "129"), (pictures, digest, digest[::-1])):
         cell.outputs[0].text = cell.outputs[0].text.replace(old, new, 1)
     nbformat.write(notebook, place / "false.ipynb")
-    said = {}
-    for name in ("true", "false"):
-        command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", place / f"{name}.ipynb"]
-        said[name] = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-    assert said["true"].returncode == 0, said["true"].stdout[-2000:]
-    assert said["false"].returncode == 1
-    assert "2 failed" in said["false"].stdout
-    assert "129" in said["false"].stdout
-    assert digest[::-1] in said["false"].stdout
+    command = [sys.executable, *NBVAL, "true.ipynb", "false.ipynb"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
+    assert done.returncode == 1
+    failed = re.findall(r"^FAILED (\w+)\.ipynb", done.stdout, re.MULTILINE)
+    assert failed == ["false", "false"], done.stdout[-2000:]
+    assert "129" in done.stdout
+    assert digest[::-1] in done.stdout

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,35 +285,55 @@ def test_on_other_hardware_it_goes_on_with_the_same_samples(start, unbroken, tmp
     assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
 
 
-@pytest.fixture
-def stopped(recipe, home, tmp_path):
-    """A folder with checkpoints of steps 8 and 4, and the task."""
-    clips = load_clips(recipe.data, "train")
+HERE = Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1)
+
+
+@pytest.fixture(scope="module")
+def task(recipe, home) -> PretrainTask:
+    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain, recipe.data, load_clips(recipe.data, "train"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(task, tmp_path_factory) -> tuple[dict[str, torch.Tensor], Path]:
+    """Weights and folder of an undisturbed run in this process."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(task, folder, HERE, progress=False).model.state_dict(), folder
+
+
+@pytest.fixture(scope="module")
+def interrupted(task, tmp_path_factory) -> Path:
+    """The folder of a run that ended after step 10, with checkpoints of steps 8 and 4."""
+    folder = tmp_path_factory.mktemp("interrupted")
 
     class Ends(PretrainTask):
         def loss(self, *arguments):
-            if len(read_metrics(tmp_path)) == 10:
+            if len(read_metrics(folder)) == 10:
                 raise KeyboardInterrupt
             return super().loss(*arguments)
 
-    task = Ends(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+    ends = Ends(task.model, task.masks, task.settings, task.data, task.clips, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        train(task, tmp_path, Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1), progress=False)
-    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+        train(ends, folder, HERE, progress=False)
+    return folder
+
+
+@pytest.fixture
+def stopped(task, interrupted, tmp_path) -> PretrainTask:
+    """The task of the interrupted run, a copy of whose folder is the test's own."""
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    return task
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
-def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, tmp_path, part):
-    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False)
-    whole = train(stopped, tmp_path / "whole", compute, progress=False).model
+def test_of_a_truncated_checkpoint_the_one_before_is_taken(stopped, whole, tmp_path, part):
     newest = Checkpoints(tmp_path).newest
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
     with pytest.warns(UserWarning, match=r"checkpoint\.pt .*step 4"):
-        trained = train(stopped, tmp_path, compute, progress=False)
+        trained = train(stopped, tmp_path, HERE, progress=False)
     assert trained.steps_run == 8
-    assert same(trained.model.state_dict(), whole.state_dict())
-    assert losses(tmp_path) == losses(tmp_path / "whole")
+    assert same(trained.model.state_dict(), whole[0])
+    assert losses(tmp_path) == losses(whole[1])
 
 
 def test_where_no_checkpoint_can_be_read_nothing_is_started_anew(stopped, tmp_path):
