@@ -3,7 +3,7 @@
 As a program, `warm_python.py SERVER python's own words` stands in for a `python`: it hands its words, folder, environment and
 open files to the server, passes signals on to the forked process and ends with its status. If it is killed, so is that process.
 Everything that is not listed in WARM is started by the real interpreter. Tests use this where the start of a process, its
-memory and its parent are not what is tested.
+memory and its parent (by which a kernel finds its notebook) are not what is tested.
 """
 
 import gc

@@ -19,7 +19,7 @@ REPORT = """
 results = lab.run()
 lab.report(results, ["A tour"])
 """
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
