@@ -309,7 +309,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_stages_side_by_side_save_where_the_store_is_asked_to_stop(recipe, home, tmp_path):
+def test_stages_side_by_side_save_where_the_store_is_asked_to_stop(recipe, home, tmp_path, warm):
     """SIGTERM to the process that started them alone, as `kill` sends it: each saves, and goes on later from there."""
     long = recipe.with_overrides(
         {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 10**5}

@@ -226,7 +226,7 @@ def test_two_killed_processes_lose_no_more_than_an_interval(start, unbroken, tmp
 
 
 @pytest.mark.slow
-def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, tmp_path):
+def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, tmp_path, request):
     """They would train on unseen, beside the run that is started in their place."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(2, process, tmp_path)
@@ -236,16 +236,19 @@ def test_where_a_launcher_is_killed_its_processes_save_and_end(start, unbroken, 
     _, alive = psutil.wait_procs(orphans, 60)
     assert not alive
     assert 2 <= Checkpoints(tmp_path).load()["step"] < STEPS
+    request.getfixturevalue("warm")  # not before: processes that are started warm are no children of their launcher
     assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 def test_of_two_started_in_one_folder_the_second_refuses(start, unbroken, tmp_path):
-    first = start(tmp_path, pause=2.0)
+    first = start(tmp_path, pause=0.2)
     wait_for_step(1, first, tmp_path)
+    psutil.Process(forked_for(first.pid)).suspend()
     second = start(tmp_path)
     assert second.wait(60) == 1
+    psutil.Process(forked_for(first.pid)).resume()
     assert f"FolderInUse: another process trains in {tmp_path}" in (tmp_path / "words.txt").read_text()
     assert same(finish(first, tmp_path), unbroken(1)[0])
     assert losses(tmp_path) == losses(unbroken(1)[1])

@@ -161,28 +161,23 @@ from vmae_lab.training.dataloader import data_loader
 for folder in sys.argv[1:]:
     if (pid := os.fork()) == 0:  # multiprocessing keeps a folder for as long as a process lives
         os.environ["TMPDIR"], tempfile.tempdir = folder, None
-        print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))))
-        sys.exit()
+        print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))), flush=True)
+        os._exit(0)
     os.waitpid(pid, 0)
 """
 
 
 @pytest.mark.slow
-def test_a_long_path_of_the_temporary_folder_stops_no_worker(tmp_path_factory):
+def test_a_long_path_of_the_temporary_folder_stops_no_worker(tmp_path_factory, tmp_path, warm):
     """The path of a socket has 107 bytes on Linux, of which multiprocessing's own names take 32."""
     short = tmp_path_factory.mktemp("t", numbered=True)
     folders = [short / ("é" * ((length - len(str(short))) // 2)) for length in (60, 72, 200)]
     for folder in folders:
         folder.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])}
-    done = subprocess.run(
-        [sys.executable, "-c", SOCKETS, *map(str, folders)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    (tmp_path / "sockets.py").write_text(SOCKETS)
+    command = [sys.executable, str(tmp_path / "sockets.py"), *map(str, folders)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stdout) == (0, "8\n" * 3), done.stderr
 
 
