@@ -1,10 +1,44 @@
 """Fixtures shared by all tests."""
 
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
+import warm_python
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
+# A worker runs a whole file. The files that take longest come first: one that starts last would leave the other workers idle.
+LONGEST = (
+    "notebooks/test_notebooks.py",
+    "training/test_process_lifetime.py",
+    "training/test_checkpoint.py",
+    "data/test_motionworld.py",
+    "notebooks/test_reports.py",
+    "lab/test_launcher.py",
+    "training/test_broken_videos.py",
+    "lab/test_own_videos.py",
+    "data/test_real_videos.py",
+    "test_docs.py",
+    "lab/test_run_store.py",
+    "training/test_kept_weights.py",
+    "data/test_decoder_pool.py",
+    "lab/test_detect_stage.py",
+    "cli/test_detection.py",
+    "data/test_decoding.py",
+    "data/test_ava.py",
+    "evaluation/test_frame_map.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +61,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory) -> Path:
     """One cache of embedded data for all tests, away from the user's own, also for tests that do not ask for it."""
-    folder = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "home"  # one for all workers of a run
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VMAE_LAB_HOME", str(folder))
         yield folder
@@ -46,3 +82,24 @@ def smoke() -> dict:
     import yaml
 
     return yaml.safe_load((Path(__file__).parents[1] / "params" / "smoke.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def warm_interpreter(tmp_path_factory) -> Iterator[str]:
+    """The path of a `python` that starts at once, with the package imported: see warm_python.py."""
+    folder = tmp_path_factory.mktemp("warm")
+    address, program = folder / "server", folder / "python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{warm_python.__file__}" "{address}" "$@"\n')
+    program.chmod(0o755)
+    command = [sys.executable, warm_python.__file__, "serve", str(address), str(program)]
+    with subprocess.Popen(command, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout.readline() == "ready\n"
+        yield str(program)
+
+
+@pytest.fixture
+def warm(warm_interpreter, monkeypatch) -> None:
+    """Processes that this one starts have the package imported: kernels, papermill, launched trainings, spawned workers."""
+    resource_tracker.ensure_running()
+    monkeypatch.setattr(sys, "executable", warm_interpreter)
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(warm_interpreter))

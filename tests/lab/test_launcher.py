@@ -81,7 +81,7 @@ def output_of(command: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["two_processes", "two_processes_sharded"])
-def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config):
+def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config, warm):
     """The numbers equal those of one process up to rounding. Trainings record two processes; each file is written once."""
     (tmp_path / "job.py").write_text(JOB)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(config))]
@@ -103,7 +103,7 @@ def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config):
 
 
 @pytest.mark.slow
-def test_a_notebook_starts_a_training_in_two_processes(recipe, alone, home, tmp_path, monkeypatch):
+def test_a_notebook_starts_a_training_in_two_processes(recipe, alone, home, tmp_path, monkeypatch, warm):
     """Two other processes run the stage, and this process returns its result."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     store, stage = RunStore(tmp_path), pretrain_stage(recipe, 0)
@@ -165,7 +165,7 @@ def test_the_configurations_are_accelerates(file):
 
 
 @pytest.mark.slow
-def test_a_launched_process_that_fails_is_reported(recipe, home, tmp_path, monkeypatch, capfd):
+def test_a_launched_process_that_fails_is_reported(recipe, home, tmp_path, monkeypatch, capfd, warm):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     odd = recipe.with_overrides({"pretrain.batch_size": 5})
     together = recipe.compute.model_copy(update={"launch": str(accelerate_config("two_processes"))})

@@ -229,7 +229,7 @@ def videos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run_own(smoke, videos, project):
+def run_own(smoke, videos, project, warm):
     """Run the notebook as a user does; returns the status and the report's folder."""
 
     def run(lists: dict, **evaluate) -> tuple[int, Path]:
@@ -298,7 +298,7 @@ def test_too_few_readable_videos_are_reported_before_anything_is_trained(smoke, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"wave": 4, "jump": 4, "run": 4}, {"1": 2, "02": 2}], ids=["3x4", "2x2"])
-def test_the_documented_command_works_on_few_videos(sizes, tmp_path, project, capfd):
+def test_the_documented_command_works_on_few_videos(sizes, tmp_path, project, capfd, warm):
     root = tmp_path / "my videos"
     for label, (name, number) in enumerate(sizes.items()):
         for i in range(number):

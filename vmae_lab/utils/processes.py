@@ -15,7 +15,7 @@ from datetime import timedelta
 from multiprocessing import get_all_start_methods, get_context, get_start_method, parent_process, set_start_method
 from multiprocessing.connection import wait
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
@@ -79,6 +79,20 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
             raise
         finally:
             os.environ.pop(POOL_OF, None)
+
+
+@contextmanager
+def parallel_map(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Open a pool of spawned processes and yield its `map`. For one process, yield the built-in `map` instead.
+
+    A spawned process imports PyTorch, which takes seconds: longer than writing a small data set.
+    """
+    if processes == 1:
+        with fixed_threads(1):  # as in each process of a pool
+            yield map
+    else:
+        with worker_pool(processes) as pool:
+            yield pool.map
 
 
 def _begin_pool_worker(start_method: str, failed: "c_byte") -> None:
