@@ -116,7 +116,17 @@ class Stuck(Dataset):
         return {"video": torch.full((2, 3), position)}
 
 
-def test_busy_workers_end_when_the_batches_are_closed():
+def test_busy_workers_end_when_the_batches_are_closed(monkeypatch):
+    """Another thread kills workers that take too long to end. It has finished, however slow, when the batches are closed."""
+    waitpid = os.waitpid
+
+    def slow_waitpid(pid: int, options: int) -> tuple[int, int]:
+        ended = waitpid(pid, options)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.5)
+        return ended
+
+    monkeypatch.setattr(os, "waitpid", slow_waitpid)
     batches = data_loader(Stuck(), range(8), 2, pin_memory=False)
     next(batches)
     assert len(active_children()) == 2
