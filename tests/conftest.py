@@ -86,12 +86,13 @@ def smoke() -> dict:
 
 @pytest.fixture(scope="session")
 def warm_interpreter(tmp_path_factory) -> Iterator[str]:
-    """The path of a `python` that starts at once, with the package imported: see warm_python.py."""
+    """The path of a `python` that starts in milliseconds: see warm_python.py."""
     folder = tmp_path_factory.mktemp("warm")
     address, program = folder / "server", folder / "python"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{warm_python.__file__}" "{address}" "$@"\n')
+    # -S and -E skip the site packages and the environment's settings of Python, which the client does not need.
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{warm_python.__file__}" client "{address}" "$@"\n')
     program.chmod(0o755)
-    command = [sys.executable, warm_python.__file__, "serve", str(address), str(program)]
+    command = [sys.executable, warm_python.__file__, "server", str(address), str(program)]
     with subprocess.Popen(command, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout.readline() == "ready\n"
         yield str(program)
@@ -99,7 +100,7 @@ def warm_interpreter(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def warm(warm_interpreter, monkeypatch) -> None:
-    """Processes that this one starts have the package imported: kernels, papermill, launched trainings, spawned workers."""
-    resource_tracker.ensure_running()
+    """Start processes warm: kernels, papermill, launched trainings and spawned workers have the package imported."""
+    resource_tracker.ensure_running()  # started now, it is a child of this process and not of the server
     monkeypatch.setattr(sys, "executable", warm_interpreter)
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(warm_interpreter))

@@ -1,11 +1,21 @@
-"""A `python` that starts at once: a server imports the package once, and forks a process for each start.
+"""A `python` program for tests that starts in milliseconds, because PyTorch and the package are imported only once.
 
-As a program, `warm_python.py SERVER python's own words` stands in for a `python`: it hands its words, folder, environment and
-open files to the server, passes signals on to the forked process and ends with its status. If it is killed, so is that process.
-Everything that is not listed in WARM is started by the real interpreter. Tests use this where the start of a process, its
-memory and its parent (by which a kernel finds its notebook) are not what is tested.
+A cold `python` needs many seconds to import PyTorch, and the slow tests start hundreds of processes. So a test session starts
+one server, which imports everything and then waits. The `warm` fixture (conftest.py) sets `sys.executable` to a small program,
+the client. Whoever starts `sys.executable`, starts a client:
+
+1. The client sends its command line, working folder, environment and open files to the server.
+2. The server forks itself. The forked process takes these over, and runs the command line as `python` would.
+3. The client passes SIGTERM, SIGINT and SIGHUP on to the forked process, and ends with its exit status or signal. If the client
+   is killed (SIGKILL), the server kills the forked process.
+
+So a caller sees a client that behaves like the command that it started, with two differences: the forked process has its own id
+(`forked_pid`) and session, and its parent is the server. Tests of the parent of a process, its memory or its imports use
+cold processes. Only scripts, the modules in WARM and processes that multiprocessing spawns are forked. For all other command
+lines the client becomes a cold `python`.
 """
 
+import fcntl
 import gc
 import json
 import os
@@ -14,9 +24,9 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-# Modules that are started warm; so are scripts and the processes that multiprocessing spawns.
 WARM = {
     "accelerate.commands.launch",
     "ipykernel_launcher",
@@ -30,92 +40,146 @@ PRELOADED = (
     "vmae_lab.cli.notebooks", "vmae_lab.lab.experiments", "vmae_lab.lab.notebook", "vmae_lab.lab.run_store",
 )  # fmt: skip
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-INLINE = "module://matplotlib_inline.backend_inline"  # the backend of a kernel, which chooses it before matplotlib is imported
+FIRST_FREE_FILE = 500  # above the numbers of all files that a client has open
 
 
-def forked_for(client: int) -> int:
-    """The id of the process that stands behind a client, which has the id that a test knows; of a cold process its own."""
+def forked_pid(client: int) -> int:
+    """The id of the forked process that works for a client. A cold process works itself, so its own id is returned."""
     file = Path(sys.executable).with_name(str(client))
     return int(file.read_text()) if file.exists() else client
 
 
-# ---------------------------------------------------------------------------------------------------------------- the server
+# ---------------------------------------------------------------------------------------------------------------------------
+# The client
 
 
-def serve(address: str) -> dict | None:
-    """Fork a process per request until the standard input is closed. Returns, in each forked process, its request."""
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(woken, False)
-    signal.set_wakeup_fd(wake)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+def run_client(address: str, arguments: list[str]) -> None:
+    """Let the server run `python arguments`, and end as the forked process ends. Does not return."""
+    command = [argument for argument in arguments if argument not in ("-u", "-B")]
+    if not is_warm(command):
+        os.execv(sys.executable, [sys.executable, *arguments])
+    files = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)]
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(address)
+    request = {"command": command, "folder": os.getcwd(), "environment": dict(os.environ), "files": files, "pid": os.getpid()}
+    data = json.dumps(request).encode() + b"\n"
+    sent = socket.send_fds(server, [data], files)
+    server.sendall(data[sent:])
+    answers = server.makefile()
+    pid = int(answers.readline())
+    for number in FORWARDED:
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    # The server ends when the test session ends. Then there is no second answer, and the forked process is killed too.
+    end_with(int(answers.readline() or -signal.SIGKILL))
+
+
+def is_warm(command: list[str]) -> bool:
+    """Whether the server runs this command line."""
+    match command:
+        case ["-m", module, *_]:
+            return module in WARM
+        case ["-c", code, *_]:
+            return "multiprocessing.spawn" in code
+        case [script, *_]:
+            return script.endswith(".py")
+    return False
+
+
+def is_open(number: int) -> bool:
+    """Whether a file number is open. The listing of /proc/self/fd also has the number with which the folder itself was read."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def end_with(status: int) -> None:
+    """End this process with an exit status, or by the signal -status if it is negative."""
+    if status >= 0:
+        os._exit(status)
+    if -status in FORWARDED:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The server
+
+
+@dataclass
+class Forked:
+    """A forked process: its id, a file that is readable when it has ended, and the connection to its client."""
+
+    pid: int
+    ended: int
+    client: socket.socket
+
+    def close(self) -> None:
+        os.close(self.ended)
+        self.client.close()
+
+
+def serve(address: str) -> dict:
+    """Fork a process per request until standard input is closed. Return only in the forked processes, with the request."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
-    started: dict[int, socket.socket] = {}
+    running: list[Forked] = []
     print("ready", flush=True)
     while True:
-        readable, _, _ = select.select([sys.stdin, listener, woken, *started.values()], [], [])
-        if sys.stdin in readable:
-            for pid in started:
-                os.kill(pid, signal.SIGKILL)
+        watched = [sys.stdin, listener, *(item for forked in running for item in (forked.ended, forked.client))]
+        readable, _, _ = select.select(watched, [], [])
+        if sys.stdin in readable:  # the test session has ended
+            for forked in running:
+                os.kill(forked.pid, signal.SIGKILL)
             os._exit(0)
-        for pid in [pid for pid, client in started.items() if client in readable]:  # closed: its client was killed
-            os.kill(pid, signal.SIGKILL)
-            started.pop(pid).close()
-        if woken in readable:
-            os.read(woken, 1024)
-            while (done := _ended())[0]:
-                if client := started.pop(done[0], None):
-                    _answer(client, done[1])
-                    client.close()
+        for forked in list(running):
+            if forked.ended in readable:
+                answer(forked.client, os.waitstatus_to_exitcode(os.waitpid(forked.pid, 0)[1]))
+                forked.close()
+                running.remove(forked)
+            elif forked.client in readable:  # a client sends nothing more, so this is the end of its connection: it was killed
+                os.kill(forked.pid, signal.SIGKILL)
         if listener in readable:
             client, _ = listener.accept()
-            request = _receive(client)
+            request = receive(client)
             if (pid := os.fork()) == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for other in (listener, client, *started.values()):
-                    other.close()
-                os.close(woken)
-                os.close(wake)
+                for forked in running:
+                    forked.close()
+                client.close()
+                listener.close()
                 return request
             for number in request["received"]:
                 os.close(number)
-            started[pid] = client
-            Path(address).with_name(str(request["pid"])).write_text(str(pid))
-            _answer(client, pid)
+            running.append(Forked(pid, os.pidfd_open(pid), client))
+            Path(address).with_name(str(request["pid"])).write_text(str(pid))  # for `forked_pid`
+            answer(client, pid)
 
 
-def _ended() -> tuple[int, int]:
-    """The id and exit status of a process that has ended, or zeros."""
-    try:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return 0, 0
-    return pid, os.waitstatus_to_exitcode(status) if pid else 0
-
-
-def _answer(client: socket.socket, number: int) -> None:
-    with suppress(BrokenPipeError):  # it was killed, which the server sees next
-        client.sendall(f"{number}\n".encode())
-
-
-def _receive(client: socket.socket) -> dict:
+def receive(client: socket.socket) -> dict:
     data, received, _, _ = socket.recv_fds(client, 1 << 20, 250)
     while not data.endswith(b"\n"):
         data += client.recv(1 << 20)
     return {**json.loads(data), "received": received}
 
 
+def answer(client: socket.socket, number: int) -> None:
+    with suppress(BrokenPipeError):  # the client was killed, which `serve` sees next
+        client.sendall(f"{number}\n".encode())
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# A forked process
+
+
 def become(request: dict, program: str) -> None:
-    """Turn a forked process into what its client was started as: files, folder, environment and words."""
+    """Take over the session, files, folder, environment and import path that a client's process would have."""
     import multiprocessing
     import tempfile
-    import warnings
 
     os.setsid()
-    moved = [os.dup2(number, 600 + place) for place, number in enumerate(request["received"])]
+    moved = [fcntl.fcntl(number, fcntl.F_DUPFD, FIRST_FREE_FILE) for number in request["received"]]
     for number in (0, 1, 2, *request["received"]):
         os.close(number)
     for number, wanted in zip(moved, request["files"], strict=True):
@@ -124,116 +188,73 @@ def become(request: dict, program: str) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    tempfile.tempdir = None
+    tempfile.tempdir = None  # follow the new TMPDIR
     del sys.path[0]  # the folder of this file
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.executable = program
     multiprocessing.set_executable(program)
-    warnings.resetwarnings()
-    warnings.simplefilter("default")
-    warnings.simplefilter("ignore", DeprecationWarning)
 
 
-def execute(words: list[str]) -> None:
-    """Do what `python words` does."""
+def execute(command: list[str]) -> None:
+    """Do what `python command` does."""
     import runpy
 
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        sys.path.insert(0, os.getcwd())
-        if words[1] == "ipykernel_launcher":
-            import matplotlib
+    match command:
+        case ["-m", module, *_]:
+            sys.argv = command[1:]
+            sys.path.insert(0, os.getcwd())
+            if module == "ipykernel_launcher":
+                # A kernel chooses this backend by an environment variable, which matplotlib reads when it is imported.
+                import matplotlib
 
-            matplotlib.rcParams["backend"] = INLINE
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    elif words[0] == "-c":
-        sys.argv = ["-c", *words[2:]]
-        exec(words[1], {"__name__": "__main__"})
-    else:
-        sys.argv = words
-        sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
-        runpy.run_path(words[0], run_name="__main__")
+                matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case ["-c", code, *arguments]:
+            sys.argv = ["-c", *arguments]
+            exec(code, {"__name__": "__main__"})
+        case [script, *_]:
+            sys.argv = command
+            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+            runpy.run_path(script, run_name="__main__")
 
 
-def status_of(words: list[str]) -> int:
-    """Execute `python words` to its end; the exit status. Python's own end would touch, and so copy, all memory."""
+def run_to_exit(command: list[str]) -> None:
+    """Execute a command line and end this process as `python` would. Does not return.
+
+    The interpreter's own finalization would take seconds: it writes to, and so copies, all memory that the server shares.
+    """
     import atexit
     import threading
     import traceback
 
     status = 0
     try:
-        execute(words)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if status and not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
+        execute(command)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if status and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
     except KeyboardInterrupt:
+        traceback.print_exc()
         status = -signal.SIGINT
     except BaseException:
         traceback.print_exc()
         status = 1
-    threading._shutdown()
+    threading._shutdown()  # wait for threads that are not daemons
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    return status
-
-
-# ---------------------------------------------------------------------------------------------------------------- the client
-
-
-def is_warm(words: list[str]) -> bool:
-    if words[:1] == ["-m"]:
-        return words[1] in WARM
-    return bool(words) and (words[0].endswith(".py") or (words[0] == "-c" and "multiprocessing.spawn" in words[1]))
-
-
-def start(address: str, words: list[str]) -> None:
-    """Start a process of the server, and end as it ends."""
-    plain = [word for word in words if word not in ("-u", "-B")]
-    if not is_warm(plain):
-        os.execv(sys.executable, [sys.executable, *words])
-    files = [number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number)]
-    server = socket.socket(socket.AF_UNIX)
-    server.connect(address)
-    request = {"words": plain, "folder": os.getcwd(), "environment": dict(os.environ), "files": files, "pid": os.getpid()}
-    data = json.dumps(request).encode() + b"\n"
-    sent = socket.send_fds(server, [data], files)
-    server.sendall(data[sent:])
-    answers = server.makefile()
-    pid = int(answers.readline())
-    for number in FORWARDED:
-        signal.signal(number, lambda number, _: os.kill(pid, number))
-    status = int(answers.readline() or -signal.SIGKILL)
     end_with(status)
 
 
-def end_with(status: int) -> None:
-    """End this process with an exit status; a negative one is of a signal."""
-    if status >= 0:
-        os._exit(status)
-    if -status in FORWARDED:
-        signal.signal(-status, signal.SIG_DFL)
-    os.kill(os.getpid(), -status)
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-
-
 if __name__ == "__main__":
-    if sys.argv[1] != "serve":
-        start(sys.argv[1], sys.argv[2:])
+    if sys.argv[1] == "client":
+        run_client(sys.argv[2], sys.argv[3:])
     from importlib import import_module
 
     for module in PRELOADED:
         import_module(module)
-    gc.freeze()  # no collection touches what all processes share
-    address, program = sys.argv[2:]
+    gc.freeze()  # a garbage collection in a forked process would write to, and so copy, the memory that all share
+    _, _, address, program = sys.argv
     become(request := serve(address), program)
-    end_with(status_of(request["words"]))
+    run_to_exit(request["command"])

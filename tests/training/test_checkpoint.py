@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from warm_python import forked_for
+from warm_python import forked_pid
 
 from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
@@ -122,7 +122,7 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
 
 def kill_all(process: subprocess.Popen) -> None:
     """Send SIGKILL to a process and all its descendants; those of a launcher have their own sessions."""
-    family = [*ranks(process, recursive=True), psutil.Process(forked_for(process.pid))]
+    family = [*ranks(process, recursive=True), psutil.Process(forked_pid(process.pid))]
     for member in family:
         member.kill()
     process.wait(60)
@@ -131,7 +131,7 @@ def kill_all(process: subprocess.Popen) -> None:
 
 def ranks(process: subprocess.Popen, recursive: bool = False) -> list[psutil.Process]:
     """The processes that a launcher has started."""
-    return psutil.Process(forked_for(process.pid)).children(recursive)
+    return psutil.Process(forked_pid(process.pid)).children(recursive)
 
 
 def same(first: dict, second: dict) -> bool:
@@ -184,7 +184,7 @@ def test_a_run_resumes_bit_equal_after_sigterm(start, unbroken, tmp_path, proces
     step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
     process = start(tmp_path, processes, workers, pause=0.2)
     wait_for_step(step, process, tmp_path)
-    os.killpg(forked_for(process.pid), signal.SIGTERM)
+    os.killpg(forked_pid(process.pid), signal.SIGTERM)
     status, output = process.wait(60), (tmp_path / "output.txt").read_text()
     assert status == STOPPED or processes > 1, output  # a launcher has its own exit status
     saved = Checkpoints(tmp_path).load()["step"]
@@ -239,10 +239,10 @@ def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp
 def test_a_second_run_in_the_same_folder_is_refused(start, unbroken, tmp_path):
     first = start(tmp_path, pause=0.2)
     wait_for_step(1, first, tmp_path)
-    psutil.Process(forked_for(first.pid)).suspend()
+    psutil.Process(forked_pid(first.pid)).suspend()
     second = start(tmp_path)
     assert second.wait(60) == 1
-    psutil.Process(forked_for(first.pid)).resume()
+    psutil.Process(forked_pid(first.pid)).resume()
     assert f"FolderInUse: another process is working in {tmp_path}" in (tmp_path / "output.txt").read_text()
     assert same(finish(first, tmp_path), unbroken(1)[0])
     assert losses(tmp_path) == losses(unbroken(1)[1])
@@ -276,7 +276,7 @@ def test_a_run_resumes_with_another_number_of_processes(start, unbroken, tmp_pat
     """Stopped in two processes and resumed in one, it has the same losses up to rounding."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(5, process, tmp_path)
-    os.killpg(forked_for(process.pid), signal.SIGTERM)
+    os.killpg(forked_pid(process.pid), signal.SIGTERM)
     process.wait(60)
     finish(start(tmp_path, 1), tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)

@@ -156,8 +156,8 @@ def _workers_of(
             late.start()
             batches._shutdown_workers()  # before killing them, since a killed worker may hold a lock that this call needs
             late.cancel()
-            # If the timer has begun to kill, both threads call waitpid for a worker, and one of them gets its exit status. Only
-            # when that thread has stored it does multiprocessing know that the worker has ended. So wait for the timer's thread.
+            # If the timer has begun to kill, both threads call waitpid for a worker, and only one gets its exit status. Until
+            # that thread has stored the status, multiprocessing lists the worker as active. So wait for the timer's thread.
             late.join()
             kill()
         atexit.unregister(kill)
