@@ -13,8 +13,9 @@ import warm_python
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
-# A worker runs a whole file. The files that take longest come first: one that starts last would leave the other workers idle.
-LONGEST = (
+# A pytest-xdist worker runs a whole file. The slowest files come first: if a slow file started last, the other workers would
+# wait for it.
+SLOWEST = (
     "notebooks/test_notebooks.py",
     "training/test_process_lifetime.py",
     "training/test_checkpoint.py",
@@ -37,13 +38,14 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {TESTS / name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
+    """Run the files of SLOWEST first. The sort is stable, so all other tests keep their order."""
+    order = {TESTS / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """Reference tensors of the official code, which only the project's own developers have beside the checkout."""
+    """Reference tensors of the official code, which only the project's own developers have next to the checkout."""
     folder = SHARED / "parity"
     if not folder.is_dir():
         pytest.skip("no reference tensors: ../shared/parity is not part of a clone")
@@ -52,7 +54,7 @@ def parity() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Facts and files that only the project's own developers have beside the checkout, real and broken videos among them."""
+    """Files that only the project's own developers have next to the checkout, for example real and broken videos."""
     if not (SHARED / "videos").is_dir():
         pytest.skip("no real videos: ../shared/videos is not part of a clone")
     return SHARED
@@ -60,9 +62,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory) -> Path:
-    """One cache of embedded data for all tests, away from the user's own, also for tests that do not ask for it."""
+    """One cache of embedded data for all tests and all pytest-xdist workers, separate from the user's own."""
     folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "home"  # one for all workers of a run
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the workers' folders are next to each other
+    folder = folder / "home"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VMAE_LAB_HOME", str(folder))

@@ -259,13 +259,13 @@ def test_shown_changes_are_short():
 
 @pytest.mark.slow
 def test_changes_that_are_shown_work(changed):
-    """Each section's Python, its plans and the run of its notebook, in one process over the changed copy."""
+    """One process runs the Python code of all sections, their plans and the new notebook in the changed copy."""
     code = [text for text in blocks(EXTENDING, "python") if not text.startswith(PATCHED)]
     plans = [words for words in commands(EXTENDING) if words[0] == "plan"]
     plans.append(["plan", "notebooks/ablation_tubelets.ipynb", "--scale", "smoke"])
     (run,) = (words for words in commands(EXTENDING) if words[:1] == ["run"] and len(words) > 1)
     code += ["from vmae_lab.cli import main", "from vmae_lab.lab import estimate"]
-    code.append("estimate.pixel_seconds = lambda world: 1e-6  # large clips take long to render")
+    code.append("estimate.pixel_seconds = lambda world: 1e-6  # rendering large clips is slow")
     code += [f"assert main({words}) == 0, {words}" for words in plans] + ["print('the run')", f"assert main({run}) == 0"]
     planned, _, _ = in_copy(changed, "\n".join(code)).partition("the run")
     assert planned.count("left to run:") == len(plans) == 4

@@ -90,7 +90,7 @@ MADE = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A function that writes a video of MADE, once, and returns its path."""
+    """A function that returns the path of a video of MADE. It writes the video when it is first requested."""
     folder = tmp_path_factory.mktemp("made")
 
     def write(name: str) -> Path:

@@ -23,7 +23,7 @@ def parameters(smoke) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "demo", "gpu", "paper"])
 def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 1e-6)  # large clips take long to render
+    monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 1e-6)  # rendering large clips is slow
     parameters = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())
     assert parameters["scale"] == scale
     for name, book in EXPERIMENTS.items():

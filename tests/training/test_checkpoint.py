@@ -230,7 +230,7 @@ def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp
     _, alive = psutil.wait_procs(orphans, 60)
     assert not alive
     assert 2 <= Checkpoints(tmp_path).load()["step"] < STEPS
-    request.getfixturevalue("warm")  # not before: processes that are started warm are no children of their launcher
+    request.getfixturevalue("warm")  # not earlier: a warm process is not a child of its launcher
     assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
 
 
@@ -239,7 +239,7 @@ def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp
 def test_a_second_run_in_the_same_folder_is_refused(start, unbroken, tmp_path):
     first = start(tmp_path, pause=0.2)
     wait_for_step(1, first, tmp_path)
-    psutil.Process(forked_pid(first.pid)).suspend()
+    psutil.Process(forked_pid(first.pid)).suspend()  # it must not end before the second one is refused
     second = start(tmp_path)
     assert second.wait(60) == 1
     psutil.Process(forked_pid(first.pid)).resume()
@@ -282,7 +282,7 @@ def test_a_run_resumes_with_another_number_of_processes(start, unbroken, tmp_pat
     assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
 
 
-HERE = Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1)
+IN_PROCESS = Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -292,9 +292,9 @@ def task(recipe, home) -> PretrainTask:
 
 @pytest.fixture(scope="module")
 def whole(task, tmp_path_factory) -> tuple[dict[str, torch.Tensor], Path]:
-    """Weights and folder of an undisturbed run in this process."""
+    """Weights and folder of an uninterrupted run in this process."""
     folder = tmp_path_factory.mktemp("whole")
-    return train(task, folder, HERE, progress=False).model.state_dict(), folder
+    return train(task, folder, IN_PROCESS, progress=False).model.state_dict(), folder
 
 
 @pytest.fixture(scope="module")
@@ -302,21 +302,21 @@ def interrupted(task, tmp_path_factory) -> Path:
     """The folder of a run that ended after step 10, with checkpoints of steps 8 and 4."""
     folder = tmp_path_factory.mktemp("interrupted")
 
-    class Ends(PretrainTask):
+    class Interrupted(PretrainTask):
         def loss(self, *arguments):
             if len(read_metrics(folder)) == 10:
                 raise KeyboardInterrupt
             return super().loss(*arguments)
 
-    ends = Ends(task.model, task.masks, task.settings, task.data, task.clips, seed=1)
+    task = Interrupted(task.model, task.masks, task.settings, task.data, task.clips, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        train(ends, folder, HERE, progress=False)
+        train(task, folder, IN_PROCESS, progress=False)
     return folder
 
 
 @pytest.fixture
 def stopped(task, interrupted, tmp_path) -> PretrainTask:
-    """The task of the interrupted run, a copy of whose folder is the test's own."""
+    """The task of the interrupted run. The test's folder is a copy of the run's folder."""
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     return task
 
@@ -327,7 +327,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_previous_one(stopped, whole, t
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
     with pytest.warns(UserWarning, match=r"checkpoint\.pt .*step 4"):
-        trained = train(stopped, tmp_path, HERE, progress=False)
+        trained = train(stopped, tmp_path, IN_PROCESS, progress=False)
     assert trained.steps_run == 8
     assert same(trained.model.state_dict(), whole[0])
     assert losses(tmp_path) == losses(whole[1])

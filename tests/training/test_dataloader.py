@@ -87,7 +87,7 @@ def test_an_error_that_cannot_be_pickled_keeps_its_message():
 
 @pytest.fixture
 def quick_checks(monkeypatch):
-    """PyTorch looks for lost workers every 0.1 s, not every 5 s."""
+    """PyTorch checks for lost workers every 0.1 s instead of every 5 s."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
@@ -169,7 +169,7 @@ import os, sys, tempfile, torch
 from test_dataloader import Failing
 from vmae_lab.training.dataloader import data_loader
 for folder in sys.argv[1:]:
-    if (pid := os.fork()) == 0:  # multiprocessing keeps a folder for as long as a process lives
+    if (pid := os.fork()) == 0:  # in a new process, because multiprocessing chooses its temporary folder once per process
         os.environ["TMPDIR"], tempfile.tempdir = folder, None
         print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))), flush=True)
         os._exit(0)
