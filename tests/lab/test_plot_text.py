@@ -110,9 +110,9 @@ def drawn_without_a_warning(draw, name) -> tuple[list[str], tuple[int, int]]:
     return [text.get_text() for text in figure.findobj(Text)], Image.open(written).size
 
 
-# All figures shorten names with the same function, `short`. So only two figures, which have titles, axes, ticks and legends, draw
-# all names. The others draw one name per kind of failure: a formula, a label that a legend hides, a text without width, a very
-# wide text, and a character that the font lacks.
+# All figures shorten names with the same function, `short`. So only two figures draw all names. These have titles, axes, ticks
+# and legends. The others draw one name per kind of failure: a formula, a label that a legend hides, a text without width, a
+# very wide text, and a character that the font lacks.
 BREAKING = ("dollars", "leading underscore", "empty", "long", "chinese")
 PAIRS = [(draw, name) for draw in DRAWN for name in (NAMES if draw in ("heat_maps", "lines_by_arm") else BREAKING)]
 
