@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch):
 def test_a_loop_and_a_strip_are_written(here, capsys):
     assert main(["reconstruct", "model", "video.mp4", "--stride", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "32 patches: the encoder sees 4, the decoder rebuilds 28" in shown
+    assert "32 patches: the encoder sees 4, the decoder reconstructs 28" in shown
     assert "squared error of 28 hidden patches" in shown
     with Image.open("reconstruction.gif") as loop:
         assert (loop.n_frames, loop.info["loop"]) == (4, 0)

@@ -81,7 +81,7 @@ def reconstruct(
     pictures = {names.get(name, name): frames for name, frames in found.items()}
     errors, count = batch_errors(opened, clip, encoder_mask, decoded_mask)
     print(
-        f"{opened.clip.tokens} patches: the encoder sees {int((~encoder_mask).sum())}, the decoder rebuilds "
+        f"{opened.clip.tokens} patches: the encoder sees {int((~encoder_mask).sum())}, the decoder reconstructs "
         f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of their true "
         f"means: {errors['cube_mean']:.4f}"
     )
@@ -90,7 +90,8 @@ def reconstruct(
         temporary.write_bytes((playing_mp4 if out.suffix == ".mp4" else looping_gif)(pictures))
     use_style()
     step = opened.clip.tubelet
-    figure = strips({name: frames[::step] for name, frames in pictures.items()}, f"time step ({step} frames each) →")
+    titles = [f"frame {frame}" for frame in range(0, opened.clip.frames, step)]
+    figure = strips({name: frames[::step] for name, frames in pictures.items()}, titles)
     strip = out.with_suffix(".png")
     with atomic_write(strip) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
