@@ -10,8 +10,8 @@ the client. Whoever starts `sys.executable`, starts a client:
    is killed (SIGKILL), the server kills the forked process.
 
 So a caller sees a client that behaves like the command that it started, with two differences: the forked process has its own id
-(`forked_pid`) and session, and its parent is the server. Tests of the parent of a process, its memory or its imports use
-cold processes. Only scripts, the modules in WARM and processes that multiprocessing spawns are forked. For all other command
+(`forked_pid`) and session, and its parent is the server. Tests of the parent of a process, its memory, its imports
+or the end of the interpreter use cold processes. Only code, scripts and the modules in WARM are forked. For all other command
 lines the client becomes a cold `python`.
 """
 
@@ -79,7 +79,7 @@ def is_warm(command: list[str]) -> bool:
         case ["-m", module, *_]:
             return module in WARM
         case ["-c", code, *_]:
-            return "multiprocessing.spawn" in code
+            return "resource_tracker" not in code  # it must outlive the process that starts it
         case [script, *_]:
             return script.endswith(".py")
     return False

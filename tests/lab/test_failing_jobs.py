@@ -26,7 +26,7 @@ class FailingStage(Stage):
 
 
 @pytest.mark.slow
-def test_the_error_of_a_failed_job_is_the_only_message(smoke, home, tmp_path, capfd):
+def test_the_error_of_a_failed_job_is_the_only_message(smoke, home, tmp_path, capfd, warm):
     """The other job gets a stop request and saves, but the user did not ask for that."""
     changes = {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 10**5}
     recipe = build_recipe({**smoke, "arms": ["one"], "override": changes})

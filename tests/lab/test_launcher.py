@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from warm_python import forked_pid
 
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.launcher import accelerate_config
@@ -116,7 +117,7 @@ def test_a_notebook_starts_a_training_in_two_processes(recipe, alone, home, tmp_
 
 
 @pytest.mark.slow
-def test_processes_save_on_a_stop_request(recipe, home, tmp_path):
+def test_processes_save_on_a_stop_request(recipe, home, tmp_path, warm):
     """SIGTERM to the process that started the others, as at the end of a job: all processes save and end."""
     changes = {"pretrain.steps": 10**5, "compute.log_every": 1, "compute.checkpoint_every": 10**6}
     changes |= {"compute.launch": str(accelerate_config("two_processes"))}
@@ -129,7 +130,9 @@ def test_processes_save_on_a_stop_request(recipe, home, tmp_path):
     deadline = time.monotonic() + 120
     while not read_metrics(folder) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    everyone = psutil.Process(process.pid).children(recursive=True)
+    # This process, the launcher and what it started are all children of the server of warm processes.
+    everyone = psutil.Process(forked_pid(process.pid)).parent().children(recursive=True)
+    assert len(everyone) >= 4
     process.terminate()
     assert process.wait(60) == STOPPED
     assert not psutil.wait_procs(everyone, 10)[1]

@@ -116,8 +116,8 @@ def test_papermill_at_the_smoke_scale_writes_a_complete_report(name, together, w
     assert not list(together.rglob("*.tmp"))
 
 
-def test_nbval_finds_every_stored_output(together):
-    """All notebooks run in cold kernels, which import everything. They reuse the stages of the papermill runs above."""
+def test_nbval_finds_every_stored_output(together, warm):
+    """All notebooks run again and reuse the stages of the papermill runs above."""
     environment = {**os.environ, "VMAE_LAB_PROJECT": str(together)}
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     done = subprocess.run(
