@@ -32,6 +32,8 @@ from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.preemption import STOPPED
 
 ROOT = Path(__file__).parents[2]
+# The job imports this module, which imports warm_python.
+MODULES = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "lab")))
 JOB = """
 import json, sys
 from pathlib import Path
@@ -74,7 +76,7 @@ def alone(home, recipe, tmp_path_factory):
 
 
 def output_of(command: list[str]) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": MODULES}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -123,7 +125,7 @@ def test_processes_save_on_a_stop_request(recipe, home, tmp_path, warm):
     changes |= {"compute.launch": str(accelerate_config("two_processes"))}
     long = recipe.with_overrides(changes)
     (tmp_path / "job.py").write_text(JOB.replace("every_kind(recipe)", "every_kind(recipe)[:1]"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": MODULES}
     given = [json.dumps(long.model_dump(mode="json")), str(tmp_path / "runs")]
     process = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), *given], env=environment, stderr=subprocess.DEVNULL)
     folder = tmp_path / "runs" / pretrain_stage(long, 0).key

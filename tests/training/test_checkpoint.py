@@ -355,7 +355,7 @@ def test_a_run_stops_on_a_full_disk_and_resumes_elsewhere(start, recipe, unbroke
     alone = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
     if subprocess.run([*alone, small], capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
-    start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(120)
+    start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(240)
     output = (run / "output.txt").read_text()
     assert f"StorageError: cannot write to {run}: the disk is full" in output, output[-2000:]
     assert Checkpoints(kept).load()["step"] == 8
