@@ -273,4 +273,4 @@ def test_a_notebook_that_is_shown_leaves_a_report(changed):
     (words,) = (words for words in commands(EXTENDING) if words[:1] == ["run"] and len(words) > 1)
     in_copy(changed, f"from vmae_lab.cli import main\nassert main({words}) == 0")
     page = next((changed / "reports").glob("smoke-variant-*/ablation_tubelets/README.md"))
-    assert "How many frames should a cube span?" in page.read_text(encoding="utf-8")
+    assert "How many frames should a patch span?" in page.read_text(encoding="utf-8")

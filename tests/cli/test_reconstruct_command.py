@@ -61,7 +61,7 @@ def test_a_prediction_alone_takes_nothing_from_the_truth(here):
     other = clip.clone()
     other[..., 4:, :] = 255 - other[..., 4:, :] // 2
     one, two = (rebuilt(model, video, mask, standardized=True) for video in (clip, other))
-    assert list(one) == ["original", "encoder sees", "cube means", "reconstruction", "prediction"]
+    assert list(one) == ["original", "encoder sees", "patch means", "reconstruction", "prediction"]
     assert np.array_equal(one["prediction"], two["prediction"])
     assert not np.array_equal(one["reconstruction"], two["reconstruction"])
     assert np.array_equal(one["prediction"][:, :4], one["original"][:, :4]), "what the encoder sees is shown"

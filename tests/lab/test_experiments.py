@@ -53,9 +53,9 @@ def test_stages_are_counted_by_kind(plans, name):
 def test_a_mask_picture_has_a_hash_of_what_is_masked(plans):
     pictures = common.mask_pictures(plans["ablation_decoder_mask"])
     assert pictures["encoder sees"].nunique() == 1, "arms that differ in the decoder's mask see the same"
-    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder rebuilds"]
+    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder reconstructs"]
     assert same.nunique() == 1, "they differ in the loss alone"
-    assert pictures["decoder rebuilds"].nunique() == len(pictures) - 1
+    assert pictures["decoder reconstructs"].nunique() == len(pictures) - 1
     ratios = common.mask_pictures(plans["ablation_mask_ratios"])
     assert ratios.loc["tube_90_cell_50"].equals(pictures.loc["running_cell_50"].rename("tube_90_cell_50"))
 

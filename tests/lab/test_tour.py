@@ -71,27 +71,27 @@ def test_what_is_rebuilt_stands_where_it_was_asked_for():
     video = torch.randint(0, 256, (1, 3, 8, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoder_mask, decoder_mask = Choice(MaskSettings(encoder_ratio=0.75)).drawn(CLIP.grid)
     frames = rebuilt(model, video, encoder_mask, decoder_mask)
-    cubes = {name: strip[::2, ::4, ::4].reshape(-1, 3) for name, strip in frames.items()}  # a corner of each cube
-    grey = cubes["encoder sees"][encoder_mask[0].numpy()]
+    patches = {name: strip[::2, ::4, ::4].reshape(-1, 3) for name, strip in frames.items()}  # a corner of each patch
+    grey = patches["encoder sees"][encoder_mask[0].numpy()]
     assert (grey == grey[0]).all()
     seen = ~encoder_mask[0].numpy()
     for name in ("encoder sees", "reconstruction"):
-        assert (cubes[name][seen] == cubes["original"][seen]).all(), "what is seen stays"
+        assert (patches[name][seen] == patches["original"][seen]).all(), "what is seen stays"
     asked = ~decoder_mask[0].numpy()
-    assert (np.abs(cubes["decoder rebuilds"][~asked].astype(int) - grey[0]) <= 1).all()
+    assert (np.abs(patches["decoder reconstructs"][~asked].astype(int) - grey[0]) <= 1).all()
     hidden = asked & ~seen
-    assert (cubes["decoder rebuilds"][hidden] != grey[0]).any(axis=1).mean() > 0.9
+    assert (patches["decoder reconstructs"][hidden] != grey[0]).any(axis=1).mean() > 0.9
 
 
 def test_what_is_taken_from_the_truth_stands_beside_a_normalised_reconstruction():
-    """A model that says nothing (zeros) rebuilds just the true cube means; one of plain pixels is shown without them."""
+    """A model that says nothing (zeros) rebuilds just the true patch means; one of plain pixels is shown without them."""
     video = torch.randint(0, 256, (1, 3, 8, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     size, (encoder_mask, _) = ModelSettings(size="micro", patch=4).dimensions, Choice().drawn(CLIP.grid)
     silent = VideoMAE(size, CLIP).eval()
     torch.nn.init.zeros_(silent.head.weight)
     frames = rebuilt(silent, video, encoder_mask)
-    assert (frames["reconstruction"] == frames["cube means"]).all()
-    assert "cube means" not in rebuilt(VideoMAE(size, CLIP, normalise_target=False).eval(), video, encoder_mask)
+    assert (frames["reconstruction"] == frames["patch means"]).all()
+    assert "patch means" not in rebuilt(VideoMAE(size, CLIP, normalise_target=False).eval(), video, encoder_mask)
 
 
 @pytest.mark.parametrize("looping", [looping_gif, looping_png])

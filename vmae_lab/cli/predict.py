@@ -27,7 +27,7 @@ Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if 
 
 
 def checked_out(out: Path | None) -> Path | None:
-    """The path of results. Raises BadParameter if its suffix is of no form that is written."""
+    """Return the path of the results. Raises BadParameter if its suffix is neither .csv nor .json."""
     if out and out.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{out} should end in .csv or .json, which chooses the form of the results")
     return out
@@ -105,7 +105,7 @@ def predict(
 def _dataset(
     videos: Sequence[str], root: str, labelled: bool, follow_links: bool, frame_pattern: str
 ) -> "VideoDataset":  # fmt: skip
-    """The videos of all arguments. A missing video file is kept, to be named with the unreadable ones. Raises ListError."""
+    """Return the videos of all arguments, also missing files, which are reported with the unreadable ones. Raises ListError."""
     import pandas as pd
 
     from vmae_lab.cli.data import open_list
@@ -222,6 +222,6 @@ def _finish(
 
 
 def _shown(path: str) -> str:
-    """A path relative to the current folder if it is inside."""
+    """Return a path, relative to the current folder if it is inside it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

@@ -9,8 +9,8 @@ from vmae_lab.cli.predict import Device, Model
 
 commands = typer.Typer()
 LABELS = {  # of the pictures: the names that `rebuilt` gives, and what they mean
-    "decoder rebuilds": "decoded + true mean",
-    "cube means": "true patch means",
+    "decoder reconstructs": "decoded + true mean",
+    "patch means": "true patch means",
     "reconstruction": "+ true mean, contrast",
     "prediction": "prediction alone",
 }
@@ -18,7 +18,7 @@ Kind = Literal["tube", "running_cell", "frame", "random"]
 
 
 def checked_out(out: Path) -> Path:
-    """The path of the loop. Raises BadParameter if its suffix is of no form that is written."""
+    """Return the path of the loop. Raises BadParameter if its suffix is neither .gif nor .mp4."""
     if out.suffix not in (".gif", ".mp4"):
         raise typer.BadParameter(f"{out} should end in .gif or .mp4, which chooses the form of the loop")
     return out

@@ -80,12 +80,12 @@ def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...
 
 
 def names_of(model: VideoClassifier) -> tuple[str, ...]:
-    """Names of the classes in label order: their numbers if the model has no names."""
+    """Return the names of the classes in label order, or their numbers if the model has no names."""
     return model.class_names or tuple(map(str, range(model.classes)))
 
 
 def sampling_of(model: nn.Module, stride: int | None = None, views: ViewSettings | None = None) -> tuple[int, ViewSettings]:
-    """Stride and views. What is not given is as in the model's training, with 5 clips x 3 crops."""
+    """Return stride and views. By default they are those of the model's training, with 5 clips x 3 crops."""
     sampling = getattr(model, "sampling", None) or "dense"
     return stride or getattr(model, "stride", None) or STRIDE, views or ViewSettings(sampling=sampling)
 
@@ -103,15 +103,15 @@ class Prediction:
     classes: Sequence[str]
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The most probable classes and their probabilities, in descending order."""
+        """Return the most probable classes and their probabilities, in descending order."""
         return [(self.classes[label], float(self.probabilities[label])) for label in self.labels(count)]
 
     def labels(self, count: int) -> list[int]:
-        """The labels of the most probable classes; of equal ones the first."""
+        """Return the labels of the most probable classes. Among equal probabilities, the lowest label is first."""
         return np.argsort(-self.probabilities, kind="stable")[:count].tolist()
 
     def table(self, count: int) -> pd.DataFrame:
-        """The most probable classes: columns rank (from 1), label, class, probability."""
+        """Return the most probable classes: columns rank (from 1), label, class, probability."""
         labels = self.labels(count)
         return pd.DataFrame({
             "rank": range(1, len(labels) + 1), "label": labels, "class": [self.classes[label] for label in labels],
@@ -148,7 +148,7 @@ def predict(
 def video_features(
     model: nn.Module, video: str | Path, *, stride: int | None = None, views: ViewSettings | None = None
 ) -> Tensor:
-    """The mean token of a video, averaged over its views: float32 `(D,)` on the CPU. Raises VideoError.
+    """Return the mean token of a video, averaged over its views: float32 `(D,)` on the CPU. Raises VideoError.
 
     `model` is a VideoMAE, a VideoClassifier or their encoder. A classifier's `fc_norm` is applied, as `vmae-lab features` does.
     """
@@ -190,7 +190,7 @@ class Timeline:
     classes: Sequence[str]
 
     def table(self, count: int) -> pd.DataFrame:
-        """The most probable classes of each window: columns start_s, end_s, rank, label, class, probability."""
+        """Return the most probable classes of each window: columns start_s, end_s, rank, label, class, probability."""
         parts = [
             Prediction(self.video, row, self.classes).table(count).assign(start_s=start, end_s=end)
             for start, end, row in zip(self.start_s, self.end_s, self.probabilities, strict=True)
@@ -198,7 +198,7 @@ class Timeline:
         return pd.concat(parts, ignore_index=True)[["start_s", "end_s", "rank", "label", "class", "probability"]]
 
     def segments(self) -> pd.DataFrame:
-        """Consecutive windows with the same most probable class as one row: columns start_s, end_s, class, probability (mean).
+        """Merge consecutive windows with the same most probable class: columns start_s, end_s, class, probability (mean).
 
         A segment ends where the next one starts, since windows may overlap.
         """
@@ -273,7 +273,7 @@ def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) 
 
 @cache
 def _decoders() -> Decoders:
-    """One decoder process for all calls, which starts with the first."""
+    """Return the decoder process that all calls share. It starts with the first call."""
     return Decoders(VideoSettings())
 
 
@@ -282,7 +282,7 @@ def _file(video: str | Path) -> VideoFile:
 
 
 def _frames(decoded: Decoded) -> Tensor:
-    """uint8 `(C, T, H, W)`, colors innermost in memory, without a copy, as videos of lists are read."""
+    """Return frames as uint8 `(C, T, H, W)`, colors innermost in memory, without a copy, as for videos of lists."""
     return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
 
 

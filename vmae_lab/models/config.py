@@ -57,6 +57,6 @@ class ModelConfig(BaseModel):
         return self.model_copy(update=dict.fromkeys(UNHASHED))
 
     def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
-        """The clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""
+        """Return the clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""
         clip = self.clip
         return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)

@@ -302,7 +302,7 @@ def _legend_right(axes: plt.Axes, title: str | None = None, **options: Any) -> N
 
 
 def _errors(table: pd.DataFrame | pd.Series) -> np.ndarray | None:
-    """Lengths of the error bars below and above the means, `(2, n)`; None if an interval is missing."""
+    """Return the lengths of the error bars below and above the means, `(2, n)`; None if an interval is missing."""
     errors = np.array([table["mean"] - table["low"], table["high"] - table["mean"]]).reshape(2, -1)
     return None if np.isnan(errors).any() else errors
 
@@ -312,7 +312,7 @@ def _chance_line(axes: plt.Axes, chance: float) -> None:
 
 
 def _side_by_side(cost: pd.Series) -> pd.Series:
-    """Horizontal positions: the costs, with equal ones spread apart."""
+    """Return horizontal positions: the costs, with equal costs spread apart."""
     gap = 0.025 * max(cost.max() - cost.min(), 0.01 * cost.max())
     rank, count = cost.groupby(cost).cumcount(), cost.groupby(cost).transform("size")
     return cost + gap * (rank - (count - 1) / 2)

@@ -133,7 +133,7 @@ class Stage(BaseModel):
 
     @property
     def drawn_labels(self) -> dict[str, int | None]:
-        """How many labelled clips are drawn, by the name of the setting; None means all."""
+        """How many labeled clips are drawn, by the name of the setting; None means all."""
         return {}
 
     @property

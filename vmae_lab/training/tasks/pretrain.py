@@ -79,8 +79,8 @@ class PretrainTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`, decoded
-        tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
+        """Return `video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`,
+        decoded tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
         """
         first = step * self.settings.batch_size
         positions = [first + row for row in rows]
@@ -107,7 +107,7 @@ class PretrainTask:
         return unwrapped(model).forward_loss(target_clip, prediction, decoded, counted)
 
     def samples_by_source(self) -> dict[str, int]:
-        """Number of samples of each source in the run. Repeats count once."""
+        """Return the number of samples of each source in the run. Repeats count once."""
         drawn = self.settings.steps * self.settings.batch_size // self.settings.repeats
         return dict(Counter(self.clips.sources[self.order[position]] for position in range(drawn)))
 
