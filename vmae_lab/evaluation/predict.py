@@ -1,9 +1,9 @@
-"""Predictions of a classifier on single videos and along long ones, from the views of the official test protocol.
+"""Predict the classes of single videos, or along long videos, with the views of the official test protocol.
 
     model = VideoClassifier.from_pretrained("runs/finetune-...")
     predict(model, "video.mp4").top(5)
 
-These are functions and not methods of the models: a model is a function of tensors and opens no files.
+These are functions, not methods of the models, because a model is a function of tensors and opens no files.
 """
 
 import os
@@ -30,11 +30,11 @@ from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.utils.errors import UserError
 
-STRIDE = 4  # of models that do not tell theirs: VideoMAE's on Kinetics
+STRIDE = 4  # default for models without a stored stride: that of VideoMAE on Kinetics
 
 
 class PredictionError(UserError, ValueError):
-    """Predictions that cannot be made as requested. The message names the file or option and the remedy."""
+    """A requested prediction is impossible. The message names the file or option, and what to do."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -44,13 +44,13 @@ class PredictionError(UserError, ValueError):
 def open_classifier(where: str | Path, frames: int | None = None, side: int | None = None) -> VideoClassifier:
     """Open a trained classifier of any format that `open_checkpoint` reads, in evaluation mode.
 
-    Unlike `VideoClassifier.from_pretrained` it never draws a new head, whose predictions would be random. `frames` and `side`
-    (pixels) of its clips: the model's own if None. Raises CheckpointError.
+    Unlike `VideoClassifier.from_pretrained`, it never initializes a new head, whose predictions would be random. `frames` and
+    `side` (pixels) of clips are by default those of the model. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     config = checkpoint.config
     if config.model == "ActionDetector":
-        raise CheckpointError(f"{where} is an action detector, which needs boxes of persons; predict takes a classifier")
+        raise CheckpointError(f"{where} is an action detector, which needs boxes of people; pass a classifier")
     if config.classes is None:
         raise CheckpointError(
             f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "
@@ -124,8 +124,8 @@ def preprocess(
 ) -> Tensor:  # fmt: skip
     """Read the views of a video as clips for `model`: uint8 `(clips * crops, C, T, side, side)`, the crops of a clip together.
 
-    `model` is a VideoClassifier, a VideoMAE or an encoder; it normalizes uint8 pixels itself. `stride` frames lie between two
-    frames of a clip; stride and sampling are those of the training if not given. Raises VideoError.
+    `model` is a VideoClassifier, a VideoMAE or an encoder; it normalizes uint8 pixels itself. A clip takes every `stride`-th
+    frame. By default, stride and sampling are those of the training. Raises VideoError.
     """
     stride, views = sampling_of(model, stride, views)
     clip = _clip_of(model)
@@ -138,8 +138,8 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """Predict the class of a video: softmax averaged over its views, as in the official test protocol.
 
-    Views are by default 5 clips x 3 crops; stride and sampling are those of the training if not given. Raises VideoError, and
-    PredictionError if scores are not finite.
+    By default, views are 5 clips x 3 crops, with stride and sampling of the training. Raises VideoError, and PredictionError if
+    scores are not finite.
     """
     return _checked(str(video), mean_probabilities(model.eval(), preprocess(video, model, stride=stride, views=views)), model)
 
@@ -215,11 +215,11 @@ class Timeline:
 def predict_along(
     model: VideoClassifier, clips: VideoDataset, row: int, every_s: float, stride: int, crops: int = 3
 ) -> Timeline:
-    """Predict a window of a video every `every_s` seconds, from `crops` crops of it.
+    """Predict one window of a video every `every_s` seconds, averaged over `crops` crops.
 
-    A window is one clip of the model: its frames, `stride` apart. The first starts with the video; windows that would exceed
-    its end are left out, and a video that is shorter has one window, with its last frame repeated. Each frame is decoded once,
-    by PyAV, and no more than a window and a chunk of frames are in memory. Times follow from the mean frame rate.
+    A window is one clip of the model: every `stride`-th frame. The first window starts with the video. Windows that would
+    exceed its end are left out; if the video is shorter than a window, its last frame is repeated. PyAV decodes each frame
+    once. At most a window and a chunk of frames are in memory. Times are computed with the mean frame rate.
 
     Raises VideoError, also if the frame rate is unknown, and PredictionError if scores are not finite.
     """
@@ -229,7 +229,11 @@ def predict_along(
     first = next(chunks)
     rate = first.info.fps
     if not rate:
-        raise VideoError(file.path, "its frame rate is unknown, so windows in seconds have no place", first.info.codec)
+        raise VideoError(
+            file.path,
+            "its frame rate is unknown, which windows in seconds need; convert it, e.g. with 'ffmpeg -i IN OUT.mp4'",
+            first.info.codec,
+        )
     hop, span = max(1, round(every_s * rate)), (clip.frames - 1) * stride + 1
     frames, starts, found = 0, list[int](), list[np.ndarray]()
 
@@ -256,7 +260,7 @@ def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) 
     held, first, start = list[Tensor](), 0, 0  # frames in memory, the number of the first one, the start of the next window
     span = (frames - 1) * stride + 1
     for chunk in chunks:
-        held += chunk.permute(1, 2, 3, 0).unbind()  # (H, W, C) each: resizing depends on the order in memory, by a last bit
+        held += chunk.permute(1, 2, 3, 0).unbind()  # (H, W, C) each: the order in memory changes the last bits of resizing
         while first + len(held) >= start + span:
             yield start, torch.stack(held[start - first : start - first + span : stride]).permute(3, 0, 1, 2)
             start += hop
@@ -289,11 +293,11 @@ def _frames(decoded: Decoded) -> Tensor:
 def _clip_of(model: nn.Module) -> ClipShape:
     clip = getattr(model, "clip", None)
     if not isinstance(clip, ClipShape):
-        raise TypeError(f"a VideoClassifier, a VideoMAE or an encoder is expected, not a {type(model).__name__}")
+        raise TypeError(f"expected a VideoClassifier, a VideoMAE or an encoder, not a {type(model).__name__}")
     return clip
 
 
 def _checked(name: str, probabilities: np.ndarray, model: VideoClassifier) -> Prediction:
     if not np.isfinite(probabilities).all():
-        raise PredictionError(f"the model's scores of {name} are not finite: its training diverged")
+        raise PredictionError(f"the model's scores of {name} are not finite; check whether its training diverged")
     return Prediction(name, probabilities, names_of(model))

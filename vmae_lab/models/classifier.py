@@ -97,7 +97,7 @@ class VideoClassifier(Pretrained):
         )  # fmt: skip
 
     def describe(self, config: ModelConfig) -> None:
-        """Take over what a config tells about the training clips, and the names of the classes if the head has as many."""
+        """Copy the sampling of the training clips from a config, and the class names if their number is that of the head."""
         self.class_names = config.class_names if self.classes == config.classes else None
         self.stride, self.sampling = config.stride, config.sampling
 

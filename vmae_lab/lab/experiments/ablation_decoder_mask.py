@@ -129,6 +129,7 @@ def details_table(results: Results) -> Table:
             "decoder mask": results.label(arm),
             f"{PROBE_NAMES[results.probe]}: 95% interval of the test set": common.test_set_interval(results, arm),
             **{name: results.value(arm, metric, digits) for metric, (name, digits) in measured.items()},
+            "error below that of the patch mean, %": _below_patch_mean(results, arm),
         }
         for arm in results.recipe.arms
     ]
@@ -137,6 +138,12 @@ def details_table(results: Results) -> Table:
         "error is measured under each arm's own masks and does not measure the quality of features."
     )
     return Table(pd.DataFrame(lines), "details", caption)
+
+
+def _below_patch_mean(results: Results, arm: str) -> str:
+    """Return how far an arm's error is below that of the patch mean: percent, two significant digits; or an empty text."""
+    means = results.rows[results.rows.arm == arm].groupby("metric").value.mean()
+    return f"{100 * (1 - means['reconstruction'] / means['cube_mean']):.2g}" if "cube_mean" in means else ""
 
 
 def losses(results: Results) -> Plot:
@@ -315,7 +322,7 @@ def _pixel_controls(results: Results) -> list[dict[str, str]]:
         limit = 100 * float(binom.ppf(1 - 0.05 / tries, clips, results.chance / 100)) / clips
         above = "yes" if values[metric] > limit else "no"
         line = _control_line(results, name, f"{values[metric]:.1f}")
-        lines.append({**line, "chance stays below, 95%": f"{limit:.1f}", "above chance": above})
+        lines.append({**line, "95% limit of guessing": f"{limit:.1f}", "above chance": above})
     return lines
 
 

@@ -16,7 +16,7 @@ from vmae_lab.models.flops import TokenCounts
 
 BASELINE, FLOOR = "tube_90_cell_0", "scratch"
 ENCODER_RATIOS = {0.5: "none", 0.75: "left", 0.9: "full", 0.95: "top"}  # ratio -> how a marker is filled
-# Color and marker are those of the same decoder mask in ablation_decoder_mask, where the encoder's ratio is 90%.
+# Color and marker are those of the same decoder mask in ablation_decoder_mask, whose encoder ratio is 90%.
 DECODER_RATIOS = {0.0: (BLACK, "o"), 0.25: (SKY, "P"), 0.5: (BLUE, "D"), 0.75: (GREEN, "*")}
 ARMS: dict[str, Arm] = {"scratch": common.SCRATCH} | {
     f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}": Arm(

@@ -292,7 +292,7 @@ def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
     chance = retrieval.same_class_by_chance(encoded.labels, encoded.groups)
     lines = [
         {
-            "encoder": results.label(arm), "nearest clip is of the same class, %": results.value(arm, SAME_CLASS),
+            "encoder": results.label(arm), "nearest clip has the same class, %": results.value(arm, SAME_CLASS),
             **common.comparison_cells(differences, arm, "the untrained one"), "by chance, %": f"{chance:.1f}",
             "clips": len(encoded),
         }

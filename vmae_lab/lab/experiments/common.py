@@ -192,7 +192,7 @@ def caption(results: Results, *comparisons: pd.DataFrame, evaluation: str = "", 
     return f"{how_made(results.plan, evaluation, sources)} {how_compared(results.margin, *comparisons)}"
 
 
-# Where the error of a comparison comes from, by whether it is pooled.
+# Is the error of a comparison pooled? -> from what it is estimated.
 ERRORS = {
     False: "each comparison's own paired differences (Bonferroni)",
     True: "all arms and seeds (two-way analysis of variance, Dunnett's critical value)",
@@ -204,13 +204,14 @@ def how_compared(margin: float, *columns: pd.DataFrame) -> str:
     tables = [table[table["std"].notna()] for table in columns]
     tables = [table for table in tables if len(table)]
     if not tables:
-        return "No comparison has an interval: that takes two seeds of both arms."
+        return "No comparison has an interval, because an interval needs two seeds of both arms."
     rows = pd.concat(tables)
     error = " or ".join(words for pooled, words in ERRORS.items() if (rows.pooled == pooled).any())
     return (
         "Differences are paired by seed. The 95% intervals are simultaneous over the comparisons of the "
-        f"{'column' if len(columns) > 1 else 'table'} ({_range(rows.comparisons, '.0f')}); their error is that of {error}. The "
-        f"smallest difference that {_range(rows.seeds, '.0f')} seeds detect with 80% power is "
+        f"{'column' if len(columns) > 1 else 'table'} ({_range(rows.comparisons, '.0f')}); "
+        f"their error is estimated from {error}. "
+        f"The smallest difference that {_range(rows.seeds, '.0f')} seeds detect with 80% power is "
         f"{_range(rows.detectable, '.1f')} points. "
         f"Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to be less than {points(margin)}."
     )
@@ -364,7 +365,7 @@ def confusion_plot(results: Results, counts: np.ndarray, predictions: str) -> Pl
         "seeds: percent of a class, and number in brackets."
     )
     if (counts.sum(1) > 0).sum() > charts.SHOWN:
-        caption += f" The {charts.SHOWN} classes with most clips."
+        caption += f" Only the {charts.SHOWN} classes with the most clips are shown."
     return Plot(charts.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
 
 

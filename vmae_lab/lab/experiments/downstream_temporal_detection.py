@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
 
 
 def check_data(plan: Plan) -> None:
-    """Check that videos and annotations are there and valid before anything runs. Raises ListError, StorageError."""
+    """Check that videos and annotations exist and are valid, before anything runs. Raises ListError, StorageError."""
     check_untrimmed(_settings(plan).videos, plan.recipe.evaluate.split, plan.recipe.compute)
 
 

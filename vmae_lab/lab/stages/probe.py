@@ -36,8 +36,8 @@ from vmae_lab.utils.seeding import derive, numpy_generator
 class ReadClips:
     """Tokens of the labeled clips in any draw, and of the held-out clips.
 
-    `rows`: of each draw, rows of the training split. `needed`: the rows of all draws, to which `tokens` belong. `counts`: what
-    the result of the stage records.
+    `rows`: rows of the training split, one array per draw. `needed`: the rows of all draws, in the order of `tokens`.
+    `counts`: what the result of the stage records.
     """
 
     rows: list[np.ndarray]
