@@ -96,7 +96,7 @@ def counts_table(choices: Mapping[str, Choice], clip: ClipShape = PAPER_CLIP) ->
     for name, choice in choices.items():
         only_seen, read, both, neither = (int(part.sum()) for part in parts_of(*choice.drawn(clip.grid)).values())
         lines[name] = {
-            "tokens": clip.tokens, "seen": only_seen + both, "decoded": read + both, "both": both, "loss reads": read,
+            "tokens": clip.tokens, "seen": only_seen + both, "decoded": read + both, "both": both, "in the loss": read,
             "neither": neither,
         }  # fmt: skip
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -143,7 +143,7 @@ def leakage(ratio: float) -> dict[str, tuple[pd.DataFrame, float]]:
         mask = MASKS[kind](grid, ratio, DRAWS, torch_generator(0, f"leakage {kind}"))
         table = pd.DataFrame(
             100 * visible_around(mask, grid, RINGS, STEPS).numpy(),
-            ["same place", *(f"{ring} away" for ring in range(1, RINGS + 1))],
+            ["same position", *(f"{ring} away" for ring in range(1, RINGS + 1))],
             [f"{step:+d}" if step else "now" for step in range(-STEPS, STEPS + 1)],
         )
         found[kind] = table, 100 * seen_at_another_time(mask, grid)
