@@ -41,7 +41,7 @@ def student_size(recipe: Recipe) -> str:
     sizes = list(SIZES)
     index = sizes.index(recipe.model.size)
     if not (recipe.student or index):
-        raise RecipeError(f"student: there is no size below model.size {recipe.model.size}, which the teacher has")
+        raise RecipeError(f"student: there is no size below the teacher's model.size {recipe.model.size}; set a larger one")
     return recipe.student or sizes[index - 1]
 
 
