@@ -150,7 +150,7 @@ def start_from(model: VideoMAE, opened: Checkpoint) -> None:
         warnings.warn(f"{where} has no {' and no '.join(parts)} that fits, so these weights start from the seed", stacklevel=2)
     elif opened.config.normalise_target is not None and opened.config.normalise_target != model.normalise_target:
         warnings.warn(
-            f"{where} was trained with normalise_target {opened.config.normalise_target}, and continues with "
+            f"{where} was trained with normalise_target {opened.config.normalise_target}, and is continued with "
             f"{model.normalise_target}, so its decoder has to learn another target",
             stacklevel=2,
         )
