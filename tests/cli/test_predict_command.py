@@ -123,7 +123,7 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["model", "no_folder"], "there is no list file or folder"),
         (["model", "videos", "--names", "two.txt"], "two.txt has 2 lines, but model has a head for 3 classes"),
         (["model", "videos", "--names", "none.txt"], "none.txt"),
-        (["model", "videos", "--out", "results.xlsx"], "results.xlsx should end in .csv or .json"),
+        (["model", "videos", "--out", "results.xlsx"], "results.xlsx must end in .csv or .json"),
         (["model", "videos", "--along", "1", "--sampling", "sparse"], "add --sampling dense"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`vmae-lab predict`: the classes of videos, and of windows along long ones."""
+"""`vmae-lab predict`: predict the classes of videos, or of windows along long videos."""
 
 import os
 import sys
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from vmae_lab.evaluation.predict import Prediction, Timeline
 
 commands = typer.Typer()
-TIMELINE = "timeline.csv"  # where a timeline is written by default
+TIMELINE = "timeline.csv"  # default file of a timeline
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")]
+Device = Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")]
 
 
 def checked_out(out: Path | None) -> Path | None:
-    """The path of results. Raises BadParameter if its suffix is of no form that is written."""
+    """Return the path of the results. Raises BadParameter if its suffix is neither .csv nor .json."""
     if out and out.suffix not in (".csv", ".json"):
-        raise typer.BadParameter(f"{out} should end in .csv or .json, which chooses the form of the results")
+        raise typer.BadParameter(f"the name of {out} must end in .csv or .json, the formats of results")
     return out
 
 
@@ -42,35 +42,35 @@ def predict(
     model: Model,
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
     names: Annotated[
-        Path | None, typer.Option(help="A file with one class name per line, in label order, instead of the model's own names.")
+        Path | None, typer.Option(help="File with one class name per line, in label order. Default: the names in the model.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to show, the most probable first.")] = 5,
     along: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0.001, help="Predict a window every so many seconds, for long videos."),
+        typer.Option(metavar="SECONDS", min=0.001, help="For long videos: predict one window every SECONDS seconds."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(callback=checked_out, help=f"A .csv or .json file for the results; with --along by default {TIMELINE}."),
+        typer.Option(callback=checked_out, help=f"File for the results, .csv or .json. Default with --along: {TIMELINE}."),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
     crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Frames between two frames of a clip; as in training, or 4 if that is unknown.")
+        int | None, typer.Option(min=1, help="A clip takes every N-th frame. Default: as in training, or 4 if that is unknown.")
     ] = None,
     sampling: Annotated[
         Literal["dense", "sparse"] | None,
-        typer.Option(help="Windows, or one frame of each equal segment; as in training, or dense if that is unknown."),
+        typer.Option(help="Consecutive frames, or one frame of each of equal segments. Default: as in training, or dense."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Clip height and width, pixels. Default: those of the model.")] = None,
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     frame_pattern: FramePattern = FRAMES_NAMED,
     device: Device = None,
 ) -> None:
-    """Print the most probable classes of videos. Exit status 1 if a video could not be read.
+    """Predict the classes of videos. The exit status is 1 if a video cannot be read.
 
     The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol.
     """
@@ -105,7 +105,7 @@ def predict(
 def _dataset(
     videos: Sequence[str], root: str, labelled: bool, follow_links: bool, frame_pattern: str
 ) -> "VideoDataset":  # fmt: skip
-    """The videos of all arguments. A missing video file is kept, to be named with the unreadable ones. Raises ListError."""
+    """Return the videos of all arguments, also missing files, which are reported with the unreadable ones. Raises ListError."""
     import pandas as pd
 
     from vmae_lab.cli.data import open_list
@@ -200,7 +200,7 @@ def _finish(
     tables: dict[str, "pd.DataFrame"], failed: "Sequence[VideoError]", out: Path | None,
     described: "Callable[[pd.DataFrame], dict[str, Any]]",
 ) -> None:  # fmt: skip
-    """Write the results, name the unreadable videos on the error stream, and exit with status 1 if there are any."""
+    """Write the results and report unreadable videos on the error stream. Exits with status 1 if there are any."""
     import pandas as pd
 
     from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
@@ -222,6 +222,6 @@ def _finish(
 
 
 def _shown(path: str) -> str:
-    """A path relative to the current folder if it is inside."""
+    """Return a path, relative to the current folder if it is inside it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""`vmae-lab pretrain`, `finetune`, `evaluate`: stages of one recipe without a notebook, from a YAML to folders of models."""
+"""`vmae-lab pretrain`, `finetune`, `evaluate`: run single stages of a recipe without a notebook."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -274,7 +274,7 @@ def token_table(plan: Plan) -> pd.DataFrame:
 
 
 def _by_kind(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-    """Stages by kind, in the order of each kind's first stage."""
+    """Return stages by kind, in the order of each kind's first stage."""
     return {kind: [stage for stage in stages if stage.kind == kind] for kind in dict.fromkeys(stage.kind for stage in stages)}
 
 

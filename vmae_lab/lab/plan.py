@@ -20,7 +20,7 @@ class Arm:
     """One arm of a comparison: its label and style in figures, and dotted overrides of the recipe (or a function of it).
 
     `fill`: matplotlib's fill style of the marker, to distinguish arms of one color and marker. `pretrained`: if False, the arm
-    starts from an untrained encoder. `post_pretrained`: supervised training on the labelled hybrid data comes before that on
+    starts from an untrained encoder. `post_pretrained`: supervised training on the labeled hybrid data comes before that on
     the target. `taught`: the model learns from a teacher's predictions instead of labels.
     """
 

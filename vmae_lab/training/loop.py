@@ -41,19 +41,19 @@ class Task(Protocol[Model]):
     def seed(self) -> int: ...
 
     def build(self) -> Model:
-        """The model with its initial weights."""
+        """Return the model with its initial weights."""
         ...
 
     def batch(self, step: int, rows: range) -> Batch:
-        """Some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments."""
+        """Return some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments."""
         ...
 
     def weight(self, batch: Batch) -> float:
-        """Number of terms that the batch's loss averages: its weight in the mean over micro-batches and processes."""
+        """Return the number of terms in the batch's loss: its weight in the mean over micro-batches and processes."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """The mean loss of a batch: a scalar on the device."""
+        """Return the mean loss of a batch: a scalar on the device."""
         ...
 
 
@@ -236,7 +236,7 @@ class Trainer(Generic[Model]):
                     break
 
     def full_model(self) -> Model:
-        """The full model without wrappers, in every process, with the moving average of the weights if there is one."""
+        """Return the full model without wrappers, in every process, with the moving average of the weights if there is one."""
         # Evaluate in float32, whatever the training precision, as a model that is loaded from its file.
         model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:

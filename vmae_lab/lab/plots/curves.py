@@ -90,7 +90,7 @@ def difference_curves(differences: pd.DataFrame, arms: Mapping[str, Arm], baseli
 
 
 def _present(table: pd.DataFrame, arms: Mapping[str, Arm]) -> list[str]:
-    """The arms of a table, in the order of `arms`."""
+    """Return the arms of a table, in the order of `arms`."""
     return [arm for arm in arms if arm in set(table.arm)]
 
 
@@ -99,5 +99,5 @@ def _line(style: Arm) -> dict[str, Any]:
 
 
 def _dotted(style: Arm) -> dict[str, Any]:
-    """The line of an arm at equal compute: dotted, with open markers."""
+    """Return the line style of an arm at equal compute: dotted, with open markers."""
     return {**_line(style), "linestyle": ":", "markerfacecolor": "white"}

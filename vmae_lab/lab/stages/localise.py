@@ -28,7 +28,7 @@ I3D_WIDTH, THUMOS_CLASSES = 2048, 20  # assumed for the cost of features and ann
 
 
 class FeaturesStage(Stage):
-    """Features of the windows of every video of a split, divided over the processes. `where` holds the videos' settings."""
+    """Features of the windows of every video of a split, divided over the processes. `where` has the settings of the videos."""
 
     kind = "features"
 
@@ -127,7 +127,7 @@ class LocaliseStage(Stage):
 
     @property
     def parameters(self) -> int:
-        """About: they depend a little on the width of the features and on the number of classes."""
+        """Approximate number: it depends slightly on the width of the features and on the number of classes."""
         return count_parameters(lambda: ActionFormer(self.localise.shape, I3D_WIDTH, [""] * THUMOS_CLASSES))
 
     @property

@@ -44,7 +44,7 @@ class Job:
 
 
 class Stage(BaseModel):
-    """A piece of work, named by what decides its result. Each kind is a subclass in its own file.
+    """A unit of computation, named by a hash of what determines its result. Each kind is a subclass in its own file.
 
     The fields of a kind are the settings in its key. A field with its default value is left out of the key, so that a new field
     does not rename finished stages. `inputs` are the stages that must be finished first. `where` is the path of an external
@@ -133,7 +133,7 @@ class Stage(BaseModel):
 
     @property
     def drawn_labels(self) -> dict[str, int | None]:
-        """How many labelled clips are drawn, by the name of the setting; None means all."""
+        """How many labeled clips are drawn, by the name of the setting; None means all."""
         return {}
 
     @property

@@ -110,7 +110,7 @@ def _detached(state: State) -> State:
 
 
 def _preprocessing(config: ModelConfig) -> dict[str, Any]:
-    """Config of transformers' image processor: resize the shorter side to the clip's, center crop, ImageNet normalization."""
+    """Return the config of transformers' image processor: resize the short side, center crop, ImageNet normalization."""
     side = config.clip.side
     return {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -130,7 +130,7 @@ KINDS = {  # title and module of each kind of model
 
 
 def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
-    """The folder's README: what the model is, how to load it, and how it was trained (`story`)."""
+    """Return the folder's README: what the model is, how to load it, and how it was trained (`story`)."""
     size, clip, (title, module) = config.size, config.clip, KINDS[config.model]
     classifies = config.model == "VideoClassifier"
     data = ModelCardData(
