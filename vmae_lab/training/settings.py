@@ -101,8 +101,8 @@ class Compute(BaseModel):
     )
     executor: Literal["auto", "local", "processes", "slurm"] = Field(
         "auto",
-        description="where stages are computed. local: in this process. processes: in processes, each with its own GPU, if there "
-        "are any. slurm: as Slurm jobs. auto: local if jobs is 1, else in processes that share the GPUs evenly",
+        description="where stages are computed. local: in this process. processes: in processes, each with its own GPU if "
+        "there are GPUs. slurm: as Slurm jobs. auto: local if jobs is 1, else in processes that share the GPUs evenly",
     )
     jobs: int = Field(
         1, ge=1, description="stages computed at the same time; if above 1, each in its own process. slurm: jobs in its queue"
@@ -128,6 +128,11 @@ class Compute(BaseModel):
     def in_this_process(self) -> bool:
         """Whether the process that runs a plan also computes its stages."""
         return self.executor == "local" or (self.executor == "auto" and self.jobs == 1)
+
+    @property
+    def own_devices(self) -> bool:
+        """Whether each stage that is computed has its own device."""
+        return self.executor in ("processes", "slurm")
 
     def model_post_init(self, _context: object) -> None:
         if self.executor == "local" and self.jobs > 1:
