@@ -24,7 +24,7 @@ CLUSTER = "slurm"  # submitit's name; tests use its `local`
 FILES = "slurm"  # folder in a stage's folder
 POLL_S = 5.0  # seconds between two calls of squeue
 GRACE_S = 15.0  # seconds from the end of a job until its result must be visible on a shared file system
-RESUMES = 1000  # how often a training may reach its time limit
+RESUMES = 100  # how often a training may reach its time limit
 TAIL = 20  # lines of a failed job's log that are shown
 
 
@@ -85,10 +85,7 @@ class SlurmQueue:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.jobs:
             ids = " ".join(self.jobs.values())
-            print(
-                f"{len(self.jobs)} Slurm jobs continue; to wait for them, run this again; to end them: scancel {ids}",
-                flush=True,
-            )
+            print(f"Slurm jobs continue: {ids}. Run this again to wait for them, or end them with scancel", flush=True)
 
     def submit(self, stage: Stage) -> None:
         """Submit the job of a stage, unless an earlier process has and it is still in the queue. Raises ImpossibleHere."""
