@@ -149,7 +149,7 @@ class Processes:
         for future in wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED).done:
             stage, worker = self.running.pop(future)
             error = future.exception()
-            if error and not isinstance(error, Exception):  # Stopped: the process got a stop request
+            if not isinstance(error, Exception | None):  # Stopped: the process got a stop request
                 raise error
             if isinstance(error, BrokenProcessPool):
                 worker.pool = self._pool(worker.variables)
