@@ -24,7 +24,6 @@ from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
 from vmae_lab.training.settings import Compute, TrainSettings
 from vmae_lab.utils.atomic_io import make_folder
-from vmae_lab.utils.processes import pool_failed
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
 
@@ -318,8 +317,7 @@ class Trainer(Generic[Model]):
         text = f"stop requested: {self.folder} is saved after step {self.state.step} of {self.settings.steps}"
         if self.accelerator.is_main_process:
             note(self.folder, text)
-        if not pool_failed():  # otherwise the error of the other job is the message
-            print(text, flush=True)
+        print(text, flush=True)
         raise Stopped
 
     # -----------------------------------------------------------------------------------------------------------------------
