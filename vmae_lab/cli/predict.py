@@ -24,6 +24,14 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")]
+SideOption = Annotated[
+    str | None,
+    typer.Option(metavar="PIXELS", help="Height and width of a clip, such as 224 or 192x256; the model's own if left out."),
+]
+PositionsOption = Annotated[
+    Literal["interpolate", "recompute"] | None,
+    typer.Option(help="Positions at other --frames or --side than in training; interpolated if left out."),
+]
 
 
 def checked_out(out: Path | None) -> Path | None:
@@ -31,6 +39,16 @@ def checked_out(out: Path | None) -> Path | None:
     if out and out.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{out} should end in .csv or .json, which chooses the form of the results")
     return out
+
+
+def checked_side(side: str | None) -> int | tuple[int, int] | None:
+    """The side of clips in an option. Raises BadParameter."""
+    from vmae_lab.utils.shapes import parse_side
+
+    try:
+        return parse_side(side)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--side") from None
 
 
 @commands.command(
@@ -54,7 +72,7 @@ def predict(
         typer.Option(callback=checked_out, help=f"A .csv or .json file for the results; with --along by default {TIMELINE}."),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
-    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
+    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the longer direction of the frame.")] = 3,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Frames between two frames of a clip; as in training, or 4 if that is unknown.")
     ] = None,
@@ -63,7 +81,8 @@ def predict(
         typer.Option(help="Windows, or one frame of each equal segment; as in training, or dense if that is unknown."),
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
@@ -85,7 +104,7 @@ def predict(
     )
     from vmae_lab.utils.processes import process_state
 
-    opened = open_classifier(model, frames, side)
+    opened = open_classifier(model, frames, checked_side(side), positions)
     opened.to(device or process_state().device)
     if names:
         opened.class_names = read_names(names, opened, model)

@@ -99,7 +99,7 @@ def parameter_count(model: ModelSettings) -> int:
 def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSettings) -> float:
     """Return the CPU seconds that the batches of a whole training take."""
     sizes = {round(scale * data.resident_side) for scale in data.crop_scales}
-    pixels = model.frames * model.side**2
+    pixels = model.frames * model.clip.height * model.clip.width
     per_sample = CLIP_S + pixels * (RESIZE_PIXEL_S if data.lists or sizes != {model.side} else CROP_PIXEL_S)
     if data.lists:
         per_sample += DECODE_S / getattr(training, "repeats", 1)
@@ -111,4 +111,4 @@ def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSet
 def reading_seconds(model: ModelSettings, data: DataSettings) -> float:
     """Return the CPU seconds to read one clip in the process that evaluates it."""
     resized = data.lists or data.resident_side != model.side
-    return CLIP_S + (model.frames * model.side**2 * RESIZE_PIXEL_S if resized else 0.0)
+    return CLIP_S + (model.frames * model.clip.height * model.clip.width * RESIZE_PIXEL_S if resized else 0.0)

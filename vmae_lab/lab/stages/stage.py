@@ -151,12 +151,21 @@ class Stage(BaseModel):
 
 
 def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) -> Stage:
-    """Build a stage from the recipe's settings with the names of its fields, and from `own`. Inputs of None are left out."""
-    settings = {**dict(recipe), **dict(recipe.evaluate), **own}
+    """Build a stage from the recipe's settings with the names of its fields, and from `own`. Inputs of None are left out.
+
+    Its model keeps the positions of its first input's model, which may be interpolated from those of an opened checkpoint.
+    """
+    settings = {**dict(recipe), "model": positioned(recipe.model, *inputs[:1]), **dict(recipe.evaluate), **own}
     if "data_fingerprint" in kind.model_fields:
         settings["data_fingerprint"] = recipe.data.fingerprint
     fields = {name: value for name, value in settings.items() if name in own or name in kind.model_fields}
     return kind(**fields, inputs=tuple(stage for stage in inputs if stage is not None))
+
+
+def positioned(model: ModelSettings, source: Stage | None = None) -> ModelSettings:
+    """Return the model with the positions of the model of a stage whose weights it starts from, or that it evaluates."""
+    origin = getattr(source, "model", None)
+    return model.model_copy(update={"positions_from": origin.positions_from}) if isinstance(origin, ModelSettings) else model
 
 
 def input_encoder_state(folder: Path) -> State:
@@ -179,7 +188,7 @@ def training_cost(trained: Trained) -> dict[str, Any]:
 # Fields that were added after stages had been run, with the value that means "not used". Unused ones stay out of keys.
 ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
-    ModelSettings: {"layer_scale": None},
+    ModelSettings: {"layer_scale": None, "positions": "interpolate", "positions_from": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
     PretrainSettings: {"keep_at": [], "target_from": "clip"},
     FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
