@@ -20,7 +20,7 @@ from vmae_lab.models.vit import VideoEncoder, interpolated_positions, sincos_pos
 
 CLIP = ClipShape(frames=4, side=16, patch=4)
 VIDEO = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-GIVEN = {"frames": 4, "side": 16}  # not in official files
+GIVEN = {"frames": 4, "side": 16, "positions": "recompute"}  # of the training; not in these files
 OWN_SIZE = Size(32, 2, 2, 64, 24, 1, 2, 48, patch=4)
 LAYOUTS = ("vmae_lab", "transformers", "official", "remote_code")
 
