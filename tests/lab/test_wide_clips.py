@@ -42,6 +42,7 @@ def test_every_notebook_plans(smoke, name):
     plan = plan_notebook(name, wide_recipe(smoke, EXPERIMENTS[name].arms))
     assert not plan.impossible
     square = plan_notebook(name, build_recipe({**smoke, "arms": list(EXPERIMENTS[name].arms)}))
+    assert all(stage.work.own_s >= 0 for stage in plan.stages), "costs are known"
     assert stage_table(plan).stages.tolist() == stage_table(square).stages.tolist()
     clips = {stage.model.clip.grid for stage in plan.stages if hasattr(stage, "model")}
     assert clips <= {(4, 6, 8), (8, 14, 14)}, "the latter to measure steps"
@@ -126,7 +127,7 @@ def test_commands_with_wide_clips(smoke, home, tmp_path, monkeypatch, capsys):
     assert "cannot be split" in capsys.readouterr().err
     Path("list.csv").write_text("path\nvideo.mp4\n")
     assert main(["features", "list.csv", "--model", decoder, "--side", "16x24"]) == 0
-    assert np.load("list.features/video.mp4.npy").shape[1] == recipe.model.dimensions.width
+    assert np.load("list.csv.features/video.mp4.npy").shape[1] == recipe.model.dimensions.width
     assert main(["reconstruct", decoder, "video.mp4", "--stride", "1"]) == 0
     with Image.open("reconstruction.gif") as loop:
-        assert loop.width > loop.height or loop.n_frames == 8
+        assert loop.n_frames == 8

@@ -114,9 +114,7 @@ class ClipShape:
         divide the clip.
         """
         rule = positions or self.positions
-        clip = replace(
-            self, frames=frames or self.frames, side=side or self.side, positions=rule, positions_from=None
-        )  # fmt: skip
+        clip = replace(self, frames=frames or self.frames, side=side or self.side, positions=rule, positions_from=None)
         if rule == "interpolate" and self.trained_grid != clip.grid:
             clip = replace(clip, positions_from=self.trained_grid)
         return clip

@@ -163,9 +163,15 @@ def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) 
 
 
 def positioned(model: ModelSettings, source: Stage | None = None) -> ModelSettings:
-    """Return the model with the positions of the model of a stage whose weights it starts from, or that it evaluates."""
+    """Return the model with the positions that it takes over from a stage whose weights it starts from, or that it evaluates.
+
+    Both are equal unless the stage's model, or the checkpoint that it started from, has another grid of tokens.
+    """
     origin = getattr(source, "model", None)
-    return model.model_copy(update={"positions_from": origin.positions_from}) if isinstance(origin, ModelSettings) else model
+    if not isinstance(origin, ModelSettings) or (origin.tubelet, origin.clip.patch) != (model.tubelet, model.clip.patch):
+        return model
+    clip = origin.clip.reshaped(model.frames, model.side, model.positions)
+    return model.model_copy(update={"positions_from": clip.positions_from})
 
 
 def input_encoder_state(folder: Path) -> State:
