@@ -131,3 +131,7 @@ def test_commands_with_wide_clips(smoke, home, tmp_path, monkeypatch, capsys):
     assert main(["reconstruct", decoder, "video.mp4", "--stride", "1"]) == 0
     with Image.open("reconstruction.gif") as loop:
         assert loop.n_frames == 8
+    assert main(["reconstruct", decoder, "video.mp4", "--side", "32x16", "--frames", "4"]) == 0
+    assert "64 patches" in capsys.readouterr().out
+    assert main(["reconstruct", decoder, "video.mp4", "--side", "32x18"]) == 2
+    assert "cannot be split" in capsys.readouterr().err

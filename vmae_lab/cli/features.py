@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
-from vmae_lab.cli.predict import PositionsOption, SideOption, checked_side
+from vmae_lab.cli.predict import FramesOption, PositionsOption, SideOption, checked_side
 
 commands = typer.Typer()
 
@@ -20,7 +20,7 @@ def features(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")] = None,
+    frames: FramesOption = None,
     side: SideOption = None,
     positions: PositionsOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: <list>.features here.")] = None,

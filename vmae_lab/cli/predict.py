@@ -24,6 +24,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")]
 SideOption = Annotated[
     str | None,
     typer.Option(metavar="PIXELS", help="Height and width of a clip, such as 224 or 192x256; the model's own if left out."),
@@ -80,7 +81,7 @@ def predict(
         Literal["dense", "sparse"] | None,
         typer.Option(help="Windows, or one frame of each equal segment; as in training, or dense if that is unknown."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
+    frames: FramesOption = None,
     side: SideOption = None,
     positions: PositionsOption = None,
     root: Root = ".",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vmae_lab.cli.predict import Device, Model
+from vmae_lab.cli.predict import Device, FramesOption, Model, PositionsOption, SideOption, checked_side
 
 commands = typer.Typer()
 LABELS = {  # of the pictures: the names that `rebuilt` gives, and what they mean
@@ -42,6 +42,9 @@ def reconstruct(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Frames between two frames of the clip; as in training, or 4 if that is unknown.")
     ] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     out: Annotated[
         Path,
         typer.Option(callback=checked_out, help="A .gif or .mp4 file; a strip of frames is written next to it as .png."),
@@ -66,7 +69,8 @@ def reconstruct(
     from vmae_lab.utils.processes import process_state
     from vmae_lab.utils.seeding import torch_generator
 
-    opened = VideoMAE.from_pretrained(model).to(device or process_state().device)
+    opened = VideoMAE.from_pretrained(model, frames=frames, side=checked_side(side), positions=positions)
+    opened.to(device or process_state().device)
     masks = MaskSettings(
         encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
     )

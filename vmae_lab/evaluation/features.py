@@ -26,7 +26,7 @@ from vmae_lab.data.transforms import centre_crop, squash
 from vmae_lab.data.video_dataset import VideoDataset
 from vmae_lab.data.video_features import VideoFeatures, open_features
 from vmae_lab.data.video_lists.formats import write_list
-from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
+from vmae_lab.models.checkpoints import load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.sizes import Positions
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, storing_in, write_json
@@ -163,10 +163,7 @@ def open_encoder(
     checkpoint = open_checkpoint(where)
     size = checkpoint.config.size
     normed = checkpoint.config.model == "VideoMAE" and checkpoint.config.encoder_norm
-    try:
-        clip = checkpoint.reshaped(frames, side, positions)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    clip = checkpoint.reshaped(frames, side, positions)
     encoder = VideoEncoder(size, clip, norm=normed)
     load_weights(encoder, part_of(checkpoint.state, "encoder."), str(where))
     if normed:

@@ -60,10 +60,7 @@ def open_classifier(
             f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "
             f"vmae-lab finetune PARAMS --encoder {where}"
         )
-    try:
-        clip = checkpoint.reshaped(frames, side, positions)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    clip = checkpoint.reshaped(frames, side, positions)
     model = VideoClassifier(config.size, clip, config.classes, config.readout or "mean")
     load_weights(model, checkpoint.state, str(where))
     model.describe(config)

@@ -81,7 +81,7 @@ class VideoClassifier(Pretrained):
         Head weights that are missing or do not fit (all of them after pre-training) are initialized from `seed`, with a warning
         that names them.
 
-        Raises CheckpointError, also if the number of `classes` is unknown, and ValueError if patches do not divide the clip.
+        Raises CheckpointError, also if the number of `classes` is unknown or patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config

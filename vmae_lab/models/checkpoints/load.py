@@ -58,11 +58,14 @@ class Checkpoint:
     clip_assumed: bool = False
 
     def reshaped(self, frames: int | None, side: Side | None, positions: Positions | None = None) -> ClipShape:
-        """Return the clip with another shape or rule for positions, see `ClipShape.reshaped`. Raises ValueError.
+        """Return the clip with another shape or rule for positions, see `ClipShape.reshaped`.
 
-        Warns if positions are interpolated from an assumed clip.
+        Warns if positions are interpolated from an assumed clip. Raises CheckpointError if patches do not divide the clip.
         """
-        clip = self.config.clip.reshaped(frames, side, positions)
+        try:
+            clip = self.config.clip.reshaped(frames, side, positions)
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {error}") from error
         if self.clip_assumed and clip.positions_from:
             warnings.warn(
                 f"{self.where} does not store the clip of its training. Positions are interpolated from "
