@@ -62,8 +62,9 @@ class VideoMAE(Pretrained):
         """Load a pre-trained model from any format that `open_checkpoint` reads, in evaluation mode.
 
         `frames` and `side` (pixels, or height and width) are those of the checkpoint if None. At another shape, `positions` are
-        interpolated by default, or recomputed, see `vit.positions_at`. Raises CheckpointError, also if patches do not divide the
-        clip.
+        interpolated by default, or recomputed, see `vit.positions_at`.
+
+        Raises CheckpointError, also if patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
