@@ -88,7 +88,7 @@ def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) 
 def drawn(clip: ClipShape, masks: MaskSettings, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return random uint8 pixels, both masks, and which decoded tokens enter the loss."""
     video = torch.randint(
-        0, 256, (batch, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8, generator=torch_generator(0, "pixels")
+        0, 256, (batch, 3, clip.frames, clip.height, clip.width), dtype=torch.uint8, generator=torch_generator(0, "pixels")
     )
     generators = (torch_generator(0, f"{side} mask") for side in ("encoder", "decoder"))
     encoder_mask, decoder_mask = draw_masks(masks, clip.grid, batch, *generators)

@@ -14,7 +14,8 @@ from einops import rearrange, repeat
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+from vmae_lab.utils.shapes import Grid
+
 MaskKind = Literal["tube", "running_cell", "frame", "random"]
 CELL_RATIOS = (0.25, 0.5, 0.75)
 CELL_PHASES = 4

@@ -24,6 +24,15 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
 Device = Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")]
+SideOption = Annotated[
+    str | None,
+    typer.Option(metavar="PIXELS", help="Clip height and width, for example 224 or 192x256. Default: those of the model."),
+]
+PositionsOption = Annotated[
+    Literal["interpolate", "recompute"] | None,
+    typer.Option(help="Positions if --frames or --side differ from training. Default: interpolate."),
+]
 
 
 def checked_out(out: Path | None) -> Path | None:
@@ -31,6 +40,16 @@ def checked_out(out: Path | None) -> Path | None:
     if out and out.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"the name of {out} must end in .csv or .json, the formats of results")
     return out
+
+
+def checked_side(side: str | None) -> int | tuple[int, int] | None:
+    """The side of clips in an option. Raises BadParameter."""
+    from vmae_lab.utils.shapes import parse_side
+
+    try:
+        return parse_side(side)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--side") from None
 
 
 @commands.command(
@@ -54,7 +73,7 @@ def predict(
         typer.Option(callback=checked_out, help=f"File for the results, .csv or .json. Default with --along: {TIMELINE}."),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
-    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
+    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the longer direction of the frame.")] = 3,
     stride: Annotated[
         int | None, typer.Option(min=1, help="A clip takes every N-th frame. Default: as in training, or 4 if that is unknown.")
     ] = None,
@@ -62,8 +81,9 @@ def predict(
         Literal["dense", "sparse"] | None,
         typer.Option(help="Consecutive frames, or one frame of each of equal segments. Default: as in training, or dense."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Clip height and width, pixels. Default: those of the model.")] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
@@ -85,7 +105,7 @@ def predict(
     )
     from vmae_lab.utils.processes import process_state
 
-    opened = open_classifier(model, frames, side)
+    opened = open_classifier(model, frames, checked_side(side), positions)
     opened.to(device or process_state().device)
     if names:
         opened.class_names = read_names(names, opened, model)

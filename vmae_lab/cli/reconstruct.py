@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vmae_lab.cli.predict import Device, Model
+from vmae_lab.cli.predict import Device, FramesOption, Model, PositionsOption, SideOption, checked_side
 
 commands = typer.Typer()
 # With a normalized target: name in the result of `rebuilt` -> label in the pictures.
@@ -48,6 +48,9 @@ def reconstruct(
         int | None,
         typer.Option(min=1, help="The clip takes every N-th frame. Default: as in training, or 4 if that is unknown."),
     ] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     out: Annotated[
         Path,
         typer.Option(callback=checked_out, help="File of the loop, .gif or .mp4. The strip is written next to it as .png."),
@@ -72,7 +75,8 @@ def reconstruct(
     from vmae_lab.utils.processes import process_state
     from vmae_lab.utils.seeding import torch_generator
 
-    opened = VideoMAE.from_pretrained(model).to(device or process_state().device)
+    opened = VideoMAE.from_pretrained(model, frames=frames, side=checked_side(side), positions=positions)
+    opened.to(device or process_state().device)
     masks = MaskSettings(
         encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
     )

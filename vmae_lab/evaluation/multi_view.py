@@ -15,6 +15,7 @@ from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.shapes import Side, short_side_for
 
 
 class ViewSettings(BaseModel):
@@ -47,7 +48,7 @@ def view_probabilities(
     found: dict[int, np.ndarray] = {}
     failed: dict[int, VideoError] = {}
     for rows in batches_of(mine, batch):
-        read = clips.videos(rows, views.choose(settings.frames, stride), settings.side)
+        read = clips.videos(rows, views.choose(settings.frames, stride), short_side_for(settings.side))
         for row, video in zip(rows, read, strict=True):
             if isinstance(video, VideoError):
                 failed[row] = video
@@ -73,7 +74,7 @@ def mean_probabilities(model: nn.Module, clips: Tensor) -> np.ndarray:
     return scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
 
 
-def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:
-    """Cut M concatenated clips into K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`."""
+def cut_views(video: Tensor, frames: int, side: Side, crops: int) -> Tensor:
+    """Cut M concatenated clips into K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, height, width)`."""
     cut = torch.stack(crops_along(video, side, crops))
     return cut.unflatten(2, (-1, frames)).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)

@@ -26,9 +26,10 @@ from vmae_lab.data.video_lists.formats import read_lines
 from vmae_lab.evaluation.multi_view import ViewSettings, cut_views, mean_probabilities
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.sizes import ClipShape
+from vmae_lab.models.sizes import ClipShape, Positions
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.shapes import Side, short_side_for
 
 STRIDE = 4  # default for models without a stored stride: that of VideoMAE on Kinetics
 
@@ -41,11 +42,14 @@ class PredictionError(UserError, ValueError):
 # Model and names
 
 
-def open_classifier(where: str | Path, frames: int | None = None, side: int | None = None) -> VideoClassifier:
+def open_classifier(
+    where: str | Path, frames: int | None = None, side: Side | None = None, positions: Positions | None = None
+) -> VideoClassifier:  # fmt: skip
     """Open a trained classifier of any format that `open_checkpoint` reads, in evaluation mode.
 
     Unlike `VideoClassifier.from_pretrained`, it never initializes a new head, whose predictions would be random. `frames` and
-    `side` (pixels) of clips are by default those of the model. Raises CheckpointError.
+    `side` (pixels) of clips are by default those of the model. At another shape, positions are by default interpolated.
+    Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     config = checkpoint.config
@@ -56,10 +60,7 @@ def open_classifier(where: str | Path, frames: int | None = None, side: int | No
             f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "
             f"vmae-lab finetune PARAMS --encoder {where}"
         )
-    try:
-        clip = config.reshaped(frames, side)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    clip = checkpoint.reshaped(frames, side, positions)
     model = VideoClassifier(config.size, clip, config.classes, config.readout or "mean")
     load_weights(model, checkpoint.state, str(where))
     model.describe(config)
@@ -122,14 +123,14 @@ class Prediction:
 def preprocess(
     video: str | Path, model: nn.Module, *, stride: int | None = None, views: ViewSettings | None = None
 ) -> Tensor:  # fmt: skip
-    """Read the views of a video as clips for `model`: uint8 `(clips * crops, C, T, side, side)`, the crops of a clip together.
+    """Read the views of a video as clips for `model`: uint8 `(clips * crops, C, T, H, W)`, the crops of a clip together.
 
     `model` is a VideoClassifier, a VideoMAE or an encoder; it normalizes uint8 pixels itself. A clip takes every `stride`-th
     frame. By default, stride and sampling are those of the training. Raises VideoError.
     """
     stride, views = sampling_of(model, stride, views)
     clip = _clip_of(model)
-    decoded = _decoders().read(_file(video), views.choose(clip.frames, stride), clip.side)
+    decoded = _decoders().read(_file(video), views.choose(clip.frames, stride), short_side_for(clip.side))
     return cut_views(_frames(decoded), clip.frames, clip.side, views.crops)
 
 
@@ -165,7 +166,7 @@ def predict_videos(
     """Yield the name and the prediction of each video, or its error if it cannot be read. Raises PredictionError."""
     clip = model.clip
     model.eval()
-    read = clips.videos(range(len(clips)), views.choose(clip.frames, stride), clip.side)
+    read = clips.videos(range(len(clips)), views.choose(clip.frames, stride), short_side_for(clip.side))
     for row, video in enumerate(read):
         name = clips.name(row)
         if isinstance(video, VideoError):
@@ -225,7 +226,7 @@ def predict_along(
     """
     clip, name, file = model.clip, clips.name(row), clips.file(row)
     model.eval()
-    chunks = clips.decoders.stream(file, clip.side)
+    chunks = clips.decoders.stream(file, short_side_for(clip.side))
     first = next(chunks)
     rate = first.info.fps
     if not rate:

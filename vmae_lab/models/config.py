@@ -49,14 +49,9 @@ class ModelConfig(BaseModel):
         values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
         if self.size.layer_scale is None:
             values["size"] = {name: value for name, value in values["size"].items() if name != "layer_scale"}
-        return values
+        return {**values, "clip": self.clip.as_json}
 
     @property
     def hashed(self) -> Self:
         """The config without the fields that a stage's key leaves out."""
         return self.model_copy(update=dict.fromkeys(UNHASHED))
-
-    def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
-        """Return the clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""
-        clip = self.clip
-        return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)

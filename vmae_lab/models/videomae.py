@@ -14,8 +14,9 @@ from vmae_lab.masking import visible_index
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
 from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import ClipShape, Size
-from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, gather_tokens, initialise, patchify, sincos_positions
+from vmae_lab.models.sizes import ClipShape, Positions, Size
+from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, gather_tokens, initialise, patchify, positions_at
+from vmae_lab.utils.shapes import Side
 
 TARGET_EPS = 1e-6
 
@@ -42,7 +43,7 @@ class VideoMAE(Pretrained):
         self.encoder = VideoEncoder(size, clip, norm=encoder_norm)
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
-        self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
+        self.register_buffer("positions", positions_at(clip, size.decoder_width), persistent=False)
         self.decoder = Trunk(
             size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False,
             layer_scale=size.layer_scale,
@@ -55,13 +56,15 @@ class VideoMAE(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls, where: str | Path, *, frames: int | None = None, side: int | None = None, size: Size | str | None = None,
-        revision: str | None = None,
+        cls, where: str | Path, *, frames: int | None = None, side: Side | None = None, positions: Positions | None = None,
+        size: Size | str | None = None, revision: str | None = None,
     ) -> Self:  # fmt: skip
         """Load a pre-trained model from any format that `open_checkpoint` reads, in evaluation mode.
 
-        If `frames` or `side` (pixels) are given, positions are computed for them. Raises CheckpointError, and ValueError if
-        patches do not divide the clip.
+        `frames` and `side` (pixels, or height and width) are those of the checkpoint if None. At another shape, `positions` are
+        interpolated by default, or recomputed, see `vit.positions_at`.
+
+        Raises CheckpointError, also if patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
@@ -69,7 +72,7 @@ class VideoMAE(Pretrained):
             raise CheckpointError(f"{where} has no decoder; load it with VideoClassifier.from_pretrained")
         eps = TARGET_EPS if config.target_eps is None else config.target_eps
         normalise = config.normalise_target is not False
-        model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)
+        model = cls(config.size, checkpoint.reshaped(frames, side, positions), normalise, eps, config.encoder_norm)
         load_weights(model, checkpoint.state, str(where))
         model.stride = config.stride
         return model.eval()

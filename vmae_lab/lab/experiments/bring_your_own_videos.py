@@ -161,7 +161,7 @@ class Encoded:
 
     `names`: class of each clip, or its source without labels. `titles`: class, or file without labels. `labels`: None without
     labels. `groups`: clips of one group are not compared with each other; None if there are fewer than two groups. `frames`:
-    middle frames, uint8 `(n, side, side, 3)`. `features`: standardized mean tokens `(n, D)` by arm and seed. `pictured`: the
+    middle frames, uint8 `(n, H, W, 3)`. `features`: standardized mean tokens `(n, D)` by arm and seed. `pictured`: the
     features of the figures, those of the pre-trained arm at the first seed. `total`: clips of the split. `unreadable`: clips
     that were left out.
     """

@@ -180,7 +180,7 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     if tuple(learned) != tuple(evaluated):
         data = f"pre-trained on {', '.join(map(markdown, learned))}, {data}"
     return (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.clip.pixels} "
         f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips unless the arm sets another "
         f"number; mean ± standard deviation over {len(recipe.seeds)} seeds, {recipe.evaluate.split} split; "
         f"{evaluation or f'frozen readouts, {draws}'}; {data}."
@@ -379,7 +379,7 @@ def mask_pictures(plan: Plan) -> pd.DataFrame:
     for arm in plan.pretrained:
         recipe = plan.first(arm).recipe
         clip, masks = recipe.model.clip, masks_of_pictures(recipe)
-        white = np.full((clip.grid[0], clip.side, clip.side, 3), 255, np.uint8)
+        white = np.full((clip.grid[0], clip.height, clip.width, 3), 255, np.uint8)
         pictures = (clip_pictures.painted(white, mask[0].reshape(clip.grid).numpy(), clip.patch) for mask in masks)
         table[arm] = [sha256(picture.tobytes()).hexdigest()[:12] for picture in pictures]
     return pd.DataFrame.from_dict(table, orient="index", columns=["encoder sees", "decoder reconstructs"])

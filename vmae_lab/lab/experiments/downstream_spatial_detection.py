@@ -23,6 +23,7 @@ from vmae_lab.lab.stages.inputs import check_scenes, load_scenes
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.training.tasks.detect import DetectSettings, people_of
 from vmae_lab.utils.seeding import numpy_generator
+from vmae_lab.utils.shapes import height_width
 
 LONGER = 4  # times the steps, as in downstream_action_classification
 
@@ -84,10 +85,11 @@ def detection_table(results: Results) -> Table:
             **common.comparison_cells(differences, arm, "no pre-training"),
         })  # fmt: skip
     recipe, result = plan.recipe, results.stage_result(plan.possible[0], "detect")
+    (height, width), clip = height_width(settings.side), recipe.model.clip
     sizes = ", ".join(f"{name} {_size(*limits)}" for name, limits in SIZES.items())
     caption = (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {recipe.model.side} x {recipe.model.side} pixels; "
-        f"clips of {recipe.model.frames} frames, stride {settings.stride}, {settings.side} x {settings.side} pixels; trained "
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {clip.height} x {clip.width} pixels; "
+        f"clips of {recipe.model.frames} frames, stride {settings.stride}, {height} x {width} pixels; trained "
         f"on {result['training_key_frames']} key frames in batches of {settings.batch_size}, {result['key_frames']} key frames "
         f"of the {recipe.evaluate.split} split; mean ± standard deviation over {len(recipe.seeds)} seeds. Frame mAP at IoU "
         f"{OVERLAP:g} over {len(result['per_class'])} classes, AVA protocol, boxes of {_box_source(plan)}; guessing gives "

@@ -44,7 +44,8 @@ class FeaturesStage(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         videos = load_untrimmed(self.videos, self.split, job.compute)
         state, folder = process_state(), job.folder / FEATURES
-        encoder, norm = open_encoder(job.inputs[0], self.model.frames, self.model.side, str(state.device))
+        model, device = self.model, str(state.device)
+        encoder, norm = open_encoder(job.inputs[0], model.frames, model.side, device, model.positions)
         clips = videos.clips(job.compute.processes)
         if state.is_main_process:
             videos.check_rates(clips)

@@ -23,6 +23,7 @@ from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.shapes import read_side
 
 State = dict[str, Tensor]
 Pairs = Sequence[tuple[str, str]]
@@ -252,15 +253,22 @@ def size_in(official: State, where: str, heads: int | None = None) -> Size:
 def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipShape:
     """Return the clip of an official file: patch from the embedding's kernel, frames and side from the script's arguments.
 
-    Without arguments: the paper's 16 frames and 224 pixels. Raises CheckpointError.
+    Without arguments: the paper's 16 frames and 224 pixels. `input_size` may be a pair (height, width), which our own files
+    have for clips that are not square. Raises CheckpointError.
     """
     _, _, channels, tubelet, patch = _encoder_shape(official, where)
     refuse_others({"channels": channels}, {"channels": CHANNELS}, where)
     try:
         frames = int(arguments.get("num_frames") or 16) * int(arguments.get("num_segments") or 1)
-        return ClipShape(frames, int(arguments.get("input_size") or 224), tubelet, patch, channels)
+        side = arguments.get("input_size") or 224
+        return ClipShape(frames, read_side(side if isinstance(side, list | tuple) else int(side)), tubelet, patch, channels)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its arguments num_frames and input_size do not fit its model: {error}") from error
+
+
+def official_arguments(clip: ClipShape) -> dict[str, Any]:
+    """The arguments that an official file needs to tell its clip; none for 16 frames of 224 pixels, the default."""
+    return {} if (clip.frames, clip.side) == (16, 224) else {"num_frames": clip.frames, "input_size": clip.side}
 
 
 def check_fit_of_config(size: Size, clip: ClipShape, official: State, where: str) -> None:
@@ -453,11 +461,14 @@ def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mappin
         raise CheckpointError(f"{where} is not the config of a VideoMAE ({', '.join(names.values())}): {error}") from error
 
 
-def _number(name: str, setting: Any) -> int:
-    if name in ("image_size", "patch_size") and isinstance(setting, list | tuple):
+def _number(name: str, setting: Any) -> int | tuple[int, int]:
+    """A whole number; for the side of a clip also a pair (height, width). Raises TypeError, ValueError."""
+    if isinstance(setting, list | tuple) and name in (HF_CLIP["side"], REMOTE_CLIP["side"]):
+        return read_side(setting)
+    if isinstance(setting, list | tuple) and name == HF_CLIP["patch"]:
         height, setting = setting
         if height != setting:
-            raise ValueError(f"{name} is {height} x {setting} pixels; clips and patches must be square")
+            raise ValueError(f"{name} is {height} x {setting} pixels; patches must be square")
     if int(setting) != setting:
         raise ValueError(f"{name} {setting!r} is not a whole number")
     return int(setting)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import SIZES, Size
+from vmae_lab.models.sizes import SIZES, ClipShape, Positions, Size
+from vmae_lab.utils.shapes import Side
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = ".index.json"
@@ -46,11 +47,32 @@ EMBEDDING = re.compile(r"(.*\.)?(patch_embed\.proj|patch_embeddings\.projection|
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in our names, and the config of their model. `where` names the checkpoint in messages."""
+    """Weights in our names, and the config of their model. `where` names the checkpoint in messages.
+
+    If `clip_assumed`, the clip is not stored and is the default of the official code.
+    """
 
     state: State
     config: ModelConfig
     where: str
+    clip_assumed: bool = False
+
+    def reshaped(self, frames: int | None, side: Side | None, positions: Positions | None = None) -> ClipShape:
+        """Return the clip with another shape or rule for positions, see `ClipShape.reshaped`.
+
+        Warns if positions are interpolated from an assumed clip. Raises CheckpointError if patches do not divide the clip.
+        """
+        try:
+            clip = self.config.clip.reshaped(frames, side, positions)
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {error}") from error
+        if self.clip_assumed and clip.positions_from:
+            warnings.warn(
+                f"{self.where} does not store the clip of its training. Positions are interpolated from "
+                f"{self.config.clip.pixels}, the default; if it was trained on {clip.pixels}, set positions to 'recompute'",
+                stacklevel=3,
+            )
+        return clip
 
 
 def open_checkpoint(where: str | Path, size: Size | str | None = None, revision: str | None = None) -> Checkpoint:
@@ -106,6 +128,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
     Size and clip come from the config next to them (for official weights, of any format), else from weights and arguments.
     """
     named, has_config, normalise_target, encoder_norm = f"{where}: {CONFIG}", True, True, True
+    assumed = False
     if state.keys().isdisjoint(OFFICIAL):
         if config.get("model_type") != formats.HF_TYPE:
             raise CheckpointError(
@@ -128,7 +151,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         size = formats.with_layer_scale(size or formats.size_in(state, where), state)
         clip = formats.clip_in(state, arguments, where)
         normalise_target = arguments.get("normlize_target") is not False  # sic
-        has_config = False
+        has_config, assumed = False, not (arguments.get("num_frames") or arguments.get("input_size"))
     if has_config:
         formats.check_fit_of_config(size, clip, state, named)
     pretraining = formats.is_pretraining(state)
@@ -137,7 +160,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         model = ModelConfig(
             model="VideoMAE", size=size, clip=clip, normalise_target=normalise_target, encoder_norm=encoder_norm
         )
-        return Checkpoint(formats.from_official_pretrain(state), model, where)
+        return Checkpoint(formats.from_official_pretrain(state), model, where, assumed)
     if "norm.weight" in state:  # of a classifier: without_encoder_prefix removes that of a bare encoder
         raise CheckpointError(
             f"{where} classifies by its first token (use_mean_pooling false, or the official --use_cls); this package supports "
@@ -145,7 +168,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         )
     classes = len(state["head.weight"]) if "head.weight" in state else None
     model = ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean")
-    return Checkpoint(formats.from_official_classifier(state), model, where)
+    return Checkpoint(formats.from_official_classifier(state), model, where, assumed)
 
 
 # --- State dictionaries ------------------------------------------------------------------------------------

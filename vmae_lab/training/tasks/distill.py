@@ -82,8 +82,8 @@ class DistillTask(FinetuneTask):
         )
         if (teacher.model.frames, teacher.model.side) != (model.frames, model.side):
             raise ValueError(
-                f"the teacher takes clips of {teacher.model.frames} frames of {teacher.model.side} pixels, the student of "
-                f"{model.frames} of {model.side}: both must take the same clips"
+                f"the teacher takes clips of {teacher.model.clip.pixels}, the student of {model.clip.pixels}; both must take "
+                "the same clips"
             )
         if settings.hard_weight and (clips.labels[rows] < 0).any():
             raise ValueError(f"hard_weight {settings.hard_weight:g} needs labels, but some clips have none; set it to 0")

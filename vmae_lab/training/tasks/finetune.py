@@ -1,6 +1,5 @@
 """Supervised fine-tuning of the encoder with a class head (VideoMAE V2's recipe)."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,6 +24,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
+from vmae_lab.utils.shapes import short_side_for
 
 Sampling = Literal["dense", "sparse"]
 
@@ -134,7 +134,7 @@ class FinetuneTask:
 
     def _clips(self, positions: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield a labeled clip's row and a crop of it for each position. Consecutive repeats share one decoded clip."""
-        short_side = math.ceil(self.model.side / min(self.data.crop_scales))
+        short_side = short_side_for(self.model.side, min(self.data.crop_scales))
         for number, repeated in groupby(positions, lambda position: position // self.settings.repeats):
             choose = self._choose(number)
 
@@ -154,7 +154,7 @@ class FinetuneTask:
         return Dense(self.model.frames, self.data.stride, where)
 
     def _crop(self, video: Tensor, position: int) -> Tensor:
-        """Return one sample of a clip: uint8 `(C, T, side, side)`."""
+        """Return one sample of a clip: uint8 `(C, T, height, width)`."""
         side, augment = self.model.side, self.settings.augment
         if augment:
             return finetune_augment(video, side, augment, derive(self.seed, "fine-tuning augmentation", position))

@@ -1,6 +1,5 @@
 """Self-supervised pre-training with dual masking (VideoMAE V2, section 3)."""
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.distributed import unwrapped
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
+from vmae_lab.utils.shapes import short_side_for
 
 
 class PretrainSettings(TrainSettings):
@@ -114,7 +114,7 @@ class PretrainTask:
     def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Yield a crop for each position in the stream of samples. Consecutive repeats share one decoded clip."""
         repeats, scales = self.settings.repeats, self.data.crop_scales
-        short_side = math.ceil(self.model.side / min(scales))
+        short_side = short_side_for(self.model.side, min(scales))
         for number, repeated in groupby(positions, lambda position: position // repeats):
             where = numpy_generator(self.seed, "crop", number * repeats).random()  # of the window, for all repeats
 
