@@ -3,13 +3,13 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.nn import functional
@@ -226,6 +226,7 @@ def best_of_unbroken(run, validation, tmp_path_factory):
     return trained.model.state_dict(), trained.best, training_rows(folder), validation_rows(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [0, 3, 6, 7])
 @pytest.mark.parametrize("every", [1, 3, 100])
 def test_an_interrupted_run_resumes_with_the_best_weights(
@@ -285,18 +286,139 @@ def test_an_unreadable_clip_stops_the_training(run, validation, validation_clips
 
 
 def test_invalid_settings_are_refused(smoke):
-    def with_(**override):
-        return build_recipe(
-            {**smoke, "arms": ["none"], "override": {name.replace("__", "."): v for name, v in override.items()}}
-        )
+    def changed(override):
+        return build_recipe({**smoke, "arms": ["none"], "override": override})
 
     with pytest.raises(RecipeError, match=r"evaluate\.finetune: keep best needs .*validate_every"):
-        with_(evaluate__finetune__keep="best")
+        changed({"evaluate.finetune.keep": "best"})
     with pytest.raises(RecipeError, match=r"distill: validate_every is only for fine-tuning"):
-        with_(distill__validate_every=2)
-    settings = with_(post_pretrain__keep="best", post_pretrain__validate_every=3).post_pretrain
+        changed({"distill.validate_every": 2})
+    settings = changed({"post_pretrain.keep": "best", "post_pretrain.validate_every": 3}).post_pretrain
     assert (settings.steps, settings.validations) == (4, 2)
-    assert with_().post_pretrain.validations == 0
+    assert changed({}).post_pretrain.validations == 0
+
+
+# ---------------------------------------------------------------- real processes
+
+JOB = """
+import json, sys, time
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from vmae_lab.data.dataset import load_clips
+from vmae_lab.data.decoding import VideoError
+from vmae_lab.data.eval_clips import MissingVideos
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.training.loop import train
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.finetune import FinetuneTask, predict
+from vmae_lab.training.validation import Validation
+
+recipe, folder, pause, broken = build_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+clips, settings = load_clips(recipe.data, "train"), recipe.evaluate.finetune
+held_out = load_clips(recipe.data, "validation", recipe.evaluate.sources).subset(range(15))  # not a multiple of two
+
+def scores(model, part):
+    if rows := [row for row in range(len(part)) if broken and part.name(row) == held_out.name(5)]:
+        raise MissingVideos({row: VideoError(part.name(row), "broken") for row in rows}, len(part))
+    found = predict(model, part, recipe.model, recipe.data.stride)
+    with open(folder / "validating", "a") as file:
+        file.write("x")
+    time.sleep(pause)
+    return found
+
+task = FinetuneTask(recipe.model, settings, recipe.data, clips, list(range(len(clips))), None, seed=3)
+compute = Compute(checkpoint_every=3, log_every=1, tensorboard=False)
+validation = Validation(held_out, scores, 2, keep_best=True)
+try:
+    trained = train(task, folder, compute, progress=False, validation=validation)
+except Exception as error:
+    (folder / f"error-{PartialState().process_index}.txt").write_text(f"{type(error).__name__}: {error}")
+    time.sleep(2)  # the launcher ends the other process when this one ends
+    raise
+if PartialState().is_main_process:
+    torch.save({"weights": trained.model.state_dict(), "best": trained.best}, folder / "last.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def start(home, smoke, tmp_path_factory):
+    """Start a validated run in one process, or in several. Its results do not depend on their number, up to rounding."""
+    script = tmp_path_factory.mktemp("script") / "job.py"
+    script.write_text(JOB)
+    override = {f"evaluate.finetune.{name}": value for name, value in {"steps": 6, "drop_path": 0.0}.items()}
+    parameters = json.dumps(build_recipe({**smoke, "arms": ["none"], "override": override}).model_dump(mode="json"))
+
+    def begin(folder: Path, processes=1, pause=0.0, broken="", **environment) -> subprocess.Popen:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        command = [sys.executable, *launcher, str(script), parameters, str(folder), str(pause), broken]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+        with open(folder / "output.txt", "a") as output:
+            return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+    return begin
+
+
+def finish(process: subprocess.Popen, folder: Path) -> dict:
+    assert process.wait(240) == 0, (folder / "output.txt").read_text()[-3000:]
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return finish(start(folder), folder), validation_rows(folder)
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_share_the_clips(start, alone, tmp_path, sharded):
+    """The scores and the best weights are those of one process. 15 clips are not two equal parts."""
+    ends, rows = finish(start(tmp_path, 2, **(FSDP if sharded else {})), tmp_path), validation_rows(tmp_path)
+    assert [step for step, *_ in rows] == [2, 4, 6]
+    for row, of_one in zip(rows, alone[1], strict=True):
+        assert row == pytest.approx(of_one, rel=1e-4)
+    assert ends["best"] == alone[0]["best"]
+    assert (tmp_path / "validating").read_text() == 6 * "x", "both processes predict"
+    for name, weight in alone[0]["weights"].items():
+        torch.testing.assert_close(ends["weights"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_an_unreadable_clip(start, tmp_path):
+    """Only one of them reads it. The other must not wait for that one."""
+    assert start(tmp_path, 2, broken="yes").wait(240)
+    errors = [(tmp_path / f"error-{process}.txt").read_text() for process in range(2)]
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("MissingVideos: 1 of 15 videos")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_while_it_validates_resumes(start, alone, tmp_path, processes):
+    """SIGKILL in the validation of step 4, after the checkpoint of step 3, which has the best weights of step 2."""
+    process, mark, deadline = start(tmp_path, processes, pause=1.0), tmp_path / "validating", time.monotonic() + 240
+    while not mark.exists() or len(mark.read_text()) < 1 + processes:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
+    process.wait(60)
+    psutil.wait_procs(family, 60)
+    state = checkpoint(tmp_path)
+    assert (state["step"], state["best"]["step"]) == (3, 2)
+    ends = finish(start(tmp_path, processes), tmp_path)
+    assert ends["best"] == alone[0]["best"]
+    assert [step for step, *_ in validation_rows(tmp_path)] == [2, 4, 6]
+    if processes == 1:
+        assert same(ends["weights"], alone[0]["weights"])
+        assert validation_rows(tmp_path) == alone[1]
 
 
 # ---------------------------------------------------------------- overfit
@@ -306,13 +428,13 @@ def test_an_overfit_shows(recipe, clips, validation, tmp_path):
     """Eight labels and many steps: the training loss falls to zero while the validation loss rises."""
     settings = recipe.evaluate.finetune.model_copy(
         update={
-            "steps": 80, "batch_size": 8, "lr": 2e-3, "warmup_steps": 0, "label_smoothing": 0.0, "head_init_scale": 1.0, "mix": None,
-            "augment": None, "drop_path": 0.0, "dropout": 0.0, "repeats": 1, "ema": None, "layer_decay": 1.0,
+            "steps": 80, "batch_size": 8, "lr": 2e-3, "warmup_steps": 0, "label_smoothing": 0.0, "head_init_scale": 1.0,
+            "mix": None, "augment": None, "drop_path": 0.0, "dropout": 0.0, "repeats": 1, "ema": None, "layer_decay": 1.0,
         }
     )  # fmt: skip
     rows = [int(np.flatnonzero(clips.labels == label)[0]) for label in range(8)]
     task = FinetuneTask(recipe.model, settings, recipe.data, clips, rows, None, seed=3)
-    train(task, tmp_path, Compute(log_every=5, tensorboard=False), progress=False, validation=validation(every=5))
+    train(task, tmp_path, Compute(log_every=4, tensorboard=False), progress=False, validation=validation(every=4))
     log = read_metrics(tmp_path)
     losses, validated = ([row[name] for row in log] for name in ("loss", LOSS))
     assert losses[-1] < 0.1 * losses[0]
