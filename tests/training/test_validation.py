@@ -315,9 +315,6 @@ from vmae_lab.training.tasks.finetune import FinetuneTask, predict
 from vmae_lab.training.validation import Validation
 
 recipe, folder, pause, broken = build_recipe(json.loads(sys.argv[1])), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-torch.set_num_threads(1)
-clips, settings = load_clips(recipe.data, "train"), recipe.evaluate.finetune
-held_out = load_clips(recipe.data, "validation", recipe.evaluate.sources).subset(range(15))  # not a multiple of two
 
 def scores(model, part):
     if rows := [row for row in range(len(part)) if broken and part.name(row) == held_out.name(5)]:
@@ -328,22 +325,26 @@ def scores(model, part):
     time.sleep(pause)
     return found
 
-task = FinetuneTask(recipe.model, settings, recipe.data, clips, list(range(len(clips))), None, seed=3)
-compute = Compute(checkpoint_every=3, log_every=1, tensorboard=False)
-validation = Validation(held_out, scores, 2, keep_best=True)
-try:
-    trained = train(task, folder, compute, progress=False, validation=validation)
-except Exception as error:
-    (folder / f"error-{PartialState().process_index}.txt").write_text(f"{type(error).__name__}: {error}")
-    time.sleep(2)  # the launcher ends the other process when this one ends
-    raise
-if PartialState().is_main_process:
-    torch.save({"weights": trained.model.state_dict(), "best": trained.best}, folder / "last.pt")
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    clips, settings = load_clips(recipe.data, "train"), recipe.evaluate.finetune
+    held_out = load_clips(recipe.data, "validation", recipe.evaluate.sources).subset(range(15))  # not a multiple of two
+    task = FinetuneTask(recipe.model, settings, recipe.data, clips, list(range(len(clips))), None, seed=3)
+    compute = Compute(checkpoint_every=3, log_every=1, tensorboard=False)
+    validation = Validation(held_out, scores, 2, keep_best=True)
+    try:
+        trained = train(task, folder, compute, progress=False, validation=validation)
+    except Exception as error:
+        (folder / f"error-{PartialState().process_index}.txt").write_text(f"{type(error).__name__}: {error}")
+        time.sleep(2)  # the launcher ends the other process when this one ends
+        raise
+    if PartialState().is_main_process:
+        torch.save({"weights": trained.model.state_dict(), "best": trained.best}, folder / "last.pt")
 """
 
 
 @pytest.fixture(scope="module")
-def start(home, smoke, tmp_path_factory):
+def start(clips, validation_clips, smoke, tmp_path_factory):
     """Start a validated run in one process, or in several. Its results do not depend on their number, up to rounding."""
     script = tmp_path_factory.mktemp("script") / "job.py"
     script.write_text(JOB)
