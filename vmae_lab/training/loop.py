@@ -129,7 +129,7 @@ class Trainer(Generic[Model]):
 
     def __init__(
         self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int],
-        validation: Validation | None,
+        validation: Validation | None = None,
     ):  # fmt: skip
         self.task, self.settings, self.folder, self.compute = task, task.settings, folder, compute
         self.accelerator = accelerator
