@@ -191,7 +191,7 @@ def plan_ablation(
 def _splits_read(plan: Plan) -> list[str]:
     """Return the splits of the recipe's data that the stages read."""
     data, split = plan.recipe.data, plan.recipe.evaluate.split
-    read = dict.fromkeys(split if name == HELD_OUT else name for stage in plan.stages for name in stage.reads)
+    read = dict.fromkeys(split if name == HELD_OUT else name for stage in plan.stages for name in stage.splits)
     return [name for name in read if data.labelled or name == "pretrain"]
 
 

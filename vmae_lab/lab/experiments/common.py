@@ -16,7 +16,7 @@ from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.estimate import calibrate
 from vmae_lab.lab.plan import Arm, Controls, Measures, Overrides, Plan
-from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots import charts, clip_pictures, curves
 from vmae_lab.lab.plots.examples import masks_of_pictures
 from vmae_lab.lab.plots.style import BLUE, GREY
 from vmae_lab.lab.plots.text import markdown
@@ -25,6 +25,7 @@ from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, finetune_stage, probe_stage
 from vmae_lab.lab.statistics import NOT_MEASURED, compare, compare_pairs, points, summarise
 from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.validation import LOSS
 
 # ---- An experiment and its results ----
 
@@ -356,6 +357,25 @@ def loss_plot(
     """Plot the losses of the pre-training, or of a measure's stages."""
     figure = charts.loss_curves(loss_history(results, measure), results.plan.arms, legend, loss)
     return Plot(figure, "loss", f"Training: {loss} after the first tenth of the steps, mean and range over seeds{note}.")
+
+
+def validation_plot(results: Results, measure: str, legend: str) -> Plot | None:
+    """Losses and accuracy on the validation split during the training of a measure's stages; None without validation."""
+    parts = []
+    for cell in results.plan.cells:
+        if measure in cell.measures:
+            rows = pd.DataFrame(read_metrics(results.store.folder(cell.measures[measure])))
+            if LOSS in rows:
+                parts.append(rows.dropna(subset=[LOSS]).assign(arm=cell.arm, seed=cell.seed))
+    if not parts:
+        return None
+    caption = (
+        "Loss and accuracy on the validation split during training, mean and range over seeds. The training loss is that of "
+        "the steps before each validation, with augmentation and smoothed labels; the validation loss is the cross-entropy "
+        "without them. An overfit shows as a validation loss that rises while the training loss falls."
+    )
+    figure = curves.validation_curves(pd.concat(parts, ignore_index=True), results.plan.arms, legend)
+    return Plot(figure, "validation", caption)
 
 
 def confusion_plot(results: Results, counts: np.ndarray, predictions: str) -> Plot:

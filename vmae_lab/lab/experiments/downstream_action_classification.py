@@ -105,6 +105,11 @@ def losses(results: Results) -> Plot:
     return common.loss_plot(results, "finetune", legend="start from", loss="classification loss")
 
 
+def validation(results: Results) -> Plot | None:
+    """Losses and accuracy on the validation split during fine-tuning; None if `evaluate.finetune.validate_every` is 0."""
+    return common.validation_plot(results, "finetune", legend="start from")
+
+
 # ---- Several views of a video ----
 
 

@@ -132,6 +132,11 @@ class Stage(BaseModel):
     # ---------------------------------------------------------------- checks before a plan runs
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the stage reads: `reads`, and those that it reads because of its settings."""
+        return self.reads
+
+    @property
     def drawn_labels(self) -> dict[str, int | None]:
         """How many labeled clips are drawn, by the name of the setting; None means all."""
         return {}
@@ -197,7 +202,15 @@ ADDED: dict[type, dict[str, Any]] = {
     ModelSettings: {"layer_scale": None, "positions": "interpolate", "positions_from": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
     PretrainSettings: {"keep_at": [], "target_from": "clip"},
-    FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
+    FinetuneSettings: {
+        "augment": None,
+        "dropout": 0.0,
+        "sampling": "dense",
+        "repeats": 1,
+        "mix": None,
+        "validate_every": 0,
+        "keep": "last",
+    },
 }
 
 

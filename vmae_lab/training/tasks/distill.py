@@ -30,6 +30,11 @@ class DistillSettings(FinetuneSettings):
     feature_weight: float = Field(0.0, ge=0, description="weight of the distance between mean tokens")
     feature_loss: Literal["mse", "cosine"] = Field("mse", description="this distance; cosine is 1 - cosine similarity")
 
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if self.validate_every:
+            raise ValueError("validate_every is only for fine-tuning and post-pre-training: remove it from distill")
+
 
 @dataclass(frozen=True)
 class Teacher:

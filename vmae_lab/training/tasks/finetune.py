@@ -27,6 +27,7 @@ from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
 from vmae_lab.utils.shapes import short_side_for
 
 Sampling = Literal["dense", "sparse"]
+Keep = Literal["last", "best"]
 
 
 class MixSettings(BaseModel):
@@ -62,11 +63,20 @@ class FinetuneSettings(TrainSettings):
     repeats: int = Field(1, ge=1, description="repeated augmentation: number of consecutive samples of one decoded clip")
     augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; null: only pre-training's crops")
     mix: MixSettings | None = Field(None, description="mixup and cutmix; null: none")
+    validate_every: int = Field(0, ge=0, description="steps between two validations on the validation split; 0: none")
+    keep: Keep = Field("last", description="weights to keep: the last, or those with the best validation accuracy")
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         if self.mix and self.batch_size % 2:
             raise ValueError(f"batch_size {self.batch_size} is odd: mixup and cutmix mix pairs of clips")
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError("keep best needs validations: set validate_every to a number of steps, or keep to last")
+
+    @property
+    def validations(self) -> int:
+        """Number of validations. The last step is always validated."""
+        return math.ceil(self.steps / self.validate_every) if self.validate_every else 0
 
 
 @dataclass(eq=False)
