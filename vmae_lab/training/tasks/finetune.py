@@ -1,5 +1,6 @@
 """Supervised fine-tuning of the encoder with a class head (VideoMAE V2's recipe)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
