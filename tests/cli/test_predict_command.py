@@ -164,7 +164,7 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["detector", "videos"], "detector is an action detector"),
         (["empty", "videos"], "empty must have one weights file"),
         (["videos/a.mp4", "videos"], "a.mp4 is not a weights file"),
-        (["model", "videos", "--out", "results.xlsx"], "results.xlsx should end in .csv or .json"),
+        (["model", "videos", "--out", "results.xlsx"], "results.xlsx must end in .csv or .json"),
         (["model", "videos", "--along", "1", "--sampling", "sparse"], "add --sampling dense"),
     ],
 )

@@ -294,7 +294,7 @@ def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     for file in made.windows.file:
         assert np.array_equal(np.load(tmp_path / "out" / file), np.load(tmp_path / "whole" / file))
     assert main([*arguments, "--model", str(tmp_path / "bare"), "--frames", "15"]) == 2
-    assert "a clip of 15 frames x 16 pixels cannot be split into" in capsys.readouterr().err
+    assert "a clip of 15 frames x 16 x 16 pixels cannot be split into" in capsys.readouterr().err
     encoder_alone = {name: value for name, value in state.items() if name.startswith("encoder.")}
     save_checkpoint(encoder_alone, config, tmp_path / "alone", "vmae_lab", "")
     with pytest.warns(UserWarning, match="has no fc_norm"):

@@ -1,4 +1,4 @@
-"""`vmae-lab detect`, `localise`, `persons`: spatial and temporal action detection, and person boxes for the former."""
+"""`vmae-lab detect`, `localise`, `persons`: spatial and temporal action detection, and person boxes for spatial detection."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal

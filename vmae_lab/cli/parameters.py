@@ -30,7 +30,7 @@ def output_file(*suffixes: str) -> Callable[[Path | None], Path | None]:
 
     def check(out: Path | None) -> Path | None:
         if out and out.suffix not in suffixes:
-            raise typer.BadParameter(f"{out} should end in {' or '.join(suffixes)}, which chooses the format")
+            raise typer.BadParameter(f"{out} must end in {' or '.join(suffixes)}, which chooses the format")
         if out and out.is_dir():
             raise typer.BadParameter(f"{out} is a folder; give the path of a file")
         return out

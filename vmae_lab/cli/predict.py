@@ -1,4 +1,4 @@
-"""`vmae-lab predict`: the classes of videos, and of windows along long ones."""
+"""`vmae-lab predict`: predict the classes of videos, or of windows along long videos."""
 
 import os
 import sys
@@ -20,11 +20,30 @@ if TYPE_CHECKING:
     from vmae_lab.evaluation.predict import Prediction, Timeline
 
 commands = typer.Typer()
-TIMELINE, SEGMENTS, DETECTIONS = "timeline.csv", "segments.csv", "detections.csv"  # written by default
+TIMELINE, SEGMENTS, DETECTIONS = "timeline.csv", "segments.csv", "detections.csv"  # default files of results
 LINES = 20  # of a table on the screen
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")]
+SideOption = Annotated[
+    str | None,
+    typer.Option(metavar="PIXELS", help="Clip height and width, for example 224 or 192x256. Default: those of the model."),
+]
+PositionsOption = Annotated[
+    Literal["interpolate", "recompute"] | None,
+    typer.Option(help="Positions if --frames or --side differ from training. Default: interpolate."),
+]
+
+
+def checked_side(side: str | None) -> int | tuple[int, int] | None:
+    """The side of clips in an option. Raises BadParameter."""
+    from vmae_lab.utils.shapes import parse_side
+
+    try:
+        return parse_side(side)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--side") from None
 
 
 @commands.command(
@@ -36,32 +55,34 @@ def predict(
     model: Model,
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
     names: Annotated[
-        Path | None,
-        typer.Option(help="A file with one class name per line, in label order, instead of the model's own."),
+        Path | None, typer.Option(help="File with one class name per line, in label order. Default: the names in the model.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to show, the most probable first.")] = 5,
     along: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0.001, max=1e6, help="Predict a window every so many seconds, for long videos."),
+        typer.Option(
+            metavar="SECONDS", min=0.001, max=1e6, help="For long videos: predict one window every SECONDS seconds."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             callback=output_file(".csv", ".json"),
-            help=f"A .csv or .json file. Default: none, or {TIMELINE} with --along.",
+            help=f"File for the results, .csv or .json. Default with --along: {TIMELINE}.",
         ),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
-    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
+    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the longer direction of the frame.")] = 3,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Frames between two frames of a clip; as in training, or 4 if that is unknown.")
+        int | None, typer.Option(min=1, help="A clip takes every N-th frame. Default: as in training, or 4 if that is unknown.")
     ] = None,
     sampling: Annotated[
         Literal["dense", "sparse"] | None,
-        typer.Option(help="Windows, or one frame of each equal segment; as in training, or dense if that is unknown."),
+        typer.Option(help="Consecutive frames, or one frame of each of equal segments. Default: as in training, or dense."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     encoder: Annotated[
         str | None,
         typer.Option(metavar="WHERE", help="For a localise stage: the model of its features, if it is not next to the stage."),
@@ -80,7 +101,7 @@ def predict(
     frame_pattern: FramePattern = FRAMES_NAMED,
     device: Device = None,
 ) -> None:  # fmt: skip
-    """Print the most probable classes of videos. Exit status 1 if a video could not be read.
+    """Predict the classes of videos. The exit status is 1 if a video cannot be read.
 
     The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol. The folder of a
     localise stage gives segments with their classes instead, and that of a detect stage the actions of each person, by default
@@ -117,7 +138,7 @@ def predict(
                 found = predict_boxes(where, dataset, people, along or 1.0, top, used)
             _print_found(found, "segments" if kind == "localise" else "detections", out)
         return
-    opened = open_classifier(model, frames, side).to(chosen_device(device))
+    opened = open_classifier(model, frames, checked_side(side), positions).to(chosen_device(device))
     if names:
         opened.class_names = read_names(names, opened, model)
     every, own = sampling_of(opened, stride)
@@ -146,7 +167,7 @@ def _stage_kind(model: str) -> str | None:
 def _dataset(
     videos: Sequence[str], root: str, labelled: bool, follow_links: bool, frame_pattern: str
 ) -> "VideoDataset":  # fmt: skip
-    """The videos of all arguments. A missing video file is kept, to be named with the unreadable ones. Raises ListError."""
+    """Return the videos of all arguments, also missing files, which are reported with the unreadable ones. Raises ListError."""
     import pandas as pd
 
     from vmae_lab.cli.data import open_list
@@ -266,7 +287,7 @@ def _finish(
     tables: "Sequence[tuple[str, pd.DataFrame]]", failed: "Sequence[VideoError]", out: Path | None,
     described: "Callable[[pd.DataFrame], dict[str, Any]]",
 ) -> None:  # fmt: skip
-    """Write the results, name the unreadable videos on the error stream, and exit with status 1 if there are any."""
+    """Write the results and report unreadable videos on the error stream. Exits with status 1 if there are any."""
     import pandas as pd
 
     from vmae_lab.utils.atomic_io import write_json, write_text
@@ -287,6 +308,6 @@ def _finish(
 
 
 def _shown(path: str) -> str:
-    """A path relative to the current folder if it is inside."""
+    """Return a path, relative to the current folder if it is inside it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

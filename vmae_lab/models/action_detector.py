@@ -69,5 +69,5 @@ class ActionDetector(Pretrained):
         return rearrange(self.head(bins.amax((2, 3))), "(b m) k -> b m k", b=len(video))  # bins: (B*M, D, 7, 7)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest is the last layer."""
+        """Group layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest is the last layer."""
         return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}

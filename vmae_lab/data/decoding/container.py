@@ -199,7 +199,7 @@ def cause_of(error: Exception) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Boxes of MP4 and QuickTime. They tell whether the sample table has all frames
+# Boxes of MP4 and QuickTime. They show whether the sample table has all frames
 
 
 def box_types(source: str | io.BytesIO) -> set[bytes]:

@@ -15,7 +15,7 @@ OTHERS = "#CCCCCC"
 
 
 def timeline(predicted: Timeline, title: str) -> Figure:
-    """Probabilities along a video, one line per class, and below them a band of the most probable class.
+    """Plot probabilities along a video, one line per class, and below them a band of the most probable class.
 
     Classes are those that are the most probable in some window; of more than six, the most frequent ones, and the others are
     gray in the band.

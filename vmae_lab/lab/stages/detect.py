@@ -15,6 +15,7 @@ from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.detect import DetectSettings, DetectTask, Whose, detect
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.shapes import Side
 
 AVA_CLASSES = 80  # to count parameters; the linear layer is small compared with the encoder
 
@@ -58,8 +59,9 @@ class DetectStage(Stage):
 
     @property
     def work(self) -> Work:
-        """Training on square crops, and one pass over the held-out key frames; these are not counted for listed videos."""
-        sides = (self.detect.side, self.detect.test_short_side - self.detect.test_short_side % self.model.clip.patch)
+        """Training on crops, and one pass over the held-out key frames; these are not counted for listed videos."""
+        shorter = self.detect.test_short_side - self.detect.test_short_side % self.model.clip.patch
+        sides: tuple[Side, Side] = (self.detect.side, shorter)
         crop, frame = (
             classify_cost(
                 self.model.dimensions, ClipShape(self.model.frames, side, self.model.tubelet, self.model.clip.patch), 1

@@ -28,7 +28,7 @@ I3D_WIDTH, THUMOS_CLASSES = 2048, 20  # assumed for the cost of features and ann
 
 
 class FeaturesStage(Stage):
-    """Features of the windows of every video of a split, divided over the processes. `where` holds the videos' settings."""
+    """Features of the windows of every video of a split, divided over the processes. `where` has the settings of the videos."""
 
     kind = "features"
 
@@ -44,7 +44,8 @@ class FeaturesStage(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         videos = load_untrimmed(self.videos, self.split, job.compute)
         state, folder = process_state(), job.folder / FEATURES
-        encoder, norm = open_encoder(job.inputs[0], self.model.frames, self.model.side, str(state.device))
+        model, device = self.model, str(state.device)
+        encoder, norm = open_encoder(job.inputs[0], model.frames, model.side, device, model.positions)
         clips = videos.clips(job.compute.processes)
         if state.is_main_process:
             videos.check_rates(clips)
@@ -128,7 +129,7 @@ class LocaliseStage(Stage):
 
     @property
     def parameters(self) -> int:
-        """About: they depend a little on the width of the features and on the number of classes."""
+        """Approximate number: it depends slightly on the width of the features and on the number of classes."""
         return count_parameters(lambda: ActionFormer(self.localise.shape, I3D_WIDTH, [""] * THUMOS_CLASSES))
 
     @property
