@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def sharded(size: Size, clip: ClipShape, device: torch.device) -> VideoMAE:
-    """The sharded model with initial weights. Each process initializes its own shards."""
+    """Return the sharded model with initial weights. Each process initializes its own shards."""
     with torch.device("meta"):
         model = VideoMAE(size, clip)
     apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))

@@ -6,8 +6,9 @@ Long videos are read in chunks. Finished videos are skipped.
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from vmae_lab.data.check import content_key, read_journal
-from vmae_lab.data.decoding import VideoError, VideoFile
+from vmae_lab.data.decoding import Decoded, VideoError, VideoFile
+from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.data.transforms import centre_crop, squash
@@ -37,6 +39,7 @@ from vmae_lab.utils.shapes import Side, short_side_for
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
 COLUMNS = ["path", "file", "window", "first_frame", "start_s", "end_s"]  # of windows.csv
+LARGEST_SEEKING = 10**8  # pixels of all frames of a video that decord may read: 300 MB
 LONGEST = 200  # bytes of a video name in a file name; file systems allow 255, including suffixes
 Format = Literal["npy", "npz", "parquet"]
 
@@ -152,7 +155,7 @@ def extract_features(
 
 
 def open_encoder(
-    where: str | Path, frames: int | None, side: Side | None, device: str, positions: Positions | None = None
+    where: str | Path, frames: int | None, side: Side | None, device: str | torch.device, positions: Positions | None = None
 ) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
     """Load the encoder of a model, and the norm of its mean token.
 
@@ -162,10 +165,11 @@ def open_encoder(
     """
     checkpoint = open_checkpoint(where)
     size = checkpoint.config.size
-    normed = checkpoint.config.model == "VideoMAE" and checkpoint.config.encoder_norm
+    state = part_of(checkpoint.state, "encoder.")
+    normed = "trunk.norm.weight" in state
     clip = checkpoint.reshaped(frames, side, positions)
     encoder = VideoEncoder(size, clip, norm=normed)
-    load_weights(encoder, part_of(checkpoint.state, "encoder."), str(where))
+    load_weights(encoder, state, str(where))
     if normed:
         return encoder.to(device), None
     norm, weights = nn.LayerNorm(size.width, eps=NORM_EPS), part_of(checkpoint.state, "head.fc_norm.")
@@ -196,24 +200,48 @@ def _encode(
     """
     window, side, stride, device = encoder.clip.frames, encoder.clip.side, settings.stride, next(encoder.parameters()).device
     per_chunk = max(1, (chunk - window) // stride)
-    start, length, features = 0, per_chunk * stride + window, []
-    while True:
-        decoded = clips.decoders.read(file, Stretch(start, length), short_side_for(side))
+    step, length, features = per_chunk * stride, per_chunk * stride + window, []
+    start = 0
+    for decoded in _parts(clips.decoders, file, step, length, short_side_for(side)):
         video, frames = torch.from_numpy(decoded.frames).permute(3, 0, 1, 2), len(decoded.indices)  # (C, frames, H, W)
         complete = frames == length
-        count = per_chunk if complete else max(1, (frames - window) // stride + 1)
+        windows_here = per_chunk if complete else max(1, (frames - window) // stride + 1)
         if frames < window:
             video = torch.cat([video, video[:, -1:].expand(-1, window - frames, -1, -1)], dim=1)
         video = squash(video, side) if settings.frame == "squash" else centre_crop(video, side)
         windows = video.unfold(1, window, stride).permute(1, 0, 4, 2, 3)  # (windows, C, T, height, width)
-        for part in windows[:count].split(batch):
+        for part in windows[:windows_here].split(batch):
             pixels = part.to(device)
             # The encoder does not normalize floating-point pixels.
             tokens = encoder(pixels.float() / 255 if settings.scale_only else pixels).mean(1)
             features.append((norm(tokens) if norm else tokens).float().cpu())
         if not complete:
-            return torch.cat(features).numpy(), start + frames, decoded.info.fps
-        start += per_chunk * stride
+            break
+        start += step
+    return torch.cat(features).numpy(), start + frames, decoded.info.fps
+
+
+def _parts(decoders: Decoders, file: VideoFile, step: int, length: int, side: int | None) -> Iterator[Decoded]:
+    """Yield `length` frames from each multiple of `step` on. The last part is shorter. Raises VideoError.
+
+    PyAV reads a video once from start to end. decord, which seeks, keeps many full-size frames in memory (1.3 GB of ten minutes
+    of 320 x 240 pixels), so it reads only short videos of small frames.
+    """
+    info = decoders.read(file, Stretch(0, 1), side).info
+    if info.decoder == "pyav" or info.frames * info.width * info.height > LARGEST_SEEKING:
+        kept = list[np.ndarray]()
+        for chunk in decoders.stream(file, side):
+            kept.extend(chunk.frames)
+            while len(kept) >= length:
+                yield Decoded(np.stack(kept[:length]), tuple(range(length)), chunk.info)
+                del kept[:step]
+        yield Decoded(np.stack(kept), tuple(range(len(kept))), chunk.info)
+        return
+    for start in count(0, step):
+        part = decoders.read(file, Stretch(start, length), side)
+        yield part
+        if len(part.indices) < length:
+            return
 
 
 def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame) -> None:

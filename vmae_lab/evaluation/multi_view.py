@@ -36,7 +36,7 @@ class ViewSettings(BaseModel):
 def view_probabilities(
     model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, views: ViewSettings, batch: int = 8
 ) -> np.ndarray:
-    """Return class probabilities per video, averaged over its views: float64 `(n, classes)`, in the order of `clips`.
+    """Return the class probabilities per video, averaged over its views: float64 `(n, classes)`, in the order of `clips`.
 
     Processes share the videos, and all return the complete result. `batch` videos are read at a time, but the model gets the
     views of one video at a time, so the result does not depend on `batch` or the number of processes. In every process, raises
@@ -69,7 +69,7 @@ def view_probabilities(
 
 @torch.no_grad()
 def mean_probabilities(model: nn.Module, clips: Tensor) -> np.ndarray:
-    """Class probabilities of one video, softmax averaged over its views: uint8 `(V, C, T, H, W)` -> float64 `(classes,)`."""
+    """Average the softmax over the views of one video: uint8 `(V, C, T, H, W)` -> class probabilities, float64 `(classes,)`."""
     scores = model(clips.to(next(model.parameters()).device))
     return scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
 

@@ -103,7 +103,7 @@ class VideoClassifier(Pretrained):
         )  # fmt: skip
 
     def describe(self, config: ModelConfig) -> None:
-        """Take over what a config tells about the training clips, and the names of the classes if the head has as many."""
+        """Copy the sampling of the training clips from a config, and the class names if their number is that of the head."""
         self.class_names = config.class_names if self.classes == config.classes else None
         self.stride, self.sampling = config.stride, config.sampling
 
@@ -112,7 +112,7 @@ class VideoClassifier(Pretrained):
         return self.head(self.encoder(video))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the head is the last layer."""
+        """Group layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the head is the last layer."""
         return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
@@ -120,7 +120,7 @@ class VideoClassifier(Pretrained):
 
 
 def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
-    """The state with the model's own head weights in place of missing ones and of those with another shape, with a warning.
+    """Return the state, with the model's own head weights if those are missing or have another shape. Warns about them.
 
     For a pre-trained model, the decoder and the encoder's final LayerNorm are removed: the head has its own LayerNorm, as in
     the official code.

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from vmae_lab.models.sizes import ClipShape, Size
 
 Readout = Literal["mean", "flat", "attentive"]
-# What a saved model tells about its classes and its training clips. It decides no result, so stage keys leave it out. Models
-# of other formats, and files that were written before, do not have it.
+# Facts about the classes and the training clips. They do not change a result, so they are not in stage keys. Checkpoints of
+# other formats, and older files, do not have them.
 UNHASHED = ("class_names", "stride", "sampling")
 
 
@@ -32,7 +32,7 @@ class ModelConfig(BaseModel):
         True, description="whether a VideoMAE's encoder has a final LayerNorm; transformers' default is false"
     )
     class_names: tuple[str, ...] | None = Field(None, description="in label order; null if they are not known")
-    stride: int | None = Field(None, ge=1, description="frames between two frames of a training clip; null if not known")
+    stride: int | None = Field(None, ge=1, description="a training clip took every stride-th frame; null if not known")
     sampling: Literal["dense", "sparse"] | None = Field(None, description="of a classifier's training clips")
 
     @model_validator(mode="after")

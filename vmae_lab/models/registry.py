@@ -23,7 +23,7 @@ def _registered(name: str) -> Any:
         patch_size: int = size.patch, drop_path_rate: float = 0.0, drop_rate: float = 0.0, readout: Readout = "mean",
         init_values: float | None = None, **_ignored: Any,  # timm's own, e.g. pretrained_cfg
     ) -> nn.Module:  # fmt: skip
-        """A VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
+        """Return a VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
         if pretrained:
             raise ValueError(f"vmae_{name} has no published weights; load a checkpoint with VideoClassifier.from_pretrained")
         scaled, clip = replace(size, layer_scale=init_values), ClipShape(num_frames, img_size, tubelet_size, patch_size)

@@ -69,7 +69,9 @@ class VideoMAE(Pretrained):
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
         if config.model != "VideoMAE":
-            raise CheckpointError(f"{where} has no decoder; load it with VideoClassifier.from_pretrained")
+            raise CheckpointError(
+                f"{where} has no decoder, so it cannot reconstruct. Use a pre-trained model; VideoClassifier loads this one"
+            )
         eps = TARGET_EPS if config.target_eps is None else config.target_eps
         normalise = config.normalise_target is not False
         model = cls(config.size, checkpoint.reshaped(frames, side, positions), normalise, eps, config.encoder_norm)
@@ -110,7 +112,7 @@ class VideoMAE(Pretrained):
         return self.head(self.norm(tokens[:, visible.shape[1] :]))
 
     def forward_loss(self, video: Tensor, prediction: Tensor, decoded: Tensor, counted: Tensor) -> Tensor:
-        """Mean squared error of a prediction over the counted tokens of the batch: a float32 scalar.
+        """Return the mean squared error of a prediction over the counted tokens of the batch: a float32 scalar.
 
         video: `(B, C, T, H, W)`; prediction: `(B, M, t*p*p*C)` for the positions `decoded`, int64 `(B, M)`; counted: bool `(B,
         M)`.
@@ -119,7 +121,7 @@ class VideoMAE(Pretrained):
 
     @torch.no_grad()
     def target(self, video: Tensor, decoded: Tensor) -> Tensor:
-        """Targets of the decoder at `decoded`: float32 `(B, M, t*p*p*C)`, values in the order time, row, column, channel.
+        """Return the decoder's targets at `decoded`: float32 `(B, M, t*p*p*C)`, values in the order time, row, column, channel.
 
         Targets are pixels in [0, 1], by default standardized per patch and channel: `(x - mean) / (sqrt(var_unbiased) +
         target_eps)`.
@@ -131,18 +133,18 @@ class VideoMAE(Pretrained):
         return rearrange(pixels, "b m v c -> b m (v c)")
 
     def pixels_at(self, video: Tensor, positions: Tensor) -> Tensor:
-        """Pixels in [0, 1] of the patches at positions: `(B, C, T, H, W)`, int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
+        """Select patches as pixels in [0, 1]: `(B, C, T, H, W)`, positions int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
         pixels = self.encoder.pixels.raw(gather_tokens(patchify(video, self.clip), positions)).float()
         return rearrange(pixels, "b m (c v) -> b m v c", c=self.clip.channels)
 
 
 def patch_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of each patch and channel: `(B, M, v, C)` -> two of `(B, M, 1, C)`."""
+    """Return the mean and unbiased standard deviation of each patch and channel: `(B, M, v, C)` -> two of `(B, M, 1, C)`."""
     return pixels.mean(2, keepdim=True), pixels.var(2, unbiased=True, keepdim=True).sqrt()
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Squared error, averaged over the values of a patch, then over the counted tokens of the whole batch.
+    """Return the squared error, averaged over the values of a patch, then over the counted tokens of the whole batch.
 
     prediction, target: `(B, M, values)`; counted: bool `(B, M)`. Returns a float32 scalar.
     """

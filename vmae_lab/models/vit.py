@@ -48,7 +48,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def sincos_positions(tokens: int, dim: int) -> Tensor:
-    """Fixed 1-D sine/cosine positions of the flattened token index: float32 `(tokens, dim)`.
+    """Return fixed 1-D sine/cosine positions of the flattened token index: float32 `(tokens, dim)`.
 
     Sine in even dimensions j, cosine in odd ones, frequency `10000 ** -(2*(j//2)/dim)` (VideoMAE, section 3.2).
     """
@@ -162,7 +162,7 @@ class VideoEncoder(nn.Module):
         return self._encode(patches, positions)
 
     def maps(self, video: Tensor) -> Tensor:
-        """Feature maps of frames of any size that is a multiple of the patch: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
+        """Encode frames of any size that is a multiple of the patch as maps: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
 
         Positions at another grid than the trained one follow the clip's rule, see `positions_at`. Raises ValueError if patches
         do not divide the clip.
@@ -202,7 +202,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def class_layer(width: int, classes: int, scale: float) -> nn.Linear:
-    """The linear layer of a class head: zero biases, truncated normal weights of standard deviation 0.02, times `scale`."""
+    """Build the linear layer of a class head: zero biases, truncated normal weights (deviation 0.02), times `scale`."""
     layer = nn.Linear(width, classes)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)

@@ -117,9 +117,9 @@ def rebuilt(
     if decoder_mask is not None:
         decoded, pixels, _, _ = _predicted(model, video, encoder_mask, decoder_mask)
         blank = np.broadcast_to(np.round(255 * np.array(HIDDEN)), original.shape).astype(np.uint8)
-        frames["decoder rebuilds"] = _paste(blank, pixels, decoded, model.clip)
+        frames["decoder reconstructs"] = _paste(blank, pixels, decoded, model.clip)
     if model.normalise_target:
-        frames["cube means"] = _paste(original, means, hidden, model.clip)
+        frames["patch means"] = _paste(original, means, hidden, model.clip)
     frames["reconstruction"] = _paste(original, filled, hidden, model.clip)
     if standardized and model.normalise_target:
         frames["prediction"] = _paste(original, 0.5 + CONTRAST * predicted, hidden, model.clip)
@@ -129,7 +129,7 @@ def rebuilt(
 def _predicted(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions of the decoded patches, int `(M,)`; their predicted pixels, their true means, and the prediction
+    """Return the positions of the decoded patches, int `(M,)`; their predicted pixels, their true means, and the prediction
     itself (standardized with a normalized target), `(M, t*p*p, 3)` each.
     """
     prediction, decoded = model(video, encoder_mask, decoder_mask)

@@ -47,7 +47,7 @@ class ControlsStage(EvaluatedStage):
 
     @property
     def work(self) -> Work:
-        """Ridge classifiers on each frame of all training clips, and on the pixels of the labelled clips."""
+        """Ridge classifiers on each frame of all training clips, and on the pixels of the labeled clips."""
         world, labels, clips, classes = self.data.motionworld, self.labels or 0, self.held_out_count, self.data.classes
         assert world is not None, ONLY_EMBEDDED
         trained = len(self.evaluated_sources or self.data.sources) * classes * world.train

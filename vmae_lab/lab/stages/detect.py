@@ -40,6 +40,7 @@ class DetectStage(Stage):
         corrupt = corrupt_videos_in(job.folder)
         task = DetectTask(self.model, self.detect, scenes, encoder, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress)
+        trained.model.class_names = tuple(scenes.actions[action] for action in sorted(scenes.actions))
         self.save(trained.model, job)
         names: dict[Whose, str] = {"true": "frame_map_true_boxes"}
         if held_out.persons is not None:

@@ -44,7 +44,7 @@ class Job:
 
 
 class Stage(BaseModel):
-    """A piece of work, named by what decides its result. Each kind is a subclass in its own file.
+    """A unit of computation, named by a hash of what determines its result. Each kind is a subclass in its own file.
 
     The fields of a kind are the settings in its key. A field with its default value is left out of the key, so that a new field
     does not rename finished stages. `inputs` are the stages that must be finished first. `where` is the path of an external
@@ -132,8 +132,13 @@ class Stage(BaseModel):
     # ---------------------------------------------------------------- checks before a plan runs
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the stage reads: `reads`, and those that it reads because of its settings."""
+        return self.reads
+
+    @property
     def drawn_labels(self) -> dict[str, int | None]:
-        """How many labelled clips are drawn, by the name of the setting; None means all."""
+        """How many labeled clips are drawn, by the name of the setting; None means all."""
         return {}
 
     @property
@@ -197,7 +202,15 @@ ADDED: dict[type, dict[str, Any]] = {
     ModelSettings: {"layer_scale": None, "positions": "interpolate", "positions_from": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
     PretrainSettings: {"keep_at": [], "target_from": "clip"},
-    FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
+    FinetuneSettings: {
+        "augment": None,
+        "dropout": 0.0,
+        "sampling": "dense",
+        "repeats": 1,
+        "mix": None,
+        "validate_every": 0,
+        "keep": "last",
+    },
 }
 
 

@@ -106,6 +106,11 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             f"{name} has weights of this package, but there is no {CONFIG} of save_pretrained next to it; build the model and "
             "load them with load_weights"
         )
+    if any(key.startswith("regress.") for key in state):
+        raise CheckpointError(
+            f"{name} is a temporal detector, which takes features of videos and has no video encoder. `vmae-lab predict` takes "
+            "the folder of its stage; other commands take the encoder of the features"
+        )
     raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
 
 
@@ -201,7 +206,7 @@ def load_weights(model: nn.Module, state: State, where: str) -> None:
 
 
 def part_of(state: State, prefix: str) -> State:
-    """The weights whose names start with a prefix, without the prefix."""
+    """Return the weights whose names start with a prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -224,7 +229,7 @@ def convert_head(state: State, rows: Sequence[int], prefix: str = "head.head.") 
 
 
 def weights_digest(*states: Mapping[str, Tensor]) -> str:
-    """Hash of names and values of all tensors, in their order: twelve hexadecimal digits."""
+    """Return a hash of names and values of all tensors, in their order: twelve hexadecimal digits."""
     digest = blake2b(digest_size=6)
     for state in states:
         for name, tensor in state.items():
@@ -234,7 +239,7 @@ def weights_digest(*states: Mapping[str, Tensor]) -> str:
 
 # --- Find the file ----------------------------------------------------------------------------------------------------
 def _find(where: str | Path, revision: str | None) -> Path:
-    """The path if it exists, else the folder to which the hub repository is downloaded."""
+    """Return the path if it exists, else the folder to which the hub repository is downloaded."""
     path = Path(where).expanduser()
     if path.exists():
         return path
@@ -255,7 +260,7 @@ def _find(where: str | Path, revision: str | None) -> Path:
 
 
 def _read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
-    """Weights of a file, of all parts in an index, or of the file in a folder; and the official scripts' arguments."""
+    """Read the weights of a file, of all parts in an index, or of the file in a folder, and the official scripts' arguments."""
     path = _file_in(path) if path.is_dir() else path
     if not path.name.endswith(INDEX):
         return read_file(path)
@@ -267,7 +272,7 @@ def _read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights file in a folder, or the index of its parts."""
+    """Return the weights file in a folder, or the index of its parts."""
     known = [folder / name for name in KNOWN_FILES if (folder / name).exists()]
     files = known[:1] or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(files) == 1:
@@ -283,10 +288,12 @@ def _file_in(folder: Path) -> Path:
 
 def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(config)
+        opened = ModelConfig.model_validate(config)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:SHOWN])
         raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {faults}") from error
+    formats.refuse_others(vars(opened.clip), {"channels": 3}, where)
+    return opened
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -398,7 +405,7 @@ def _unpickled(path: Path, start: bytes) -> Any:
 
 
 def _refusal(path: Path, start: bytes, reason: str) -> CheckpointError:
-    """An error that shows the Python code that saves only the weights of a file."""
+    """Return an error that shows the Python code that saves only the weights of a file."""
     plain = start.startswith(b"\x80") and not start.startswith(TORCH_LEGACY)
     load = f"pickle.load(open({str(path)!r}, 'rb'))" if plain else f"torch.load({str(path)!r}, 'cpu', weights_only=False)"
     return CheckpointError(
@@ -485,7 +492,7 @@ def without_prefixes(state: State, where: str) -> State:
 
 
 def _without_prefix(key: str) -> tuple[str, bool]:
-    """The name without prefixes of wrappers, and whether one of them is a moving average."""
+    """Return the name without prefixes of wrappers, and whether one of them is a moving average."""
     parts, holders = _parts(key), []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
         holders.append(parts.pop(0))
@@ -494,7 +501,7 @@ def _without_prefix(key: str) -> tuple[str, bool]:
 
 
 def _parts(key: str) -> list[str]:
-    """The parts of a name, without those of wrappers."""
+    """Return the parts of a name, without those of wrappers."""
     return [part for part in key.split(".") if part not in TRANSPARENT]
 
 
@@ -510,7 +517,7 @@ def _find_states(content: Any, keys: KeyPath) -> Iterator[tuple[KeyPath, Mapping
 
 
 def _any_tensors(content: Any, where: str) -> Mapping[str, Any]:
-    """The first dictionary of tensors, for the names in an error message. Raises CheckpointError if there is none."""
+    """Return the first dictionary of tensors, for the names in an error message. Raises CheckpointError if there is none."""
     nested = ("model", "module", "state_dict")
     for state in [content, *map(content.get, nested)] if isinstance(content, Mapping) else []:
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):

@@ -116,9 +116,9 @@ def _detached(state: State) -> State:
 
 
 def _preprocessing(config: ModelConfig) -> dict[str, Any]:
-    """Config of transformers' image processor: resize the shorter side, center crop to the clip, ImageNet normalization.
+    """Return the config of transformers' image processor: resize the short side, center crop, ImageNet normalization.
 
-    The shorter side becomes the longer one of the clip, so that the crop is inside the frame.
+    The short side becomes the longer one of the clip, so that the crop is inside the frame.
     """
     clip = config.clip
     return {
@@ -139,7 +139,7 @@ KINDS = {  # title and module of each kind of model
 
 
 def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
-    """The folder's README: what the model is, how to load it, and how it was trained (`story`)."""
+    """Return the folder's README: what the model is, how to load it, and how it was trained (`story`)."""
     size, clip, (title, module) = config.size, config.clip, KINDS[config.model]
     classifies = config.model == "VideoClassifier"
     data = ModelCardData(

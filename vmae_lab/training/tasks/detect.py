@@ -93,7 +93,7 @@ class DetectTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`video`, uint8 `(B, C, T, H, W)`; `boxes`, `(B, M, 4)` in its pixels; `there`, bool `(B, M)`, False = padding;
+        """Return `video`, uint8 `(B, C, T, H, W)`; `boxes`, `(B, M, 4)` in its pixels; `there`, bool `(B, M)`, False = padding;
         `label`, float `(B, M, classes)`. M is the maximum number of people in a clip.
         """
         videos, boxes, labels = zip(*(self._sample(step * self.settings.batch_size + row) for row in rows), strict=True)
@@ -105,7 +105,7 @@ class DetectTask:
         return float(batch["there"].sum())
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Binary cross-entropy, averaged over people and classes; 0 if there are no people (no box is in its crop)."""
+        """Return the binary cross-entropy, averaged over people and classes; 0 if no box is inside its crop."""
         on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         scores, there = model(on_device["video"], on_device["boxes"]), on_device["there"]
         labels = on_device["label"][there]
@@ -113,7 +113,7 @@ class DetectTask:
         return terms.sum() / max(1, terms.numel())
 
     def _sample(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The augmented clip at a position in the stream of samples, its boxes in pixels, and their labels."""
+        """Return the augmented clip at a position in the stream of samples, its boxes in pixels, and their labels."""
         settings, labelled = self.settings, self.scenes.labelled
 
         def read(row: int) -> Tensor:
@@ -174,7 +174,7 @@ def detect(
 
 
 def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
-    """Boxes of people: KEY, CORNERS and `score`. True boxes have score 1; others must have at least `least_score`.
+    """Return boxes of people: KEY, CORNERS and `score`. True boxes have score 1; others must have at least `least_score`.
 
     Raises ListError if the split has no boxes of a person detector.
     """

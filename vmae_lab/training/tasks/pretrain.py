@@ -79,8 +79,8 @@ class PretrainTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`, decoded
-        tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
+        """Return `video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`,
+        decoded tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
         """
         first = step * self.settings.batch_size
         positions = [first + row for row in rows]
@@ -107,7 +107,7 @@ class PretrainTask:
         return unwrapped(model).forward_loss(target_clip, prediction, decoded, counted)
 
     def samples_by_source(self) -> dict[str, int]:
-        """Number of samples of each source in the run. Repeats count once."""
+        """Return the number of samples of each source in the run. Repeats count once."""
         drawn = self.settings.steps * self.settings.batch_size // self.settings.repeats
         return dict(Counter(self.clips.sources[self.order[position]] for position in range(drawn)))
 
@@ -130,9 +130,9 @@ class PretrainTask:
 
 
 def start_from(model: VideoMAE, opened: Checkpoint) -> None:
-    """Load a checkpoint into a model that keeps its own weights where the checkpoint has none, with a warning.
+    """Load a checkpoint into a model. Weights that the checkpoint lacks stay as they are, with a warning.
 
-    The decoder is loaded whole or not at all: of a classifier or of a bare encoder there is none, and one of another size does
+    The decoder is loaded completely or not at all: classifiers and bare encoders have none, and a decoder of another size does
     not fit. A classifier's encoder has no final LayerNorm. Raises CheckpointError if the encoder does not fit.
     """
     own, where = model.state_dict(), opened.where
@@ -147,10 +147,10 @@ def start_from(model: VideoMAE, opened: Checkpoint) -> None:
     load_weights(model, {**{key: own[key] for key in new}, **found}, where)
     if new:
         parts = [*([] if whole else ["decoder"]), *(key for key in new if key not in decoder)]
-        warnings.warn(f"{where} has no {' and no '.join(parts)} that fits: drawn from the seed, to be trained", stacklevel=2)
+        warnings.warn(f"{where} has no {' and no '.join(parts)} that fits, so these weights start from the seed", stacklevel=2)
     elif opened.config.normalise_target is not None and opened.config.normalise_target != model.normalise_target:
         warnings.warn(
             f"{where} was trained with normalise_target {opened.config.normalise_target}, and is continued with "
-            f"{model.normalise_target}: its decoder has to learn another target",
+            f"{model.normalise_target}, so its decoder has to learn another target",
             stacklevel=2,
         )
