@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 import av
 import numpy as np
 import pandas as pd
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.check import content_key, read_journal
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.decoders import Decoded
-from vmae_lab.data.decoding.images import SMOOTH
 from vmae_lab.data.decoding.inspection import OFF, Inspection
 from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.video_dataset import clips_of
@@ -230,10 +230,11 @@ def _encode(chunks: Iterable[Decoded], path: Path, found: Inspection, settings: 
             for at, pixels in enumerate(chunk.frames):
                 number = next(numbers)
                 seconds = chunk.times[at] - start if chunk.times else float(number / rate)
+                if pixels.shape[:2] != (encoded.height, encoded.width):
+                    # FFmpeg's scaling of odd widths reads memory that was never written, so its results vary.
+                    picture = Image.fromarray(pixels).resize((encoded.width, encoded.height), Image.Resampling.BILINEAR)
+                    pixels = np.asarray(picture)
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                if (frame.height, frame.width) != (encoded.height, encoded.width):
-                    frame = frame.reformat(encoded.width, encoded.height, interpolation=SMOOTH)
-                    pixels = frame.to_ndarray()
                 frame.pts, frame.time_base = encoded.add(pixels, seconds), TIME_BASE
                 output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
