@@ -231,10 +231,10 @@ def _encode(chunks: Iterable[Decoded], path: Path, found: Inspection, settings: 
                 number = next(numbers)
                 seconds = chunk.times[at] - start if chunk.times else float(number / rate)
                 if pixels.shape[:2] != (encoded.height, encoded.width):
-                    # FFmpeg's scaling of odd widths reads memory that was never written, so its results vary.
                     picture = Image.fromarray(pixels).resize((encoded.width, encoded.height), Image.Resampling.BILINEAR)
                     pixels = np.asarray(picture)
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                # Without this conversion, PyAV's encoder converts frames itself. Then the bytes sometimes varied.
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", threads=1)
                 frame.pts, frame.time_base = encoded.add(pixels, seconds), TIME_BASE
                 output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
