@@ -169,7 +169,7 @@ def timm_way(frame: np.ndarray, seed: int) -> Image.Image:
 def timed(
     ways: dict[str, Callable[[int], None]], reads: int, middle: Callable[[list[float]], float] = np.median
 ) -> dict[str, float]:
-    """Median (or mean) seconds of a read per way. The ways alternate, so that other load on the machine affects all of them."""
+    """Return the median (or mean) seconds of a read per way. The ways alternate, so that other load affects all."""
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for read in range(-1, reads):  # the first read is a warm-up
         for way, run in ways.items():
@@ -192,7 +192,7 @@ def open_table(path: Path, opens: int) -> str:
 
 
 def loader_memory(folder: Path, path: Path, workers: int = 8, items: int = 100_000) -> str:
-    """Peak unshared memory of all processes of a loader on a list of many videos (one file with many names)."""
+    """Return the peak unshared memory of all processes of a loader on a list of many videos (one file with many names)."""
     links = [folder / f"link-{i:03d}.mp4" for i in range(1000)]
     for link in links:
         os.link(path, link)

@@ -129,7 +129,7 @@ class DecoderProcess:
         """Start a process if none is ready for requests. Raises DecoderUnavailable."""
         if self._process is not None and self._process.poll() is None and not _ready(self._pipes[1], 0.0):
             return
-        self.close()  # also if it sent more than its answer: the next file must not be blamed
+        self.close()  # also if it sent more than its answer, which would be read as that of the next file
         try:
             self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (read after the process has ended)
             self._process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """The cost of a stage: its work by the resource that limits it, and counts that several kinds of stages share."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.utils.shapes import height_width
 
 BACKWARD = 3  # cost of forward and backward together, in forward passes
 # CPU seconds on one idle core (AMD EPYC, November 2026).
@@ -99,7 +101,7 @@ def parameter_count(model: ModelSettings) -> int:
 def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSettings) -> float:
     """Return the CPU seconds that the batches of a whole training take."""
     sizes = {round(scale * data.resident_side) for scale in data.crop_scales}
-    pixels = model.frames * model.side**2
+    pixels = model.frames * math.prod(height_width(model.side))
     per_sample = CLIP_S + pixels * (RESIZE_PIXEL_S if data.lists or sizes != {model.side} else CROP_PIXEL_S)
     if data.lists:
         per_sample += DECODE_S / getattr(training, "repeats", 1)
@@ -111,4 +113,4 @@ def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSet
 def reading_seconds(model: ModelSettings, data: DataSettings) -> float:
     """Return the CPU seconds to read one clip in the process that evaluates it."""
     resized = data.lists or data.resident_side != model.side
-    return CLIP_S + (model.frames * model.side**2 * RESIZE_PIXEL_S if resized else 0.0)
+    return CLIP_S + (model.frames * math.prod(height_width(model.side)) * RESIZE_PIXEL_S if resized else 0.0)
