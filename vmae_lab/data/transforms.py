@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from timm.data.auto_augment import rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -14,6 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import ColorJitter, functional
 from torchvision.tv_tensors import BoundingBoxes
 
+from vmae_lab.data.rand_augment import Box, rand_augment
 from vmae_lab.utils.seeding import library_draws
 from vmae_lab.utils.shapes import Side, height_width
 
@@ -115,37 +114,40 @@ def finetune_augment(video: Tensor, side: Side, settings: FinetuneAugment, seed:
     """
     with library_draws(seed):
         operations, coin, filled = (int(value) for value in torch.randint(2**31, (3,)))
-        if settings.rand_augment:
-            video = _rand_augment(video, settings.rand_augment, operations)
         tall, wide = height_width(side)
         aspects = [aspect * (wide / tall) for aspect in settings.aspect]
         top, left, height, width = RandomResizedCrop.get_params(video, list(settings.scale), aspects)
-        video = _resize(video[..., top : top + height, left : left + width], side)
-        if coin < settings.flip * 2**31:
-            video = functional.horizontal_flip(video)
-    return _erase(video, settings.erase, filled)
+    if settings.rand_augment:
+        crop = Box(top, left, top + height, left + width)
+        frames = rand_augment(video.permute(1, 2, 3, 0).numpy(), settings.rand_augment, operations, crop)
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)
+    else:
+        video = video[..., top : top + height, left : left + width]
+    video = _resize(video, side)
+    if coin < settings.flip * 2**31:
+        video = functional.horizontal_flip(video)
+    with library_draws(filled):
+        clip = _ErasableClip(video)
+        RandomErasing(settings.erase, mode="pixel", device="cpu")(clip)
+    return clip.video
 
 
-def _rand_augment(video: Tensor, configuration: str, seed: int) -> Tensor:
-    """Apply timm's RandAugment to each frame with the same seed, so that all frames get the same operations."""
-    color = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
-    translation = int(min(video.shape[-2:]) * 0.45)
-    transform = rand_augment_transform(configuration, {"translate_const": translation, "img_mean": color})
-    frames = []
-    for frame in video.permute(1, 2, 3, 0).numpy():
-        with library_draws(seed):
-            frames.append(np.asarray(transform(Image.fromarray(frame))))
-    return channels_first(np.stack(frames))
+class _ErasableClip:
+    """A clip as timm's random erasing sees it: an image with the colors of all frames as channels, which share a box."""
 
+    dtype = torch.float32  # of the noise
 
-def _erase(video: Tensor, probability: float, seed: int) -> Tensor:
-    """Apply timm's random erasing in pixel mode. Colors and frames become its channels, so that they share the box."""
-    mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    unchanged = torch.full((video[:, :, 0, 0].numel(), *video.shape[-2:]), torch.nan)
-    with library_draws(seed):
-        noise = RandomErasing(probability, mode="pixel", device="cpu")(unchanged).view(video.shape)
-    pixels = (255 * (mean + deviation * noise)).round().clamp(0, 255)
-    return torch.where(noise.isnan(), video, pixels.nan_to_num().to(torch.uint8))
+    def __init__(self, video: Tensor):
+        self.video = video
+
+    def size(self) -> tuple[int, int, int]:
+        return (self.video.shape[:2].numel(), *self.video.shape[2:])
+
+    def __setitem__(self, box: tuple[slice, ...], noise: Tensor) -> None:
+        mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        pixels = 255 * (mean + deviation * noise.view(*self.video.shape[:2], *noise.shape[1:]))
+        self.video = self.video.clone()
+        self.video[..., box[1], box[2]] = pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -78,11 +78,15 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Frames of a video, uint8 `(T, H, W, 3)`, RGB, upright, with their indices and the header of their file."""
+    """Frames of a video, uint8 `(T, H, W, 3)`, RGB, upright, with their indices and the header of their file.
+
+    `times`: seconds of each frame in the file. Only a stream has them, and only if the file does.
+    """
 
     frames: np.ndarray
     indices: tuple[int, ...]
     info: VideoInfo
+    times: tuple[float, ...] = ()
 
 
 def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None = None) -> Decoded:

@@ -171,13 +171,14 @@ class DecoderProcess:
         size = math.prod(shape)
         if (
             frames != len(indices)
+            or len(announced.times) not in (0, frames)
             or height * width > self.settings.max_pixels
             or min(height, width) > (short_side or math.inf)
             or size > self.settings.memory_mib << 20
             or self._length() != size
         ):
             raise Malformed(f"expected pixels of {len(indices)} frames, got the shape {shape!r:.50}")
-        return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), indices, announced.info)
+        return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), indices, announced.info, announced.times)
 
     def _answer(self, *kinds: str) -> tuple[str, Any]:
         """Return the kind (one of `kinds`) and the content of the next answer. Raises VideoError if it is an error."""

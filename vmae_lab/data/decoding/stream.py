@@ -34,8 +34,8 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
     info = probe(video.path, source, container, settings.model_copy(update={"decoder": "pyav"}), checked)
     done = 0
     try:
-        for frames in _chunks(source, info, short_side):
-            yield Decoded(frames, tuple(range(done, done + len(frames))), info)
+        for frames, times in _chunks(source, info, short_side):
+            yield Decoded(frames, tuple(range(done, done + len(frames))), info, times)
             done += len(frames)
         if not done:
             raise ValueError("no frame can be decoded")
@@ -43,9 +43,12 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
         raise VideoError(video.path, cause_of(error), info.codec) from None
 
 
-def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[np.ndarray]:
-    """Yield uint8 `(T, H, W, 3)`. If the number of frames is unknown, a decoder error ends the video."""
-    chunk, count = list[np.ndarray](), 0
+def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
+    """Yield uint8 `(T, H, W, 3)`, and the times of the frames, or none if a frame has no time.
+
+    If the number of frames is unknown, a decoder error ends the video.
+    """
+    chunk, times, count, timed = list[np.ndarray](), list[float](), 0, True
     try:
         for frame in shown_frames(source, info):
             if count == 0:  # size and orientation may change; use those of the first frame
@@ -53,14 +56,16 @@ def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[np
             if frame.is_corrupt:
                 raise ValueError(f"frame {count} is damaged")
             chunk.append(upright_pixels(frame, *size, orientation))
+            timed = timed and frame.time is not None
+            times.append(frame.time or 0.0)
             count += 1
             if len(chunk) == CHUNK:
-                yield np.stack(chunk)
-                chunk = []
+                yield np.stack(chunk), tuple(times) if timed else ()
+                chunk, times = [], []
             if count == info.frames:
                 break
     except av.FFmpegError as error:
         if info.frames:
             raise ValueError(f"only {count} frames can be decoded: {cause_of(error)}") from None
     if chunk:
-        yield np.stack(chunk)
+        yield np.stack(chunk), tuple(times) if timed else ()
