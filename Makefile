@@ -29,18 +29,19 @@ ablations: .venv/installed
 reports: .venv/installed
 	$(BIN)/vmae-lab report
 
-# A file of tests, or a notebook, stays with one worker: its tests share data and stages. One thread each, since two that
-# wait for one another on the same cores take many times as long.
+# A worker runs a whole file, since its tests share data and stages; tests/conftest.py orders the files. One thread
+# each: two threads that wait for each other on the same core take many times as long.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout=600 -x notebooks
+	$(PYTEST)
 
 # While working: everything that is quick.
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 coverage: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 # The root is the project, so that links lead to all of its files.
 lab: .venv/installed

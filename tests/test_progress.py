@@ -146,7 +146,7 @@ def _bar_in_a_worker() -> bool:
 
 
 @pytest.mark.slow
-def test_workers_show_nothing(capfd):
+def test_workers_show_nothing(capfd, warm):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert pool.submit(_bar_in_a_worker).result()
     assert "written in a worker" not in capfd.readouterr().err
@@ -181,7 +181,7 @@ def in_a_notebook(folder: Path, *command: str) -> nbformat.NotebookNode:
 
 
 @pytest.mark.slow
-def test_a_saved_notebook_holds_one_line(tmp_path):
+def test_a_saved_notebook_holds_one_line(tmp_path, warm):
     """A display that updates, not the error stream, which JupyterLab shows in red."""
     executed = in_a_notebook(tmp_path, "papermill", "--no-progress-bar", "bars.ipynb", "out.ipynb")
     (output,) = executed.cells[0].outputs
@@ -190,7 +190,7 @@ def test_a_saved_notebook_holds_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compared_cell_may_show_progress(tmp_path):
+def test_a_compared_cell_may_show_progress(tmp_path, warm):
     """nbval compares what is displayed first, and a cell's progress is no result."""
     cell = nbformat.v4.new_code_cell(f"# NBVAL_CHECK_OUTPUT\n{NOTEBOOK}\nprint('result')", execution_count=1)
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="result\n")]

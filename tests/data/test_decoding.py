@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,11 +88,22 @@ MADE = {
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A function that returns the path of a video of MADE. It writes the video when it is first requested."""
+    folder = tmp_path_factory.mktemp("made")
+
+    def write(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else write_video(path, **MADE[name][1])
+
+    return write
+
+
 @pytest.mark.parametrize("name", MADE)
-def test_made_videos_are_read_frame_by_frame(tmp_path, name):
+def test_made_videos_are_read_frame_by_frame(made, tmp_path, name):
     """Frames are read one by one, all at once, and from a part of a larger file."""
-    decoder, how = MADE[name]
-    path = write_video(tmp_path / name, **how)
+    decoder, path = MADE[name][0], made(name)
     whole = read_video(VideoFile(str(path)), Everything(), VideoSettings())
     assert whole.info.decoder == decoder
     assert shown(whole.frames) == list(range(40))
@@ -110,10 +122,9 @@ def test_made_videos_are_read_frame_by_frame(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_all_ways_to_read_a_video_give_the_same_frames(tmp_path, name):
+def test_all_ways_to_read_a_video_give_the_same_frames(made, name):
     """Also with a specific decoder, which may refuse the file; after a check; and by frame times."""
-    decoder, how = MADE[name]
-    path = write_video(tmp_path / name, **how)
+    decoder, path = MADE[name][0], made(name)
     seen, timed = inspect_video(VideoFile(str(path)), VideoSettings()), time_video(VideoFile(str(path)), VideoSettings())
     assert (seen.status, seen.frames, seen.decoder) == ("ok", 40, decoder)
     assert (timed.info.frames, round(timed.rate, 3)) == (40, 25)

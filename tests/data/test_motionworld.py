@@ -142,7 +142,7 @@ def test_patterns_change_smoothly():
 def test_interrupted_writing_resumes(tmp_path, monkeypatch):
     """After a kill, there is no folder with the final name, and the next call completes the data."""
     monkeypatch.setenv("VMAE_LAB_HOME", str(tmp_path))
-    process = multiprocessing.get_context("spawn").Process(target=open_motionworld, args=(SMALL,))
+    process = multiprocessing.get_context("spawn").Process(target=open_motionworld, args=(SMALL, 2))
     process.start()
     partial = tmp_path / f"motionworld-{SMALL.fingerprint}.partial"
     while process.is_alive() and len(list(partial.rglob("*.mp4"))) < 5:
@@ -151,6 +151,7 @@ def test_interrupted_writing_resumes(tmp_path, monkeypatch):
     process.kill()
     process.join()
     _, left = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) >= 2
     assert not left, "its workers end with it"
     assert not (tmp_path / f"motionworld-{SMALL.fingerprint}").exists()
     folder, records = open_motionworld(SMALL)

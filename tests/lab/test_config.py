@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vmae_lab.lab import estimate
 from vmae_lab.lab.config import RecipeError, build_recipe, read_parameters
-from vmae_lab.lab.estimate import plan_summary
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
 from vmae_lab.lab.run_store import RunStore
@@ -22,7 +22,8 @@ def parameters(smoke) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "demo", "gpu", "paper"])
-def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path):
+def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "pixel_seconds", lambda world: 1e-6)  # rendering large clips is slow
     parameters = yaml.safe_load((PARAMS / f"{scale}.yaml").read_text())
     assert parameters["scale"] == scale
     for name, book in EXPERIMENTS.items():
@@ -31,7 +32,7 @@ def test_every_scale_is_valid_and_can_be_costed(scale, tmp_path):
             with pytest.raises(RecipeError, match=rf"{name} compares pools .*does not run on list files"):
                 plan_notebook(name, recipe)
             continue
-        words = plan_summary(plan_notebook(name, recipe), RunStore(tmp_path))
+        words = estimate.plan_summary(plan_notebook(name, recipe), RunStore(tmp_path))
         assert "left to run:" in words
         assert ("measure:" if name == "cost_of_dual_masking" else "pretrain:") in words
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from warm_python import forked_pid
 
 from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.launcher import accelerate_config
@@ -31,6 +32,8 @@ from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.preemption import STOPPED
 
 ROOT = Path(__file__).parents[2]
+# The job imports this module, which imports warm_python.
+MODULES = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "lab")))
 JOB = """
 import json, sys
 from pathlib import Path
@@ -73,7 +76,7 @@ def alone(home, recipe, tmp_path_factory):
 
 
 def output_of(command: list[str]) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": MODULES}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -81,7 +84,7 @@ def output_of(command: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["two_processes", "two_processes_sharded"])
-def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config):
+def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config, warm):
     """The numbers equal those of one process up to rounding. Trainings record two processes; each file is written once."""
     (tmp_path / "job.py").write_text(JOB)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(config))]
@@ -103,7 +106,7 @@ def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config):
 
 
 @pytest.mark.slow
-def test_a_notebook_starts_a_training_in_two_processes(recipe, alone, home, tmp_path, monkeypatch):
+def test_a_notebook_starts_a_training_in_two_processes(recipe, alone, home, tmp_path, monkeypatch, warm):
     """Two other processes run the stage, and this process returns its result."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     store, stage = RunStore(tmp_path), pretrain_stage(recipe, 0)
@@ -116,20 +119,22 @@ def test_a_notebook_starts_a_training_in_two_processes(recipe, alone, home, tmp_
 
 
 @pytest.mark.slow
-def test_processes_save_on_a_stop_request(recipe, home, tmp_path):
+def test_processes_save_on_a_stop_request(recipe, home, tmp_path, warm):
     """SIGTERM to the process that started the others, as at the end of a job: all processes save and end."""
     changes = {"pretrain.steps": 10**5, "compute.log_every": 1, "compute.checkpoint_every": 10**6}
     changes |= {"compute.launch": str(accelerate_config("two_processes"))}
     long = recipe.with_overrides(changes)
     (tmp_path / "job.py").write_text(JOB.replace("every_kind(recipe)", "every_kind(recipe)[:1]"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": MODULES}
     given = [json.dumps(long.model_dump(mode="json")), str(tmp_path / "runs")]
     process = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), *given], env=environment, stderr=subprocess.DEVNULL)
     folder = tmp_path / "runs" / pretrain_stage(long, 0).key
     deadline = time.monotonic() + 120
     while not read_metrics(folder) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    everyone = psutil.Process(process.pid).children(recursive=True)
+    # This process, the launcher and what it started are all children of the server of warm processes.
+    everyone = psutil.Process(forked_pid(process.pid)).parent().children(recursive=True)
+    assert len(everyone) >= 4
     process.terminate()
     assert process.wait(60) == STOPPED
     assert not psutil.wait_procs(everyone, 10)[1]
@@ -165,7 +170,7 @@ def test_the_configurations_are_accelerates(file):
 
 
 @pytest.mark.slow
-def test_a_launched_process_that_fails_is_reported(recipe, home, tmp_path, monkeypatch, capfd):
+def test_a_launched_process_that_fails_is_reported(recipe, home, tmp_path, monkeypatch, capfd, warm):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     odd = recipe.with_overrides({"pretrain.batch_size": 5})
     together = recipe.compute.model_copy(update={"launch": str(accelerate_config("two_processes"))})

@@ -170,7 +170,7 @@ def test_a_failed_stage_leaves_no_result(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_in_another_process_names_its_stage(recipe, tmp_path, monkeypatch):
+def test_an_error_in_another_process_names_its_stage(recipe, tmp_path, monkeypatch, warm):
     """The stage fails because the weights of its input are missing."""
     plan = plan_notebook(BOOK, recipe.with_overrides({"compute.jobs": 2, "seeds": [0]}))
     store, cell = RunStore(tmp_path), plan.cell("scratch", 0)
@@ -199,7 +199,7 @@ def _start(root, began) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_start_waits_for_the_result(tmp_path, capsys):
+def test_a_second_start_waits_for_the_result(tmp_path, capsys, warm):
     context = multiprocessing.get_context("spawn")
     began = context.Event()
     other = context.Process(target=_start, args=(tmp_path, began))
@@ -215,7 +215,7 @@ def test_a_second_start_waits_for_the_result(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_numbers_as_one(recipe, home, tmp_path):
+def test_processes_give_the_same_numbers_as_one(recipe, home, tmp_path, warm):
     """An ablation in this process and in two others gives bit-equal values."""
     plan = plan_notebook(BOOK, recipe.model_copy(update={"seeds": (0,)}))
     alone = plan.run(RunStore(tmp_path / "alone"))
@@ -274,7 +274,7 @@ def test_a_folder_below_a_file_is_reported(tmp_path):
     ],
     ids=["one by one", "side by side", "launched"],
 )
-def test_stages_share_one_line_of_progress(recipe, home, tmp_path, capfd, monkeypatch, how):
+def test_stages_share_one_line_of_progress(recipe, home, tmp_path, capfd, monkeypatch, how, warm):
     """This includes writing the embedded data and launched processes."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -309,7 +309,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_stages_in_processes_save_on_a_stop_request(recipe, home, tmp_path):
+def test_stages_in_processes_save_on_a_stop_request(recipe, home, tmp_path, warm):
     """SIGTERM goes only to the process that started them, as with `kill`. Each stage saves its state."""
     long = recipe.with_overrides(
         {"compute.jobs": 2, "compute.log_every": 1, "compute.checkpoint_every": 10**6, "pretrain.steps": 10**5}

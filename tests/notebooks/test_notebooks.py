@@ -17,10 +17,11 @@ from vmae_lab.lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
+NBVAL = ("-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=600", "-q", "-p", "no:cacheprovider")
 
 
 @pytest.fixture
-def root(home, project) -> Path:
+def root(home, project, warm) -> Path:
     return project
 
 
@@ -85,7 +86,7 @@ def test_a_warning_is_found():
 
 
 @pytest.mark.parametrize("name", list(SHOWN))
-def test_papermill_at_the_smoke_scale_writes_a_complete_report(name, together):
+def test_papermill_at_the_smoke_scale_writes_a_complete_report(name, together, warm):
     """All arms, plain papermill with the defaults, in one project; then every file of the report."""
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "--no-progress-bar", ROOT / "notebooks" / f"{name}.ipynb", together / "out.ipynb"],
@@ -117,6 +118,18 @@ def test_papermill_at_the_smoke_scale_writes_a_complete_report(name, together):
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
     assert not list(together.rglob("*.tmp"))
+
+
+def test_nbval_finds_every_stored_output(together, warm):
+    """All notebooks run again and reuse the stages of the papermill runs above."""
+    environment = {**os.environ, "VMAE_LAB_PROJECT": str(together)}
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    done = subprocess.run(
+        [sys.executable, *NBVAL, *notebooks], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    cells = sum(cell.cell_type == "code" for path in notebooks for cell in nbformat.read(path, 4).cells)
+    assert f"{cells} passed" in done.stdout
 
 
 def test_the_command_line_runs_a_subset_and_reuses_it(root, capfd):
@@ -172,12 +185,10 @@ def test_nbval_catches_a_changed_output(root):
     for cell, old, new in ((counts, "128", "129"), (pictures, digest, digest[::-1])):
         cell.outputs[0].text = cell.outputs[0].text.replace(old, new, 1)
     nbformat.write(notebook, root / "false.ipynb")
-    done = {}
-    for name in ("true", "false"):
-        command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", root / f"{name}.ipynb"]
-        done[name] = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done["true"].returncode == 0, done["true"].stdout[-2000:]
-    assert done["false"].returncode == 1
-    assert "2 failed" in done["false"].stdout
-    assert "129" in done["false"].stdout
-    assert digest[::-1] in done["false"].stdout
+    command = [sys.executable, *NBVAL, "true.ipynb", "false.ipynb"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 1
+    failed = re.findall(r"^FAILED (\w+)\.ipynb", done.stdout, re.MULTILINE)
+    assert failed == ["false", "false"], done.stdout[-2000:]
+    assert "129" in done.stdout
+    assert digest[::-1] in done.stdout

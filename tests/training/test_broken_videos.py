@@ -205,7 +205,7 @@ def make_hostile(root: Path) -> list[str]:
     return ["fifo.mp4", "dangling.mp4", "loop.mp4", "device.mp4", "folder.mp4", "hangs.mp4", "crashes.mp4"]
 
 
-def test_the_report_names_skipped_videos(smoke, project, tmp_path_factory, capfd):
+def test_the_report_names_skipped_videos(smoke, project, tmp_path_factory, capfd, warm):
     """The command fails if a listed video cannot be read. With `evaluate.missing skip`, the report names it."""
     from vmae_lab.cli import main
 

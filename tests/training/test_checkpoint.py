@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from warm_python import forked_pid
 
 from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
@@ -120,16 +122,16 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
 
 def kill_all(process: subprocess.Popen) -> None:
     """Send SIGKILL to a process and all its descendants; those of a launcher have their own sessions."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    family = [*ranks(process, recursive=True), psutil.Process(forked_pid(process.pid))]
     for member in family:
         member.kill()
     process.wait(60)
     psutil.wait_procs(family, 60)
 
 
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+def ranks(process: subprocess.Popen, recursive: bool = False) -> list[psutil.Process]:
     """The processes that a launcher has started."""
-    return psutil.Process(process.pid).children()
+    return psutil.Process(forked_pid(process.pid)).children(recursive)
 
 
 def same(first: dict, second: dict) -> bool:
@@ -143,6 +145,7 @@ def losses(folder_or_rows) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_two_processes_have_the_losses_of_one(unbroken):
     """One process with batch 4 and two with 2 each: only the order of float32 sums differs."""
     (_, alone), (_, together) = unbroken(1), unbroken(2)
@@ -151,6 +154,7 @@ def test_two_processes_have_the_losses_of_one(unbroken):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}])
 def test_sharded_training_has_the_same_losses(start, unbroken, tmp_path, more):
     """FSDP in two processes, stopped and resumed in one process without FSDP, and the other way round."""
@@ -173,13 +177,14 @@ def test_sharded_training_has_the_same_losses(start, unbroken, tmp_path, more):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (2, 2)])
 def test_a_run_resumes_bit_equal_after_sigterm(start, unbroken, tmp_path, processes, workers):
     """SIGTERM to the whole process group, as Slurm sends it, at a step without a checkpoint."""
     step = random.Random(f"{processes} {workers}").choice([2, 3, 5, 6, 7, 9])
     process = start(tmp_path, processes, workers, pause=0.2)
     wait_for_step(step, process, tmp_path)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(forked_pid(process.pid), signal.SIGTERM)
     status, output = process.wait(60), (tmp_path / "output.txt").read_text()
     assert status == STOPPED or processes > 1, output  # a launcher has its own exit status
     saved = Checkpoints(tmp_path).load()["step"]
@@ -191,6 +196,7 @@ def test_a_run_resumes_bit_equal_after_sigterm(start, unbroken, tmp_path, proces
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_two_processes_stop_together_if_one_gets_sigterm(start, unbroken, tmp_path):
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(3, process, tmp_path)
@@ -201,6 +207,7 @@ def test_two_processes_stop_together_if_one_gets_sigterm(start, unbroken, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("kill_after", [2, 10])
 def test_killed_processes_lose_at_most_one_checkpoint_interval(start, unbroken, tmp_path, kill_after):
     process = start(tmp_path, 2, pause=0.2)
@@ -213,7 +220,7 @@ def test_killed_processes_lose_at_most_one_checkpoint_interval(start, unbroken, 
 
 
 @pytest.mark.slow
-def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp_path):
+def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp_path, request):
     """Otherwise they would train on, next to a run that is started again."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(2, process, tmp_path)
@@ -223,21 +230,26 @@ def test_processes_save_and_end_if_their_launcher_is_killed(start, unbroken, tmp
     _, alive = psutil.wait_procs(orphans, 60)
     assert not alive
     assert 2 <= Checkpoints(tmp_path).load()["step"] < STEPS
+    request.getfixturevalue("warm")  # not earlier: a warm process is not a child of its launcher
     assert same(finish(start(tmp_path, 2), tmp_path), unbroken(2)[0])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_second_run_in_the_same_folder_is_refused(start, unbroken, tmp_path):
-    first = start(tmp_path, pause=2.0)
+    first = start(tmp_path, pause=0.2)
     wait_for_step(1, first, tmp_path)
+    psutil.Process(forked_pid(first.pid)).suspend()  # it must not end before the second one is refused
     second = start(tmp_path)
     assert second.wait(60) == 1
+    psutil.Process(forked_pid(first.pid)).resume()
     assert f"FolderInUse: another process is working in {tmp_path}" in (tmp_path / "output.txt").read_text()
     assert same(finish(first, tmp_path), unbroken(1)[0])
     assert losses(tmp_path) == losses(unbroken(1)[1])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_the_launcher_restarts_a_lost_process(start, unbroken, tmp_path):
     """With --max_restarts, the launcher restarts the processes, and the run resumes from its checkpoint."""
     process = start(tmp_path, 2, pause=0.2, restarts=3)
@@ -248,6 +260,7 @@ def test_the_launcher_restarts_a_lost_process(start, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_lost_loader_worker_is_replaced(start, unbroken, tmp_path):
     process = start(tmp_path, 1, workers=2, pause=0.2)
     wait_for_step(3, process, tmp_path)
@@ -258,45 +271,66 @@ def test_a_lost_loader_worker_is_replaced(start, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_run_resumes_with_another_number_of_processes(start, unbroken, tmp_path):
     """Stopped in two processes and resumed in one, it has the same losses up to rounding."""
     process = start(tmp_path, 2, pause=0.2)
     wait_for_step(5, process, tmp_path)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(forked_pid(process.pid), signal.SIGTERM)
     process.wait(60)
     finish(start(tmp_path, 1), tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(unbroken(1)[1]), rel=1e-4)
 
 
-@pytest.fixture
-def stopped(recipe, home, tmp_path):
-    """A folder with checkpoints of steps 8 and 4, and the task."""
-    clips = load_clips(recipe.data, "train")
+IN_PROCESS = Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1)
 
-    class Ends(PretrainTask):
+
+@pytest.fixture(scope="module")
+def task(recipe, home) -> PretrainTask:
+    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain, recipe.data, load_clips(recipe.data, "train"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(task, tmp_path_factory) -> tuple[dict[str, torch.Tensor], Path]:
+    """Weights and folder of an uninterrupted run in this process."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(task, folder, IN_PROCESS, progress=False).model.state_dict(), folder
+
+
+@pytest.fixture(scope="module")
+def interrupted(task, tmp_path_factory) -> Path:
+    """The folder of a run that ended after step 10, with checkpoints of steps 8 and 4."""
+    folder = tmp_path_factory.mktemp("interrupted")
+
+    class Interrupted(PretrainTask):
         def loss(self, *arguments):
-            if len(read_metrics(tmp_path)) == 10:
+            if len(read_metrics(folder)) == 10:
                 raise KeyboardInterrupt
             return super().loss(*arguments)
 
-    task = Ends(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+    task = Interrupted(task.model, task.masks, task.settings, task.data, task.clips, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        train(task, tmp_path, Compute(checkpoint_every=4, log_every=1, tensorboard=False, threads=1), progress=False)
-    return PretrainTask(recipe.model, recipe.mask, recipe.pretrain, recipe.data, clips, seed=1)
+        train(task, folder, IN_PROCESS, progress=False)
+    return folder
+
+
+@pytest.fixture
+def stopped(task, interrupted, tmp_path) -> PretrainTask:
+    """The task of the interrupted run. The test's folder is a copy of the run's folder."""
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    return task
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
-def test_a_truncated_checkpoint_falls_back_to_the_previous_one(stopped, tmp_path, part):
-    compute = Compute(checkpoint_every=4, log_every=1, tensorboard=False)
-    whole = train(stopped, tmp_path / "whole", compute, progress=False).model
+def test_a_truncated_checkpoint_falls_back_to_the_previous_one(stopped, whole, tmp_path, part):
     newest = Checkpoints(tmp_path).newest
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
     with pytest.warns(UserWarning, match=r"checkpoint\.pt .*step 4"):
-        trained = train(stopped, tmp_path, compute, progress=False)
+        trained = train(stopped, tmp_path, IN_PROCESS, progress=False)
     assert trained.steps_run == 8
-    assert same(trained.model.state_dict(), whole.state_dict())
-    assert losses(tmp_path) == losses(tmp_path / "whole")
+    assert same(trained.model.state_dict(), whole[0])
+    assert losses(tmp_path) == losses(whole[1])
 
 
 def test_unreadable_checkpoints_stop_the_run(stopped, tmp_path):
@@ -310,7 +344,7 @@ def test_unreadable_checkpoints_stop_the_run(stopped, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stops_on_a_full_disk_and_resumes_elsewhere(start, recipe, unbroken, tmp_path):
+def test_a_run_stops_on_a_full_disk_and_resumes_elsewhere(start, recipe, unbroken, tmp_path, request):
     """On a file system with space for two and a half checkpoints, the third one does not fit."""
     run, kept = tmp_path / "run", tmp_path / "kept"
     for folder in (run, kept):
@@ -321,10 +355,11 @@ def test_a_run_stops_on_a_full_disk_and_resumes_elsewhere(start, recipe, unbroke
     alone = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
     if subprocess.run([*alone, small], capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
-    start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(120)
+    start(run, before=(*alone, f'{small} && "$@"; cp -r {run}/. {kept}', "sh")).wait(240)
     output = (run / "output.txt").read_text()
     assert f"StorageError: cannot write to {run}: the disk is full" in output, output[-2000:]
     assert Checkpoints(kept).load()["step"] == 8
+    request.getfixturevalue("warm")  # not earlier: the server of warm processes does not see the small disk
     assert same(finish(start(kept), kept), unbroken(1)[0])
     assert losses(kept) == losses(unbroken(1)[1])
 

@@ -13,6 +13,7 @@ from multiprocessing import active_children
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
@@ -84,7 +85,13 @@ def test_an_error_that_cannot_be_pickled_keeps_its_message():
     assert "in __getitem__" in caught.value.__notes__[0], "the traceback in the worker is added"
 
 
-def test_lost_workers_are_replaced():
+@pytest.fixture
+def quick_checks(monkeypatch):
+    """PyTorch checks for lost workers every 0.1 s instead of every 5 s."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+def test_lost_workers_are_replaced(quick_checks):
     with pytest.warns(UserWarning, match=r"was lost.* batch [0-4] \(1 of 3") as warned:
         batches = list(data_loader(Killed({4}, True, os.getpid()), range(8), 2, pin_memory=False))
     assert [int(batch["video"][0, 0]) for batch in batches] == list(range(8))
@@ -93,7 +100,7 @@ def test_lost_workers_are_replaced():
 
 
 @pytest.mark.slow
-def test_workers_lost_repeatedly_raise_an_error():
+def test_workers_lost_repeatedly_raise_an_error(quick_checks):
     with (
         pytest.warns(UserWarning, match=r"was lost.* batch [01] \(3 of 3"),
         pytest.raises(ProcessLost, match=r"4 times.*batch [01].*compute\.workers"),
@@ -109,7 +116,17 @@ class Stuck(Dataset):
         return {"video": torch.full((2, 3), position)}
 
 
-def test_busy_workers_end_when_the_batches_are_closed():
+def test_busy_workers_end_when_the_batches_are_closed(monkeypatch):
+    """Another thread kills workers that take too long to end. It has finished, however slow, when the batches are closed."""
+    waitpid = os.waitpid
+
+    def slow_waitpid(pid: int, options: int) -> tuple[int, int]:
+        ended = waitpid(pid, options)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.5)
+        return ended
+
+    monkeypatch.setattr(os, "waitpid", slow_waitpid)
     batches = data_loader(Stuck(), range(8), 2, pin_memory=False)
     next(batches)
     assert len(active_children()) == 2
@@ -148,26 +165,30 @@ def test_a_script_with_open_batches_ends(begin):
 
 
 SOCKETS = """
-import sys, torch
+import os, sys, tempfile, torch
 from test_dataloader import Failing
 from vmae_lab.training.dataloader import data_loader
-print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))))
+for folder in sys.argv[1:]:
+    if (pid := os.fork()) == 0:  # in a new process, because multiprocessing chooses its temporary folder once per process
+        os.environ["TMPDIR"], tempfile.tempdir = folder, None
+        print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [60, 72, 200])
-def test_workers_with_a_long_temporary_path(tmp_path_factory, length):
+def test_workers_with_a_long_temporary_path(tmp_path_factory, tmp_path, warm):
     """The path of a socket may have 107 bytes on Linux. multiprocessing appends 32 to the temporary folder."""
     short = tmp_path_factory.mktemp("t", numbered=True)
-    folder = short / ("é" * ((length - len(str(short))) // 2))
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])
-    done = subprocess.run(
-        [sys.executable, "-c", SOCKETS], env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+    folders = [short / ("é" * ((length - len(str(short))) // 2)) for length in (60, 72, 200)]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.path.dirname(__file__)])}
+    (tmp_path / "sockets.py").write_text(SOCKETS)
+    command = [sys.executable, str(tmp_path / "sockets.py"), *map(str, folders)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stdout) == (0, "8\n" * 3), done.stderr
 
 
 def test_an_error_if_no_socket_can_be_created(monkeypatch):
@@ -185,7 +206,7 @@ def _start_method() -> str:
 
 
 @pytest.mark.slow
-def test_a_pool_worker_has_its_owners_start_method():
+def test_a_pool_worker_has_its_owners_start_method(warm):
     """Spawned loader workers would import PyTorch again, and leave semaphores behind if the pool's worker is ended."""
     with worker_pool(1) as pool:
         assert pool.submit(_start_method).result() == multiprocessing.get_start_method()
@@ -203,7 +224,7 @@ def _kill_one(pool: ProcessPoolExecutor) -> None:
 
 
 @pytest.mark.slow
-def test_a_pool_distinguishes_errors_and_lost_workers():
+def test_a_pool_distinguishes_errors_and_lost_workers(warm):
     with pytest.raises(VideoError) as caught, worker_pool(1) as pool:
         pool.submit(_fail).result()
     assert (caught.value.path, caught.value.codec) == ("a.mp4", "h264")

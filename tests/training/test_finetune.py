@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from warm_python import forked_pid
 
 from vmae_lab.data.dataset import DataSettings, load_clips
 from vmae_lab.data.motionworld import MotionworldSettings
@@ -89,7 +90,7 @@ train(task, Path(sys.argv[2]), compute, progress=False)
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "kill_after"), [(0, 2, 4), (2, 0, 7)])
 def test_a_killed_run_with_all_options_resumes_bit_equal(
-    recipe, clips, unbroken, tmp_path, before, after, kill_after
+    recipe, clips, unbroken, tmp_path, before, after, kill_after, warm
 ):  # fmt: skip
     """SIGKILL between two checkpoints, then resume with another number of workers: same average and last weights."""
     parameters = json.dumps(recipe.model_dump(mode="json"))
@@ -98,7 +99,7 @@ def test_a_killed_run_with_all_options_resumes_bit_equal(
     while len(read_metrics(tmp_path)) < kill_after and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
+    os.kill(forked_pid(process.pid), signal.SIGKILL)
     process.wait()
     assert checkpoint(tmp_path)["step"] == kill_after - kill_after % 3
     trained = train(task(recipe, clips), tmp_path, compute(after), progress=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from warm_python import forked_pid
 
 from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
@@ -105,8 +106,8 @@ train(task, Path(sys.argv[2]), Compute(checkpoint_every=4, log_every=1, tensorbo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [2, 5, 9, 11])
-def test_a_killed_run_resumes_bit_equal(recipe, clips, unbroken, tmp_path, kill_after):
+@pytest.mark.parametrize("kill_after", [2, 5, 11])
+def test_a_killed_run_resumes_bit_equal(recipe, clips, unbroken, tmp_path, kill_after, warm):
     """SIGKILL after the given step (before the first checkpoint, between two, after the last), then resume."""
     parameters = json.dumps(recipe.model_dump(mode="json"))
     process = subprocess.Popen([sys.executable, "-c", KILLED, parameters, str(tmp_path)], env=os.environ)
@@ -114,7 +115,7 @@ def test_a_killed_run_resumes_bit_equal(recipe, clips, unbroken, tmp_path, kill_
     while len(read_metrics(tmp_path)) < kill_after and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
+    os.kill(forked_pid(process.pid), signal.SIGKILL)
     process.wait()
     assert (tmp_path / "checkpoint.pt").exists() == (kill_after >= 5)
     trained = train(task(recipe, clips), tmp_path, compute(log_every=1), progress=False)

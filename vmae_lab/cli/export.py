@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vmae_lab.cli.predict import Model
+from vmae_lab.cli.predict import FramesOption, Model, PositionsOption, SideOption, checked_side
 
 commands = typer.Typer()
 
@@ -21,10 +21,9 @@ def export(
         typer.Option(help="onnx: for ONNX Runtime; needs vmae-lab[export]. torch_export: for torch.export.load."),
     ] = "onnx",
     out: Annotated[Path | None, typer.Option(help="The file. Default: model.onnx or model.pt2 here.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip. Default: those of the model.")] = None,
-    side: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of a clip, pixels. Default: those of the model.")
-    ] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
 ) -> None:
     """Write a classifier to a file that runs without this package, and check the file.
 
@@ -34,11 +33,11 @@ def export(
     from vmae_lab.evaluation.predict import open_classifier
     from vmae_lab.models.export import SUFFIXES, export_classifier
 
-    opened = open_classifier(model, frames, side)
+    opened = open_classifier(model, frames, checked_side(side), positions)
     path = out or Path(f"model{SUFFIXES[to]}")
     difference = export_classifier(opened, path, to)
     clip = opened.clip
     print(
-        f"video: uint8 (batch, {clip.channels}, {clip.frames}, {clip.side}, {clip.side}); logits: float32 (batch, "
+        f"video: uint8 (batch, {clip.channels}, {clip.frames}, {clip.height}, {clip.width}); logits: float32 (batch, "
         f"{opened.classes})\nlargest difference of logits from the model: {difference:.1e}\nexported: {path}"
     )

@@ -17,7 +17,7 @@ from vmae_lab.data.decoding import VideoError, read_frames
 from vmae_lab.data.decoding.decoders import Choose
 from vmae_lab.data.motionworld import ClipRecord
 from vmae_lab.utils.atomic_io import atomic_write
-from vmae_lab.utils.processes import worker_pool
+from vmae_lab.utils.processes import parallel_map
 from vmae_lab.utils.progress import Progress
 
 BATCH = 50  # files that a process decodes at a time
@@ -88,8 +88,8 @@ def _decode_all(folder: Path, records: list[ClipRecord], side: int, processes: i
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     starts = range(0, len(records), BATCH)
     jobs = [[folder / record.path for record in records[start : start + BATCH]] for start in starts]
-    with worker_pool(processes) as pool, Progress(total=len(records), desc="decoding clips", unit="clips") as bar:
-        for start, decoded in zip(starts, pool.map(_decode, jobs, [side] * len(jobs)), strict=True):
+    with parallel_map(processes) as map_batches, Progress(total=len(records), desc="decoding clips", unit="clips") as bar:
+        for start, decoded in zip(starts, map_batches(_decode, jobs, [side] * len(jobs)), strict=True):
             array[start : start + len(decoded)] = decoded
             bar.update(len(decoded))
     array.flush()

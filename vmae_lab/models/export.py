@@ -80,7 +80,7 @@ def export_classifier(model: VideoClassifier, path: Path, form: Form) -> float:
 
 def _clips(model: VideoClassifier, batch: int) -> Tensor:
     """Random clips, uint8 `(batch, C, T, H, W)`, always the same."""
-    shape = (batch, model.clip.channels, model.clip.frames, model.clip.side, model.clip.side)
+    shape = (batch, model.clip.channels, model.clip.frames, model.clip.height, model.clip.width)
     return torch.randint(256, shape, generator=torch_generator(0, "clips of an export"), dtype=torch.uint8)
 
 

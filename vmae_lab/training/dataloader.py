@@ -156,6 +156,9 @@ def _workers_of(
             late.start()
             batches._shutdown_workers()  # before killing them, since a killed worker may hold a lock that this call needs
             late.cancel()
+            # If the timer has begun to kill, both threads call waitpid for a worker, and only one gets its exit status. Until
+            # that thread has stored the status, multiprocessing lists the worker as active. So wait for the timer's thread.
+            late.join()
             kill()
         atexit.unregister(kill)
 
@@ -174,7 +177,7 @@ def _begin_worker(_number: int) -> None:
 
 
 def _make_room_for_sockets() -> None:
-    """If the path of the temporary folder is too long for a socket, use /tmp for the workers' sockets, as newer Pythons do.
+    """Use /tmp for the workers' sockets, as newer Pythons do, if the path of the temporary folder is too long for a socket.
 
     A worker that cannot create a socket cannot send anything, and training would wait forever. So this first tries to create
     one. Raises ImpossibleHere.

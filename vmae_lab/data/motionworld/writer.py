@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from vmae_lab.utils.atomic_io import StorageError, atomic_write, fingerprint, make_folder, storing_in, write_json
-from vmae_lab.utils.processes import worker_pool
+from vmae_lab.utils.processes import parallel_map
 from vmae_lab.utils.progress import Progress
 
 FRAMES_A_SECOND = 12
@@ -79,8 +79,8 @@ def open_world(
         check_room(unfinished, len(jobs), pixels)
         batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
         write = partial(write_file, settings, unfinished)
-        with worker_pool(processes) as pool, Progress(total=len(jobs), desc=f"writing to {home}", unit="clips") as bar:
-            for written in pool.map(_write_batch, repeat(write), batches):
+        with parallel_map(processes) as map_batches, Progress(total=len(jobs), desc=f"writing to {home}", unit="clips") as bar:
+            for written in map_batches(_write_batch, repeat(write), batches):
                 records += written
                 bar.update(len(written))
         write_lists(unfinished, jobs, records)

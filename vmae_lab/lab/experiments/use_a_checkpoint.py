@@ -55,8 +55,9 @@ def prepare(recipe: Recipe) -> Recipe:
     clip = config.clip
     return recipe.with_overrides({
         "model": {
-            "size": _size_name(config.size, recipe.checkpoint), "frames": clip.frames, "side": clip.side,
+            "size": _size_name(config.size, recipe.checkpoint), "frames": clip.frames, "side": clip.as_json["side"],
             "tubelet": clip.tubelet, "patch": clip.patch, "layer_scale": config.size.layer_scale,
+            "positions": recipe.model.positions,
         },
         "detect": None, "localise": None,  # they may not fit this model, and are not used
     })  # fmt: skip
@@ -125,7 +126,7 @@ def checkpoint_table(results: Results) -> Table:
         "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": folder.name,
         "encoder": f"{recipe.model.size}: {config.size.depth} blocks, width {config.size.width}",
         "parameters, millions": f"{sum(weights.numel() for weights in opened.state.values()) / 1e6:.2f}",
-        "clips": f"{clip.frames} frames of {clip.side} x {clip.side}, tokens {' x '.join(map(str, clip.grid))}",
+        "clips": f"{clip.pixels}, tokens {' x '.join(map(str, clip.grid))}",
         "decoder": "yes" if config.model == "VideoMAE" else "no", "class head": head,
     }  # fmt: skip
     frame = pd.DataFrame(list(values.items()), columns=["property", "value"])
