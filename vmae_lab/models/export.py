@@ -19,7 +19,6 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from vmae_lab.utils.atomic_io import make_folder, storing_in
 from vmae_lab.utils.errors import UserError
-from vmae_lab.utils.seeding import torch_generator
 
 Form = Literal["onnx", "torch_export"]
 SUFFIXES: dict[Form, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -81,7 +80,7 @@ def export_classifier(model: VideoClassifier, path: Path, form: Form) -> float:
 def _clips(model: VideoClassifier, batch: int) -> Tensor:
     """Random clips, uint8 `(batch, C, T, H, W)`, always the same."""
     shape = (batch, model.clip.channels, model.clip.frames, model.clip.height, model.clip.width)
-    return torch.randint(256, shape, generator=torch_generator(0, "clips of an export"), dtype=torch.uint8)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def _write_onnx(model: VideoClassifier, path: Path) -> None:
