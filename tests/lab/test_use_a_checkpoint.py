@@ -76,7 +76,7 @@ def test_a_published_classifier_is_used_in_all_ways(smoke, tmp_path, project):
     model.save_pretrained(tmp_path / "model", "transformers")
     plan = planned({**smoke, "seeds": [0]}, checkpoint=str(tmp_path / "model"))
     store = RunStore(project / "runs")
-    with pytest.warns(UserWarning, match="has no decoder .*drawn from the seed"):  # before it is continued
+    with pytest.warns(UserWarning, match="has no decoder"):  # before it is continued
         results = Results(plan, plan.run(store), store)
     rows, video, labels = use_a_checkpoint.held_out_clips(plan, 2)
     assert use_a_checkpoint.reconstruction(results, rows) is None
