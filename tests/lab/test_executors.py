@@ -14,9 +14,11 @@ import pytest
 
 from vmae_lab.lab import slurm
 from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.estimate import Machine
 from vmae_lab.lab.executors import StageFailed, visible_devices
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Job, Stage, pretrain_stage
+from vmae_lab.lab.stages.cost import Work
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.settings import Compute, ImpossibleHere
 from vmae_lab.utils.processes import ProcessLost
@@ -116,6 +118,13 @@ def test_the_executor_is_not_part_of_a_key(smoke):
     assert pretrain_stage(other, 0).key == pretrain_stage(recipe, 0).key
     assert other.compute.slurm.options == {"qos": "high"}
     assert other.compute.processes == 1, "other machines compute the stages"
+
+
+def test_the_estimate_counts_the_devices_of_the_executor():
+    """Four stages of one second at a time: they share the only device, or each has its own."""
+    machine, works = Machine("GPU", 1e9, 1e9, 1e9, one_device=True), [Work(training=1e9)] * 4
+    assert machine.wall_seconds(works, Compute(jobs=4)) == 4.0
+    assert machine.wall_seconds(works, Compute(jobs=4, executor="slurm")) == 1.0
 
 
 @slow
