@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def step_points(axis: str, steps: int) -> list[dict]:
-    """Seconds and counted cost of a step for each value of an axis that fits in memory. Other settings have base values."""
+    """Return seconds and counted cost of a step for each value of an axis that fits in memory. The rest has base values."""
     values, name = AXES[axis]
     rows = []
     for value in values:
@@ -93,7 +93,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def sample_order_growth() -> dict:
-    """Growth of the seconds to look up 10,000 samples with the number of clips, in a mixture of two sources."""
+    """Return the growth of the seconds to look up 10,000 samples with the number of clips, in a mixture of two sources."""
     sizes, seconds = [10**3, 10**4, 10**5, 10**6], []
     for size in sizes:
         order = sample_order(["one"] * (size // 2) + ["other"] * (size // 2), 0.5, 0)
@@ -105,7 +105,7 @@ def sample_order_growth() -> dict:
 
 
 def run_store_growth() -> dict:
-    """Growth of the seconds to list the finished stages of a run store with their number."""
+    """Return the growth of the seconds to list the finished stages of a run store with their number."""
     sizes, seconds = [100, 1000, 10_000], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,9 @@
 
 The usual way decodes full frames for each sample, crops and resizes frame by frame with Pillow, and stacks and normalizes on
 the CPU. Our way decodes once for k samples, resizes next to the decoder, crops whole uint8 clips, and leaves normalization to
-the device. It is measured with and without the separate decoder process that protects a run from broken files. Both ways use
-the same windows. Also measures memory over 2,000 opened files, and of a loader with 8 workers.
+the device. It is measured with and without the separate decoder process that protects a run from broken files, and from the
+copies that `vmae-lab data transcode` writes. All ways use the same windows. Also measures augmentation for fine-tuning against
+timm's on each frame, memory over 2,000 opened files, and memory of a loader with 8 workers.
 """
 
 import argparse
@@ -21,19 +22,22 @@ import psutil
 import torch
 from PIL import Image
 from tabulate import tabulate
+from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader
 
 from vmae_lab.data.dataset import DataSettings, load_clips
 from vmae_lab.data.decoding import VideoFile, VideoSettings, read_video
 from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.frame_sampling import Dense
-from vmae_lab.data.transforms import SCALES, multi_scale_crop
-from vmae_lab.data.video_lists import ListSettings
+from vmae_lab.data.rand_augment import FILL
+from vmae_lab.data.transcode import TranscodeSettings, transcode_list
+from vmae_lab.data.transforms import SCALES, FinetuneAugment, finetune_augment, multi_scale_crop
+from vmae_lab.data.video_lists import ListSettings, read_list
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import TaskDataset
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
-from vmae_lab.utils.seeding import numpy_generator
+from vmae_lab.utils.seeding import library_draws, numpy_generator
 
 SIDE, FRAMES, STRIDE = 224, 16, 4
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -51,7 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {f"{w}x{h}": write_video(Path(folder, f"{h}.mp4"), w, h) for w, h in ((320, 240), (1280, 720))}
         print(f"H.264, 300 frames; clips of {FRAMES} x {SIDE} x {SIDE}, stride {STRIDE}; one core; {options.reads} reads\n")
-        print(speed_table(files, options.reads))
+        copies = transcoded(Path(folder))
+        print(speed_table(files, copies, options.reads))
+        print("\n" + augment_table(options.reads))
         print("\n" + open_table(files["320x240"], options.opens))
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
@@ -103,7 +109,16 @@ def window(read: int) -> Dense:
     return Dense(FRAMES, STRIDE, numpy_generator(0, "window", read).random())
 
 
-def speed_table(files: dict[str, Path], reads: int) -> str:
+def transcoded(folder: Path) -> Path:
+    """Write copies of the videos of a folder and print their size and quality. Return the folder of the copies."""
+    out = folder / "copies"
+    table = transcode_list(read_list(".", folder), TranscodeSettings(), VideoSettings(), out)
+    columns = ["original", "width", "height", "original_bytes", "bytes", "psnr", "lowest_psnr"]
+    print(table[columns].to_markdown(index=False) + "\n")
+    return out
+
+
+def speed_table(files: dict[str, Path], copies: Path, reads: int) -> str:
     decoder = DecoderProcess(VideoSettings())
     rows = []
     for size, path in files.items():
@@ -112,6 +127,7 @@ def speed_table(files: dict[str, Path], reads: int) -> str:
                 "usual": lambda read, p=path, k=repeats: usual_way(p, k, read),
                 "ours, same process": lambda read, p=path, k=repeats: our_way(p, k, read, None),
                 "ours, decoder process": lambda read, p=path, k=repeats: our_way(p, k, read, decoder),
+                "ours, decoder process, copy": lambda read, p=copies / path.name, k=repeats: our_way(p, k, read, decoder),
             }
             seconds = timed(ways, reads)
             base = seconds["usual"]
@@ -121,8 +137,39 @@ def speed_table(files: dict[str, Path], reads: int) -> str:
     return tabulate(rows, headers=heads, floatfmt=("", "", "", ".1f", ".2f"))
 
 
-def timed(ways: dict[str, Callable[[int], None]], reads: int) -> dict[str, float]:
-    """Median seconds of a read per way. The ways alternate, so that other load on the machine affects all of them."""
+def augment_table(reads: int) -> str:
+    """Time the augmentation for fine-tuning of a clip, with RandAugment on each frame as in timm and on the whole clip."""
+    settings, rows = FinetuneAugment(), []
+    plain = settings.model_copy(update={"rand_augment": None})
+    for height, width in ((256, 340), (340, 604)):
+        noise = torch.rand(FRAMES, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+        pixels = torch.nn.functional.interpolate(255 * noise, (height, width), mode="bilinear")
+        video = pixels.to(torch.uint8).permute(1, 0, 2, 3).contiguous(memory_format=torch.channels_last_3d)
+
+        def frame_by_frame(read: int, video: torch.Tensor = video) -> None:
+            frames = [np.asarray(timm_way(frame.numpy(), read)) for frame in video.permute(1, 2, 3, 0)]
+            finetune_augment(torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2), SIDE, plain, read)
+
+        ways: dict[str, Callable[[int], None]] = {
+            "timm, frame by frame": frame_by_frame,
+            "ours, whole clip": lambda read, video=video: finetune_augment(video, SIDE, settings, read),
+        }
+        seconds = timed(ways, 4 * reads, np.mean)  # the operations of a read differ much in time
+        base = seconds["timm, frame by frame"]
+        rows += [[f"{FRAMES} x {height} x {width}", way, 1000 * s, base / s] for way, s in seconds.items()]
+    return tabulate(rows, headers=["clip", "augmentation for fine-tuning", "ms per sample", "speedup"], floatfmt=".1f")
+
+
+def timm_way(frame: np.ndarray, seed: int) -> Image.Image:
+    options = {"translate_const": int(min(frame.shape[:2]) * 0.45), "img_mean": FILL}
+    with library_draws(seed):
+        return rand_augment_transform(FinetuneAugment().rand_augment, options)(Image.fromarray(frame))
+
+
+def timed(
+    ways: dict[str, Callable[[int], None]], reads: int, middle: Callable[[list[float]], float] = np.median
+) -> dict[str, float]:
+    """Return the median (or mean) seconds of a read per way. The ways alternate, so that other load affects all."""
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for read in range(-1, reads):  # the first read is a warm-up
         for way, run in ways.items():
@@ -130,7 +177,7 @@ def timed(ways: dict[str, Callable[[int], None]], reads: int) -> dict[str, float
             run(max(read, 0))
             if read >= 0:
                 taken[way].append(time.perf_counter() - start)
-    return {way: float(np.median(times)) for way, times in taken.items()}
+    return {way: float(middle(times)) for way, times in taken.items()}
 
 
 def open_table(path: Path, opens: int) -> str:
@@ -145,7 +192,7 @@ def open_table(path: Path, opens: int) -> str:
 
 
 def loader_memory(folder: Path, path: Path, workers: int = 8, items: int = 100_000) -> str:
-    """Peak unshared memory of all processes of a loader on a list of many videos (one file with many names)."""
+    """Return the peak unshared memory of all processes of a loader on a list of many videos (one file with many names)."""
     links = [folder / f"link-{i:03d}.mp4" for i in range(1000)]
     for link in links:
         os.link(path, link)

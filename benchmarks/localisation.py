@@ -38,7 +38,7 @@ def main() -> None:
 
 @torch.no_grad()
 def detector(rounds: int) -> list[dict]:
-    """Time of a forward pass for each length of the features."""
+    """Return the time of a forward pass for each length of the features."""
     shape = ActionFormerShape()
     model = ActionFormer(shape, 1408, [str(i) for i in range(20)]).eval()
 
@@ -51,7 +51,7 @@ def detector(rounds: int) -> list[dict]:
 
 
 def soft_nms(rounds: int) -> list[dict]:
-    """Time of Soft-NMS with voting for each number of segments; 200 are kept."""
+    """Return the time of Soft-NMS with voting for each number of segments; 200 are kept."""
 
     def at(count: int) -> Callable[[], object]:
         generator = torch.Generator().manual_seed(count)
@@ -64,7 +64,7 @@ def soft_nms(rounds: int) -> list[dict]:
 
 
 def measured(what: str, sizes: list[int], at: Callable[[int], Callable[[], object]], rounds: int) -> list[dict]:
-    """Seconds and rate at each size, and the ratio of the seconds to those of the previous size."""
+    """Return seconds and rate at each size, and the ratio of the seconds to those of the previous size."""
     rows: list[dict] = []
     for size in sizes:
         call = at(size)

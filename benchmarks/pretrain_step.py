@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) -> tuple[list[dict], str]:
-    """A row for each way at one size and decoder ratio, and a line with the slowest operations of ours."""
+    """Return a row for each way at one size and decoder ratio, and a line with the slowest operations of ours."""
     masks = MaskSettings(decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
     size, clip = SIZES[name], ClipShape(patch=SIZES[name].patch)
     counts = TokenCounts.of(masks, clip)
@@ -86,9 +86,9 @@ def measured(name: str, ratio: float, options: argparse.Namespace, rate: float) 
 
 
 def drawn(clip: ClipShape, masks: MaskSettings, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random uint8 pixels, both masks, and which decoded tokens enter the loss."""
+    """Return random uint8 pixels, both masks, and which decoded tokens enter the loss."""
     video = torch.randint(
-        0, 256, (batch, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8, generator=torch_generator(0, "pixels")
+        0, 256, (batch, 3, clip.frames, clip.height, clip.width), dtype=torch.uint8, generator=torch_generator(0, "pixels")
     )
     generators = (torch_generator(0, f"{side} mask") for side in ("encoder", "decoder"))
     encoder_mask, decoder_mask = draw_masks(masks, clip.grid, batch, *generators)
@@ -102,7 +102,7 @@ def model_of(name: str) -> VideoMAE:
 
 
 def both_ways(name: str, masks: MaskSettings, batch: int, compiled: bool) -> dict[str, Step]:
-    """A step in the usual style and in ours. Raises AssertionError if their outputs differ."""
+    """Return a step in the usual style and in ours. Raises AssertionError if their outputs differ."""
     clip = ClipShape(patch=SIZES[name].patch)
     video, encoder_mask, decoder_mask, counted = drawn(clip, masks, batch)
     model, usual = model_of(name), Straightforward(SIZES[name], clip).to(DEVICE)
@@ -155,7 +155,7 @@ def ours(
 
 
 def in_turns(steps: list[Step], count: int) -> list[list[float]]:
-    """Seconds of alternating steps, without the first round."""
+    """Return seconds of alternating steps, without the first round."""
     seconds: list[list[float]] = [[] for _ in steps]
     for turn in range(count + 1):
         for step, taken in zip(steps, seconds, strict=True):
@@ -169,7 +169,7 @@ def in_turns(steps: list[Step], count: int) -> list[list[float]]:
 
 
 def peaks(steps: list[Step]) -> list[float | None]:
-    """Peak memory that a step allocates in addition to all weights and moments, GiB on a GPU; None on a CPU."""
+    """Return the peak memory that a step allocates in addition to all weights and moments, GiB on a GPU; None on a CPU."""
     found: list[float | None] = []
     for step in steps:
         if DEVICE.type == "cpu":
@@ -184,7 +184,7 @@ def peaks(steps: list[Step]) -> list[float | None]:
 
 
 def matmul_rate(side: int = 4096) -> float:
-    """FLOP/s of a large matrix product in the benchmark's precision, the best of five."""
+    """Return the FLOP/s of a large matrix product in the benchmark's precision, the best of five."""
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     left, right = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
     [taken] = in_turns([lambda: torch.mm(left, right)], 5)
@@ -192,7 +192,7 @@ def matmul_rate(side: int = 4096) -> float:
 
 
 def profiled(step: Step) -> list[tuple[str, float]]:
-    """The slowest operations of a step, with their fractions of its time."""
+    """Return the slowest operations of a step, with their fractions of its time."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA][: 1 + (DEVICE.type == "cuda")]
     with torch.profiler.profile(activities=kinds) as profile:
         step()

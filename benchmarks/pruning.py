@@ -57,7 +57,7 @@ def measures(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> dict[str, S
 
 
 def row_of(plan: Plan, rows: pd.DataFrame, ratio: float) -> dict:
-    """One decoder ratio: decoded tokens, cost and accuracy, without and with pruning."""
+    """Return one decoder ratio: decoded tokens, cost and accuracy, without and with pruning."""
     whole, pruned = f"{ratio}", f"{ratio}p"
     row: dict = {"decoder ratio": ratio}
     decoded, macs = {}, {}

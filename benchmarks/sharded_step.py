@@ -56,7 +56,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
     generators = (torch_generator(rank, f"{side} mask") for side in ("encoder", "decoder"))
     masks = draw_masks(MASKS, clip.grid, options.batch, *generators)
-    video = torch.randint(0, 256, (options.batch, 3, clip.frames, clip.side, clip.side), dtype=torch.uint8, device=device)
+    video = torch.randint(0, 256, (options.batch, 3, clip.frames, clip.height, clip.width), dtype=torch.uint8, device=device)
     losses, seconds, forward = [], [], 0
     for index in range(options.steps):
         started = time.perf_counter()
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def sharded(size: Size, clip: ClipShape, device: torch.device) -> VideoMAE:
-    """The sharded model with initial weights. Each process initializes its own shards."""
+    """Return the sharded model with initial weights. Each process initializes its own shards."""
     with torch.device("meta"):
         model = VideoMAE(size, clip)
     apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))

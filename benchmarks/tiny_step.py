@@ -86,7 +86,7 @@ def compare(options: argparse.Namespace, clips: Path) -> None:
 
 
 def in_checkout(checkout: Path, arm: str, steps: int, clips: Path) -> dict:
-    """The result of `measured` with the package of a checkout, in its own process."""
+    """Return the result of `measured` with the package of a checkout, in its own process."""
     command = [sys.executable, __file__, "--measure", arm, "--steps", str(steps), "--clips", str(clips)]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True)
@@ -94,7 +94,7 @@ def in_checkout(checkout: Path, arm: str, steps: int, clips: Path) -> dict:
 
 
 def measured(arm: str, steps: int, clips: Path) -> dict:
-    """CPU milliseconds per step, in total and per piece, and a hash of the trained weights."""
+    """Return CPU milliseconds per step, in total and per piece, and a hash of the trained weights."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         task = tiny_task(arm, steps, clips)
@@ -114,7 +114,7 @@ def write_clips(path: Path) -> None:
 
 
 def tiny_task(arm: str, steps: int, path: Path) -> "TimedTask":
-    """The demo's pre-training (params/demo.yaml) on the clips in a file."""
+    """Return the demo's pre-training (params/demo.yaml) on the clips in a file."""
     sources = ("digits", "sticks", "sprites")
     records = [ClipRecord(f"{row}.mp4", "train", sources[row % 3], "spin", FRAMES) for row in range(CLIPS)]
     clips = MemmapDataset(np.load(path, mmap_mode="r"), np.arange(CLIPS), records)

@@ -1,4 +1,4 @@
-"""A decoder's process that fails as the name of a file says: no file at hand makes a sound one do so."""
+"""A decoder process that fails as the name of a file tells it, because no real file makes a correct decoder fail like this."""
 
 import ctypes
 import json
@@ -37,7 +37,7 @@ FAILURES: dict[str, Callable[[], object]] = {
 
 
 class Evil:
-    """Unpickled, it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __reduce__(self):
         return os.mkdir, (os.environ["EVIL_FOLDER"],)
@@ -47,7 +47,7 @@ INFO = {"container": "mov", "codec": "h264", "width": 64, "height": 48, "frames"
 
 
 def pixels(shape: object, count: int, **changes: object) -> bytes:
-    """An answer of raw frames, of the decoder as it stands in this checkout, but for `changes` of what the file is."""
+    """Return an answer with raw frames, as this checkout's decoder sends it, with `changes` to the header of the file."""
     names = decoders.VideoInfo.__dataclass_fields__
     info = {**dict.fromkeys(names, 0), **{name: value for name, value in INFO.items() if name in names}, **changes}
     return message(["pixels", {"shape": shape, "info": info}]) + LENGTH.pack(count) + bytes(min(count, 10**6))
@@ -62,7 +62,7 @@ def framed(data: bytes) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-# Answers of a decoder that a file has taken over. One frame was asked for: 9216 bytes.
+# Answers of a decoder that a malicious file controls. One frame was requested: 9216 bytes.
 ANSWERS: dict[str, Callable[[], bytes]] = {
     "pickle": lambda: framed(pickle.dumps(("ok", Evil()))),
     "endless": lambda: LENGTH.pack(2**62),

@@ -15,7 +15,7 @@ NO_VIDEOS = "no real videos: ../shared/videos is not part of a clone"
 
 
 def drawn(number: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """A frame that shows `number` in eight bars, red above and blue below them: uint8 `(H, W, 3)`."""
+    """Return a frame that shows `number` in eight bars, red above and blue below them: uint8 `(H, W, 3)`."""
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[: height // 3] = (200, 40, 40)
     pixels[height - height // 3 :] = (40, 40, 200)
@@ -25,7 +25,7 @@ def drawn(number: int, width: int = 64, height: int = 48) -> np.ndarray:
 
 
 def shown(frames: np.ndarray) -> list[int]:
-    """The numbers that frames show."""
+    """Return the numbers that frames show."""
     middle = frames[:, frames.shape[1] // 2].mean(2)
     width = frames.shape[2]
     return [sum(int(row[bit * width // 8 + width // 16] > 120) << bit for bit in range(8)) for row in middle]
@@ -33,8 +33,10 @@ def shown(frames: np.ndarray) -> list[int]:
 
 @contextmanager
 def scheduled_as_before() -> Iterator[None]:
-    """Undo what SVT-AV1 does where root runs it: it makes the thread that encodes a real-time one. All that is started from
-    there would be too, and two busy children would starve the tests that wait for them.
+    """Restore the scheduling of this thread after the block.
+
+    If root runs it, SVT-AV1 gives the encoding thread real-time priority. All processes that it starts would inherit this
+    priority, and two busy ones would starve the tests that wait for them.
     """
     if not hasattr(os, "sched_getscheduler"):
         yield
@@ -51,7 +53,7 @@ def write_video(
     size: tuple[int, int] = (64, 48), options: dict[str, str] | None = None, mux: dict[str, str] | None = None,
     display: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Encode numbered frames, or those given; the container goes by the file's name. `display` is for set_display_rotation."""
+    """Encode numbered or given frames. The file's name selects the container. `display` is for set_display_rotation."""
     pictures = [drawn(number, *size) for number in range(frames)] if isinstance(frames, int) else frames
     with scheduled_as_before(), av.open(str(path), "w", options=mux or {}) as output:
         stream = output.add_stream(codec, rate=25, options=options or {})
@@ -66,7 +68,7 @@ def write_video(
 
 
 def write_late_start(path: Path, source: Path, skipped: int) -> Path:
-    """The packets of a video from the one numbered `skipped` on: no key frame comes first."""
+    """Write the packets of a video from number `skipped` on, so that it does not start with a key frame."""
     with av.open(str(source)) as video, av.open(str(path), "w") as output:
         stream = output.add_stream_from_template(video.streams.video[0])
         for number, packet in enumerate(packet for packet in video.demux(video=0) if packet.size):
@@ -77,7 +79,7 @@ def write_late_start(path: Path, source: Path, skipped: int) -> Path:
 
 
 def write_edited(path: Path, source: Path, hidden: int) -> Path:
-    """The packets of a video, the first of them before time 0: an MP4 hides them by an edit list."""
+    """Write the packets of a video, the first of them before time 0, which an MP4 hides with an edit list."""
     with av.open(str(source)) as video, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as output:
         stream = output.add_stream_from_template(video.streams.video[0])
         for packet in video.demux(video=0):
@@ -89,7 +91,7 @@ def write_edited(path: Path, source: Path, hidden: int) -> Path:
 
 
 def write_filtered(path: Path, source: Path, filters: str) -> Path:
-    """The packets of a video, changed by a bitstream filter."""
+    """Write the packets of a video, changed by a bitstream filter."""
     with av.open(str(source)) as video, av.open(str(path), "w") as output:
         stream = output.add_stream_from_template(video.streams.video[0])
         changed = BitStreamFilterContext(filters, video.streams.video[0])
@@ -101,7 +103,7 @@ def write_filtered(path: Path, source: Path, filters: str) -> Path:
 
 
 def write_two_streams(path: Path) -> Path:
-    """Two pictures at a time: the smaller one first, which shows the frames' numbers, and a larger one."""
+    """Write a video with two streams: first a small one that shows the numbers of frames, then a larger one."""
     with av.open(str(path), "w") as output:
         streams = [output.add_stream("h264", rate=25) for _ in range(2)]
         for stream, scale in zip(streams, (1, 2), strict=True):
@@ -126,7 +128,7 @@ def with_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
 
 
 def boxes(path: Path) -> list[tuple[str, bytes]]:
-    """The boxes at the top level of an MP4, each with its type."""
+    """Return the boxes at the top level of an MP4, with their types."""
     data, found = path.read_bytes(), []
     while data:
         size = int.from_bytes(data[:4], "big")
@@ -136,6 +138,6 @@ def boxes(path: Path) -> list[tuple[str, bytes]]:
 
 
 def status_of(pid: int, key: str) -> float:
-    """A number of mebibytes in /proc/PID/status."""
+    """Return a number of mebibytes from /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024

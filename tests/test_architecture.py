@@ -1,4 +1,4 @@
-"""Imports run downward without cycles, notebooks are thin and stored clean, dependencies stand in one list."""
+"""Imports run downward without cycles, notebooks are thin and stored clean, dependencies are in one list."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ LAYERS = [
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, without the package's own name."""
+    """Return the modules of the package that a file imports, without the name of the package."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -85,7 +85,7 @@ def test_conda_and_pip_have_one_list_of_dependencies():
     assert {line.split("==")[0] for line in lines} == names - {"decord2"}  # decord2 stands in for decord on other machines
 
 
-def test_mandated_parts_are_there():
+def test_required_parts_exist():
     listed = (ROOT / "pyproject.toml").read_text()
     for name in (
         "torch",
@@ -127,7 +127,7 @@ def test_notebooks_are_thin_and_stored_clean(path):
 
 @pytest.mark.slow
 def test_the_commit_hook_leaves_stored_notebooks_as_they_are(tmp_path):
-    """Outputs that nbval compares, and their counts, survive a commit."""
+    """Outputs that nbval compares, and their execution counts, stay in a commit."""
     hooks = [hook for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"] for hook in repo["hooks"]]
     arguments = next(hook["args"] for hook in hooks if hook["id"] == "nbstripout")
     copies = [Path(shutil.copy(path, tmp_path)) for path in NOTEBOOKS]
@@ -141,7 +141,7 @@ def test_the_commit_hook_leaves_stored_notebooks_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_defaults_are_the_smoke_scale(path):
-    """nbval can inject no parameters, so they are those of smoke, in lines that papermill understands, after the set-up."""
+    """nbval cannot inject parameters. The cell has lines that papermill understands, and comes after the setup cell."""
     from papermill import inspect_notebook
 
     setup, parameters = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][:2]

@@ -270,4 +270,4 @@ def test_changes_that_are_shown_work(changed):
     planned, _, _ = in_copy(changed, "\n".join(code)).partition("the run")
     assert planned.count("left to run:") == len(plans) == 4
     page = next((changed / "reports").glob("smoke-variant-*/ablation_tubelets/README.md"))
-    assert "How many frames should a cube span?" in page.read_text(encoding="utf-8")
+    assert "How many frames should a patch span?" in page.read_text(encoding="utf-8")

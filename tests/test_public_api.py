@@ -1,4 +1,4 @@
-"""What `import vmae_lab` gives: few names, loaded when they are used, and known to type checkers."""
+"""`import vmae_lab` has few names, which are loaded on first use and known to type checkers."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ SOURCE = Path(vmae_lab.__file__)
 
 
 @pytest.mark.parametrize("name", vmae_lab.__all__)
-def test_public_names_are_there(name):
+def test_public_names_exist(name):
     assert name in dir(vmae_lab)
     assert getattr(vmae_lab, name) is not None
     assert getattr(vmae_lab, name) is getattr(vmae_lab, name)
@@ -25,8 +25,8 @@ def test_a_name_that_is_not_public_is_refused():
     assert not hasattr(vmae_lab, "train")
 
 
-def test_type_checkers_are_told_the_same():
-    """They read the imports below TYPE_CHECKING; what runs reads a table beside them."""
+def test_type_checkers_see_the_same_names():
+    """They read the imports below TYPE_CHECKING. At run time, a table is used."""
     block = next(node for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body if isinstance(node, ast.If))
     told = {line.module: {one.name for one in line.names} for line in block.body}
     assert told == {f"vmae_lab.{room}": set(names) for room, names in vmae_lab._MODULES.items()}

@@ -1,4 +1,4 @@
-"""Libraries' draws: seeded inside the block, and nothing of it left behind."""
+"""Draws of libraries are seeded inside the block. Afterwards, all generators are restored."""
 
 import random
 
@@ -8,7 +8,7 @@ import torch
 from vmae_lab.utils.seeding import library_draws, reseed
 
 
-def test_libraries_draw_what_the_seed_says_and_generators_are_put_back():
+def test_draws_of_libraries_depend_on_the_seed_and_generators_are_restored():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     with library_draws(2**40 + 3):
         drawn = random.random(), np.random.random(), torch.rand(3)
@@ -19,7 +19,7 @@ def test_libraries_draw_what_the_seed_says_and_generators_are_put_back():
 
 
 def test_draws_on_the_cpu_leave_the_gpus_alone(monkeypatch):
-    """A GPU's own generator, once seeded here, would go on from that seed in the training around."""
+    """If a GPU's generator were seeded here, the surrounding training would continue from that seed."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     with library_draws(5):

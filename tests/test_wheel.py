@@ -1,4 +1,4 @@
-"""The wheel holds the whole package, and nothing else."""
+"""The wheel contains the complete package, and nothing else."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ PACKAGE = ROOT / "vmae_lab"
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_module_and_the_mark_of_types(tmp_path):
-    """Built as pip builds it, offline, from a copy: a build folder of an earlier version would be packed with it."""
+def test_the_wheel_contains_every_module_and_py_typed(tmp_path):
+    """Built like pip does, offline, from a copy, because a build folder of an earlier version would be packed too."""
     source, wheels = tmp_path / "source", tmp_path / "wheels"
     copytree(PACKAGE, source / "vmae_lab", ignore=ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -14,7 +14,8 @@ from einops import rearrange, repeat
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+from vmae_lab.utils.shapes import Grid
+
 MaskKind = Literal["tube", "running_cell", "frame", "random"]
 CELL_RATIOS = (0.25, 0.5, 0.75)
 CELL_PHASES = 4
@@ -44,12 +45,12 @@ def frame(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> T
 
 
 def running_cell(grid: Grid, ratio: float, batch: int, generator: torch.Generator) -> Tensor:
-    """Running cell masks with a start phase drawn uniformly for each clip. Returns bool `(batch, N)`."""
+    """Draw running cell masks with a uniform start phase per clip. Returns bool `(batch, N)`."""
     return _kept_maps(grid, ratio)[torch.randint(CELL_PHASES, (batch,), generator=generator)]
 
 
 def running_cell_maps(grid: Grid, ratio: float) -> Tensor:
-    """The four possible running cell masks of a grid, one per start phase: bool `(4, N)`.
+    """Return the four possible running cell masks of a grid, one per start phase: bool `(4, N)`.
 
     The frame is tiled by 2x2 cells. A cell is a ring of four flags (row-major), of which `4*ratio` are masked. The ring
     advances by one at every time step, so that every position is decoded at some time (VideoMAE V2, section 3.2). If the height
@@ -141,7 +142,7 @@ def pruned(encoder_mask: Tensor, decoder_mask: Tensor) -> Tensor:
 
 
 def visible_index(mask: Tensor) -> Tensor:
-    """Positions of the unmasked tokens, in token order: bool `(B, N)` -> int64 `(B, V)`.
+    """Return the positions of the unmasked tokens, in token order: bool `(B, N)` -> int64 `(B, V)`.
 
     Keep masks on the CPU and move the index: then this does not synchronize the device. DDP and FSDP move masks to the device
     before `forward`, so there it does synchronize, which costs time only (not measured).
@@ -156,7 +157,7 @@ def visible_index(mask: Tensor) -> Tensor:
 
 
 def loss_positions(encoder_mask: Tensor, decoded: Tensor, loss_on: str = "invisible") -> Tensor:
-    """Which decoded tokens enter the loss: bool `(B, M)`, True = counted.
+    """Return which decoded tokens enter the loss: bool `(B, M)`, True = counted.
 
     `invisible`: those that the encoder did not see (the paper's choice). `all_decoded`: all of them ("running cell (1)").
     Raises ValueError if no token is left.

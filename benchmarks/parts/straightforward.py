@@ -74,7 +74,7 @@ class Straightforward(nn.Module):
 
     @torch.no_grad()
     def target(self, video: Tensor, decoder_mask: Tensor) -> Tensor:
-        """Standardized pixels of the decoded patches, computed for all patches first."""
+        """Return the standardized pixels of the decoded patches, computed for all patches first."""
         mean, std = (
             torch.tensor(values, device=video.device)[None, :, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
         )

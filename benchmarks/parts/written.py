@@ -10,7 +10,7 @@ from vmae_lab.utils.atomic_io import make_folder, write_text
 
 
 def machine_words() -> str:
-    """Device and versions of a measurement, as text."""
+    """Return device and versions of a measurement, as text."""
     made = provenance()
     return (
         f"{made['device']}; torch {made['packages']['torch']}, timm {made['packages']['timm']}; {made['date']}, {made['code']}"

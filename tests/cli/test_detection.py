@@ -15,7 +15,7 @@ SMOKE = Path(__file__).parents[2] / "params" / "smoke.yaml"
 SMALL = ["--seed", "0", "-p", "pretrain.steps", "3", "-p", "detect.steps", "2"]
 
 
-def test_a_detector_of_actions_is_trained_and_judged(project, capsys):
+def test_an_action_detector_is_trained_and_evaluated(project, capsys):
     for start, kinds in ((["--encoder", "scratch"], {"detect"}), ([], {"detect", "pretrain"})):
         assert main(["detect", str(SMOKE), *SMALL, *start]) == 0
         *_, score, folder = capsys.readouterr().out.splitlines()
@@ -37,8 +37,8 @@ def test_a_recipe_without_scenes_is_refused(project, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["train", "test"])
-def test_wrong_lists_are_told_before_anything_is_trained(project, tmp_path, capsys, home, wrong):
-    """Not after the pre-training that a detector starts from, which may take days."""
+def test_wrong_lists_are_reported_before_anything_is_trained(project, tmp_path, capsys, home, wrong):
+    """The pre-training that a detector starts from may take days."""
     root = open_scene_world(SceneWorldSettings(side=32, train=2, validation=3, test=1))
     split = {name: {"boxes": f"{name}.csv"} for name in ("train", "validation", "test")}
     split[wrong] = {"boxes": str(tmp_path / "none.csv")}
@@ -52,7 +52,7 @@ def test_wrong_lists_are_told_before_anything_is_trained(project, tmp_path, caps
 
 @pytest.fixture
 def sees_one(monkeypatch):
-    """In place of torchvision's detector, one that sees somebody in the middle of every frame."""
+    """Replace torchvision's detector by one that finds a person in the middle of every frame."""
 
     class Fake:
         def __init__(self, weights, device):
@@ -64,14 +64,14 @@ def sees_one(monkeypatch):
     monkeypatch.setattr(person_detector, "TorchvisionDetector", Fake)
 
 
-def test_people_are_written_where_they_are_read_from(project, tmp_path, capsys, sees_one):
+def test_boxes_are_written_to_the_file_that_the_recipe_reads(project, tmp_path, capsys, sees_one):
     out = tmp_path / "new" / "folder" / "persons.csv"
     assert main(["persons", str(SMOKE), "--split", "test", "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == ["4 boxes in 4 key frames", str(out)]
     assert read_person_boxes(out)[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [[0.25, 0.25, 0.75, 0.75]] * 4
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anybody_is_looked_for(project, tmp_path, capsys, monkeypatch, sees_one):
+def test_a_file_that_cannot_be_written_is_reported_before_detection(project, tmp_path, capsys, monkeypatch, sees_one):
     monkeypatch.setattr(person_detector, "detect_people", lambda *_: pytest.fail("the work is done for nothing"))
     (tmp_path / "file").touch()
     assert main(["persons", str(SMOKE), "--out", str(tmp_path / "file" / "persons.csv")]) == 2
@@ -79,8 +79,8 @@ def test_a_place_that_cannot_be_written_is_told_before_anybody_is_looked_for(pro
 
 
 @pytest.mark.slow
-def test_lists_may_name_the_file_that_is_still_to_be_written(project, tmp_path, capsys, sees_one, home):
-    """The recipe of AVA names the detector's file; the command that makes it must not want it first."""
+def test_lists_may_name_the_file_that_the_command_writes(project, tmp_path, capsys, sees_one, home):
+    """AVA's recipe names the file of the person detector. The command that writes it must not require it."""
     root = open_scene_world(SceneWorldSettings(side=32, train=2, validation=3, test=1))
     split = {name: {"boxes": f"{name}.csv", "persons": str(tmp_path / f"{name}_new.csv")} for name in ("train", "validation")}
     recipe = yaml.safe_load(SMOKE.read_text())

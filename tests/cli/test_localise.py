@@ -1,4 +1,4 @@
-"""`vmae-lab localise` at the smoke scale, and on features that are there already."""
+"""`vmae-lab localise` at the smoke scale, and on pre-extracted features."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SMOKE = Path(__file__).parents[2] / "params" / "smoke.yaml"
 
 @pytest.fixture
 def own(tmp_path) -> Path:
-    """A recipe with annotated videos of which features are there."""
+    """A recipe with annotated videos and pre-extracted features."""
     database = {}
     (tmp_path / "features").mkdir()
     for number in range(4):
@@ -36,7 +36,7 @@ def own(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_features_are_extracted_and_a_detector_judged(project, capsys):
+def test_features_are_extracted_and_a_detector_is_evaluated(project, capsys):
     small = ["--seed", "0", "-p", "localise.steps", "2", "-p", "localise.videos.motionworld.train", "1"]
     assert main(["localise", str(SMOKE), *small, "--encoder", "scratch"]) == 0
     *_, score, folder = capsys.readouterr().out.splitlines()
@@ -47,7 +47,7 @@ def test_features_are_extracted_and_a_detector_judged(project, capsys):
     assert {path.name.split("-")[0] for path in (project / "runs").glob("[a-z]*-*")} == {"initial", "features", "localise"}
 
 
-def test_features_that_are_there_need_no_encoder(project, own, capsys):
+def test_pre_extracted_features_need_no_encoder(project, own, capsys):
     assert main(["localise", str(own / "own.yaml"), "--seed", "0"]) == 0
     assert capsys.readouterr().out.splitlines()[-2].endswith("1 test videos")
     assert {path.name.split("-")[0] for path in (project / "runs").glob("[a-z]*-*")} == {"localise"}
@@ -63,7 +63,7 @@ def change(own: Path, video: str, **values) -> None:
     ("values", "message"),
     [({"annotations": [{"segment": [5, 2], "label": "run"}]}, "video 'v1', annotation 1"), ({"duration": 0}, "video 'v1'")],
 )
-def test_malformed_annotations_are_told_before_anything_runs(project, own, capsys, values, message):
+def test_malformed_annotations_are_reported_before_anything_runs(project, own, capsys, values, message):
     change(own, "v1", **values)
     assert main(["localise", str(own / "own.yaml"), "--seed", "0"]) == 2
     told = capsys.readouterr().err
@@ -72,7 +72,7 @@ def test_malformed_annotations_are_told_before_anything_runs(project, own, capsy
     assert not list(project.glob("runs/*-*"))
 
 
-def test_a_video_of_a_subset_that_is_not_used_may_lack_what_is_used(project, own):
+def test_videos_of_unused_subsets_may_be_incomplete(project, own):
     change(own, "v1", subset="Elsewhere", fps=None)
     assert main(["localise", str(own / "own.yaml"), "--seed", "0"]) == 0
 

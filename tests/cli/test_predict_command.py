@@ -4,17 +4,26 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_videos import write_video
+import torch
+from made_videos import drawn, write_video
+from PIL import Image
 
 from vmae_lab.cli import main
+from vmae_lab.data.decoding import VideoFile, VideoSettings
+from vmae_lab.data.decoding.pool import Decoders
+from vmae_lab.data.frame_sampling import Exactly
+from vmae_lab.data.transforms import squash
+from vmae_lab.evaluation.multi_view import cut_views, mean_probabilities
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import PREDICTIONS, finetune_stage, views_stage
+from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -65,19 +74,23 @@ def test_a_table_on_the_screen_and_a_file(here, capsys):
 
 
 def test_unreadable_and_missing_videos_are_named_and_the_others_predicted(here, capsys):
-    words = ["predict", "model", "bad.mp4", "videos/a.mp4", "missing.mp4", "--clips", "1", "--out", "results.json"]
+    Path("half.mp4").write_bytes(Path("videos/a.mp4").read_bytes()[:900])
+    videos = ["bad.mp4", "videos/a.mp4", "missing.mp4", "half.mp4"]
+    words = ["predict", "model", *videos, "--clips", "1", "--out", "results.json"]
     assert main(words) == 1
     shown = capsys.readouterr()
     assert "videos/a.mp4" in shown.out
     errors = [line for line in shown.err.splitlines() if line.startswith("vmae-lab")]  # without the progress
-    assert [line.startswith("vmae-lab: cannot read ") for line in errors] == [True, True]
+    assert [line.startswith("vmae-lab: cannot read ") for line in errors] == [True, True, True]
     assert "bad.mp4" in errors[0]
     assert "missing.mp4: there is no such file" in errors[1]
+    assert "half.mp4: it is incomplete" in errors[2]
     results = json.loads(Path("results.json").read_text())
     assert [(result["video"], "error" in result) for result in results] == [
         ("videos/a.mp4", False),
         ("bad.mp4", True),
         ("missing.mp4", True),
+        ("half.mp4", True),
     ]
 
 
@@ -93,6 +106,17 @@ def test_a_list_of_videos_with_labels(here, capsys):
     Path("list.csv").write_text("path,label\nvideos/a.mp4,clap\nvideos/b.avi,wave\n")
     assert main(["predict", "model", "list.csv", "--clips", "1", "--top", "1"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["videos/a.mp4", "videos/b.avi"]
+
+
+def test_the_same_path_can_be_several_videos(here, capsys):
+    """Two parts of a folder of frames."""
+    Path("frames").mkdir()
+    for number in range(1, 13):
+        Image.fromarray(drawn(number)).save(f"frames/img_{number:05d}.jpg")
+    Path("list.txt").write_text("frames 1 8\nframes 5 8\n")
+    assert main(["predict", "model", "list.txt", "--clips", "1", "--top", "1", "--out", "results.csv"]) == 0
+    assert pd.read_csv("results.csv").video.tolist() == ["frames", "frames"]
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_a_timeline_is_a_table_and_a_figure(here, capsys):
@@ -122,14 +146,36 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["pre-trained", "videos"], "pre-trained has no class head"),
         (["model", "no_folder"], "there is no list file or folder"),
         (["model", "videos", "--names", "two.txt"], "two.txt has 2 lines, but model has a head for 3 classes"),
-        (["model", "videos", "--names", "none.txt"], "none.txt"),
-        (["model", "videos", "--out", "results.xlsx"], "results.xlsx should end in .csv or .json"),
+        (["model", "videos", "--names", "none.txt"], "none.txt: No such file"),
+        (["model", "videos", "--names", "videos"], "videos: Is a directory"),
+        (["model", "videos", "--top", "0"], "--top"),
+        (["model", "videos", "--along", "0"], "--along"),
+        (["model", "videos", "--along", "inf"], "--along"),
+        (["model", "videos", "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["model", "videos", "--device", "meta"], "device 'meta' cannot be used here"),
+        (["model", "videos", "--out", "taken.csv"], "taken.csv is a folder"),
+        (["model", "videos", "--out", "two.txt/results.csv"], "two.txt: there is a file of that name"),
+        (["model", "https://example.org/a.mp4"], "https://example.org/a.mp4: it is a web address"),
+        (["model", "https://example.org/watch?v=a"], "it is a web address"),
+        (["model", "empty"], "no video files"),
+        (["model", "videos", "--frames", "3"], "a clip of 3 frames x 16 pixels"),
+        (["flat", "videos", "--side", "32"], "(readout 'flat'), not for 128"),
+        (["gray", "videos"], "gray has channels 1; this package supports only 3"),
+        (["detector", "videos"], "detector is an action detector"),
+        (["empty", "videos"], "empty must have one weights file"),
+        (["videos/a.mp4", "videos"], "a.mp4 is not a weights file"),
+        (["model", "videos", "--out", "results.xlsx"], "results.xlsx must end in .csv or .json"),
         (["model", "videos", "--along", "1", "--sampling", "sparse"], "add --sampling dense"),
     ],
 )
 def test_a_mistake_is_one_message(words, message, here, capsys):
     Path("two.txt").write_text("one\ntwo\n")
+    Path("empty").mkdir()
+    Path("taken.csv").mkdir()
     VideoMAE(MODEL.dimensions, MODEL.clip).save_pretrained("pre-trained")
+    VideoClassifier(MODEL.dimensions, MODEL.clip, 3, "flat").save_pretrained("flat")
+    VideoClassifier(MODEL.dimensions, replace(MODEL.clip, channels=1), 3).save_pretrained("gray")
+    ActionDetector(MODEL.dimensions, MODEL.clip, 3).save_pretrained("detector")
     assert main(["predict", *words]) == 2
     shown = capsys.readouterr()
     assert message in shown.err
@@ -168,14 +214,56 @@ def test_predictions_are_those_of_the_views_stage_bit_for_bit(project, smoke, mo
         assert probabilities.tolist() == list(row.probabilities)
 
 
+@pytest.fixture(scope="module")
+def ten_minutes(made):
+    """15,000 frames of 320 x 240: all in memory would take 3.5 GB."""
+    part = write_video(made.parent / f"{made.name}-part.mp4", 150, size=(320, 240))
+    video = part.with_name(f"{made.name}-long.mp4")
+    _repeated(part, video, 100)
+    return video
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="memory is read from /proc")
-def test_ten_minutes_take_bounded_memory(made, tmp_path):
-    """15,000 frames of 320 x 240: all in memory would take 3.5 GB."""
-    part = write_video(tmp_path / "part.mp4", 150, size=(320, 240))
-    ten_minutes = tmp_path / "long.mp4"
-    _repeated(part, ten_minutes, 100)
+def test_predictions_along_ten_minutes_take_bounded_memory_and_equal_those_of_read_windows(made, ten_minutes, tmp_path):
     words = ["predict", str(made / "model"), str(ten_minutes), "--along", "10", "--crops", "1", "--out", "out.csv"]
+    assert _peak_memory(words, tmp_path) < 1.5 * (1 << 20)
+    table = pd.read_csv(tmp_path / "out.csv", float_precision="round_trip")
+    assert table.start_s.nunique() == 60
+    model, decoders = VideoClassifier.from_pretrained(made / "model"), Decoders(VideoSettings(decoder="pyav"))
+    for window in (0, 31, 59):
+        frames = range(250 * window, 250 * window + 8, 2)  # with the stride of the model
+        read = decoders.read(VideoFile(str(ten_minutes)), Exactly(tuple(frames)), 16).frames
+        clips = cut_views(torch.from_numpy(read).permute(3, 0, 1, 2), 4, 16, 1)
+        expected = sorted(mean_probabilities(model, clips), reverse=True)
+        assert table.probability[table.start_s == 10 * window].tolist() == expected
+    decoders.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="memory is read from /proc")
+def test_features_of_ten_minutes_take_bounded_memory_and_equal_those_of_read_windows(
+    made, ten_minutes, tmp_path
+):  # fmt: skip
+    words = ["features", str(ten_minutes), "--model", str(made / "model"), "--stride", "25", "--out", "out"]
+    assert _peak_memory(words, tmp_path) < 1.5 * (1 << 20)
+    [file] = (tmp_path / "out").glob("*.npy")
+    found = np.load(file)
+    assert len(found) == 600
+    model = VideoClassifier.from_pretrained(made / "model")
+    decoders = Decoders(VideoSettings(decoder="pyav"))
+    for window in (0, 40, 300, 599):  # 40 is the first of the second chunk
+        frames = range(25 * window, 25 * window + 4)
+        read = decoders.read(VideoFile(str(ten_minutes)), Exactly(tuple(frames)), 16).frames
+        clip = squash(torch.from_numpy(read).permute(3, 0, 1, 2), 16)[None]
+        with torch.no_grad():
+            expected = model.head.fc_norm(model.encoder(clip).mean(1))[0]
+        np.testing.assert_allclose(found[window], expected.numpy(), atol=1e-5)
+    decoders.close()
+
+
+def _peak_memory(words: list[str], folder: Path) -> int:
+    """Run a command and return the largest memory of its process and its decoder together, in KiB."""
     code = f"""
 from pathlib import Path
 from vmae_lab.cli import main
@@ -194,14 +282,13 @@ DecoderProcess.close = close
 status = main({words})
 print(status, peak("self"), *peaks)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     status, *peaks = map(int, done.stdout.splitlines()[-1].split())
     assert status == 0
     assert len(peaks) == 2, "this process and its decoder"
-    assert sum(peaks) < 1.5 * (1 << 20), f"{peaks} KiB"
-    table = pd.read_csv(tmp_path / "out.csv")
-    assert table.start_s.nunique() == 60
+    print(f"{words[0]}: peak {[peak // 1024 for peak in peaks]} MiB")
+    return sum(peaks)
 
 
 def _repeated(source: Path, target: Path, times: int) -> None:

@@ -61,7 +61,7 @@ def test_a_prediction_alone_takes_nothing_from_the_truth(here):
     other = clip.clone()
     other[..., 4:, :] = 255 - other[..., 4:, :] // 2
     one, two = (rebuilt(model, video, mask, standardized=True) for video in (clip, other))
-    assert list(one) == ["original", "encoder sees", "cube means", "reconstruction", "prediction"]
+    assert list(one) == ["original", "encoder sees", "patch means", "reconstruction", "prediction"]
     assert np.array_equal(one["prediction"], two["prediction"])
     assert not np.array_equal(one["reconstruction"], two["reconstruction"])
     assert np.array_equal(one["prediction"][:, :4], one["original"][:, :4]), "what the encoder sees is shown"
@@ -86,12 +86,19 @@ def test_plain_pixels_have_one_version(here):
         (["nowhere", "video.mp4"], "there is no checkpoint nowhere"),
         (["classifier", "video.mp4"], "classifier has no decoder"),
         (["model", "missing.mp4"], "missing.mp4: there is no such file"),
-        (["model", "video.mp4", "--out", "loop.webm"], "loop.webm should end in .gif or .mp4"),
-        (["model", "video.mp4", "--ratio", "0.01"], "do not fit the model's clips: a tube mask on a 4x4 frame"),
+        (["model", "https://example.org/a.mp4"], "it is a web address"),
+        (["model", "taken.gif"], "it is not a regular file but a folder"),
+        (["model", "video.mp4", "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["model", "video.mp4", "--out", "taken.gif"], "taken.gif is a folder"),
+        (["model", "video.mp4", "--out", "video.mp4/loop.gif"], "video.mp4: there is a file of that name"),
+        (["model", "video.mp4", "--ratio", "1"], "--ratio"),
+        (["model", "video.mp4", "--out", "loop.webm"], "loop.webm must end in .gif or .mp4"),
+        (["model", "video.mp4", "--ratio", "0.01"], "a tube mask on a 4x4 frame"),
     ],
 )
 def test_a_mistake_is_one_message(words, message, here, capsys):
     VideoClassifier(MODEL.dimensions, MODEL.clip, 3).save_pretrained("classifier")
+    Path("taken.gif").mkdir()
     assert main(["reconstruct", *words]) == 2
     shown = capsys.readouterr().err
     assert message in shown

@@ -13,6 +13,7 @@ from vmae_lab.data.transforms import (
     FinetuneAugment,
     augment_scene,
     centre_crop,
+    crops_along,
     enlarged,
     finetune_augment,
     multi_scale_crop,
@@ -215,3 +216,58 @@ def test_boxes_grow_around_their_middle_inside_the_frame():
 def test_a_clip_is_scaled_to_its_short_side():
     assert to_short_side(painted(64, 96), 32).shape == (3, 4, 32, 48)
     assert to_short_side(painted(64, 96), 128).shape == (3, 4, 128, 192)
+
+
+# --- Clips of another height than width -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 56), (56, 40), (48, 48), (24, 96)])
+@pytest.mark.parametrize("side", [(24, 32), (32, 24), 24])
+def test_a_crop_is_the_largest_part_with_the_aspect_of_the_clip(height, width, side):
+    """The frame, resized until it just covers the clip, then cut in the middle: nothing is stretched."""
+    tall, wide = side if isinstance(side, tuple) else (side, side)
+    scale = max(tall / height, wide / width)
+    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ramp = torch.stack([ys, xs, xs])[:, None].to(torch.uint8)
+    crop = centre_crop(ramp, side)
+    assert crop.shape[-2:] == (tall, wide)
+    steps = (crop[0, 0, 1:-1].float().diff(dim=0).mean(), crop[1, 0, :, 1:-1].float().diff(dim=1).mean())
+    assert all(float(step) == pytest.approx(1 / scale, rel=0.06) for step in steps), "both directions are scaled alike"
+    middle = (crop[0].float().mean().item(), crop[1].float().mean().item())
+    assert middle == pytest.approx(((height - 1) / 2, (width - 1) / 2), abs=0.8)
+
+
+@pytest.mark.parametrize(("height", "width", "axis"), [(40, 56, 1), (40, 44, 0), (56, 40, 0)])
+def test_crops_touch_the_edges_in_the_direction_that_is_left_over(height, width, axis):
+    """For 24 x 32 clips, a frame of 40 x 44 has rows left over, although it is wider than tall."""
+    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ramp = torch.stack([ys, xs, xs])[:, None].to(torch.uint8)
+    first, middle, last = crops_along(ramp, (24, 32), 3)
+    assert first.shape == (3, 1, 24, 32)
+    low, high = first[axis].min(), last[axis].max()
+    assert (int(low), int(high)) == pytest.approx((0, (height, width)[axis] - 1), abs=1)
+    assert torch.equal(first[1 - axis], last[1 - axis]), "the other direction is whole"
+    assert torch.equal(middle, centre_crop(ramp, (24, 32))) or middle.float().mean() == pytest.approx(
+        centre_crop(ramp, (24, 32)).float().mean(), abs=1
+    )
+
+
+def test_random_crops_of_wide_clips():
+    for seed in range(20):
+        crop = multi_scale_crop(picture(), (24, 32), np.random.default_rng(seed))
+        assert crop.shape[-2:] == (24, 32)
+    full = multi_scale_crop(picture(30, 40), (24, 32), np.random.default_rng(0), scales=(1.0,))
+    assert torch.equal(full, centre_crop(picture(30, 40), (24, 32))), "the whole frame has the aspect of the clip"
+    whole = finetune_augment(picture(30, 40), (24, 32), PLAIN, 0)
+    assert torch.equal(whole, full), "aspect 1 is that of the clip"
+
+
+def test_boxes_stay_inside_wide_crops():
+    settings = BoxAugment(short_side=(40, 44), outward=(0.0, 0.0), inward=(0.0, 0.0))
+    boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.6, 0.1, 0.95, 0.5]])
+    for seed in range(20):
+        clip, found, rows = augment_scene(still(), boxes, (24, 32), settings, seed)
+        assert clip.shape == (3, 6, 24, 32)
+        assert len(found) == len(rows) >= 1
+        assert (found >= 0).all()
+        assert (found <= torch.tensor([32, 24, 32, 24])).all()

@@ -254,8 +254,8 @@ def test_the_table_of_controls(smoke, tmp_path):
     assert gain[3].startswith("+0.0 [-12.7")
     assert gain[:3] + gain[4:] == [""] * 4
     assert table["95% interval over seeds"].tolist()[3:] == ["5.1 to 17.9", "2.3 to 27.7"], "of Student's t"
-    assert all(table["chance stays below, 95%"][:3]), "the binomial limit is for what has one try"
-    assert table["chance stays below, 95%"].tolist()[3:] == ["", ""]
+    assert all(table["95% limit of guessing"][:3]), "the binomial limit is for what has one try"
+    assert table["95% limit of guessing"].tolist()[3:] == ["", ""]
     without = planned(smoke, **{"evaluate.controls": []})
     assert len(experiment.controls_table(Results(without, rows, store)).frame) == 3
 

@@ -1,4 +1,4 @@
-"""The notebooks' plans: what they share, what each arm's pools, steps and stages are, what a grid cannot have."""
+"""The plans of the notebooks: shared stages, pools and steps of each arm, and arms that a grid does not allow."""
 
 import json
 from collections import Counter, defaultdict
@@ -34,12 +34,12 @@ def plans(smoke) -> dict[str, Plan]:
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_notebook_plans_at_smoke(plans, name):
     plan = plans[name]
-    assert not plan.impossible, "at the scale that tests use, no arm is left untested"
+    assert not plan.impossible, "at smoke scale, the grid allows all arms"
     seeds = (0,) if EXPERIMENTS[name].one_seed else (0, 1)
     assert {(cell.arm, cell.seed) for cell in plan.cells} == {(arm, seed) for arm in EXPERIMENTS[name].arms for seed in seeds}
     measured = {cell.arm for cell in plan.cells if cell.measures}
     counted_only = {arm for arm in plan.arms if name == "cost_of_dual_masking" and not arm.startswith("small_")}
-    assert measured == set(plan.arms) - counted_only, "every arm is judged by something"
+    assert measured == set(plan.arms) - counted_only, "every arm is evaluated"
     assert (plan.controls is not None) == (name == "ablation_decoder_mask")
 
 
@@ -50,12 +50,12 @@ def test_stages_are_counted_by_kind(plans, name):
     assert table.steps.sum() == sum(stage.steps for stage in stages)
 
 
-def test_a_mask_picture_has_a_hash_of_what_is_masked(plans):
+def test_the_hash_of_a_mask_picture_depends_on_the_mask(plans):
     pictures = common.mask_pictures(plans["ablation_decoder_mask"])
     assert pictures["encoder sees"].nunique() == 1, "arms that differ in the decoder's mask see the same"
-    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder rebuilds"]
+    same = pictures.loc[["running_cell_50", "running_cell_50_all"], "decoder reconstructs"]
     assert same.nunique() == 1, "they differ in the loss alone"
-    assert pictures["decoder rebuilds"].nunique() == len(pictures) - 1
+    assert pictures["decoder reconstructs"].nunique() == len(pictures) - 1
     ratios = common.mask_pictures(plans["ablation_mask_ratios"])
     assert ratios.loc["tube_90_cell_50"].equals(pictures.loc["running_cell_50"].rename("tube_90_cell_50"))
 
@@ -65,8 +65,8 @@ def keys(plan: Plan, arm: str) -> list[str]:
     return [cell.encoder.key, cell.measures["probe"].key]
 
 
-def test_arms_of_one_setting_are_computed_once_for_all_notebooks(plans):
-    """A day of pre-training is saved by each of these; a setting that one notebook spells differently would lose it."""
+def test_notebooks_share_the_stages_of_equal_arms(plans):
+    """Each shared stage may save a day of pre-training. Any difference in a setting would prevent this."""
     dual, ratios, sizes = (plans[name] for name in ("ablation_decoder_mask", "ablation_mask_ratios", "scaling"))
     assert keys(dual, "running_cell_50") == keys(ratios, "tube_90_cell_50") == keys(sizes, "middle_full_whole")
     assert keys(dual, "none") == keys(ratios, "tube_90_cell_0")
@@ -82,8 +82,8 @@ ON_LISTS = [name for name, book in EXPERIMENTS.items() if not book.sources]
 @pytest.mark.parametrize(
     ("scale", "name"), [*(("smoke", name) for name in EXPERIMENTS), *(("paper", name) for name in ON_LISTS)]
 )
-def test_arms_that_differ_in_name_differ_in_what_is_computed(scale, name):
-    """Two names for one setting would be told as two results; list files have no sources to take a part of."""
+def test_arms_with_different_names_have_different_settings(scale, name):
+    """Otherwise one result would be reported under two names. List files have no sources, of which an arm could take a part."""
     plan = planned(name, yaml.safe_load((PARAMS / f"{scale}.yaml").read_text()))
     measured = [cell for cell in plan.cells if cell.seed == 0 and cell.measures]
     seen = Counter(tuple(stage.key for stage in (cell.encoder, *cell.measures.values())) for cell in measured)
@@ -91,8 +91,8 @@ def test_arms_that_differ_in_name_differ_in_what_is_computed(scale, name):
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_arms_are_told_apart_in_every_figure_in_print_too(name):
-    """By marker and its filling alone; sizes stand on an axis."""
+def test_arms_have_different_markers_in_every_figure(name):
+    """Marker and filling differ, so that arms differ in grayscale print. Sizes are on an axis."""
     arms = EXPERIMENTS[name].arms
     along_an_axis = {arm: arm.split("_")[0] if name in ("cost_of_dual_masking", "scaling") else "" for arm in arms}
     looks = Counter((along_an_axis[key], arm.marker, arm.fill) for key, arm in arms.items())
@@ -105,8 +105,8 @@ def look(arm: Arm) -> tuple[str, str, str]:
     return arm.colour, arm.marker, arm.fill
 
 
-def test_one_arm_has_one_look_in_all_notebooks(plans):
-    """One arm: of one label, or of one setting under two names; an encoder without any training is one, too."""
+def test_an_arm_has_the_same_style_in_all_notebooks(plans):
+    """Arms are the same if their labels or their settings are equal. All encoders without training are the same arm."""
     looks = defaultdict(set)
     for plan in plans.values():
         for name in plan.possible:
@@ -126,7 +126,7 @@ def test_one_arm_has_one_look_in_all_notebooks(plans):
     assert len(supervised) == 1, "pre-trained, then supervised: one way, whatever it is called"
 
 
-def test_colours_are_of_the_palette_and_hatches_differ():
+def test_colors_are_in_the_palette_and_hatches_differ():
     used = {arm.colour for book in EXPERIMENTS.values() for arm in book.arms.values()}
     used |= {arm.colour for styles in (dual_cost.STYLES, distillation.STYLES) for arm in styles.values()}
     assert used <= set(PRINTED)
@@ -138,7 +138,7 @@ def pretraining(plan: Plan, arm: str) -> Stage:
 
 
 def test_the_unseen_source_is_in_no_pool(plans):
-    """Else transfer to it would be no transfer. The target is in every pool, so that more data never takes it away."""
+    """Otherwise it would not measure transfer. The target is in every pool, so that larger pools contain it too."""
     assert UNSEEN != TARGET
     assert all(UNSEEN not in pool and pool[TARGET] == 1 for pool in POOLS.values())
     for name in ("ablation_hybrid_data", "ablation_progressive_training"):
@@ -150,7 +150,7 @@ def test_the_unseen_source_is_in_no_pool(plans):
             assert UNSEEN not in pool
 
 
-def test_the_two_places_are_the_target_and_the_unseen_source(plans):
+def test_encoders_are_evaluated_on_the_target_and_the_unseen_source(plans):
     for cell in plans["ablation_hybrid_data"].cells:
         sources = {name: stage.settings["sources"] for name, stage in cell.measures.items()}
         assert sources == {"probe@target": [TARGET], "probe@unseen": [UNSEEN]}
@@ -158,8 +158,8 @@ def test_the_two_places_are_the_target_and_the_unseen_source(plans):
 
 
 @pytest.mark.parametrize("train", [4, 16])
-def test_pools_and_steps_are_what_arms_are_called(smoke, train):
-    """Worked out by hand for 4 and 16 clips an action: a half, a quarter, an eighth, but never nothing."""
+def test_pools_and_steps_match_the_names_of_arms(smoke, train):
+    """Computed by hand for 4 and 16 clips per action: a half, a quarter, an eighth, but at least one clip."""
     plan = planned("ablation_hybrid_data", smoke, **{"data.motionworld.train": train, "pretrain.steps": 24})
     one = {"digits": train}
     two = {**one, "sticks": train // 2}
@@ -179,7 +179,7 @@ def test_pools_and_steps_are_what_arms_are_called(smoke, train):
 
 
 def test_progressive_training_chains_its_stages(plans):
-    """Pre-training, then supervised training on the hybrid, then the target: an arm that skips a link judges another method."""
+    """Pre-training, then supervised training on the hybrid, then the target. An arm must not skip a stage of its chain."""
     plan = plans["ablation_progressive_training"]
     chains = {
         "scratch": [],
@@ -197,19 +197,19 @@ def test_progressive_training_chains_its_stages(plans):
             before = chain(stage)
             assert [link.kind for link in before] == kinds, arm
             assert all(link.settings["seed"] == cell.seed for link in (stage, *before))
-        assert ("post_pretrain" in cell.measures) == ("post_pretrain" in kinds), "its own accuracy is told too"
+        assert ("post_pretrain" in cell.measures) == ("post_pretrain" in kinds), "its own accuracy is reported too"
         if "post_pretrain" in kinds:
             assert finetunes[0].inputs == (cell.measures["post_pretrain"],)
 
 
 def chain(stage: Stage) -> list[Stage]:
-    """What a stage starts from, the last first."""
+    """Return the stages that a stage starts from, the last one first."""
     assert len(stage.inputs) <= 1
     return [link for source in stage.inputs for link in (source, *chain(source))]
 
 
-def test_label_fractions_are_parts_of_the_unseen_sources_clips(smoke):
-    """Of 16 clips an action in 8 classes: equally many a class, and one at least."""
+def test_label_fractions_are_parts_of_the_clips_of_the_unseen_source(smoke):
+    """16 clips per action, 8 classes: the same number per class, at least one."""
     fractions = [0.01, 0.25, 1.0]
     plan = planned(
         "ablation_progressive_training", smoke, **{"data.motionworld.train": 16, "evaluate.label_fractions": fractions}
@@ -218,8 +218,8 @@ def test_label_fractions_are_parts_of_the_unseen_sources_clips(smoke):
     assert labels == {"finetune@0.01": 8, "finetune@0.25": 32, "finetune@1": 128}
 
 
-def test_scaling_changes_what_its_arms_say(plans):
-    """The recipe is tiny, 4 clips an action, 6 steps with 2 of warm-up."""
+def test_the_arms_of_scaling_change_the_named_quantities(plans):
+    """The recipe is tiny: 4 clips per action, 6 steps, 2 of them warm-up."""
     plan = plans["scaling"]
     for arm in plan.arms:
         size, data, steps = arm.split("_")
@@ -230,8 +230,8 @@ def test_scaling_changes_what_its_arms_say(plans):
         assert settings["pretrain"]["warmup_steps"] == {"third": 1, "whole": 2}[steps]
 
 
-def test_scaling_leaves_out_what_cannot_be_scaled_and_says_so(smoke):
-    """At an end of the ladder of sizes, and for parts of list files: else an arm would be another one under a false name."""
+def test_scaling_reports_arms_that_are_impossible(smoke):
+    """At the smallest and the largest size, and for parts of list files. Otherwise an arm would have a wrong name."""
     lists = planned("scaling", yaml.safe_load((PARAMS / "paper.yaml").read_text()))
     assert lists.possible == [
         f"{size}_full_{steps}" for size in ("smaller", "middle", "larger") for steps in ("third", "whole")
@@ -243,8 +243,8 @@ def test_scaling_leaves_out_what_cannot_be_scaled_and_says_so(smoke):
         assert all(reason == f"there is no size {word} model.size {size}" for reason in end.impossible.values())
 
 
-def test_measured_steps_are_of_the_papers_clips_and_shared_by_seeds(plans):
-    """A second seed measures nothing else; sizes that are not listed are counted only."""
+def test_measured_steps_use_the_papers_clips_and_seeds_share_them(plans):
+    """All seeds share one measurement. Sizes that are not listed are only counted."""
     plan = plans["cost_of_dual_masking"]
     assert len(plan.stages) == 2, "the small model, with and without a decoder mask, one batch size"
     for stage in plan.stages:
@@ -253,8 +253,8 @@ def test_measured_steps_are_of_the_papers_clips_and_shared_by_seeds(plans):
     assert {stage.settings["mask"]["decoder"] for stage in plan.stages} == {"none", "running_cell"}
 
 
-def test_what_is_timed_runs_alone(smoke):
-    """Two stages side by side would each be timed at half a machine; where nothing is timed the recipe's jobs are kept."""
+def test_timed_stages_run_alone(smoke):
+    """Two stages at the same time would slow each other down. Without timed stages, the recipe's jobs are kept."""
     jobs = {name: planned(name, smoke, **{"compute.jobs": 2}).recipe.compute.jobs for name in EXPERIMENTS}
     assert jobs == {name: 1 if name == "cost_of_dual_masking" else 2 for name in EXPERIMENTS}
 
@@ -264,7 +264,7 @@ ODD_GRID = {"model.side": 20, "model.frames": 6, "data.stride": 1, "mask.decoder
 REASON = "mask a different number of tokens in each phase"
 
 
-def test_cells_that_the_grid_cannot_have_are_left_out_and_told(smoke, tmp_path):
+def test_arms_that_the_grid_does_not_allow_are_left_out_and_reported(smoke, tmp_path):
     plan = planned("ablation_mask_ratios", smoke, **ODD_GRID)
     without = [arm for arm in plan.arms if arm == "scratch" or arm.endswith("_cell_0")]
     assert plan.possible == without
@@ -275,14 +275,14 @@ def test_cells_that_the_grid_cannot_have_are_left_out_and_told(smoke, tmp_path):
     assert ": 5 arms x 2 seeds" in plan_summary(plan, RunStore(tmp_path)), "what is not run is not counted"
 
 
-def test_a_plan_whose_pretrained_arms_are_all_left_out_is_refused(smoke):
-    """The untrained encoder alone compares nothing, and the tables would fall over it after the run."""
+def test_a_plan_without_any_possible_pretrained_arm_is_refused(smoke):
+    """There would be nothing to compare, and tables would fail after the run."""
     with pytest.raises(RecipeError, match=rf"no arm with pre-training is possible(.|\n)*tube_90_cell_50': .*{REASON}"):
         planned("ablation_mask_ratios", {**smoke, "arms": ["scratch", "tube_90_cell_50"]}, **ODD_GRID)
 
 
-def test_a_notebook_that_compares_kinds_of_masks_refuses_them_outright(smoke):
-    """There a missing arm is the comparison itself."""
+def test_a_notebook_that_compares_kinds_of_masks_refuses_impossible_masks(smoke):
+    """Without one of the kinds, its comparison would be incomplete."""
     with pytest.raises(RecipeError, match=rf"arm 'running_cell_50_all': .*{REASON}"):
         planned("ablation_decoder_mask", smoke, **ODD_GRID)
 
@@ -297,8 +297,8 @@ def test_pools_get_all_their_sources(smoke):
         }
 
 
-def test_captions_say_how_each_table_was_made(plans):
-    """Averaged draws are of the frozen readouts; fine-tuning has one draw a seed, on the unseen source alone."""
+def test_captions_describe_how_each_table_was_made(plans):
+    """Frozen readouts average several draws of labels. Fine-tuning has one draw per seed, on the unseen source only."""
     frozen, tuned = common.how_made(plans["scaling"]), progressive.results_caption(plans["ablation_progressive_training"])
     assert all(
         "6 pre-training steps of 4 clips unless the arm sets another number; mean ± standard deviation over 2 seeds" in words

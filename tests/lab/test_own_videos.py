@@ -1,4 +1,4 @@
-"""The notebook of own videos: neighbours and maps of constructed features, confusion, no labels, a folder from end to end."""
+"""The notebook of own videos: neighbors and maps of constructed features, confusion, no labels, a folder from end to end."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ FEATURES = np.array([[1, 0, 0], [9, 1, 0], [0, 1, 0], [0, 5, 0.1], [0, 0, 1], [0
 LABELS = np.array([0, 0, 1, 1, 2, 0, 2])
 
 
-def test_neighbours_are_by_direction_and_never_the_clip_itself():
+def test_neighbors_are_nearest_by_direction_and_not_the_clip_itself():
     near = nearest(FEATURES, 3)
     assert near.shape == (7, 3)
     assert near[:6, 0].tolist() == [1, 0, 3, 2, 5, 4]
@@ -47,15 +47,15 @@ def test_neighbours_are_by_direction_and_never_the_clip_itself():
     assert same_class(LABELS[:6], nearest(FEATURES[:6], 1)) == pytest.approx(100 * 4 / 6)
 
 
-def test_neighbours_are_of_other_groups_where_there_are_groups():
+def test_neighbors_are_from_other_groups():
     groups = np.array([0, 0, 1, 1, 2, 2, 2])
     near = nearest(FEATURES, 9, groups)
     assert near.shape == (7, 4), "as many as the clip of the largest group has"
     assert all(groups[row] not in groups[found] for row, found in enumerate(near))
 
 
-def test_chance_is_what_random_neighbours_give():
-    """Worked out by hand: 3 of class 0, 2 of 1 and 2 of 2 among 7; with pairs as groups the partner is out."""
+def test_chance_is_the_expected_value_for_random_neighbors():
+    """Computed by hand: 7 clips, 3 of class 0, 2 of class 1, 2 of class 2. With pairs as groups, the partner is excluded."""
     assert same_class_by_chance(LABELS) == pytest.approx(100 * (3 * 2 + 2 * 1 + 2 * 1) / (7 * 6))
     rng, labels = np.random.default_rng(0), np.arange(400) % 4
     drawn = [same_class(labels, nearest(rng.normal(size=(400, 8)), 1)) for _ in range(20)]
@@ -63,22 +63,22 @@ def test_chance_is_what_random_neighbours_give():
     assert same_class_by_chance(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1])) == 0
 
 
-def test_standardising_takes_away_what_all_clips_share():
+def test_standardizing_removes_what_all_clips_share():
     shared = np.array([[100.0, 0, 5], [100, 1, 5], [100, 0, 5]])
     assert standardised(shared)[:, [0, 2]].tolist() == [[0, 0]] * 3
     assert np.isfinite(nearest(standardised(np.ones((5, 2))), 2)).all(), "clips that are all alike divide by nothing"
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 40])
-def test_the_map_has_one_point_a_clip_and_is_the_same_again(rows):
+def test_the_map_has_one_point_per_clip_and_is_reproducible(rows):
     features = standardised(np.random.default_rng(1).normal(size=(rows, 16)))
     points = feature_map(features, 3)
     assert points.shape == (rows, 2)
     assert np.array_equal(points, feature_map(features, 3))
 
 
-def test_clips_that_are_all_alike_lie_on_one_point():
-    """t-SNE would divide by their deviation, and crash on what comes of it."""
+def test_equal_clips_are_at_one_point():
+    """t-SNE would divide by a standard deviation of zero, and fail on NaN."""
     assert not feature_map(standardised(np.ones((5, 16))), 0).any()
 
 
@@ -92,7 +92,7 @@ def test_the_map_keeps_groups_together():
 
 
 @pytest.mark.parametrize("kinds", [3, 8, 20, 60])
-def test_kinds_are_told_apart_on_the_map_as_far_as_a_legend_reaches(kinds):
+def test_the_most_frequent_kinds_have_their_own_color_and_marker(kinds):
     names = [f"class {i % kinds:02d}" for i in range(2 * kinds)]
     axes = charts.clip_map(np.random.default_rng(0).normal(size=(2 * kinds, 2)), names, "class").axes[0]
     drawn = [(tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes()) for dots in axes.collections]
@@ -102,7 +102,7 @@ def test_kinds_are_told_apart_on_the_map_as_far_as_a_legend_reaches(kinds):
     assert ("37 others (74)" in told) == (kinds == 60)
 
 
-def test_a_matrix_of_many_classes_shows_the_commonest():
+def test_a_matrix_of_many_classes_shows_the_most_frequent():
     counts = np.diag(np.arange(40))
     axes = charts.confusion_matrix(counts, [f"class {i}" for i in range(40)]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == [f"class {i}" for i in range(15, 40)]
@@ -123,7 +123,7 @@ def finished(smoke, tmp_path_factory) -> Results:
 
 
 @pytest.mark.slow
-def test_the_confusion_is_of_the_answers_that_were_scored(finished):
+def test_the_confusion_matrix_has_the_scored_predictions(finished):
     """Its rows add up to the held-out clips of each class, its diagonal to the accuracies of the table."""
     plan, rows = finished.plan, finished.rows
     for arm in plan.arms:
@@ -138,7 +138,7 @@ def test_the_confusion_is_of_the_answers_that_were_scored(finished):
 
 
 @pytest.mark.slow
-def test_features_are_of_every_arm_and_seed_and_of_as_many_clips_as_are_wanted(finished):
+def test_every_arm_and_seed_has_features_of_the_requested_number_of_clips(finished):
     plan = finished.plan
     encoded = experiment.encode_clips(finished)
     assert set(encoded.features) == {(arm, seed) for arm in plan.arms for seed in plan.recipe.seeds}
@@ -167,7 +167,7 @@ def of_lists(smoke: dict, lists: dict, **evaluate) -> dict:
     }
 
 
-def test_without_labels_the_plan_is_pretraining_alone(smoke, tmp_path):
+def test_without_labels_the_plan_has_only_pretraining(smoke, tmp_path):
     plan = planned(of_lists(smoke, {"root": str(tmp_path), "pretrain": "."}), seeds=[0, 1])
     assert [stage.kind for stage in plan.stages] == ["pretrain", "pretrain"]
     assert plan.possible == ["untrained", "pretrained"]
@@ -200,7 +200,7 @@ def test_groups_are_those_of_the_split(tmp_path):
 
 
 def write_video(path: Path, place: int, step: int) -> None:
-    """40 frames of 64 x 48 in which a bar moves."""
+    """Write a video of 40 frames of 64 x 48 pixels with a moving bar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -218,7 +218,7 @@ BROKEN = "right/broken.mp4"
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
-    """Two classes of eight videos, and a page that a download left in the place of one, which is among the held-out ones."""
+    """Two classes of eight videos. One held-out video is a web page, as after a failed download."""
     root = tmp_path_factory.mktemp("videos")
     for number in range(8):
         write_video(root / "left" / f"{number}.mp4", 7 * number, -1)
@@ -242,7 +242,7 @@ def run_own(smoke, videos, project, warm):
 
 @pytest.mark.slow
 def test_a_folder_of_own_videos_from_end_to_end(run_own, project, capfd):
-    """A broken file is told by the check, stops the evaluation by its name, and is skipped where that is asked for."""
+    """A broken file is reported by the check, and stops the evaluation unless the recipe skips broken files."""
     labelled = {"train": ".", "hold_out": HOLD_OUT}
     status, folder = run_own(labelled)
     said = capfd.readouterr()
@@ -273,7 +273,7 @@ def test_a_folder_of_own_videos_from_end_to_end(run_own, project, capfd):
 
 
 @pytest.mark.slow
-def test_a_folder_without_labels_is_looked_at_and_not_scored(run_own, capfd):
+def test_a_folder_without_labels_gives_figures_and_no_scores(run_own, capfd):
     status, folder = run_own({"pretrain": "."})
     assert status == 0, capfd.readouterr().err[-3000:]
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""The recipes of params/paper: valid, plannable, and in the numbers of the sources that they name."""
+"""The recipes of params/paper are valid, can be planned, and have the values of the sources that they name."""
 
 import csv
 from pathlib import Path
@@ -35,7 +35,7 @@ OF_PRETRAINING = {"num_sample": 4, "min_lr": 1e-5, "clip_grad": None}
 
 
 def sizes_of(name: str) -> list[str]:
-    """The recipes of a data set: `k400` is that of the base model, `k400_large` another one."""
+    """Return the recipes of a data set: `k400` for the base model, `k400_large` for another size."""
     return sorted(path.stem for path in PAPER.glob(f"{name}*.yaml"))
 
 
@@ -68,7 +68,7 @@ def test_every_size_of_a_recipe_is_valid_and_can_be_planned(name, tmp_path):
 
 @pytest.mark.parametrize("name", list(CLASSES))
 def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
-    """VideoMAE V2's recipe, and what differs by data set: no mirror image and sparse clips on Something-Something alone."""
+    """VideoMAE V2's recipe. Only Something-Something has no flips, and sparse clips."""
     for stem in sizes_of(name):
         tuned = recipe_of(stem).evaluate.finetune
         assert (tuned.mix.mixup, tuned.mix.cutmix, tuned.label_smoothing, tuned.repeats) == (0.8, 1.0, 0.1, 2)
@@ -93,7 +93,7 @@ def test_every_recipe_has_the_parts_that_all_data_sets_share(name):
     ],
 )
 def test_repeats_change_neither_the_rate_nor_the_epochs(stem, decoded, videos, epochs, peak):
-    """Scripts count decoded clips and scale the rate by them; batch_size here counts samples, two of each clip."""
+    """Scripts count decoded clips, and scale the rate by them. Here, batch_size counts samples, two per decoded clip."""
     tuned = recipe_of(stem).evaluate.finetune
     assert tuned.batch_size == 2 * decoded
     assert tuned.peak_lr == pytest.approx(peak)
@@ -123,7 +123,7 @@ FINETUNING = {
 
 @pytest.fixture(scope="module")
 def scripts() -> dict[str, dict[str, float | None]]:
-    """The official scripts' values, by name; None is the program's default."""
+    """The values of the official scripts, by name of the script. None is the default of the program."""
     if not SCRIPTS.exists():
         pytest.skip(f"{SCRIPTS} is not part of a clone: the official scripts' values are not at hand")
     with SCRIPTS.open() as file:
@@ -137,8 +137,9 @@ def filled(row: dict[str, float | None], defaults: dict[str, float | None]) -> d
 
 
 def check_rates(settings, row, videos):
-    """Batch, steps and rates are the script's, which counts decoded clips: epochs of whole batches, warm-up from 0, both rates
-    scaled by the batch.
+    """Check that batch, steps and rates are those of the script.
+
+    The script counts decoded clips: epochs of whole batches, warm-up from 0, and both rates scaled by the batch size.
     """
     decoded = row["gpus"] * row["batch_size"]
     assert decoded == row["decoded_clips_a_step"]
@@ -233,7 +234,7 @@ def test_pre_training_of_videomae_v1_has_no_decoder_mask_and_a_scaled_lowest_rat
     ],
 )
 def test_the_recipes_of_ava_have_the_settings_of_every_size(stem, size, lr, decay, epochs):
-    """VideoMAE's: per 256 clips, 128 per step; for a start from self-supervision alone, and one that was then supervised."""
+    """VideoMAE's values, with rates per 256 clips and 128 clips per step, for self-supervised and for supervised encoders."""
     recipe = recipe_of(stem, book="downstream_spatial_detection").with_overrides({"arms": ["pretrained"]})
     settings = recipe.detect
     assert (recipe.scale, recipe.model.size) == (stem, size)
@@ -271,7 +272,7 @@ def test_supervised_training_before_detection_is_the_data_set_s_own_recipe(name,
     [("thumos14", 4, [0.3, 0.4, 0.5, 0.6, 0.7], 200), ("fineaction", 16, [0.5 + 0.05 * i for i in range(10)], 8440)],
 )
 def test_the_recipes_of_temporal_detection_have_the_paper_s_settings(name, stride, thresholds, videos):
-    """Windows of 16 frames, squashed, normalised unless told otherwise; ActionFormer's head, training and answers."""
+    """Windows of 16 frames, squashed and by default normalized. Head, training and predictions are ActionFormer's."""
     book = EXPERIMENTS["downstream_temporal_detection"]
     recipe = build_recipe({"arms": ["supervised"], **yaml.safe_load((PAPER / f"{name}.yaml").read_text())}, book.arms)
     settings, shape, answers = recipe.localise, recipe.localise.shape, recipe.localise.suppress

@@ -63,9 +63,11 @@ ALONG = pd.DataFrame({
     "mean": [1.0, 2.0, 1.5, 2.5], "low": [0.5, 1.5, 1.0, 2.0], "high": [1.5, 2.5, 2.0, 3.0],
 })  # fmt: skip
 APART = ALONG.rename(columns={"mean": "difference"}).assign(equal=["steps", "compute"] * 2)
+VALIDATED = CURVES.assign(validation_loss=[1.0, 0.8, 0.9, 1.2], validation_accuracy=[10.0, 40.0, 20.0, 30.0])
 DRAWN = {
     "accuracy_curves": lambda name: curves.accuracy_curves(ALONG, arms(name), "top-1"),
     "difference_curves": lambda name: curves.difference_curves(APART, arms(name), "a", "points"),
+    "validation_curves": lambda name: curves.validation_curves(VALIDATED, arms(name), "start from"),
     "clip_map": lambda name: charts.clip_map(np.random.default_rng(0).random((4, 2)), [name, name, "b", "c"], name),
     "neighbour_pictures": lambda name: clip_pictures.neighbour_pictures(
         np.zeros((3, 8, 8, 3), np.uint8), [0], np.array([[1, 2], [0, 2], [0, 1]]), [name, "b", name], np.array([0, 1, 0])

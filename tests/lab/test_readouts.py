@@ -11,9 +11,9 @@ from vmae_lab.training import metrics
 from vmae_lab.training.settings import Compute
 
 
-def test_attentive_probes_are_no_runs_of_a_tracker(tmp_path, monkeypatch):
+def test_attentive_probes_are_not_runs_of_a_tracker(tmp_path, monkeypatch):
     """Their folders have equal names, which a tracker would use for its runs."""
-    monkeypatch.setattr(metrics, "tracker", lambda *_: pytest.fail("a probe is told to a tracker"))
+    monkeypatch.setattr(metrics, "tracker", lambda *_: pytest.fail("a probe is sent to a tracker"))
     model = ModelSettings(size="micro", frames=4, side=16)
     tokens, labels = torch.randn(4, model.clip.tokens, model.dimensions.width), np.array([0, 1, 0, 1])
     said = attentive_answers(

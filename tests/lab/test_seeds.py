@@ -1,4 +1,4 @@
-"""How many seeds a plan is told to need: from its own stages, from a report, or for a list of spreads."""
+"""How many seeds a plan needs: from its own stages, from a report, or for a list of spreads."""
 
 import re
 

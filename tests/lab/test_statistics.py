@@ -16,7 +16,7 @@ from vmae_lab.lab.statistics import (
     compare,
     compare_pairs,
     dunnett_critical,
-    judge,
+    evaluate_differences,
     linear_trend,
     pareto_front,
     seeds_needed,
@@ -193,7 +193,7 @@ SPREADS = {
 @pytest.mark.parametrize("arms", [2, 3, 6])
 def test_equal_arms_are_rarely_called_different(arms, seeds, spreads):
     """Family-wise: any false `higher` or `lower` in the table counts. The margin is too small for `equivalent`."""
-    found = judge(simulated(arms * seeds, seeds, SPREADS[spreads](arms), [0.0] * arms), margin=1e-9)
+    found = evaluate_differences(simulated(arms * seeds, seeds, SPREADS[spreads](arms), [0.0] * arms), margin=1e-9)
     wrong = np.isin(found["verdict"], ["higher", "lower"]).any(-1)
     assert wrong.mean() <= at_most(0.05)
     assert found["pooled"].any() == (seeds >= POOLING_SEEDS and arms > 2), "both ways of the error are tried"
@@ -206,7 +206,7 @@ def test_arms_at_the_margin_are_rarely_called_equivalent(arms, seeds, spreads):
     """Family-wise, for arms at the margin above and below the baseline. With small spreads the tests reach their level."""
     signs = np.resize([1.0, -1.0], arms - 1)
     spread = np.array(SPREADS[spreads](arms)) / 10
-    found = judge(simulated(arms * seeds, seeds, list(spread), [0.0, *(2.0 * signs)]), margin=2.0)
+    found = evaluate_differences(simulated(arms * seeds, seeds, list(spread), [0.0, *(2.0 * signs)]), margin=2.0)
     assert (found["verdict"] == EQUIVALENT).any(-1).mean() <= at_most(0.05)
 
 
@@ -214,7 +214,7 @@ def test_arms_at_the_margin_are_rarely_called_equivalent(arms, seeds, spreads):
 def test_a_difference_rarely_has_the_wrong_sign(seeds):
     """Small true differences of both signs, for which a wrong sign is most likely."""
     means = [0.0, 0.3, -0.3, 0.3, -0.3]
-    verdict = judge(simulated(seeds, seeds, [1.0] * 5, means), margin=1e-9)["verdict"]
+    verdict = evaluate_differences(simulated(seeds, seeds, [1.0] * 5, means), margin=1e-9)["verdict"]
     wrong = (verdict == np.where(np.array(means[1:]) > 0, "lower", "higher")).any(-1)
     assert wrong.mean() <= at_most(0.05)
 
@@ -227,7 +227,7 @@ def test_the_seeds_that_are_planned_have_the_planned_power(sd, comparisons):
     power = {}
     for n in (seeds - 1, seeds):
         differences = simulated(n, n, spreads, [0.0] + [2.0] * comparisons)
-        found = judge(differences, margin=1e-9, one_baseline=False)
+        found = evaluate_differences(differences, margin=1e-9, one_baseline=False)
         power[n] = (found["verdict"] == "higher").mean()
     assert power[seeds - 1] - 0.02 < 0.8 < power[seeds] + 0.02
     assert power[seeds] < 0.92
@@ -242,7 +242,7 @@ def test_the_seeds_that_a_verdict_recommends_decide_it(mean, sd):
     assert row.verdict == f"undecided (about {row.more_seeds:.0f} more seeds needed)"
     power = {}
     for seeds in (5 + int(row.more_seeds), 6 + int(row.more_seeds)):
-        found = judge(simulated(seeds, seeds, [1e-6, sd], [0.0, mean]), margin=2.0)
+        found = evaluate_differences(simulated(seeds, seeds, [1e-6, sd], [0.0, mean]), margin=2.0)
         power[seeds] = (found["verdict"] != "undecided").mean()
     fewer, enough = power.values()
     assert fewer - 0.02 < 0.8 < enough + 0.02

@@ -1,4 +1,4 @@
-"""The tour: what is counted of both masks, panels that follow a choice, and their pictures where nobody can click."""
+"""The tour: counts of both masks, panels that follow a choice, and their pictures in a saved notebook."""
 
 import io
 import time
@@ -39,7 +39,7 @@ def test_the_tour_needs_one_seed_and_a_model_of_plain_pixels(plan):
 
 
 def test_the_counts_of_the_papers_grid():
-    """Shared facts of the method: 160 of 1568 tokens are seen; of 784 decoded ones 80 were seen, the loss reads 704."""
+    """The encoder sees 160 of 1,568 tokens. 784 are decoded; the encoder saw 80 of these, so 704 are in the loss."""
     counts = tour.counts_table(tour.ratio_choices(MaskSettings()), PAPER_CLIP)
     assert counts.loc["running cell 50%"].tolist() == [1568, 160, 784, 80, 704, 704]
     assert counts.loc["no decoder mask (V1)"].tolist() == [1568, 160, 1408, 0, 1408, 0]
@@ -54,48 +54,48 @@ def test_parts_are_a_partition_and_the_phase_is_the_chosen_one():
     assert not torch.equal(Choice(draw=1).drawn(CLIP.grid)[0], drawn[0][0])
 
 
-def test_the_encoders_part_of_the_cost_is_the_same_without_a_decoder_mask():
+def test_the_cost_of_the_encoder_does_not_depend_on_the_decoder_mask():
     costs = tour.cost_table(Choice(), {"base": ModelSettings(size="base")})
     assert costs.encoder.nunique() == 1
     assert costs.sum(axis=1).div(1e9).round(2).tolist() == [35.44, 25.84], "MACs of the paper's table 1, without norms"
 
 
-def test_a_choice_that_a_grid_cannot_have_is_left_out_of_the_costs():
+def test_masks_that_a_grid_does_not_allow_are_not_in_the_cost_table():
     odd = ModelSettings(size="tiny", frames=6, side=20, patch=4)  # 3 x 5 x 5: running cells do not fit
     costs = tour.cost_table(Choice(MaskSettings(encoder_ratio=0.5)), {"odd": odd})
     assert list(costs.index) == [("odd", "no decoder mask")]
 
 
-def test_what_is_rebuilt_stands_where_it_was_asked_for():
+def test_reconstructed_patches_are_at_the_decoded_positions():
     model = VideoMAE(ModelSettings(size="micro", patch=4).dimensions, CLIP, False).eval()
     video = torch.randint(0, 256, (1, 3, 8, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoder_mask, decoder_mask = Choice(MaskSettings(encoder_ratio=0.75)).drawn(CLIP.grid)
     frames = rebuilt(model, video, encoder_mask, decoder_mask)
-    cubes = {name: strip[::2, ::4, ::4].reshape(-1, 3) for name, strip in frames.items()}  # a corner of each cube
-    grey = cubes["encoder sees"][encoder_mask[0].numpy()]
+    patches = {name: strip[::2, ::4, ::4].reshape(-1, 3) for name, strip in frames.items()}  # a corner of each patch
+    grey = patches["encoder sees"][encoder_mask[0].numpy()]
     assert (grey == grey[0]).all()
     seen = ~encoder_mask[0].numpy()
     for name in ("encoder sees", "reconstruction"):
-        assert (cubes[name][seen] == cubes["original"][seen]).all(), "what is seen stays"
+        assert (patches[name][seen] == patches["original"][seen]).all(), "visible patches are unchanged"
     asked = ~decoder_mask[0].numpy()
-    assert (np.abs(cubes["decoder rebuilds"][~asked].astype(int) - grey[0]) <= 1).all()
+    assert (np.abs(patches["decoder reconstructs"][~asked].astype(int) - grey[0]) <= 1).all()
     hidden = asked & ~seen
-    assert (cubes["decoder rebuilds"][hidden] != grey[0]).any(axis=1).mean() > 0.9
+    assert (patches["decoder reconstructs"][hidden] != grey[0]).any(axis=1).mean() > 0.9
 
 
-def test_what_is_taken_from_the_truth_stands_beside_a_normalised_reconstruction():
-    """A model that says nothing (zeros) rebuilds just the true cube means; one of plain pixels is shown without them."""
+def test_patch_means_are_shown_next_to_a_normalized_reconstruction():
+    """A model that predicts zeros reconstructs the true patch means. A model of plain pixels has no such row."""
     video = torch.randint(0, 256, (1, 3, 8, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     size, (encoder_mask, _) = ModelSettings(size="micro", patch=4).dimensions, Choice().drawn(CLIP.grid)
     silent = VideoMAE(size, CLIP).eval()
     torch.nn.init.zeros_(silent.head.weight)
     frames = rebuilt(silent, video, encoder_mask)
-    assert (frames["reconstruction"] == frames["cube means"]).all()
-    assert "cube means" not in rebuilt(VideoMAE(size, CLIP, normalise_target=False).eval(), video, encoder_mask)
+    assert (frames["reconstruction"] == frames["patch means"]).all()
+    assert "patch means" not in rebuilt(VideoMAE(size, CLIP, normalise_target=False).eval(), video, encoder_mask)
 
 
 @pytest.mark.parametrize("looping", [looping_gif, looping_png])
-def test_a_loop_has_every_frame_and_starts_again(looping):
+def test_an_animation_has_every_frame_and_repeats(looping):
     strips = {name: np.full((5, 24, 24, 3), np.arange(0, 250, 50)[:, None, None, None], np.uint8) for name in "ab"}
     written = looping(strips)
     assert written == looping(strips)
@@ -106,7 +106,7 @@ def test_a_loop_has_every_frame_and_starts_again(looping):
 
 
 class Displayed:
-    """What a notebook's output holds: the last bundle that was displayed or updated."""
+    """The output of a notebook: the last bundle that was displayed or updated."""
 
     def __init__(self):
         self.bundles = []
@@ -119,7 +119,7 @@ class Displayed:
 
 @pytest.fixture
 def shown(monkeypatch) -> list:
-    """The widget's bundles, in order, of what is displayed in a cell; the pictures are outputs of their own."""
+    """The bundles that a cell displays, in order. Pictures are separate outputs."""
     bundles = []
     monkeypatch.setattr(widgets, "DisplayHandle", Displayed)
     monkeypatch.setattr(widgets, "display", lambda data, **given: bundles.append(data))
@@ -144,7 +144,7 @@ def pixels(bundle) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_move_redraws_its_own_panel_alone(plan, shown):
+def test_a_change_redraws_only_its_own_panel(plan, shown):
     made = all_panels(plan, widgets.Controls(plan))
     moves = {
         "masks": ("phase", 2), "leakage": ("masked", 0.5), "cost": ("decoder_ratio", 0.75), "reconstruction": ("draw", 3),
@@ -158,7 +158,7 @@ def test_a_move_redraws_its_own_panel_alone(plan, shown):
 
 
 def test_a_saved_notebook_holds_the_last_picture(plan, shown):
-    """As an output of its own, which needs no widget; without a widget's code nothing is said of the controls."""
+    """As a separate output, which needs no widget. A viewer without widgets shows no text about controls."""
     for panel in all_panels(plan, widgets.Controls(plan)).values():
         last = panel._handle.bundles[-1]
         assert b64decode(last["image/png"]) == panel.picture
@@ -189,7 +189,7 @@ def test_an_impossible_choice_is_reported_and_the_old_picture_is_marked(plan, sh
     assert (255 - pixels(panel._handle.bundles[-1])).mean() > 0.8 * (255 - before).mean()
 
 
-def test_the_cost_panel_begins_where_the_saving_is_visible(plan, shown):
+def test_the_cost_panel_starts_with_a_visible_saving(plan, shown):
     controls = widgets.Controls(plan)
     panel = widgets.cost_panel(plan, controls)
     choice = controls.choice({name: widget.value for name, widget in panel.chosen.items()})
@@ -199,14 +199,14 @@ def test_the_cost_panel_begins_where_the_saving_is_visible(plan, shown):
 
 
 def test_controls_wrap_and_keep_their_width(plan, shown):
-    """At 900 px of a browser half of them would not fit into rows of three."""
+    """On a page of 900 pixels, rows of three controls would not fit."""
     for panel in all_panels(plan, widgets.Controls(plan)).values():
         box = panel.widget.children[0]
         assert "wrap" in box.layout.flex_flow
         assert {control.layout.width for control in box.children} == {widgets.WIDTH}
 
 
-def test_a_ratio_of_the_recipe_that_is_no_usual_one_can_be_chosen(plan):
+def test_an_unusual_ratio_of_the_recipe_can_be_chosen(plan):
     controls = widgets.Controls(plan)
     controls.start["encoder_ratio"] = 0.8
     assert widgets.mask_panel(plan, controls).chosen["encoder_ratio"].value == 0.8
@@ -214,8 +214,8 @@ def test_a_ratio_of_the_recipe_that_is_no_usual_one_can_be_chosen(plan):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("panel", ["masks", "leakage", "cost", "reconstruction"])
-def test_a_move_takes_little_time(plan, shown, panel):
-    """0.4 CPU seconds of a quiet core; a process's own time is measured, the best of four moves."""
+def test_a_change_is_drawn_quickly(plan, shown, panel):
+    """At most 0.4 CPU seconds on an idle core. Measures the CPU time of this process, the best of four changes."""
     made = all_panels(plan, widgets.Controls(plan))[panel]
     control, values = {
         "masks": ("phase", (1, 2, 3, 0)), "leakage": ("masked", (0.25, 0.5, 0.75, 0.25)),

@@ -54,8 +54,8 @@ def test_maps_of_other_sizes_use_interpolated_positions(encoder, height, width):
 
 def test_interpolation_to_the_same_grid_is_the_identity():
     positions = sincos_positions(72, 16)
-    assert interpolated_positions(positions, (2, 6, 6), 6, 6) is positions
-    wider = interpolated_positions(positions, (2, 6, 6), 6, 12).reshape(2, 6, 12, 16)
+    assert interpolated_positions(positions, (2, 6, 6), (2, 6, 6)) is positions
+    wider = interpolated_positions(positions, (2, 6, 6), (2, 6, 12)).reshape(2, 6, 12, 16)
     # In the middle of a row, low frequencies are nearly linear, so that a point between two others is their mean.
     own = positions.reshape(2, 6, 6, 16)
     assert torch.allclose(wider[:, :, 5:7, 8:].mean(2), own[:, :, 2:4, 8:].mean(2), atol=1e-3)

@@ -21,7 +21,7 @@ from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
 
 CLIP = ClipShape(frames=4, side=16, patch=4)
-GIVEN = {"frames": 4, "side": 16}  # not in official files
+GIVEN = {"frames": 4, "side": 16, "positions": "recompute"}  # of the training; not in these files
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_official_weights_use_the_target_of_the_config(tmp_path, layout):
 def test_an_unrelated_config_is_ignored(model, tmp_path):
     file = model.save_pretrained(tmp_path, "official") / "model.pth"
     (tmp_path / "config.json").write_text('{"lr": 0.001}')
-    assert equal(VideoClassifier.from_pretrained(file, frames=4, side=16).state_dict(), model.state_dict())
+    assert equal(VideoClassifier.from_pretrained(file, **GIVEN).state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

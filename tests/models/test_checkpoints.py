@@ -16,11 +16,11 @@ from vmae_lab.models.checkpoints.load import read_file
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE
-from vmae_lab.models.vit import VideoEncoder, sincos_positions
+from vmae_lab.models.vit import VideoEncoder, interpolated_positions, sincos_positions
 
 CLIP = ClipShape(frames=4, side=16, patch=4)
 VIDEO = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-GIVEN = {"frames": 4, "side": 16}  # not in official files
+GIVEN = {"frames": 4, "side": 16, "positions": "recompute"}  # of the training; not in these files
 OWN_SIZE = Size(32, 2, 2, 64, 24, 1, 2, 48, patch=4)
 LAYOUTS = ("vmae_lab", "transformers", "official", "remote_code")
 
@@ -42,7 +42,7 @@ def equal(first, second):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_classifier_round_trip_is_bit_equal(classifier, tmp_path, layout):
     classifier.save_pretrained(tmp_path, layout)
-    back = VideoClassifier.from_pretrained(tmp_path, **(GIVEN if layout == "official" else {}))
+    back = VideoClassifier.from_pretrained(tmp_path)
     assert equal(back.state_dict(), classifier.state_dict())
     assert back.clip == CLIP
     assert not back.training
@@ -54,7 +54,7 @@ def test_a_classifier_round_trip_is_bit_equal(classifier, tmp_path, layout):
 def test_a_pretrained_round_trip_is_bit_equal(pretrained, tmp_path, layout):
     pretrained.save_pretrained(tmp_path, layout)
     # Official files do not state the number of heads. Official decoders have heads of 64, but tiny's has 3 heads of 16.
-    asked = {**GIVEN, "size": "tiny"} if layout == "official" else {}
+    asked = {"size": "tiny"} if layout == "official" else {}
     back = VideoMAE.from_pretrained(tmp_path, **asked)
     assert equal(back.state_dict(), pretrained.state_dict())
     mask = torch.arange(pretrained.clip.tokens).expand(2, -1) % 4 > 0
@@ -107,7 +107,9 @@ def test_pretrained_to_classifier(pretrained, tmp_path):
 def test_other_frames_sides_and_classes(classifier, tmp_path):
     folder = classifier.save_pretrained(tmp_path)
     longer = VideoClassifier.from_pretrained(folder, frames=8, side=24)
-    assert torch.equal(longer.encoder.positions, sincos_positions(4 * 6 * 6, 96))
+    assert torch.equal(longer.encoder.positions, interpolated_positions(sincos_positions(2 * 4 * 4, 96), (2, 4, 4), (4, 6, 6)))
+    numbered = VideoClassifier.from_pretrained(folder, frames=8, side=24, positions="recompute")
+    assert torch.equal(numbered.encoder.positions, sincos_positions(4 * 6 * 6, 96))
     assert equal(longer.state_dict(), classifier.state_dict())
     assert longer(torch.rand(1, 3, 8, 24, 24)).shape == (1, 5)
     with pytest.warns(UserWarning, match=r"before use: head\.head\.weight, head\.head\.bias$"):
@@ -326,7 +328,9 @@ def test_a_config_that_does_not_fit_is_refused(classifier, tmp_path):
     for change, expected in (
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"model_type": "vit"}, "config.json.*'videomae'"),
-        ({"image_size": [16, 24]}, "16 x 24 pixels"),
+        ({"image_size": [16, 18]}, "4 frames x 16 x 18 pixels cannot be split"),
+        ({"image_size": [16, -16]}, "number of pixels or \\[height, width\\]"),
+        ({"patch_size": [4, 8]}, "4 x 8 pixels; patches must be square"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=expected):

@@ -21,6 +21,7 @@ from vmae_lab.training.optim import cosine_schedule, parameter_groups
 
 TINY = Size(48, 3, 4, 192, 24, 2, 2, 96, patch=8)
 CLIP = ClipShape(frames=8, side=32, patch=8)
+GIVEN = {"frames": CLIP.frames, "side": CLIP.side, "positions": "recompute"}  # of the training; not in these files
 
 
 def reference(parity: Path, name: str) -> tuple[dict, dict]:
@@ -171,7 +172,7 @@ def test_official_round_trip_is_bit_equal(parity, tmp_path, name):
     assert facts
     torch.save({"model": official, "args": argparse.Namespace(lr=1.0)}, tmp_path / "official.pth")
     kind = VideoMAE if name == "pretrain_tiny" else VideoClassifier
-    model = kind.from_pretrained(tmp_path / "official.pth", size=TINY, frames=CLIP.frames, side=CLIP.side)
+    model = kind.from_pretrained(tmp_path / "official.pth", size=TINY, **GIVEN)
     if kind is VideoClassifier:
         close("logits of the file", model(tensors["in.video"]), tensors["meanpool.logits"], 1e-5)
     back = read_file(model.save_pretrained(tmp_path / "back", "official") / "model.pth")[0]
@@ -186,9 +187,7 @@ def test_pretrained_weights_in_fine_tuning(parity, tmp_path):
     official = part_of(tensors, "state.")
     torch.save({"model": official}, tmp_path / "official.pth")
     with pytest.warns(UserWarning, match="newly initialized") as caught:
-        model = VideoClassifier.from_pretrained(
-            tmp_path / "official.pth", classes=4, size=TINY, frames=CLIP.frames, side=CLIP.side
-        )
+        model = VideoClassifier.from_pretrained(tmp_path / "official.pth", classes=4, size=TINY, **GIVEN)
     fresh = [key.removeprefix("head.") for key in str(caught[0].message).split("use: ")[1].split(", ")]
     assert sorted(fresh) == lists["missing_in_checkpoint"]
     taken = to_official(model.state_dict(), CLIP)

@@ -4,13 +4,16 @@ import os
 
 import pytest
 import torch
+from made_videos import write_video
 from random_weights import randomized
 
 from vmae_lab.evaluation.features import open_encoder
+from vmae_lab.evaluation.predict import predict, preprocess
 from vmae_lab.models.checkpoints import CheckpointError
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'test'")
@@ -32,6 +35,18 @@ def opened_whole(kind, folder):
     model, report = kind.from_pretrained(folder, output_loading_info=True)
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model
+
+
+def test_a_video_has_the_same_top_classes_with_transformers(tmp_path):
+    ours = randomized(VideoClassifier(SIZE, CLIP, classes=6))
+    video = write_video(tmp_path / "a.mp4", 60)
+    model = opened_whole(transformers.VideoMAEForVideoClassification, ours.save_pretrained(tmp_path / "m", "transformers"))
+    predicted, clips = predict(ours, video), preprocess(video, ours) / 255
+    pixels = (clips - torch.tensor(IMAGENET_MEAN).view(-1, 1, 1, 1)) / torch.tensor(IMAGENET_STD).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        probabilities = model.eval()(pixels.transpose(1, 2)).logits.softmax(1).mean(0)
+    torch.testing.assert_close(probabilities, torch.from_numpy(predicted.probabilities).float(), **CLOSE)
+    assert probabilities.topk(5).indices.tolist() == predicted.labels(5)
 
 
 def test_transformers_loads_our_classifier(tmp_path):

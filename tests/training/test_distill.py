@@ -169,7 +169,7 @@ def test_layer_decay_of_a_student(teacher):
 
 
 def test_a_teacher_that_does_not_fit_is_an_error(teacher):
-    with pytest.raises(ValueError, match="teacher takes clips of 8 frames of 16 pixels, the student of 4 of 16"):
+    with pytest.raises(ValueError, match="teacher takes clips of 8 x 16 x 16, the student of 4 x 16 x 16"):
         task(Teacher(teacher.state, LARGE.model_copy(update={"frames": 8})))
     with pytest.raises(CheckpointError, match="the teacher does not fit this model"):
         task(Teacher(teacher.state, SMALL))

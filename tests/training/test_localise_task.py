@@ -78,7 +78,7 @@ def test_training_overfits_a_few_videos(make, tmp_path):
     settings = make.settings(steps=100, lr=0.005, warmup_steps=10)
     features = videos.features()
     trained = train(LocaliseTask(settings, videos, features, seed=0), tmp_path / "run", QUIET, progress=False)
-    write_predictions(tmp_path / "predictions.json", localise(trained.model, videos, features, settings))
+    write_predictions(tmp_path / "predictions.json", localise(trained.model, videos.annotations.videos, features, settings))
     predictions = read_predictions(tmp_path / "predictions.json")
     result = segment_map(videos.annotations.segments, predictions, videos.annotations.classes, [0.3, 0.5])
     assert result.by_threshold[1] > 0.95, result
@@ -86,7 +86,9 @@ def test_training_overfits_a_few_videos(make, tmp_path):
     assert (predictions.start >= 0).all()
     durations = predictions.video.map(videos.annotations.videos.set_index("video").duration)
     assert (predictions.end <= durations).all()
-    untrained = localise(LocaliseTask(settings, videos, features, seed=0).build(), videos, features, settings)
+    untrained = localise(
+        LocaliseTask(settings, videos, features, seed=0).build(), videos.annotations.videos, features, settings
+    )
     assert segment_map(videos.annotations.segments, untrained, videos.annotations.classes, [0.5]).mean < 0.5
 
 
@@ -179,7 +181,7 @@ def test_unusual_videos(make, tmp_path):
     features = videos.features()
     assert features.lengths["flash"] == 1
     trained = train(LocaliseTask(settings, videos, features, 0), tmp_path / "run", QUIET, progress=False)
-    predictions = localise(trained.model, videos, features, settings)
+    predictions = localise(trained.model, videos.annotations.videos, features, settings)
     assert set(predictions.video) == set(hard), "each has predictions"
     assert (predictions[predictions.video == "flash"].end <= 0.1).all()
     assert (predictions[predictions.video == "beyond"].end <= 20.0).all()
@@ -192,7 +194,9 @@ def test_unusual_videos(make, tmp_path):
 def test_no_predictions_are_an_empty_table(make):
     videos = make({"some": (30.0, [(1, 2, "run")])})
     settings = make.settings(suppress={"least_score": 0.999})
-    predictions = localise(ActionFormer(ActionFormerShape(**SMALL), WIDTH, CLASSES).eval(), videos, videos.features(), settings)
+    predictions = localise(
+        ActionFormer(ActionFormerShape(**SMALL), WIDTH, CLASSES).eval(), videos.annotations.videos, videos.features(), settings
+    )
     assert predictions.empty
     assert list(predictions.columns) == ["video", "start", "end", "label", "score"]
     assert segment_map(videos.annotations.segments, predictions, CLASSES, [0.5]).mean == 0

@@ -1,4 +1,4 @@
-"""`vmae-lab data …`: check the videos of a list, pack them into shards, merge the Kinetics annotations."""
+"""`vmae-lab data …`: check, transcode and pack the videos of a list, merge the Kinetics annotations."""
 
 import os
 from itertools import pairwise
@@ -13,7 +13,7 @@ from vmae_lab.cli.parameters import NOTHING
 if TYPE_CHECKING:
     from vmae_lab.data.video_lists import VideoList
 
-commands = typer.Typer(no_args_is_help=True, help="Check, pack and merge lists of videos.")
+commands = typer.Typer(no_args_is_help=True, help="Check, transcode, pack and merge lists of videos.")
 
 Listed = Annotated[
     str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder, a glob, or one video.")
@@ -23,6 +23,10 @@ Labelled = Annotated[bool, typer.Option("--labelled", help="The list has labels.
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links to folders, and to files outside the root.")]
 FRAMES_NAMED = "img_{:05d}.jpg"
 FramePattern = Annotated[str, typer.Option(help="Pattern of file names in folders of frames.")]
+
+MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels per frame. One needs about 100 bytes.")]
+MemoryMiB = Annotated[int, typer.Option(min=256, help="Most memory of a decoder process (on Linux only).")]
+TimeoutS = Annotated[float, typer.Option(min=0.1, help="Most seconds per read, then the decoder is ended.")]
 
 FIELDS = ("youtube_id", "time_start", "time_end", "source", "label", "split")
 ANNOTATIONS = ("--k400", "--k600", "--k700")
@@ -69,9 +73,9 @@ def check(
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     frame_pattern: FramePattern = FRAMES_NAMED,
     keep_damaged: Annotated[bool, typer.Option("--keep-damaged", help="Also list damaged videos as readable.")] = False,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels per frame. One needs about 100 bytes.")] = 9437184,
-    memory_mib: Annotated[int, typer.Option(min=256, help="Most memory of a decoder process (on Linux only).")] = 2048,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Most seconds per read, then the decoder is ended.")] = 60.0,
+    max_pixels: MaxPixels = 9437184,
+    memory_mib: MemoryMiB = 2048,
+    timeout_s: TimeoutS = 60.0,
 ) -> None:
     """Decode every video of a list once. Write a report and a list of the readable videos.
 
@@ -88,6 +92,43 @@ def check(
     print(", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "damaged", "failed")))
     print(f"readable videos: {folder / CHECKED}\nunreadable videos: {folder / FAILURES}\nreport: {folder / REPORT}")
     if len(checked.broken):
+        raise typer.Exit(1)
+
+
+@commands.command(epilog="\b\nExample:\n  vmae-lab data transcode train.csv copies --root path/to/videos --labelled")
+def transcode(
+    listed: Listed,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the copies.")],
+    root: Root = ".",
+    labelled: Labelled = False,
+    follow_links: FollowLinks = False,
+    short_side: Annotated[int, typer.Option(min=16, help="Short side of the copies in pixels, an even number.")] = 320,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of x264. A smaller number is better and larger.")] = 20,
+    processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    max_pixels: MaxPixels = 9437184,
+    memory_mib: MemoryMiB = 2048,
+    timeout_s: TimeoutS = 60.0,
+) -> None:
+    """Write a small copy of every video of a list that is fast to read at random: H.264 with many key frames.
+
+    A killed command continues where it stopped. The exit status is 1 if any video cannot be read.
+    """
+    from vmae_lab.data.decoding import VideoSettings
+    from vmae_lab.data.transcode import FAILURES, LIST, MANIFEST, TranscodeSettings, changed_times, transcode_list
+
+    if short_side % 2:
+        raise typer.BadParameter("--short-side must be even")
+    limits = VideoSettings(max_pixels=max_pixels, memory_mib=memory_mib, timeout_s=timeout_s, follow_links=follow_links)
+    videos = open_list(listed, root, labelled, follow_links)
+    table = transcode_list(videos, TranscodeSettings(short_side=short_side, crf=crf), limits, out, processes)
+    good = table[table.status == "ok"]
+    if len(good):
+        before, after = good.original_bytes.sum() / 2**30, good.bytes.sum() / 2**30
+        print(f"{len(good)} copies: {after:.2f} GiB instead of {before:.2f}; PSNR {good.psnr.mean():.1f} dB")
+    if changed := len(changed_times(table)):
+        print(f"warning: {changed} originals have times that do not increase, see time_error_s in {MANIFEST}")
+    print(f"list of the copies (root {out}): {out / LIST}\nmanifest: {out / MANIFEST}\nunreadable videos: {out / FAILURES}")
+    if len(good) < len(table):
         raise typer.Exit(1)
 
 

@@ -1,11 +1,11 @@
-"""`vmae-lab detect`, `localise`, `persons`: spatial and temporal action detection, and person boxes for the former."""
+"""`vmae-lab detect`, `localise`, `persons`: spatial and temporal action detection, and person boxes for spatial detection."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs
+from vmae_lab.cli.parameters import NOTHING, Device, Overrides, TakesPairs
 from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, opened_encoder, read_recipe, run_stage
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def persons(
         Path | None, typer.Option(metavar="FILE", help="Weights of torchvision's detector. Default: the published ones.")
     ] = None,
     least_score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of the boxes to write.")] = 0.05,
-    device: Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")] = None,
+    device: Device = None,
     override: Overrides = NOTHING,
 ) -> None:
     """Detect the people in the key frames of a recipe's scenes with torchvision's Faster R-CNN. Prints the file last."""
@@ -93,12 +93,12 @@ def persons(
     from vmae_lab.detection.person_detector import TorchvisionDetector, detect_people
     from vmae_lab.lab.config import require
     from vmae_lab.utils.atomic_io import make_folder
-    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.processes import chosen_device
 
     recipe = read_recipe(parameters, override, ())
     settings = require(recipe.detect, "detect", SHOWN_IN_AVA)
     scenes = open_scenes(settings.scenes.without_persons(), split)
     make_folder(out.parent)  # if it cannot be written, fail now and not after hours
-    found = detect_people(TorchvisionDetector(weights, device or str(process_state().device)), scenes, least_score)
+    found = detect_people(TorchvisionDetector(weights, str(chosen_device(device))), scenes, least_score)
     write_person_boxes(out, found)
     print(f"{len(found)} boxes in {len(scenes)} key frames\n{out}")

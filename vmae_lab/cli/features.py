@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
+from vmae_lab.cli.parameters import Device
+from vmae_lab.cli.predict import FramesOption, PositionsOption, SideOption, checked_side
 
 commands = typer.Typer()
 
@@ -19,13 +21,14 @@ def features(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Clip height and width, pixels. Default: those of the model.")] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: <list>.features here.")] = None,
     stride: Annotated[int, typer.Option(min=1, help="Frames between windows: 4 for THUMOS14, 16 for FineAction.")] = 4,
     form: Annotated[Literal["npy", "npz", "parquet"], typer.Option("--format", help="Format of the files.")] = "npy",
     frame: Annotated[
-        Literal["squash", "centre"], typer.Option(help="Squash the whole frame into a square, or crop its central square.")
+        Literal["squash", "centre"], typer.Option(help="Squash the whole frame into the clip, or crop its center.")
     ] = "squash",
     scale_only: Annotated[
         bool,
@@ -37,7 +40,7 @@ def features(
     batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     chunk: Annotated[int, typer.Option(min=1, help="Frames of a video in memory at a time.")] = 1024,
     frame_pattern: FramePattern = FRAMES_NAMED,
-    device: Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")] = None,
+    device: Device = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Exit with status 0 even if some videos cannot be read.")
     ] = False,
@@ -49,11 +52,11 @@ def features(
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_dataset import clips_of
     from vmae_lab.evaluation.features import FAILURES, WINDOWS, FeatureSettings, extract_features, open_encoder
-    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.processes import chosen_device
 
     settings = FeatureSettings(stride=stride, frame=frame, scale_only=scale_only, format=form)
     videos = open_list(listed, root, labelled, follow_links)
-    encoder, norm = open_encoder(model, frames, side, device or str(process_state().device))
+    encoder, norm = open_encoder(model, frames, checked_side(side), chosen_device(device), positions)
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")
     done = extract_features(encoder, clips, folder, settings, norm, batch, chunk)

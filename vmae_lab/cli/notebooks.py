@@ -21,7 +21,7 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
     """Run notebooks at a scale and write their reports."""
     from vmae_lab.lab.notebook_run import checked_parameters, execute, require_papermill
 
-    checked = [(path, *checked_parameters(path, scale, by_name(override))) for path in notebooks]  # all before the first starts
+    checked = [(path, *checked_parameters(path, scale, by_name(override))) for path in notebooks]  # before the first starts
     for _, _, planned in checked:
         planned.check_lists()
     require_papermill()

@@ -1,6 +1,6 @@
 """Parameters on the command line: a YAML of params/ or by path, and single settings, `-p NAME VALUE`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,25 @@ Overrides = Annotated[
         help="Change a setting by its dotted name: -p pretrain.steps 200. VALUE is YAML, or plain text for a text setting.",
     ),
 ]
+
+
+Device = Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")]
+
+
+def output_file(*suffixes: str) -> Callable[[Path | None], Path | None]:
+    """Return the callback of an option for a file to write. Its suffix chooses the format.
+
+    The callback raises BadParameter before any work if the suffix is another one or if a folder has the name.
+    """
+
+    def check(out: Path | None) -> Path | None:
+        if out and out.suffix not in suffixes:
+            raise typer.BadParameter(f"{out} must end in {' or '.join(suffixes)}, which chooses the format")
+        if out and out.is_dir():
+            raise typer.BadParameter(f"{out} is a folder; give the path of a file")
+        return out
+
+    return check
 
 
 class TakesPairs(TyperCommand):

@@ -1,8 +1,8 @@
-"""`vmae-lab predict`: the classes of videos, and of windows along long ones."""
+"""`vmae-lab predict`: predict the classes of videos, or of windows along long videos."""
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Root
+from vmae_lab.cli.parameters import Device, output_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,18 +20,30 @@ if TYPE_CHECKING:
     from vmae_lab.evaluation.predict import Prediction, Timeline
 
 commands = typer.Typer()
-TIMELINE = "timeline.csv"  # where a timeline is written by default
+TIMELINE, SEGMENTS, DETECTIONS = "timeline.csv", "segments.csv", "detections.csv"  # default files of results
+LINES = 20  # of a table on the screen
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cuda or cpu; a GPU if there is one.")]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="Frames per clip. Default: those of the model.")]
+SideOption = Annotated[
+    str | None,
+    typer.Option(metavar="PIXELS", help="Clip height and width, for example 224 or 192x256. Default: those of the model."),
+]
+PositionsOption = Annotated[
+    Literal["interpolate", "recompute"] | None,
+    typer.Option(help="Positions if --frames or --side differ from training. Default: interpolate."),
+]
 
 
-def checked_out(out: Path | None) -> Path | None:
-    """The path of results. Raises BadParameter if its suffix is of no form that is written."""
-    if out and out.suffix not in (".csv", ".json"):
-        raise typer.BadParameter(f"{out} should end in .csv or .json, which chooses the form of the results")
-    return out
+def checked_side(side: str | None) -> int | tuple[int, int] | None:
+    """The side of clips in an option. Raises BadParameter."""
+    from vmae_lab.utils.shapes import parse_side
+
+    try:
+        return parse_side(side)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--side") from None
 
 
 @commands.command(
@@ -42,37 +55,57 @@ def predict(
     model: Model,
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
     names: Annotated[
-        Path | None, typer.Option(help="A file with one class name per line, in label order, instead of the model's own names.")
+        Path | None, typer.Option(help="File with one class name per line, in label order. Default: the names in the model.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to show, the most probable first.")] = 5,
     along: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0.001, help="Predict a window every so many seconds, for long videos."),
+        typer.Option(
+            metavar="SECONDS", min=0.001, max=1e6, help="For long videos: predict one window every SECONDS seconds."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(callback=checked_out, help=f"A .csv or .json file for the results; with --along by default {TIMELINE}."),
+        typer.Option(
+            callback=output_file(".csv", ".json"),
+            help=f"File for the results, .csv or .json. Default with --along: {TIMELINE}.",
+        ),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips per video, spread over its length.")] = 5,
-    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the frame's long side.")] = 3,
+    crops: Annotated[int, typer.Option(min=1, help="Crops per clip, spread along the longer direction of the frame.")] = 3,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Frames between two frames of a clip; as in training, or 4 if that is unknown.")
+        int | None, typer.Option(min=1, help="A clip takes every N-th frame. Default: as in training, or 4 if that is unknown.")
     ] = None,
     sampling: Annotated[
         Literal["dense", "sparse"] | None,
-        typer.Option(help="Windows, or one frame of each equal segment; as in training, or dense if that is unknown."),
+        typer.Option(help="Consecutive frames, or one frame of each of equal segments. Default: as in training, or dense."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip; the model's own if left out.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, help="Side of a clip in pixels; the model's own if left out.")] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="WHERE", help="For a localise stage: the model of its features, if it is not next to the stage."),
+    ] = None,
+    persons: Annotated[
+        Path | None,
+        typer.Option(help="For a detect stage: boxes of people from `vmae-lab persons`. Default: people are detected."),
+    ] = None,
+    person_weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of torchvision's person detector. Default: published ones."),
+    ] = None,
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     frame_pattern: FramePattern = FRAMES_NAMED,
     device: Device = None,
-) -> None:
-    """Print the most probable classes of videos. Exit status 1 if a video could not be read.
+) -> None:  # fmt: skip
+    """Predict the classes of videos. The exit status is 1 if a video cannot be read.
 
-    The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol.
+    The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol. The folder of a
+    localise stage gives segments with their classes instead, and that of a detect stage the actions of each person, by default
+    in one frame per second. Names, views and the shape of clips can only be set for classifiers.
     """
     from vmae_lab.evaluation.multi_view import ViewSettings
     from vmae_lab.evaluation.predict import (
@@ -83,10 +116,29 @@ def predict(
         read_names,
         sampling_of,
     )
-    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.atomic_io import make_folder
+    from vmae_lab.utils.processes import chosen_device
 
-    opened = open_classifier(model, frames, side)
-    opened.to(device or process_state().device)
+    kind = _stage_kind(model)
+    default = {"localise": SEGMENTS, "detect": DETECTIONS}.get(kind or "", TIMELINE if along else None)
+    out = out or (Path(default) if default else None)
+    if out:
+        make_folder(out.parent)  # if it cannot be written, fail now and not after hours
+    if kind in ("localise", "detect"):
+        from vmae_lab.detection.person_detector import TorchvisionDetector
+        from vmae_lab.lab.predict_stage import predict_boxes, predict_segments
+
+        where, used = Path(model), chosen_device(device)
+        dataset = _dataset(videos, root, labelled, follow_links, frame_pattern)
+        with closing(dataset.decoders):
+            if kind == "localise":
+                found = predict_segments(where, dataset, encoder, used)
+            else:
+                people = persons or TorchvisionDetector(person_weights, str(used))
+                found = predict_boxes(where, dataset, people, along or 1.0, top, used)
+            _print_found(found, "segments" if kind == "localise" else "detections", out)
+        return
+    opened = open_classifier(model, frames, checked_side(side), positions).to(chosen_device(device))
     if names:
         opened.class_names = read_names(names, opened, model)
     every, own = sampling_of(opened, stride)
@@ -98,18 +150,29 @@ def predict(
         if along is None:
             _print_predictions(predict_videos(opened, dataset, every, views), dataset, top, out)
         else:
+            assert out is not None  # a timeline is always written
             seconds = along
             _print_timelines(lambda row: predict_along(opened, dataset, row, seconds, every, crops), dataset, top, out)
+
+
+def _stage_kind(model: str) -> str | None:
+    """The kind of a stage from its folder. None if the model is not the folder of a stage."""
+    import yaml
+
+    file = Path(model, "settings.yaml")
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return settings.get("stage") if isinstance(settings, dict) else None
 
 
 def _dataset(
     videos: Sequence[str], root: str, labelled: bool, follow_links: bool, frame_pattern: str
 ) -> "VideoDataset":  # fmt: skip
-    """The videos of all arguments. A missing video file is kept, to be named with the unreadable ones. Raises ListError."""
+    """Return the videos of all arguments, also missing files, which are reported with the unreadable ones. Raises ListError."""
     import pandas as pd
 
     from vmae_lab.cli.data import open_list
     from vmae_lab.data.decoding import VideoSettings
+    from vmae_lab.data.decoding.container import is_url
     from vmae_lab.data.video_dataset import clips_of
     from vmae_lab.data.video_lists import VideoList
     from vmae_lab.data.video_lists.folders import VIDEO_SUFFIXES, is_video
@@ -117,7 +180,8 @@ def _dataset(
     lists = {}
     for number, argument in enumerate(videos):
         path = Path(root, argument)
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.exists() and not any(letter in argument for letter in "*?["):
+        plain = not is_url(argument) and not any(letter in argument for letter in "*?[")
+        if plain and path.suffix.lower() in VIDEO_SUFFIXES and not path.exists():
             opened = VideoList(path.parent.absolute(), pd.DataFrame({"path": [path.name], "label": [-1]}), ())
         else:
             single = path.is_file() and is_video(path)
@@ -133,12 +197,12 @@ def _print_predictions(found: Any, dataset: "VideoDataset", top: int, out: Path 
     with Progress(found, total=len(dataset), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
         for _, result in bar:
             (failed if isinstance(result, Exception) else predicted).append(result)
-    tables = {_shown(prediction.video): prediction.table(top) for prediction in predicted}
+    tables = [(_shown(prediction.video), prediction.table(top)) for prediction in predicted]
     _print_table(
         ["video", "rank", "class", "probability"],
         [
             [video if row["rank"] == 1 else "", row["rank"], row["class"], f"{row['probability']:.1%}"]
-            for video, table in tables.items()
+            for video, table in tables
             for row in table.to_dict("records")
         ],
     )
@@ -146,7 +210,7 @@ def _print_predictions(found: Any, dataset: "VideoDataset", top: int, out: Path 
 
 
 def _print_timelines(
-    predict_row: "Callable[[int], Timeline]", dataset: "VideoDataset", top: int, out: Path | None
+    predict_row: "Callable[[int], Timeline]", dataset: "VideoDataset", top: int, out: Path
 ) -> None:  # fmt: skip
     """Print the segments of each video, and write its windows and a figure."""
     from vmae_lab.data.decoding import VideoError
@@ -154,7 +218,6 @@ def _print_timelines(
     from vmae_lab.lab.plots.style import save_figure, use_style
     from vmae_lab.utils.progress import Progress
 
-    out = out or Path(TIMELINE)
     found, failed = list["Timeline"](), list["VideoError"]()
     with Progress(range(len(dataset)), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
         for row in bar:
@@ -163,11 +226,11 @@ def _print_timelines(
             except VideoError as error:
                 failed.append(error)
     use_style()
-    tables = {}
+    tables = list[tuple[str, "pd.DataFrame"]]()
     for number, predicted in enumerate(found):
-        tables[_shown(predicted.video)] = predicted.table(top)
-        segments = predicted.segments()
-        print(f"{_shown(predicted.video)}: {len(predicted.start_s)} windows")
+        video, segments, windows = _shown(predicted.video), predicted.segments(), len(predicted.start_s)
+        tables.append((video, predicted.table(top)))
+        print(f"{video}: {windows} window{'s' * (windows != 1)}")
         _print_table(
             ["start", "end", "class", "mean probability"],
             [
@@ -176,14 +239,38 @@ def _print_timelines(
             ],
         )
         name = out.stem if len(found) == 1 else f"{out.stem}-{number + 1}-{Path(predicted.video).stem}"
-        print(f"figure: {save_figure(timeline(predicted), out.parent, name)}")
-    windows = ["start_s", "end_s"]
+        print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}")
+    times = ["start_s", "end_s"]
     _finish(tables, failed, out, lambda table: {
         "windows": [
-            {"start_s": start, "end_s": end, "predictions": part.drop(columns=windows).to_dict("records")}
-            for (start, end), part in table.groupby(windows, sort=False)
+            {"start_s": start, "end_s": end, "predictions": part.drop(columns=times).to_dict("records")}
+            for (start, end), part in table.groupby(times, sort=False)
         ]
     })  # fmt: skip
+
+
+def _print_found(found: "Iterable[tuple[str, pd.DataFrame | VideoError]]", what: str, out: Path | None) -> None:
+    """Print the first segments or detections of each video, and write all of them."""
+    from vmae_lab.data.decoding import VideoError
+
+    tables, failed = list[tuple[str, "pd.DataFrame"]](), list[VideoError]()
+    for name, result in found:
+        if isinstance(result, VideoError):
+            failed.append(result)
+            continue
+        tables.append((_shown(name), result))
+        print(f"{_shown(name)}: {len(result)} {what}")
+        times = [column for column in result if column.endswith("_s")]
+        lines = [
+            [*(f"{row[time]:.1f} s" for time in times), *([row["person"]] if "person" in row else []), row["class"],
+             f"{row['score']:.1%}"]
+            for row in result.head(LINES).to_dict("records")
+        ]  # fmt: skip
+        person = ["person"] if "person" in result else []
+        _print_table([*(time.removesuffix("_s") for time in times), *person, "class", "score"], lines)
+        if len(result) > LINES:
+            print(f"and {len(result) - LINES} more")
+    _finish(tables, failed, out, lambda table: {what: table.to_dict("records")})
 
 
 def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
@@ -197,21 +284,20 @@ def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
 
 
 def _finish(
-    tables: dict[str, "pd.DataFrame"], failed: "Sequence[VideoError]", out: Path | None,
+    tables: "Sequence[tuple[str, pd.DataFrame]]", failed: "Sequence[VideoError]", out: Path | None,
     described: "Callable[[pd.DataFrame], dict[str, Any]]",
 ) -> None:  # fmt: skip
-    """Write the results, name the unreadable videos on the error stream, and exit with status 1 if there are any."""
+    """Write the results and report unreadable videos on the error stream. Exits with status 1 if there are any."""
     import pandas as pd
 
-    from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
+    from vmae_lab.utils.atomic_io import write_json, write_text
 
     if out:
-        make_folder(out.parent)
         if out.suffix == ".json":
-            results = [{"video": video, **described(table)} for video, table in tables.items()]
+            results = [{"video": video, **described(table)} for video, table in tables]
             write_json(out, [*results, *({"video": _shown(error.path), "error": error.cause} for error in failed)])
         else:
-            parts = [table.assign(video=video) for video, table in tables.items()]
+            parts = [table.assign(video=video) for video, table in tables]
             table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["video"])
             write_text(out, table[["video", *(name for name in table if name != "video")]].to_csv(index=False))
         print(f"results: {out}")
@@ -222,6 +308,6 @@ def _finish(
 
 
 def _shown(path: str) -> str:
-    """A path relative to the current folder if it is inside."""
+    """Return a path, relative to the current folder if it is inside it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

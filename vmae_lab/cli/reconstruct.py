@@ -1,27 +1,22 @@
-"""`vmae-lab reconstruct`: what a pre-trained model makes of a masked video, as a loop and as a strip."""
+"""`vmae-lab reconstruct`: reconstruct a masked video, and show it as a loop and as a strip of frames."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from vmae_lab.cli.predict import Device, Model
+from vmae_lab.cli.parameters import Device, output_file
+from vmae_lab.cli.predict import FramesOption, Model, PositionsOption, SideOption, checked_side
 
 commands = typer.Typer()
-LABELS = {  # of the pictures: the names that `rebuilt` gives, and what they mean
-    "decoder rebuilds": "decoded + true mean",
-    "cube means": "true patch means",
+# With a normalized target: name in the result of `rebuilt` -> label in the pictures.
+LABELS = {
+    "decoder reconstructs": "decoded + true mean",
+    "patch means": "true patch means",
     "reconstruction": "+ true mean, contrast",
     "prediction": "prediction alone",
 }
 Kind = Literal["tube", "running_cell", "frame", "random"]
-
-
-def checked_out(out: Path) -> Path:
-    """The path of the loop. Raises BadParameter if its suffix is of no form that is written."""
-    if out.suffix not in (".gif", ".mp4"):
-        raise typer.BadParameter(f"{out} should end in .gif or .mp4, which chooses the form of the loop")
-    return out
 
 
 @commands.command(
@@ -32,27 +27,38 @@ def checked_out(out: Path) -> Path:
 def reconstruct(
     model: Model,
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
-    mask: Annotated[Kind, typer.Option(help="What is hidden from the encoder.")] = "tube",
-    ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Part of the patches that is hidden.")] = 0.9,
+    mask: Annotated[Kind, typer.Option(help="Mask of the encoder.")] = "tube",
+    ratio: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Fraction of the patches that the encoder does not see.")
+    ] = 0.9,
     decoder_mask: Annotated[
-        Literal[Kind, "none"], typer.Option(help="What the decoder leaves out; none: it rebuilds all hidden patches.")
+        Literal[Kind, "none"], typer.Option(help="Mask of the decoder. none: it reconstructs all hidden patches.")
     ] = "none",
-    decoder_ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Part that the decoder mask leaves out.")] = 0.5,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the masks.")] = 0,
+    decoder_ratio: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Fraction of the patches that the decoder mask leaves out.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the masks.")] = 0,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Frames between two frames of the clip; as in training, or 4 if that is unknown.")
+        int | None,
+        typer.Option(min=1, help="The clip takes every N-th frame. Default: as in training, or 4 if that is unknown."),
     ] = None,
+    frames: FramesOption = None,
+    side: SideOption = None,
+    positions: PositionsOption = None,
     out: Annotated[
         Path,
-        typer.Option(callback=checked_out, help="A .gif or .mp4 file; a strip of frames is written next to it as .png."),
+        typer.Option(
+            callback=output_file(".gif", ".mp4"),
+            help="File of the loop, .gif or .mp4. The strip is written next to it as .png.",
+        ),
     ] = Path("reconstruction.gif"),
     device: Device = None,
 ) -> None:
     """Mask a video, reconstruct it, and write the original, masked and reconstructed frames as a loop and as a strip.
 
-    Most models predict each patch without its mean and contrast. The pictures then show the prediction alone, as a pattern
-    around gray, and with the mean and contrast of the true patch. These give much of the picture away: the true patch means
-    are shown for comparison.
+    Most models predict each patch without its mean and contrast. The prediction is then shown twice: alone, as a pattern
+    around gray, and with the mean and contrast of the true patch. The true means alone already look similar to the video, so
+    they are shown for comparison.
     """
     from vmae_lab.evaluation.multi_view import ViewSettings
     from vmae_lab.evaluation.predict import PredictionError, preprocess
@@ -63,10 +69,13 @@ def reconstruct(
     from vmae_lab.masking import MaskSettings, draw_masks
     from vmae_lab.models.videomae import VideoMAE
     from vmae_lab.utils.atomic_io import atomic_write, make_folder
-    from vmae_lab.utils.processes import process_state
+    from vmae_lab.utils.processes import chosen_device
     from vmae_lab.utils.seeding import torch_generator
 
-    opened = VideoMAE.from_pretrained(model).to(device or process_state().device)
+    make_folder(out.parent)  # if it cannot be written, fail before the work
+    strip = out.with_suffix(".png")
+    opened = VideoMAE.from_pretrained(model, frames=frames, side=checked_side(side), positions=positions)
+    opened.to(chosen_device(device))
     masks = MaskSettings(
         encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
     )
@@ -74,7 +83,7 @@ def reconstruct(
     try:
         encoder_mask, decoded_mask = draw_masks(masks, opened.clip.grid, 1, *generators)
     except ValueError as error:
-        raise PredictionError(f"these masks do not fit the model's clips: {error}") from error
+        raise PredictionError(f"the model's clips do not allow these masks: {error}") from error
     clip = preprocess(video, opened, stride=stride, views=ViewSettings(clips=1, crops=1)).to(next(opened.parameters()).device)
     found = rebuilt(opened, clip, encoder_mask, None if decoder_mask == "none" else decoded_mask, standardized=True)
     names = LABELS if opened.normalise_target else {}
@@ -82,17 +91,15 @@ def reconstruct(
     errors, count = batch_errors(opened, clip, encoder_mask, decoded_mask)
     print(
         f"{opened.clip.tokens} patches: the encoder sees {int((~encoder_mask).sum())}, the decoder reconstructs "
-        f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of their true "
-        f"means: {errors['cube_mean']:.4f}"
+        f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of predicting "
+        f"their true means: {errors['cube_mean']:.4f}"
     )
-    make_folder(out.parent)
     with atomic_write(out) as temporary:
         temporary.write_bytes((playing_mp4 if out.suffix == ".mp4" else looping_gif)(pictures))
     use_style()
     step = opened.clip.tubelet
     titles = [f"frame {frame}" for frame in range(0, opened.clip.frames, step)]
     figure = strips({name: frames[::step] for name, frames in pictures.items()}, titles)
-    strip = out.with_suffix(".png")
     with atomic_write(strip) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     print(f"loop: {out}\nstrip: {strip}")

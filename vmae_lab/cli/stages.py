@@ -1,4 +1,4 @@
-"""`vmae-lab pretrain`, `finetune`, `evaluate`: stages of one recipe without a notebook, from a YAML to folders of models."""
+"""`vmae-lab pretrain`, `finetune`, `evaluate`: run single stages of a recipe without a notebook."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,8 +70,9 @@ def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
         return finetune_stage(recipe, pretrain_stage(recipe, seed) if encoder == PRETRAIN else opened, seed)
 
     for number, folder, result in run_stage("finetune", recipe, stage):
-        clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
-        print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f}% of {clips}\n{folder}")
+        clips, best = f"{result['test_clips']} {recipe.evaluate.split} clips", result.get("best")
+        kept = f" (weights of step {best['step']}, validation {best['validation_accuracy']:.1f}%)" if best else ""
+        print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f}% of {clips}{kept}\n{folder}")
 
 
 @commands.command(

@@ -61,7 +61,7 @@ class DataSettings(EmbeddedOrLists[MotionworldSettings, ListSettings]):
         1.0, ge=0, le=1, description="a source of n clips is drawn in proportion to n**mixing: 1 by size, 0 uniform"
     )
     resident_side: int = Field(40, ge=8, description="height and width of decoded clips in memory, pixels")
-    stride: int = Field(1, ge=1, description="frames between two frames of a clip")
+    stride: int = Field(1, ge=1, description="a clip takes every stride-th frame")
     crop_scales: tuple[float, ...] = Field(SCALES, min_length=1, description="random crop sizes, in parts of the short side")
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from vmae_lab.data.decoding.decoders import Choose
 from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.transforms import centre_crop
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.shapes import Side, short_side_for
 
 FIX_VIDEOS = (
     "Fix them, use the list that 'vmae-lab data check' writes, or set evaluate.missing to 'skip' to evaluate without them"
@@ -40,22 +41,22 @@ class MissingVideos(UserError, RuntimeError):
         return MissingVideos, (self.failed, self.total, self.remedy, self.what)
 
 
-def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> Tensor:
-    """Return the center-cropped middle window of some videos: uint8 `(B, C, T, side, side)`. Raises MissingVideos."""
+def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side) -> Tensor:
+    """Return the center-cropped middle window of some videos: uint8 `(B, C, T, height, width)`. Raises MissingVideos."""
     return torch.cat(list(evaluated_clips(clips, rows, frames, stride, side)))
 
 
 def evaluated_clips(
-    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int, batch: int = 32, choose: Choose | None = None
+    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side, batch: int = 32, choose: Choose | None = None
 ) -> Iterator[Tensor]:
-    """Yield batches of center-cropped clips: uint8 `(B, C, T, side, side)`. By default, `choose` takes the middle window.
+    """Yield batches of center-cropped clips: uint8 `(B, C, T, height, width)`. By default, `choose` takes the middle window.
 
     After the first unreadable video, nothing is yielded and the other videos are only checked. At the end, MissingVideos is
     raised with all unreadable videos.
     """
     failed: dict[int, VideoError] = {}
     for batch_rows in batches_of(rows, batch):
-        read = list(clips.videos(batch_rows, choose or Dense(frames, stride, 0.5), side))
+        read = list(clips.videos(batch_rows, choose or Dense(frames, stride, 0.5), short_side_for(side)))
         failed |= {row: video for row, video in zip(batch_rows, read, strict=True) if isinstance(video, VideoError)}
         if not failed:
             yield torch.stack([centre_crop(video, side) for video in read if not isinstance(video, VideoError)])
@@ -63,7 +64,7 @@ def evaluated_clips(
         raise MissingVideos(failed, len(rows))
 
 
-def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: int) -> tuple[list[int], MissingVideos | None]:
+def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side) -> tuple[list[int], MissingVideos | None]:
     """Return the rows with a readable middle window, and the error of the others or None. Reads every video."""
     try:
         for _ in evaluated_clips(clips, rows, frames, stride, side):

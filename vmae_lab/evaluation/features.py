@@ -6,8 +6,9 @@ Long videos are read in chunks. Finished videos are skipped.
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -19,22 +20,26 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from vmae_lab.data.check import content_key, read_journal
-from vmae_lab.data.decoding import VideoError, VideoFile
+from vmae_lab.data.decoding import Decoded, VideoError, VideoFile
+from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.data.transforms import centre_crop, squash
 from vmae_lab.data.video_dataset import VideoDataset
 from vmae_lab.data.video_features import VideoFeatures, open_features
 from vmae_lab.data.video_lists.formats import write_list
-from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint, part_of, weights_digest
+from vmae_lab.models.checkpoints import load_weights, open_checkpoint, part_of, weights_digest
+from vmae_lab.models.sizes import Positions
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, storing_in, write_json
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.shapes import Side, short_side_for
 
 LOCK = ".features.lock"
 SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
 COLUMNS = ["path", "file", "window", "first_frame", "start_s", "end_s"]  # of windows.csv
+LARGEST_SEEKING = 10**8  # pixels of all frames of a video that decord may read: 300 MB
 LONGEST = 200  # bytes of a video name in a file name; file systems allow 255, including suffixes
 Format = Literal["npy", "npz", "parquet"]
 
@@ -50,7 +55,7 @@ class FeatureSettings(BaseModel):
 
     stride: int = Field(4, ge=1, description="frames between the starts of windows: 4 for THUMOS14, 16 for FineAction")
     frame: Literal["squash", "centre"] = Field(
-        "squash", description="squash the whole frame to a square, or crop the central square"
+        "squash", description="squash the whole frame to the height and width of a clip, or crop its center"
     )
     scale_only: bool = Field(
         False, description="pixels / 255 without mean and standard deviation, as for the published features"
@@ -150,23 +155,21 @@ def extract_features(
 
 
 def open_encoder(
-    where: str | Path, frames: int | None, side: int | None, device: str
+    where: str | Path, frames: int | None, side: Side | None, device: str | torch.device, positions: Positions | None = None
 ) -> tuple[VideoEncoder, nn.Module | None]:  # fmt: skip
     """Load the encoder of a model, and the norm of its mean token.
 
     The norm is None if the encoder normalizes its tokens, as after pre-training. A model without any norm gets one without
-    learned weights, with a warning. No class head is needed. `frames` and `side` of clips are those of the model if None.
-    Raises CheckpointError.
+    learned weights, with a warning. No class head is needed. `frames` and `side` of clips are those of the model if None; at
+    another shape, `positions` are interpolated by default, or recomputed. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     size = checkpoint.config.size
-    normed = checkpoint.config.model == "VideoMAE" and checkpoint.config.encoder_norm
-    try:
-        clip = checkpoint.config.reshaped(frames, side)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    state = part_of(checkpoint.state, "encoder.")
+    normed = "trunk.norm.weight" in state
+    clip = checkpoint.reshaped(frames, side, positions)
     encoder = VideoEncoder(size, clip, norm=normed)
-    load_weights(encoder, part_of(checkpoint.state, "encoder."), str(where))
+    load_weights(encoder, state, str(where))
     if normed:
         return encoder.to(device), None
     norm, weights = nn.LayerNorm(size.width, eps=NORM_EPS), part_of(checkpoint.state, "head.fc_norm.")
@@ -197,24 +200,48 @@ def _encode(
     """
     window, side, stride, device = encoder.clip.frames, encoder.clip.side, settings.stride, next(encoder.parameters()).device
     per_chunk = max(1, (chunk - window) // stride)
-    start, length, features = 0, per_chunk * stride + window, []
-    while True:
-        decoded = clips.decoders.read(file, Stretch(start, length), side)
+    step, length, features = per_chunk * stride, per_chunk * stride + window, []
+    start = 0
+    for decoded in _parts(clips.decoders, file, step, length, short_side_for(side)):
         video, frames = torch.from_numpy(decoded.frames).permute(3, 0, 1, 2), len(decoded.indices)  # (C, frames, H, W)
         complete = frames == length
-        count = per_chunk if complete else max(1, (frames - window) // stride + 1)
+        windows_here = per_chunk if complete else max(1, (frames - window) // stride + 1)
         if frames < window:
             video = torch.cat([video, video[:, -1:].expand(-1, window - frames, -1, -1)], dim=1)
         video = squash(video, side) if settings.frame == "squash" else centre_crop(video, side)
-        windows = video.unfold(1, window, stride).permute(1, 0, 4, 2, 3)  # (windows, C, T, side, side)
-        for part in windows[:count].split(batch):
+        windows = video.unfold(1, window, stride).permute(1, 0, 4, 2, 3)  # (windows, C, T, height, width)
+        for part in windows[:windows_here].split(batch):
             pixels = part.to(device)
             # The encoder does not normalize floating-point pixels.
             tokens = encoder(pixels.float() / 255 if settings.scale_only else pixels).mean(1)
             features.append((norm(tokens) if norm else tokens).float().cpu())
         if not complete:
-            return torch.cat(features).numpy(), start + frames, decoded.info.fps
-        start += per_chunk * stride
+            break
+        start += step
+    return torch.cat(features).numpy(), start + frames, decoded.info.fps
+
+
+def _parts(decoders: Decoders, file: VideoFile, step: int, length: int, side: int | None) -> Iterator[Decoded]:
+    """Yield `length` frames from each multiple of `step` on. The last part is shorter. Raises VideoError.
+
+    PyAV reads a video once from start to end. decord, which seeks, keeps many full-size frames in memory (1.3 GB of ten minutes
+    of 320 x 240 pixels), so it reads only short videos of small frames.
+    """
+    info = decoders.read(file, Stretch(0, 1), side).info
+    if info.decoder == "pyav" or info.frames * info.width * info.height > LARGEST_SEEKING:
+        kept = list[np.ndarray]()
+        for chunk in decoders.stream(file, side):
+            kept.extend(chunk.frames)
+            while len(kept) >= length:
+                yield Decoded(np.stack(kept[:length]), tuple(range(length)), chunk.info)
+                del kept[:step]
+        yield Decoded(np.stack(kept), tuple(range(len(kept))), chunk.info)
+        return
+    for start in count(0, step):
+        part = decoders.read(file, Stretch(start, length), side)
+        yield part
+        if len(part.indices) < length:
+            return
 
 
 def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame) -> None:
@@ -245,7 +272,7 @@ def _path(file: VideoFile, form: Format) -> str:
 def _check_settings(folder: Path, encoder: VideoEncoder, norm: nn.Module | None, settings: FeatureSettings) -> None:
     """Write a description of the encoder and the settings. Raises FeatureError if the folder has a different one."""
     weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
-    made = {**settings.model_dump(), "weights": weights, "clip": vars(encoder.clip)}
+    made = {**settings.model_dump(), "weights": weights, "clip": encoder.clip.as_json}
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         others = ", ".join(f"{name} {before.get(name)}, now {made[name]}" for name in made if before.get(name) != made[name])

@@ -15,6 +15,7 @@ from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.shapes import Side, short_side_for
 
 
 class ViewSettings(BaseModel):
@@ -35,7 +36,7 @@ class ViewSettings(BaseModel):
 def view_probabilities(
     model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, views: ViewSettings, batch: int = 8
 ) -> np.ndarray:
-    """Return class probabilities per video, averaged over its views: float64 `(n, classes)`, in the order of `clips`.
+    """Return the class probabilities per video, averaged over its views: float64 `(n, classes)`, in the order of `clips`.
 
     Processes share the videos, and all return the complete result. `batch` videos are read at a time, but the model gets the
     views of one video at a time, so the result does not depend on `batch` or the number of processes. In every process, raises
@@ -47,7 +48,7 @@ def view_probabilities(
     found: dict[int, np.ndarray] = {}
     failed: dict[int, VideoError] = {}
     for rows in batches_of(mine, batch):
-        read = clips.videos(rows, views.choose(settings.frames, stride), settings.side)
+        read = clips.videos(rows, views.choose(settings.frames, stride), short_side_for(settings.side))
         for row, video in zip(rows, read, strict=True):
             if isinstance(video, VideoError):
                 failed[row] = video
@@ -68,12 +69,12 @@ def view_probabilities(
 
 @torch.no_grad()
 def mean_probabilities(model: nn.Module, clips: Tensor) -> np.ndarray:
-    """Class probabilities of one video, softmax averaged over its views: uint8 `(V, C, T, H, W)` -> float64 `(classes,)`."""
+    """Average the softmax over the views of one video: uint8 `(V, C, T, H, W)` -> class probabilities, float64 `(classes,)`."""
     scores = model(clips.to(next(model.parameters()).device))
     return scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
 
 
-def cut_views(video: Tensor, frames: int, side: int, crops: int) -> Tensor:
-    """Cut M concatenated clips into K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, side, side)`."""
+def cut_views(video: Tensor, frames: int, side: Side, crops: int) -> Tensor:
+    """Cut M concatenated clips into K crops each, ordered by clip: uint8 `(C, M*T, H, W)` -> `(M*K, C, T, height, width)`."""
     cut = torch.stack(crops_along(video, side, crops))
     return cut.unflatten(2, (-1, frames)).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)

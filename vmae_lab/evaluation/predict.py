@@ -1,9 +1,9 @@
-"""Predictions of a classifier on single videos and along long ones, from the views of the official test protocol.
+"""Predict the classes of single videos, or along long videos, with the views of the official test protocol.
 
     model = VideoClassifier.from_pretrained("runs/finetune-...")
     predict(model, "video.mp4").top(5)
 
-These are functions and not methods of the models: a model is a function of tensors and opens no files.
+These are functions, not methods of the models, because a model is a function of tensors and opens no files.
 """
 
 import os
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile, VideoSettings
+from vmae_lab.data.decoding.container import URL, is_url
 from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.video_dataset import VideoDataset
@@ -26,40 +27,46 @@ from vmae_lab.data.video_lists.formats import read_lines
 from vmae_lab.evaluation.multi_view import ViewSettings, cut_views, mean_probabilities
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.sizes import ClipShape
+from vmae_lab.models.sizes import ClipShape, Positions
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.shapes import Side, short_side_for
 
-STRIDE = 4  # of models that do not tell theirs: VideoMAE's on Kinetics
+STRIDE = 4  # default for models without a stored stride: that of VideoMAE on Kinetics
 
 
 class PredictionError(UserError, ValueError):
-    """Predictions that cannot be made as requested. The message names the file or option and the remedy."""
+    """A requested prediction is impossible. The message names the file or option, and what to do."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Model and names
 
 
-def open_classifier(where: str | Path, frames: int | None = None, side: int | None = None) -> VideoClassifier:
+def open_classifier(
+    where: str | Path, frames: int | None = None, side: Side | None = None, positions: Positions | None = None
+) -> VideoClassifier:  # fmt: skip
     """Open a trained classifier of any format that `open_checkpoint` reads, in evaluation mode.
 
-    Unlike `VideoClassifier.from_pretrained` it never draws a new head, whose predictions would be random. `frames` and `side`
-    (pixels) of its clips: the model's own if None. Raises CheckpointError.
+    Unlike `VideoClassifier.from_pretrained`, it never initializes a new head, whose predictions would be random. `frames` and
+    `side` (pixels) of clips are by default those of the model. At another shape, positions are by default interpolated.
+    Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     config = checkpoint.config
     if config.model == "ActionDetector":
-        raise CheckpointError(f"{where} is an action detector, which needs boxes of persons; predict takes a classifier")
-    if config.classes is None:
+        raise CheckpointError(f"{where} is an action detector, which needs boxes of people; pass a classifier")
+    if config.model != "VideoClassifier" or config.classes is None:
         raise CheckpointError(
             f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "
             f"vmae-lab finetune PARAMS --encoder {where}"
         )
-    try:
-        clip = config.reshaped(frames, side)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    clip = checkpoint.reshaped(frames, side, positions)
+    if config.readout == "flat" and clip.tokens != config.clip.tokens:
+        raise CheckpointError(
+            f"{where} has a head for the {config.clip.tokens} tokens of its own clips (readout 'flat'), not for {clip.tokens}. "
+            "Leave out --frames and --side"
+        )
     model = VideoClassifier(config.size, clip, config.classes, config.readout or "mean")
     load_weights(model, checkpoint.state, str(where))
     model.describe(config)
@@ -67,8 +74,11 @@ def open_classifier(where: str | Path, frames: int | None = None, side: int | No
 
 
 def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...]:
-    """Read the names of a model's classes, one per line in label order. Raises PredictionError, ListError, OSError."""
-    names = [line.strip() for line in read_lines(file)]
+    """Read the names of a model's classes, one per line in label order. Raises PredictionError, ListError."""
+    try:
+        names = [line.strip() for line in read_lines(file)]
+    except OSError as error:
+        raise PredictionError(f"cannot read the class names in {file}: {error.strerror}") from error
     while names and not names[-1]:
         names.pop()
     if len(names) != model.classes:
@@ -80,12 +90,12 @@ def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...
 
 
 def names_of(model: VideoClassifier) -> tuple[str, ...]:
-    """Names of the classes in label order: their numbers if the model has no names."""
+    """Return the names of the classes in label order, or their numbers if the model has no names."""
     return model.class_names or tuple(map(str, range(model.classes)))
 
 
 def sampling_of(model: nn.Module, stride: int | None = None, views: ViewSettings | None = None) -> tuple[int, ViewSettings]:
-    """Stride and views. What is not given is as in the model's training, with 5 clips x 3 crops."""
+    """Return stride and views. By default they are those of the model's training, with 5 clips x 3 crops."""
     sampling = getattr(model, "sampling", None) or "dense"
     return stride or getattr(model, "stride", None) or STRIDE, views or ViewSettings(sampling=sampling)
 
@@ -103,15 +113,15 @@ class Prediction:
     classes: Sequence[str]
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The most probable classes and their probabilities, in descending order."""
+        """Return the most probable classes and their probabilities, in descending order."""
         return [(self.classes[label], float(self.probabilities[label])) for label in self.labels(count)]
 
     def labels(self, count: int) -> list[int]:
-        """The labels of the most probable classes; of equal ones the first."""
+        """Return the labels of the most probable classes. Among equal probabilities, the lowest label is first."""
         return np.argsort(-self.probabilities, kind="stable")[:count].tolist()
 
     def table(self, count: int) -> pd.DataFrame:
-        """The most probable classes: columns rank (from 1), label, class, probability."""
+        """Return the most probable classes: columns rank (from 1), label, class, probability."""
         labels = self.labels(count)
         return pd.DataFrame({
             "rank": range(1, len(labels) + 1), "label": labels, "class": [self.classes[label] for label in labels],
@@ -122,14 +132,14 @@ class Prediction:
 def preprocess(
     video: str | Path, model: nn.Module, *, stride: int | None = None, views: ViewSettings | None = None
 ) -> Tensor:  # fmt: skip
-    """Read the views of a video as clips for `model`: uint8 `(clips * crops, C, T, side, side)`, the crops of a clip together.
+    """Read the views of a video as clips for `model`: uint8 `(clips * crops, C, T, H, W)`, the crops of a clip together.
 
-    `model` is a VideoClassifier, a VideoMAE or an encoder; it normalizes uint8 pixels itself. `stride` frames lie between two
-    frames of a clip; stride and sampling are those of the training if not given. Raises VideoError.
+    `model` is a VideoClassifier, a VideoMAE or an encoder; it normalizes uint8 pixels itself. A clip takes every `stride`-th
+    frame. By default, stride and sampling are those of the training. Raises VideoError.
     """
     stride, views = sampling_of(model, stride, views)
     clip = _clip_of(model)
-    decoded = _decoders().read(_file(video), views.choose(clip.frames, stride), clip.side)
+    decoded = _decoders().read(_file(video), views.choose(clip.frames, stride), short_side_for(clip.side))
     return cut_views(_frames(decoded), clip.frames, clip.side, views.crops)
 
 
@@ -138,8 +148,8 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """Predict the class of a video: softmax averaged over its views, as in the official test protocol.
 
-    Views are by default 5 clips x 3 crops; stride and sampling are those of the training if not given. Raises VideoError, and
-    PredictionError if scores are not finite.
+    By default, views are 5 clips x 3 crops, with stride and sampling of the training. Raises VideoError, and PredictionError if
+    scores are not finite.
     """
     return _checked(str(video), mean_probabilities(model.eval(), preprocess(video, model, stride=stride, views=views)), model)
 
@@ -148,7 +158,7 @@ def predict(
 def video_features(
     model: nn.Module, video: str | Path, *, stride: int | None = None, views: ViewSettings | None = None
 ) -> Tensor:
-    """The mean token of a video, averaged over its views: float32 `(D,)` on the CPU. Raises VideoError.
+    """Return the mean token of a video, averaged over its views: float32 `(D,)` on the CPU. Raises VideoError.
 
     `model` is a VideoMAE, a VideoClassifier or their encoder. A classifier's `fc_norm` is applied, as `vmae-lab features` does.
     """
@@ -165,7 +175,7 @@ def predict_videos(
     """Yield the name and the prediction of each video, or its error if it cannot be read. Raises PredictionError."""
     clip = model.clip
     model.eval()
-    read = clips.videos(range(len(clips)), views.choose(clip.frames, stride), clip.side)
+    read = clips.videos(range(len(clips)), views.choose(clip.frames, stride), short_side_for(clip.side))
     for row, video in enumerate(read):
         name = clips.name(row)
         if isinstance(video, VideoError):
@@ -190,7 +200,7 @@ class Timeline:
     classes: Sequence[str]
 
     def table(self, count: int) -> pd.DataFrame:
-        """The most probable classes of each window: columns start_s, end_s, rank, label, class, probability."""
+        """Return the most probable classes of each window: columns start_s, end_s, rank, label, class, probability."""
         parts = [
             Prediction(self.video, row, self.classes).table(count).assign(start_s=start, end_s=end)
             for start, end, row in zip(self.start_s, self.end_s, self.probabilities, strict=True)
@@ -198,7 +208,7 @@ class Timeline:
         return pd.concat(parts, ignore_index=True)[["start_s", "end_s", "rank", "label", "class", "probability"]]
 
     def segments(self) -> pd.DataFrame:
-        """Consecutive windows with the same most probable class as one row: columns start_s, end_s, class, probability (mean).
+        """Merge consecutive windows with the same most probable class: columns start_s, end_s, class, probability (mean).
 
         A segment ends where the next one starts, since windows may overlap.
         """
@@ -215,21 +225,25 @@ class Timeline:
 def predict_along(
     model: VideoClassifier, clips: VideoDataset, row: int, every_s: float, stride: int, crops: int = 3
 ) -> Timeline:
-    """Predict a window of a video every `every_s` seconds, from `crops` crops of it.
+    """Predict one window of a video every `every_s` seconds, averaged over `crops` crops.
 
-    A window is one clip of the model: its frames, `stride` apart. The first starts with the video; windows that would exceed
-    its end are left out, and a video that is shorter has one window, with its last frame repeated. Each frame is decoded once,
-    by PyAV, and no more than a window and a chunk of frames are in memory. Times follow from the mean frame rate.
+    A window is one clip of the model: every `stride`-th frame. The first window starts with the video. Windows that would
+    exceed its end are left out; if the video is shorter than a window, its last frame is repeated. PyAV decodes each frame
+    once. At most a window and a chunk of frames are in memory. Times are computed with the mean frame rate.
 
     Raises VideoError, also if the frame rate is unknown, and PredictionError if scores are not finite.
     """
     clip, name, file = model.clip, clips.name(row), clips.file(row)
     model.eval()
-    chunks = clips.decoders.stream(file, clip.side)
+    chunks = clips.decoders.stream(file, short_side_for(clip.side))
     first = next(chunks)
     rate = first.info.fps
     if not rate:
-        raise VideoError(file.path, "its frame rate is unknown, so windows in seconds have no place", first.info.codec)
+        raise VideoError(
+            file.path,
+            "its frame rate is unknown, which windows in seconds need; convert it, e.g. with 'ffmpeg -i IN OUT.mp4'",
+            first.info.codec,
+        )
     hop, span = max(1, round(every_s * rate)), (clip.frames - 1) * stride + 1
     frames, starts, found = 0, list[int](), list[np.ndarray]()
 
@@ -256,7 +270,7 @@ def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) 
     held, first, start = list[Tensor](), 0, 0  # frames in memory, the number of the first one, the start of the next window
     span = (frames - 1) * stride + 1
     for chunk in chunks:
-        held += chunk.permute(1, 2, 3, 0).unbind()  # (H, W, C) each: resizing depends on the order in memory, by a last bit
+        held += chunk.permute(1, 2, 3, 0).unbind()  # (H, W, C) each: the order in memory changes the last bits of resizing
         while first + len(held) >= start + span:
             yield start, torch.stack(held[start - first : start - first + span : stride]).permute(3, 0, 1, 2)
             start += hop
@@ -273,27 +287,29 @@ def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) 
 
 @cache
 def _decoders() -> Decoders:
-    """One decoder process for all calls, which starts with the first."""
+    """Return the decoder process that all calls share. It starts with the first call."""
     return Decoders(VideoSettings())
 
 
 def _file(video: str | Path) -> VideoFile:
+    if is_url(video):
+        raise VideoError(video, URL)
     return VideoFile(os.path.abspath(video))
 
 
 def _frames(decoded: Decoded) -> Tensor:
-    """uint8 `(C, T, H, W)`, colors innermost in memory, without a copy, as videos of lists are read."""
+    """Return frames as uint8 `(C, T, H, W)`, colors innermost in memory, without a copy, as for videos of lists."""
     return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
 
 
 def _clip_of(model: nn.Module) -> ClipShape:
     clip = getattr(model, "clip", None)
     if not isinstance(clip, ClipShape):
-        raise TypeError(f"a VideoClassifier, a VideoMAE or an encoder is expected, not a {type(model).__name__}")
+        raise TypeError(f"expected a VideoClassifier, a VideoMAE or an encoder, not a {type(model).__name__}")
     return clip
 
 
 def _checked(name: str, probabilities: np.ndarray, model: VideoClassifier) -> Prediction:
     if not np.isfinite(probabilities).all():
-        raise PredictionError(f"the model's scores of {name} are not finite: its training diverged")
+        raise PredictionError(f"the model's scores of {name} are not finite; check whether its training diverged")
     return Prediction(name, probabilities, names_of(model))

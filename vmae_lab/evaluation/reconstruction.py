@@ -41,7 +41,7 @@ def reconstruction_errors(
 def batch_errors(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor
 ) -> tuple[dict[str, float], int]:
-    """Both errors of `reconstruction_errors` for one batch, and the number of patches that they are averaged over."""
+    """Return both errors of `reconstruction_errors` for one batch, and the number of patches that they average over."""
     prediction, decoded = model(video, encoder_mask, decoder_mask)
     target = model.target(video, decoded)
     counted = loss_positions(encoder_mask, decoded.cpu(), "invisible").to(video.device)

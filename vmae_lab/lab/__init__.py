@@ -1,1 +1,1 @@
-"""The workbook: what a notebook talks to."""
+"""The workbook: recipes, plans, stages, experiments and reports of the notebooks."""

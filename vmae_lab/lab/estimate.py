@@ -41,7 +41,8 @@ FILE_PIXEL_BYTES = 0.05  # per pixel of an mp4 file of the embedded data at 64 p
 class Machine:
     """Multiply-accumulates per second of each kind of work, and the shortest time of an optimizer step per transformer layer.
 
-    `one_device`: stages that run at the same time share it, so only their other work overlaps.
+    `one_device`: stages that run at the same time share it, so only their other work overlaps, unless the executor gives each
+    its own device.
     """
 
     name: str
@@ -67,8 +68,8 @@ class Machine:
 
     def wall_seconds(self, works: Sequence[Work], compute: Compute) -> float:
         """Return how long several stages take, `compute.jobs` at a time."""
-        seconds = sum(self.seconds(work, compute.workers) for work in works) / compute.jobs
-        return max(seconds, sum(map(self.device_seconds, works))) if self.one_device else seconds
+        seconds, shared = sum(self.seconds(work, compute.workers) for work in works) / compute.jobs, not compute.own_devices
+        return max(seconds, sum(map(self.device_seconds, works))) if self.one_device and shared else seconds
 
 
 # Assumed, not measured. Training: about 20% of the peak in bf16. Prediction: about 60% of the peak in float32. A step of
@@ -129,6 +130,7 @@ class PlanCost:
 
     `stages` and `reused`: number of stages of each kind, and how many of these are finished. `rate`: multiply-accumulates per
     second of training. `part_minutes`: time per kind of stage, `jobs` stages at a time, and of writing embedded `data`.
+    `queued`: stages are jobs, and how long they wait in the queue is unknown.
     """
 
     stages: Counter[str]
@@ -139,6 +141,7 @@ class PlanCost:
     jobs: int
     part_minutes: Mapping[str, float]
     data: DataWork
+    queued: bool = False
 
     @property
     def minutes(self) -> float:
@@ -154,7 +157,7 @@ class PlanCost:
             f"{self.stages.total()} stages; finished before and reused: {_listed(self.reused)}; to run: {_listed(left)}. "
             f"{self.macs / 1e12:.3g} T multiply-accumulates, about {duration(self.minutes)} on this device ({parts}; "
             f"{self.jobs} stages at a time, {self.rate / 1e9:.3g} G multiply-accumulates per second each, measured over a few "
-            f"steps), {self.disk_bytes / 1e6:.3g} MB of disk"
+            f"steps{', without waiting in the queue of Slurm' if self.queued else ''}), {self.disk_bytes / 1e6:.3g} MB of disk"
         )
 
 
@@ -174,7 +177,8 @@ def _plan_cost(plan: Plan, store: RunStore, machine: Machine) -> PlanCost:
     for kind, group in _by_kind(todo).items():
         minutes[kind] = machine.wall_seconds([stage.work for stage in group], compute) / 60
     macs = sum(stage.macs for stage in todo)
-    return PlanCost(kinds, kinds - left, macs, disk, machine.training, compute.jobs, minutes, data)
+    queued = compute.executor == "slurm"
+    return PlanCost(kinds, kinds - left, macs, disk, machine.training, compute.jobs, minutes, data, queued)
 
 
 def plan_summary(plan: Plan, store: RunStore) -> str:
@@ -195,9 +199,10 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
             f"{kind:>10}: {len(stages):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC, "
             f"{duration(cost.part_minutes.get(kind, 0.0))}{', limited by loading clips' if loading else ''}"
         )
+    where = f"{machine.name} per stage" if compute.own_devices else machine.name
     lines.append(
         f"left to run: {cost.macs / 1e15:.4g} P multiply-accumulates and {cost.disk_bytes / 1e9:.3g} GB of disk; about "
-        f"{duration(cost.minutes)} on {machine.name}, {compute.jobs} stages at a time with {compute.workers} loader processes "
+        f"{duration(cost.minutes)} on {where}, {compute.jobs} stages at a time with {compute.workers} loader processes "
         f"each (estimated, not measured: {machine.training / 1e12:.0f} T multiply-accumulates per second in training, "
         f"{machine.prediction / 1e12:.0f} T in evaluation)"
     )
@@ -274,7 +279,7 @@ def token_table(plan: Plan) -> pd.DataFrame:
 
 
 def _by_kind(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-    """Stages by kind, in the order of each kind's first stage."""
+    """Return stages by kind, in the order of each kind's first stage."""
     return {kind: [stage for stage in stages if stage.kind == kind] for kind in dict.fromkeys(stage.kind for stage in stages)}
 
 

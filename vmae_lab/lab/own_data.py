@@ -21,7 +21,7 @@ SPLIT_FOLDERS = {
 LABELS = 160  # the default number of labeled clips
 MIN_LABELS = 8  # if an equal number per class gives fewer labels, all labels are used
 CLASSES_NAMED = 10  # at most, in a message
-FILES_CHECKED = 100  # about so many per list
+FILES_CHECKED = 100  # approximate number per list
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Settings that follow from others

@@ -20,7 +20,7 @@ class Arm:
     """One arm of a comparison: its label and style in figures, and dotted overrides of the recipe (or a function of it).
 
     `fill`: matplotlib's fill style of the marker, to distinguish arms of one color and marker. `pretrained`: if False, the arm
-    starts from an untrained encoder. `post_pretrained`: supervised training on the labelled hybrid data comes before that on
+    starts from an untrained encoder. `post_pretrained`: supervised training on the labeled hybrid data comes before that on
     the target. `taught`: the model learns from a teacher's predictions instead of labels.
     """
 
@@ -191,7 +191,7 @@ def plan_ablation(
 def _splits_read(plan: Plan) -> list[str]:
     """Return the splits of the recipe's data that the stages read."""
     data, split = plan.recipe.data, plan.recipe.evaluate.split
-    read = dict.fromkeys(split if name == HELD_OUT else name for stage in plan.stages for name in stage.reads)
+    read = dict.fromkeys(split if name == HELD_OUT else name for stage in plan.stages for name in stage.splits)
     return [name for name in read if data.labelled or name == "pretrain"]
 
 

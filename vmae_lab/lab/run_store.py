@@ -2,27 +2,27 @@
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate.utils import broadcast_object_list
 
+from vmae_lab.lab.executors import Executor, Processes, run_stages
 from vmae_lab.lab.launcher import launch
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.stages import Job, Stage
 from vmae_lab.training.checkpoint import alone_in
 from vmae_lab.training.metrics import latest_step
-from vmae_lab.training.preemption import Stopped, stop_requests
-from vmae_lab.training.settings import Compute
+from vmae_lab.training.settings import Compute, ImpossibleHere
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_text
-from vmae_lab.utils.processes import ProcessLost, fixed_threads, launched, process_state, sendable, worker_pool
+from vmae_lab.utils.processes import fixed_threads, launched, process_state, sendable
 from vmae_lab.utils.progress import Progress
 
-RESULT = "result.json"
+RESULT, SETTINGS = "result.json", "settings.yaml"
 
 
 class RunStore:
@@ -57,16 +57,17 @@ class RunStore:
         return result
 
     def complete_all(self, stages: Iterable[Stage], compute: Compute) -> None:
-        """Complete stages and their inputs, `compute.jobs` at a time, with one progress bar.
+        """Complete stages and their inputs with the executor of `compute`, with one progress bar.
 
-        If a stage fails, the others are stopped. Finished stages are kept, and interrupted ones resume the next time.
+        If a stage fails, stages in other processes that do not need it continue; see `run_stages` for what is raised. Finished
+        stages are kept, and interrupted ones resume the next time.
         """
         order = in_order(stages)
         todo = [stage for stage in order if not self.finished(stage)]
         make_folder(self.root)
         with _StageBar(self, todo) as bar:
-            if todo and compute.jobs > 1 and not launched():
-                self._run_in_processes(todo, compute, bar)
+            if todo and not compute.in_this_process and not launched():
+                run_stages(todo, self._executor(compute), self.finished, bar)
                 return
             # Launched processes go through all stages together: each could find a different set of finished stages.
             for stage in order if launched() else todo:
@@ -91,7 +92,7 @@ class RunStore:
             if not finished:
                 if first:
                     settings = {"stage": stage.kind, **stage.settings}
-                    write_text(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=True))
+                    write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=True))
                 job, started = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress), time.perf_counter()
                 with fixed_threads(compute.threads):
                     result = stage.run(job)
@@ -101,20 +102,16 @@ class RunStore:
                     stage.remove_checkpoints(folder)
             process_state().wait_for_everyone()  # the other processes read what the first one has written
 
-    def _run_in_processes(self, todo: list[Stage], compute: Compute, bar: "_StageBar") -> None:
-        waiting, running = list(todo), dict[Future, Stage]()
-        with stop_requests() as stop_requested, worker_pool(compute.jobs) as pool:
-            while waiting or running:
-                if stop_requested():
-                    raise Stopped
-                ready = [stage for stage in waiting if all(map(self.finished, stage.inputs))]
-                for stage in ready[: compute.jobs - len(running)]:
-                    running[pool.submit(_complete, self.root, stage, compute)] = stage
-                    waiting.remove(stage)
-                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    _raise_error(future, running.pop(future))
-                bar.set_postfix_str(", ".join(stage.key for stage in running.values()))
+    def _executor(self, compute: Compute) -> Executor:
+        """Return the executor for stages that are not computed in this process. Raises ImpossibleHere."""
+        complete = partial(_complete, self.root.absolute())
+        if compute.executor != "slurm":
+            return Processes(complete, compute)
+        if not find_spec("submitit"):
+            raise ImpossibleHere("compute.executor slurm needs submitit, which is not installed: pip install 'vmae-lab[slurm]'")
+        from vmae_lab.lab.slurm import SlurmQueue
+
+        return SlurmQueue(complete, compute, self.folder, self.finished)
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
@@ -128,20 +125,6 @@ def _complete(root: Path, stage: Stage, compute: Compute) -> None:
         RunStore(root).complete(stage, compute, progress=False)
     except Exception as error:
         raise sendable(error) from error.__cause__
-
-
-def _raise_error(future: Future, stage: Stage) -> None:
-    """Raise the error of a stage with the key of the stage, if it failed; ProcessLost if its process was killed."""
-    try:
-        future.result()
-    except BrokenProcessPool as error:
-        raise ProcessLost(
-            f"the process working on {stage.key} was killed, perhaps because memory ran out. Start again to resume it; lower "
-            "compute.jobs if memory is short"
-        ) from error
-    except Exception as error:
-        error.add_note(f"in {stage.key}")
-        raise
 
 
 class _StageBar(Progress):

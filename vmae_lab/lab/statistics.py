@@ -95,7 +95,7 @@ def _table(differences: pd.DataFrame, margin: float, one_baseline: bool) -> pd.D
     measured = differences.dropna(axis=1, how="all").dropna(axis=0, how="all")
     if measured.empty:
         return pd.DataFrame({"verdict": NOT_MEASURED, "seeds": 0, "pooled": False}, differences.columns, COLUMNS)
-    found = judge(measured.to_numpy(), margin, one_baseline)
+    found = evaluate_differences(measured.to_numpy(), margin, one_baseline)
     table = pd.DataFrame(found, measured.columns)
     count, pooled = len(table), bool(table.pooled.any())
     size = (table.difference / table["std"]).abs() * np.sqrt(table.seeds)
@@ -112,7 +112,7 @@ def _table(differences: pd.DataFrame, margin: float, one_baseline: bool) -> pd.D
     return table.fillna({"verdict": NOT_MEASURED, "seeds": 0, "pooled": False}).astype({"seeds": int, "pooled": bool})
 
 
-def judge(differences: np.ndarray, margin: float, one_baseline: bool = True) -> dict[str, np.ndarray]:
+def evaluate_differences(differences: np.ndarray, margin: float, one_baseline: bool = True) -> dict[str, np.ndarray]:
     """Return estimates, tests and verdicts of comparisons, as arrays `(..., comparisons)`: also for many tables at once.
 
     differences: paired, `(..., seeds, comparisons)`; NaN if a seed is missing. `one_baseline`: all comparisons have the same

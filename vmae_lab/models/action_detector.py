@@ -20,8 +20,11 @@ class ActionDetector(Pretrained):
     """Predicts a logit for each class and each box in a clip's key frame. Classes are independent.
 
     Tokens after the final LayerNorm -> mean over time -> RoIAlign (7 x 7 bins, unaligned, adaptive sampling) -> maximum over
-    bins -> linear. The linear layer's initial weights are scaled by `init_scale`.
+    bins -> linear. The linear layer's initial weights are scaled by `init_scale`. `class_names`, in the order of
+    the logits, are saved with the weights; None if they are not known.
     """
+
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, size: Size, clip: ClipShape, classes: int, drop_path: float = 0.0, init_scale: float = 0.001):
         super().__init__()
@@ -41,11 +44,14 @@ class ActionDetector(Pretrained):
             raise CheckpointError(f"{where}: config.json has no `classes` (number of classes)")
         model = cls(config.size, config.clip, config.classes)
         load_weights(model, checkpoint.state, str(where))
+        model.class_names = config.class_names
         return model.eval()
 
     @property
     def config(self) -> ModelConfig:
-        return ModelConfig(model="ActionDetector", size=self.size, clip=self.clip, classes=self.classes)
+        return ModelConfig(
+            model="ActionDetector", size=self.size, clip=self.clip, classes=self.classes, class_names=self.class_names
+        )
 
     def load_encoder(self, state: State) -> None:
         """Load an encoder's weights. If they have no final LayerNorm (a classifier's), keep ours. Raises CheckpointError."""
@@ -63,5 +69,5 @@ class ActionDetector(Pretrained):
         return rearrange(self.head(bins.amax((2, 3))), "(b m) k -> b m k", b=len(video))  # bins: (B*M, D, 7, 7)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest is the last layer."""
+        """Group layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the rest is the last layer."""
         return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}

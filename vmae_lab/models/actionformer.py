@@ -55,14 +55,14 @@ class ActionFormerShape(BaseModel):
 
 
 def pyramid_points(length: int, levels: int) -> tuple[Tensor, Tensor]:
-    """Time and stride of each point of the pyramid, in time steps of the features: two float32 `(P,)`, ordered by level."""
+    """Return the time and stride of each pyramid point, in time steps of the features: two float32 `(P,)`, ordered by level."""
     times = [torch.arange(0, length, 2**level) for level in range(levels)]
     strides = [torch.full_like(time, 2**level) for level, time in enumerate(times)]
     return torch.cat(times).float(), torch.cat(strides).float()
 
 
 def pyramid_padding(padding: Tensor, levels: int) -> Tensor:
-    """Which points of the pyramid are padding: bool `(B, T)` -> `(B, P)`, ordered like `pyramid_points`."""
+    """Return which points of the pyramid are padding: bool `(B, T)` -> `(B, P)`, ordered like `pyramid_points`."""
     return torch.cat([padding[:, :: 2**level] for level in range(levels)], dim=1)
 
 
@@ -197,7 +197,7 @@ class LocalBlock(nn.Module):
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, window: int) -> Tensor:
-    """Attention of each time step to unpadded ones at most `window // 2` away, and to itself.
+    """Compute the attention of each time step to unpadded ones at most `window // 2` away, and to itself.
 
     q, k, v: `(B, H, T, D / H)`; padding: bool `(B, T)`. Returns `(B, H, T, D / H)`. Time and memory grow linearly with T.
     """

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from vmae_lab.models.checkpoints import CheckpointError, State, load_weights, open_checkpoint
 from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.config import ModelConfig, Readout
-from vmae_lab.models.sizes import ClipShape, Size
+from vmae_lab.models.sizes import ClipShape, Positions, Size
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder, class_layer, initialise
 from vmae_lab.utils.seeding import seeded
+from vmae_lab.utils.shapes import Side
 
 
 class ClassHead(nn.Module):
@@ -69,22 +70,27 @@ class VideoClassifier(Pretrained):
     @classmethod
     def from_pretrained(
         cls, where: str | Path, *, classes: int | None = None, readout: Readout | None = None, frames: int | None = None,
-        side: int | None = None, size: Size | str | None = None, revision: str | None = None, seed: int = 0,
+        side: Side | None = None, positions: Positions | None = None, size: Size | str | None = None,
+        revision: str | None = None, seed: int = 0,
     ) -> Self:  # fmt: skip
         """Load a classifier or a pre-trained encoder from any format that `open_checkpoint` reads, in evaluation mode.
 
-        If `frames` or `side` (pixels) are given, positions are computed for them. Head weights that are missing or do not fit
-        (all of them after pre-training) are initialized from `seed`, with a warning that names them.
+        `frames` and `side` (pixels, or height and width) are those of the checkpoint if None. At another shape, `positions` are
+        interpolated by default, or recomputed, see `vit.positions_at`.
 
-        Raises CheckpointError, also if the number of `classes` is unknown, and ValueError if patches do not divide the clip.
+        Head weights that are missing or do not fit (all of them after pre-training) are initialized from `seed`, with a warning
+        that names them.
+
+        Raises CheckpointError, also if the number of `classes` is unknown or patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
         classes = classes or config.classes
         if classes is None:
             raise CheckpointError(f"{where} has no class head; pass the number of classes: classes=...")
+        clip = checkpoint.reshaped(frames, side, positions)
         with seeded(seed, "a head of its own"):
-            model = cls(config.size, config.reshaped(frames, side), classes, readout or config.readout or "mean")
+            model = cls(config.size, clip, classes, readout or config.readout or "mean")
         model.describe(config)
         load_weights(model, _with_own_head(model, checkpoint.state, str(where)), str(where))
         return model.eval()
@@ -97,7 +103,7 @@ class VideoClassifier(Pretrained):
         )  # fmt: skip
 
     def describe(self, config: ModelConfig) -> None:
-        """Take over what a config tells about the training clips, and the names of the classes if the head has as many."""
+        """Copy the sampling of the training clips from a config, and the class names if their number is that of the head."""
         self.class_names = config.class_names if self.classes == config.classes else None
         self.stride, self.sampling = config.stride, config.sampling
 
@@ -106,7 +112,7 @@ class VideoClassifier(Pretrained):
         return self.head(self.encoder(video))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the head is the last layer."""
+        """Group layers for timm's layer decay: the embedding is layer 0, block i is layer i + 1, the head is the last layer."""
         return {"stem": r"^encoder\.embed", "blocks": [(r"^encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
@@ -114,7 +120,7 @@ class VideoClassifier(Pretrained):
 
 
 def _with_own_head(model: VideoClassifier, state: State, where: str) -> State:
-    """The state with the model's own head weights in place of missing ones and of those with another shape, with a warning.
+    """Return the state, with the model's own head weights if those are missing or have another shape. Warns about them.
 
     For a pre-trained model, the decoder and the encoder's final LayerNorm are removed: the head has its own LayerNorm, as in
     the official code.

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from vmae_lab.models.sizes import ClipShape, Size
 
 Readout = Literal["mean", "flat", "attentive"]
-# What a saved model tells about its classes and its training clips. It decides no result, so stage keys leave it out. Models
-# of other formats, and files that were written before, do not have it.
+# Facts about the classes and the training clips. They do not change a result, so they are not in stage keys. Checkpoints of
+# other formats, and older files, do not have them.
 UNHASHED = ("class_names", "stride", "sampling")
 
 
@@ -32,7 +32,7 @@ class ModelConfig(BaseModel):
         True, description="whether a VideoMAE's encoder has a final LayerNorm; transformers' default is false"
     )
     class_names: tuple[str, ...] | None = Field(None, description="in label order; null if they are not known")
-    stride: int | None = Field(None, ge=1, description="frames between two frames of a training clip; null if not known")
+    stride: int | None = Field(None, ge=1, description="a training clip took every stride-th frame; null if not known")
     sampling: Literal["dense", "sparse"] | None = Field(None, description="of a classifier's training clips")
 
     @model_validator(mode="after")
@@ -49,14 +49,9 @@ class ModelConfig(BaseModel):
         values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
         if self.size.layer_scale is None:
             values["size"] = {name: value for name, value in values["size"].items() if name != "layer_scale"}
-        return values
+        return {**values, "clip": self.clip.as_json}
 
     @property
     def hashed(self) -> Self:
         """The config without the fields that a stage's key leaves out."""
         return self.model_copy(update=dict.fromkeys(UNHASHED))
-
-    def reshaped(self, frames: int | None, side: int | None) -> ClipShape:
-        """The clip, with other `frames` or `side` if given. Raises ValueError if patches do not divide it."""
-        clip = self.clip
-        return ClipShape(frames or clip.frames, side or clip.side, clip.tubelet, clip.patch, clip.channels)

@@ -50,18 +50,18 @@ class TokenCounts:
 
 
 def trunk_macs(tokens: int, width: int, depth: int, mlp_hidden: int) -> int:
-    """MACs of transformer blocks: projections, MLP and the two products of attention."""
+    """Return the MACs of transformer blocks: projections, MLP and the two products of attention."""
     return depth * (tokens * (4 * width**2 + 2 * width * mlp_hidden) + 2 * tokens**2 * width)
 
 
 def encoder_macs(size: Size, clip: ClipShape, visible: int, embed_visible: bool = False) -> int:
-    """MACs of the encoder in pre-training, one clip's forward pass: patch embedding and blocks."""
+    """Return the MACs of the encoder in pre-training, one clip's forward pass: patch embedding and blocks."""
     embedded = visible if embed_visible else clip.tokens
     return embedded * clip.patch_values * size.width + trunk_macs(visible, size.width, size.depth, size.mlp_hidden)
 
 
 def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed_visible: bool = False) -> Cost:
-    """Cost of one pre-training clip: embedding, encoder (`visible` tokens), decoder (`visible + decoded`), head (`decoded`)."""
+    """Count the cost of one pre-training clip: embedding, encoder (`visible` tokens), decoder (`visible + decoded`), head."""
     joint = visible + decoded
     macs = (
         encoder_macs(size, clip, visible, embed_visible)
@@ -78,7 +78,7 @@ def pretrain_cost(size: Size, clip: ClipShape, visible: int, decoded: int, embed
 
 
 def training_macs(size: Size, clip: ClipShape, visible: int, decoded: int) -> int:
-    """MACs of one pre-training clip, forward and backward, with only the visible patches embedded.
+    """Return the MACs of one pre-training clip, forward and backward, with only the visible patches embedded.
 
     The backward pass computes two products for each product of the forward pass, with two exceptions: one for the embedding,
     since pixels need no gradient, and five for the two of attention, whose scores are recomputed.
@@ -91,7 +91,7 @@ def training_macs(size: Size, clip: ClipShape, visible: int, decoded: int) -> in
 
 
 def saved_bytes(size: Size, clip: ClipShape, visible: int, decoded: int, half: bool = False) -> int:
-    """Bytes of activations that autograd saves for one pre-training clip, in float32 or, if `half`, with bf16 autocast.
+    """Count the bytes of activations that autograd saves for one pre-training clip, in float32 or, if `half`, with bf16.
 
     Under autocast, the residual stream, the statistics of LayerNorm and the normalizers of attention stay float32. Weights and
     their copies are not included (see `state_bytes`).
@@ -116,12 +116,12 @@ def _trunk_saved_bytes(tokens: int, width: int, depth: int, heads: int, mlp_hidd
 
 
 def state_bytes(parameters: int, half: bool = False) -> int:
-    """Bytes of float32 weights, gradients and AdamW's two moments and, if `half`, of autocast's bf16 copies of the weights."""
+    """Count the bytes of float32 weights, gradients and AdamW's two moments and, if `half`, of the bf16 copies for autocast."""
     return parameters * (18 if half else 16)
 
 
 def classify_cost(size: Size, clip: ClipShape, classes: int) -> Cost:
-    """Cost of one clip through the classifier: all tokens, mean pooling, `fc_norm`, linear head."""
+    """Return the cost of one clip through the classifier: all tokens, mean pooling, `fc_norm`, linear head."""
     n = clip.tokens
     macs = n * clip.patch_values * size.width + trunk_macs(n, size.width, size.depth, size.mlp_hidden) + size.width * classes
     return Cost(macs, macs + NORM_COST * (2 * size.depth * n * size.width + size.width))

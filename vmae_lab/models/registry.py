@@ -10,6 +10,7 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import Readout
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.vit import VideoEncoder
+from vmae_lab.utils.shapes import Side
 
 __all__ = [f"vmae_{size}" for size in SIZES]  # timm looks up a module's models here
 
@@ -18,11 +19,11 @@ def _registered(name: str) -> Any:
     size = SIZES[name]
 
     def build(
-        pretrained: bool = False, num_classes: int = 0, img_size: int = 224, num_frames: int = 16, tubelet_size: int = 2,
+        pretrained: bool = False, num_classes: int = 0, img_size: Side = 224, num_frames: int = 16, tubelet_size: int = 2,
         patch_size: int = size.patch, drop_path_rate: float = 0.0, drop_rate: float = 0.0, readout: Readout = "mean",
         init_values: float | None = None, **_ignored: Any,  # timm's own, e.g. pretrained_cfg
     ) -> nn.Module:  # fmt: skip
-        """A VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
+        """Return a VideoClassifier, or a VideoEncoder if `num_classes` is 0. Raises ValueError if `pretrained`."""
         if pretrained:
             raise ValueError(f"vmae_{name} has no published weights; load a checkpoint with VideoClassifier.from_pretrained")
         scaled, clip = replace(size, layer_scale=init_values), ClipShape(num_frames, img_size, tubelet_size, patch_size)

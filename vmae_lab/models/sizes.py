@@ -1,8 +1,14 @@
 """Model sizes and clip shapes (VideoMAE V2, table 7 and the official configurations)."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from vmae_lab.utils.shapes import Grid, Side, height_width, read_side
+
+Positions = Literal["interpolate", "recompute"]
 
 
 @dataclass(frozen=True)
@@ -41,30 +47,81 @@ SIZES: dict[str, Size] = {
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Frames and side (pixels) of a clip. A token is a patch of `tubelet` frames x `patch` x `patch` pixels."""
+    """Frames and side of a clip, and where the positions of its tokens come from.
+
+    `side` is in pixels: a number for square clips, else `(height, width)`. A token is a patch of `tubelet` frames x `patch` x
+    `patch` pixels. `positions` is the rule for token grids other than the trained one, see `vit.positions_at`. `positions_from`
+    is the trained grid if it differs from that of this clip and its positions are interpolated, else None.
+    """
 
     frames: int = 16
-    side: int = 224
+    side: Side = 224
     tubelet: int = 2
     patch: int = 16
     channels: int = 3
+    positions: Positions = "interpolate"
+    positions_from: Grid | None = None
 
     def __post_init__(self) -> None:
-        if self.frames % self.tubelet or self.side % self.patch:
+        object.__setattr__(self, "side", read_side(self.side))
+        if self.positions_from is not None:
+            object.__setattr__(self, "positions_from", tuple(self.positions_from))
+        if self.frames % self.tubelet or self.height % self.patch or self.width % self.patch:
             raise ValueError(
-                f"a clip of {self.frames} frames x {self.side} pixels cannot be split into patches of "
-                f"{self.tubelet} frames x {self.patch} pixels; frames and side must be multiples of these"
+                f"a clip of {self.frames} frames x {self.height} x {self.width} pixels cannot be split into patches of "
+                f"{self.tubelet} frames x {self.patch} x {self.patch} pixels; frames, height and width must be multiples of "
+                "these"
             )
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def height(self) -> int:
+        """Height in pixels."""
+        return height_width(self.side)[0]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return height_width(self.side)[1]
+
+    @property
+    def pixels(self) -> str:
+        """Frames, height and width for texts: `16 x 224 x 224`."""
+        return f"{self.frames} x {self.height} x {self.width}"
+
+    @property
+    def grid(self) -> Grid:
         """Numbers of tokens in time, height and width."""
-        return self.frames // self.tubelet, self.side // self.patch, self.side // self.patch
+        return self.frames // self.tubelet, self.height // self.patch, self.width // self.patch
+
+    @property
+    def trained_grid(self) -> Grid:
+        """The token grid of the training, from which other positions are interpolated."""
+        return self.positions_from or self.grid
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The shape as JSON values. Where the positions come from is left out if they are computed for this grid."""
+        values = asdict(self) | {"side": list(self.side) if isinstance(self.side, tuple) else self.side}
+        if self.positions_from:
+            values["positions_from"] = list(self.positions_from)
+        unused = {"positions": "interpolate", "positions_from": None}
+        return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
+
+    def reshaped(self, frames: int | None, side: Side | None, positions: Positions | None = None) -> "ClipShape":
+        """Return the clip with other frames, another side or another rule for positions, if given.
+
+        Positions of the new clip are interpolated from the trained grid, or recomputed. Raises ValueError if patches do not
+        divide the clip.
+        """
+        rule = positions or self.positions
+        clip = replace(self, frames=frames or self.frames, side=side or self.side, positions=rule, positions_from=None)
+        if rule == "interpolate" and self.trained_grid != clip.grid:
+            clip = replace(clip, positions_from=self.trained_grid)
+        return clip
 
     @property
     def tokens(self) -> int:
-        time, height, width = self.grid
-        return time * height * width
+        return math.prod(self.grid)
 
     @property
     def patch_values(self) -> int:
@@ -79,11 +136,19 @@ class ModelSettings(BaseModel):
 
     size: str = "base"
     frames: int = Field(16, ge=1)
-    side: int = Field(224, ge=1, description="height and width of a clip, pixels")
+    side: Side = Field(224, description="height and width of a clip in pixels; [height, width] if they differ")
     tubelet: int = Field(2, ge=1)
     patch: int | None = Field(None, ge=1, description="pixels; if left out, the size's own")
     layer_scale: float | None = Field(
         None, gt=0, description="initial value of a learned scale of each block's branches; if left out, no scale"
+    )
+    positions: Positions = Field(
+        "interpolate",
+        description="positions of a loaded checkpoint at clips of another shape than in its training: interpolated over time, "
+        "rows and columns, or recomputed for the new grid of tokens",
+    )
+    positions_from: Grid | None = Field(
+        None, description="the token grid [time, rows, columns] of such a training; set by the stage that opens the checkpoint"
     )
 
     def model_post_init(self, _context: object) -> None:
@@ -97,4 +162,7 @@ class ModelSettings(BaseModel):
 
     @property
     def clip(self) -> ClipShape:
-        return ClipShape(self.frames, self.side, self.tubelet, self.patch or self.dimensions.patch)
+        return ClipShape(
+            self.frames, self.side, self.tubelet, self.patch or self.dimensions.patch, positions=self.positions,
+            positions_from=self.positions_from,
+        )  # fmt: skip

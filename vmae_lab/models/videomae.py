@@ -14,8 +14,9 @@ from vmae_lab.masking import visible_index
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
 from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import ClipShape, Size
-from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, gather_tokens, initialise, patchify, sincos_positions
+from vmae_lab.models.sizes import ClipShape, Positions, Size
+from vmae_lab.models.vit import NORM_EPS, Trunk, VideoEncoder, gather_tokens, initialise, patchify, positions_at
+from vmae_lab.utils.shapes import Side
 
 TARGET_EPS = 1e-6
 
@@ -42,7 +43,7 @@ class VideoMAE(Pretrained):
         self.encoder = VideoEncoder(size, clip, norm=encoder_norm)
         self.bridge = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(size.decoder_width))
-        self.register_buffer("positions", sincos_positions(clip.tokens, size.decoder_width), persistent=False)
+        self.register_buffer("positions", positions_at(clip, size.decoder_width), persistent=False)
         self.decoder = Trunk(
             size.decoder_width, size.decoder_depth, size.decoder_heads, size.decoder_mlp_hidden, norm=False,
             layer_scale=size.layer_scale,
@@ -55,21 +56,25 @@ class VideoMAE(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls, where: str | Path, *, frames: int | None = None, side: int | None = None, size: Size | str | None = None,
-        revision: str | None = None,
+        cls, where: str | Path, *, frames: int | None = None, side: Side | None = None, positions: Positions | None = None,
+        size: Size | str | None = None, revision: str | None = None,
     ) -> Self:  # fmt: skip
         """Load a pre-trained model from any format that `open_checkpoint` reads, in evaluation mode.
 
-        If `frames` or `side` (pixels) are given, positions are computed for them. Raises CheckpointError, and ValueError if
-        patches do not divide the clip.
+        `frames` and `side` (pixels, or height and width) are those of the checkpoint if None. At another shape, `positions` are
+        interpolated by default, or recomputed, see `vit.positions_at`.
+
+        Raises CheckpointError, also if patches do not divide the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
         config = checkpoint.config
         if config.model != "VideoMAE":
-            raise CheckpointError(f"{where} has no decoder; load it with VideoClassifier.from_pretrained")
+            raise CheckpointError(
+                f"{where} has no decoder, so it cannot reconstruct. Use a pre-trained model; VideoClassifier loads this one"
+            )
         eps = TARGET_EPS if config.target_eps is None else config.target_eps
         normalise = config.normalise_target is not False
-        model = cls(config.size, config.reshaped(frames, side), normalise, eps, config.encoder_norm)
+        model = cls(config.size, checkpoint.reshaped(frames, side, positions), normalise, eps, config.encoder_norm)
         load_weights(model, checkpoint.state, str(where))
         model.stride = config.stride
         return model.eval()
@@ -107,7 +112,7 @@ class VideoMAE(Pretrained):
         return self.head(self.norm(tokens[:, visible.shape[1] :]))
 
     def forward_loss(self, video: Tensor, prediction: Tensor, decoded: Tensor, counted: Tensor) -> Tensor:
-        """Mean squared error of a prediction over the counted tokens of the batch: a float32 scalar.
+        """Return the mean squared error of a prediction over the counted tokens of the batch: a float32 scalar.
 
         video: `(B, C, T, H, W)`; prediction: `(B, M, t*p*p*C)` for the positions `decoded`, int64 `(B, M)`; counted: bool `(B,
         M)`.
@@ -116,7 +121,7 @@ class VideoMAE(Pretrained):
 
     @torch.no_grad()
     def target(self, video: Tensor, decoded: Tensor) -> Tensor:
-        """Targets of the decoder at `decoded`: float32 `(B, M, t*p*p*C)`, values in the order time, row, column, channel.
+        """Return the decoder's targets at `decoded`: float32 `(B, M, t*p*p*C)`, values in the order time, row, column, channel.
 
         Targets are pixels in [0, 1], by default standardized per patch and channel: `(x - mean) / (sqrt(var_unbiased) +
         target_eps)`.
@@ -128,18 +133,18 @@ class VideoMAE(Pretrained):
         return rearrange(pixels, "b m v c -> b m (v c)")
 
     def pixels_at(self, video: Tensor, positions: Tensor) -> Tensor:
-        """Pixels in [0, 1] of the patches at positions: `(B, C, T, H, W)`, int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
+        """Select patches as pixels in [0, 1]: `(B, C, T, H, W)`, positions int64 `(B, M)` -> float32 `(B, M, t*p*p, C)`."""
         pixels = self.encoder.pixels.raw(gather_tokens(patchify(video, self.clip), positions)).float()
         return rearrange(pixels, "b m (c v) -> b m v c", c=self.clip.channels)
 
 
 def patch_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of each patch and channel: `(B, M, v, C)` -> two of `(B, M, 1, C)`."""
+    """Return the mean and unbiased standard deviation of each patch and channel: `(B, M, v, C)` -> two of `(B, M, 1, C)`."""
     return pixels.mean(2, keepdim=True), pixels.var(2, unbiased=True, keepdim=True).sqrt()
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Squared error, averaged over the values of a patch, then over the counted tokens of the whole batch.
+    """Return the squared error, averaged over the values of a patch, then over the counted tokens of the whole batch.
 
     prediction, target: `(B, M, values)`; counted: bool `(B, M)`. Returns a float32 scalar.
     """

@@ -4,6 +4,7 @@ A token is a patch of `tubelet` frames x `patch` x `patch` pixels. Shapes: B cli
 width.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vmae_lab.models.sizes import ClipShape, Size
+from vmae_lab.utils.shapes import Grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,7 +25,7 @@ NORM_EPS = 1e-6
 
 def patchify(video: Tensor, clip: ClipShape) -> Tensor:
     """Split clips into patches: `(B, C, T, H, W)` -> `(B, N, C*t*p*p)`, values in the order channel, time, row, column."""
-    shape = (clip.channels, clip.frames, clip.side, clip.side)
+    shape = (clip.channels, clip.frames, clip.height, clip.width)
     if tuple(video.shape[1:]) != shape:
         raise ValueError(f"this model takes clips of shape (B, {', '.join(map(str, shape))}); got {tuple(video.shape)}")
     return _cut(video, clip)
@@ -46,7 +48,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def sincos_positions(tokens: int, dim: int) -> Tensor:
-    """Fixed 1-D sine/cosine positions of the flattened token index: float32 `(tokens, dim)`.
+    """Return fixed 1-D sine/cosine positions of the flattened token index: float32 `(tokens, dim)`.
 
     Sine in even dimensions j, cosine in odd ones, frequency `10000 ** -(2*(j//2)/dim)` (VideoMAE, section 3.2).
     """
@@ -56,16 +58,34 @@ def sincos_positions(tokens: int, dim: int) -> Tensor:
     return angle.float()
 
 
-def interpolated_positions(positions: Tensor, grid: tuple[int, int, int], rows: int, columns: int) -> Tensor:
-    """Interpolate the positions of a token grid to other rows and columns, bicubic: `(T'*H'*W', D)` -> `(T'*rows*columns, D)`.
+def positions_at(clip: ClipShape, dim: int, grid: Grid | None = None) -> Tensor:
+    """Positions of a token grid, by default that of the clip: float32 `(T'*H'*W', dim)`.
 
-    Positions are numbered along the flattened grid. If they were computed for another width, one location would get another
-    position.
+    At the grid of the training, these are the sine/cosine positions. At another grid, the clip's rule decides. `interpolate`:
+    the positions of the trained grid are interpolated. `recompute`: the tokens of the new grid are numbered, as the official
+    fine-tuning code does. A token at the same location then gets another position if the number of columns or rows differs.
     """
-    if grid[1:] == (rows, columns):
+    grid = grid or clip.grid
+    if clip.positions == "recompute" or grid == clip.trained_grid:
+        return sincos_positions(math.prod(grid), dim)
+    return interpolated_positions(sincos_positions(math.prod(clip.trained_grid), dim), clip.trained_grid, grid)
+
+
+def interpolated_positions(positions: Tensor, trained: Grid, grid: Grid) -> Tensor:
+    """Interpolate the positions of a token grid to another one: float `(T*H*W, D)` -> `(T'*H'*W', D)`.
+
+    Linear over time, then bicubic over rows and columns, as OpenGVLab's InternVideo2 (`interpolate_pos_embed_internvideo2`).
+    At the same number of time steps, this is the interpolation of VideoMAE's action detector.
+    """
+    if trained == grid:
         return positions
-    maps = rearrange(positions, "(t h w) d -> t d h w", t=grid[0], h=grid[1])
-    return rearrange(functional.interpolate(maps, (rows, columns), mode="bicubic"), "t d h w -> (t h w) d")
+    maps = rearrange(positions, "(t h w) d -> t d h w", t=trained[0], h=trained[1])
+    if trained[0] != grid[0]:
+        series = functional.interpolate(rearrange(maps, "t d h w -> (h w) d t"), grid[0], mode="linear")
+        maps = rearrange(series, "(h w) d t -> t d h w", h=trained[1])
+    if trained[1:] != grid[1:]:
+        maps = functional.interpolate(maps, grid[1:], mode="bicubic")
+    return rearrange(maps, "t d h w -> (t h w) d")
 
 
 class PixelScale(nn.Module):
@@ -128,7 +148,7 @@ class VideoEncoder(nn.Module):
         self.width = size.width
         self.pixels = PixelScale(clip)
         self.embed = nn.Linear(clip.patch_values, size.width)  # equal to a Conv3d whose stride is its kernel
-        self.register_buffer("positions", sincos_positions(clip.tokens, size.width), persistent=False)
+        self.register_buffer("positions", positions_at(clip, size.width), persistent=False)
         self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm, size.layer_scale)
 
     def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -142,9 +162,10 @@ class VideoEncoder(nn.Module):
         return self._encode(patches, positions)
 
     def maps(self, video: Tensor) -> Tensor:
-        """Feature maps of frames of any size that is a multiple of the patch: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
+        """Encode frames of any size that is a multiple of the patch as maps: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
 
-        Positions are interpolated from the encoder's own grid. Raises ValueError if patches do not divide the clip.
+        Positions at another grid than the trained one follow the clip's rule, see `positions_at`. Raises ValueError if patches
+        do not divide the clip.
         """
         clip, (frames, height, width) = self.clip, video.shape[2:]
         if frames != clip.frames or height % clip.patch or width % clip.patch:
@@ -152,9 +173,16 @@ class VideoEncoder(nn.Module):
                 f"this model takes clips of {clip.frames} frames with height and width multiples of {clip.patch} pixels; got "
                 f"{frames} frames of {height} x {width}"
             )
-        rows, columns = height // clip.patch, width // clip.patch
-        tokens = self._encode(_cut(video, clip), interpolated_positions(self.positions, clip.grid, rows, columns))
-        return rearrange(tokens, "b (t h w) d -> b d t h w", h=rows, w=columns)
+        grid = clip.grid[0], height // clip.patch, width // clip.patch
+        tokens = self._encode(_cut(video, clip), self._positions_at(grid))
+        return rearrange(tokens, "b (t h w) d -> b d t h w", t=grid[0], h=grid[1])
+
+    def _positions_at(self, grid: Grid) -> Tensor:
+        if grid == self.clip.grid:
+            return self.positions
+        if self.clip.positions == "interpolate" and self.clip.positions_from is None:  # interpolate on the device
+            return interpolated_positions(self.positions, self.clip.grid, grid)
+        return positions_at(self.clip, self.width, grid).to(self.positions)
 
     def _encode(self, patches: Tensor, positions: Tensor) -> Tensor:
         return self.trunk(self.embed(self.pixels.normalised(patches)) + positions)
@@ -174,7 +202,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def class_layer(width: int, classes: int, scale: float) -> nn.Linear:
-    """The linear layer of a class head: zero biases, truncated normal weights of standard deviation 0.02, times `scale`."""
+    """Build the linear layer of a class head: zero biases, truncated normal weights (deviation 0.02), times `scale`."""
     layer = nn.Linear(width, classes)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)

@@ -67,7 +67,7 @@ class Checkpoints:
         self.newest_is_broken = False
 
     def load(self) -> dict[str, Any] | None:
-        """The latest readable state, on the CPU, or None if there are no files. Warns if it is the previous checkpoint.
+        """Load the latest readable state on the CPU. Returns None if there are no files.
 
         Raises UnreadableCheckpoint if there are files but none can be read.
         """
@@ -93,7 +93,7 @@ class Checkpoints:
 
 
 def kept_file(step: int) -> str:
-    """Name of the file with the weights after a step, in the run's folder."""
+    """Return the name of the file with the weights after a step, in the run's folder."""
     return f"model-step-{step:06d}.safetensors"
 
 

@@ -177,7 +177,7 @@ def _begin_worker(_number: int) -> None:
 
 
 def _make_room_for_sockets() -> None:
-    """If the path of the temporary folder is too long for a socket, use /tmp for the workers' sockets, as newer Pythons do.
+    """Use /tmp for the workers' sockets, as newer Pythons do, if the path of the temporary folder is too long for a socket.
 
     A worker that cannot create a socket cannot send anything, and training would wait forever. So this first tries to create
     one. Raises ImpossibleHere.

@@ -31,7 +31,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
-    """An Accelerator for the launcher's devices and the precision in the settings."""
+    """Return an Accelerator for the launcher's devices and the precision in the settings."""
     AcceleratorState._reset_state()  # a process may train several stages with different precisions
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_native())
     process_state()
@@ -50,7 +50,7 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
 
 
 def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
-    """The rows of the global batch that this process computes. Raises ImpossibleHere if they cannot be split equally."""
+    """Return the rows of the global batch that this process computes. Raises ImpossibleHere if they cannot be split equally."""
     size, processes, accumulation = settings.batch_size, accelerator.num_processes, settings.accumulation
     if size % (processes * accumulation):
         raise ImpossibleHere(
@@ -64,7 +64,7 @@ def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
 def prepare(
     accelerator: Accelerator, model: nn.Module, settings: TrainSettings, compute: Compute
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model and its AdamW on the devices; blocks are checkpointed, compiled and sharded as configured."""
+    """Return the model and its AdamW on the devices; blocks are checkpointed, compiled and sharded as configured."""
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
     blocks = [part for part in model.modules() if isinstance(part, Block)]
     # accelerate reads this attribute: FSDP gathers one such module at a time.
@@ -85,7 +85,7 @@ def prepare(
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The model without DDP's wrapper. FSDP2 has none."""
+    """Return the model without DDP's wrapper. FSDP2 has none."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -116,7 +116,7 @@ def device_name(device: torch.device) -> str:
 
 
 def full_state_dict(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Weights and optimizer state on the CPU, in the first process; the others get empty dictionaries."""
+    """Return the weights and optimizer state on the CPU, in the first process; the others get empty dictionaries."""
     if not optimizer.state:  # else PyTorch would run a step to create the moments, and count it
         return {"model": gathered_weights(model, cpu=True), "optimizer": {}}
     weights, moments = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -124,7 +124,7 @@ def full_state_dict(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def gathered_weights(model: nn.Module, cpu: bool = False) -> dict[str, Any]:
-    """The full weights in every process, on its device; if `cpu`, on the CPU in the first process only."""
+    """Return the full weights in every process, on its device; if `cpu`, on the CPU in the first process only."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=cpu))
 
 

@@ -39,7 +39,7 @@ class Bad(NamedTuple):
 
 
 def first_bad(losses: Sequence[float], recent: list[float], spike: float | None, first_step: int) -> Bad | None:
-    """The first loss that is not finite or is a spike, or None. Losses before it are added to `recent`.
+    """Return the first loss that is not finite or is a spike, or None. Losses before it are added to `recent`.
 
     `losses` are those of the steps from `first_step` on.
     """

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,8 +24,8 @@ from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
 from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.validation import ACCURACY, Validation
 from vmae_lab.utils.atomic_io import make_folder
-from vmae_lab.utils.processes import pool_failed
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
 
@@ -41,19 +42,19 @@ class Task(Protocol[Model]):
     def seed(self) -> int: ...
 
     def build(self) -> Model:
-        """The model with its initial weights."""
+        """Return the model with its initial weights."""
         ...
 
     def batch(self, step: int, rows: range) -> Batch:
-        """Some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments."""
+        """Return some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments."""
         ...
 
     def weight(self, batch: Batch) -> float:
-        """Number of terms that the batch's loss averages: its weight in the mean over micro-batches and processes."""
+        """Return the number of terms in the batch's loss: its weight in the mean over micro-batches and processes."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """The mean loss of a batch: a scalar on the device."""
+        """Return the mean loss of a batch: a scalar on the device."""
         ...
 
 
@@ -69,6 +70,7 @@ class Trained(Generic[Model]):
     peak_memory_mib: float | None
     processes: int = 1
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, float] | None = None  # if the best weights were kept: their step and validation accuracy
 
 
 @dataclass
@@ -83,19 +85,21 @@ class TrainState:
 
 
 def train(
-    task: Task[Model], folder: Path, compute: Compute, progress: bool = True, keep: Collection[int] = ()
-) -> Trained[Model]:
+    task: Task[Model], folder: Path, compute: Compute, progress: bool = True, keep: Collection[int] = (),
+    validation: Validation | None = None,
+) -> Trained[Model]:  # fmt: skip
     """Train a task in a folder, and resume from the last checkpoint there if there is one.
 
     If `settings.ema` is set, the result is the moving average of the weights. The weights after each step in `keep` are written
-    to `kept_file(step)` in the folder.
+    to `kept_file(step)` in the folder. With `validation`, loss and accuracy on other clips are measured and logged, and the
+    result can be the best weights instead of the last ones. Validation draws no random numbers, so it does not change training.
 
     The result depends only on the task, not on loader workers or interruptions: bit for bit in one CPU process with a fixed
     number of threads. The number of processes changes rounding, and also drop path and the pairs of mixup and cutmix, which
     each process draws for its own rows.
 
-    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, ImpossibleHere, and (after saving) Stopped if
-    SIGTERM arrives.
+    Raises TrainingDiverged, StorageError, UnreadableCheckpoint, FolderInUse, ImpossibleHere, MissingVideos, and (after saving)
+    Stopped if SIGTERM arrives.
     """
     with seeded(task.seed, "initial weights"), stop_requests() as stop_requested:
         accelerator = distributed.accelerator_for(task.settings)
@@ -106,7 +110,7 @@ def train(
             torch.cuda.reset_peak_memory_stats()
         bar = Progress(total=task.settings.steps, desc=folder.name, unit="steps", disable=not (progress and main))
         with alone_in(folder) if main else nullcontext(), bar:
-            trainer = Trainer(task, folder, compute, accelerator, keep)
+            trainer = Trainer(task, folder, compute, accelerator, keep, validation)
             trainer.resume()
             trainer.note_start(to_console=progress)
             trainer.fit(bar, stop_requested)
@@ -115,24 +119,29 @@ def train(
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     return Trained(
         model, trainer.seconds_per_step, trainer.steps_run, distributed.device_name(accelerator.device), precision, peak,
-        processes=accelerator.num_processes, rolled_back=trainer.state.rolled_back,
+        processes=accelerator.num_processes, rolled_back=trainer.state.rolled_back, best=trainer.best_score,
     )  # fmt: skip
 
 
 class Trainer(Generic[Model]):
     """One run: model and optimizer on their devices, the state, and the files in the run's folder."""
 
-    def __init__(self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int]):
+    def __init__(
+        self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int],
+        validation: Validation | None = None,
+    ):  # fmt: skip
         self.task, self.settings, self.folder, self.compute = task, task.settings, folder, compute
         self.accelerator = accelerator
         self.rows = distributed.rows_of_process(accelerator, task.settings)
         self.model, self.optimizer = distributed.prepare(accelerator, task.build(), task.settings, compute)
         self.parameters = list(self.model.parameters())
         self.average = ModelEmaV3(distributed.unwrapped(self.model), task.settings.ema) if task.settings.ema else None
-        self.state, self.keep = TrainState(), keep
+        self.state, self.keep, self.validation = TrainState(), keep, validation
+        # Only in the first process: step, validation accuracy and weights (on the CPU) of the best validation so far.
+        self.best: dict[str, Any] = {}
         self.checkpoints, self.roll_back_checkpoints = Checkpoints(folder), Checkpoints(folder, "turning_point")
         self.losses: list[Tensor] = []  # of the steps since the last check; they stay on the device until then
-        self.steps_run, self.seconds_per_step = 0, math.nan
+        self.steps_run, self.seconds_per_step, self.validation_s = 0, math.nan, 0.0
         self.log: MetricsLog | None = None  # only in the first process
 
     def fit(self, bar: Progress, stop_requested: StopRequests) -> None:
@@ -156,7 +165,8 @@ class Trainer(Generic[Model]):
                 # What has to be done after this step.
                 step, last = self.state.step, self.state.step == steps
                 stop = stop and not last
-                log, keep = last or step % log_every == 0, step in self.keep
+                validate = self.validation is not None and self.validation.due(step, steps)
+                log, keep = last or validate or step % log_every == 0, step in self.keep
                 roll_back_point = step % roll_back_every == 0 and not last
                 save = last or stop or step % compute.checkpoint_every == 0
 
@@ -164,9 +174,11 @@ class Trainer(Generic[Model]):
                 if (log or keep or roll_back_point or save) and (bad := self._first_bad()):
                     self._roll_back(bad)
                 else:
+                    # Loss and accuracy on the validation split. Their time is not part of the seconds per step.
+                    scores = self.validate() if validate else {}
                     if log:
-                        self.seconds_per_step = (time.perf_counter() - started) / self.steps_run
-                        self._write_log(bar)
+                        self.seconds_per_step = (time.perf_counter() - started - self.validation_s) / self.steps_run
+                        self._write_log(bar, scores)
                     if keep:  # before the checkpoint, since a run that resumes from it needs them
                         keep_weights(self.folder, step, self.average.module if self.average else self.model)
                     if roll_back_point:
@@ -224,6 +236,30 @@ class Trainer(Generic[Model]):
         self.optimizer.zero_grad()
         return total, bool(stop)
 
+    def validate(self) -> dict[str, float]:
+        """Measure the current weights, or their moving average, on the validation clips, and keep them if they are the best."""
+        assert self.validation
+        started = time.perf_counter()
+        weights = self.average.module.state_dict() if self.average else distributed.gathered_weights(self.model)
+        self.validated_model.load_state_dict(weights)
+        scores = self.validation.measure(self.validated_model)
+        is_best = not self.best or scores[ACCURACY] > self.best[ACCURACY]  # of equal ones, the earliest
+        if self.validation.keep_best and is_best and self.accelerator.is_main_process:
+            copy = {name: value.to("cpu", copy=True) for name, value in self.validated_model.state_dict().items()}
+            self.best = {"step": self.state.step, ACCURACY: scores[ACCURACY], "weights": copy}
+        self.validation_s += time.perf_counter() - started
+        return scores
+
+    @cached_property
+    def validated_model(self) -> Model:
+        """A second model, to which the weights are copied for validation. Like the final model, it computes in float32.
+
+        The trained model stays as it is: its mode, its compiled and sharded blocks. Building the copy draws initial weights, so
+        the global random state is restored after it.
+        """
+        with seeded(self.task.seed, "initial weights"):
+            return self.task.build().to(self.accelerator.device)
+
     def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batches from the current step to the last. After a roll-back, skip samples."""
         dataset, on_gpu = TaskDataset(self.task, self.rows), self.accelerator.device.type == "cuda"
@@ -236,7 +272,10 @@ class Trainer(Generic[Model]):
                     break
 
     def full_model(self) -> Model:
-        """The full model without wrappers, in every process, with the moving average of the weights if there is one."""
+        """Return the full model without wrappers, in every process, with the weights that are the result.
+
+        These are the best weights if they are kept; else their moving average if there is one; else the last weights.
+        """
         # Evaluate in float32, whatever the training precision, as a model that is loaded from its file.
         model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:
@@ -245,7 +284,14 @@ class Trainer(Generic[Model]):
             weights = distributed.gathered_weights(model)
             model = self.task.build().to(self.accelerator.device)
             model.load_state_dict(weights)
+        if self.validation and self.validation.keep_best:
+            distributed.load_full_weights(self.accelerator, model, self.best.get("weights", {}))
         return model
+
+    @property
+    def best_score(self) -> dict[str, float] | None:
+        """Step and validation accuracy of the best weights, in the first process. None if they are not kept."""
+        return {name: self.best[name] for name in ("step", ACCURACY)} if self.best else None
 
     # -----------------------------------------------------------------------------------------------------------------------
     # Checkpoints and roll-backs
@@ -263,7 +309,8 @@ class Trainer(Generic[Model]):
         state = distributed.full_state_dict(self.model, self.optimizer)
         if self.accelerator.is_main_process:
             average = {"average": self.average.module.state_dict()} if self.average else {}
-            checkpoints.save({**state, **average, **vars(self.state)})
+            best = {"best": self.best} if self.best else {}
+            checkpoints.save({**state, **average, **best, **vars(self.state)})
 
     def _load(self, checkpoints: Checkpoints) -> bool:
         """Load the latest checkpoint (the first process reads and broadcasts it). Returns False if there is none."""
@@ -279,7 +326,7 @@ class Trainer(Generic[Model]):
         distributed.load_full_state_dict(self.accelerator, self.model, self.optimizer, found)
         if self.average:
             distributed.load_full_weights(self.accelerator, self.average.module, found.get("average", {}))
-        self.state = TrainState(**state)
+        self.state, self.best = TrainState(**state), found.get("best", {})
         return True
 
     def _first_bad(self) -> Bad | None:
@@ -318,8 +365,7 @@ class Trainer(Generic[Model]):
         text = f"stop requested: {self.folder} is saved after step {self.state.step} of {self.settings.steps}"
         if self.accelerator.is_main_process:
             note(self.folder, text)
-        if not pool_failed():  # otherwise the error of the other job is the message
-            print(text, flush=True)
+        print(text, flush=True)
         raise Stopped
 
     # -----------------------------------------------------------------------------------------------------------------------
@@ -333,12 +379,15 @@ class Trainer(Generic[Model]):
             drop_kept_weights(self.folder, self.keep, after=self.state.step)
             self.log = MetricsLog(self.folder, self.state.step, self.compute.tensorboard, self.compute.trackers)
 
-    def _write_log(self, bar: Progress) -> None:
+    def _write_log(self, bar: Progress, scores: dict[str, float]) -> None:
+        """Write a line with the mean loss since the last line, and the validation scores if there are any."""
         state = self.state
         mean = sum(state.window) / len(state.window)
-        bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+        validated = f", validation accuracy {scores[ACCURACY]:.1f}%" if scores else ""
+        bar.set_postfix_str(f"loss {mean:.4f}{validated}", refresh=False)
         if self.log:
-            self.log.write(state.step, {"loss": mean, "lr": self.settings.lr_at(state.step - 1)}, self.seconds_per_step)
+            values = {"loss": mean, "lr": self.settings.lr_at(state.step - 1), **scores}
+            self.log.write(state.step, values, self.seconds_per_step)
         state.window = []
 
     def note_start(self, to_console: bool) -> None:

@@ -42,7 +42,7 @@ class MetricsLog:
 
 
 def tracker(name: str, run: str) -> Any:
-    """Accelerate's tracker `wandb` or `trackio`. A resumed run continues the same run in the tracker.
+    """Return accelerate's tracker `wandb` or `trackio`. A resumed run continues the same run in the tracker.
 
     Raises ImpossibleHere if the package is not installed.
     """
@@ -59,7 +59,7 @@ def note(folder: Path, text: str) -> None:
 
 
 def latest_step(folder: Path) -> int:
-    """The step of the last complete line of a run's metrics, or 0. Reads only the end of the file."""
+    """Return the step of the last complete line of a run's metrics, or 0. Reads only the end of the file."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -73,7 +73,7 @@ def latest_step(folder: Path) -> int:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics, without an incomplete last line (of a killed run)."""
+    """Return the lines of a run's metrics, without an incomplete last line (of a killed run)."""
     rows, path = [], folder / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

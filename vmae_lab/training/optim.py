@@ -8,7 +8,9 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Parameter groups for AdamW, by timm. No weight decay for biases, 1-D parameters, and those in `model.no_weight_decay()`.
+    """Return timm's parameter groups for AdamW.
+
+    Biases, 1-D parameters and those in `model.no_weight_decay()` have no weight decay.
 
     If `layer_decay` is below 1, each group has an `lr_scale` of `layer_decay ** (number of layers above)`.
     """
@@ -19,7 +21,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, start: float, peak: float, end: float) -> float:
-    """Learning rate at a step: linear warm-up from `start`, whose last step has `peak`, then a half cosine towards `end`.
+    """Return the learning rate at a step: linear warm-up from `start` to `peak` in its last step, then half a cosine to `end`.
 
     Equal to the official schedule. A pure function of the step, so there is no scheduler state to save.
     """

@@ -70,6 +70,23 @@ class TrainSettings(BaseModel):
         return cosine_schedule(step, self.steps, self.warmup_steps, 0.0, self.peak_lr, self.lowest_lr)
 
 
+class SlurmSettings(BaseModel):
+    """What a Slurm job of one stage requests. It runs on one machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    minutes: int = Field(
+        60, ge=1, description="time limit. A training that reaches it saves, is queued again and resumes; other stages fail"
+    )
+    gpus: int = Field(1, ge=0, description="GPUs; with compute.launch, a training requests this many for each of its processes")
+    cpus: int | None = Field(None, ge=1, description="CPUs; if left out, threads + workers, for each process of a training")
+    memory_gb: float | None = Field(None, gt=0, description="memory; if left out, the cluster's default")
+    partition: str | None = Field(None, description="if left out, the cluster's default")
+    options: dict[str, str | int | bool] = Field(
+        {}, description="other options of sbatch by their long names, such as {account: vision, qos: high}"
+    )
+
+
 class Compute(BaseModel):
     """How a stage is computed. Not part of any stage's key.
 
@@ -82,7 +99,15 @@ class Compute(BaseModel):
     launch: str | None = Field(
         None, description="train in several processes: name of an accelerate configuration in params/accelerate/, or a path"
     )
-    jobs: int = Field(1, ge=1, description="stages computed at the same time; if above 1, each in its own process")
+    executor: Literal["auto", "local", "processes", "slurm"] = Field(
+        "auto",
+        description="where stages are computed. local: in this process. processes: in processes, each with its own GPU if "
+        "there are GPUs. slurm: as Slurm jobs. auto: local if jobs is 1, else in processes that share the GPUs evenly",
+    )
+    jobs: int = Field(
+        1, ge=1, description="stages computed at the same time; if above 1, each in its own process. slurm: jobs in its queue"
+    )
+    slurm: SlurmSettings = SlurmSettings()
     threads: int | None = Field(None, ge=1, description="CPU threads per process; if left out, PyTorch's default")
     workers: int = Field(0, ge=0, description="loader workers per stage")
     checkpoint_every: int = Field(200, ge=1, description="steps")
@@ -96,9 +121,25 @@ class Compute(BaseModel):
 
     @property
     def processes(self) -> int:
-        """Number of stage processes and loader workers. As many processes write and decode the embedded data."""
-        return self.jobs * (1 + self.workers)
+        """Number of stage processes and loader workers here. As many processes write and decode the embedded data."""
+        return (1 if self.executor == "slurm" else self.jobs) * (1 + self.workers)
+
+    @property
+    def in_this_process(self) -> bool:
+        """Whether the process that runs a plan also computes its stages."""
+        return self.executor == "local" or (self.executor == "auto" and self.jobs == 1)
+
+    @property
+    def own_devices(self) -> bool:
+        """Whether each stage that is computed has its own device."""
+        return self.executor in ("processes", "slurm")
 
     def model_post_init(self, _context: object) -> None:
-        if self.launch and self.jobs > 1:
+        if self.executor == "local" and self.jobs > 1:
+            raise ValueError(f"jobs {self.jobs} with executor local, which computes one stage at a time: set jobs 1")
+        if self.launch and self.executor == "processes":
+            raise ValueError(
+                f"executor processes with launch {self.launch}, which uses all devices for one stage: set one of them"
+            )
+        if self.launch and self.jobs > 1 and self.executor != "slurm":
             raise ValueError(f"jobs {self.jobs} with launch {self.launch}, which uses all devices for one stage: set jobs 1")

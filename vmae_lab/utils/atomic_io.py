@@ -63,6 +63,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Only one process may write `path` at a time, because temporary files of killed processes are removed. Raises StorageError,
     also if a full disk makes PyTorch or safetensors raise another error.
     """
+    if path.is_dir():
+        raise StorageError(f"cannot write {path}: there is a folder of that name")
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,13 +22,11 @@ from threadpoolctl import threadpool_limits
 from vmae_lab.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from ctypes import c_byte
-
+    import torch
     from accelerate import PartialState
 
 WAIT = timedelta(hours=6)  # the longest time that processes wait for each other: rank 0 may evaluate alone
 POOL_OF = "VMAE_LAB_POOL_OF"  # set to the id of a pool's owner for its workers; the package's __init__ reads it
-_pool_failed: "c_byte | None" = None  # in a pool's worker: shared memory that the pool's owner writes
 
 
 class ProcessLost(UserError, RuntimeError):
@@ -52,22 +50,42 @@ def process_state() -> "PartialState":
     return PartialState(cpu=on_cpu, timeout=WAIT)
 
 
+class DeviceUnavailable(UserError, ValueError):
+    """A device does not exist, or PyTorch cannot use it here. The message names the device."""
+
+
+def chosen_device(name: str | None) -> "torch.device":
+    """Return the device of a name such as `cuda:1`. Without a name, it is that of `process_state`.
+
+    Raises DeviceUnavailable if tensors cannot be computed on it.
+    """
+    if name is None:
+        return process_state().device
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
+        cause = str(error).split("\n")[0]
+        raise DeviceUnavailable(f"device '{name}' cannot be used here ({cause}). Use cpu, or leave out --device") from None
+    return device
+
+
 @contextmanager
-def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(processes: int, variables: Mapping[str, str] | None = None) -> Iterator[ProcessPoolExecutor]:
     """Open a pool of spawned processes. Forked processes would inherit threads and open decoders, and could hang.
 
-    If the block fails, the workers get SIGTERM: training saves a checkpoint and stops. Raises ProcessLost if a worker was
-    killed.
+    `variables`: environment variables of the workers. If the block fails, the workers get SIGTERM: training saves a checkpoint
+    and stops. Raises ProcessLost if a worker was killed.
     """
     method = get_start_method(allow_none=True) or get_all_start_methods()[0]  # the default is the first
-    context = get_context("spawn")
-    failed = context.RawValue("b", 0)  # without a lock, which a killed worker might hold
-    with ProcessPoolExecutor(processes, context, initializer=_begin_pool_worker, initargs=(method, failed)) as pool:
+    given = (method, dict(variables or {}))
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_pool_worker, initargs=given) as pool:
         os.environ[POOL_OF] = str(os.getpid())  # workers start at the first task
         try:
             yield pool
         except BaseException as error:
-            failed.value = isinstance(error, Exception)  # not Stopped or KeyboardInterrupt
             workers = list((pool._processes or {}).values())  # before shutdown, which forgets them
             pool.shutdown(wait=False, cancel_futures=True)
             while workers := [worker for worker in workers if worker.is_alive()]:
@@ -95,17 +113,11 @@ def parallel_map(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
             yield pool.map
 
 
-def _begin_pool_worker(start_method: str, failed: "c_byte") -> None:
+def _begin_pool_worker(start_method: str, variables: Mapping[str, str]) -> None:
     """Use the owner's start method. Otherwise a spawned worker would spawn its data loaders, and each would import PyTorch."""
-    global _pool_failed
-    _pool_failed = failed
+    os.environ.update(variables)  # CUDA reads its variables at the first use of a GPU
     set_start_method(start_method, force=True)
     end_with_parent()
-
-
-def pool_failed() -> bool:
-    """Return whether this process is a pool worker that is being stopped because another job of the pool has failed."""
-    return _pool_failed is not None and bool(_pool_failed.value)
 
 
 def sendable(error: Exception) -> Exception:

@@ -5,6 +5,7 @@ Without them, decoders would hang on named pipes, and would open the files and a
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -50,6 +51,14 @@ class VideoSettings(BaseModel):
     memory_mib: int = Field(2048, ge=256, description="memory limit of a decoder process in MiB; Linux only")
     timeout_s: float = Field(60.0, gt=0, description="time limit of a read, in seconds")
     follow_links: bool = Field(False, description="whether symbolic links may point outside the root of the list")
+
+
+URL = "it is a web address, and only files are read; download it first"
+
+
+def is_url(location: str | Path) -> bool:
+    """Return whether a location is a web address and not a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(location)) is not None
 
 
 @dataclass(frozen=True)
@@ -182,15 +191,15 @@ _OTHER_FILES = {
 
 
 def cause_of(error: Exception) -> str:
-    """Return the message of an error, without positions in the source code of a decoder."""
+    """Return the message of an error, without positions in the source code of a decoder, error numbers and paths."""
     if isinstance(error, MemoryError):
         return "it needs more memory than allowed; increase memory_mib"
-    text = str(error) or type(error).__name__
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return text.split("Check failed: ")[-1][:300]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Boxes of MP4 and QuickTime. They tell whether the sample table has all frames
+# Boxes of MP4 and QuickTime. They show whether the sample table has all frames
 
 
 def box_types(source: str | io.BytesIO) -> set[bytes]:

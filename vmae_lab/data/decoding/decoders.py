@@ -78,11 +78,15 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Frames of a video, uint8 `(T, H, W, 3)`, RGB, upright, with their indices and the header of their file."""
+    """Frames of a video, uint8 `(T, H, W, 3)`, RGB, upright, with their indices and the header of their file.
+
+    `times`: seconds of each frame in the file. Only a stream has them, and only if the file does.
+    """
 
     frames: np.ndarray
     indices: tuple[int, ...]
     info: VideoInfo
+    times: tuple[float, ...] = ()
 
 
 def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None = None) -> Decoded:
@@ -168,7 +172,10 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if isinstance(error, VideoError):
             raise
-        raise VideoError(path, f"cannot be opened: {cause_of(error)}") from None
+        cause = f"cannot be opened: {cause_of(error)}"
+        if container == "mov" and not boxes & {b"moov", b"moof"}:
+            cause = "it is incomplete: it has no list of its frames (moov); copy, download or record it again"
+        raise VideoError(path, cause) from None
     if settings.decoder == "auto":
         return replace(info, decoder="decord" if exact else "pyav")
     if not exact:

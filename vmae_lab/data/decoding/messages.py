@@ -16,6 +16,7 @@ from vmae_lab.data.decoding.inspection import Inspection, Timing
 LENGTH = struct.Struct("<Q")
 LARGEST = 1 << 20  # largest answer in bytes, without pixels
 REFUSALS: dict[str, type[Exception]] = {error.__name__: error for error in (IndexError, ValueError, MemoryError)}
+Time = Annotated[float, Field(allow_inf_nan=False)]
 Size = Annotated[int, Field(strict=True, gt=0, lt=2**63)]
 
 
@@ -25,11 +26,12 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Pixels:
-    """The shape of the frames that follow as raw bytes."""
+    """The shape of the frames that follow as raw bytes, and their times in seconds, if known."""
 
     __pydantic_config__ = CHECKED
     shape: tuple[Size, Size, Size, Literal[3]]  # (T, H, W, 3)
     info: VideoInfo
+    times: tuple[Time, ...] = ()
 
 
 @dataclass(frozen=True)

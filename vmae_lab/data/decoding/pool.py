@@ -129,7 +129,7 @@ class DecoderProcess:
         """Start a process if none is ready for requests. Raises DecoderUnavailable."""
         if self._process is not None and self._process.poll() is None and not _ready(self._pipes[1], 0.0):
             return
-        self.close()  # also if it sent more than its answer: the next file must not be blamed
+        self.close()  # also if it sent more than its answer, which would be read as that of the next file
         try:
             self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (read after the process has ended)
             self._process = subprocess.Popen(
@@ -171,13 +171,14 @@ class DecoderProcess:
         size = math.prod(shape)
         if (
             frames != len(indices)
+            or len(announced.times) not in (0, frames)
             or height * width > self.settings.max_pixels
             or min(height, width) > (short_side or math.inf)
             or size > self.settings.memory_mib << 20
             or self._length() != size
         ):
             raise Malformed(f"expected pixels of {len(indices)} frames, got the shape {shape!r:.50}")
-        return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), indices, announced.info)
+        return Decoded(np.frombuffer(self._bytes(size), np.uint8).reshape(shape), indices, announced.info, announced.times)
 
     def _answer(self, *kinds: str) -> tuple[str, Any]:
         """Return the kind (one of `kinds`) and the content of the next answer. Raises VideoError if it is an error."""

@@ -1,6 +1,7 @@
-"""All frames of a video in order, in chunks: each frame is decoded once, and the memory does not grow with the length.
+"""Read all frames of a video in order, in chunks. Each frame is decoded once. Memory does not grow with the video's length.
 
-PyAV decodes, whatever `VideoSettings.decoder` says: decord keeps some 600 full-size frames (4 GB of a video of 1080 lines).
+PyAV decodes all files here, also if `VideoSettings.decoder` is decord, which keeps about 600 full-size frames in memory (4 GB
+at 1920 x 1080 pixels).
 """
 
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, probe, read_vide
 from vmae_lab.data.decoding.images import orientation_of, shrunk_size, upright_pixels
 from vmae_lab.data.frame_sampling import Stretch
 
-CHUNK = 32  # frames of a chunk, at most
+CHUNK = 32  # maximum number of frames in a chunk
 
 
 def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | None = None) -> Iterator[Decoded]:
     """Yield the frames of a video in display order, at most CHUNK at a time, decoded in this process. Raises VideoError.
 
-    The frames are those that `read_video` gives with PyAV as the decoder. Frames with a short side above `short_side` pixels
-    are reduced to it.
+    The frames equal those of `read_video` with PyAV as the decoder. Frames with a larger short side are reduced to
+    `short_side` pixels.
     """
     path = screen(video, settings.follow_links)
     if video.total >= 0:  # a folder of pictures
@@ -33,33 +34,38 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
     info = probe(video.path, source, container, settings.model_copy(update={"decoder": "pyav"}), checked)
     done = 0
     try:
-        for frames in _chunks(source, info, short_side):
-            yield Decoded(frames, tuple(range(done, done + len(frames))), info)
+        for frames, times in _chunks(source, info, short_side):
+            yield Decoded(frames, tuple(range(done, done + len(frames))), info, times)
             done += len(frames)
         if not done:
-            raise ValueError("no frame of it can be decoded")
+            raise ValueError("no frame can be decoded")
     except (av.FFmpegError, RuntimeError, ValueError, MemoryError) as error:
         raise VideoError(video.path, cause_of(error), info.codec) from None
 
 
-def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[np.ndarray]:
-    """Yield uint8 `(T, H, W, 3)`. An error of the decoder ends a video whose number of frames is not known."""
-    chunk, count = list[np.ndarray](), 0
+def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
+    """Yield uint8 `(T, H, W, 3)`, and the times of the frames, or none if a frame has no time.
+
+    If the number of frames is unknown, a decoder error ends the video.
+    """
+    chunk, times, count, timed = list[np.ndarray](), list[float](), 0, True
     try:
         for frame in shown_frames(source, info):
-            if count == 0:  # size and orientation may change midway: those of the first frame are used
+            if count == 0:  # size and orientation may change; use those of the first frame
                 size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
             if frame.is_corrupt:
                 raise ValueError(f"frame {count} is damaged")
             chunk.append(upright_pixels(frame, *size, orientation))
+            timed = timed and frame.time is not None
+            times.append(frame.time or 0.0)
             count += 1
             if len(chunk) == CHUNK:
-                yield np.stack(chunk)
-                chunk = []
+                yield np.stack(chunk), tuple(times) if timed else ()
+                chunk, times = [], []
             if count == info.frames:
                 break
     except av.FFmpegError as error:
         if info.frames:
-            raise ValueError(f"{count} frames could be decoded; frame {count} could not: {cause_of(error)}") from None
+            raise ValueError(f"only {count} frames can be decoded: {cause_of(error)}") from None
     if chunk:
-        yield np.stack(chunk)
+        yield np.stack(chunk), tuple(times) if timed else ()

@@ -54,7 +54,7 @@ def main() -> None:
             send_pixels(read_video(video, choose, settings, short_side))
 
     def send_pixels(decoded: Decoded) -> None:
-        send(answers, ["pixels", asdict(Pixels(decoded.frames.shape, decoded.info))])
+        send(answers, ["pixels", asdict(Pixels(decoded.frames.shape, decoded.info, decoded.times))])
         answers.write(LENGTH.pack(decoded.frames.nbytes))
         answers.write(decoded.frames.data.cast("B"))
         answers.flush()

@@ -40,7 +40,7 @@ class Listing(NamedTuple):
     empty: Sequence[str] = ()
 
     def skipped(self, labelled: bool) -> list[str]:
-        """Return messages about skipped links and, in a labelled list, empty folders."""
+        """Return messages about skipped links and, in a labeled list, empty folders."""
         found = []
         if self.links:
             why = (

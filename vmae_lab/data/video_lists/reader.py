@@ -12,6 +12,7 @@ from posixpath import normpath
 import numpy as np
 import pandas as pd
 
+from vmae_lab.data.decoding.container import URL, is_url
 from vmae_lab.data.video_lists.folders import Listing, cells_of_files, is_video, listed_files
 from vmae_lab.data.video_lists.formats import Cells, Faults, ListError, absolute, list_path, read_file, whole_numbers
 from vmae_lab.data.video_lists.labels import AS_NAMES, read_labels
@@ -100,6 +101,8 @@ def _level_of_caller() -> int:
 
 def _read_cells(location: str | Path, root: Path, labelled: bool, follow_links: bool) -> tuple[Cells, Listing | None]:
     """Return the cells of a list and, for a folder or glob, its listing. Raises ListError."""
+    if is_url(location):
+        raise ListError(f"{location}: {URL}")
     path = list_path(location, root)
     single = False
     try:

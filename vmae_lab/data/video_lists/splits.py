@@ -39,7 +39,7 @@ class SourceSettings(BaseModel):
 
     list: str = Field(..., min_length=1)
     root: str | None = Field(None, description="folder of the paths; lists.root by default")
-    stride: int | None = Field(None, ge=1, description="frames between two frames of a clip; data.stride by default")
+    stride: int | None = Field(None, ge=1, description="a clip takes every stride-th frame; data.stride by default")
     weight: float | None = Field(None, gt=0, description="share in the mixture, relative to the other weights")
     frame_pattern: str = Field(FRAMES, description="file names in a folder of frames")
 

@@ -43,7 +43,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def plan_notebook(name: str, recipe: Recipe) -> Plan:
-    """The plan of an experiment. Sources that it needs are added to those of the embedded data set.
+    """Return the plan of an experiment. Sources that it needs are added to those of the embedded data set.
 
     Raises RecipeError with everything that is impossible, one line each.
     """
@@ -75,7 +75,7 @@ def plan_notebook(name: str, recipe: Recipe) -> Plan:
 
 
 def _too_few_clips(name: str, recipe: Recipe, needed: int) -> list[str]:
-    """One line if the lists have fewer videos than the pictures of an experiment need."""
+    """Return one line if the lists have fewer videos than the pictures of an experiment need."""
     lists, split = recipe.data.lists, recipe.evaluate.split if recipe.data.labelled else "pretrain"
     if lists is None or needed < 2 or lists.missing(split):
         return []
@@ -94,9 +94,10 @@ SPREADS = (1.0, 2.0, 4.0)  # points, if none is measured
 
 
 def seeds_summary(plan: Plan, store: RunStore) -> str:
-    """How many seeds find a difference as large as the margin, and what the planned seeds find; empty if nothing is compared.
+    """Describe how many seeds find a difference as large as the margin, and what the planned seeds find.
 
-    The spread is that of this plan's finished stages, or else of the report of the notebook at its scale.
+    The spread is that of this plan's finished stages, or else that of the notebook's report at this scale. The text is empty if
+    nothing is compared.
     """
     experiment, seeds, margin = EXPERIMENTS[plan.name], len(plan.recipe.seeds), plan.recipe.evaluate.margin
     baseline = experiment.baseline

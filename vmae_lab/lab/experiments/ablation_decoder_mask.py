@@ -1,4 +1,4 @@
-"""Decoder masks: which tokens should the decoder rebuild? Accuracy against cost (VideoMAE V2, table 1)."""
+"""Decoder masks: which tokens should the decoder reconstruct? Accuracy against cost (VideoMAE V2, table 1)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,15 +33,15 @@ ARMS: dict[str, Arm] = {
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts after pre-training and at the steps where it keeps its weights, and fine-tuning."""
+    """Build frozen readouts after pre-training and at the steps whose weights it keeps, and fine-tuning."""
     kept = recipe.pretrain.kept_steps if arm.pretrained else ()
     along = {f"probe@step{step}": kept_probe_stage(recipe, encoder, seed, step) for step in kept}
     return {**common.readouts_and_finetuning(recipe, arm, encoder, seed), **along}
 
 
 def controls(recipe: Recipe, cells: Sequence[Cell]) -> tuple[Stage | None, list[Cell]]:
-    """Readouts of pixels and single frames (of the embedded data only), and the controls in `evaluate.controls`, which belong
-    to the first arm with pre-training and run at every seed.
+    """Build readouts of pixels and single frames (of the embedded data only), and the controls in `evaluate.controls`, which
+    run at every seed for the first arm with pre-training.
 
     `other_clip`: pre-training with the target of another clip. `shuffled_labels`: a readout fitted to shuffled labels.
     """
@@ -57,7 +57,7 @@ def controls(recipe: Recipe, cells: Sequence[Cell]) -> tuple[Stage | None, list[
 
 
 EXPERIMENT = Experiment(
-    "Decoder masks: accuracy against cost", "Which tokens should the decoder rebuild?",
+    "Decoder masks: accuracy against cost", "Which tokens should the decoder reconstruct?",
     ARMS, stages, baseline=BASELINE, floor=FLOOR, controls=controls,
 )  # fmt: skip
 
@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
 
 
 def mask_gallery(plan: Plan, clip: int = 0) -> Plot:
-    """A clip, what the encoder sees of it, and what each arm's decoder rebuilds; one column per time step."""
+    """Show a clip, what the encoder sees of it, and what each arm's decoder reconstructs; one column per time step."""
     shape = plan.recipe.model.clip
     frames = examples.picture_clip(plan, clip)[0, :, :: shape.tubelet].permute(1, 2, 3, 0).numpy()
     rows, labels, decoded = {"clip": frames}, dict[bytes, str](), dict[bytes, np.ndarray]()
@@ -79,14 +79,14 @@ def mask_gallery(plan: Plan, clip: int = 0) -> Plot:
         decoded[key], labels[key] = rebuilt, min(labels.get(key, label), label, key=len)
     rows |= {f"decodes: {labels[key]}": picture for key, picture in decoded.items()}
     figure = clip_pictures.strips(rows, [f"time step {step + 1}" for step in range(len(frames))])
-    return Plot(figure, "masks", "What the encoder sees, and what each decoder rebuilds. Masked cubes are gray.")
+    return Plot(figure, "masks", "What the encoder sees, and what each decoder reconstructs. Masked patches are gray.")
 
 
 # ---- Accuracy and cost ----
 
 
 def results_table(results: Results) -> Table:
-    """One line per arm: accuracies, paired difference to the baseline, cost, and what the paper reports."""
+    """Return one row per arm: accuracies, paired difference to the baseline, cost, and what the paper reports."""
     probe, evaluate = results.probe, results.recipe.evaluate
     differences = results.compare(probe, BASELINE, results.plan.pretrained)
     cost = token_table(results.plan)
@@ -115,11 +115,11 @@ def accuracy_against_cost(results: Results) -> Plot:
 
 
 def details_table(results: Results) -> Table:
-    """One line per arm: the test set's interval, other readouts, reconstruction errors, time and memory of a step."""
+    """Return one row per arm: the test set's interval, other readouts, reconstruction errors, time and memory of a step."""
     others: dict[str, tuple[str, int]] = {
         **{probe: (f"{PROBE_NAMES[probe]}: top-1 %", 1) for probe in results.recipe.evaluate.probe.probes[1:]},
         "reconstruction": ("reconstruction error", 4),
-        "cube_mean": ("error of the cube mean", 4),
+        "cube_mean": ("error of the patch mean", 4),
         "pretrain_seconds_per_step": ("seconds per step", 3),
         "pretrain_peak_memory_mib": ("peak GPU memory, MiB", 0),
     }
@@ -129,6 +129,7 @@ def details_table(results: Results) -> Table:
             "decoder mask": results.label(arm),
             f"{PROBE_NAMES[results.probe]}: 95% interval of the test set": common.test_set_interval(results, arm),
             **{name: results.value(arm, metric, digits) for metric, (name, digits) in measured.items()},
+            "error below that of the patch mean, %": _below_patch_mean(results, arm),
         }
         for arm in results.recipe.arms
     ]
@@ -139,16 +140,24 @@ def details_table(results: Results) -> Table:
     return Table(pd.DataFrame(lines), "details", caption)
 
 
+def _below_patch_mean(results: Results, arm: str) -> str:
+    """Return how far an arm's error is below that of the patch mean: percent, two significant digits; or an empty text."""
+    means = results.rows[results.rows.arm == arm].groupby("metric").value.mean()
+    return f"{100 * (1 - means['reconstruction'] / means['cube_mean']):.2g}" if "cube_mean" in means else ""
+
+
 def losses(results: Results) -> Plot:
     return common.loss_plot(results, legend="decoder mask", note=". Not comparable between arms")
 
 
 def reconstruction(results: Results, clip: int = 0) -> Plot:
-    """A held-out clip, rebuilt by the arm with running cells of 50%, or else by the first pre-trained arm."""
+    """Show how the arm with running cells of 50%, or else the first pre-trained arm, reconstructs a held-out clip."""
     plan = results.plan
     arm = "running_cell_50" if "running_cell_50" in plan.pretrained else plan.pretrained[0]
     figure = clip_pictures.strips(examples.reconstructions(plan, results.store, arm, clip))
-    caption = f"A held-out clip, rebuilt by '{results.label(arm)}'. The mean and contrast of each cube are the true ones."
+    caption = (
+        f"A held-out clip and its reconstruction by '{results.label(arm)}', with the true mean and contrast of each patch."
+    )
     return Plot(figure, "reconstruction", caption)
 
 
@@ -158,7 +167,7 @@ NO_CURVE = "There is no curve, since no weights were kept during pre-training. S
 
 
 def curve_rows(results: Results) -> pd.DataFrame:
-    """The main readout of each pre-trained arm at its kept steps and its last: columns arm, seed, step, macs, value.
+    """Return the main readout of each pre-trained arm at its kept steps and its last: columns arm, seed, step, macs, value.
 
     `macs`: multiply-accumulates of the pre-training up to that step, forward and backward. Empty if no weights were kept.
     """
@@ -176,7 +185,7 @@ def curve_rows(results: Results) -> pd.DataFrame:
 
 
 def curve_summary(curve: pd.DataFrame) -> pd.DataFrame:
-    """Mean and t interval over seeds at each step: columns arm, step, macs, mean, low, high."""
+    """Return the mean and t interval over seeds at each step: columns arm, step, macs, mean, low, high."""
     parts = []
     for (step, macs), part in curve.groupby(["step", "macs"], sort=True):
         found = summarise(part.assign(metric="value"), "value")
@@ -185,13 +194,13 @@ def curve_summary(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_steps(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """The other arms next to the baseline at the same step and seed: the columns of `curve`, and `baseline`."""
+    """Pair the other arms with the baseline at the same step and seed: the columns of `curve`, and `baseline`."""
     values = curve[curve.arm == baseline].set_index(["seed", "step"]).value.rename("baseline")
     return curve[curve.arm != baseline].join(values, on=["seed", "step"], how="inner").reset_index(drop=True)
 
 
 def at_equal_compute(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """The other arms next to the baseline at the same compute and seed: the columns of `curve`, and `baseline`.
+    """Pair the other arms with the baseline at the same compute and seed: the columns of `curve`, and `baseline`.
 
     The baseline's value is interpolated linearly between its two points next to the arm's `macs`. Points outside the baseline's
     range are left out: nothing is extrapolated.
@@ -206,7 +215,7 @@ def at_equal_compute(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def comparison_rows(pairs: pd.DataFrame, curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Pairs of `at_equal_steps` or `at_equal_compute` as rows for `compare`, one metric per step (`step250`).
+    """Return the pairs of `at_equal_steps` or `at_equal_compute` as rows for `compare`, one metric per step (`step250`).
 
     At each seed and step, the arm's row is the baseline's row plus the difference of the pair.
     """
@@ -219,7 +228,7 @@ def comparison_rows(pairs: pd.DataFrame, curve: pd.DataFrame, baseline: str) -> 
 
 
 def curve_differences(plan: Plan, curve: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """The other arms compared with the baseline at each of their steps.
+    """Compare the other arms with the baseline at each of their steps.
 
     Columns arm, step, equal ("steps" or "compute"), and those of `compare`. Empty if the baseline was not run.
     """
@@ -234,7 +243,7 @@ def curve_differences(plan: Plan, curve: pd.DataFrame, baseline: str = BASELINE)
 
 
 def accuracy_against_compute(results: Results, curve: pd.DataFrame) -> Plot | None:
-    """Accuracy during pre-training against steps and compute; None if no weights were kept."""
+    """Plot accuracy during pre-training against steps and compute; None if no weights were kept."""
     if curve.empty:
         print(NO_CURVE)
         return None
@@ -251,7 +260,7 @@ def accuracy_against_compute(results: Results, curve: pd.DataFrame) -> Plot | No
 
 
 def difference_against_steps(results: Results, curve: pd.DataFrame) -> Plot | None:
-    """Differences to the baseline during pre-training; None if there are none."""
+    """Plot differences to the baseline during pre-training; None if there are none."""
     found, name = curve_differences(results.plan, curve), ARMS[BASELINE].label
     if found.empty:
         return None
@@ -267,7 +276,7 @@ def difference_against_steps(results: Results, curve: pd.DataFrame) -> Plot | No
 
 
 def equal_compute_table(results: Results, curve: pd.DataFrame) -> Table | None:
-    """Two lines per arm: its differences to the baseline at equal steps and at equal compute, one column per step."""
+    """Return two rows per arm: its differences to the baseline at equal steps and at equal compute, one column per step."""
     name, found, lines = ARMS[BASELINE].label, curve_differences(results.plan, curve), []
     cost = curve.assign(each=curve.macs / curve.step).groupby("arm").each.first()
     for arm in [arm for arm in results.plan.pretrained if arm in set(found.arm)]:
@@ -288,7 +297,7 @@ def equal_compute_table(results: Results, curve: pd.DataFrame) -> Table | None:
 
 
 def controls_table(results: Results) -> Table:
-    """One line per control. Empty for list files without `evaluate.controls`."""
+    """Return one row per control. Empty for list files without `evaluate.controls`."""
     lines = pd.DataFrame([*_pixel_controls(results), *_trained_controls(results)]).fillna("")
     return Table(
         lines, "controls", "Controls: accuracy without an encoder, and of encoders and readouts that cannot have learned."
@@ -296,8 +305,9 @@ def controls_table(results: Results) -> Table:
 
 
 def _pixel_controls(results: Results) -> list[dict[str, str]]:
-    """The readouts without an encoder, each with the accuracy that the best of its tries at chance exceeds in 5% of cases
-    (binomial, Bonferroni).
+    """Return the rows of the readouts without an encoder.
+
+    Each has the accuracy that guessing exceeds in 5% of cases (binomial, Bonferroni over the frames).
     """
     if results.plan.controls is None:
         return []
@@ -312,12 +322,12 @@ def _pixel_controls(results: Results) -> list[dict[str, str]]:
         limit = 100 * float(binom.ppf(1 - 0.05 / tries, clips, results.chance / 100)) / clips
         above = "yes" if values[metric] > limit else "no"
         line = _control_line(results, name, f"{values[metric]:.1f}")
-        lines.append({**line, "chance stays below, 95%": f"{limit:.1f}", "above chance": above})
+        lines.append({**line, "95% limit of guessing": f"{limit:.1f}", "above chance": above})
     return lines
 
 
 def _trained_controls(results: Results) -> list[dict[str, str]]:
-    """The controls that read an encoder, with an interval over seeds.
+    """Return the rows of the controls that read an encoder, with an interval over seeds.
 
     The binomial limit of chance does not hold for them: a readout makes the same error on all clips of an action, so a fit to
     shuffled labels varies more than guessing does.
@@ -347,13 +357,13 @@ def _control_line(results: Results, name: str, accuracy: str) -> dict[str, str]:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What pre-training changes, and the verdicts at equal steps and at equal compute."""
+    """State what pre-training changes, and the verdicts at equal steps and at equal compute."""
     words = common.readout_words(results, results.probe, FLOOR, BASELINE)
     return words + equal_compute_words(results, curve_rows(results))
 
 
 def equal_compute_words(results: Results, curve: pd.DataFrame) -> list[str]:
-    """The verdicts at equal compute at the arms' last step; no sentence if there is no curve."""
+    """State the verdicts at equal compute at the arms' last step; no sentence if there is no curve."""
     found = curve_differences(results.plan, curve)
     last = found[(found.equal == "compute") & (found.step == curve.step.max())].set_index("arm")
     if last.empty:

@@ -28,7 +28,10 @@ NAMES = {"target": f"target source ({TARGET})", "unseen": f"source in no pool ({
 
 
 def hybrid_pool(pool: str, equal_epochs: bool = False, mixing: float = 1.0) -> Callable[[Recipe], Overrides]:
-    """Overrides to pre-train on a pool, for the recipe's steps, or for as many epochs as these are on the smallest pool."""
+    """Return overrides to pre-train on a pool.
+
+    Training takes the recipe's steps or, with `equal_epochs`, as many epochs as these steps are on the smallest pool.
+    """
 
     def overrides(recipe: Recipe) -> Overrides:
         limits = common.clips_per_action(recipe, POOLS[pool])
@@ -54,7 +57,7 @@ ARMS: dict[str, Arm] = {
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts on the target source and on the source that is in no pool."""
+    """Build frozen readouts on the target source and on the source that is in no pool."""
     return {
         f"probe@{place}": probe_stage(recipe.with_overrides({"evaluate.sources": [source]}), encoder, seed)
         for place, source in PLACES.items()
@@ -68,7 +71,7 @@ EXPERIMENT = Experiment(
 
 
 def planned_pools(plan: Plan) -> pd.DataFrame:
-    """Clips of each source and steps of each arm's pre-training. Index: arm."""
+    """Return clips of each source and steps of each arm's pre-training. Index: arm."""
     table = {}
     for arm in plan.pretrained:
         recipe = plan.first(arm).recipe
@@ -78,7 +81,7 @@ def planned_pools(plan: Plan) -> pd.DataFrame:
 
 
 def shares(results: Results) -> pd.DataFrame:
-    """The part of the training samples that came from each source, in percent. Index: label of the arm; columns: sources."""
+    """Return the share of each source in the training samples, in percent. Index: label of the arm; columns: sources."""
     table = {}
     for arm in results.plan.pretrained:
         drawn = results.store.result(results.plan.first(arm).encoder)["samples_by_source"]
@@ -92,7 +95,7 @@ def shares_plot(results: Results) -> Plot:
 
 
 def pools_table(results: Results) -> Table:
-    """One line per arm: clips in its pool, steps, epochs of the pool, epochs of the target source, share of each source."""
+    """Return one row per arm: clips and steps, epochs of the pool and of the target source, share of each source."""
     share, lines = shares(results), []
     for arm in results.plan.pretrained:
         recipe = results.plan.first(arm).recipe
@@ -117,7 +120,7 @@ def accuracy_plot(results: Results) -> Plot:
 
 
 def results_table(results: Results) -> Table:
-    """One line per arm: accuracy in each place, and the paired difference to the baseline."""
+    """Return one row per arm: accuracy on each evaluated source, and the paired difference to the baseline."""
     metrics = {NAMES[place]: f"{results.probe}@{place}" for place in PLACES}
     differences = {name: results.compare(metric, BASELINE, results.plan.pretrained) for name, metric in metrics.items()}
     lines = []
@@ -132,7 +135,7 @@ def results_table(results: Results) -> Table:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What pre-training changes, and the verdicts, on each source that is evaluated on."""
+    """State what pre-training changes, and the verdicts, for each evaluated source."""
     return [
         f"{name.capitalize()}: {sentence}"
         for place, name in NAMES.items()

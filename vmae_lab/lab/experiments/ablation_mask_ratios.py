@@ -16,7 +16,7 @@ from vmae_lab.models.flops import TokenCounts
 
 BASELINE, FLOOR = "tube_90_cell_0", "scratch"
 ENCODER_RATIOS = {0.5: "none", 0.75: "left", 0.9: "full", 0.95: "top"}  # ratio -> how a marker is filled
-# Color and marker are those of the same decoder mask in ablation_decoder_mask, where the encoder's ratio is 90%.
+# Color and marker are those of the same decoder mask in ablation_decoder_mask, whose encoder ratio is 90%.
 DECODER_RATIOS = {0.0: (BLACK, "o"), 0.25: (SKY, "P"), 0.5: (BLUE, "D"), 0.75: (GREEN, "*")}
 ARMS: dict[str, Arm] = {"scratch": common.SCRATCH} | {
     f"tube_{round(100 * encoder)}_cell_{round(100 * decoder)}": Arm(
@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
 
 
 def ratios_table(plan: Plan) -> Table:
-    """The number of tubes that each encoder ratio masks on this grid. On a small grid, two ratios may mask the same number."""
+    """Count the tubes that each encoder ratio masks on this grid. On a small grid, two ratios may mask the same number."""
     (time, height, width), lines = plan.recipe.model.clip.grid, []
     for ratio in dict.fromkeys(_ratios(plan, arm)[0] for arm in _masked(plan)):
         masks = MaskSettings(encoder_ratio=ratio, decoder="none", decoder_ratio=0.0)
@@ -49,14 +49,14 @@ def ratios_table(plan: Plan) -> Table:
 
 
 def impossible_table(plan: Plan) -> Table:
-    """The combinations of ratios that this grid does not allow, with the reason."""
+    """Return the combinations of ratios that this grid does not allow, with the reason."""
     lines = [{"cell": plan.arms[arm].label, "why it cannot be run": reason} for arm, reason in plan.impossible.items()]
     frame = pd.DataFrame(lines, columns=["cell", "why it cannot be run"])
     return Table(frame, "impossible", f"Combinations of ratios that this grid does not allow: {len(frame)}.")
 
 
 def grid_of(plan: Plan, values: pd.Series) -> pd.DataFrame:
-    """Values by arm as a table of encoder ratios (rows) and decoder ratios (columns); NaN if a combination is impossible."""
+    """Return values by arm as a table: encoder ratios (rows), decoder ratios (columns); NaN if a combination is impossible."""
     table: dict[str, dict[str, float]] = {}
     for arm in _masked(plan):
         encoder, decoder = _ratios(plan, arm)
@@ -75,7 +75,7 @@ def maps(results: Results) -> Plot:
 
 
 def front(results: Results) -> list[str]:
-    """The arms on the Pareto front of mean accuracy and forward cost, cheapest first."""
+    """Return the arms on the Pareto front of mean accuracy and forward cost, cheapest first."""
     accuracy = results.summary(results.probe)["mean"]
     return pareto_front(token_table(results.plan).MMAC, accuracy[results.plan.pretrained])
 
@@ -93,7 +93,7 @@ def pareto(results: Results) -> Plot:
 
 
 def results_table(results: Results) -> Table:
-    """One line per arm: tokens, cost, accuracy, paired difference to the baseline, and whether it is on the Pareto front."""
+    """Return one row per arm: tokens, cost, accuracy, paired difference to the baseline, whether it is on the Pareto front."""
     differences = results.compare(results.probe, BASELINE, results.plan.pretrained)
     counts, best, lines = token_table(results.plan), front(results), []
     for arm in results.plan.possible:
@@ -110,7 +110,7 @@ def results_table(results: Results) -> Table:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What pre-training changes, and the verdicts against tubes of 90% without a decoder mask."""
+    """State what pre-training changes, and the verdicts against tubes of 90% without a decoder mask."""
     return common.readout_words(results, results.probe, FLOOR, BASELINE)
 
 
@@ -119,6 +119,6 @@ def _masked(plan: Plan) -> list[str]:
 
 
 def _ratios(plan: Plan, arm: str) -> tuple[float, float]:
-    """Encoder and decoder ratio of an arm, possible or not."""
+    """Return the encoder and decoder ratio of an arm, possible or not."""
     changes = plan.arms[arm].changes(plan.recipe)
     return changes["mask.encoder_ratio"], changes["mask.decoder_ratio"]

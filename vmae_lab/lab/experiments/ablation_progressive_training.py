@@ -24,12 +24,12 @@ ARMS: dict[str, Arm] = {
 
 
 def label_count(recipe: Recipe, fraction: float) -> int:
-    """The number of labelled clips in a part of the target: the same for each class, at least one per class."""
+    """Return the number of labeled clips in a part of the target: the same for each class, at least one per class."""
     return recipe.data.classes * max(1, round(fraction * require(recipe.data.motionworld, "data.motionworld").train))
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Fine-tuning on the target with parts of its labels, after the arm's earlier stages."""
+    """Build fine-tuning on the target with parts of its labels, after the arm's earlier stages."""
     before, found = encoder if arm.pretrained else None, dict[str, Stage]()
     if arm.post_pretrained:
         before = found["post_pretrain"] = post_pretrain_stage(recipe, before, seed)
@@ -46,22 +46,22 @@ EXPERIMENT = Experiment(
 
 
 def fractions(plan: Plan) -> dict[str, int]:
-    """The metrics of the label fractions, with the number of labelled clips of each."""
+    """Return the metrics of the label fractions, with the number of labeled clips of each."""
     return {f"finetune@{part:g}": label_count(plan.recipe, part) for part in plan.recipe.evaluate.label_fractions}
 
 
 def accuracy_plot(results: Results) -> Plot:
-    """Accuracy over labelled clips, one line per arm."""
+    """Plot accuracy over labeled clips, one line per arm."""
     tables = {labels: results.summary(metric) for metric, labels in fractions(results.plan).items()}
     lines = {arm: pd.DataFrame({labels: table.loc[arm] for labels, table in tables.items()}).T for arm in results.plan.possible}
     figure = charts.lines_by_arm(
-        lines, results.plan.arms, "labelled clips of the target", "fine-tuned, top-1 (%)", results.chance
+        lines, results.plan.arms, "labeled clips of the target", "fine-tuned, top-1 (%)", results.chance
     )
     return Plot(figure, "accuracy", "Accuracy on the target by number of labels. Bars: 95% t interval over seeds.")
 
 
 def results_table(results: Results) -> Table:
-    """One line per arm: the steps before fine-tuning, and the accuracy for each number of labels."""
+    """Return one row per arm: the steps before fine-tuning, and the accuracy for each number of labels."""
     lines = []
     for arm in results.plan.possible:
         style, recipe = results.plan.arms[arm], results.plan.first(arm).recipe
@@ -81,7 +81,7 @@ def results_caption(plan: Plan) -> str:
 
 
 def differences_table(results: Results) -> Table:
-    """One line per arm: paired differences to the baseline for each number of labels."""
+    """Return one row per arm: paired differences to the baseline for each number of labels."""
     tables = {n: results.compare(metric, BASELINE) for metric, n in fractions(results.plan).items()}
     lines = []
     for arm in results.plan.possible:
@@ -93,11 +93,11 @@ def differences_table(results: Results) -> Table:
 
 
 def supervised_table(results: Results) -> Table:
-    """Accuracy of the post-pre-trained models on held-out clips of the sources they were trained on."""
+    """Return the accuracy of the post-pre-trained models on held-out clips of the sources they were trained on."""
     lines = [
         {
             "model": results.label(arm),
-            "labelled clips": results.stage_result(arm, "post_pretrain")["labelled_clips"],
+            "labeled clips": results.stage_result(arm, "post_pretrain")["labelled_clips"],
             "held-out clips of its sources: top-1 %": results.value(arm, "post_pretrain"),
         }
         for arm in results.plan.possible if results.plan.arms[arm].post_pretrained
@@ -106,7 +106,7 @@ def supervised_table(results: Results) -> Table:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What each step of training changes, for each number of labels."""
+    """State what each step of training changes, for each number of labels."""
     pairs = [("pretrained", "scratch"), ("progressive", "pretrained"), ("progressive", "post_only")]
     return [
         f"With {labels} labels: {sentence}"

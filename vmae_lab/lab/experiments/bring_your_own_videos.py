@@ -33,7 +33,7 @@ NO_LABELS = "There are no labels, so this part is skipped."
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts. Without labels: pre-training only, and nothing for the untrained encoder."""
+    """Build frozen readouts. Without labels: pre-training only, and nothing for the untrained encoder."""
     if recipe.data.labelled:
         return common.frozen_readouts(recipe, arm, encoder, seed)
     return {"pretrain": encoder} if arm.pretrained else {}
@@ -72,7 +72,7 @@ def _check_folder(plan: Plan, runs: Path) -> Path:
 
 
 def check_table(plan: Plan, checked: pd.DataFrame, runs: Path) -> Table:
-    """One line per list: number of videos, their state, and how many are shorter than the window of a clip."""
+    """Return one row per list: number of videos, their state, and how many are shorter than the window of a clip."""
     if checked.empty:
         line = {"list": "embedded data set", "state": "written by this project, not checked"}
         return Table(pd.DataFrame([line]), "check", "The files of the data set.")
@@ -95,7 +95,7 @@ def check_table(plan: Plan, checked: pd.DataFrame, runs: Path) -> Table:
 
 
 def broken_table(checked: pd.DataFrame) -> Table | None:
-    """The first damaged or unreadable videos, with the cause; None if there are none."""
+    """Return the first damaged or unreadable videos, with the cause; None if there are none."""
     broken = checked[checked.status != "ok"]
     caption = f"Damaged and unreadable videos, up to {MOST_BROKEN} of {len(broken)}. `failures.csv` of their list has all."
     frame = broken[CHECKED[:4]].head(MOST_BROKEN).reset_index(drop=True)
@@ -106,7 +106,7 @@ def broken_table(checked: pd.DataFrame) -> Table | None:
 
 
 def shown_clips(plan: Plan, count: int) -> list[int]:
-    """Rows of random clips to show, drawn by the first seed. Raises RecipeError if too few can be read."""
+    """Draw the rows of random clips to show, with the first seed. Raises RecipeError if too few can be read."""
     rows = random_clips(plan, max(count, retrieval.FEWEST))
     if len(rows) < retrieval.FEWEST:
         split = plan.recipe.evaluate.split if plan.recipe.data.labelled else "pretrain"
@@ -118,7 +118,7 @@ def shown_clips(plan: Plan, count: int) -> list[int]:
 
 
 def clips_plot(plan: Plan, rows: Sequence[int]) -> Plot:
-    """Frames of example clips, each under its class (or source, if there are several) and file."""
+    """Show frames of example clips, each under its class (or source, if there are several) and file."""
     clips, strips = example_clips(plan), {}
     named = plan.recipe.data.labelled or len(plan.recipe.data.sources) > 1
     for place, (row, name, strip) in enumerate(zip(rows, names_of(plan, clips, rows), clip_frames(plan, rows), strict=True), 1):
@@ -132,7 +132,7 @@ def losses(results: Results) -> Plot:
 
 
 def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
-    """Reconstructions of example clips by the pre-trained arm."""
+    """Show reconstructions of example clips by the pre-trained arm."""
     plan, arm = results.plan, results.plan.pretrained[0]
     strips = {
         f"{place}. {name}": strip
@@ -141,8 +141,8 @@ def reconstruction(results: Results, rows: Sequence[int]) -> Plot:
     }
     kind = "held-out" if plan.recipe.data.labelled else "random (perhaps seen in training)"
     caption = (
-        f"The first of the {kind} clips below, rebuilt by '{results.label(arm)}', seed {plan.recipe.seeds[0]}. The mean and "
-        "contrast of each cube are the true ones."
+        f"The first of the {kind} clips below, and their reconstruction by '{results.label(arm)}', seed {plan.recipe.seeds[0]}"
+        ", with the true mean and contrast of each patch."
     )
     return Plot(clip_pictures.strips(strips), "reconstruction", caption)
 
@@ -161,7 +161,7 @@ class Encoded:
 
     `names`: class of each clip, or its source without labels. `titles`: class, or file without labels. `labels`: None without
     labels. `groups`: clips of one group are not compared with each other; None if there are fewer than two groups. `frames`:
-    middle frames, uint8 `(n, side, side, 3)`. `features`: standardized mean tokens `(n, D)` by arm and seed. `pictured`: the
+    middle frames, uint8 `(n, H, W, 3)`. `features`: standardized mean tokens `(n, D)` by arm and seed. `pictured`: the
     features of the figures, those of the pre-trained arm at the first seed. `total`: clips of the split. `unreadable`: clips
     that were left out.
     """
@@ -185,7 +185,7 @@ class Encoded:
 
 
 def encode_clips(results: Results, most: int = MOST) -> Encoded:
-    """Features of the example clips, at most `most`, by each arm and seed; without labels only those of the figures.
+    """Encode at most `most` example clips with each arm and seed; without labels, only with the encoder of the figures.
 
     A feature is the mean of an encoder's tokens over the middle clip. Raises MissingVideos.
     """
@@ -208,7 +208,7 @@ def encode_clips(results: Results, most: int = MOST) -> Encoded:
 
 
 def _read(plan: Plan, clips: Clips, rows: list[int]) -> tuple[list[int], torch.Tensor]:
-    """The readable rows and their clips. Raises MissingVideos if none is readable, or if none may be left out."""
+    """Return the readable rows and their clips. Raises MissingVideos if none is readable, or if none may be left out."""
     try:
         return rows, middle_clips(clips, rows, *window(plan.recipe))
     except MissingVideos as missing:
@@ -219,7 +219,7 @@ def _read(plan: Plan, clips: Clips, rows: list[int]) -> tuple[list[int], torch.T
 
 
 def _groups(recipe: Recipe, rows: list[int]) -> np.ndarray | None:
-    """The groups of example clips as numbers; None if there are fewer than two."""
+    """Return the groups of example clips as numbers; None if there are fewer than two."""
     lists = recipe.data.lists
     groups = groups_of(lists, recipe.evaluate.split) if lists and lists.train else None
     if groups is None or len(set(groups[rows])) < 2:
@@ -235,12 +235,12 @@ def map_plot(results: Results, encoded: Encoded) -> Plot:
 
 
 def nearest_clips(encoded: Encoded) -> np.ndarray:
-    """The nearest other clips of each clip in the features of the figures: rows `(n, 5)`, fewer if there are fewer clips."""
+    """Return the rows of the nearest other clips, by the features of the figures: `(n, 5)`, fewer if there are fewer clips."""
     return retrieval.nearest(encoded.pictured, NEIGHBOURS, encoded.groups)
 
 
 def queries(results: Results, encoded: Encoded) -> list[int]:
-    """Clips whose neighbors are shown: drawn by the first seed, from as many classes (or sources) as possible."""
+    """Draw the clips whose neighbors are shown, with the first seed, from as many classes (or sources) as possible."""
     order = numpy_generator(results.recipe.seeds[0], "queries").permutation(len(encoded))
     names = pd.Series(np.asarray(encoded.names)[order])
     return order[names.groupby(names).cumcount().argsort(kind="stable")][: clip_pictures.QUERIES].tolist()
@@ -258,7 +258,7 @@ def neighbours_plot(results: Results, encoded: Encoded) -> Plot:
 
 
 def features_caption(results: Results, encoded: Encoded) -> str:
-    """What the features of the figures are."""
+    """Describe the features that the figures show."""
     recipe, arm = results.recipe, results.plan.pretrained[0]
     split = f"the {recipe.evaluate.split} split" if recipe.data.labelled else "the videos to pre-train on"
     left_out = f" (unreadable and left out: {encoded.unreadable})" if encoded.unreadable else ""
@@ -269,7 +269,7 @@ def features_caption(results: Results, encoded: Encoded) -> str:
 
 
 def with_neighbours(results: Results, encoded: Encoded) -> Results:
-    """The results with one more metric, SAME_CLASS, per arm and seed; unchanged without labels."""
+    """Return the results with one more metric, SAME_CLASS, per arm and seed; unchanged without labels."""
     if encoded.labels is None:
         return results
     rows = [
@@ -285,14 +285,14 @@ def with_neighbours(results: Results, encoded: Encoded) -> Results:
 
 
 def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
-    """One line per arm: share of clips whose nearest neighbor has the same class, and by chance; None without labels."""
+    """Return one row per arm: share of clips whose nearest neighbor has the same class, and by chance; None without labels."""
     if encoded.labels is None:
         return None
     differences = results.compare(SAME_CLASS, BASELINE)
     chance = retrieval.same_class_by_chance(encoded.labels, encoded.groups)
     lines = [
         {
-            "encoder": results.label(arm), "nearest clip is of the same class, %": results.value(arm, SAME_CLASS),
+            "encoder": results.label(arm), "nearest clip has the same class, %": results.value(arm, SAME_CLASS),
             **common.comparison_cells(differences, arm, "the untrained one"), "by chance, %": f"{chance:.1f}",
             "clips": len(encoded),
         }
@@ -311,7 +311,7 @@ def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
 
 
 def readouts_table(results: Results) -> Table | None:
-    """One line per arm: the main readout with its comparison and the interval of the test set, then the others."""
+    """Return one row per arm: the main readout with its comparison and the interval of the test set, then the others."""
     plan, (probe, *others) = results.plan, results.recipe.evaluate.probe.probes
     if not plan.recipe.data.labelled:
         return None
@@ -335,7 +335,7 @@ def readouts_table(results: Results) -> Table | None:
 
 
 def confusion(results: Results, arm: str) -> np.ndarray:
-    """Predictions of an arm's ridge readout on the held-out clips, over all seeds and draws: int64, class x prediction.
+    """Count the predictions of an arm's ridge readout on the held-out clips, over seeds and draws: int64, class x prediction.
 
     They are computed again from the encoders, labels and clips of the stages.
     """
@@ -359,7 +359,7 @@ def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
 
 
 def confused_table(plan: Plan, counts: np.ndarray) -> Table:
-    """The pairs of classes that are confused most often, the most frequent first."""
+    """Return the pairs of classes that are confused most often, the most frequent first."""
     names, mixed = plan.recipe.data.class_names, counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-mixed, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [(true, answer) for true, answer in zip(*np.unravel_index(order, mixed.shape), strict=True) if mixed[true, answer]]
@@ -372,7 +372,7 @@ def confused_table(plan: Plan, counts: np.ndarray) -> Table:
 
 
 def conclusions(results: Results, encoded: Encoded) -> list[str]:
-    """What pre-training changes. Without labels, that nothing was scored."""
+    """State what pre-training changes or, without labels, that nothing was scored."""
     replaced = max(results.store.result(stage).get("quarantined", 0) for stage in results.plan.stages)
     words = [f"Pre-training could not read {replaced} videos and replaced them by others."] if replaced else []
     if encoded.labels is None:

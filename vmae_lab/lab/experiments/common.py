@@ -16,7 +16,7 @@ from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.estimate import calibrate
 from vmae_lab.lab.plan import Arm, Controls, Measures, Overrides, Plan
-from vmae_lab.lab.plots import charts, clip_pictures
+from vmae_lab.lab.plots import charts, clip_pictures, curves
 from vmae_lab.lab.plots.examples import masks_of_pictures
 from vmae_lab.lab.plots.style import BLUE, GREY
 from vmae_lab.lab.plots.text import markdown
@@ -25,6 +25,7 @@ from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, finetune_stage, probe_stage
 from vmae_lab.lab.statistics import NOT_MEASURED, compare, compare_pairs, points, summarise
 from vmae_lab.training.metrics import read_metrics
+from vmae_lab.training.validation import LOSS
 
 # ---- An experiment and its results ----
 
@@ -56,7 +57,7 @@ class Experiment:
     calibrate: Callable[[Recipe], float] = calibrate
 
     def metric_of(self, recipe: Recipe) -> str:
-        """The name, in the rows, of the metric that arms are compared by."""
+        """Return the name, in the rows, of the metric that arms are compared by."""
         return self.metric.replace("probe", recipe.evaluate.probe.probes[0])
 
 
@@ -93,15 +94,15 @@ class Results:
         return summarise(self.rows, metric)
 
     def value(self, arm: str, metric: str, digits: int = 1) -> str:
-        """`70.1 ± 0.4` over seeds; empty if the arm has no value."""
+        """Return `70.1 ± 0.4` over seeds; empty if the arm has no value."""
         return mean_and_spread(self.summary(metric), arm, digits)
 
     def compare(self, metric: str, baseline: str, arms: Sequence[str] | None = None) -> pd.DataFrame:
-        """`statistics.compare` with the recipe's margin. `arms`: by default all others of the plan."""
+        """Return `statistics.compare` with the recipe's margin. `arms`: by default all others of the plan."""
         return compare(self.rows, metric, baseline, self.margin, self.plan.possible if arms is None else arms)
 
     def stage_result(self, arm: str, measure: str) -> dict[str, Any]:
-        """The result of an arm's stage at the first seed."""
+        """Return the result of an arm's stage at the first seed."""
         return self.store.result(self.plan.first(arm).measures[measure])
 
 
@@ -137,7 +138,7 @@ def decoder_mask(kind: str, ratio: float, loss_on: str = "invisible") -> Overrid
 
 
 def running_cells(ratio: float) -> Overrides:
-    """Running cells of a ratio; no decoder mask if the ratio is 0."""
+    """Return running cells of a ratio; no decoder mask if the ratio is 0."""
     return decoder_mask("running_cell", ratio) if ratio else decoder_mask("none", 0.0)
 
 
@@ -147,7 +148,7 @@ PRETRAINED = Arm("pre-trained", BLUE, "D", running_cells(0.5))
 
 
 def clips_per_action(recipe: Recipe, parts: Mapping[str, float]) -> dict[str, int]:
-    """Clips per source and action, at least one. `parts`: source -> part of the clips that it has."""
+    """Return clips per source and action, at least one. `parts`: source -> part of the clips that it has."""
     available = require(recipe.data.motionworld, "data.motionworld").train
     return {source: max(1, round(part * available)) for source, part in parts.items()}
 
@@ -167,8 +168,10 @@ def readouts_and_finetuning(recipe: Recipe, arm: Arm, encoder: Stage, seed: int)
 
 
 def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> str:
-    """How a table of accuracies was made. `evaluation`: how labels were used, by default by frozen readouts; `sources`: the
-    sources that were evaluated on, if not the recipe's.
+    """Describe how a table of accuracies was made.
+
+    `evaluation`: how labels were used, by default by frozen readouts. `sources`: the sources of the evaluated clips, by default
+    the recipe's.
     """
     recipe, world, probe = plan.recipe, plan.recipe.data.motionworld, plan.recipe.evaluate.probe
     draws = f"mean over {probe.draws} draws of {probe.labels} labels" if probe.labels else "all labels"
@@ -178,7 +181,7 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     if tuple(learned) != tuple(evaluated):
         data = f"pre-trained on {', '.join(map(markdown, learned))}, {data}"
     return (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.frames} x {recipe.model.side} x {recipe.model.side} "
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.clip.pixels} "
         f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips unless the arm sets another "
         f"number; mean ± standard deviation over {len(recipe.seeds)} seeds, {recipe.evaluate.split} split; "
         f"{evaluation or f'frozen readouts, {draws}'}; {data}."
@@ -186,11 +189,11 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
 
 
 def caption(results: Results, *comparisons: pd.DataFrame, evaluation: str = "", sources: Sequence[str] = ()) -> str:
-    """How a table with comparisons was made: `how_made` and `how_compared`."""
+    """Describe how a table with comparisons was made: `how_made` and `how_compared`."""
     return f"{how_made(results.plan, evaluation, sources)} {how_compared(results.margin, *comparisons)}"
 
 
-# Where the error of a comparison comes from, by whether it is pooled.
+# Is the error of a comparison pooled? -> from what it is estimated.
 ERRORS = {
     False: "each comparison's own paired differences (Bonferroni)",
     True: "all arms and seeds (two-way analysis of variance, Dunnett's critical value)",
@@ -198,24 +201,25 @@ ERRORS = {
 
 
 def how_compared(margin: float, *columns: pd.DataFrame) -> str:
-    """How the comparisons of a table were made and what they can detect. One `compare` frame per column."""
+    """Describe how the comparisons of a table were made and what they can detect. `columns`: one `compare` frame per column."""
     tables = [table[table["std"].notna()] for table in columns]
     tables = [table for table in tables if len(table)]
     if not tables:
-        return "No comparison has an interval: that takes two seeds of both arms."
+        return "No comparison has an interval, because an interval needs two seeds of both arms."
     rows = pd.concat(tables)
     error = " or ".join(words for pooled, words in ERRORS.items() if (rows.pooled == pooled).any())
     return (
         "Differences are paired by seed. The 95% intervals are simultaneous over the comparisons of the "
-        f"{'column' if len(columns) > 1 else 'table'} ({_range(rows.comparisons, '.0f')}); their error is that of {error}. The "
-        f"smallest difference that {_range(rows.seeds, '.0f')} seeds detect with 80% power is "
+        f"{'column' if len(columns) > 1 else 'table'} ({_range(rows.comparisons, '.0f')}); "
+        f"their error is estimated from {error}. "
+        f"The smallest difference that {_range(rows.seeds, '.0f')} seeds detect with 80% power is "
         f"{_range(rows.detectable, '.1f')} points. "
         f"Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to be less than {points(margin)}."
     )
 
 
 def _range(numbers: pd.Series, form: str) -> str:
-    """`1.2 to 3.4`; one number if both are equal."""
+    """Return `1.2 to 3.4`; one number if both are equal."""
     return " to ".join(dict.fromkeys(f"{number:{form}}" for number in (numbers.min(), numbers.max())))
 
 
@@ -227,7 +231,7 @@ def mean_and_spread(summary: pd.DataFrame, arm: str, digits: int = 1) -> str:
 
 
 def difference_cell(comparisons: pd.DataFrame, arm: str) -> str:
-    """`+1.2 [-0.3, +2.7]`; empty if the arm is not compared."""
+    """Return `+1.2 [-0.3, +2.7]`; empty if the arm is not compared."""
     if arm not in comparisons.index or comparisons.verdict[arm] == NOT_MEASURED:
         return ""
     row = comparisons.loc[arm]
@@ -235,13 +239,13 @@ def difference_cell(comparisons: pd.DataFrame, arm: str) -> str:
 
 
 def comparison_cells(comparisons: pd.DataFrame, arm: str, to: str, before: str = "") -> dict[str, str]:
-    """The two columns of a comparison: the difference with its interval, and the verdict."""
+    """Return the two columns of a comparison: the difference with its interval, and the verdict."""
     verdict = comparisons.verdict[arm] if arm in comparisons.index else ""
     return {f"{before}difference to {to} [95%]": difference_cell(comparisons, arm), f"{before}verdict": verdict}
 
 
 def comparison_words(row: pd.Series) -> str:
-    """`+1.2 [+0.3, +2.1] points, higher`."""
+    """Return `+1.2 [+0.3, +2.1] points, higher`."""
     return f"{interval(row.difference, row.low, row.high)} points, {row.verdict}"
 
 
@@ -249,7 +253,7 @@ def pair_words(
     results: Results, metric: str, pairs: Sequence[tuple[str, str]], rows: pd.DataFrame | None = None,
     names: Mapping[str, str] | None = None,
 ) -> list[str]:  # fmt: skip
-    """One sentence per pair of arms that has values: both means, the paired difference and the verdict.
+    """Return one sentence per pair of arms that has values: both means, the paired difference and the verdict.
 
     `rows`: by default those of the results; `names`: arm -> name, by default its label.
     """
@@ -264,7 +268,7 @@ def pair_words(
 
 
 def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) -> str:
-    """The verdicts of all compared arms in one sentence, grouped by verdict."""
+    """State the verdicts of all compared arms in one sentence, grouped by verdict."""
     name = results.label(baseline)
     if comparisons["std"].isna().all():
         return f"With one seed or arm, nothing can be concluded about differences from '{name}'."
@@ -278,7 +282,7 @@ def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) ->
 
 
 def readout_words(results: Results, metric: str, floor: str, baseline: str) -> list[str]:
-    """What pre-training changes compared with the untrained encoder, and the verdicts of the arms against the baseline.
+    """State what pre-training changes compared with the untrained encoder, and the verdicts of the arms against the baseline.
 
     No sentence about an arm that was not run.
     """
@@ -297,12 +301,12 @@ def readout_words(results: Results, metric: str, floor: str, baseline: str) -> l
 
 
 def test_set_interval(results: Results, arm: str) -> str:
-    """`65.9 to 71.7`: the uncertainty of an arm's mean accuracy from the number of test clips alone (Wilson, 95%)."""
+    """Return `65.9 to 71.7`: the uncertainty of an arm's mean accuracy from the number of test clips alone (Wilson, 95%)."""
     return _wilson(results.summary(results.probe)["mean"][arm], results.stage_result(arm, "probe")["test_clips"])
 
 
 def test_set_words(accuracy: float, clips: int) -> str:
-    """The same as a sentence, for any accuracy in percent."""
+    """Return the interval of `test_set_interval` as a sentence, for any accuracy in percent."""
     between = _wilson(accuracy, clips).replace("to", "and")
     return f"The {clips} test clips alone leave an accuracy of {accuracy:.1f}% between {between}% (Wilson, 95%)."
 
@@ -313,7 +317,7 @@ def _wilson(accuracy: float, clips: int) -> str:
 
 
 def over_seeds(results: Results, arm: str, measure: str, part: str, names: Iterable[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of one part of a stage's results. Index: the names that have values."""
+    """Return the mean and standard deviation over seeds of one part of a stage's results. Index: the names that have values."""
     cells = [results.plan.cell(arm, seed) for seed in results.recipe.seeds]
     table = pd.DataFrame([results.store.result(cell.measures[measure])[part] for cell in cells])
     table = table.reindex(columns=list(names)).dropna(axis=1, how="all")
@@ -321,14 +325,14 @@ def over_seeds(results: Results, arm: str, measure: str, part: str, names: Itera
 
 
 def class_counts(plan: Plan, labels: Callable[[Split], pd.Series], classes: Sequence[str]) -> pd.DataFrame:
-    """How often each class is annotated in the training split and in the evaluated split. Index: class."""
+    """Count how often each class is annotated in the training split and in the evaluated split. Index: class."""
     splits: tuple[Split, ...] = ("train", plan.recipe.evaluate.split)
     counts = pd.DataFrame({split: labels(split).value_counts() for split in splits})
     return counts.reindex(classes).rename_axis("action").fillna(0).astype(int)
 
 
 def evaluated_again(results: Results, measure: str, score: Callable[[Path], float]) -> pd.Series:
-    """A score of every run, computed from the files in its stage's folder, in percent. Index: arm and seed."""
+    """Return a score of every run, computed from the files in its stage's folder, in percent. Index: arm and seed."""
     folders = {(cell.arm, cell.seed): results.store.folder(cell.measures[measure]) for cell in results.plan.cells}
     return pd.Series({cell: 100 * score(folder) for cell, folder in folders.items()})
 
@@ -337,7 +341,7 @@ def evaluated_again(results: Results, measure: str, score: Callable[[Path], floa
 
 
 def loss_history(results: Results, measure: str | None = None) -> pd.DataFrame:
-    """Training losses of the pre-trained arms, or of a measure's stages: columns step, loss, arm, seed."""
+    """Return the training losses of the pre-trained arms, or of a measure's stages: columns step, loss, arm, seed."""
     parts = []
     for cell in results.plan.cells:
         if measure or results.plan.arms[cell.arm].pretrained:
@@ -350,24 +354,43 @@ def loss_history(results: Results, measure: str | None = None) -> pd.DataFrame:
 def loss_plot(
     results: Results, measure: str | None = None, legend: str = "", loss: str = "reconstruction loss", note: str = ""
 ) -> Plot:
-    """Training losses of the pre-training, or of a measure's stages."""
+    """Plot the losses of the pre-training, or of a measure's stages."""
     figure = charts.loss_curves(loss_history(results, measure), results.plan.arms, legend, loss)
     return Plot(figure, "loss", f"Training: {loss} after the first tenth of the steps, mean and range over seeds{note}.")
 
 
+def validation_plot(results: Results, measure: str, legend: str) -> Plot | None:
+    """Losses and accuracy on the validation split during the training of a measure's stages; None without validation."""
+    parts = []
+    for cell in results.plan.cells:
+        if measure in cell.measures:
+            rows = pd.DataFrame(read_metrics(results.store.folder(cell.measures[measure])))
+            if LOSS in rows:
+                parts.append(rows.dropna(subset=[LOSS]).assign(arm=cell.arm, seed=cell.seed))
+    if not parts:
+        return None
+    caption = (
+        "Loss and accuracy on the validation split during training, mean and range over seeds. The training loss is that of "
+        "the steps before each validation, with augmentation and smoothed labels; the validation loss is the cross-entropy "
+        "without them. An overfit shows as a validation loss that rises while the training loss falls."
+    )
+    figure = curves.validation_curves(pd.concat(parts, ignore_index=True), results.plan.arms, legend)
+    return Plot(figure, "validation", caption)
+
+
 def confusion_plot(results: Results, counts: np.ndarray, predictions: str) -> Plot:
-    """Counts, class x prediction, as percentages. `predictions`: whose they are."""
+    """Draw a confusion matrix in percent. `counts`: class x prediction; `predictions`: what made them, for the caption."""
     caption = (
         f"Predictions of {predictions} on the {results.recipe.evaluate.split} split, summed over {len(results.recipe.seeds)} "
         "seeds: percent of a class, and number in brackets."
     )
     if (counts.sum(1) > 0).sum() > charts.SHOWN:
-        caption += f" The {charts.SHOWN} classes with most clips."
+        caption += f" Only the {charts.SHOWN} classes with the most clips are shown."
     return Plot(charts.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
 
 
 def mask_pictures(plan: Plan) -> pd.DataFrame:
-    """Each arm's masks as hashes of pictures: columns "encoder sees" and "decoder rebuilds". Index: arm.
+    """Return each arm's masks as hashes of pictures: columns "encoder sees" and "decoder reconstructs". Index: arm.
 
     The masks are those of the figures, painted on a white clip. A hash is 12 hexadecimal digits of the SHA-256 of the pixels,
     uint8 `(T', H, W, 3)`. A change of the drawn masks changes it.
@@ -376,7 +399,7 @@ def mask_pictures(plan: Plan) -> pd.DataFrame:
     for arm in plan.pretrained:
         recipe = plan.first(arm).recipe
         clip, masks = recipe.model.clip, masks_of_pictures(recipe)
-        white = np.full((clip.grid[0], clip.side, clip.side, 3), 255, np.uint8)
+        white = np.full((clip.grid[0], clip.height, clip.width, 3), 255, np.uint8)
         pictures = (clip_pictures.painted(white, mask[0].reshape(clip.grid).numpy(), clip.patch) for mask in masks)
         table[arm] = [sha256(picture.tobytes()).hexdigest()[:12] for picture in pictures]
-    return pd.DataFrame.from_dict(table, orient="index", columns=["encoder sees", "decoder rebuilds"])
+    return pd.DataFrame.from_dict(table, orient="index", columns=["encoder sees", "decoder reconstructs"])

@@ -36,7 +36,7 @@ STYLES = {  # of the lines over sizes
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """A measured step at each batch size, shared by all seeds; none for sizes that are only counted."""
+    """Build one measurement of a step per batch size, which all seeds share; none for sizes that are only counted."""
     if recipe.measure.size not in recipe.measure.sizes:
         return {}
     return {f"step@{batch_size}": measure_stage(recipe, batch_size) for batch_size in recipe.measure.batch_sizes}
@@ -76,7 +76,7 @@ class Configuration:
 
 
 def counted_table(plan: Plan) -> Table:
-    """One line per size and mask: parameters, multiply-accumulates, and memory kept per clip for the backward pass."""
+    """Return one row per size and mask: parameters, multiply-accumulates, and memory kept per clip for the backward pass."""
     lines = []
     for arm in plan.possible:
         model = Configuration(plan, arm)
@@ -91,7 +91,7 @@ def counted_table(plan: Plan) -> Table:
 
 
 def measured_table(results: Results) -> Table:
-    """One line per measured size, mask and batch: seconds, memory, its prediction, and multiply-accumulates per second."""
+    """Return one row per measured size, mask and batch: seconds, memory, its prediction, multiply-accumulates per second."""
     lines = []
     for arm in results.plan.possible:
         model = Configuration(results.plan, arm)
@@ -110,7 +110,7 @@ def measured_table(results: Results) -> Table:
 
 
 def speed_up_table(results: Results) -> Table:
-    """One line per size: the factor that the decoder mask saves, counted, measured (largest common batch) and reported."""
+    """Return one row per size: the factor that the decoder mask saves: counted, measured (largest common batch), reported."""
     lines = []
     for size in _sizes(results.plan):
         none, cell = f"{size}_none", f"{size}_cell_50"
@@ -135,7 +135,7 @@ def speed_up_table(results: Results) -> Table:
 
 
 def batch_table(results: Results) -> Table:
-    """The largest batch in each memory: counted in both precisions, and extrapolated from two measured batches."""
+    """Return the largest batch in each memory: counted in both precisions, and extrapolated from two measured batches."""
     lines = []
     for arm in results.plan.possible:
         model = Configuration(results.plan, arm)
@@ -150,7 +150,7 @@ def batch_table(results: Results) -> Table:
 
 
 def panels(results: Results) -> Plot:
-    """Counted work, measured seconds and memory per clip over sizes."""
+    """Plot counted work, measured seconds and memory per clip over sizes."""
     work, time, memory = (dict[str, dict[str, float]]() for _ in range(3))
     for size, mask in product(_sizes(results.plan), MASKS):
         arm = f"{size}_{mask}"
@@ -167,7 +167,7 @@ def panels(results: Results) -> Plot:
 
 
 def count_errors(plan: Plan) -> list[str]:
-    """Arms whose count is not the paper's figure within 0.035 G, in either of its two conventions.
+    """Return the arms whose count differs from the paper's figure by more than 0.035 G in both of its conventions.
 
     The paper prints 263.93 for the giant, while our count and a counter over the official code give 263.96.
     """
@@ -182,7 +182,7 @@ def count_errors(plan: Plan) -> list[str]:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What the decoder mask saves: counted, measured and reported."""
+    """State what the decoder mask saves: counted, measured and reported."""
     names = {
         "counted: training MAC": "counted",
         "measured: seconds": "measured",
@@ -200,20 +200,20 @@ def _sizes(plan: Plan) -> list[str]:
 
 
 def _measured(results: Results, arm: str, batch: int) -> tuple[float, float]:
-    """Seconds and GiB of a step (seeds share one measurement); NaN if it did not fit or was not run."""
+    """Return seconds and GiB of a step (seeds share one measurement), or NaN if it did not fit or was not run."""
     rows = results.rows.reindex(columns=["arm", "metric", "value"])
     values = rows[rows.arm == arm].groupby("metric").value.mean()
     return values.get(f"seconds_per_step@{batch}", np.nan), values.get(f"peak_gib@{batch}", np.nan)
 
 
 def _measured_batches(results: Results, arm: str) -> dict[int, tuple[float, float]]:
-    """Clips per step -> seconds, GiB of an arm's measured batches."""
+    """Return seconds and GiB of an arm's measured batches by clips per step."""
     found = {batch: _measured(results, arm, batch) for batch in results.recipe.measure.batch_sizes}
     return {batch: measured for batch, measured in found.items() if not np.isnan(measured[0])}
 
 
 def _extrapolated(measured: Mapping[int, tuple[float, float]], budget: float) -> str:
-    """Clips that fit, by the line through the smallest and the largest measured batch; empty with fewer than two."""
+    """Return how many clips fit, by the line through the smallest and the largest measured batch; empty with fewer than two."""
     if len(measured) < 2:
         return ""
     (low, (_, small)), (high, (_, large)) = min(measured.items()), max(measured.items())

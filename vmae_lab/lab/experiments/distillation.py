@@ -18,7 +18,7 @@ from vmae_lab.training.tasks.finetune import FinetuneSettings
 
 
 def same_training(recipe: Recipe) -> Overrides:
-    """The same training settings for the teacher and all students: `distill` if it is set, else those of fine-tuning."""
+    """Return the training settings that teacher and students share: `distill` if it is set, else those of fine-tuning."""
     tuning = recipe.distill or recipe.evaluate.finetune
     shared = tuning.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
     own = {} if recipe.distill else {"distill": shared}
@@ -37,16 +37,16 @@ PAIRS = [("scratch_taught", "scratch"), ("pretrained_taught", "pretrained")]  # 
 
 
 def student_size(recipe: Recipe) -> str:
-    """The recipe's `student`, or the next size below `model.size`. Raises RecipeError if there is none."""
+    """Return the recipe's `student`, or the next size below `model.size`. Raises RecipeError if there is none."""
     sizes = list(SIZES)
     index = sizes.index(recipe.model.size)
     if not (recipe.student or index):
-        raise RecipeError(f"student: there is no size below model.size {recipe.model.size}, which the teacher has")
+        raise RecipeError(f"student: there is no size below the teacher's model.size {recipe.model.size}; set a larger one")
     return recipe.student or sizes[index - 1]
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """A pre-trained and fine-tuned teacher, and a smaller student that learns from its predictions, or from the same labels."""
+    """Build a pre-trained, fine-tuned teacher, and a smaller student that learns from its predictions or the same labels."""
     small = recipe.with_overrides({"model.size": student_size(recipe)})
     before = pretrain_stage(small, seed) if arm.pretrained else None
     teacher = finetune_stage(recipe, pretrain_stage(recipe, seed), seed)
@@ -66,7 +66,7 @@ EXPERIMENT = Experiment("Distillation", "Does a large teacher help a small stude
 
 
 def sizes_table(plan: Plan) -> Table:
-    """Teacher and student: parameters, and multiply-accumulates of one clip. Counted, not measured."""
+    """Count the parameters of teacher and student, and the multiply-accumulates of one clip. Nothing is measured."""
     measures, lines = plan.first(plan.possible[0]).measures, []
     stages = {"teacher": measures["finetune@teacher"], "student": measures["student"]}
     counted = {name: stage for name, stage in stages.items() if isinstance(stage, SupervisedStage)}
@@ -81,7 +81,7 @@ def sizes_table(plan: Plan) -> Table:
 
 
 def accuracies(results: Results) -> pd.DataFrame:
-    """Top-1 of the teacher and of every student: columns arm (`teacher`, or the student's), seed, metric, value."""
+    """Return top-1 of the teacher and of every student: columns arm (`teacher`, or the student's), seed, metric, value."""
     plan, rows = results.plan, results.rows
     parts = [rows[(rows.metric == "finetune@teacher") & (rows.arm == plan.possible[0])].assign(arm="teacher")]
     for arm in plan.possible:
@@ -91,17 +91,17 @@ def accuracies(results: Results) -> pd.DataFrame:
 
 
 def students_table(results: Results) -> Table:
-    """One line per model: what it starts from, what it learns from, its accuracy, and what the teacher changes."""
+    """Return one row per model: what it starts from, what it learns from, its accuracy, and what the teacher changes."""
     plan, found, first = results.plan, accuracies(results), results.plan.possible[0]
     accuracy, differences = summarise(found, ACCURACY), compare_pairs(found, ACCURACY, PAIRS, results.margin)
     differences = differences.set_axis([arm for arm, _ in differences.index])
     clips = results.stage_result(first, "finetune@teacher")["labelled_clips"]
     lines = [{
-        "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training", "learns from": f"{clips} labelled clips",
+        "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training", "learns from": f"{clips} labeled clips",
         ACCURACY + " %": common.mean_and_spread(accuracy, "teacher"),
     }]  # fmt: skip
     for arm in plan.possible:
-        stage, pool = plan.first(arm).measures["student"], f"{clips} labelled clips"
+        stage, pool = plan.first(arm).measures["student"], f"{clips} labeled clips"
         if plan.arms[arm].taught:  # it reads labels only if the recipe weighs them
             labels = "and their labels" if stage.settings["distill"]["hard_weight"] else "no label"
             pool = f"the teacher's predictions on {results.store.result(stage)['clips']} clips, {labels}"
@@ -129,7 +129,7 @@ def accuracy_plot(results: Results) -> Plot:
 
 
 def losses(results: Results) -> Plot | None:
-    """Divergence of the students' predictions from the teacher's during training; None if no student has a teacher."""
+    """Plot the divergence of the students' predictions from the teacher's during training; None if no student has a teacher."""
     history = common.loss_history(results, measure="student")
     taught = history[history.arm.map(lambda arm: ARMS[arm].taught)]
     if taught.empty:

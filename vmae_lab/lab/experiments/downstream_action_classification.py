@@ -44,7 +44,7 @@ ARMS: dict[str, Arm] = {
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
+    """Build frozen readouts, fine-tuning, and the fine-tuned classifier on several views."""
     found = common.readouts_and_finetuning(recipe, arm, encoder, seed)
     return {**found, "views": views_stage(recipe, found["finetune"], seed)}
 
@@ -72,7 +72,7 @@ PAIRS = (
 
 
 def by_method(results: Results) -> pd.DataFrame:
-    """Accuracies with few labels: columns arm (a name in METHODS), seed, metric, value."""
+    """Return accuracies with few labels: columns arm (a name in METHODS), seed, metric, value."""
     parts, rows = [], results.rows
     for name, (_, arm, metric) in METHODS.items():
         if arm in results.plan.possible:
@@ -82,7 +82,7 @@ def by_method(results: Results) -> pd.DataFrame:
 
 
 def methods_table(results: Results) -> Table:
-    """One line per way to use the labels, with its paired difference to training from scratch."""
+    """Return one row per way to use the labels, with its paired difference to training from scratch."""
     few, evaluate = by_method(results), results.recipe.evaluate
     accuracy, differences = summarise(few, FEW), compare(few, FEW, "scratch", results.margin)
     lines = [
@@ -105,11 +105,16 @@ def losses(results: Results) -> Plot:
     return common.loss_plot(results, "finetune", legend="start from", loss="classification loss")
 
 
+def validation(results: Results) -> Plot | None:
+    """Losses and accuracy on the validation split during fine-tuning; None if `evaluate.finetune.validate_every` is 0."""
+    return common.validation_plot(results, "finetune", legend="start from")
+
+
 # ---- Several views of a video ----
 
 
 def views_table(results: Results) -> Table:
-    """One line per arm: the fine-tuned classifier on one clip of a video and on several views, and its calibration."""
+    """Return one row per arm: the fine-tuned classifier on one clip of a video and on several views, and its calibration."""
     columns = {
         "one clip: top-1 %": "finetune", "views: top-1 %": "views_top1", "top-5 %": "views_top5",
         "calibration error (ECE), %": "views_ece",
@@ -134,7 +139,7 @@ def views_table(results: Results) -> Table:
 
 
 def predictions(results: Results) -> pd.DataFrame:
-    """The classifiers' predictions for every evaluated video, all seeds: `prediction_table`'s columns, and `seed`."""
+    """Return the classifiers' predictions for every evaluated video, all seeds: `prediction_table`'s columns, and `seed`."""
     parts = []
     for seed in results.recipe.seeds:
         stage = results.plan.cell(results.plan.pretrained[0], seed).measures["views"]
@@ -143,7 +148,7 @@ def predictions(results: Results) -> pd.DataFrame:
 
 
 def confusion(plan: Plan, predicted: pd.DataFrame) -> np.ndarray:
-    """Predictions by class, added over seeds: int64, class x prediction."""
+    """Return the predictions by class, added over seeds: int64, class x prediction."""
     counts = np.zeros((plan.recipe.data.classes,) * 2, dtype=np.int64)
     np.add.at(counts, (predicted.label.to_numpy(), predicted.predicted.to_numpy()), 1)
     return counts
@@ -155,7 +160,7 @@ def confusion_plot(results: Results, predicted: pd.DataFrame) -> Plot:
 
 
 def classes_table(results: Results, predicted: pd.DataFrame) -> Table:
-    """One line per class, the best first: accuracy over seeds, and the most frequent wrong prediction."""
+    """Return one row per class, the best first: accuracy over seeds, and the most frequent wrong prediction."""
     names, counts = results.recipe.data.class_names, confusion(results.plan, predicted)
     seeds = [part for _, part in predicted.groupby("seed")]
     by_seed = pd.DataFrame([class_accuracies(part.label.to_numpy(), part.predicted.to_numpy(), len(names)) for part in seeds])
@@ -176,7 +181,7 @@ def classes_table(results: Results, predicted: pd.DataFrame) -> Table:
 
 
 def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot | None:
-    """The wrong predictions of the first seed with the highest probability; None if all are right."""
+    """Show the wrong predictions of the first seed with the highest probability; None if all are right."""
     wrong = predicted[(predicted.seed == results.recipe.seeds[0]) & ~predicted.correct]
     chosen = wrong.sort_values(["probability", "row"], ascending=[False, True]).head(count)
     if chosen.empty:
@@ -191,7 +196,7 @@ def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot 
 
 
 def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot:
-    """Random clips, each with the share of each token in the attention of the first seed's classifier."""
+    """Show random clips, each with the share of each token in the attention of the first seed's classifier."""
     seed, clip = results.recipe.seeds[0], results.recipe.model.clip
     first = predicted[predicted.seed == seed].set_index("row", drop=False)
     chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
@@ -212,14 +217,14 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
 
 
 def _evaluated_clips(results: Results) -> Clips:
-    """The clips that the predictions' rows refer to, without skipped unreadable ones."""
+    """Return the clips that the predictions' rows refer to, without skipped unreadable ones."""
     stage = results.plan.first(results.plan.pretrained[0]).measures["views"]
     assert isinstance(stage, ViewsStage)
     return stage.held_out_clips(results.recipe.compute)[0]
 
 
 def _trained(arm: str) -> str:
-    """How an arm's classifier was trained."""
+    """Describe how an arm's classifier was trained."""
     return next(name for name, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
 
 
@@ -240,7 +245,7 @@ def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
 
 
 def conclusions(results: Results) -> list[str]:
-    """The comparisons of the ways to use few labels, and of several views with one clip."""
+    """State the comparisons of the ways to use few labels, and of several views with one clip."""
     few, plan, rows = by_method(results), results.plan, results.rows
     accuracy = summarise(few, FEW)["mean"]
     words = common.pair_words(results, FEW, PAIRS, few, {name: label for name, (label, *_) in METHODS.items()})

@@ -23,6 +23,7 @@ from vmae_lab.lab.stages.inputs import check_scenes, load_scenes
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.training.tasks.detect import DetectSettings, people_of
 from vmae_lab.utils.seeding import numpy_generator
+from vmae_lab.utils.shapes import height_width
 
 LONGER = 4  # times the steps, as in downstream_action_classification
 
@@ -57,7 +58,7 @@ def check_data(plan: Plan) -> None:
 
 
 def people_table(plan: Plan) -> pd.DataFrame:
-    """How many people do each action in the key frames of training and evaluation. Index: action."""
+    """Count how many people do each action in the key frames of training and evaluation. Index: action."""
     actions = _scenes(plan, "train").actions
     names = [actions[action] for action in sorted(actions)]
     return common.class_counts(plan, lambda split: _scenes(plan, split).truth.action_id.map(actions), names)
@@ -67,12 +68,12 @@ def people_table(plan: Plan) -> pd.DataFrame:
 
 
 def main_metric(rows: pd.DataFrame) -> str:
-    """Frame mAP on a person detector's boxes, or on true boxes if there is no detector."""
+    """Return the name of the main metric: frame mAP on a person detector's boxes, or on true boxes if there is no detector."""
     return FRAME_MAP if (rows.metric == FRAME_MAP).any() else TRUE_BOXES
 
 
 def detection_table(results: Results) -> Table:
-    """One line per arm: frame mAP with detected and with true boxes, by size of the box, and the difference to the baseline."""
+    """Return one row per arm: frame mAP with detected and true boxes, by box size, and the difference to the baseline."""
     plan, metric, settings = results.plan, main_metric(results.rows), _settings(results.plan)
     differences, lines = results.compare(metric, BASELINE), []
     for arm in plan.possible:
@@ -84,10 +85,11 @@ def detection_table(results: Results) -> Table:
             **common.comparison_cells(differences, arm, "no pre-training"),
         })  # fmt: skip
     recipe, result = plan.recipe, results.stage_result(plan.possible[0], "detect")
+    (height, width), clip = height_width(settings.side), recipe.model.clip
     sizes = ", ".join(f"{name} {_size(*limits)}" for name, limits in SIZES.items())
     caption = (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {recipe.model.side} x {recipe.model.side} pixels; "
-        f"clips of {recipe.model.frames} frames, stride {settings.stride}, {settings.side} x {settings.side} pixels; trained "
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {clip.height} x {clip.width} pixels; "
+        f"clips of {recipe.model.frames} frames, stride {settings.stride}, {height} x {width} pixels; trained "
         f"on {result['training_key_frames']} key frames in batches of {settings.batch_size}, {result['key_frames']} key frames "
         f"of the {recipe.evaluate.split} split; mean ± standard deviation over {len(recipe.seeds)} seeds. Frame mAP at IoU "
         f"{OVERLAP:g} over {len(result['per_class'])} classes, AVA protocol, boxes of {_box_source(plan)}; guessing gives "
@@ -102,7 +104,7 @@ def losses(results: Results) -> Plot:
 
 
 def reported_table() -> Table:
-    """Frame mAP on AVA as reported, of larger models on real data."""
+    """Return frame mAP on AVA as reported, of larger models on real data."""
     columns = ["reported: self-supervised only, mAP %", "reported: then supervised on Kinetics, mAP %"]
     frame = pd.DataFrame.from_dict(AVA_FRAME_MAP, orient="index", columns=columns).reset_index(names="encoder")
     caption = "Frame mAP on AVA 2.2 as reported for VideoMAE (arXiv 2203.12602), not from runs of this package."
@@ -150,7 +152,7 @@ def _classes_caption(results: Results) -> str:
 
 
 def classes_table(results: Results) -> Table:
-    """One line per class: average precision of each arm, and of guessing."""
+    """Return one row per class: average precision of each arm, and of guessing."""
     summaries = {f"{results.label(arm)}: AP, %": summary for arm, summary in _by_class(results).items()}
     lines = [
         {
@@ -175,7 +177,7 @@ SURE, MOST = 0.3, 3  # a box shows up to MOST actions with a score of SURE or mo
 
 
 def scenes_plot(results: Results, count: int = 5) -> Plot:
-    """Random key frames: the truth, and the predictions of the first pre-trained arm at the first seed."""
+    """Show random key frames: the truth, and the predictions of the first pre-trained arm at the first seed."""
     plan, scenes, seed = results.plan, _scenes(results.plan), results.recipe.seeds[0]
     arm, model = plan.pretrained[0], plan.recipe.model
     predicted = read_detections(results.store.folder(plan.first(arm).measures["detect"]) / DETECTIONS)
@@ -212,7 +214,7 @@ def _scene(
 
 
 def _scored_actions(predicted: pd.DataFrame, scenes: Scenes, right: Sequence[str]) -> str:
-    """The predicted actions of one box, the most likely first."""
+    """Return the predicted actions of one box, the most likely first."""
     best = predicted.sort_values("score", ascending=False)
     shown = best[best.score >= SURE].head(MOST) if (best.score >= SURE).any() else best.head(1)
     names = [scenes.actions[action] for action in shown.action_id]
@@ -223,7 +225,7 @@ def _scored_actions(predicted: pd.DataFrame, scenes: Scenes, right: Sequence[str
 
 
 def recall_of_persons(plan: Plan) -> float | None:
-    """Percent of the people that the person detector's boxes cover (IoU 0.5): the highest possible recall of a detector."""
+    """Return the percentage of people that the person detector's boxes cover (IoU 0.5): the highest possible recall."""
     scenes = _scenes(plan)
     if scenes.persons is None:
         return None
@@ -237,7 +239,7 @@ def recall_of_persons(plan: Plan) -> float | None:
 
 
 def evaluated_again(results: Results) -> pd.Series:
-    """Frame mAP of every run, computed from the detections that it wrote, in percent. Index: arm and seed."""
+    """Return the frame mAP of every run, computed from the detections that it wrote, in percent. Index: arm and seed."""
     scenes = _scenes(results.plan)
     return common.evaluated_again(
         results, "detect", lambda folder: frame_map(scenes.truth, read_detections(folder / DETECTIONS), scenes.evaluated).mean
@@ -256,7 +258,7 @@ def _settings(plan: Plan) -> DetectSettings:
 
 
 def _scenes(plan: Plan, split: Split | None = None) -> Scenes:
-    """The scenes of a split, by default of the evaluated one."""
+    """Return the scenes of a split, by default of the evaluated one."""
     return load_scenes(_settings(plan).scenes, split or plan.recipe.evaluate.split, plan.recipe.compute)
 
 

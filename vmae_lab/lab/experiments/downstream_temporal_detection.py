@@ -31,7 +31,7 @@ PAIRS = (("pretrained", "untrained"), ("supervised", "untrained"), ("supervised"
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Temporal detection from the features of an encoder."""
+    """Build temporal detection from the features of an encoder."""
     if recipe.localise and not recipe.localise.videos.extracted:
         raise RecipeError(
             "localise.videos.lists.features come from one encoder, and this plan compares encoders: set lists.videos, or use "
@@ -47,12 +47,12 @@ EXPERIMENT = Experiment(
 
 
 def check_data(plan: Plan) -> None:
-    """Check that videos and annotations are there and valid before anything runs. Raises ListError, StorageError."""
+    """Check that videos and annotations exist and are valid, before anything runs. Raises ListError, StorageError."""
     check_untrimmed(_settings(plan).videos, plan.recipe.evaluate.split, plan.recipe.compute)
 
 
 def segments_table(plan: Plan) -> pd.DataFrame:
-    """How many segments of each class the videos of training and evaluation have. Index: class."""
+    """Count the segments of each class in the videos of training and evaluation. Index: class."""
     return common.class_counts(plan, lambda split: _videos(plan, split).annotations.segments.label, class_names(plan))
 
 
@@ -60,7 +60,7 @@ def segments_table(plan: Plan) -> pd.DataFrame:
 
 
 def localisation_table(results: Results) -> Table:
-    """One line per encoder: mAP at each overlap, their mean, and the difference to the untrained encoder."""
+    """Return one row per encoder: mAP at each overlap, their mean, and the difference to the untrained encoder."""
     recipe, settings, differences = results.recipe, _settings(results.plan), results.compare(MAP, BASELINE)
     lines = [
         {
@@ -87,7 +87,7 @@ def losses(results: Results) -> Plot:
 
 
 def class_names(plan: Plan) -> tuple[str, ...]:
-    """The classes, in the order of their numbers."""
+    """Return the classes, in the order of their numbers."""
     return _videos(plan).annotations.classes
 
 
@@ -101,7 +101,7 @@ def classes_plot(results: Results) -> Plot:
 
 
 def durations_table(results: Results) -> Table:
-    """One line per encoder: mAP by the length of segments, mean over the overlaps."""
+    """Return one row per encoder: mAP by the length of segments, mean over the overlaps."""
     limits = _settings(results.plan).durations or DURATIONS
     lengths = _videos(results.plan).annotations.segments.eval("end - start")
     names = {
@@ -128,7 +128,7 @@ KINDS_CAPTION = (
 
 
 def error_table(results: Results) -> pd.DataFrame:
-    """One line per encoder: the kinds of the highest-scoring predictions, in percent over all seeds."""
+    """Return one row per encoder: the kinds of the highest-scoring predictions, in percent over all seeds."""
     truth, lines = _videos(results.plan).annotations.segments, []
     for arm in results.plan.possible:
         counted = [error_kinds(truth, _predictions(results, arm, seed), ENOUGH) for seed in results.recipe.seeds]
@@ -149,7 +149,7 @@ def errors_plot(results: Results) -> Plot:
 
 
 def timelines_plot(results: Results, count: int = 4) -> Plot:
-    """Random videos: the truth, and each arm's highest-scoring predictions at the first seed, as many as there are segments."""
+    """Show random videos: the true segments, and as many of each arm's highest-scoring predictions at the first seed."""
     held_out, seed, examples = _videos(results.plan), results.recipe.seeds[0], []
     predicted = {results.label(arm): _predictions(results, arm, seed) for arm in results.plan.possible}
     chosen = numpy_generator(seed, "videos to look at").permutation(len(held_out.names))[:count]
@@ -173,7 +173,7 @@ def timelines_plot(results: Results, count: int = 4) -> Plot:
 
 
 def reported_table() -> Table:
-    """What papers report, of larger models on real data."""
+    """Return what papers report, of larger models on real data."""
     lines = [
         {"data set": data, "features": features, **{f"reported: {what}, %": value for what, value in values.items()}}
         for (data, features), values in SEGMENT_MAP.items()
@@ -183,7 +183,7 @@ def reported_table() -> Table:
 
 
 def evaluated_again(results: Results) -> pd.Series:
-    """Mean mAP of every run, computed from the segments that it wrote, in percent. Index: arm and seed."""
+    """Return the mean mAP of every run, computed from the segments that it wrote, in percent. Index: arm and seed."""
     videos, settings = _videos(results.plan), _settings(results.plan)
     return common.evaluated_again(
         results, "localise", lambda folder: score_segments(videos, read_predictions(folder / SEGMENTS), settings).mean
@@ -191,7 +191,7 @@ def evaluated_again(results: Results) -> pd.Series:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What each training of the encoder changes."""
+    """State what each training of the encoder changes."""
     return common.pair_words(results, MAP, PAIRS)
 
 
@@ -200,7 +200,7 @@ def _settings(plan: Plan) -> LocaliseSettings:
 
 
 def _videos(plan: Plan, split: Split | None = None) -> Untrimmed:
-    """The untrimmed videos of a split, by default of the evaluated one."""
+    """Return the untrimmed videos of a split, by default of the evaluated one."""
     return load_untrimmed(_settings(plan).videos, split or plan.recipe.evaluate.split, plan.recipe.compute)
 
 

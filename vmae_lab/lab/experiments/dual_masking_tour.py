@@ -1,4 +1,4 @@
-"""The tour of dual masking: which cubes each mask keeps, what leaks, what it costs, and what a small model reconstructs."""
+"""The tour of dual masking: which patches each mask keeps, what leaks, what it costs, and what a small model reconstructs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from vmae_lab.utils.seeding import torch_generator
 
 
 def plain_pixels(recipe: Recipe) -> Overrides:
-    """A model of plain pixels that sees half of a clip. Its reconstructions use nothing of the true pixels."""
+    """Return overrides for a model of plain pixels that sees half of a clip. Its reconstructions use no hidden pixels."""
     training = recipe.pretrain
     pixels = {"normalise_target": False, "batch_size": 2 * training.batch_size, "lr": 2 * training.lr}
     return {"mask.encoder_ratio": 0.5, **running_cells(0.5), **{f"pretrain.{name}": value for name, value in pixels.items()}}
@@ -51,7 +51,7 @@ class Choice:
     clip: int = 0
 
     def drawn(self, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder and decoder mask, bool `(1, N)` each, True = masked. Raises ValueError if the grid does not allow them."""
+        """Draw the encoder and decoder mask, bool `(1, N)`, True = masked. Raises ValueError if they do not fit the grid."""
         generators = (torch_generator(self.draw, f"tour {side} mask") for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(self.masks, grid, 1, *generators)
         if self.masks.decoder == "running_cell":
@@ -61,24 +61,24 @@ class Choice:
 
 # ---- Two masks ----
 
-PAPER_CLIP = ClipShape()  # 16 x 224 x 224 in cubes of 2 x 16 x 16: 8 x 14 x 14 tokens
-# Part of the cubes -> its color.
+PAPER_CLIP = ClipShape()  # 16 x 224 x 224 in patches of 2 x 16 x 16: 8 x 14 x 14 tokens
+# Part of the patches -> its color.
 PARTS = {
     "encoder sees": BLUE,
-    "decoder rebuilds: in the loss": ORANGE,
+    "decoder reconstructs: in the loss": ORANGE,
     "both: not in the loss": BLACK,
     "neither": "#DDDDDD",
 }
 
 
 def parts_of(encoder_mask: torch.Tensor, decoder_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The cubes of each part in PARTS, bool as the masks; exactly one is True at each position."""
+    """Return the patches of each part in PARTS, bool as the masks; exactly one is True at each position."""
     seen, decoded = ~encoder_mask, ~decoder_mask
     return dict(zip(PARTS, (seen & ~decoded, decoded & ~seen, seen & decoded, ~seen & ~decoded), strict=True))
 
 
 def ratio_choices(masks: MaskSettings) -> dict[str, Choice]:
-    """Choices to compare: no decoder mask, and running cells of each ratio."""
+    """Return choices to compare: no decoder mask, and running cells of each ratio."""
     cells = {
         f"running cell {ratio:.0%}": Choice(masks.model_copy(update={"decoder": "running_cell", "decoder_ratio": ratio}))
         for ratio in CELL_RATIOS
@@ -91,12 +91,12 @@ def _without_decoder_mask(masks: MaskSettings) -> MaskSettings:
 
 
 def counts_table(choices: Mapping[str, Choice], clip: ClipShape = PAPER_CLIP) -> pd.DataFrame:
-    """Tokens of one clip in each part, one line per choice. Counted, not measured."""
+    """Count the tokens of one clip in each part, one row per choice. Nothing is measured."""
     lines = {}
     for name, choice in choices.items():
         only_seen, read, both, neither = (int(part.sum()) for part in parts_of(*choice.drawn(clip.grid)).values())
         lines[name] = {
-            "tokens": clip.tokens, "seen": only_seen + both, "decoded": read + both, "both": both, "loss reads": read,
+            "tokens": clip.tokens, "seen": only_seen + both, "decoded": read + both, "both": both, "in the loss": read,
             "neither": neither,
         }  # fmt: skip
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -104,11 +104,11 @@ def counts_table(choices: Mapping[str, Choice], clip: ClipShape = PAPER_CLIP) ->
 
 def tokens_table(choices: Mapping[str, Choice]) -> Table:
     frame = counts_table(choices).reset_index(names="decoder mask")
-    return Table(frame, "tokens", "Tokens of a clip of 16 x 224 x 224 in cubes of 2 x 16 x 16, counted.")
+    return Table(frame, "tokens", "Tokens of a clip of 16 x 224 x 224 in patches of 2 x 16 x 16, counted.")
 
 
 def mask_figure(video: np.ndarray, choice: Choice, clip: ClipShape) -> Figure:
-    """A clip, what the encoder sees, what the decoder rebuilds, and which part each cube is in; one column per time step.
+    """Show a clip, what the encoder sees, what the decoder reconstructs, and the part of each patch; one column per time step.
 
     video: uint8 `(T, H, W, 3)`.
     """
@@ -118,7 +118,7 @@ def mask_figure(video: np.ndarray, choice: Choice, clip: ClipShape) -> Figure:
         parts[part.view(clip.grid).numpy()] = [round(255 * value) for value in to_rgb(color)]
     seen, rebuilt = (painted(frames, mask.view(clip.grid).numpy(), clip.patch) for mask in masks)
     rows = {
-        "clip": frames, "encoder sees": seen, "decoder rebuilds": rebuilt,
+        "clip": frames, "encoder sees": seen, "decoder reconstructs": rebuilt,
         "parts": np.kron(parts, np.ones((1, clip.patch, clip.patch, 1), np.uint8)),
     }  # fmt: skip
     return strips(rows, [f"time step {step + 1}" for step in range(len(frames))], PARTS)
@@ -128,20 +128,22 @@ def mask_figure(video: np.ndarray, choice: Choice, clip: ClipShape) -> Figure:
 
 LEAKING = ("tube", "random", "running_cell")
 DRAWS = 64  # masks that leakage is counted on
-RINGS, STEPS = 2, 4  # the neighborhood of a masked cube: cubes in space, and time steps
+RINGS, STEPS = 2, 4  # the neighborhood of a masked patch: patches in space, and time steps
 
 
 @lru_cache(maxsize=8)
 def leakage(ratio: float) -> dict[str, tuple[pd.DataFrame, float]]:
-    """For each kind of mask at one ratio, in percent: the share of visible cubes around a masked one, by distance in space
-    (rows) and time steps (columns), and the share of masked cubes whose position is visible at another time.
+    """Return the leakage of each kind of mask at one ratio, in percent.
+
+    The table has the share of visible patches around a masked patch, by distance in space (rows) and time steps (columns). The
+    number is the share of masked patches whose position is visible at another time.
     """
     found, grid = {}, PAPER_CLIP.grid
     for kind in LEAKING:
         mask = MASKS[kind](grid, ratio, DRAWS, torch_generator(0, f"leakage {kind}"))
         table = pd.DataFrame(
             100 * visible_around(mask, grid, RINGS, STEPS).numpy(),
-            ["same place", *(f"{ring} away" for ring in range(1, RINGS + 1))],
+            ["same position", *(f"{ring} away" for ring in range(1, RINGS + 1))],
             [f"{step:+d}" if step else "now" for step in range(-STEPS, STEPS + 1)],
         )
         found[kind] = table, 100 * seen_at_another_time(mask, grid)
@@ -149,7 +151,7 @@ def leakage(ratio: float) -> dict[str, tuple[pd.DataFrame, float]]:
 
 
 def leakage_table(ratio: float) -> pd.DataFrame:
-    """The leakage of each kind of mask in whole percent: the same place a few time steps later, and at any other time."""
+    """Return the leakage of each kind of mask in percent: the same position a few time steps later, and at any other time."""
     lines = {}
     for kind, (table, copied) in leakage(ratio).items():
         same = table.iloc[0, STEPS + 1 :].round().astype(int)
@@ -158,7 +160,7 @@ def leakage_table(ratio: float) -> pd.DataFrame:
 
 
 def leakage_figure(ratio: float) -> Figure:
-    """The visible neighborhood of a masked cube on the paper's grid, one panel per kind of mask, on one color scale."""
+    """Plot the visible neighborhood of a masked patch on the paper's grid, one panel per kind of mask, on one color scale."""
     found = leakage(ratio)
     most = max(table.to_numpy().max() for table, _ in found.values())
     margins = {"left": 0.15, "right": 0.99, "bottom": 0.11, "top": 0.94, "hspace": 0.3}  # faster than a computed layout
@@ -174,12 +176,12 @@ def leakage_figure(ratio: float) -> Figure:
         axes.set_title(f"{kind.replace('_', ' ')}: {copied:.0f}% of masked positions are visible at another time", fontsize=9)
         axes.tick_params(length=0, labelsize=9)
         sns.despine(ax=axes, left=True, bottom=True)
-    panels[-1].set_xlabel("time steps from a masked cube; numbers: visible cubes, %", fontsize=9)
+    panels[-1].set_xlabel("time steps from a masked patch; numbers: visible patches, %", fontsize=9)
     return figure
 
 
 def leakage_plot(ratio: float) -> Plot:
-    caption = f"Visible cubes around a masked one, {ratio:.0%} masked, 8 x 14 x 14 tokens, mean over {DRAWS} draws."
+    caption = f"Visible patches around a masked one, {ratio:.0%} masked, 8 x 14 x 14 tokens, mean over {DRAWS} draws."
     return Plot(leakage_figure(ratio), "leakage", caption)
 
 
@@ -187,14 +189,14 @@ def leakage_plot(ratio: float) -> Plot:
 
 
 def cost_models(plan: Plan) -> dict[str, ModelSettings]:
-    """The notebook's own model, and the paper's ViT-B on the paper's clip."""
+    """Return the notebook's own model, and the paper's ViT-B on the paper's clip."""
     model = plan.recipe.model
     grid = " x ".join(map(str, model.clip.grid))
     return {f"{model.size}, {grid} tokens (here)": model, "base (ViT-B), 8 x 14 x 14 tokens": ModelSettings(size="base")}
 
 
 def cost_table(choice: Choice, models: Mapping[str, ModelSettings]) -> pd.DataFrame:
-    """Multiply-accumulates of one clip's forward pass, without a decoder mask and with the choice's.
+    """Count the multiply-accumulates of one clip's forward pass, with and without the decoder mask of the choice.
 
     Columns encoder, decoder; index: model and masks. Masks that a grid does not allow are left out.
     """
@@ -213,7 +215,7 @@ def cost_table(choice: Choice, models: Mapping[str, ModelSettings]) -> pd.DataFr
 
 
 def cost_figure(costs: pd.DataFrame) -> Figure:
-    """The cost of one clip, one panel per model: the encoder's and the decoder's part, with and without a decoder mask."""
+    """Plot the cost of one clip, one panel per model: the encoder's and the decoder's part, with and without a decoder mask."""
     models = costs.index.get_level_values(0).unique()
     wide = 2.4 + 3.6 * len(models)
     margins = {"left": 1.3 / wide, "right": 1 - 1.1 / wide, "bottom": 0.3, "top": 0.86, "wspace": 0.08}
@@ -247,15 +249,15 @@ def cost_plot(plan: Plan) -> Plot:
 
 
 def example_plots(results: Results, clip: int) -> tuple[Plot, Plot]:
-    """The trained arm's masks on an example clip, and an animation of the model's reconstruction under them."""
+    """Show the trained arm's masks on an example clip, and an animation of the model's reconstruction under them."""
     plan, shape = results.plan, results.recipe.model.clip
     choice = Choice(plan.first(plan.pretrained[0]).recipe.mask, clip=clip)
     model = trained_model(plan, results.store, plan.pretrained[0])
     frames = rebuilt(model, picture_clip(plan, clip), *choice.drawn(shape.grid))
     masks = (
-        "A clip, what the encoder sees, what the decoder rebuilds, and which part each cube is in; one column per time step."
+        "A clip, what the encoder sees, what the decoder reconstructs, and the part of each patch; one column per time step."
     )
-    loop = "A held-out clip as the small model sees and rebuilds it. Plain pixels: nothing is taken from the true clip."
+    loop = "A held-out clip as the small model sees and reconstructs it. All hidden pixels are predicted by the model."
     return (
         Plot(mask_figure(frames["original"], choice, shape), "masks", masks),
         Plot(looping_gif(frames), "reconstruction", loop),
@@ -263,7 +265,7 @@ def example_plots(results: Results, clip: int) -> tuple[Plot, Plot]:
 
 
 def errors_table(plan: Plan, model: VideoMAE) -> Table:
-    """The model's error on held-out clips, all masked cubes rebuilt, under tubes and random masks of two ratios.
+    """Measure the model's error on all masked patches of held-out clips, under tubes and random masks of two ratios.
 
     The first ratio is that of the training. Raises MissingVideos.
     """
@@ -273,17 +275,17 @@ def errors_table(plan: Plan, model: VideoMAE) -> Table:
         for kind in ("tube", "random"):
             masks = MaskSettings(encoder=kind, encoder_ratio=ratio, decoder="none", decoder_ratio=0.0)
             lines[f"{kind} {ratio:.0%}"] = reconstruction_errors(model, clips, recipe.model, masks, recipe.data.stride)
-    names = {"reconstruction": "error", "cube_mean": "of the true cube means"}
+    names = {"reconstruction": "error", "cube_mean": "of the true patch means"}
     frame = pd.DataFrame.from_dict(lines, orient="index").rename(columns=names).round(4)
     caption = (
-        "Mean squared error of masked pixels in [0, 1] on held-out clips, one model, one seed, all masked cubes rebuilt. For "
-        "comparison: the error of the true mean of each cube, which the model does not get."
+        "Mean squared error of masked pixels in [0, 1] on held-out clips, one model, one seed, all masked patches. For "
+        "comparison: the error of predicting the true mean of each patch, which the model does not know."
     )
     return Table(frame.reset_index(names="encoder mask"), "errors", caption)
 
 
 def conclusions(choices: Mapping[str, Choice], errors: Table, ratio: float) -> list[str]:
-    """What the decoder mask saves for ViT-B, what leaks, and whether leakage helps this model."""
+    """State what the decoder mask saves for ViT-B, what leaks, and whether leakage helps this model."""
     counts = counts_table(choices)
     costs = [pretrain_cost(SIZES["base"], PAPER_CLIP, row["seen"], row["decoded"]).giga for _, row in counts.iterrows()]
     copied = ", ".join(f"{share:.0f}% ({kind.replace('_', ' ')})" for kind, (_, share) in leakage(ratio).items())
@@ -291,7 +293,7 @@ def conclusions(choices: Mapping[str, Choice], errors: Table, ratio: float) -> l
     return [
         f"ViT-B costs {costs[-1]:.1f} instead of {costs[0]:.1f} G MAC per clip with {counts.index[-1]} "
         f"({costs[-1] / costs[0] - 1:+.0%}).",
-        f"With {ratio:.0%} masked, the position of a masked cube is visible at another time for {copied}.",
+        f"With {ratio:.0%} masked, the position of a masked patch is visible at another time for {copied}.",
         f"On held-out clips, the squared error of the small model is {own:.4f} under tubes, as in training, and {other:.4f} "
         f"under a random mask of the same ratio ({other / own - 1:+.0%}).",
     ]

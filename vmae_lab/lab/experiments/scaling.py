@@ -25,7 +25,7 @@ AXES = {"parameters": "encoder and decoder parameters", "clips": "clips to pre-t
 
 
 def scaled(size_step: int, data: float, steps: float) -> Callable[[Recipe], Overrides]:
-    """Overrides for the next smaller or larger size, a part of the pre-training clips, and a part of the steps.
+    """Return overrides for the next smaller or larger size, a part of the pre-training clips, and a part of the steps.
 
     Raises RecipeError if there is no such size, or if a part of a list file is needed.
     """
@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
 
 
 def budgets(plan: Plan) -> pd.DataFrame:
-    """What each arm uses: columns parameters, clips, steps. Index: arm."""
+    """Return what each arm uses: columns parameters, clips, steps. Index: arm."""
     table = {}
     for arm in plan.pretrained:
         recipe = plan.first(arm).recipe
@@ -83,7 +83,7 @@ def budgets(plan: Plan) -> pd.DataFrame:
 
 
 def accuracy_plot(results: Results) -> Plot:
-    """Accuracy over parameters, one line per amount of data and steps, drawn as its arms."""
+    """Plot accuracy over parameters, one line per amount of data and steps, in the style of its arms."""
     used, accuracy = budgets(results.plan), results.summary(results.probe)
     lines, styles = {}, {}
     for (clips, steps), group in used.groupby(["clips", "steps"]):
@@ -96,7 +96,7 @@ def accuracy_plot(results: Results) -> Plot:
 
 
 def results_table(results: Results) -> Table:
-    """One line per arm: what it uses, and its accuracy."""
+    """Return one row per arm: what it uses, and its accuracy."""
     lines = [
         {
             "model": results.plan.first(arm).recipe.model.size, "parameters, M": f"{row.parameters / 1e6:.2f}",
@@ -108,7 +108,7 @@ def results_table(results: Results) -> Table:
 
 
 def trend(results: Results) -> pd.DataFrame:
-    """Points of accuracy per doubling, over all runs at once: columns slope, low, high, verdict; index what is doubled.
+    """Fit points of accuracy per doubling, over all runs at once: columns slope, low, high, verdict; index what is doubled.
 
     Raises ValueError if the arms that were run do not determine the slopes.
     """
@@ -133,7 +133,7 @@ def trend_table(results: Results) -> Table:
 
 
 def conclusions(results: Results) -> list[str]:
-    """The fitted slopes, with the range that was run."""
+    """State the fitted slopes, with the range that was run."""
     used = budgets(results.plan).rename(columns=AXES)
     return [
         f"Twice the {name}, from {used[name].min():,} to {used[name].max():,}: "

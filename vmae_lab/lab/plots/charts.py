@@ -16,10 +16,10 @@ from vmae_lab.lab.plan import Arm
 from vmae_lab.lab.plots.style import BLUE, COLOURS, MARKERS
 from vmae_lab.lab.plots.text import short
 
-FAR_ABOVE = 20  # points above chance from which the line of chance is left out: it would squeeze the results
+FAR_ABOVE = 20  # points; if all results are this far above chance, its line is left out, since it would compress the plot
 LISTED = 24  # kinds in the legend of a map; the rest share one color
 SHOWN = 25  # classes in a confusion matrix
-WITH_COUNTS = 12  # up to so many classes, the cells of a confusion matrix also show counts
+WITH_COUNTS = 12  # largest number of classes for which the cells of a confusion matrix also show counts
 
 
 def loss_curves(
@@ -27,7 +27,7 @@ def loss_curves(
 ) -> Figure:
     """Plot the training loss over steps: one line per arm (mean over seeds) and a band from the lowest to the highest seed.
 
-    The vertical axis shows the range after the first tenth of the steps. Markers are staggered to tell overlapping lines apart.
+    The vertical axis shows the range after the first tenth of the steps. Staggered markers distinguish overlapping lines.
 
     curves: columns arm, seed, step, loss.
     """
@@ -42,7 +42,7 @@ def loss_curves(
         )  # fmt: skip
         alpha = 0.3 / max(2, len(names))
         axes.fill_between(loss_at.index, loss_at["min"], loss_at["max"], color=style.colour, alpha=alpha, linewidth=0)
-    later = curves[curves.step > 0.1 * curves.step.max()].loss  # the fall of the first steps would flatten all that follows
+    later = curves[curves.step > 0.1 * curves.step.max()].loss  # the large first losses would compress the rest
     margin = 0.15 * (later.max() - later.min()) or 0.1  # a single point has no range
     axes.set(xlabel="optimizer step", ylabel=f"{loss} (training)", ylim=(later.min() - margin, later.max() + margin))
     _legend_right(axes, legend)
@@ -302,7 +302,7 @@ def _legend_right(axes: plt.Axes, title: str | None = None, **options: Any) -> N
 
 
 def _errors(table: pd.DataFrame | pd.Series) -> np.ndarray | None:
-    """Lengths of the error bars below and above the means, `(2, n)`; None if an interval is missing."""
+    """Return the lengths of the error bars below and above the means, `(2, n)`; None if an interval is missing."""
     errors = np.array([table["mean"] - table["low"], table["high"] - table["mean"]]).reshape(2, -1)
     return None if np.isnan(errors).any() else errors
 
@@ -312,7 +312,7 @@ def _chance_line(axes: plt.Axes, chance: float) -> None:
 
 
 def _side_by_side(cost: pd.Series) -> pd.Series:
-    """Horizontal positions: the costs, with equal ones spread apart."""
+    """Return horizontal positions: the costs, with equal costs spread apart."""
     gap = 0.025 * max(cost.max() - cost.min(), 0.01 * cost.max())
     rank, count = cost.groupby(cost).cumcount(), cost.groupby(cost).transform("size")
     return cost + gap * (rank - (count - 1) / 2)

@@ -24,7 +24,7 @@ MIN_HEIGHT, MARGIN, HEAD = 144, 6, 20  # pixels: a picture's least height, aroun
 
 
 def painted(frames: np.ndarray, mask: np.ndarray, patch: int) -> np.ndarray:
-    """Cover masked patches with grey. frames: uint8 `(T', H, W, 3)`; mask: bool `(T', H', W')`. Returns the shape of frames."""
+    """Cover masked patches with gray. frames: uint8 `(T', H, W, 3)`; mask: bool `(T', H', W')`. Returns the shape of frames."""
     covered = np.kron(mask, np.ones((1, patch, patch), dtype=bool))[..., None]
     return np.where(covered, np.array(HIDDEN) * 255, frames).astype(np.uint8)
 

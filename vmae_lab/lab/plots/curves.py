@@ -1,4 +1,4 @@
-"""Figures of accuracy along pre-training: against steps and compute, and as differences to one arm."""
+"""Figures along a training: accuracy against steps and compute, differences to one arm, losses and validation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -89,8 +89,35 @@ def difference_curves(differences: pd.DataFrame, arms: Mapping[str, Arm], baseli
     return figure
 
 
+def validation_curves(curves: pd.DataFrame, arms: Mapping[str, Arm], legend: str) -> Figure:
+    """Plot training loss, validation loss and validation accuracy over steps, one panel each: one line per arm.
+
+    A line is the mean over seeds, its band the range from the lowest to the highest seed. The panels of the losses share their
+    vertical axis.
+
+    curves: columns arm, step, loss, validation_loss, validation_accuracy; one row per arm, seed and validation.
+    """
+    layout = ConstrainedLayoutEngine(wspace=0.05)
+    figure, panels = plt.subplots(1, 3, figsize=(11.4, 3.8), layout=layout)
+    columns = {"loss": "training loss", "validation_loss": "validation loss", "validation_accuracy": "validation top-1 (%)"}
+    for axes, (column, label) in zip(panels, columns.items(), strict=True):
+        for arm in _present(curves, arms):
+            points = curves[curves.arm == arm].groupby("step")[column].agg(["mean", "min", "max"])
+            spacing = max(1, len(points) // 6)
+            axes.plot(points.index, points["mean"], **_line(arms[arm]), markevery=spacing, label=short(arms[arm].label))
+            axes.fill_between(points.index, points["min"], points["max"], color=arms[arm].colour, alpha=0.12, linewidth=0)
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    panels[1].sharey(panels[0])
+    panels[0].autoscale(axis="y")
+    within_percent(panels[2])
+    figure.legend(*panels[0].get_legend_handles_labels(), title=legend, loc="outside right center", handlelength=3.5)
+    return figure
+
+
 def _present(table: pd.DataFrame, arms: Mapping[str, Arm]) -> list[str]:
-    """The arms of a table, in the order of `arms`."""
+    """Return the arms of a table, in the order of `arms`."""
     return [arm for arm in arms if arm in set(table.arm)]
 
 
@@ -99,5 +126,5 @@ def _line(style: Arm) -> dict[str, Any]:
 
 
 def _dotted(style: Arm) -> dict[str, Any]:
-    """The line of an arm at equal compute: dotted, with open markers."""
+    """Return the line style of an arm at equal compute: dotted, with open markers."""
     return {**_line(style), "linestyle": ":", "markerfacecolor": "white"}

@@ -58,12 +58,12 @@ def scene_strips(scenes: Sequence[Scene]) -> Figure:
 
 
 def number_of(index: int) -> str:
-    """1, 2, 3, …"""
+    """Return the name of a true box: 1, 2, 3, …"""
     return str(index + 1)
 
 
 def letter_of(index: int) -> str:
-    """a, b, …, z, aa, ab, …, as the columns of a spreadsheet."""
+    """Return the name of a predicted box: a, b, …, z, aa, ab, …, like the columns of a spreadsheet."""
     before, last = divmod(index, 26)
     return (letter_of(before - 1) if before else "") + chr(ord("a") + last)
 

@@ -20,6 +20,7 @@ from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, patch_statistics
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
+from vmae_lab.utils.shapes import Side
 
 CONTRAST = 0.15  # standard deviation of a patch, in parts of white, when the model's own prediction is drawn
 
@@ -48,7 +49,7 @@ def random_clips(plan: Plan, count: int) -> list[int]:
     return found[:count]
 
 
-def window(recipe: Recipe) -> tuple[int, int, int]:
+def window(recipe: Recipe) -> tuple[int, int, Side]:
     """Return frames, stride and side of an evaluated clip."""
     return recipe.model.frames, recipe.data.stride, recipe.model.side
 
@@ -73,7 +74,7 @@ def picture_clip(plan: Plan, clip: int) -> torch.Tensor:
 
 
 def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> list[np.ndarray]:
-    """Return evaluated windows of example clips, or of `clips`, one frame per time step: uint8 `(T', side, side, 3)` each."""
+    """Return evaluated windows of example clips, or of `clips`, one frame per time step: uint8 `(T', H, W, 3)` each."""
     video = middle_clips(example_clips(plan) if clips is None else clips, rows, *window(plan.recipe))
     return list(video[:, :, :: plan.recipe.model.tubelet].permute(0, 2, 3, 4, 1).numpy())
 
@@ -116,9 +117,9 @@ def rebuilt(
     if decoder_mask is not None:
         decoded, pixels, _, _ = _predicted(model, video, encoder_mask, decoder_mask)
         blank = np.broadcast_to(np.round(255 * np.array(HIDDEN)), original.shape).astype(np.uint8)
-        frames["decoder rebuilds"] = _paste(blank, pixels, decoded, model.clip)
+        frames["decoder reconstructs"] = _paste(blank, pixels, decoded, model.clip)
     if model.normalise_target:
-        frames["cube means"] = _paste(original, means, hidden, model.clip)
+        frames["patch means"] = _paste(original, means, hidden, model.clip)
     frames["reconstruction"] = _paste(original, filled, hidden, model.clip)
     if standardized and model.normalise_target:
         frames["prediction"] = _paste(original, 0.5 + CONTRAST * predicted, hidden, model.clip)
@@ -128,7 +129,7 @@ def rebuilt(
 def _predicted(
     model: VideoMAE, video: torch.Tensor, encoder_mask: torch.Tensor, decoder_mask: torch.Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions of the decoded patches, int `(M,)`; their predicted pixels, their true means, and the prediction
+    """Return the positions of the decoded patches, int `(M,)`; their predicted pixels, their true means, and the prediction
     itself (standardized with a normalized target), `(M, t*p*p, 3)` each.
     """
     prediction, decoded = model(video, encoder_mask, decoder_mask)

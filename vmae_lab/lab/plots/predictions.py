@@ -14,8 +14,8 @@ CLASSES = 6  # shown by name: the most frequent ones
 OTHERS = "#CCCCCC"
 
 
-def timeline(predicted: Timeline) -> Figure:
-    """Probabilities along a video, one line per class, and below them a band of the most probable class.
+def timeline(predicted: Timeline, title: str) -> Figure:
+    """Plot probabilities along a video, one line per class, and below them a band of the most probable class.
 
     Classes are those that are the most probable in some window; of more than six, the most frequent ones, and the others are
     gray in the band.
@@ -35,7 +35,7 @@ def timeline(predicted: Timeline) -> Figure:
         colour = COLOURS[shown.index(label)] if known else OTHERS
         band.axvspan(start, end, facecolor=colour, hatch=PRINTED[colour][1] if known else "", edgecolor="white", linewidth=0)
     lines.set(ylabel="probability", ylim=(0, 1.02), xlim=(edges[0], edges[-1]))
-    lines.set_title(short(predicted.video, 80), fontsize=9, loc="left")
+    lines.set_title(short(title, 80), fontsize=9, loc="left")
     band.set(xlabel="time, s", yticks=[])
     band.set_ylabel("top class", rotation=0, ha="right", va="center", fontsize=9)
     keys = [
@@ -43,6 +43,8 @@ def timeline(predicted: Timeline) -> Figure:
         for label, colour in zip(shown, COLOURS, strict=False)
     ]
     keys += [Patch(facecolor=OTHERS, label=f"{len(labels) - CLASSES} other classes")] if len(labels) > CLASSES else []
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(3, len(keys)), fontsize=9)
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=min(3, len(keys)), fontsize=9, title="class", title_fontsize=9
+    )
     sns.despine(figure)
     return figure

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from vmae_lab.lab.plots.text import fallback_fonts
 from vmae_lab.utils.atomic_io import atomic_write, make_folder
 
-# The palette of Okabe and Ito for color-blind readers, with grey instead of yellow, which is faint on white.
+# The palette of Okabe and Ito for color-blind readers, with gray instead of yellow, which is faint on white.
 GREY, BLACK, ORANGE, RED, PINK, SKY, BLUE, GREEN = (
     "#777777", "#000000", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73",
 )  # fmt: skip
-# Color -> line style and hatch of bars, to distinguish arms in greyscale print.
+# Color -> line style and hatch of bars, to distinguish arms in grayscale print.
 PRINTED: dict[str, tuple[Any, str]] = {
     GREY: ("--", ""), BLACK: ("-", "++"), ORANGE: ((0, (6, 2)), ".."), RED: ("-.", "xx"), PINK: ((0, (1, 1)), "oo"),
     SKY: ((0, (2, 1)), "--"), BLUE: ("-", "//"), GREEN: ((0, (6, 1, 1, 1, 1, 1)), "\\\\"),

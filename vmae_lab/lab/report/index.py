@@ -106,7 +106,7 @@ class Entry:
 
 
 def find_reports(folder: Path, order: Sequence[str]) -> list[Entry]:
-    """All reports `<scale>/<notebook>/` below `folder`: scales as in `SCALES`, then others; notebooks as in `order`."""
+    """Return all reports `<scale>/<notebook>/` below `folder`: scales as in `SCALES`, then others; notebooks as in `order`."""
 
     def position(name: str, names: Sequence[str]) -> int:
         return names.index(name) if name in names else len(names)
@@ -153,7 +153,7 @@ def _find(pattern: str, text: str) -> str:
 
 
 def _in_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """The reports, and the links to files, that git does not ignore. Raises FileNotFoundError outside a checkout."""
+    """Return the reports, and the links to files, that git does not ignore. Raises FileNotFoundError outside a checkout."""
     try:
         listed = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     except (OSError, subprocess.CalledProcessError):
@@ -220,12 +220,12 @@ def _slug(name: str) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Text of a file as HTML: escaped, with text between backticks as code."""
+    """Return the text of a file as HTML: escaped, with text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _text(text: str) -> str:
-    """Text of a file as Markdown: on one line, with its tags and links escaped."""
+    """Return the text of a file as Markdown: on one line, with its tags and links escaped."""
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split()).replace("](", r"]\(")
 
 

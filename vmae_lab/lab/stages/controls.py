@@ -1,11 +1,12 @@
 """Stage `controls`: accuracy without an encoder, from raw pixels and from each single frame. It does not depend on a seed."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from vmae_lab.data.memmap_dataset import MemmapDataset
-from vmae_lab.evaluation.pixel_baselines import MOST_PIXELS, raw_pixel_accuracy, single_frame_accuracies
+from vmae_lab.evaluation.pixel_baselines import raw_pixel_accuracy, single_frame_accuracies, single_frame_side
 from vmae_lab.evaluation.probes import ProbeSettings, labelled_draws
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work, reading_seconds, ridge_macs
@@ -46,11 +47,12 @@ class ControlsStage(EvaluatedStage):
 
     @property
     def work(self) -> Work:
-        """Ridge classifiers on each frame of all training clips, and on the pixels of the labelled clips."""
+        """Ridge classifiers on each frame of all training clips, and on the pixels of the labeled clips."""
         world, labels, clips, classes = self.data.motionworld, self.labels or 0, self.held_out_count, self.data.classes
         assert world is not None, ONLY_EMBEDDED
         trained = len(self.evaluated_sources or self.data.sources) * classes * world.train
-        pixels, small = 3 * self.model.frames * self.model.side**2, 3 * min(self.model.side // 2, MOST_PIXELS) ** 2
+        pixels = 3 * self.model.frames * self.model.clip.height * self.model.clip.width
+        small = 3 * math.prod(single_frame_side(self.model.side))
         solved = world.frames * ridge_macs(trained, small, clips, classes)
         solved += self.draws * ridge_macs(labels, pixels, clips, classes)
         one_frame = self.model.model_copy(update={"frames": 1})

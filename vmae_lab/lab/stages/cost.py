@@ -1,5 +1,6 @@
 """The cost of a stage: its work by the resource that limits it, and counts that several kinds of stages share."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,13 +15,14 @@ from vmae_lab.models.flops import TokenCounts, training_macs
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.utils.shapes import height_width
 
 BACKWARD = 3  # cost of forward and backward together, in forward passes
 # CPU seconds on one idle core (AMD EPYC, November 2026).
 CLIP_S = 2.5e-4  # reading a decoded clip of any size
 CROP_PIXEL_S = 9e-9  # per pixel of a clip that a loader process crops, stacks and sends
 RESIZE_PIXEL_S = 21e-9  # per pixel of a clip that is also resized
-AUGMENT_PIXEL_S = 1.1e-7  # per pixel of a clip, for RandAugment on each frame: 85 ms at 16 x 224 x 224
+AUGMENT_PIXEL_S = 2.1e-8  # per pixel of a clip, for RandAugment and random erasing: 17 ms at 16 x 224 x 224
 DECODE_S = 0.05  # decoding a clip from a file of 320 x 240 pixels (reports/LOG.md, 2026-11-23); 0.4 at 1280 x 720
 
 
@@ -99,7 +101,7 @@ def parameter_count(model: ModelSettings) -> int:
 def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSettings) -> float:
     """Return the CPU seconds that the batches of a whole training take."""
     sizes = {round(scale * data.resident_side) for scale in data.crop_scales}
-    pixels = model.frames * model.side**2
+    pixels = model.frames * math.prod(height_width(model.side))
     per_sample = CLIP_S + pixels * (RESIZE_PIXEL_S if data.lists or sizes != {model.side} else CROP_PIXEL_S)
     if data.lists:
         per_sample += DECODE_S / getattr(training, "repeats", 1)
@@ -111,4 +113,4 @@ def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSet
 def reading_seconds(model: ModelSettings, data: DataSettings) -> float:
     """Return the CPU seconds to read one clip in the process that evaluates it."""
     resized = data.lists or data.resident_side != model.side
-    return CLIP_S + (model.frames * model.side**2 * RESIZE_PIXEL_S if resized else 0.0)
+    return CLIP_S + (model.frames * math.prod(height_width(model.side)) * RESIZE_PIXEL_S if resized else 0.0)

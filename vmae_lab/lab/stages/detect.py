@@ -15,6 +15,7 @@ from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.detect import DetectSettings, DetectTask, Whose, detect
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.shapes import Side
 
 AVA_CLASSES = 80  # to count parameters; the linear layer is small compared with the encoder
 
@@ -39,6 +40,7 @@ class DetectStage(Stage):
         corrupt = corrupt_videos_in(job.folder)
         task = DetectTask(self.model, self.detect, scenes, encoder, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress)
+        trained.model.class_names = tuple(scenes.actions[action] for action in sorted(scenes.actions))
         self.save(trained.model, job)
         names: dict[Whose, str] = {"true": "frame_map_true_boxes"}
         if held_out.persons is not None:
@@ -57,8 +59,9 @@ class DetectStage(Stage):
 
     @property
     def work(self) -> Work:
-        """Training on square crops, and one pass over the held-out key frames; these are not counted for listed videos."""
-        sides = (self.detect.side, self.detect.test_short_side - self.detect.test_short_side % self.model.clip.patch)
+        """Training on crops, and one pass over the held-out key frames; these are not counted for listed videos."""
+        shorter = self.detect.test_short_side - self.detect.test_short_side % self.model.clip.patch
+        sides: tuple[Side, Side] = (self.detect.side, shorter)
         crop, frame = (
             classify_cost(
                 self.model.dimensions, ClipShape(self.model.frames, side, self.model.tubelet, self.model.clip.patch), 1

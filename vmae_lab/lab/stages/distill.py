@@ -8,7 +8,7 @@ from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.stages.cost import Work
 from vmae_lab.lab.stages.finetune import SupervisedStage
 from vmae_lab.lab.stages.inputs import corrupt_videos_in, replaced_videos
-from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, positioned, training_cost
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
@@ -70,4 +70,5 @@ class DistillStage(SupervisedStage):
 def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:
     """Build a distillation stage for `recipe.model`, from an encoder or from scratch. Raises RecipeError."""
     settings = require(recipe.distill, "distill", "the plan teaches a student")
-    return build(DistillStage, recipe, teacher, encoder, seed=seed, distill=settings, sources=None)
+    model = positioned(recipe.model, encoder)
+    return build(DistillStage, recipe, teacher, encoder, seed=seed, distill=settings, sources=None, model=model)

@@ -25,14 +25,14 @@ class OpenedStage(Stage):
     model: ModelSettings
 
     def run(self, job: Job) -> dict[str, Any]:
-        frames, side = self.model.frames, self.model.side
+        shape: dict[str, Any] = {name: getattr(self.model, name) for name in ("frames", "side", "positions")}
         if self.config.model == "VideoMAE":
-            opened: Pretrained = VideoMAE.from_pretrained(self.where, frames=frames, side=side)
+            opened: Pretrained = VideoMAE.from_pretrained(self.where, **shape)
         else:
             with warnings.catch_warnings():  # if the head does not fit, only the encoder is loaded, with a warning
                 warnings.simplefilter("ignore")
                 classes = self.config.classes or 1
-                opened = VideoClassifier.from_pretrained(self.where, classes=classes, frames=frames, side=side)
+                opened = VideoClassifier.from_pretrained(self.where, classes=classes, **shape)
         self.save(opened, job, f"opened from {self.where}")
         return {"metrics": {}, "opened": self.where}
 
@@ -51,7 +51,9 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
             "those of the checkpoint, or choose another checkpoint"
         )
     weights = weights_digest(dict(sorted(checkpoint.state.items())))  # equal weights can be in a different order
-    return build(OpenedStage, recipe, weights=weights, config=theirs.hashed, where=checkpoint.where)
+    positions_from = checkpoint.reshaped(ours.frames, ours.side, ours.positions).positions_from
+    model = ours.model_copy(update={"positions_from": positions_from})
+    return build(OpenedStage, recipe, weights=weights, config=theirs.hashed, where=checkpoint.where, model=model)
 
 
 def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
@@ -66,7 +68,8 @@ def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
     if config.readout == "flat" and config.clip.tokens != recipe.model.clip.tokens:
         raise CheckpointError(
             f"{checkpoint.where} has a flat head for {config.clip.tokens} tokens, but clips of the recipe have "
-            f"{recipe.model.clip.tokens}. Set model.frames to {config.clip.frames} and model.side to {config.clip.side}"
+            f"{recipe.model.clip.tokens}. Set model.frames to {config.clip.frames} and model.side to "
+            f"{config.clip.as_json['side']}"
         )
     return stage
 

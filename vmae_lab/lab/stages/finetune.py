@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.evaluation.classification import top1
 from vmae_lab.evaluation.probes import draw_labelled
 from vmae_lab.lab.config import Recipe
-from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters, loading_seconds
+from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters, loading_seconds, reading_seconds
 from vmae_lab.lab.stages.inputs import EvaluatedStage, corrupt_videos_in, replaced_videos
 from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
 from vmae_lab.models.checkpoints import load_weights, read_weights
@@ -17,7 +18,10 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, predict
+from vmae_lab.training.validation import Validation
 from vmae_lab.utils.processes import process_state
+
+VALIDATION = "validation"  # the split that a training is validated on
 
 
 class SupervisedStage(EvaluatedStage):
@@ -32,16 +36,31 @@ class SupervisedStage(EvaluatedStage):
     def run(self, job: Job) -> dict[str, Any]:
         clips, rows = self.labelled(job.compute)
         held_out, counts = self.held_out_clips(job.compute)
+        validation, validation_counts = self.validation(job.compute)
         encoder = input_encoder_state(job.inputs[0]) if job.inputs else None
         corrupt = corrupt_videos_in(job.folder)
         task = FinetuneTask(self.model, self.section, self.data, clips, rows.tolist(), encoder, self.seed, corrupt)
-        trained = train(task, job.folder, job.compute, job.progress)
+        trained = train(task, job.folder, job.compute, job.progress, validation=validation)
         self.save_classifier(trained.model, job)
-        scores = predict(trained.model, held_out, self.model, self.data.stride, task.settings.sampling)
+        scores = self.predict(trained.model, held_out)
         return {
             "metrics": {self.kind: top1(scores.argmax(1).numpy(), held_out.labels)}, "training": training_cost(trained),
-            "labelled_clips": len(rows), **counts, **replaced_videos(corrupt),
+            "labelled_clips": len(rows), **counts, **validation_counts, **replaced_videos(corrupt),
+            **({"best": trained.best} if trained.best else {}),
         }  # fmt: skip
+
+    def validation(self, compute: Compute) -> tuple[Validation | None, dict[str, Any]]:
+        """Return what the training is validated on, if it is, and what the result records about these clips."""
+        settings: FinetuneSettings = self.section
+        if not settings.validate_every:
+            return None, {}
+        clips, left_out = self.readable_clips(VALIDATION, compute)
+        counts = {"validation_clips": len(clips), **({"left_out_of_validation": left_out} if left_out else {})}
+        return Validation(clips, self.predict, settings.validate_every, settings.keep == "best"), counts
+
+    def predict(self, classifier: nn.Module, clips: Clips) -> Tensor:
+        """Class logits of each clip: `(n, classes)` on the CPU. Raises MissingVideos."""
+        return predict(classifier, clips, self.model, self.data.stride, self.section.sampling)
 
     def save_classifier(self, classifier: VideoClassifier, job: Job) -> None:
         """Save the trained classifier with the names of its classes and the sampling of its clips, for predictions."""
@@ -64,11 +83,17 @@ class SupervisedStage(EvaluatedStage):
         return count_parameters(self.build)
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        return (*self.reads, VALIDATION) if self.section.validate_every else self.reads
+
+    @property
     def work(self) -> Work:
+        evaluated = self.held_out_count + self.section.validations * self.clip_count(VALIDATION)
         return Work(
-            self.clip_macs * BACKWARD * self.steps * self.section.batch_size, self.clip_macs * self.held_out_count,
+            self.clip_macs * BACKWARD * self.steps * self.section.batch_size, self.clip_macs * evaluated,
             layer_steps=self.model.dimensions.depth * self.steps,
-            loading_s=loading_seconds(self.section, self.model, self.data), own_s=self.reading_s,
+            loading_s=loading_seconds(self.section, self.model, self.data),
+            own_s=evaluated * reading_seconds(self.model, self.data),
         )  # fmt: skip
 
 

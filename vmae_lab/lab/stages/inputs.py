@@ -105,10 +105,14 @@ class EvaluatedStage(ClipStage):
         If the recipe sets `missing: skip`, unreadable clips are left out and named. Otherwise none is tried here, and reading
         an unreadable one raises MissingVideos.
         """
-        clips = self.clips(self.split, self.evaluated_sources, compute)
+        clips, left_out = self.readable_clips(self.split, compute)
+        return clips, {"test_clips": len(clips), **({"left_out": left_out} if left_out else {})}
+
+    def readable_clips(self, split: str, compute: Compute) -> tuple[Clips, list[str]]:
+        """Return the clips of a split, and the names of those that are left out; see `held_out_clips`."""
+        clips = self.clips(split, self.evaluated_sources, compute)
         rows, left_out = self._readable(clips, range(len(clips)))
-        kept = clips.subset(rows) if left_out else clips
-        return kept, {"test_clips": len(kept), **({"left_out": left_out} if left_out else {})}
+        return clips.subset(rows) if left_out else clips, left_out
 
     def readable_draws(self, labelled: Clips, draws: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray, dict[str, Any]]:
         """Return the readable part of draws of rows, all rows in them, and what the result records about the others."""
@@ -130,8 +134,12 @@ class EvaluatedStage(ClipStage):
     @property
     def held_out_count(self) -> int:
         """Number of clips to evaluate on. It is 0 for listed videos, whose number is not known before the list is read."""
+        return self.clip_count(self.split)
+
+    def clip_count(self, split: str) -> int:
+        """Return the number of clips of a split of the evaluated sources; 0 for listed videos."""
         world = self.data.motionworld
-        return len(self.evaluated_sources or self.data.sources) * self.data.classes * getattr(world, self.split) if world else 0
+        return len(self.evaluated_sources or self.data.sources) * self.data.classes * getattr(world, split) if world else 0
 
     @property
     def reading_s(self) -> float:

@@ -28,7 +28,7 @@ I3D_WIDTH, THUMOS_CLASSES = 2048, 20  # assumed for the cost of features and ann
 
 
 class FeaturesStage(Stage):
-    """Features of the windows of every video of a split, divided over the processes. `where` holds the videos' settings."""
+    """Features of the windows of every video of a split, divided over the processes. `where` has the settings of the videos."""
 
     kind = "features"
 
@@ -44,7 +44,8 @@ class FeaturesStage(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         videos = load_untrimmed(self.videos, self.split, job.compute)
         state, folder = process_state(), job.folder / FEATURES
-        encoder, norm = open_encoder(job.inputs[0], self.model.frames, self.model.side, str(state.device))
+        model, device = self.model, str(state.device)
+        encoder, norm = open_encoder(job.inputs[0], model.frames, model.side, device, model.positions)
         clips = videos.clips(job.compute.processes)
         if state.is_main_process:
             videos.check_rates(clips)
@@ -96,7 +97,7 @@ class LocaliseStage(Stage):
         )
         task = LocaliseTask(settings, videos, features, self.seed)
         trained = train(task, job.folder, job.compute, job.progress)
-        segments = localise(trained.model, held_out, held_out_features, settings)
+        segments = localise(trained.model, held_out.annotations.videos, held_out_features, settings)
         if process_state().is_main_process:
             trained.model.save(job.folder)
             write_predictions(job.folder / SEGMENTS, segments)
@@ -110,6 +111,7 @@ class LocaliseStage(Stage):
             "per_class": _in_percent(score.per_class), "by_duration": _in_percent(score.by_duration),
             "videos": len(held_out.names), "training_videos": len(videos.names),
             "segments": len(held_out.annotations.segments), "training_segments": len(videos.annotations.segments),
+            **({"encoder": self.inputs[0].inputs[0].key} if self.inputs else {}),
         }  # fmt: skip
 
     @property
@@ -127,7 +129,7 @@ class LocaliseStage(Stage):
 
     @property
     def parameters(self) -> int:
-        """About: they depend a little on the width of the features and on the number of classes."""
+        """Approximate number: it depends slightly on the width of the features and on the number of classes."""
         return count_parameters(lambda: ActionFormer(self.localise.shape, I3D_WIDTH, [""] * THUMOS_CLASSES))
 
     @property

@@ -105,7 +105,7 @@ class RandomPixels(PretrainTask):
 
     def __init__(self, model: ModelSettings, masks: MaskSettings, settings: PretrainSettings, device: torch.device):
         self.model, self.masks, self.settings, self.seed = model, masks, settings, 0
-        shape = (settings.batch_size, model.clip.channels, model.clip.frames, model.clip.side, model.clip.side)
+        shape = (settings.batch_size, model.clip.channels, model.clip.frames, model.clip.height, model.clip.width)
         generator = torch_generator(self.seed, "random pixels")
         self.video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
 

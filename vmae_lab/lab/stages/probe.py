@@ -34,10 +34,10 @@ from vmae_lab.utils.seeding import derive, numpy_generator
 
 @dataclass(frozen=True)
 class ReadClips:
-    """Tokens of the labelled clips in any draw, and of the held-out clips.
+    """Tokens of the labeled clips in any draw, and of the held-out clips.
 
-    `rows`: of each draw, rows of the training split. `needed`: the rows of all draws, to which `tokens` belong. `counts`: what
-    the result of the stage records.
+    `rows`: rows of the training split, one array per draw. `needed`: the rows of all draws, in the order of `tokens`.
+    `counts`: what the result of the stage records.
     """
 
     rows: list[np.ndarray]
@@ -59,7 +59,7 @@ class ProbeStage(EvaluatedStage):
     """Accuracy of frozen readouts, and the reconstruction error if the input is a pre-training.
 
     `step`: evaluate the weights that the pre-training kept after this step. `labels_shuffled`: shuffle the labels between the
-    labelled clips (a control).
+    labeled clips (a control).
     """
 
     kind = "probe"
@@ -102,7 +102,7 @@ class ProbeStage(EvaluatedStage):
             shutil.rmtree(probe)
 
     def read(self, encoder: VideoEncoder, compute: Compute, pooled: bool = False) -> ReadClips:
-        """Extract the tokens of the labelled and of the held-out clips; only their means if `pooled`."""
+        """Extract the tokens of the labeled and of the held-out clips; only their means if `pooled`."""
         labelled = self.clips("train", self.evaluated_sources, compute)
         held_out, counts = self.held_out_clips(compute)
         draws, needed, unlabelled = self.readable_draws(labelled, labelled_draws(labelled.labels, self.probe, self.data.seed))
@@ -128,7 +128,7 @@ class ProbeStage(EvaluatedStage):
 
     @property
     def work(self) -> Work:
-        """Tokens of labelled and held-out clips, the readouts of every draw, and the reconstruction after a pre-training."""
+        """Tokens of labeled and held-out clips, the readouts of every draw, and the reconstruction after a pre-training."""
         probe, width, tokens, clips = self.probe, self.model.dimensions.width, self.model.clip.tokens, self.held_out_count
         labels, macs, trained_steps = probe.labels or 0, self.macs, 0
         columns = {"ridge": width * tokens, "linear_2x2": 4 * width, "linear_mean": width}
@@ -161,7 +161,7 @@ def kept_probe_stage(recipe: Recipe, encoder: Stage, seed: int, step: int) -> St
 
 
 def shuffled_probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
-    """Build a control: the main frozen readout of an encoder, with labels shuffled between the labelled clips."""
+    """Build a control: the main frozen readout of an encoder, with labels shuffled between the labeled clips."""
     settings = recipe.evaluate.probe.model_copy(update={"probes": recipe.evaluate.probe.probes[:1]})
     return build(ProbeStage, recipe, encoder, seed=seed, probe=settings, labels_shuffled=True)
 
@@ -177,7 +177,7 @@ def attentive_answers(
     folder: Path, compute: Compute, settings: ProbeSettings, model: ModelSettings, classes: int, seed: int,
     tokens: torch.Tensor, labels: np.ndarray, test_tokens: torch.Tensor,
 ) -> np.ndarray:  # fmt: skip
-    """Train an attentive probe on labelled tokens `(n, N, D)` in its folder. Return its classes of the others, int64 `(m,)`."""
+    """Train an attentive probe on labeled tokens `(n, N, D)` in its folder. Return its classes of the others, int64 `(m,)`."""
     training = TrainSettings(
         steps=settings.attentive_steps, batch_size=min(32, len(labels)), lr=settings.attentive_lr,
         warmup_steps=settings.attentive_steps // 10, precision="fp32",

@@ -44,7 +44,7 @@ class Job:
 
 
 class Stage(BaseModel):
-    """A piece of work, named by what decides its result. Each kind is a subclass in its own file.
+    """A unit of computation, named by a hash of what determines its result. Each kind is a subclass in its own file.
 
     The fields of a kind are the settings in its key. A field with its default value is left out of the key, so that a new field
     does not rename finished stages. `inputs` are the stages that must be finished first. `where` is the path of an external
@@ -132,8 +132,13 @@ class Stage(BaseModel):
     # ---------------------------------------------------------------- checks before a plan runs
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the stage reads: `reads`, and those that it reads because of its settings."""
+        return self.reads
+
+    @property
     def drawn_labels(self) -> dict[str, int | None]:
-        """How many labelled clips are drawn, by the name of the setting; None means all."""
+        """How many labeled clips are drawn, by the name of the setting; None means all."""
         return {}
 
     @property
@@ -151,12 +156,27 @@ class Stage(BaseModel):
 
 
 def build(kind: type[Stage], recipe: Recipe, *inputs: Stage | None, **own: Any) -> Stage:
-    """Build a stage from the recipe's settings with the names of its fields, and from `own`. Inputs of None are left out."""
-    settings = {**dict(recipe), **dict(recipe.evaluate), **own}
+    """Build a stage from the recipe's settings with the names of its fields, and from `own`. Inputs of None are left out.
+
+    Its model keeps the positions of its first input's model, which may be interpolated from those of an opened checkpoint.
+    """
+    settings = {**dict(recipe), "model": positioned(recipe.model, *inputs[:1]), **dict(recipe.evaluate), **own}
     if "data_fingerprint" in kind.model_fields:
         settings["data_fingerprint"] = recipe.data.fingerprint
     fields = {name: value for name, value in settings.items() if name in own or name in kind.model_fields}
     return kind(**fields, inputs=tuple(stage for stage in inputs if stage is not None))
+
+
+def positioned(model: ModelSettings, source: Stage | None = None) -> ModelSettings:
+    """Return the model with the positions that it takes over from a stage whose weights it starts from, or that it evaluates.
+
+    Both are equal unless the stage's model, or the checkpoint that it started from, has another grid of tokens.
+    """
+    origin = getattr(source, "model", None)
+    if not isinstance(origin, ModelSettings) or (origin.tubelet, origin.clip.patch) != (model.tubelet, model.clip.patch):
+        return model
+    clip = origin.clip.reshaped(model.frames, model.side, model.positions)
+    return model.model_copy(update={"positions_from": clip.positions_from})
 
 
 def input_encoder_state(folder: Path) -> State:
@@ -179,10 +199,18 @@ def training_cost(trained: Trained) -> dict[str, Any]:
 # Fields that were added after stages had been run, with the value that means "not used". Unused ones stay out of keys.
 ADDED: dict[type, dict[str, Any]] = {
     MaskSettings: {"prune": False},
-    ModelSettings: {"layer_scale": None},
+    ModelSettings: {"layer_scale": None, "positions": "interpolate", "positions_from": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
     PretrainSettings: {"keep_at": [], "target_from": "clip"},
-    FinetuneSettings: {"augment": None, "dropout": 0.0, "sampling": "dense", "repeats": 1, "mix": None},
+    FinetuneSettings: {
+        "augment": None,
+        "dropout": 0.0,
+        "sampling": "dense",
+        "repeats": 1,
+        "mix": None,
+        "validate_every": 0,
+        "keep": "last",
+    },
 }
 
 

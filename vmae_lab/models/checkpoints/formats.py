@@ -23,6 +23,7 @@ from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.vit import NORM_EPS
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.shapes import read_side
 
 State = dict[str, Tensor]
 Pairs = Sequence[tuple[str, str]]
@@ -190,7 +191,7 @@ def _split(state: State, whole: str, parts: Sequence[str | None]) -> State:
 
 
 def _joined(state: State, whole: str, parts: Sequence[str | None]) -> State:
-    """The inverse of `_split`. A third with None is zero. Raises CheckpointError if only some of the parts exist."""
+    """Undo `_split`. A third with None is zero. Raises CheckpointError if only some of the parts exist."""
     joined: State = {}
     for key, value in state.items():
         ending = next((part for part in parts if part and key.endswith(part)), None)
@@ -224,7 +225,7 @@ def with_layer_scale(size: Size, official: State) -> Size:
 
 
 def size_in(official: State, where: str, heads: int | None = None) -> Size:
-    """The size of official weights. `heads` defaults to that of the known size with the same widths and depth.
+    """Return the size of official weights. `heads` defaults to that of the known size with the same widths and depth.
 
     Raises CheckpointError if the weights are not a VideoMAE, or if the number of heads is unknown.
     """
@@ -250,17 +251,24 @@ def size_in(official: State, where: str, heads: int | None = None) -> Size:
 
 
 def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipShape:
-    """The clip of an official file: patch from the embedding's kernel, frames and side from the training script's arguments.
+    """Return the clip of an official file: patch from the embedding's kernel, frames and side from the script's arguments.
 
-    Without arguments: the paper's 16 frames and 224 pixels. Raises CheckpointError.
+    Without arguments: the paper's 16 frames and 224 pixels. `input_size` may be a pair (height, width), which our own files
+    have for clips that are not square. Raises CheckpointError.
     """
     _, _, channels, tubelet, patch = _encoder_shape(official, where)
     refuse_others({"channels": channels}, {"channels": CHANNELS}, where)
     try:
         frames = int(arguments.get("num_frames") or 16) * int(arguments.get("num_segments") or 1)
-        return ClipShape(frames, int(arguments.get("input_size") or 224), tubelet, patch, channels)
+        side = arguments.get("input_size") or 224
+        return ClipShape(frames, read_side(side if isinstance(side, list | tuple) else int(side)), tubelet, patch, channels)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its arguments num_frames and input_size do not fit its model: {error}") from error
+
+
+def official_arguments(clip: ClipShape) -> dict[str, Any]:
+    """The arguments that an official file needs to tell its clip; none for 16 frames of 224 pixels, the default."""
+    return {} if (clip.frames, clip.side) == (16, 224) else {"num_frames": clip.frames, "input_size": clip.side}
 
 
 def check_fit_of_config(size: Size, clip: ClipShape, official: State, where: str) -> None:
@@ -289,7 +297,7 @@ def check_heads(size: Size, decoder: bool, where: str) -> None:
 
 
 def _encoder_shape(official: State, where: str) -> tuple[int, int, int, int, int]:
-    """Width, depth, channels, tubelet and patch of the encoder."""
+    """Return the width, depth, channels, tubelet and patch of the encoder."""
     key = next((key for key in official if key.endswith(EMBEDDING)), None)
     if key is None or official[key].ndim != 5:
         names = ", ".join(list(official)[:10])
@@ -337,7 +345,7 @@ REMOTE_FIXED = {
 
 
 def transformers_config(model: ModelConfig) -> dict[str, Any]:
-    """Content of `config.json` for transformers."""
+    """Return the content of `config.json` for transformers."""
     config = {
         **_theirs(model.size, HF_SIZE),
         **_theirs(model.clip, HF_CLIP),
@@ -352,7 +360,7 @@ def transformers_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _named_labels(names: Sequence[str]) -> dict[str, Any]:
-    """The settings of transformers' configs that name the classes."""
+    """Return the settings of transformers' configs that name the classes."""
     return {
         "id2label": {str(row): name for row, name in enumerate(names)},
         "label2id": {name: row for row, name in enumerate(names)},
@@ -360,7 +368,7 @@ def _named_labels(names: Sequence[str]) -> dict[str, Any]:
 
 
 def class_names_in(config: Mapping[str, Any], contents: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of the classes in label order: of an official file's contents, or of a config of any format.
+    """Return the names of the classes in label order: of an official file's contents, or of a config of any format.
 
     None if there are none, or only transformers' placeholders (`LABEL_0`).
     """
@@ -374,7 +382,7 @@ def class_names_in(config: Mapping[str, Any], contents: Mapping[str, Any]) -> tu
 
 
 def read_transformers_config(config: Mapping[str, Any], where: str) -> tuple[Size, ClipShape]:
-    """Size and clip in a transformers config. Raises CheckpointError if our model does not support its settings."""
+    """Return the size and clip in a transformers config. Raises CheckpointError if our model does not support its settings."""
     _check_settings(config, HF_FIXED, ("hidden_dropout_prob", "attention_probs_dropout_prob"), where)
     return _built(Size, config, HF_SIZE, where), _built(ClipShape, config, HF_CLIP, where)
 
@@ -397,7 +405,7 @@ def transformers_weights(state: State, config: Mapping[str, Any], where: str) ->
 
 
 def remote_code_config(model: ModelConfig) -> dict[str, Any]:
-    """Content of `config.json` for V2's remote code. It refers to the authors' code on the hub."""
+    """Return the content of `config.json` for V2's remote code. It refers to the authors' code on the hub."""
     section = {
         **_theirs(model.size, REMOTE_SIZE),
         **_theirs(model.clip, REMOTE_CLIP),
@@ -419,7 +427,7 @@ def remote_code_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def read_remote_code_config(config: Mapping[str, Any], official: State, where: str) -> tuple[Size, ClipShape]:
-    """Size and clip in a remote-code config; the MLP width comes from the weights. Raises CheckpointError if unsupported."""
+    """Return the size and clip in a remote-code config. The MLP width comes from the weights. Raises CheckpointError."""
     section, named = config[REMOTE_SECTION], f"{where}: {REMOTE_SECTION}"
     if not isinstance(section, Mapping):
         raise CheckpointError(f"{named} is {section!r}; it must contain the model's settings")
@@ -453,11 +461,14 @@ def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mappin
         raise CheckpointError(f"{where} is not the config of a VideoMAE ({', '.join(names.values())}): {error}") from error
 
 
-def _number(name: str, setting: Any) -> int:
-    if name in ("image_size", "patch_size") and isinstance(setting, list | tuple):
+def _number(name: str, setting: Any) -> int | tuple[int, int]:
+    """A whole number; for the side of a clip also a pair (height, width). Raises TypeError, ValueError."""
+    if isinstance(setting, list | tuple) and name in (HF_CLIP["side"], REMOTE_CLIP["side"]):
+        return read_side(setting)
+    if isinstance(setting, list | tuple) and name == HF_CLIP["patch"]:
         height, setting = setting
         if height != setting:
-            raise ValueError(f"{name} is {height} x {setting} pixels; clips and patches must be square")
+            raise ValueError(f"{name} is {height} x {setting} pixels; patches must be square")
     if int(setting) != setting:
         raise ValueError(f"{name} {setting!r} is not a whole number")
     return int(setting)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import SIZES, Size
+from vmae_lab.models.sizes import SIZES, ClipShape, Positions, Size
+from vmae_lab.utils.shapes import Side
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = ".index.json"
@@ -46,11 +47,32 @@ EMBEDDING = re.compile(r"(.*\.)?(patch_embed\.proj|patch_embeddings\.projection|
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in our names, and the config of their model. `where` names the checkpoint in messages."""
+    """Weights in our names, and the config of their model. `where` names the checkpoint in messages.
+
+    If `clip_assumed`, the clip is not stored and is the default of the official code.
+    """
 
     state: State
     config: ModelConfig
     where: str
+    clip_assumed: bool = False
+
+    def reshaped(self, frames: int | None, side: Side | None, positions: Positions | None = None) -> ClipShape:
+        """Return the clip with another shape or rule for positions, see `ClipShape.reshaped`.
+
+        Warns if positions are interpolated from an assumed clip. Raises CheckpointError if patches do not divide the clip.
+        """
+        try:
+            clip = self.config.clip.reshaped(frames, side, positions)
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {error}") from error
+        if self.clip_assumed and clip.positions_from:
+            warnings.warn(
+                f"{self.where} does not store the clip of its training. Positions are interpolated from "
+                f"{self.config.clip.pixels}, the default; if it was trained on {clip.pixels}, set positions to 'recompute'",
+                stacklevel=3,
+            )
+        return clip
 
 
 def open_checkpoint(where: str | Path, size: Size | str | None = None, revision: str | None = None) -> Checkpoint:
@@ -84,6 +106,11 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             f"{name} has weights of this package, but there is no {CONFIG} of save_pretrained next to it; build the model and "
             "load them with load_weights"
         )
+    if any(key.startswith("regress.") for key in state):
+        raise CheckpointError(
+            f"{name} is a temporal detector, which takes features of videos and has no video encoder. `vmae-lab predict` takes "
+            "the folder of its stage; other commands take the encoder of the features"
+        )
     raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
 
 
@@ -106,6 +133,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
     Size and clip come from the config next to them (for official weights, of any format), else from weights and arguments.
     """
     named, has_config, normalise_target, encoder_norm = f"{where}: {CONFIG}", True, True, True
+    assumed = False
     if state.keys().isdisjoint(OFFICIAL):
         if config.get("model_type") != formats.HF_TYPE:
             raise CheckpointError(
@@ -128,7 +156,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         size = formats.with_layer_scale(size or formats.size_in(state, where), state)
         clip = formats.clip_in(state, arguments, where)
         normalise_target = arguments.get("normlize_target") is not False  # sic
-        has_config = False
+        has_config, assumed = False, not (arguments.get("num_frames") or arguments.get("input_size"))
     if has_config:
         formats.check_fit_of_config(size, clip, state, named)
     pretraining = formats.is_pretraining(state)
@@ -137,7 +165,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         model = ModelConfig(
             model="VideoMAE", size=size, clip=clip, normalise_target=normalise_target, encoder_norm=encoder_norm
         )
-        return Checkpoint(formats.from_official_pretrain(state), model, where)
+        return Checkpoint(formats.from_official_pretrain(state), model, where, assumed)
     if "norm.weight" in state:  # of a classifier: without_encoder_prefix removes that of a bare encoder
         raise CheckpointError(
             f"{where} classifies by its first token (use_mean_pooling false, or the official --use_cls); this package supports "
@@ -145,7 +173,7 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         )
     classes = len(state["head.weight"]) if "head.weight" in state else None
     model = ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean")
-    return Checkpoint(formats.from_official_classifier(state), model, where)
+    return Checkpoint(formats.from_official_classifier(state), model, where, assumed)
 
 
 # --- State dictionaries ------------------------------------------------------------------------------------
@@ -178,7 +206,7 @@ def load_weights(model: nn.Module, state: State, where: str) -> None:
 
 
 def part_of(state: State, prefix: str) -> State:
-    """The weights whose names start with a prefix, without the prefix."""
+    """Return the weights whose names start with a prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -201,7 +229,7 @@ def convert_head(state: State, rows: Sequence[int], prefix: str = "head.head.") 
 
 
 def weights_digest(*states: Mapping[str, Tensor]) -> str:
-    """Hash of names and values of all tensors, in their order: twelve hexadecimal digits."""
+    """Return a hash of names and values of all tensors, in their order: twelve hexadecimal digits."""
     digest = blake2b(digest_size=6)
     for state in states:
         for name, tensor in state.items():
@@ -211,7 +239,7 @@ def weights_digest(*states: Mapping[str, Tensor]) -> str:
 
 # --- Find the file ----------------------------------------------------------------------------------------------------
 def _find(where: str | Path, revision: str | None) -> Path:
-    """The path if it exists, else the folder to which the hub repository is downloaded."""
+    """Return the path if it exists, else the folder to which the hub repository is downloaded."""
     path = Path(where).expanduser()
     if path.exists():
         return path
@@ -232,7 +260,7 @@ def _find(where: str | Path, revision: str | None) -> Path:
 
 
 def _read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
-    """Weights of a file, of all parts in an index, or of the file in a folder; and the official scripts' arguments."""
+    """Read the weights of a file, of all parts in an index, or of the file in a folder, and the official scripts' arguments."""
     path = _file_in(path) if path.is_dir() else path
     if not path.name.endswith(INDEX):
         return read_file(path)
@@ -244,7 +272,7 @@ def _read_weights(path: Path) -> tuple[State, Mapping[str, Any]]:
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights file in a folder, or the index of its parts."""
+    """Return the weights file in a folder, or the index of its parts."""
     known = [folder / name for name in KNOWN_FILES if (folder / name).exists()]
     files = known[:1] or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(files) == 1:
@@ -260,10 +288,12 @@ def _file_in(folder: Path) -> Path:
 
 def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(config)
+        opened = ModelConfig.model_validate(config)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:SHOWN])
         raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {faults}") from error
+    formats.refuse_others(vars(opened.clip), {"channels": 3}, where)
+    return opened
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -375,7 +405,7 @@ def _unpickled(path: Path, start: bytes) -> Any:
 
 
 def _refusal(path: Path, start: bytes, reason: str) -> CheckpointError:
-    """An error that shows the Python code that saves only the weights of a file."""
+    """Return an error that shows the Python code that saves only the weights of a file."""
     plain = start.startswith(b"\x80") and not start.startswith(TORCH_LEGACY)
     load = f"pickle.load(open({str(path)!r}, 'rb'))" if plain else f"torch.load({str(path)!r}, 'cpu', weights_only=False)"
     return CheckpointError(
@@ -462,7 +492,7 @@ def without_prefixes(state: State, where: str) -> State:
 
 
 def _without_prefix(key: str) -> tuple[str, bool]:
-    """The name without prefixes of wrappers, and whether one of them is a moving average."""
+    """Return the name without prefixes of wrappers, and whether one of them is a moving average."""
     parts, holders = _parts(key), []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
         holders.append(parts.pop(0))
@@ -471,7 +501,7 @@ def _without_prefix(key: str) -> tuple[str, bool]:
 
 
 def _parts(key: str) -> list[str]:
-    """The parts of a name, without those of wrappers."""
+    """Return the parts of a name, without those of wrappers."""
     return [part for part in key.split(".") if part not in TRANSPARENT]
 
 
@@ -487,7 +517,7 @@ def _find_states(content: Any, keys: KeyPath) -> Iterator[tuple[KeyPath, Mapping
 
 
 def _any_tensors(content: Any, where: str) -> Mapping[str, Any]:
-    """The first dictionary of tensors, for the names in an error message. Raises CheckpointError if there is none."""
+    """Return the first dictionary of tensors, for the names in an error message. Raises CheckpointError if there is none."""
     nested = ("model", "module", "state_dict")
     for state in [content, *map(content.get, nested)] if isinstance(content, Mapping) else []:
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):

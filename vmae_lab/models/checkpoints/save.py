@@ -62,7 +62,8 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
     if layout == "official":
         with atomic_write(folder / OFFICIAL) as temporary:
             names = {formats.CLASS_NAMES: list(config.class_names)} if config.class_names else {}
-            torch.save({"model": _detached(converted), **names}, temporary)
+            arguments = formats.official_arguments(config.clip)
+            torch.save({"model": _detached(converted), **names, **({"args": arguments} if arguments else {})}, temporary)
     elif layout == "remote_code":
         write_weights(folder / WEIGHTS, {f"model.{key}": value for key, value in converted.items()})
         write_json(folder / CONFIG, formats.remote_code_config(config))
@@ -83,6 +84,11 @@ def check_layout(config: ModelConfig, layout: Layout) -> None:
         return
     if config.model == "ActionDetector":
         raise CheckpointError(f"the layout '{layout}' does not support action detectors; save as 'vmae_lab'")
+    if config.clip.positions_from is not None:
+        raise CheckpointError(
+            f"the layout '{layout}' has no interpolated positions: its code computes them for the clip. Save as 'vmae_lab', or "
+            "load the checkpoint with positions='recompute' (in a recipe model.positions)"
+        )
     if layout == "transformers" and config.size.layer_scale is not None:
         raise CheckpointError("the layout 'transformers' does not support layer scale; save as 'official' or 'vmae_lab'")
     if config.model == "VideoMAE" and layout == "remote_code":
@@ -110,12 +116,15 @@ def _detached(state: State) -> State:
 
 
 def _preprocessing(config: ModelConfig) -> dict[str, Any]:
-    """Config of transformers' image processor: resize the shorter side to the clip's, center crop, ImageNet normalization."""
-    side = config.clip.side
+    """Return the config of transformers' image processor: resize the short side, center crop, ImageNet normalization.
+
+    The short side becomes the longer one of the clip, so that the crop is inside the frame.
+    """
+    clip = config.clip
     return {
         "image_processor_type": "VideoMAEImageProcessor",
-        "do_resize": True, "size": {"shortest_edge": side},
-        "do_center_crop": True, "crop_size": {"height": side, "width": side},
+        "do_resize": True, "size": {"shortest_edge": max(clip.height, clip.width)},
+        "do_center_crop": True, "crop_size": {"height": clip.height, "width": clip.width},
         "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
     }  # fmt: skip
@@ -130,7 +139,7 @@ KINDS = {  # title and module of each kind of model
 
 
 def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
-    """The folder's README: what the model is, how to load it, and how it was trained (`story`)."""
+    """Return the folder's README: what the model is, how to load it, and how it was trained (`story`)."""
     size, clip, (title, module) = config.size, config.clip, KINDS[config.model]
     classifies = config.model == "VideoClassifier"
     data = ModelCardData(
@@ -153,7 +162,7 @@ def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
 # {title} (VideoMAE V2)
 
 - Model: {", ".join(parts)}.
-- Clips: {clip.frames} frames of {clip.side} x {clip.side} pixels, patches of {clip.tubelet} x {clip.patch} x {clip.patch};
+- Clips: {clip.frames} frames of {clip.height} x {clip.width} pixels, patches of {clip.tubelet} x {clip.patch} x {clip.patch};
   RGB, ImageNet-normalized.
 - Layout: {layout}.
 

@@ -30,7 +30,7 @@ class AttentiveProbeTask:
         return ClassHead(tokens, width, self.heads, self.classes, "attentive", init_scale=1.0)
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`row`, int64 `(B,)`, of the features, and `label`, int64 `(B,)`."""
+        """Return `row`, int64 `(B,)`, of the features, and `label`, int64 `(B,)`."""
         chosen = torch.tensor([self.order[step * self.settings.batch_size + row] for row in rows])
         return {"row": chosen, "label": self.labels[chosen]}
 

@@ -27,6 +27,7 @@ from vmae_lab.models.vit import IMAGENET_MEAN
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import derive, torch_generator
+from vmae_lab.utils.shapes import Side, height_width
 
 Whose = Literal["true", "persons"]  # boxes to classify: of the ground truth, or of a person detector
 
@@ -36,7 +37,10 @@ class DetectSettings(TrainSettings):
 
     scenes: SceneSettings
     stride: int = Field(4, ge=1, description="a clip has every stride-th frame")
-    side: int = Field(224, ge=1, description="height and width of training crops, pixels; testing uses whole frames")
+    side: Side = Field(
+        224,
+        description="height and width of training crops in pixels, [height, width] if they differ; testing uses whole frames",
+    )
     test_short_side: int = Field(256, ge=1, description="short side of frames in testing, pixels")
     augment: BoxAugment = BoxAugment()
     most_boxes: int = Field(100, ge=1, description="maximum number of people per key frame in training")
@@ -50,13 +54,16 @@ class DetectSettings(TrainSettings):
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         low, high = self.augment.short_side
-        if not self.side <= low <= high:
-            raise ValueError(f"augment.short_side {[low, high]} must be an ascending pair of at least side {self.side}")
+        longer = max(height_width(self.side))
+        if not longer <= low <= high:
+            raise ValueError(f"augment.short_side {[low, high]} must be an ascending pair of at least side {longer}")
 
     def check_model(self, model: ModelSettings) -> None:
         """Raise ValueError if the model's patches do not divide the crops."""
-        if self.side % model.clip.patch:
-            raise ValueError(f"side {self.side} is not a multiple of the model's patch of {model.clip.patch} pixels")
+        patch = model.clip.patch
+        if any(length % patch for length in height_width(self.side)):
+            side = list(self.side) if isinstance(self.side, tuple) else self.side
+            raise ValueError(f"detect.side {side} is not a multiple of the model's patch of {patch} pixels")
 
     @property
     def keep_decoded(self) -> bool:
@@ -86,7 +93,7 @@ class DetectTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`video`, uint8 `(B, C, T, S, S)`; `boxes`, `(B, M, 4)` in its pixels; `there`, bool `(B, M)`, False = padding;
+        """Return `video`, uint8 `(B, C, T, H, W)`; `boxes`, `(B, M, 4)` in its pixels; `there`, bool `(B, M)`, False = padding;
         `label`, float `(B, M, classes)`. M is the maximum number of people in a clip.
         """
         videos, boxes, labels = zip(*(self._sample(step * self.settings.batch_size + row) for row in rows), strict=True)
@@ -98,7 +105,7 @@ class DetectTask:
         return float(batch["there"].sum())
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Binary cross-entropy, averaged over people and classes; 0 if there are no people (no box is in its crop)."""
+        """Return the binary cross-entropy, averaged over people and classes; 0 if no box is inside its crop."""
         on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         scores, there = model(on_device["video"], on_device["boxes"]), on_device["there"]
         labels = on_device["label"][there]
@@ -106,7 +113,7 @@ class DetectTask:
         return terms.sum() / max(1, terms.numel())
 
     def _sample(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The augmented clip at a position in the stream of samples, its boxes in pixels, and their labels."""
+        """Return the augmented clip at a position in the stream of samples, its boxes in pixels, and their labels."""
         settings, labelled = self.settings, self.scenes.labelled
 
         def read(row: int) -> Tensor:
@@ -167,7 +174,7 @@ def detect(
 
 
 def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
-    """Boxes of people: KEY, CORNERS and `score`. True boxes have score 1; others must have at least `least_score`.
+    """Return boxes of people: KEY, CORNERS and `score`. True boxes have score 1; others must have at least `least_score`.
 
     Raises ListError if the split has no boxes of a person detector.
     """

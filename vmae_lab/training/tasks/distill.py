@@ -30,6 +30,11 @@ class DistillSettings(FinetuneSettings):
     feature_weight: float = Field(0.0, ge=0, description="weight of the distance between mean tokens")
     feature_loss: Literal["mse", "cosine"] = Field("mse", description="this distance; cosine is 1 - cosine similarity")
 
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if self.validate_every:
+            raise ValueError("validate_every is only for fine-tuning and post-pre-training: remove it from distill")
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -56,7 +61,7 @@ class Student(nn.Module):
         return self.classifier.head(tokens), self.to_teacher(tokens.mean(1)) if self.to_teacher else None
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """The classifier's layers for layer decay. The linear layer to the teacher is in the last one, with the head."""
+        """Group the classifier's layers for layer decay. The linear layer to the teacher is in the group of the head."""
         return {"stem": r"^classifier\.encoder\.embed", "blocks": [(r"^classifier\.encoder\.trunk\.blocks\.(\d+)", None)]}
 
     def no_weight_decay(self) -> set[str]:
@@ -82,8 +87,8 @@ class DistillTask(FinetuneTask):
         )
         if (teacher.model.frames, teacher.model.side) != (model.frames, model.side):
             raise ValueError(
-                f"the teacher takes clips of {teacher.model.frames} frames of {teacher.model.side} pixels, the student of "
-                f"{model.frames} of {model.side}: both must take the same clips"
+                f"the teacher takes clips of {teacher.model.clip.pixels}, the student of {model.clip.pixels}; both must take "
+                "the same clips"
             )
         if settings.hard_weight and (clips.labels[rows] < 0).any():
             raise ValueError(f"hard_weight {settings.hard_weight:g} needs labels, but some clips have none; set it to 0")
@@ -96,7 +101,7 @@ class DistillTask(FinetuneTask):
         return Student(super().build(), self.teacher.encoder.width if self.settings.feature_weight else None)
 
     def batch(self, step: int, rows: range) -> Batch:
-        """The batch of fine-tuning, without `label` if `hard_weight` is 0."""
+        """Return the batch of fine-tuning, without `label` if `hard_weight` is 0."""
         batch = super().batch(step, rows)
         return batch if self.settings.hard_weight else {"video": batch["video"]}
 
@@ -120,7 +125,7 @@ class DistillTask(FinetuneTask):
 
 
 def soft_loss(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """KL divergence of predictions softened by the temperature, averaged over clips: two `(B, classes)` -> scalar.
+    """Return the KL divergence of predictions softened by the temperature, averaged over clips: two `(B, classes)` -> scalar.
 
     It is multiplied by the squared temperature, so that the magnitude of its gradient does not depend on the temperature
     (Hinton et al., arXiv 1503.02531, section 2.1).
@@ -130,7 +135,7 @@ def soft_loss(scores: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 
 def feature_loss(features: Tensor, target: Tensor, kind: Literal["mse", "cosine"]) -> Tensor:
-    """Distance between features, averaged over clips (`mse`: also over values): two `(B, D)` -> scalar."""
+    """Return the distance between features, averaged over clips (`mse`: also over values): two `(B, D)` -> scalar."""
     features, target = features.float(), target.float()
     if kind == "mse":
         return functional.mse_loss(features, target)

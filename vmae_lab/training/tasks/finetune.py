@@ -25,8 +25,10 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
+from vmae_lab.utils.shapes import short_side_for
 
 Sampling = Literal["dense", "sparse"]
+Keep = Literal["last", "best"]
 
 
 class MixSettings(BaseModel):
@@ -62,16 +64,25 @@ class FinetuneSettings(TrainSettings):
     repeats: int = Field(1, ge=1, description="repeated augmentation: number of consecutive samples of one decoded clip")
     augment: FinetuneAugment | None = Field(None, description="VideoMAE V2's augmentation; null: only pre-training's crops")
     mix: MixSettings | None = Field(None, description="mixup and cutmix; null: none")
+    validate_every: int = Field(0, ge=0, description="steps between two validations on the validation split; 0: none")
+    keep: Keep = Field("last", description="weights to keep: the last, or those with the best validation accuracy")
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         if self.mix and self.batch_size % 2:
             raise ValueError(f"batch_size {self.batch_size} is odd: mixup and cutmix mix pairs of clips")
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError("keep best needs validations: set validate_every to a number of steps, or keep to last")
+
+    @property
+    def validations(self) -> int:
+        """Number of validations. The last step is always validated."""
+        return math.ceil(self.steps / self.validate_every) if self.validate_every else 0
 
 
 @dataclass(eq=False)
 class FinetuneTask:
-    """Predict the action of labelled clips. `encoder`: pre-trained weights, or None to train from scratch."""
+    """Predict the action of labeled clips. `encoder`: pre-trained weights, or None to train from scratch."""
 
     model: ModelSettings
     settings: FinetuneSettings
@@ -105,7 +116,7 @@ class FinetuneTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`video`, uint8 `(B, C, T, H, W)`; `label`, int64 `(B,)` or, with mixing, float `(B, classes)`.
+        """Return `video`, uint8 `(B, C, T, H, W)`; `label`, int64 `(B,)` or, with mixing, float `(B, classes)`.
 
         Each process mixes its own rows, as in the official code.
         """
@@ -122,7 +133,7 @@ class FinetuneTask:
         return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
 
     def labels(self, chosen: Sequence[int]) -> Tensor:
-        """Labels of chosen labelled clips: int64 `(B,)`."""
+        """Return the labels of chosen labeled clips: int64 `(B,)`."""
         return torch.from_numpy(self.clips.labels[[self.labelled[row] for row in chosen]])
 
     def weight(self, batch: Batch) -> float:
@@ -133,8 +144,8 @@ class FinetuneTask:
         return self.criterion(scores.float(), batch["label"].to(device, non_blocking=True))
 
     def _clips(self, positions: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield a labelled clip's row and a crop of it for each position. Consecutive repeats share one decoded clip."""
-        short_side = math.ceil(self.model.side / min(self.data.crop_scales))
+        """Yield a labeled clip's row and a crop of it for each position. Consecutive repeats share one decoded clip."""
+        short_side = short_side_for(self.model.side, min(self.data.crop_scales))
         for number, repeated in groupby(positions, lambda position: position // self.settings.repeats):
             choose = self._choose(number)
 
@@ -146,7 +157,7 @@ class FinetuneTask:
                 yield row, self._crop(video, position)
 
     def _choose(self, number: int) -> Choose:
-        """The frame sampling of the clip at a number in the order of clips."""
+        """Return the frame sampling of the clip at a number in the order of clips."""
         if self.settings.sampling == "sparse":
             places = numpy_generator(self.seed, "fine-tuning segments", number).random(self.model.frames)
             return Sparse(tuple(places.tolist()))
@@ -154,7 +165,7 @@ class FinetuneTask:
         return Dense(self.model.frames, self.data.stride, where)
 
     def _crop(self, video: Tensor, position: int) -> Tensor:
-        """One sample of a clip: uint8 `(C, T, side, side)`."""
+        """Return one sample of a clip: uint8 `(C, T, height, width)`."""
         side, augment = self.model.side, self.settings.augment
         if augment:
             return finetune_augment(video, side, augment, derive(self.seed, "fine-tuning augmentation", position))
@@ -165,7 +176,7 @@ class FinetuneTask:
 
 @torch.no_grad()
 def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, sampling: Sampling = "dense") -> Tensor:
-    """Class logits of each clip, from whole frames: `(n, classes)` on the CPU. Raises MissingVideos.
+    """Return the class logits of each clip, from whole frames: `(n, classes)` on the CPU. Raises MissingVideos.
 
     Uses the middle window or, with sparse sampling, the middle frame of each segment.
     """
@@ -177,5 +188,5 @@ def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int
 
 
 def encoder_state(state: State) -> State:
-    """The encoder's weights in a state of a VideoMAE or VideoClassifier."""
+    """Return the encoder's weights in a state of a VideoMAE or VideoClassifier."""
     return part_of(state, "encoder.")

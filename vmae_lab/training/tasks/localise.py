@@ -79,8 +79,8 @@ class LocaliseTask:
         return ActionFormer(self.settings.shape, self.features.width, self.classes, self.settings.drop_path)
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`features`, `(B, T, C)`; `padding`, bool `(B, T)`; targets of the pyramid's points: `label`, `(B, P, classes)`, and
-        `distances`, `(B, P, 2)`; `positives`, `(B,)`: the number that divides the loss, repeated for each row.
+        """Return `features`, `(B, T, C)`; `padding`, bool `(B, T)`; targets of the pyramid's points: `label`, `(B, P,
+        classes)`, and `distances`, `(B, P, 2)`; `positives`, `(B,)`: the number that divides the loss, repeated for each row.
         """
         shape, radius = self.settings.shape, self.settings.radius
         stretches = self._stretches(step, rows)
@@ -99,7 +99,7 @@ class LocaliseTask:
         return float(len(batch["features"]))
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Focal and DIoU loss divided by the recent number of positives. Scaled so that a step's loss is its rows' mean."""
+        """Return focal plus DIoU loss, divided by the recent number of positives. The mean over rows is the step's loss."""
         features, padding, labels, distances, positives = (
             batch[name].to(device, non_blocking=True) for name in ("features", "padding", "label", "distances", "positives")
         )
@@ -123,7 +123,7 @@ class LocaliseTask:
         return start, part
 
     def segments(self, video: str, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Segments in a stretch: float32 `(n, 2)` in its time steps, cut at its ends, and their classes, int64 `(n,)`."""
+        """Return the segments in a stretch, float32 `(n, 2)` in its time steps, cut at its ends, and their classes `(n,)`."""
         whole, labels = self._segments[video]
         # Do not cut at the ends of the video: annotated segments may extend beyond the middle of the first or last window.
         low = 0.0 if start else -torch.inf
@@ -133,13 +133,13 @@ class LocaliseTask:
         return cut[kept], labels[kept]
 
     def _stretches(self, step: int, rows: range) -> list[tuple[str, int, int]]:
-        """Video, start and length of the stretches in some rows of a step."""
+        """Return video, start and length of the stretches in some rows of a step."""
         positions = [step * self.settings.batch_size + row for row in rows]
         videos = [self.names[self.order[position]] for position in positions]
         return [(video, *self.stretch(position, video)) for position, video in zip(positions, videos, strict=True)]
 
     def _recent_positives(self, step: int) -> float:
-        """ActionFormer's moving average of the number of positive points per step.
+        """Return ActionFormer's moving average of the number of positive points per step.
 
         It is a function of the step, so there is no state to save. It needs no features.
         """
@@ -161,11 +161,16 @@ class LocaliseTask:
 
 
 @torch.no_grad()
-def localise(model: ActionFormer, videos: Untrimmed, features: VideoFeatures, settings: LocaliseSettings) -> pd.DataFrame:
-    """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first."""
+def localise(
+    model: ActionFormer, videos: pd.DataFrame, features: VideoFeatures, settings: LocaliseSettings
+) -> pd.DataFrame:  # fmt: skip
+    """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first.
+
+    videos: columns video, fps, duration (seconds).
+    """
     device, rows = next(model.parameters()).device, list[tuple]()
     model.eval()
-    for video in videos.annotations.videos.itertuples():
+    for video in videos.itertuples():
         read = features.read(video.video)
         length = _padded(len(read), model.shape.multiple)
         padding = (torch.arange(length) >= len(read))[None].to(device)
@@ -181,7 +186,7 @@ def localise(model: ActionFormer, videos: Untrimmed, features: VideoFeatures, se
 def candidates(
     logits: Tensor, distances: Tensor, padding: Tensor, levels: int, settings: SuppressSettings
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The best predictions per level for one video: segments `(n, 2)` in time steps, scores `(n,)`, classes int64 `(n,)`.
+    """Return a video's best predictions per level: segments `(n, 2)` in time steps, scores `(n,)`, classes int64 `(n,)`.
 
     logits: `(P, classes)`; distances: `(P, 2)`; padding: bool `(1, T)`.
     """
@@ -201,7 +206,7 @@ def candidates(
 
 
 def _padded(length: int, multiple: int) -> int:
-    """The smallest multiple that is at least `length`."""
+    """Return the smallest multiple that is at least `length`."""
     return length + -length % multiple
 
 

@@ -1,6 +1,5 @@
 """Self-supervised pre-training with dual masking (VideoMAE V2, section 3)."""
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.distributed import unwrapped
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
+from vmae_lab.utils.shapes import short_side_for
 
 
 class PretrainSettings(TrainSettings):
@@ -79,8 +79,8 @@ class PretrainTask:
         return model
 
     def batch(self, step: int, rows: range) -> Batch:
-        """`video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`, decoded
-        tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
+        """Return `video`, uint8 `(B, C, T, H, W)`; `encoder_mask` and `decoder_mask`, bool `(B, N)`; `counted`, bool `(B, M)`,
+        decoded tokens in the loss; `target`, uint8 `(B, C, T, H, W)`, if the target is another clip.
         """
         first = step * self.settings.batch_size
         positions = [first + row for row in rows]
@@ -107,14 +107,14 @@ class PretrainTask:
         return unwrapped(model).forward_loss(target_clip, prediction, decoded, counted)
 
     def samples_by_source(self) -> dict[str, int]:
-        """Number of samples of each source in the run. Repeats count once."""
+        """Return the number of samples of each source in the run. Repeats count once."""
         drawn = self.settings.steps * self.settings.batch_size // self.settings.repeats
         return dict(Counter(self.clips.sources[self.order[position]] for position in range(drawn)))
 
     def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Yield a crop for each position in the stream of samples. Consecutive repeats share one decoded clip."""
         repeats, scales = self.settings.repeats, self.data.crop_scales
-        short_side = math.ceil(self.model.side / min(scales))
+        short_side = short_side_for(self.model.side, min(scales))
         for number, repeated in groupby(positions, lambda position: position // repeats):
             where = numpy_generator(self.seed, "crop", number * repeats).random()  # of the window, for all repeats
 
@@ -130,9 +130,9 @@ class PretrainTask:
 
 
 def start_from(model: VideoMAE, opened: Checkpoint) -> None:
-    """Load a checkpoint into a model that keeps its own weights where the checkpoint has none, with a warning.
+    """Load a checkpoint into a model. Weights that the checkpoint lacks stay as they are, with a warning.
 
-    The decoder is loaded whole or not at all: of a classifier or of a bare encoder there is none, and one of another size does
+    The decoder is loaded completely or not at all: classifiers and bare encoders have none, and a decoder of another size does
     not fit. A classifier's encoder has no final LayerNorm. Raises CheckpointError if the encoder does not fit.
     """
     own, where = model.state_dict(), opened.where
@@ -147,10 +147,10 @@ def start_from(model: VideoMAE, opened: Checkpoint) -> None:
     load_weights(model, {**{key: own[key] for key in new}, **found}, where)
     if new:
         parts = [*([] if whole else ["decoder"]), *(key for key in new if key not in decoder)]
-        warnings.warn(f"{where} has no {' and no '.join(parts)} that fits: drawn from the seed, to be trained", stacklevel=2)
+        warnings.warn(f"{where} has no {' and no '.join(parts)} that fits, so these weights start from the seed", stacklevel=2)
     elif opened.config.normalise_target is not None and opened.config.normalise_target != model.normalise_target:
         warnings.warn(
             f"{where} was trained with normalise_target {opened.config.normalise_target}, and is continued with "
-            f"{model.normalise_target}: its decoder has to learn another target",
+            f"{model.normalise_target}, so its decoder has to learn another target",
             stacklevel=2,
         )

@@ -1,0 +1,54 @@
+"""Validation of a classifier during its training: loss and accuracy on clips that it is not trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vmae_lab.data.dataset import Clips
+from vmae_lab.data.decoding import VideoError
+from vmae_lab.data.eval_clips import MissingVideos
+from vmae_lab.utils.processes import process_state
+
+LOSS, ACCURACY = "validation_loss", "validation_accuracy"  # names in the log
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a training is validated on, and when.
+
+    `predict`: returns the class logits of clips, `(n, classes)` on the CPU, or raises MissingVideos. `every`: number of steps
+    between two validations. `keep_best`: the result is the weights with the best accuracy, not the last ones.
+    """
+
+    clips: Clips
+    predict: Callable[[nn.Module, Clips], Tensor]
+    every: int
+    keep_best: bool = False
+
+    def due(self, step: int, steps: int) -> bool:
+        """Return whether to validate after a step. The last step is always validated."""
+        return step % self.every == 0 or step == steps
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Return the mean cross-entropy, without label smoothing, and the top-1 accuracy in percent.
+
+        Processes share the clips, and all return the same values. If a clip cannot be read, all raise MissingVideos.
+        """
+        state, total = process_state(), len(self.clips)
+        rows = range(state.process_index, total, state.num_processes)
+        loss, right, failed = 0.0, 0, dict[int, VideoError]()
+        try:
+            if rows:
+                scores, labels = self.predict(model, self.clips.subset(rows)), torch.from_numpy(self.clips.labels[rows])
+                loss = functional.cross_entropy(scores.double(), labels, reduction="sum").item()
+                right = int((scores.argmax(1) == labels).sum())
+        except MissingVideos as missing:
+            failed = {rows[row]: error for row, error in missing.failed.items()}
+        parts = gather_object([(loss, right, failed)])
+        if unreadable := {row: error for *_, part in parts for row, error in part.items()}:
+            raise MissingVideos(dict(sorted(unreadable.items())), total)
+        return {LOSS: sum(part[0] for part in parts) / total, ACCURACY: 100 * sum(part[1] for part in parts) / total}
