@@ -15,7 +15,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@echo "installing the tested versions into .venv: PyTorch's packages are about 6 GB, 3-5 minutes on a fast line"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,docs,export]'
 	mkdir -p .venv/$(LAB_DEFAULTS) && cp .jupyter/save_widget_state.json .venv/$(LAB_DEFAULTS)
 	touch $@
 

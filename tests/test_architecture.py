@@ -149,7 +149,8 @@ def test_notebook_defaults_are_the_smoke_scale(path):
     assert parameters.metadata.tags == ["parameters"]
     values: dict = {}
     exec(parameters.source, values)
-    data = {"data": {}} if path.stem == "bring_your_own_videos" else {}
+    data = {"data": {}} if path.stem in ("bring_your_own_videos", "use_a_checkpoint") else {}
+    data |= {"checkpoint": None} if path.stem == "use_a_checkpoint" else {}
     written = {name: values[name] for name in values if not name.startswith("_")}
     assert written == {"scale": "smoke", "seeds": None, "arms": None, "override": {}, **data}
     understood = {name: parameter["help"] for name, parameter in inspect_notebook(path).items()}

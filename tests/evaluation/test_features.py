@@ -24,6 +24,7 @@ from vmae_lab.models.checkpoints.save import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.models.vit import patchify
 from vmae_lab.utils.seeding import seeded
 
 SHAPE = ClipShape(frames=4, side=16, tubelet=2, patch=8)
@@ -300,6 +301,38 @@ def test_an_encoder_needs_no_head(folder, tmp_path, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="has no fc_norm"):
         _, norm = features.open_encoder(tmp_path / "alone", None, None, "cpu")
     assert torch.equal(norm.weight, torch.ones(64))
+
+
+def test_layers_and_tokens_equal_those_of_the_blocks(folder, tmp_path, capsys):
+    """Tokens of block 1 by hand, and that only the last block is normalized; means are those of the tokens."""
+    model, clips = classifier(), listed(folder)
+    torch.nn.init.normal_(model.head.fc_norm.weight)
+    row = next(row for row in range(3) if clips.name(row).endswith("exact.mp4"))
+    window = squash(clips.video(row, Everything(), 16)[:, :4], 16)[None]
+    encoder = model.encoder.eval()
+    with torch.no_grad():
+        embedded = encoder.embed(encoder.pixels.normalised(patchify(window, SHAPE))) + encoder.positions
+        first = encoder.trunk.blocks[0](embedded)
+        last = model.head.fc_norm(encoder(window))
+    depth = encoder.depth
+    for layer, expected in ((1, first), (depth, last), (None, last)):
+        out = tmp_path / f"tokens-{layer}"
+        extract_features(encoder, clips, out, FeatureSettings(), model.head.fc_norm, progress=False, layer=layer, tokens=True)
+        found = np.load(out / "exact.mp4.npy")
+        assert found.shape == (1, SHAPE.tokens, 64)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    out = tmp_path / "mean"
+    extract_features(encoder, clips, out, FeatureSettings(), model.head.fc_norm, progress=False, layer=1)
+    np.testing.assert_allclose(np.load(out / "exact.mp4.npy"), first.mean(1), atol=1e-5)
+    with pytest.raises(FeatureError, match="layer 1, now None"):
+        extract_features(encoder, clips, out, FeatureSettings(), model.head.fc_norm, progress=False)
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["features", ".", "--root", str(folder), "--device", "cpu", "--model", str(tmp_path / "model")]
+    assert main([*arguments, "--layer", "1", "--tokens", "--format", "parquet", "--out", str(tmp_path / "command")]) == 0
+    nested = pd.read_parquet(tmp_path / "command" / "exact.mp4.parquet").features
+    np.testing.assert_allclose(np.array([np.stack(part) for part in nested]), first, atol=1e-5)
+    assert main([*arguments, "--layer", str(depth + 1)]) == 2
+    assert f"the encoder has {depth} blocks" in capsys.readouterr().err
 
 
 def test_missing_features_are_named(folder, tmp_path):

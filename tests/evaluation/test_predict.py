@@ -10,6 +10,7 @@ from vmae_lab.data.decoding import VideoError, VideoSettings
 from vmae_lab.data.frame_sampling import Exactly
 from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import read_list
+from vmae_lab.evaluation.features import FeatureError
 from vmae_lab.evaluation.multi_view import ViewSettings, cut_views, mean_probabilities, view_probabilities
 from vmae_lab.evaluation.predict import (
     Prediction,
@@ -110,6 +111,18 @@ def test_features_are_mean_tokens_after_the_norm(folder):
     assert torch.equal(features, video_features(pretrained.encoder, video, stride=2, views=VIEWS))
     with pytest.raises(TypeError, match="not a Linear"):
         preprocess(video, torch.nn.Linear(1, 1))
+
+
+def test_features_of_an_inner_layer_and_of_all_tokens(folder):
+    model, video, options = classifier(), folder / "a.mp4", {"stride": 2, "views": VIEWS}
+    clips, depth = preprocess(video, model, **options), model.encoder.depth
+    tokens = video_features(model, video, **options, layer=1, tokens=True)
+    with torch.no_grad():
+        assert torch.equal(tokens, model.encoder(clips, layer=1))
+    assert torch.equal(video_features(model, video, **options, layer=1), tokens.mean(1).mean(0))
+    assert torch.equal(video_features(model, video, **options, layer=depth), video_features(model, video, **options))
+    with pytest.raises(FeatureError, match=f"there is no layer {depth + 1}"):
+        video_features(model, video, layer=depth + 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -113,6 +113,8 @@ def test_an_arm_has_the_same_style_in_all_notebooks(plans):
             arm = plan.arms[name]
             setting = plan.first(name).recipe.model_dump(mode="json", exclude={"arms", "compute"})
             flags = (arm.pretrained, arm.post_pretrained, arm.taught)
+            if plan.name == "use_a_checkpoint" and arm.pretrained:
+                flags += (name,)  # these arms differ in what they do with one checkpoint, not in settings
             looks[arm.label].add(look(arm))
             looks[json.dumps([setting, *flags], sort_keys=True)].add(look(arm))
             if name in ("scratch", "untrained"):

@@ -73,7 +73,7 @@ DRAWN = {
         np.zeros((3, 8, 8, 3), np.uint8), [0], np.array([[1, 2], [0, 2], [0, 1]]), [name, "b", name], np.array([0, 1, 0])
     ),
     "confusion_matrix": lambda name: charts.confusion_matrix(np.eye(3, dtype=int), [name, f"{name}!", "c"]),
-    "attention_strips": lambda name: clip_pictures.attention_strips({name: (FRAMES, np.ones((2, 2, 2)))}),
+    "attention_strips": lambda name: clip_pictures.attention_strips({name: (FRAMES, {"attention": np.ones((2, 2, 2))})}),
     "scene_strips": lambda name: detection.scene_strips(
         [detection.Scene(FRAMES, 0, np.array([[0.1, 0.1, 0.5, 0.5]]), np.zeros((0, 4)), [name], [])]
     ),

@@ -9,7 +9,7 @@ from random_weights import randomized
 
 from vmae_lab.evaluation.features import open_encoder
 from vmae_lab.evaluation.predict import predict, preprocess
-from vmae_lab.models.checkpoints import CheckpointError
+from vmae_lab.models.checkpoints import CheckpointError, save
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE
@@ -59,6 +59,17 @@ def test_transformers_loads_our_pretrained_model(tmp_path):
     ours = randomized(VideoMAE(SIZE, CLIP))
     model = opened_whole(transformers.VideoMAEForPreTraining, ours.save_pretrained(tmp_path, "transformers"))
     torch.testing.assert_close(theirs(model, MASK), ours(VIDEO, MASK)[0], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("installed", "warns"), [("4.57.6", False), ("5.5.0", False), ("5.5.1", True), ("5.17.0", True), ("5.18.0", False)]
+)
+def test_saving_warns_of_versions_that_drop_the_biases(tmp_path, monkeypatch, recwarn, installed, warns):
+    """Which versions these are was read in the wheels of transformers."""
+    monkeypatch.setattr(save, "version", lambda name: installed)
+    folder = VideoClassifier(SIZE, CLIP, classes=6).save_pretrained(tmp_path, "transformers")
+    assert any(f"transformers {installed} would load" in str(warning.message) for warning in recwarn) == warns
+    assert save.BIASES_LOADED_BY in (folder / "README.md").read_text()
 
 
 def test_transformers_processor_equals_our_preprocessing(tmp_path):

@@ -61,6 +61,10 @@ SHOWN = {
     ),
     "distillation": (("students", "sizes"), ("accuracy", "loss")),
     "scaling": (("scaling", "trend"), ("accuracy", "trend")),
+    "use_a_checkpoint": (
+        ("methods", "checkpoint", "predictions"),
+        ("accuracy", "layers", "reconstruction", "class_maps", "loss"),
+    ),
 }
 
 

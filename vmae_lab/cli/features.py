@@ -37,6 +37,8 @@ def features(
             help="Divide pixels by 255 only, as for the published features.",
         ),
     ] = False,
+    layer: Annotated[int | None, typer.Option(min=1, help="Block whose tokens are used, from 1. Default: the last.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Write all tokens of each window instead of their mean.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     chunk: Annotated[int, typer.Option(min=1, help="Frames of a video in memory at a time.")] = 1024,
     frame_pattern: FramePattern = FRAMES_NAMED,
@@ -47,7 +49,8 @@ def features(
 ) -> None:
     """Extract features of sliding windows over videos, one file per video.
 
-    After an interruption, the same command resumes. The exit status is 1 if a video cannot be read.
+    A file has a float32 array of shape (windows, width), or (windows, tokens, width) with --tokens. After an interruption, the
+    same command resumes. The exit status is 1 if a video cannot be read.
     """
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_dataset import clips_of
@@ -59,7 +62,7 @@ def features(
     encoder, norm = open_encoder(model, frames, checked_side(side), chosen_device(device), positions)
     clips = clips_of({"features": (videos, frame_pattern)}, VideoSettings(follow_links=follow_links))
     folder = out or named_after_list(listed, root, "features")
-    done = extract_features(encoder, clips, folder, settings, norm, batch, chunk)
+    done = extract_features(encoder, clips, folder, settings, norm, batch, chunk, layer=layer, tokens=tokens)
     clips.decoders.close()
     print(f"{len(clips) - len(done.failed)} of {len(clips)} videos, {len(done.windows)} windows")
     for error in list(done.failed.values())[:20]:

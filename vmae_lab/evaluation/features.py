@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from vmae_lab.data.check import content_key, read_journal
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile
@@ -102,20 +102,27 @@ def extract_features(
     batch: int = 8,
     chunk: int = 1024,
     progress: bool = True,
+    layer: int | None = None,
+    tokens: bool = False,
 ) -> Extracted:
-    """Write the mean token of every window, normalized by `norm` if given: one file of float32 `(windows, D)` per video.
+    """Write the features of every window: one file of float32 `(windows, D)` per video, `(windows, N, D)` with `tokens`.
+
+    Features are those of `encode_clips`: the mean token of the last block or of block `layer`, or all tokens, in the order
+    of the token grid `(T', H', W')`. All tokens of a video are in memory until its file is written.
 
     `batch` windows are encoded at a time. At most `chunk` frames of a video are in memory (at least a window and a stride). A
     video that is shorter than a window has one window, with its last frame repeated. `folder` gets one file per video (npz and
     parquet also have the times of windows), windows.csv and failures.csv. Videos that an earlier call finished are skipped.
     Several processes may share the videos; a final call with all videos then completes the tables.
 
-    Raises FeatureError if the folder has features of another encoder or other settings, StorageError.
+    Raises FeatureError if the folder has features of another encoder or other settings, or if there is no such layer;
+    StorageError.
     """
+    layer = checked_layer(encoder, layer)
     make_folder(folder)
     lock = FileLock(folder / LOCK)  # for the tables, which all processes write
     with lock:
-        _check_settings(folder, encoder, norm, settings)
+        _check_settings(folder, encoder, norm, settings, layer, tokens)
     files = [clips.file(row) for row in range(len(clips))]
     keys, paths = [content_key(file) for file in files], [_path(file, settings.format) for file in files]
     journal = read_journal(folder / JOURNAL)
@@ -129,10 +136,11 @@ def extract_features(
             if keys[row] in finished:
                 continue
             try:
-                features, frames, fps = _encode(encoder, norm, clips, files[row], settings, batch, chunk)
+                video = _encode(encoder, norm, clips, files[row], settings, batch, chunk, layer, tokens)
             except VideoError as error:
                 failed[row] = error
                 continue
+            features, frames, fps = video
             done = _Finished(paths[row], len(features), frames, fps)
             _save(folder / paths[row], settings.format, features, done.table(settings.stride, encoder.clip.frames))
             finished[keys[row]] = done
@@ -152,6 +160,29 @@ def extract_features(
         write_list(folder / WINDOWS, windows)
         write_list(folder / FAILURES, causes)
     return Extracted(windows, failed, len(files))
+
+
+def checked_layer(encoder: VideoEncoder, layer: int | None) -> int | None:
+    """Return the number of an inner block, or None for the last block. Raises FeatureError if there is no such block."""
+    if layer is None:
+        return None
+    if not 1 <= layer <= encoder.depth:
+        raise FeatureError(f"there is no layer {layer}: the encoder has {encoder.depth} blocks, numbered from 1")
+    return None if layer == encoder.depth else layer
+
+
+@torch.no_grad()
+def encode_clips(
+    encoder: VideoEncoder, norm: nn.Module | None, video: Tensor, layer: int | None = None, tokens: bool = False
+) -> Tensor:
+    """Return features of clips: `(B, C, T, H, W)` -> float32 `(B, D)`, the mean token, or with `tokens` all, `(B, N, D)`.
+
+    `layer` is a block, from 1; None is the last block. `norm` (of a class head) is applied to the mean token, or to each
+    token. It belongs to the last block: features of inner blocks are not normalized.
+    """
+    found = encoder(video, layer=layer)
+    found = found if tokens else found.mean(1)
+    return (norm(found) if norm and layer is None else found).float()
 
 
 def open_encoder(
@@ -188,12 +219,11 @@ def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
     return open_features({video: files.get(video, folder / video) for video in videos}, made["stride"], made["clip"]["frames"])
 
 
-@torch.no_grad()
 def _encode(
     encoder: VideoEncoder, norm: nn.Module | None, clips: VideoDataset, file: VideoFile, settings: FeatureSettings,
-    batch: int, chunk: int,
+    batch: int, chunk: int, layer: int | None, tokens: bool,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
-    """Return the features of a video, float32 `(windows, D)`, its number of frames and frame rate. Raises VideoError.
+    """Return the features of a video (see `extract_features`), its number of frames and frame rate. Raises VideoError.
 
     Chunks overlap, so that every window is inside one of them. A chunk ends with the first window of the next chunk: if it is
     complete, there is a next chunk. The number of frames is not known before, because headers may be wrong.
@@ -213,8 +243,8 @@ def _encode(
         for part in windows[:windows_here].split(batch):
             pixels = part.to(device)
             # The encoder does not normalize floating-point pixels.
-            tokens = encoder(pixels.float() / 255 if settings.scale_only else pixels).mean(1)
-            features.append((norm(tokens) if norm else tokens).float().cpu())
+            pixels = pixels.float() / 255 if settings.scale_only else pixels
+            features.append(encode_clips(encoder, norm, pixels, layer, tokens).cpu())
         if not complete:
             break
         start += step
@@ -248,7 +278,8 @@ def _save(path: Path, form: Format, features: np.ndarray, windows: pd.DataFrame)
     make_folder(path.parent)
     with atomic_write(path) as temporary:
         if form == "parquet":
-            windows.assign(features=list(features)).to_parquet(temporary, index=False, engine="pyarrow")
+            nested = [list(window) if window.ndim == 2 else window for window in features]  # parquet takes no matrices
+            windows.assign(features=nested).to_parquet(temporary, index=False, engine="pyarrow")
             return
         with open(temporary, "wb") as file:  # given a path, NumPy would append a suffix
             if form == "npy":
@@ -269,13 +300,17 @@ def _path(file: VideoFile, form: Format) -> str:
     return os.path.join(readable(folder), f"{name}{part}.{form}")
 
 
-def _check_settings(folder: Path, encoder: VideoEncoder, norm: nn.Module | None, settings: FeatureSettings) -> None:
+def _check_settings(
+    folder: Path, encoder: VideoEncoder, norm: nn.Module | None, settings: FeatureSettings, layer: int | None, tokens: bool
+) -> None:
     """Write a description of the encoder and the settings. Raises FeatureError if the folder has a different one."""
     weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
     made = {**settings.model_dump(), "weights": weights, "clip": encoder.clip.as_json}
+    made |= {name: value for name, value in (("layer", layer), ("tokens", tokens)) if value}  # older folders have neither
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
-        others = ", ".join(f"{name} {before.get(name)}, now {made[name]}" for name in made if before.get(name) != made[name])
+        names = [name for name in {**made, **before} if before.get(name) != made.get(name)]
+        others = ", ".join(f"{name} {before.get(name)}, now {made.get(name)}" for name in names)
         raise FeatureError(
             f"{folder} has features of another encoder or other settings ({others}); use another folder, or delete it"
         )

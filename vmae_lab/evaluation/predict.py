@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.frame_sampling import Dense
 from vmae_lab.data.video_dataset import VideoDataset
 from vmae_lab.data.video_lists.formats import read_lines
+from vmae_lab.evaluation.features import checked_layer, encode_clips
 from vmae_lab.evaluation.multi_view import ViewSettings, cut_views, mean_probabilities
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
@@ -154,19 +156,24 @@ def predict(
     return _checked(str(video), mean_probabilities(model.eval(), preprocess(video, model, stride=stride, views=views)), model)
 
 
-@torch.no_grad()
 def video_features(
-    model: nn.Module, video: str | Path, *, stride: int | None = None, views: ViewSettings | None = None
-) -> Tensor:
-    """Return the mean token of a video, averaged over its views: float32 `(D,)` on the CPU. Raises VideoError.
+    model: nn.Module, video: str | Path, *, stride: int | None = None, views: ViewSettings | None = None,
+    layer: int | None = None, tokens: bool = False,
+) -> Tensor:  # fmt: skip
+    """Return the mean token of a video, averaged over its views: float32 `(D,)` on the CPU.
 
-    `model` is a VideoMAE, a VideoClassifier or their encoder. A classifier's `fc_norm` is applied, as `vmae-lab features` does.
+    With `tokens`, all tokens of each view: `(clips * crops, N, D)`, in the order of the token grid `(T', H', W')`. `layer` is
+    a block of the encoder, from 1; the last one if None. `model` is a VideoMAE, a VideoClassifier or their encoder. As in
+    `vmae-lab features`, a classifier's `fc_norm` is applied to the last block, and inner blocks are not normalized.
+
+    Raises VideoError, and FeatureError if there is no such layer.
     """
+    encoder: Any = model.encoder if isinstance(model, VideoMAE | VideoClassifier) else model
+    norm = model.head.fc_norm if isinstance(model, VideoClassifier) else None
+    layer = checked_layer(encoder, layer)
     clips = preprocess(video, model, stride=stride, views=views).to(next(model.parameters()).device)
-    encoder = model.encoder if isinstance(model, VideoMAE | VideoClassifier) else model
-    tokens = encoder.eval()(clips).mean(1)  # (views, D)
-    norm = model.head.fc_norm if isinstance(model, VideoClassifier) else nn.Identity()
-    return norm(tokens).float().mean(0).cpu()
+    found = encode_clips(encoder.eval(), norm, clips, layer, tokens)
+    return (found if tokens else found.mean(0)).cpu()
 
 
 def predict_videos(

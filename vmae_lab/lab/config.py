@@ -99,6 +99,9 @@ class Recipe(BaseModel):
     detect: DetectSettings | None = Field(None, description="spatial action detection, if the plan has it")
     localise: LocaliseSettings | None = Field(None, description="temporal action detection, if the plan has it")
     student: str | None = Field(None, description="size of the student; if null, the next size below model.size")
+    checkpoint: str | None = Field(
+        None, description="of use_a_checkpoint: a folder, a file or a name on the hub; if null, the plan's own pre-training"
+    )
     evaluate: EvaluateSettings
     measure: MeasureSettings = MeasureSettings()
     compute: Compute = Compute()

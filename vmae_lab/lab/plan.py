@@ -70,6 +70,7 @@ class Cell:
     measures: Mapping[str, Stage]
 
 
+Encoder = Callable[[Recipe, Arm, int], Stage]
 Measures = Callable[[Recipe, Arm, Stage, int], Mapping[str, Stage]]
 # From the recipe and the cells with pre-training: a stage that needs no encoder, and cells of the arm "controls".
 Controls = Callable[[Recipe, Sequence[Cell]], tuple[Stage | None, list[Cell]]]
@@ -151,6 +152,11 @@ class Plan:
         ]
 
 
+def own_encoder(recipe: Recipe, arm: Arm, seed: int) -> Stage:
+    """Return the pre-training of an arm, or the untrained model that it would start from."""
+    return pretrain_stage(recipe, seed) if arm.pretrained else initial_stage(recipe, seed)
+
+
 def plan_ablation(
     name: str,
     recipe: Recipe,
@@ -158,6 +164,7 @@ def plan_ablation(
     measures: Measures,
     controls: Controls | None = None,
     skip_impossible: bool = False,
+    encoder_of: Encoder = own_encoder,
 ) -> Plan:
     """Plan every arm at every seed. With `skip_impossible`, impossible arms are left out and reported.
 
@@ -171,7 +178,7 @@ def plan_ablation(
             impossible[arm] = str(error)
             continue
         for seed in recipe.seeds:
-            encoder = pretrain_stage(varied, seed) if arms[arm].pretrained else initial_stage(varied, seed)
+            encoder = encoder_of(varied, arms[arm], seed)
             cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
     pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
     problems, reasons = list[str](), [f"arm '{arm}': {reason}" for arm, reason in impossible.items()]

@@ -128,9 +128,12 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
+    def forward(self, tokens: Tensor, layer: int | None = None) -> Tensor:
+        """With `layer`, the output of this block (1 is the first), which is not normalized unless it is the last one."""
+        for number, block in enumerate(self.blocks, 1):
             tokens = block(tokens)
+            if number == layer != len(self.blocks):
+                return tokens
         return self.norm(tokens)
 
 
@@ -151,15 +154,20 @@ class VideoEncoder(nn.Module):
         self.register_buffer("positions", positions_at(clip, size.width), persistent=False)
         self.trunk = Trunk(size.width, size.depth, size.heads, size.mlp_hidden, drop_path, norm, size.layer_scale)
 
-    def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+    @property
+    def depth(self) -> int:
+        return len(self.trunk.blocks)
+
+    def forward(self, video: Tensor, visible: Tensor | None = None, layer: int | None = None) -> Tensor:
         """Encode the visible tokens: `(B, C, T, H, W)`, int64 `(B, V)` or None for all -> `(B, V, D)`.
 
-        `video` is uint8 (0 to 255), or floating and already ImageNet-normalized.
+        `video` is uint8 (0 to 255), or floating and already ImageNet-normalized. `layer` is the block (1 to `depth`) whose
+        output is returned; the final LayerNorm follows only the last block, the default.
         """
         patches, positions = patchify(video, self.clip), self.positions  # (B, N, C*t*p*p), (N, D)
         if visible is not None:
             patches, positions = gather_tokens(patches, visible), positions[visible]  # (B, V, C*t*p*p), (B, V, D)
-        return self._encode(patches, positions)
+        return self._encode(patches, positions, layer)
 
     def maps(self, video: Tensor) -> Tensor:
         """Encode frames of any size that is a multiple of the patch as maps: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
@@ -184,8 +192,8 @@ class VideoEncoder(nn.Module):
             return interpolated_positions(self.positions, self.clip.grid, grid)
         return positions_at(self.clip, self.width, grid).to(self.positions)
 
-    def _encode(self, patches: Tensor, positions: Tensor) -> Tensor:
-        return self.trunk(self.embed(self.pixels.normalised(patches)) + positions)
+    def _encode(self, patches: Tensor, positions: Tensor, layer: int | None = None) -> Tensor:
+        return self.trunk(self.embed(self.pixels.normalised(patches)) + positions, layer)
 
 
 def initialise(module: nn.Module) -> None:

@@ -17,6 +17,7 @@ from vmae_lab.lab.experiments import (
     downstream_temporal_detection,
     dual_masking_tour,
     scaling,
+    use_a_checkpoint,
 )
 from vmae_lab.lab.experiments.common import Experiment
 from vmae_lab.lab.own_data import clip_count
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "downstream_temporal_detection": downstream_temporal_detection.EXPERIMENT,
     "distillation": distillation.EXPERIMENT,
     "scaling": scaling.EXPERIMENT,
+    "use_a_checkpoint": use_a_checkpoint.EXPERIMENT,
 }
 
 
@@ -65,7 +67,8 @@ def plan_notebook(name: str, recipe: Recipe) -> Plan:
         problems.append(f"arms {list(recipe.arms)}: at least one arm with pre-training is needed")
     try:
         plan = plan_ablation(
-            name, recipe, experiment.arms, experiment.stages, experiment.controls, experiment.skip_impossible
+            name, recipe, experiment.arms, experiment.stages, experiment.controls, experiment.skip_impossible,
+            experiment.encoder,
         )  # fmt: skip
     except RecipeError as error:
         problems.append(str(error))

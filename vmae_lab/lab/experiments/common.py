@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vmae_lab.data.motionworld.dataset import Split
+from vmae_lab.evaluation.attention import attention_rollout, class_relevance
 from vmae_lab.evaluation.classification import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
 from vmae_lab.lab.estimate import calibrate
-from vmae_lab.lab.plan import Arm, Controls, Measures, Overrides, Plan
+from vmae_lab.lab.plan import Arm, Controls, Encoder, Measures, Overrides, Plan, own_encoder
 from vmae_lab.lab.plots import charts, clip_pictures, curves
 from vmae_lab.lab.plots.examples import masks_of_pictures
 from vmae_lab.lab.plots.style import BLUE, GREY
@@ -24,6 +26,7 @@ from vmae_lab.lab.report.tables import interval, plus_minus
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage, finetune_stage, probe_stage
 from vmae_lab.lab.statistics import NOT_MEASURED, compare, compare_pairs, points, summarise
+from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.validation import LOSS
 
@@ -37,13 +40,15 @@ class Experiment:
     `baseline`: the arm that the main table compares the others with, by `metric` ("probe" is the recipe's main readout).
     `floor`: an arm outside of that comparison. `controls`: control stages, made from the cells with pre-training. `sources`:
     sources that the embedded data set needs. `min_clips`: clips that the figures need. `one_seed`: nothing is compared, so the
-    first seed is enough. `prepare` adapts the recipe. `calibrate` measures multiply-accumulates per second before the run.
+    first seed is enough. `encoder` builds what an arm starts from. `prepare` adapts the recipe. `calibrate` measures
+    multiply-accumulates per second before the run.
     """
 
     title: str
     question: str
     arms: Mapping[str, Arm]
     stages: Measures
+    encoder: Encoder = own_encoder
     baseline: str | None = None
     metric: str = "probe"
     floor: str | None = None
@@ -341,10 +346,10 @@ def evaluated_again(results: Results, measure: str, score: Callable[[Path], floa
 
 
 def loss_history(results: Results, measure: str | None = None) -> pd.DataFrame:
-    """Return the training losses of the pre-trained arms, or of a measure's stages: columns step, loss, arm, seed."""
+    """Return the training losses of the pre-trained arms, or of the stages of a measure: columns step, loss, arm, seed."""
     parts = []
     for cell in results.plan.cells:
-        if measure or results.plan.arms[cell.arm].pretrained:
+        if measure in cell.measures if measure else results.plan.arms[cell.arm].pretrained:
             stage = cell.measures[measure] if measure else cell.encoder
             rows = pd.DataFrame(read_metrics(results.store.folder(stage)))
             parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
@@ -387,6 +392,23 @@ def confusion_plot(results: Results, counts: np.ndarray, predictions: str) -> Pl
     if (counts.sum(1) > 0).sum() > charts.SHOWN:
         caption += f" Only the {charts.SHOWN} classes with the most clips are shown."
     return Plot(charts.confusion_matrix(counts, results.recipe.data.class_names), "confusion", caption)
+
+
+ROLLOUT, RELEVANCE = "attention rollout", "for the class"  # names of the rows of maps
+MAPS_CAPTION = (
+    f"'{ROLLOUT}': the share of each token in the mean of the last tokens (Abnar and Zuidema 2020). '{RELEVANCE}': the tokens "
+    "that speak for the predicted class (gradient-weighted rollout, Chefer et al. 2021). Each kind has its own color scale."
+)
+
+
+def token_maps(model: VideoClassifier, video: Tensor, labels: Tensor) -> list[dict[str, np.ndarray]]:
+    """Maps of each clip by name, float `(T', H', W')`: attention rollout, and relevance for a class of each clip.
+
+    video: `(B, C, T, H, W)`; labels: int64 `(B,)`.
+    """
+    maps = {ROLLOUT: attention_rollout(model.encoder, video), RELEVANCE: class_relevance(model, video, labels)}
+    grids = {name: rows.reshape(-1, *model.clip.grid).cpu().numpy() for name, rows in maps.items()}
+    return [{name: rows[index] for name, rows in grids.items()} for index in range(len(video))]
 
 
 def mask_pictures(plan: Plan) -> pd.DataFrame:

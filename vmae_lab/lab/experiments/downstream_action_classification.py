@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from einops import rearrange
+import torch
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import middle_clips
-from vmae_lab.evaluation.attention import attention_rollout
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments import common
@@ -196,8 +195,8 @@ def mistakes(results: Results, predicted: pd.DataFrame, count: int = 4) -> Plot 
 
 
 def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot:
-    """Show random clips, each with the share of each token in the attention of the first seed's classifier."""
-    seed, clip = results.recipe.seeds[0], results.recipe.model.clip
+    """Show random clips, each with its attention rollout, and with what speaks for the class that the first seed predicts."""
+    seed = results.recipe.seeds[0]
     first = predicted[predicted.seed == seed].set_index("row", drop=False)
     chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
     rows, clips = first.iloc[chosen].row.tolist(), _evaluated_clips(results)
@@ -205,14 +204,11 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
     assert isinstance(stage, FinetuneStage)
     model = stage.load(results.store.folder(stage))
     video = middle_clips(clips, rows, *window(results.recipe)).to(process_state().device)
-    grid = dict(zip(("t", "h", "w"), clip.grid, strict=True))
-    shares = rearrange(attention_rollout(model.encoder, video).cpu(), "b (t h w) -> b t h w", **grid).numpy() * clip.tokens
-    strips = zip(clip_frames(results.plan, rows, clips), shares, strict=True)
+    labels = torch.tensor(first.iloc[chosen].predicted.tolist(), device=video.device)
+    maps = common.token_maps(model, video, labels)
+    strips = zip(clip_frames(results.plan, rows, clips), maps, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
-    caption = (
-        f"Attention rollout (Abnar and Zuidema 2020) of '{_first(results)}', seed {seed}, on random clips: the share of each "
-        "token in the mean of the last tokens; 1 if all tokens are equal."
-    )
+    caption = f"Random clips and maps of '{_first(results)}', seed {seed}. {common.MAPS_CAPTION}"
     return Plot(figure, "attention", caption)
 
 

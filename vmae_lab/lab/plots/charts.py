@@ -171,18 +171,23 @@ def stacked_shares(shares: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def lines_by_arm(
-    curves: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], xlabel: str, ylabel: str, chance: float
-) -> Figure:
-    """Plot one line per arm over a logarithmic axis, with t intervals. curves: arm -> columns mean, low, high; index x."""
+    curves: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], xlabel: str, ylabel: str, chance: float,
+    logarithmic: bool = True,
+) -> Figure:  # fmt: skip
+    """Plot one line per arm over a logarithmic or linear axis, with t intervals.
+
+    curves: arm -> columns mean, low, high; index x.
+    """
     figure, axes = plt.subplots(figsize=(6.4, 3.9))
     for index, (arm, curve) in enumerate(curves.items()):
-        style, shift = arms[arm], 1.03 ** (index - (len(curves) - 1) / 2)  # a little apart, so that no bar hides another
+        style, shift = arms[arm], index - (len(curves) - 1) / 2  # a little apart, so that no bar hides another
         axes.errorbar(
-            curve.index * shift, curve["mean"], _errors(curve), **style.point(7), linestyle=style.dashes, capsize=3,
-            label=short(style.label),
+            curve.index * 1.03**shift if logarithmic else curve.index + 0.06 * shift, curve["mean"], _errors(curve),
+            **style.point(7), linestyle=style.dashes, capsize=3, label=short(style.label),
         )  # fmt: skip
     _chance_line(axes, chance)
-    axes.set_xscale("log")
+    if logarithmic:
+        axes.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x in curve.index})
     axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
     axes.minorticks_off()

@@ -17,7 +17,7 @@ from vmae_lab.lab.plots.text import short, wrapped
 
 HIDDEN = (0.55, 0.55, 0.58)  # color of masked patches
 QUERIES = 6
-Strip = tuple[np.ndarray, np.ndarray]  # frames of a clip, and a map for each
+Strip = tuple[np.ndarray, Mapping[str, np.ndarray]]  # frames of a clip, and maps of its tokens by kind
 MILLISECONDS = 250  # per frame of an animation
 REPEATS = 4  # of the clip in a video file, which does not loop by itself
 MIN_HEIGHT, MARGIN, HEAD = 144, 6, 20  # pixels: a picture's least height, around a picture, and above it for its name
@@ -61,26 +61,34 @@ def neighbour_pictures(
 
 
 def attention_strips(strips: Mapping[str, Strip]) -> Figure:
-    """Show clips, each as a row of frames and a row of attention maps below it, all maps on one color scale.
+    """Show clips, each as a row of frames and a row per kind of map below it.
 
-    strips: name -> frames uint8 `(T', H, W, 3)` and the share of each token `(T', h, w)`.
+    All maps of a kind have one color scale, from zero to their largest value.
+
+    strips: name -> frames uint8 `(T', H, W, 3)`, and by kind a value per token `(T', h, w)`. All clips have the same kinds.
     """
     columns = max(len(frames) for frames, _ in strips.values())
+    kinds = list(next(iter(strips.values()))[1])
+    highest = {kind: max(float(maps[kind].max()) for _, maps in strips.values()) for kind in kinds}
+    rows = 1 + len(kinds)
     figure, grid = plt.subplots(
-        2 * len(strips), columns, figsize=(1.25 * columns + 2.6, 2.5 * len(strips)), squeeze=False, layout="constrained"
-    )
-    highest = max(float(shares.max()) for _, shares in strips.values())
+        rows * len(strips), columns, figsize=(1.25 * columns + 2.6, 1.25 * rows * len(strips)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    for (name, (frames, shares)), upper, lower in zip(strips.items(), grid[::2], grid[1::2], strict=True):
-        for frame, share, above, below in zip(frames, shares, upper, lower, strict=True):
-            above.imshow(frame, interpolation="nearest")
-            image = below.imshow(share, cmap="cividis", vmin=0, vmax=highest)
-        for axes, label in ((upper[0], short(name)), (lower[0], "attention")):
+    for number, (name, (frames, maps)) in enumerate(strips.items()):
+        upper, *others = grid[rows * number : rows * (number + 1)]
+        for axes, frame in zip(upper, frames, strict=True):
+            axes.imshow(frame, interpolation="nearest")
+        for kind, lower in zip(kinds, others, strict=True):
+            for axes, values in zip(lower, maps[kind], strict=True):
+                image = axes.imshow(values / highest[kind], cmap="cividis", vmin=0, vmax=1)
+        for axes, label in zip((upper[0], *(lower[0] for lower in others)), (short(name), *kinds), strict=True):
             axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     bar = figure.colorbar(image, ax=grid, shrink=0.6)
-    bar.set_label("share of attention (1: all tokens equal)", fontsize=9)
+    bar.set_label("1: the largest value of this kind of map", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
 

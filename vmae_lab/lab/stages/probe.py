@@ -31,6 +31,8 @@ from vmae_lab.training.tasks.finetune import encoder_state
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, numpy_generator
 
+NORM = "trunk.norm.weight"  # of an encoder's final LayerNorm
+
 
 @dataclass(frozen=True)
 class ReadClips:
@@ -88,10 +90,12 @@ class ProbeStage(EvaluatedStage):
                 accuracies[probe].append(top1(predicted, read.held_out.labels))
         metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
         if source := self.reconstructed:
+            state, pretrain = read_weights(weights), source.pretrain
             model = VideoMAE(
-                source.model.dimensions, source.model.clip, source.pretrain.normalise_target, source.pretrain.target_eps
-            )
-            load_weights(model, read_weights(weights), str(weights))
+                source.model.dimensions, source.model.clip, pretrain.normalise_target, pretrain.target_eps,
+                encoder_norm=f"encoder.{NORM}" in state,
+            )  # fmt: skip
+            load_weights(model, state, str(weights))
             model = model.to(process_state().device).eval()
             metrics |= reconstruction_errors(model, read.held_out, source.model, source.mask, self.data.stride)
         return {"metrics": metrics, "draws": accuracies, **read.counts}
@@ -167,9 +171,13 @@ def shuffled_probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
 
 
 def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
-    """Load the encoder of a pre-trained or untrained model on the device, with its final LayerNorm."""
-    encoder = VideoEncoder(model.dimensions, model.clip)
-    load_weights(encoder, encoder_state(read_weights(weights)), str(weights))
+    """Load the encoder of a pre-trained or untrained model on the device, with its final LayerNorm if it has one.
+
+    Encoders of classifiers and of transformers' pre-training models have none.
+    """
+    state = encoder_state(read_weights(weights))
+    encoder = VideoEncoder(model.dimensions, model.clip, norm=NORM in state)
+    load_weights(encoder, state, str(weights))
     return encoder.to(process_state().device).eval()
 
 

@@ -1,12 +1,15 @@
 """Save a model to a folder: weights and config in any format, and a model card."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub import HfApi, ModelCardData
+from packaging.version import Version
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +22,10 @@ from vmae_lab.utils.atomic_io import atomic_write, make_folder, write_json, writ
 
 Layout = Literal["vmae_lab", "transformers", "official", "remote_code"]
 OFFICIAL = "model.pth"
+# These versions of transformers ignore q_bias and v_bias, the names in all files of VideoMAE: from the first one to before the
+# second one (huggingface/transformers#48675). The biases are then zero, and the outputs wrong.
+WITHOUT_BIASES = (Version("5.5.1"), Version("5.18.0"))
+BIASES_LOADED_BY = "Use transformers before 5.5.1, or 5.18.0 and later: the versions between them drop the biases of q and v."
 
 
 class Pretrained(nn.Module):
@@ -68,6 +75,7 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
         write_weights(folder / WEIGHTS, {f"model.{key}": value for key, value in converted.items()})
         write_json(folder / CONFIG, formats.remote_code_config(config))
     elif layout == "transformers":
+        _warn_of_dropped_biases()
         write_weights(folder / WEIGHTS, formats.to_transformers(converted))
         write_json(folder / CONFIG, formats.transformers_config(config))
         write_json(folder / "preprocessor_config.json", _preprocessing(config))
@@ -101,6 +109,20 @@ def check_layout(config: ModelConfig, layout: Layout) -> None:
         raise CheckpointError(
             f"the layout '{layout}' supports only the readout 'mean', not '{config.readout}'; save as 'vmae_lab', or train "
             "with readout: mean"
+        )
+
+
+def _warn_of_dropped_biases() -> None:
+    """Warn if the installed transformers would load a wrong model from the files of its layout."""
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:
+        return
+    first, fixed = WITHOUT_BIASES
+    if first <= Version(installed) < fixed:
+        warnings.warn(
+            f"the installed transformers {installed} would load this model without the biases of q and v. {BIASES_LOADED_BY}",
+            stacklevel=4,
         )
 
 
@@ -152,9 +174,10 @@ def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
         parts[0] += f"; decoder: {size.decoder_depth} blocks, width {size.decoder_width}, {size.decoder_heads} heads"
     parts += [f"{config.classes} classes"] if config.classes else []
     parts += [f"readout '{config.readout}'"] if classifies else []
-    source, kind = f"vmae_lab.models.{module}", config.model
+    source, kind, note = f"vmae_lab.models.{module}", config.model, ""
     if layout == "transformers":
         source, kind = "transformers", formats.transformers_config(config)["architectures"][0]
+        note = f"\n{BIASES_LOADED_BY}\n"
     return f"""---
 {data.to_yaml()}
 ---
@@ -171,7 +194,7 @@ from {source} import {kind}
 
 model = {kind}.from_pretrained("this folder")
 ```
-
+{note}
 ## How it was trained
 
 {story.strip() or "Not described by the author."}
