@@ -144,7 +144,7 @@ def augment_table(reads: int) -> str:
     for height, width in ((256, 340), (340, 604)):
         noise = torch.rand(FRAMES, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
         pixels = torch.nn.functional.interpolate(255 * noise, (height, width), mode="bilinear")
-        video = pixels.to(torch.uint8).permute(1, 0, 2, 3).contiguous(memory_format=torch.channels_last_3d)
+        video = pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().permute(3, 0, 1, 2)  # as decoded
 
         def frame_by_frame(read: int, video: torch.Tensor = video) -> None:
             frames = [np.asarray(timm_way(frame.numpy(), read)) for frame in video.permute(1, 2, 3, 0)]

@@ -38,7 +38,13 @@ def test_exit_status_and_output(tmp_path, code, status, output):
     assert process.returncode == status
 
 
-SLEEPS = "import time; print('begun', flush=True); time.sleep(600)"
+# A shell may start the tests with SIGINT ignored, which all processes inherit.
+SLEEPS = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("begun", flush=True)
+time.sleep(600)
+"""
 HANDLES = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n" + SLEEPS
 
 

@@ -158,7 +158,7 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["model", "https://example.org/a.mp4"], "https://example.org/a.mp4: it is a web address"),
         (["model", "https://example.org/watch?v=a"], "it is a web address"),
         (["model", "empty"], "no video files"),
-        (["model", "videos", "--frames", "3"], "a clip of 3 frames x 16 pixels"),
+        (["model", "videos", "--frames", "3"], "a clip of 3 frames x 16"),
         (["flat", "videos", "--side", "32"], "(readout 'flat'), not for 128"),
         (["gray", "videos"], "gray has channels 1; this package supports only 3"),
         (["detector", "videos"], "detector is an action detector"),

@@ -196,4 +196,6 @@ def test_every_real_video_is_copied_or_reported(tmp_path):
             assert row.cause == inspection.cause
     decoder.close()
     assert (table.status == "ok").sum() > 30
-    assert (table.time_error_s > 0.01).mean() < 0.05
+    # B-frames in AVI have times in the order of decoding, which are up to a frame off. One file is a joined recording.
+    assert set(table[table.time_error_s > 0.05].original) == {"derived/res_change.ts"}
+    assert all(path.endswith((".avi", ".ts")) for path in table[table.time_error_s > 1e-4].original)
