@@ -19,7 +19,7 @@ from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
     "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "predict",
-    "reconstruct", "features", "bench", "info", "data check", "data transcode", "data pack", "data kinetics710",
+    "reconstruct", "features", "export", "bench", "info", "data check", "data transcode", "data pack", "data kinetics710",
 ]  # fmt: skip
 
 

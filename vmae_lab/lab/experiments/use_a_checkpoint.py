@@ -155,7 +155,7 @@ def reconstruction(results: Results, rows: list[int]) -> Plot | None:
             strips[f"{place}. {name}"] = frames[:: model.clip.tubelet]
     caption = (
         f"Random held-out clips, {plan.recipe.mask.encoder_ratio:.0%} masked, and their reconstruction by the checkpoint. "
-    ) + ("The mean and contrast of each cube are the true ones." if model.normalise_target else "")
+    ) + ("The mean and contrast of each patch are the true ones." if model.normalise_target else "")
     return Plot(clip_pictures.strips(strips), "reconstruction", caption)
 
 
