@@ -38,7 +38,7 @@ def pages(pattern: str) -> list[str]:
 
 
 # The scales whose reports git keeps: results of `smoke` are meaningless; `own` and changed settings are private.
-SCALES = ("paper", "gpu", "study", "demo")
+SCALES = ("paper", "gpu", "study20", "study", "demo")
 REPORTS = {scale: pages(f"reports/{scale}/*/README.md") for scale in SCALES}
 BENCHMARKS = pages("reports/benchmarks/*.md")
 include_patterns = [
