@@ -123,7 +123,7 @@ def test_committed_reports_are_found_again(monkeypatch):
     again = []
     for path in sorted((ROOT / "reports").glob("*/*/manifest.json")):
         scale, name = path.parts[-3:-1]
-        if scale in ("demo", "study"):
+        if scale in ("demo", "study", "study20"):
             found, _ = place(ROOT, scale, f"notebooks/{name}.ipynb", name)
             again += [f"{scale}/{name}"] if (found.folder, bool(found.replaced)) == (path.parent, True) else []
     assert again == ["demo/ablation_decoder_mask", "demo/cost_of_dual_masking", "study/ablation_decoder_mask"]

@@ -23,7 +23,7 @@ from vmae_lab.lab.report.folder import VARIANT
 from vmae_lab.lab.report.provenance import git
 from vmae_lab.utils.atomic_io import write_text
 
-SCALES = ("paper", "gpu", "study", "demo", "own", "smoke")  # in the order of the page
+SCALES = ("paper", "gpu", "study20", "study", "demo", "own", "smoke")  # in the order of the page
 NOTEBOOK, PAGE = "executed notebook", "executed notebook as HTML"  # texts of links
 
 # ---------------------------------------------------------------------------------------------------------------------------
