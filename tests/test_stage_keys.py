@@ -10,7 +10,8 @@ from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.scales import read_scale
 
 ROOT = Path(__file__).parents[1]
-MANIFESTS = sorted(path for scale in ("demo", "gpu", "study", "study20") for path in (ROOT / "reports" / scale).glob("*/manifest.json"))
+SCALES = ("demo", "gpu", "study", "study20")
+MANIFESTS = sorted(path for scale in SCALES for path in (ROOT / "reports" / scale).glob("*/manifest.json"))
 
 
 def keys(notebook: str, parameters: dict) -> set[str]:

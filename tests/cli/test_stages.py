@@ -8,6 +8,7 @@ import torch
 from vmae_lab.cli import main
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.stages import opened_classifier_stage, opened_stage
+from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import CheckpointError, open_checkpoint, read_weights
 from vmae_lab.models.checkpoints.save import save_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
@@ -102,8 +103,9 @@ def test_the_message_about_a_wrong_size_or_patch_names_both(project, tmp_path, c
         (VideoMAE(SIZES["tiny"], CLIP), "no classification head"),
         (VideoClassifier(SIZES["tiny"], CLIP, 5), "5 classes, but the recipe's data has 8"),
         (VideoClassifier(SIZES["tiny"], ClipShape(8, 32, 2, 4), 8, "flat"), "flat head for 256 tokens"),
+        (ActionDetector(SIZES["tiny"], CLIP, 8), "is an action detector"),
     ],
-    ids=["pre-trained", "classes", "flat"],
+    ids=["pre-trained", "classes", "flat", "detector"],
 )
 def test_a_model_that_cannot_be_evaluated_is_refused(model, message, project, tmp_path, capsys):
     where = model.save_pretrained(tmp_path / "model")

@@ -112,6 +112,16 @@ def test_the_list_keeps_labels_and_the_broken_file_is_reported(originals, copies
     assert len(pd.read_csv(out / MANIFEST)) == len(table) == 5
 
 
+def test_failed_videos_are_tried_again(originals, tmp_path):
+    """The limits of decoding may have changed, or the file."""
+    videos = read_list(".", originals, labelled=True)
+    small = transcode_list(videos, SMALL, VideoSettings(max_pixels=1000), tmp_path, 1)
+    assert (small.status == "failed").all()
+    table = transcode_list(videos, SMALL, VideoSettings(), tmp_path, 1)
+    assert table.status.tolist().count("ok") == 4
+    assert pd.read_csv(tmp_path / FAILURES).path.tolist() == ["walk/broken.mp4"]
+
+
 def test_finished_copies_are_kept_and_other_settings_refused(originals, copies, tmp_path):
     table, out = copies
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}

@@ -32,18 +32,19 @@ class Watched:
         return torch.zeros(3, len(choose(MODEL.frames)), 16, 16, dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("steps", [5, 40])  # part of a round, and more than one round
 @pytest.mark.parametrize("repeats", [1, 2])
 @pytest.mark.parametrize("mixing", [1.0, 0.5, 0.0])
-def test_samples_by_source_equal_the_drawn_samples(mixing, repeats):
+def test_samples_by_source_equal_the_drawn_samples(mixing, repeats, steps):
     """Reports of mixtures show these counts. Repeats of a clip count once."""
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16, mixing=mixing)
-    settings, clips = PretrainSettings(steps=5, batch_size=4, lr=1e-3, repeats=repeats), Watched()
+    settings, clips = PretrainSettings(steps=steps, batch_size=4, lr=1e-3, repeats=repeats), Watched()
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, clips, seed=0)
     counts = task.samples_by_source()
-    assert sum(counts.values()) == 20 // repeats
-    for step in range(5):
+    assert sum(counts.values()) == 4 * steps // repeats
+    for step in range(steps):
         assert task.batch(step, range(4))["video"].shape == (4, 3, 4, 16, 16)
-    assert len(clips.requests) == 20 // repeats, "repeats are of one decoded clip"
+    assert len(clips.requests) == 4 * steps // repeats, "repeats are of one decoded clip"
     assert counts == Counter(clips.sources[index] for index in clips.requests)
 
 

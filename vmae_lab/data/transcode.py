@@ -143,7 +143,8 @@ def _keep_settings(path: Path, settings: TranscodeSettings) -> None:
 
 
 def _is_done(copy: Copy | None, path: Path) -> bool:
-    return copy is not None and (copy.status != "ok" or (path.exists() and path.stat().st_size == copy.bytes))
+    """Return whether the copy is complete. Failed videos are tried again, since the limits of decoding may have changed."""
+    return copy is not None and copy.status == "ok" and path.exists() and path.stat().st_size == copy.bytes
 
 
 def _write(table: pd.DataFrame, videos: VideoList, folder: Path) -> None:

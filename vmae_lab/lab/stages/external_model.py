@@ -44,6 +44,11 @@ class OpenedStage(Stage):
 def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
     """Build the stage of a checkpoint. Raises CheckpointError if its encoder does not fit `recipe.model`."""
     ours, theirs = recipe.model, checkpoint.config
+    if theirs.model == "ActionDetector":
+        raise CheckpointError(
+            f"{checkpoint.where} is an action detector, not an encoder or a video classifier. Use the model that it was "
+            "trained from"
+        )
     if _encoder(ours.dimensions, ours.clip) != _encoder(theirs.size, theirs.clip):
         raise CheckpointError(
             f"{checkpoint.where} is {_described(theirs.size, theirs.clip)}; the recipe's model is "

@@ -108,8 +108,14 @@ class PretrainTask:
 
     def samples_by_source(self) -> dict[str, int]:
         """Return the number of samples of each source in the run. Repeats count once."""
-        drawn = self.settings.steps * self.settings.batch_size // self.settings.repeats
-        return dict(Counter(self.clips.sources[self.order[position]] for position in range(drawn)))
+        drawn, size = self.settings.steps * self.settings.batch_size // self.settings.repeats, len(self.clips.sources)
+        rounds, rest = divmod(drawn, size)
+        # Every round of the order has the same number of samples of each source, so one round is counted and not each sample.
+        counts = Counter(self.clips.sources[self.order[position]] for position in range(min(drawn, size)))
+        if rounds:
+            last = Counter(self.clips.sources[self.order[rounds * size + position]] for position in range(rest))
+            counts = Counter({source: rounds * count + last[source] for source, count in counts.items()})
+        return dict(counts)
 
     def _clips(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Yield a crop for each position in the stream of samples. Consecutive repeats share one decoded clip."""
