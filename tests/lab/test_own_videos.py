@@ -254,7 +254,7 @@ def test_a_folder_of_own_videos_from_end_to_end(run_own, project, capfd):
     said = capfd.readouterr()
     assert status == 0, said.err[-3000:]
     page = (folder / "README.md").read_text()
-    assert "Damaged or unreadable: 1 of 17 listed videos." in page
+    assert "Damaged and unreadable videos, up to " in page
     assert "1 video(s) could not be read and are left out of all averages" in page
     state = pd.read_csv(folder / "tables" / "check.csv")
     assert state[["videos", "ok", "damaged", "failed"]].to_numpy().tolist() == [[17, 16, 0, 1]]
