@@ -24,9 +24,15 @@ FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Follow links 
 FRAMES_NAMED = "img_{:05d}.jpg"
 FramePattern = Annotated[str, typer.Option(help="Pattern of file names in folders of frames.")]
 
-MaxPixels = Annotated[int, typer.Option(min=1, help="Most pixels per frame. One needs about 100 bytes.")]
-MemoryMiB = Annotated[int, typer.Option(min=256, help="Most memory of a decoder process (on Linux only).")]
-TimeoutS = Annotated[float, typer.Option(min=0.1, help="Most seconds per read, then the decoder is ended.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of decoder processes.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Largest frame in pixels. Decoders need about 100 bytes per pixel.")]
+MemoryMiB = Annotated[int, typer.Option(min=256, help="Memory limit of a decoder process (Linux only).")]
+TimeoutS = Annotated[float, typer.Option(min=0.1, help="Time limit of a read in seconds. A slower decoder is killed.")]
+PROCESSES = os.cpu_count() or 1
+# The defaults of VideoSettings, repeated because the decoders that its module imports would delay `--help`.
+MAX_PIXELS = 4096 * 2304
+MEMORY_MIB = 2048
+TIMEOUT_S = 60.0
 
 FIELDS = ("youtube_id", "time_start", "time_end", "source", "label", "split")
 ANNOTATIONS = ("--k400", "--k600", "--k700")
@@ -70,12 +76,12 @@ def check(
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: <list>.check here.")] = None,
-    processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    processes: Processes = PROCESSES,
     frame_pattern: FramePattern = FRAMES_NAMED,
     keep_damaged: Annotated[bool, typer.Option("--keep-damaged", help="Also list damaged videos as readable.")] = False,
-    max_pixels: MaxPixels = 9437184,
-    memory_mib: MemoryMiB = 2048,
-    timeout_s: TimeoutS = 60.0,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    memory_mib: MemoryMiB = MEMORY_MIB,
+    timeout_s: TimeoutS = TIMEOUT_S,
 ) -> None:
     """Decode every video of a list once. Write a report and a list of the readable videos.
 
@@ -104,10 +110,10 @@ def transcode(
     follow_links: FollowLinks = False,
     short_side: Annotated[int, typer.Option(min=16, help="Short side of the copies in pixels, an even number.")] = 320,
     crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of x264. A smaller number is better and larger.")] = 20,
-    processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
-    max_pixels: MaxPixels = 9437184,
-    memory_mib: MemoryMiB = 2048,
-    timeout_s: TimeoutS = 60.0,
+    processes: Processes = PROCESSES,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    memory_mib: MemoryMiB = MEMORY_MIB,
+    timeout_s: TimeoutS = TIMEOUT_S,
 ) -> None:
     """Write a small copy of every video of a list that is fast to read at random: H.264 with many key frames.
 

@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -15,7 +14,8 @@ from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import VideoList
 from vmae_lab.data.video_lists.formats import write_list
-from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, storing_in, write_text
+from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, write_text
+from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
 
 JOURNAL, REPORT, CHECKED, FAILURES = "check.jsonl", "README.md", "checked.csv", "failures.csv"
@@ -59,14 +59,12 @@ def check_list(
     todo = [index for index, key in enumerate(keys) if key not in seen]
     print(f"{len(files)} videos, {len(files) - len(todo)} already checked; {processes} processes")
     bar = Progress(total=len(todo), desc="checking", unit="videos")
-    with storing_in(folder), open(journal, "a", encoding="utf-8") as lines, bar:
-        lines.write("\n" if todo and seen else "")  # a killed check may have left an incomplete line
+    with bar:
         results = clips.decoders.map(DecoderProcess.inspect, (files[index] for index in todo))
         for index, result in zip(todo, results, strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
             seen[keys[index]] = asdict(inspection)
-            lines.write(json.dumps({"key": keys[index], **asdict(inspection)}) + "\n")
-            lines.flush()
+            append_to_journal(journal, keys[index], seen[keys[index]])
             bar.update()
     clips.decoders.close()
     inspections = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
@@ -84,18 +82,6 @@ def content_key(file: VideoFile) -> str:
     except (OSError, ValueError):
         found = (-1, -1)
     return json.dumps([VERSION, file.path, file.start, file.total, file.offset, file.size, *found])
-
-
-def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a file of JSON lines: `key` -> row. Incomplete lines of a killed process are skipped."""
-    seen = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # an incomplete or empty line
-            continue
-        seen[row.pop("key")] = row
-    return seen
 
 
 def _write(checked: Checked, videos: VideoList, keep_damaged: bool) -> None:

@@ -5,13 +5,11 @@ copies have the frames of the originals at the same times, so labels, splits, bo
 seconds) stay valid. The first frame is at time 0, as frames are counted everywhere in this package.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from itertools import count
 from pathlib import Path, PurePosixPath
 
 import av
@@ -20,7 +18,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from vmae_lab.data.check import content_key, read_journal
+from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.decoders import Decoded
 from vmae_lab.data.decoding.inspection import OFF, Inspection
@@ -30,6 +28,7 @@ from vmae_lab.data.video_lists import ListError, VideoList
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, read_json, storing_in, write_json
 from vmae_lab.utils.errors import first_of
+from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
 
 LIST, MANIFEST, FAILURES = "videos.csv", "manifest.csv", "failures.csv"
@@ -46,7 +45,7 @@ class TranscodeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     short_side: int = Field(320, ge=16, multiple_of=2, description="largest short side in pixels; small videos keep theirs")
-    key_frames: int = Field(16, ge=1, description="frames from key frame to key frame")
+    key_frames: int = Field(16, ge=1, description="frames from one key frame to the next")
     crf: int = Field(20, ge=0, le=51, description="quality of x264: a smaller number is better and needs more space")
 
     @property
@@ -72,17 +71,21 @@ class Copy:
     psnr: float = 0.0  # in dB, of sampled frames against the resized originals
     lowest_psnr: float = 0.0
     time_error_s: float = 0.0  # largest difference between a frame's time in the copy and in the original
-    decoder: str = ""  # that reads the copy
+    decoder: str = ""  # the decoder that reads the copy
 
 
 def transcode_list(
     videos: VideoList, settings: TranscodeSettings, decoding: VideoSettings, folder: Path, processes: int = 1
 ) -> pd.DataFrame:
-    """Write a copy of every video to `folder`, in several processes. Return the manifest: one row per video.
+    """Write a copy of every video to `folder`. Return the manifest: one row per video.
 
     A copy has the path of its original, with the suffix .mp4. Copies of an earlier, interrupted call are kept. Writes LIST (the
-    copies, for `read_list` with `folder` as root), MANIFEST, FAILURES and SETTINGS. Raises ListError for folders of frames, for
-    shards, and if a copy would overwrite a video of the list; StorageError.
+    copies, for `read_list` with `folder` as root), MANIFEST, FAILURES and SETTINGS.
+
+    `processes` videos are copied in parallel. Each has a decoder process, which decodes and shrinks its frames, and a thread of
+    this process, which encodes them and compares the copy with the original.
+
+    Raises ListError for folders of frames, for shards, and if a copy would overwrite a video of the list; StorageError.
     """
     if (videos.table.total >= 0).any() or "offset" in videos.table:
         raise ListError(f"{videos.root}: only video files can be transcoded, not folders of frames or shards; pack the copies")
@@ -101,15 +104,13 @@ def transcode_list(
     todo = [i for i, (key, path) in enumerate(zip(keys, paths, strict=True)) if not _is_done(copies.get(key), path)]
     print(f"{len(files)} videos, {len(files) - len(todo)} already transcoded; {processes} processes")
     bar = Progress(total=len(todo), desc="transcoding", unit="videos")
-    with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as lines, bar:
-        lines.write("\n" if todo and copies else "")  # a killed process may have left an incomplete line
+    with bar:
         requests = ((files[index], paths[index], settings) for index in todo)
         written = 0
         for done, (index, result) in enumerate(zip(todo, clips.decoders.map(_transcode, requests), strict=True), 1):
             copy = Copy("failed", result.cause, result.codec) if isinstance(result, VideoError) else result
             copies[keys[index]] = copy
-            lines.write(json.dumps({"key": keys[index], **asdict(copy)}) + "\n")
-            lines.flush()
+            append_to_journal(folder / JOURNAL, keys[index], asdict(copy))
             written += copy.bytes
             bar.set_postfix_str(f"about {written / done * len(todo) / 2**30:.2f} GiB in total", refresh=False)
             bar.update()
@@ -132,14 +133,16 @@ def copy_names(paths: Iterable[str]) -> list[str]:
 def _keep_settings(path: Path, settings: TranscodeSettings) -> None:
     """Store the settings. Raises ListError if the folder has copies with other settings."""
     described = {**settings.model_dump(), "codec": "libx264", "options": settings.options}
-    if path.exists() and (found := read_json(path)["settings"]) != described:
+    if not path.exists():
+        versions = {"av": av.__version__, **{name: ".".join(map(str, value)) for name, value in av.library_versions.items()}}
+        write_json(path, {"settings": described, "versions": versions})
+        return
+    found = read_json(path)["settings"]
+    if found != described:
         changed = sorted(name for name in described if found.get(name) != described[name])
         raise ListError(
             f"{path.parent} has copies with other settings ({', '.join(changed)}); use another folder, or delete it"
         )
-    if not path.exists():
-        versions = {"av": av.__version__, **{name: ".".join(map(str, value)) for name, value in av.library_versions.items()}}
-        write_json(path, {"settings": described, "versions": versions})
 
 
 def _is_done(copy: Copy | None, path: Path) -> bool:
@@ -171,11 +174,12 @@ class _Encoded:
     stamps: list[int] = field(default_factory=list)  # times of the frames, in units of TIME_BASE
     time_error_s: float = 0.0
     sample: dict[int, np.ndarray] = field(default_factory=dict)  # frame number -> pixels, as encoded
-    every: int = 1  # frames from sampled frame to sampled frame
+    every: int = 1  # frames from one sampled frame to the next
 
     def add(self, pixels: np.ndarray, seconds: float) -> int:
         """Add a frame at `seconds` since the first. Return its time in the copy: increasing from frame to frame."""
-        number, stamp = len(self.stamps), round(seconds / TIME_BASE)
+        number = len(self.stamps)
+        stamp = round(seconds / TIME_BASE)
         if self.stamps:
             stamp = max(stamp, self.stamps[-1] + 1)
         self.stamps.append(stamp)
@@ -222,15 +226,14 @@ def _encode(chunks: Iterable[Decoded], path: Path, found: Inspection, settings: 
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = stream.time_base = TIME_BASE
         stream.pix_fmt = "yuv420p"
-        start, numbers = 0.0, count()
+        start = 0.0
         for chunk in chunks:
             if not encoded.stamps:  # 4:2:0 needs even sizes
                 encoded.height, encoded.width = (side + side % 2 for side in chunk.frames.shape[1:3])
                 stream.height, stream.width = encoded.height, encoded.width
                 start = chunk.times[0] if chunk.times else 0.0
-            for at, pixels in enumerate(chunk.frames):
-                number = next(numbers)
-                seconds = chunk.times[at] - start if chunk.times else float(number / rate)
+            for index, pixels in enumerate(chunk.frames):
+                seconds = chunk.times[index] - start if chunk.times else float(len(encoded.stamps) / rate)
                 if pixels.shape[:2] != (encoded.height, encoded.width):
                     picture = Image.fromarray(pixels).resize((encoded.width, encoded.height), Image.Resampling.BILINEAR)
                     pixels = np.asarray(picture)

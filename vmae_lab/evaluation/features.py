@@ -3,7 +3,6 @@
 Long videos are read in chunks. Finished videos are skipped.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vmae_lab.data.check import content_key, read_journal
+from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile
 from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.eval_clips import MissingVideos
@@ -31,8 +30,9 @@ from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.models.checkpoints import load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.sizes import Positions
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
-from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, storing_in, write_json
+from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, write_json
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.shapes import Side, short_side_for
 
@@ -130,8 +130,7 @@ def extract_features(
     failed: dict[int, VideoError] = {}
     encoder.eval()
     bar = Progress(range(len(files)), unit="videos", desc="features", disable=not progress)
-    with storing_in(folder), open(folder / JOURNAL, "a", encoding="utf-8") as lines, bar:
-        lines.write("\n" if journal else "")  # a killed call may have left an incomplete line
+    with bar:
         for row in bar:
             if keys[row] in finished:
                 continue
@@ -144,8 +143,7 @@ def extract_features(
             done = _Finished(paths[row], len(features), frames, fps)
             _save(folder / paths[row], settings.format, features, done.table(settings.stride, encoder.clip.frames))
             finished[keys[row]] = done
-            lines.write(json.dumps({"key": keys[row], **vars(done)}) + "\n")
-            lines.flush()
+            append_to_journal(folder / JOURNAL, keys[row], vars(done))
     names = {key: clips.name(row) for row, key in enumerate(keys)}  # repeated videos are in the table once
     tables = [
         finished[key]

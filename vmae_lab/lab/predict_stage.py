@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from vmae_lab.data.ava import CORNERS, KEY, SceneLists, Scenes, SceneSettings, SplitFiles, Video, keyed, read_person_boxes
-from vmae_lab.data.check import content_key, read_journal
+from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.eval_clips import MissingVideos
@@ -27,6 +27,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.tasks.detect import DetectSettings, detect
 from vmae_lab.training.tasks.localise import LocaliseSettings, localise
 from vmae_lab.utils.atomic_io import read_json
+from vmae_lab.utils.journal import read_journal
 
 SEGMENT_COLUMNS = ["start_s", "end_s", "class", "score"]
 DETECTION_COLUMNS = ["time_s", "person", *CORNERS, "label", "class", "score"]

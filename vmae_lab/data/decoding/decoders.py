@@ -80,7 +80,7 @@ class VideoInfo:
 class Decoded:
     """Frames of a video, uint8 `(T, H, W, 3)`, RGB, upright, with their indices and the header of their file.
 
-    `times`: seconds of each frame in the file. Only a stream has them, and only if the file does.
+    `times`: time of each frame in seconds. Empty if the frames are not from `stream_video`, or if the file has no times.
     """
 
     frames: np.ndarray
@@ -110,9 +110,8 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
             raise VideoError(video.path, str(error), info.codec) from None
         except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
             cause = cause_of(error)
-        decoder = (
-            "pyav" if decoder == "auto" and info.decoder == "decord" else None
-        )  # PyAV reads some files that decord refuses
+        # PyAV reads some files that decord refuses.
+        decoder = "pyav" if decoder == "auto" and info.decoder == "decord" else None
     raise VideoError(video.path, cause, info.codec)
 
 
