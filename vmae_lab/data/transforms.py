@@ -126,28 +126,21 @@ def finetune_augment(video: Tensor, side: Side, settings: FinetuneAugment, seed:
     video = _resize(video, side)
     if coin < settings.flip * 2**31:
         video = functional.horizontal_flip(video)
-    with library_draws(filled):
-        clip = _ErasableClip(video)
-        RandomErasing(settings.erase, mode="pixel", device="cpu")(clip)
-    return clip.video
+    return _erase(video, settings.erase, filled)
 
 
-class _ErasableClip:
-    """A clip as timm's random erasing sees it: an image with the colors of all frames as channels, which share a box."""
-
-    dtype = torch.float32  # of the noise
-
-    def __init__(self, video: Tensor):
-        self.video = video
-
-    def size(self) -> tuple[int, int, int]:
-        return (self.video.shape[:2].numel(), *self.video.shape[2:])
-
-    def __setitem__(self, box: tuple[slice, ...], noise: Tensor) -> None:
-        mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        pixels = 255 * (mean + deviation * noise.view(*self.video.shape[:2], *noise.shape[1:]))
-        self.video = self.video.clone()
-        self.video[..., box[1], box[2]] = pixels.round().clamp(0, 255).to(torch.uint8)
+def _erase(video: Tensor, probability: float, seed: int) -> Tensor:
+    """Fill a box with noise, the same box in all frames. timm's random erasing draws the box."""
+    kept = torch.ones(1, *video.shape[2:])
+    with library_draws(seed):
+        RandomErasing(probability, mode="const", device="cpu")(kept)
+        erased = kept[0] == 0
+        noise = torch.randn(*video.shape[:2], int(erased.sum()))
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    pixels = 255 * (mean + deviation * noise)
+    video = video.clone()
+    video[..., erased] = pixels.round().clamp(0, 255).to(torch.uint8)
+    return video
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ BACKWARD = 3  # cost of forward and backward together, in forward passes
 CLIP_S = 2.5e-4  # reading a decoded clip of any size
 CROP_PIXEL_S = 9e-9  # per pixel of a clip that a loader process crops, stacks and sends
 RESIZE_PIXEL_S = 21e-9  # per pixel of a clip that is also resized
-AUGMENT_PIXEL_S = 2.1e-8  # per pixel of a clip, for RandAugment and random erasing: 17 ms at 16 x 224 x 224
+# Per pixel of a clip, for `finetune_augment`: 16 ms at 16 x 224 x 224, from frames of 256 x 340 pixels. Mean CPU time of 80
+# clips in one thread. Unlike the others, this value was measured while other programs were running.
+AUGMENT_PIXEL_S = 2.0e-8
 DECODE_S = 0.05  # decoding a clip from a file of 320 x 240 pixels (reports/LOG.md, 2026-11-23); 0.4 at 1280 x 720
 
 
