@@ -3,8 +3,8 @@
 The usual way decodes full frames for each sample, crops and resizes frame by frame with Pillow, and stacks and normalizes on
 the CPU. Our way decodes once for k samples, resizes next to the decoder, crops whole uint8 clips, and leaves normalization to
 the device. It is measured with and without the separate decoder process that protects a run from broken files, and from the
-copies that `vmae-lab data transcode` writes. All ways use the same windows. Also measures augmentation for fine-tuning against
-timm's on each frame, memory over 2,000 opened files, and memory of a loader with 8 workers.
+copies that `vmae-lab data transcode` writes. All ways use the same windows. The script also compares augmentation for
+fine-tuning with timm's on each frame, and measures memory over 2,000 opened files and memory of a loader with 8 workers.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 from timm.data.auto_augment import rand_augment_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
 from vmae_lab.data.dataset import DataSettings, load_clips
@@ -40,7 +41,8 @@ from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.utils.seeding import library_draws, numpy_generator
 
 SIDE, FRAMES, STRIDE = 224, 16, 4
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN)
+STD = torch.tensor(IMAGENET_DEFAULT_STD)
 SHORT = int(np.ceil(SIDE / min(SCALES)))
 
 
@@ -139,7 +141,8 @@ def speed_table(files: dict[str, Path], copies: Path, reads: int) -> str:
 
 def augment_table(reads: int) -> str:
     """Time the augmentation for fine-tuning of a clip, with RandAugment on each frame as in timm and on the whole clip."""
-    settings, rows = FinetuneAugment(), []
+    settings = FinetuneAugment()
+    rows = []
     plain = settings.model_copy(update={"rand_augment": None})
     for height, width in ((256, 340), (340, 604)):
         noise = torch.rand(FRAMES, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))

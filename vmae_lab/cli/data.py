@@ -43,7 +43,8 @@ class TakesLists(TyperCommand):
     """A command whose annotation options take several files. typer takes one file per option, so options are repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        repeated, option = list[str](), ""
+        repeated: list[str] = []
+        option = ""
         for before, word in pairwise(["", *args]):
             if word.startswith("-"):
                 option = word if word in ANNOTATIONS else ""

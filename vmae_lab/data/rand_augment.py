@@ -86,7 +86,8 @@ def draw_operations(configuration: str, size: tuple[int, int], seed: int) -> lis
     def record(function: Callable[..., Any], image: "_MatrixRecorder", *strength: float, **options: Any) -> "_MatrixRecorder":
         if function in AFFINE:
             affine = function(image, *strength, **options)
-            operations.extend([affine] if affine else [])
+            if affine is not None:  # a rotation by 0 degrees
+                operations.append(affine)
         else:
             operations.append(_whole_clip_operation(function, strength))
         return image
@@ -152,7 +153,8 @@ class FrameByFrame:
     """An operation of Pillow, applied to each frame."""
 
     def __init__(self, function: Callable[[Image.Image], Image.Image], local: bool):
-        self.function, self.local = function, local
+        self.function = function
+        self.local = local
 
     def source(self, target: Box, frame: Box) -> Box:
         return target if self.local else frame
@@ -178,13 +180,17 @@ class Affine:
     """
 
     def __init__(self, size: tuple[int, int], matrix: tuple[float, ...], resample: Image.Resampling, fill: tuple[int, ...]):
-        self.frame, self.matrix, self.resample, self.fill = Box(0, 0, size[1], size[0]), matrix, resample, fill
+        self.frame = Box(0, 0, size[1], size[0])
+        self.matrix = matrix
+        self.resample = resample
+        self.fill = fill
 
     def source(self, target: Box, frame: Box) -> Box:
         corners = self._positions(np.array([target.left, target.right - 1]), np.array([target.top, target.bottom - 1]))
         (left, right), (top, bottom) = ((math.floor(at.min()) - 1, math.floor(at.max()) + 3) for at in corners)
         # At least one pixel of the frame, also if all of `target` comes from outside.
-        top, left = min(max(top, 0), frame.bottom - 1), min(max(left, 0), frame.right - 1)
+        top = min(max(top, 0), frame.bottom - 1)
+        left = min(max(left, 0), frame.right - 1)
         return Box(top, left, min(max(bottom, top + 1), frame.bottom), min(max(right, left + 1), frame.right))
 
     def __call__(self, clip: np.ndarray, source: Box, target: Box) -> np.ndarray:
@@ -214,8 +220,8 @@ class Affine:
         indices[..., outside] = source.area
         # The factor makes up for float32: without it, a sum of 99.99999 would be truncated to 99, not to 100.
         weights = row_weights[:, None] * (column_weights * np.float32(1 + 1e-6))
-        by_pixel = [torch.from_numpy(values.reshape(-1, outside.size)).T.contiguous() for values in (indices, weights)]
-        return by_pixel[0], by_pixel[1]
+        indices, weights = (values.reshape(-1, outside.size).T for values in (indices, weights))
+        return torch.from_numpy(np.ascontiguousarray(indices)), torch.from_numpy(np.ascontiguousarray(weights))
 
     def _positions(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map output pixels to the input, in which the center of the first pixel is at 0: x and y, `(rows, columns)` each."""
@@ -256,7 +262,7 @@ class _MatrixRecorder:
         self.size = size
 
     def copy(self) -> None:
-        """A rotation by 0 degrees copies the image."""
+        """Return no operation: Pillow's `rotate` only copies the image if the angle is 0."""
 
     def transform(self, size: tuple[int, int], method: int, matrix: tuple[float, ...], resample: Any, fillcolor: Any) -> Affine:
         return Affine(size, matrix, resample, fillcolor)
