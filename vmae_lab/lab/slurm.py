@@ -83,8 +83,8 @@ class SlurmQueue:
         self.folder = folder
         self.finished = finished
         self.slots = compute.jobs
-        self.jobs = dict[Stage, str]()  # submitted stages and the ids of their jobs
-        self.missing_since = dict[str, float]()  # id -> when the job was first seen to have left the queue
+        self.jobs: dict[Stage, str] = {}  # submitted stages and the ids of their jobs
+        self.missing_since: dict[str, float] = {}  # id -> when the job was first seen to have left the queue
 
     def __enter__(self) -> Self:
         queue = queued_jobs()
@@ -142,7 +142,7 @@ class SlurmQueue:
             queue = queued_jobs()
             if queue is not None:
                 self.queue = queue
-        ended = dict[Stage, Exception | None]()
+        ended: dict[Stage, Exception | None] = {}
         for stage, job in self.jobs.items():
             if self.finished(stage):
                 ended[stage] = None

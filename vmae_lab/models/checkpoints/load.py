@@ -57,6 +57,14 @@ class Checkpoint:
     where: str
     clip_assumed: bool = False
 
+    def refuse_detector(self) -> None:
+        """Raise CheckpointError if the model is an action detector, whose encoder differs from that of a classifier."""
+        if self.config.model == "ActionDetector":
+            raise CheckpointError(
+                f"{self.where} is an action detector, not an encoder or a video classifier. Use the model that it was trained "
+                "from"
+            )
+
     def reshaped(self, frames: int | None, side: Side | None, positions: Positions | None = None) -> ClipShape:
         """Return the clip with another shape or rule for positions, see `ClipShape.reshaped`.
 
@@ -86,7 +94,8 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
         if size not in SIZES:
             raise CheckpointError(f"there is no model size '{size}'; use one of {', '.join(SIZES)}, or pass size=Size(...)")
         size = SIZES[size]
-    path, name = _find(where, revision), str(where)
+    path = _find(where, revision)
+    name = str(where)
     state, arguments = _read_weights(path)
     state = without_prefixes(state, name)
     file = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
@@ -132,8 +141,11 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
 
     Size and clip come from the config next to them (for official weights, of any format), else from weights and arguments.
     """
-    named, has_config, normalise_target, encoder_norm = f"{where}: {CONFIG}", True, True, True
+    named = f"{where}: {CONFIG}"
+    has_config = True
     assumed = False
+    normalise_target = True
+    encoder_norm = True
     if state.keys().isdisjoint(OFFICIAL):
         if config.get("model_type") != formats.HF_TYPE:
             raise CheckpointError(
@@ -156,7 +168,8 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         size = formats.with_layer_scale(size or formats.size_in(state, where), state)
         clip = formats.clip_in(state, arguments, where)
         normalise_target = arguments.get("normlize_target") is not False  # sic
-        has_config, assumed = False, not (arguments.get("num_frames") or arguments.get("input_size"))
+        has_config = False
+        assumed = not (arguments.get("num_frames") or arguments.get("input_size"))
     if has_config:
         formats.check_fit_of_config(size, clip, state, named)
     pretraining = formats.is_pretraining(state)
@@ -493,7 +506,8 @@ def without_prefixes(state: State, where: str) -> State:
 
 def _without_prefix(key: str) -> tuple[str, bool]:
     """Return the name without prefixes of wrappers, and whether one of them is a moving average."""
-    parts, holders = _parts(key), []
+    parts = _parts(key)
+    holders = []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
         holders.append(parts.pop(0))
     name = ".".join(parts)
