@@ -155,5 +155,6 @@ def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> l
 
 
 def _with_interval(result: dict[str, Any], score: str) -> str:
-    value, (low, high) = (result[part][f"views_{score}"] for part in ("metrics", "intervals"))
-    return f"{score.replace('top', 'top-')} {value:.1f}% (95% interval {low:.1f} to {high:.1f})"
+    metric = f"views_{score}"
+    low, high = result["intervals"][metric]
+    return f"{score.replace('top', 'top-')} {result['metrics'][metric]:.1f}% (95% interval {low:.1f} to {high:.1f})"

@@ -22,7 +22,7 @@ from torch import Tensor
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Size, size_name
 from vmae_lab.models.vit import NORM_EPS
-from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.errors import UserError, first_of
 from vmae_lab.utils.shapes import read_side
 
 State = dict[str, Tensor]
@@ -301,8 +301,9 @@ def _encoder_shape(official: State, where: str) -> tuple[int, int, int, int, int
     """Return the width, depth, channels, tubelet and patch of the encoder."""
     key = next((key for key in official if key.endswith(EMBEDDING)), None)
     if key is None or official[key].ndim != 5:
-        names = ", ".join(list(official)[:10])
-        raise CheckpointError(f"{where} is not a VideoMAE: it has no {EMBEDDING} with five dimensions. It has: {names}")
+        raise CheckpointError(
+            f"{where} is not a VideoMAE: it has no {EMBEDDING} with five dimensions. It has: {first_of(list(official))}"
+        )
     width, channels, tubelet, patch, _ = official[key].shape
     return width, _depth(official, key.removesuffix(EMBEDDING) + "blocks."), channels, tubelet, patch
 
@@ -464,7 +465,7 @@ def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mappin
 
 
 def _number(name: str, setting: Any) -> int | tuple[int, int]:
-    """A whole number; for the side of a clip also a pair (height, width). Raises TypeError, ValueError."""
+    """Return a setting as a whole number; the side of a clip can be a pair (height, width). Raises TypeError, ValueError."""
     if isinstance(setting, list | tuple) and name in (HF_CLIP["side"], REMOTE_CLIP["side"]):
         return read_side(setting)
     if isinstance(setting, list | tuple) and name == HF_CLIP["patch"]:

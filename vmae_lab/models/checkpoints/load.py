@@ -30,6 +30,7 @@ from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Positions, Size
+from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.shapes import Side
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -120,7 +121,7 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             f"{name} is a temporal detector, which takes features of videos and has no video encoder. `vmae-lab predict` takes "
             "the folder of its stage; other commands take the encoder of the features"
         )
-    raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
+    raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {first_of(list(state))}")
 
 
 def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint:
@@ -190,7 +191,6 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
 
 
 # --- State dictionaries ------------------------------------------------------------------------------------
-SHOWN = 10  # names that a message lists
 
 
 def load_weights(model: nn.Module, state: State, where: str) -> None:
@@ -208,11 +208,7 @@ def load_weights(model: nn.Module, state: State, where: str) -> None:
             problems["with another shape"].append(f"{key}: file {tuple(theirs.shape)}, model {tuple(ours.shape)}")
         elif ours.is_floating_point() != theirs.is_floating_point():
             problems["with another kind of number"].append(key)
-    lines = [
-        f"{len(keys)} {problem}: {', '.join(keys[:SHOWN])}" + (f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else "")
-        for problem, keys in problems.items()
-        if keys
-    ]
+    lines = [f"{len(keys)} {problem}: {first_of(keys)}" for problem, keys in problems.items() if keys]
     if lines:
         raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}")
     model.load_state_dict(state)
@@ -295,7 +291,7 @@ def _file_in(folder: Path) -> Path:
             f"{folder} is a distributed checkpoint of PyTorch; convert it to one file and load that: "
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {folder}.pth"
         )
-    found = f"has {len(files)} ({', '.join(file.name for file in files[:SHOWN])})" if files else "has none"
+    found = f"has {len(files)} ({first_of([file.name for file in files])})" if files else "has none"
     raise CheckpointError(f"{folder} must have one weights file ({', '.join(SUFFIXES)}) but {found}; pass the path of the file")
 
 
@@ -303,8 +299,8 @@ def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
     try:
         opened = ModelConfig.model_validate(config)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:SHOWN])
-        raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {faults}") from error
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {first_of(faults, '; ')}") from error
     formats.refuse_others(vars(opened.clip), {"channels": 3}, where)
     return opened
 
@@ -479,7 +475,7 @@ def state_in(content: Any, where: str) -> State:
     state = next(iter(candidates.values())) if candidates else _any_tensors(content, where)
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{where} has values among its weights that are not tensors: {', '.join(others[:SHOWN])}")
+        raise CheckpointError(f"{where} has values among its weights that are not tensors: {first_of(others)}")
     return dict(state)
 
 
