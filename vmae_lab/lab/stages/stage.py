@@ -197,7 +197,7 @@ def training_cost(trained: Trained) -> dict[str, Any]:
 # ---------------------------------------------------------------- settings as JSON values
 
 # Fields that were added after stages had been run, with the value that means "not used". Unused ones stay out of keys.
-ADDED: dict[type, dict[str, Any]] = {
+ADDED: dict[type[BaseModel], dict[str, Any]] = {
     MaskSettings: {"prune": False},
     ModelSettings: {"layer_scale": None, "positions": "interpolate", "positions_from": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
