@@ -85,7 +85,7 @@ def smoke() -> dict:
     """The parameters of params/smoke.yaml."""
     import yaml
 
-    return yaml.safe_load((Path(__file__).parents[1] / "params" / "smoke.yaml").read_text())
+    return yaml.safe_load((TESTS.parent / "params" / "smoke.yaml").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,9 @@ def unwritten(tmp_path, monkeypatch):
 def test_time_and_disk_of_a_plan_by_hand(plan, tmp_path, unwritten):
     """Two stages at a time take half as long. Each keeps a checkpoint with the largest weights and their two moments."""
     two = plan_notebook("ablation_progressive_training", plan.recipe.with_overrides({"compute.jobs": 2}))
-    cost, rate, world = plan_cost(two, RunStore(tmp_path), rate=1e9), 1e9, plan.recipe.data.motionworld
+    rate = 1e9
+    cost = plan_cost(two, RunStore(tmp_path), this_machine(rate))
+    world = plan.recipe.data.motionworld
     seconds = sum(this_machine(rate).seconds(made.work, workers=0) for made in two.stages)
     pixels = world.clips() * world.frames * world.side**2
     assert cost.part_minutes["data"] == pytest.approx(pixels * 1e-6 / 2 / 60)
@@ -189,13 +191,13 @@ def test_the_scale_for_a_gpu_is_planned_for_less_than_an_hour(tmp_path, monkeypa
 
 def test_a_plan_reports_finished_and_remaining_stages(plan, tmp_path):
     store, kinds = RunStore(tmp_path), {"pretrain": 1, "post_pretrain": 2, "finetune": 8}
-    fresh = plan_cost(plan, store, rate=1e9)
+    fresh = plan_cost(plan, store, this_machine(1e9))
     assert (fresh.stages, fresh.reused) == (kinds, {})
     assert "finished before and reused: none; to run: " in fresh.sentence()
     done = stage(plan, "pretrain")
     store.folder(done).mkdir()
     (store.folder(done) / "result.json").write_text("{}")
-    later = plan_cost(plan, store, rate=1e9)
+    later = plan_cost(plan, store, this_machine(1e9))
     assert later.reused == {"pretrain": 1}
     assert later.macs == fresh.macs - done.macs
     assert "finished before and reused: 1 pretrain; to run: " in later.sentence()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -20,6 +21,7 @@ from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Job, Stage, pretrain_stage
 from vmae_lab.lab.stages.cost import Work
 from vmae_lab.training.metrics import latest_step
+from vmae_lab.training.preemption import stop_requests
 from vmae_lab.training.settings import Compute, ImpossibleHere
 from vmae_lab.utils.processes import ProcessLost
 
@@ -252,6 +254,44 @@ def test_a_failed_job_is_reported_with_the_end_of_its_log(tmp_path, monkeypatch)
     assert str(store.folder(failing) / "slurm") in str(caught.value)
     assert any(needing.key in note for note in caught.value.__notes__)
     assert store.finished(last)
+
+
+class Requeued(BaseException):
+    """Raised by the test's replacement of submitit's handler, which queues the job again and ends the process."""
+
+
+def train_one_step(*_) -> None:
+    """A training whose only step is also its last one. The signal before the time limit arrives during this step."""
+    with stop_requests() as stop_requested:
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop_requested()
+
+
+def raise_requeued(*_) -> None:
+    raise Requeued
+
+
+@pytest.fixture
+def submitit_handlers() -> Iterator[list[int]]:
+    """Handlers in place of submitit's. Yields the SIGTERM signals that were ignored."""
+    ignored: list[int] = []
+    handlers = {signal.SIGUSR2: raise_requeued, signal.SIGTERM: lambda number, _: ignored.append(number)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield ignored
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("complete", [train_one_step, lambda *_: signal.raise_signal(signal.SIGUSR2)])
+def test_the_signal_before_the_time_limit_is_not_lost(submitit_handlers, complete):
+    """In the last step of a training, which then ends normally, and outside a training: the job is queued again."""
+    with pytest.raises(Requeued):
+        slurm.StageJob(complete, DeviceStage(number=0), Compute())()
+
+
+def test_a_job_ignores_sigterm_outside_a_training(submitit_handlers):
+    slurm.StageJob(lambda *_: signal.raise_signal(signal.SIGTERM), DeviceStage(number=0), Compute())()
+    assert submitit_handlers == [signal.SIGTERM]
 
 
 def test_slurm_that_cannot_be_used_is_reported(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from vmae_lab.lab.stages import (
 from vmae_lab.training.checkpoint import Checkpoints
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.preemption import STOPPED
+from vmae_lab.training.settings import ImpossibleHere
 
 ROOT = Path(__file__).parents[2]
 # The job imports this module, which imports warm_python.
@@ -164,7 +165,7 @@ def test_the_configurations_are_accelerates(file):
     config = load_config_from_file(str(file))
     assert config.num_processes % config.num_machines == 0
     if config.num_machines > 1:
-        with pytest.raises(FileNotFoundError, match=r"8 machines.*docs/slurm\.sh"):
+        with pytest.raises(ImpossibleHere, match=r"8 machines.*docs/slurm\.sh"):
             accelerate_config(file.stem)
     assert config.mixed_precision == "no", "the recipe sets the precision"
 

@@ -171,7 +171,7 @@ def test_without_labels_the_plan_has_only_pretraining(smoke, tmp_path):
     plan = planned(of_lists(smoke, {"root": str(tmp_path), "pretrain": "."}), seeds=[0, 1])
     assert [stage.kind for stage in plan.stages] == ["pretrain", "pretrain"]
     assert plan.possible == ["untrained", "pretrained"]
-    assert estimate.plan_cost(plan, RunStore(tmp_path), 1e9).stages == {"pretrain": 2}
+    assert estimate.plan_cost(plan, RunStore(tmp_path), estimate.this_machine(1e9)).stages == {"pretrain": 2}
 
 
 def test_every_list_is_checked_once(tmp_path):

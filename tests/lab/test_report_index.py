@@ -17,6 +17,7 @@ from PIL import Image
 
 from vmae_lab.cli import main
 from vmae_lab.lab.report.index import find_reports, write_index
+from vmae_lab.training.settings import ImpossibleHere
 
 ROOT = Path(__file__).parents[2]
 ORDER = ["ablation_decoder_mask", "scaling"]
@@ -234,7 +235,7 @@ def test_an_index_for_git_leaves_out_what_git_ignores(reports):
         (folder / f"{ORDER[0]}.ipynb").write_text("{}")
     (reports / "gpu" / "scaling").mkdir(parents=True)
     (reports / "gpu" / "scaling" / "scaling.ipynb").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="without --for-git"):
+    with pytest.raises(ImpossibleHere, match="without --for-git"):
         write_index(reports, ORDER, for_git=True)
     subprocess.run(["git", "init", "--quiet", reports.parent], check=True)
     shutil.copy(ROOT / ".gitignore", reports.parent)

@@ -18,6 +18,7 @@ from vmae_lab.lab.stages.stage import plain_section
 from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import CheckpointError, open_checkpoint
+from vmae_lab.models.checkpoints.formats import official_arguments
 from vmae_lab.models.checkpoints.load import read_file
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
@@ -320,19 +321,13 @@ def test_an_official_pretrained_model_of_wide_clips_equals_a_reference(tmp_path)
 def test_official_files_tell_their_clip_unless_it_is_the_default(tmp_path):
     file = VideoClassifier(OFFICIAL, WIDE, 5).save_pretrained(tmp_path / "wide", "official") / "model.pth"
     assert read_file(file)[1] == {"num_frames": 12, "input_size": (28, 56)}
-    assert formats_of(ClipShape(patch=14)) == {}
+    assert official_arguments(ClipShape(patch=14)) == {}
     bare = tmp_path / "bare.pth"
     torch.save({"model": read_file(file)[0]}, bare)
     with pytest.warns(UserWarning, match="does not store the clip.*16 x 224 x 224.*12 x 28 x 56.*'recompute'"):
         assert VideoClassifier.from_pretrained(bare, size=OFFICIAL, frames=12, side=(28, 56)).clip.positions_from == (8, 16, 16)
     stated = VideoClassifier.from_pretrained(bare, size=OFFICIAL, frames=12, side=(28, 56), positions="recompute")
     assert torch.equal(stated.encoder.positions, sincos_positions(48, 24))
-
-
-def formats_of(clip: ClipShape) -> dict:
-    from vmae_lab.models.checkpoints.formats import official_arguments
-
-    return official_arguments(clip)
 
 
 def test_transformers_computes_the_same_for_wide_clips(tmp_path):

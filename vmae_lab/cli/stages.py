@@ -24,6 +24,22 @@ Encoder = Annotated[
         "Otherwise a checkpoint: a folder, a file or a name on the Hugging Face hub.",
     ),
 ]
+Start = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        help="scratch: new weights; or a checkpoint to continue from: a folder, a file or a name on the Hugging Face hub. "
+        "If it has no decoder, a new one is drawn from the seed.",
+    ),
+]
+Classifier = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        help="finetune: the recipe's fine-tuning, which runs first if it is not finished. Otherwise a classifier, which is "
+        "evaluated once for all seeds: a folder, a file or a name on the Hugging Face hub.",
+    ),
+]
 Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed instead of those of the recipe. Can be repeated.")]
 
 
@@ -32,19 +48,7 @@ Seeds = Annotated[list[int], typer.Option(metavar="N", help="A seed instead of t
     epilog="\b\nExamples:\n  vmae-lab pretrain smoke\n  vmae-lab pretrain demo -p pretrain.steps 300 --seed 0 --seed 1\n"
     "  vmae-lab pretrain paper/k400 --encoder MCG-NJU/videomae-base",
 )
-def pretrain(
-    parameters: Parameters,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            metavar="WHERE",
-            help="scratch: new weights; or a checkpoint to continue from: a folder, a file or a name on the Hugging Face hub. "
-            "If it has no decoder, a new one is drawn from the seed.",
-        ),
-    ] = SCRATCH,
-    override: Overrides = NOTHING,
-    seed: Seeds = NOTHING,
-) -> None:
+def pretrain(parameters: Parameters, encoder: Start = SCRATCH, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Pre-train the model of a recipe. Prints the folder of the model per seed."""
     from vmae_lab.lab.stages import pretrain_stage
 
@@ -70,7 +74,8 @@ def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
         return finetune_stage(recipe, pretrain_stage(recipe, seed) if encoder == PRETRAIN else opened, seed)
 
     for number, folder, result in run_stage("finetune", recipe, stage):
-        clips, best = f"{result['test_clips']} {recipe.evaluate.split} clips", result.get("best")
+        clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
+        best = result.get("best")
         kept = f" (weights of step {best['step']}, validation {best['validation_accuracy']:.1f}%)" if best else ""
         print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f}% of {clips}{kept}\n{folder}")
 
@@ -81,17 +86,7 @@ def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     "  vmae-lab evaluate paper/k400 --model MCG-NJU/videomae-base-finetuned-kinetics",
 )
 def evaluate(
-    parameters: Parameters,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="WHERE",
-            help="finetune: the recipe's fine-tuning, which runs first if it is not finished. Otherwise a classifier, which is "
-            "evaluated once for all seeds: a folder, a file or a name on the Hugging Face hub.",
-        ),
-    ] = FINETUNE,
-    override: Overrides = NOTHING,
-    seed: Seeds = NOTHING,
+    parameters: Parameters, model: Classifier = FINETUNE, override: Overrides = NOTHING, seed: Seeds = NOTHING
 ) -> None:
     """Evaluate a classifier on several views of each held-out video. Prints top-1, top-5 and the folder of predictions."""
     from vmae_lab.lab.stages import finetune_stage, opened_classifier_stage, pretrain_stage, views_stage
@@ -160,5 +155,6 @@ def run_stage(name: str, recipe: "Recipe", stage: "Callable[[int], Stage]") -> l
 
 
 def _with_interval(result: dict[str, Any], score: str) -> str:
-    value, (low, high) = (result[part][f"views_{score}"] for part in ("metrics", "intervals"))
-    return f"{score.replace('top', 'top-')} {value:.1f}% (95% interval {low:.1f} to {high:.1f})"
+    metric = f"views_{score}"
+    low, high = result["intervals"][metric]
+    return f"{score.replace('top', 'top-')} {result['metrics'][metric]:.1f}% (95% interval {low:.1f} to {high:.1f})"

@@ -56,8 +56,7 @@ def open_classifier(
     """
     checkpoint = open_checkpoint(where)
     config = checkpoint.config
-    if config.model == "ActionDetector":
-        raise CheckpointError(f"{where} is an action detector, which needs boxes of people; pass a classifier")
+    checkpoint.refuse_detector()
     if config.model != "VideoClassifier" or config.classes is None:
         raise CheckpointError(
             f"{where} has no class head, so it predicts no classes. Fine-tune it first, e.g. with "

@@ -68,8 +68,10 @@ class Machine:
 
     def wall_seconds(self, works: Sequence[Work], compute: Compute) -> float:
         """Return how long several stages take, `compute.jobs` at a time."""
-        seconds, shared = sum(self.seconds(work, compute.workers) for work in works) / compute.jobs, not compute.own_devices
-        return max(seconds, sum(map(self.device_seconds, works))) if self.one_device and shared else seconds
+        seconds = sum(self.seconds(work, compute.workers) for work in works) / compute.jobs
+        if self.one_device and not compute.own_devices:
+            return max(seconds, sum(map(self.device_seconds, works)))
+        return seconds
 
 
 # Assumed, not measured. Training: about 20% of the peak in bf16. Prediction: about 60% of the peak in float32. A step of
@@ -96,7 +98,8 @@ class DataWork:
 
 def data_work(recipe: Recipe, stages: Sequence[Stage]) -> DataWork:
     """Return the work of writing the embedded videos of the stages. Renders a clip of each source, to time it."""
-    world, needed = recipe.data.motionworld, dict.fromkeys(stage.embedded_videos for stage in stages)
+    world = recipe.data.motionworld
+    needed = dict.fromkeys(stage.embedded_videos for stage in stages)
     missing = [videos for videos in needed if videos and not videos.written]
     if world is None or not missing:
         return DataWork()
@@ -114,7 +117,8 @@ def pixel_seconds(world: MotionworldSettings) -> float:
     with TemporaryDirectory() as folder:
         for source in world.sources:
             for index in range(2):  # the second clip counts: the first one loads what all clips share
-                started, file = process_time(), Path(folder) / f"{source}-{index}.mp4"
+                started = process_time()
+                file = Path(folder) / f"{source}-{index}.mp4"
                 write_mp4(render_clip(source, ACTIONS[0], world, "train", index)[0], file)
                 read_frames(file)
             spent += process_time() - started
@@ -161,15 +165,13 @@ class PlanCost:
         )
 
 
-def plan_cost(plan: Plan, store: RunStore, rate: float) -> PlanCost:
-    """Return what is left to compute of a plan. `rate`: multiply-accumulates per second of training on this device."""
-    return _plan_cost(plan, store, this_machine(rate))
-
-
-def _plan_cost(plan: Plan, store: RunStore, machine: Machine) -> PlanCost:
-    stages, compute = plan.stages, plan.recipe.compute
+def plan_cost(plan: Plan, store: RunStore, machine: Machine) -> PlanCost:
+    """Return what is left to compute of a plan, and how long it takes on a machine."""
+    stages = plan.stages
+    compute = plan.recipe.compute
     todo = [stage for stage in stages if not store.finished(stage)]
-    data, sizes = data_work(plan.recipe, todo), [stage.disk_bytes for stage in todo]
+    data = data_work(plan.recipe, todo)
+    sizes = [stage.disk_bytes for stage in todo]
     # The checkpoint of a running stage holds its weights and the two moments of its optimizer.
     disk = sum(sizes) + 3 * compute.jobs * max(sizes, default=0) + data.disk_bytes
     kinds, left = (Counter(stage.kind for stage in group) for group in (stages, todo))
@@ -183,8 +185,10 @@ def _plan_cost(plan: Plan, store: RunStore, machine: Machine) -> PlanCost:
 
 def plan_summary(plan: Plan, store: RunStore) -> str:
     """Return the cost of a plan on an H200 as text, one line per kind of stage."""
-    recipe, compute, machine = plan.recipe, plan.recipe.compute, H200
-    cost = _plan_cost(plan, store, machine)
+    recipe = plan.recipe
+    compute = recipe.compute
+    machine = H200
+    cost = plan_cost(plan, store, machine)
     lines = [f"{plan.name} at scale '{recipe.scale}': {len(plan.possible)} arms x {len(recipe.seeds)} seeds"]
     if recipe.data.motionworld:
         lines.append(
@@ -193,7 +197,8 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
         )
     for kind, stages in _by_kind(plan.stages).items():
         done = sum(store.finished(stage) for stage in stages)
-        steps, macs = sum(stage.steps for stage in stages), sum(stage.macs for stage in stages)
+        steps = sum(stage.steps for stage in stages)
+        macs = sum(stage.macs for stage in stages)
         loading = machine.bound_by_loading([stage.work for stage in stages], compute)
         lines.append(
             f"{kind:>10}: {len(stages):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC, "
@@ -224,7 +229,8 @@ def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFra
 
     Times are sums over stages. The elapsed time is shorter if stages ran at the same time.
     """
-    machine, workers = this_machine(rate), plan.recipe.compute.workers
+    machine = this_machine(rate)
+    workers = plan.recipe.compute.workers
     groups = {**_by_kind(plan.stages), "all": plan.stages}
     frame = pd.DataFrame([
         {
@@ -254,7 +260,8 @@ def calibrate(recipe: Recipe) -> float:
 
 def calibrate_step(recipe: Recipe) -> float:
     """Return the multiply-accumulates per second of a step of the first size in `measure.sizes`. Raises RecipeError."""
-    model, batch = recipe.measure.model_of(recipe.measure.sizes[0]), recipe.measure.batch_sizes[0]
+    model = recipe.measure.model_of(recipe.measure.sizes[0])
+    batch = recipe.measure.batch_sizes[0]
     measured = measure_step(model, recipe.mask, batch, steps=1)
     if not measured["fits"]:
         raise RecipeError(

@@ -49,10 +49,13 @@ class Executor(Protocol):
 def run_stages(todo: Sequence[Stage], executor: Executor, finished: Callable[[Stage], bool], bar: Progress) -> None:
     """Complete stages. Each is submitted when its inputs are finished.
 
-    If a stage fails, its error is printed, and only the stages that need it are skipped. After the others, raises the error of
-    the stage, or StageFailed if several failed. Raises Stopped on a stop request.
+    If a stage fails, its error is printed, and only the stages that need it are skipped. When the others have ended, raises the
+    error of the stage, or StageFailed if several failed. Raises Stopped on a stop request.
     """
-    waiting, running, failed, skipped = list(todo), list[Stage](), dict[Stage, Exception](), list[Stage]()
+    waiting = list(todo)
+    running: list[Stage] = []
+    failed: dict[Stage, Exception] = {}
+    skipped: list[Stage] = []
     with stop_requests() as stop_requested, executor:
         while waiting or running:
             if stop_requested():
@@ -78,14 +81,14 @@ def run_stages(todo: Sequence[Stage], executor: Executor, finished: Callable[[St
 
 def _failure(failed: dict[Stage, Exception], skipped: Sequence[Stage]) -> Exception:
     """Return the error to raise after all other stages."""
-    left_out = f"not run, because they need failed stages: {', '.join(stage.key for stage in skipped)}" if skipped else ""
+    notes = [f"not run, because they need failed stages: {', '.join(stage.key for stage in skipped)}"] if skipped else []
     if len(failed) == 1:
         [(stage, error)] = failed.items()
-        for note in filter(None, (f"in {stage.key}", left_out)):
+        for note in (f"in {stage.key}", *notes):
             error.add_note(note)
         return error
     errors = [f"{stage.key}: {_text(error)}" for stage, error in failed.items()]
-    return StageFailed("\n".join([f"{len(failed)} stages failed", *errors, *filter(None, [left_out])]))
+    return StageFailed("\n".join([f"{len(failed)} stages failed", *errors, *notes]))
 
 
 def _text(error: Exception) -> str:
@@ -119,7 +122,8 @@ class Processes:
 
     def __init__(self, complete: Complete, compute: Compute):
         devices = visible_devices()
-        self.complete, self.compute = complete, compute
+        self.complete = complete
+        self.compute = compute
         self.slots = min(compute.jobs, len(devices)) if devices and compute.executor == "processes" else compute.jobs
         self.variables = [{VISIBLE: devices[slot % len(devices)]} if devices else {} for slot in range(self.slots)]
         self.running: dict[Future, tuple[Stage, _Worker]] = {}
@@ -145,7 +149,7 @@ class Processes:
         self.running[worker.pool.submit(self.complete, stage, self.compute)] = stage, worker
 
     def ended(self) -> dict[Stage, Exception | None]:
-        ended = dict[Stage, Exception | None]()
+        ended: dict[Stage, Exception | None] = {}
         for future in wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED).done:
             stage, worker = self.running.pop(future)
             error = future.exception()

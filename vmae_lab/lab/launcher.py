@@ -14,7 +14,7 @@ import yaml
 from vmae_lab.lab.stages import Stage
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.preemption import STOPPED, Stopped, stop_requests
-from vmae_lab.training.settings import Compute
+from vmae_lab.training.settings import Compute, ImpossibleHere
 from vmae_lab.utils.atomic_io import atomic_write
 from vmae_lab.utils.paths import how_to_find_it, project_root
 from vmae_lab.utils.processes import ProcessLost
@@ -24,7 +24,10 @@ GRACE = "300"  # seconds to finish a step and save after a stop request; acceler
 
 
 def accelerate_config(name: str) -> Path:
-    """Find an accelerate configuration by its name in params/accelerate/ or its path. Raises FileNotFoundError."""
+    """Find an accelerate configuration by its name in params/accelerate/ or its path.
+
+    Raises FileNotFoundError, and ImpossibleHere if it is for several machines.
+    """
     folder = project_root() / "params" / "accelerate"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
@@ -32,7 +35,7 @@ def accelerate_config(name: str) -> Path:
         raise FileNotFoundError(f"compute.launch: no accelerate configuration {path}; {folder} has: {known}{how_to_find_it()}")
     machines = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("num_machines", 1)
     if machines > 1:
-        raise FileNotFoundError(f"compute.launch: {path} is for {machines} machines. Run it on a cluster: see docs/slurm.sh")
+        raise ImpossibleHere(f"compute.launch: {path} is for {machines} machines. Run it on a cluster: see docs/slurm.sh")
     return path
 
 
@@ -42,7 +45,8 @@ def launch(stage: Stage, folder: Path, compute: Compute, progress: bool) -> None
     The processes print to this process's output. Their progress is read from the log of the run. Raises ProcessLost if one of
     them fails, and Stopped, after they have saved, if this process gets a stop request.
     """
-    config, specification = accelerate_config(str(compute.launch)), folder / "launch.pickle"
+    config = accelerate_config(str(compute.launch))
+    specification = folder / "launch.pickle"
     inside = compute.model_copy(update={"launch": None})
     with atomic_write(specification) as temporary:
         temporary.write_bytes(pickle.dumps((stage, inside, progress)))

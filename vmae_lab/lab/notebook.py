@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae_lab.lab.config import Recipe, read_parameters
-from vmae_lab.lab.estimate import SPENT_CAPTION, plan_cost, predicted_and_actual, stage_table
+from vmae_lab.lab.estimate import SPENT_CAPTION, plan_cost, predicted_and_actual, stage_table, this_machine
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
 from vmae_lab.lab.notebook_parameters import refuse_dotted_names
@@ -56,7 +56,7 @@ class OpenExperiment:
 
     def estimate(self) -> None:
         """Print what remains to be computed, and how long it takes on this device."""
-        print(plan_cost(self.plan, self.store, self.rate).sentence())
+        print(plan_cost(self.plan, self.store, this_machine(self.rate)).sentence())
 
     def run(self) -> Results:
         """Run all stages that are not finished. Raises RecipeError if a list cannot be used."""

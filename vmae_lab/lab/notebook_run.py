@@ -17,6 +17,7 @@ from vmae_lab.lab.notebook_file import read_cells
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.report.folder import report_place
 from vmae_lab.lab.scales import params_folders, read_scale
+from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import make_folder, write_text
 from vmae_lab.utils.paths import how_to_find_it, project_path, project_root
 from vmae_lab.utils.progress import VARIABLE as PROGRESS
@@ -26,9 +27,9 @@ OPENS = re.compile(r"""(?:open_experiment|plan_notebook)\(\s*["'](\w+)["']""")
 
 
 def require_papermill() -> None:
-    """Raise FileNotFoundError if papermill is not installed."""
+    """Raise ImpossibleHere if papermill is not installed."""
     if not find_spec("papermill"):
-        raise FileNotFoundError("papermill, which runs notebooks, is not installed: pip install 'vmae-lab[lab]'")
+        raise ImpossibleHere("papermill, which runs notebooks, is not installed: pip install 'vmae-lab[lab]'")
 
 
 def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:

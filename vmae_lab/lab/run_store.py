@@ -76,8 +76,10 @@ class RunStore:
 
     def _run(self, stage: Stage, compute: Compute, progress: bool = True) -> None:
         """Run a stage, unless it is finished when this process gets its lock."""
-        folder, first = self.folder(stage), process_state().is_main_process
-        lock, waiting = self.root / f".{stage.key}.lock", f"another process is working on {stage.key}; waiting for its result"
+        folder = self.folder(stage)
+        first = process_state().is_main_process
+        lock = self.root / f".{stage.key}.lock"
+        waiting = f"another process is working on {stage.key}; waiting for its result"
         if first:
             make_folder(folder)
         if compute.launch and stage.steps and not launched():
@@ -93,7 +95,8 @@ class RunStore:
                 if first:
                     settings = {"stage": stage.kind, **stage.settings}
                     write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=True))
-                job, started = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress), time.perf_counter()
+                job = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress)
+                started = time.perf_counter()
                 with fixed_threads(compute.threads):
                     result = stage.run(job)
                 if first:  # the result is written last
@@ -131,7 +134,9 @@ class _StageBar(Progress):
     """Progress over many stages, weighted by their multiply-accumulates, or equally if none has any."""
 
     def __init__(self, store: RunStore, todo: list[Stage]):
-        self.store, self.todo, weights = store, todo, [stage.macs for stage in todo]
+        self.store = store
+        self.todo = todo
+        weights = [stage.macs for stage in todo]
         self.weights = weights if any(weights) else [1.0] * len(todo)
         super().__init__(
             total=sum(self.weights),

@@ -36,20 +36,30 @@ class StageJob(submitit.helpers.Checkpointable):
     """
 
     def __init__(self, complete: Complete, stage: Stage, compute: Compute):
-        self.complete, self.stage, self.compute = complete, stage, compute
+        self.complete = complete
+        self.stage = stage
+        self.compute = compute
 
     def __call__(self) -> None:
-        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's handler: queues the job again and ends this process
-        outside_training, time_is_up = signal.getsignal(signal.SIGTERM), False
+        # submitit's handlers. The first queues the job again and ends this process, the second only writes to the log.
+        requeue: Any = signal.getsignal(signal.SIGUSR2)
+        ignore: Any = signal.getsignal(signal.SIGTERM)
+        time_is_up = False
 
-        def handle(number: int, frame: FrameType | None) -> Any:
+        def handle_time_limit(_number: int, _frame: FrameType | None) -> None:
             nonlocal time_is_up
-            if signal.getsignal(signal.SIGTERM) is outside_training:
-                return requeue(number, frame)
             time_is_up = True
-            signal.raise_signal(signal.SIGTERM)  # a stop request: the training saves and raises Stopped
+            signal.raise_signal(signal.SIGTERM)  # in a training, a stop request: it saves and raises Stopped
 
-        signal.signal(signal.SIGUSR2, handle)
+        def handle_term(number: int, frame: FrameType | None) -> None:
+            """Handle SIGTERM outside a training, or passed on by a training that was in its last step."""
+            if time_is_up:
+                requeue(signal.SIGUSR2, frame)
+            else:
+                ignore(number, frame)
+
+        signal.signal(signal.SIGUSR2, handle_time_limit)
+        signal.signal(signal.SIGTERM, handle_term)
         try:
             self.complete(self.stage, self.compute)
         except Stopped:
@@ -61,17 +71,20 @@ class StageJob(submitit.helpers.Checkpointable):
 class SlurmQueue:
     """Submits stages as Slurm jobs, at most `compute.jobs` at a time, and waits for their results.
 
-    Jobs do not need this process. A later one finds the jobs of its stages that are still in Slurm's queue. `folder` and
-    `finished`: of a stage in the run store.
+    Jobs do not need this process. A later process finds the jobs of its stages that are still in Slurm's queue. `folder` and
+    `finished` are those of the run store.
     """
 
     def __init__(
         self, complete: Complete, compute: Compute, folder: Callable[[Stage], Path], finished: Callable[[Stage], bool]
     ):
-        self.complete, self.compute, self.folder, self.finished = complete, compute, folder, finished
+        self.complete = complete
+        self.compute = compute
+        self.folder = folder
+        self.finished = finished
         self.slots = compute.jobs
-        self.jobs = dict[Stage, str]()  # submitted stages and the ids of their jobs
-        self.missing_since = dict[str, float]()  # id -> when the job was first seen to have left the queue
+        self.jobs: dict[Stage, str] = {}  # submitted stages and the ids of their jobs
+        self.missing_since: dict[str, float] = {}  # id -> when the job was first seen to have left the queue
 
     def __enter__(self) -> Self:
         queue = queued_jobs()
@@ -79,7 +92,8 @@ class SlurmQueue:
             raise ImpossibleHere(
                 "compute.executor slurm: squeue fails or is missing. Run on a machine from which Slurm jobs can be submitted"
             )
-        self.queue, self.polled = queue, time.monotonic()
+        self.queue = queue
+        self.polled = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -88,12 +102,13 @@ class SlurmQueue:
             print(f"Slurm jobs continue: {ids}. Run this again to wait for them, or end them with scancel", flush=True)
 
     def submit(self, stage: Stage) -> None:
-        """Submit the job of a stage, unless an earlier process has and it is still in the queue. Raises ImpossibleHere."""
+        """Submit the job of a stage, unless its job from an earlier process is still in the queue. Raises ImpossibleHere."""
         earlier = [path.name.split("_")[0] for path in (self.folder(stage) / FILES).glob("*_submitted.pkl")]
         self.jobs[stage] = next((job for job in earlier if job in self.queue), None) or self._submit(stage)
 
     def _submit(self, stage: Stage) -> str:
-        compute, settings = self.compute, self.compute.slurm
+        compute = self.compute
+        settings = compute.slurm
         processes = _processes(compute.launch) if compute.launch and stage.steps else 1
         executor = submitit.AutoExecutor(
             self.folder(stage) / FILES, CLUSTER, slurm_max_num_timeout=RESUMES if stage.steps else 0,
@@ -123,9 +138,11 @@ class SlurmQueue:
         time.sleep(1)
         now = time.monotonic()
         if now - self.polled >= POLL_S:
-            queue, self.polled = queued_jobs(), now
-            self.queue = self.queue if queue is None else queue
-        ended = dict[Stage, Exception | None]()
+            self.polled = now
+            queue = queued_jobs()
+            if queue is not None:
+                self.queue = queue
+        ended: dict[Stage, Exception | None] = {}
         for stage, job in self.jobs.items():
             if self.finished(stage):
                 ended[stage] = None

@@ -81,9 +81,11 @@ class VideoClassifier(Pretrained):
         Head weights that are missing or do not fit (all of them after pre-training) are initialized from `seed`, with a warning
         that names them.
 
-        Raises CheckpointError, also if the number of `classes` is unknown or patches do not divide the clip.
+        Raises CheckpointError, also for an action detector, if the number of `classes` is unknown, or if patches do not divide
+        the clip.
         """
         checkpoint = open_checkpoint(where, size, revision)
+        checkpoint.refuse_detector()
         config = checkpoint.config
         classes = classes or config.classes
         if classes is None:

@@ -45,6 +45,14 @@ SIZES: dict[str, Size] = {
 }
 
 
+def size_name(width: int, depth: int, mlp_hidden: int, heads: int | None = None) -> str | None:
+    """Return the name of the size whose encoder has these dimensions, or None. Without `heads`, any number of heads matches."""
+    for name, size in SIZES.items():
+        if (size.width, size.depth, size.mlp_hidden) == (width, depth, mlp_hidden) and heads in (None, size.heads):
+            return name
+    return None
+
+
 @dataclass(frozen=True)
 class ClipShape:
     """Frames and side of a clip, and where the positions of its tokens come from.

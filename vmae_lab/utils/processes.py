@@ -131,7 +131,8 @@ def sendable(error: Exception) -> Exception:
 
 def end_with_parent() -> None:
     """End this multiprocessing process about a second after its parent ends, even if the parent gets SIGKILL."""
-    parent, started_by = parent_process(), os.getppid()
+    parent = parent_process()
+    started_by = os.getppid()
     assert parent is not None, "only for processes that multiprocessing started"
     # `is_alive` checks a pipe. A later fork of the parent has a copy of it, so compare the parent's id as well.
     end_when(lambda: not parent.is_alive() or os.getppid() != started_by)

@@ -26,7 +26,7 @@ from vmae_lab.lab.stages.probe import load_encoder
 from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.models.checkpoints import Checkpoint, open_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
-from vmae_lab.models.sizes import SIZES, Size
+from vmae_lab.models.sizes import size_name
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.utils.processes import fixed_threads
 
@@ -53,26 +53,21 @@ def prepare(recipe: Recipe) -> Recipe:
     _open.cache_clear()  # the file may have changed since an earlier plan
     config = _open(recipe.checkpoint).config
     clip = config.clip
+    size = config.size
+    name = size_name(size.width, size.depth, size.mlp_hidden, size.heads)
+    if name is None:
+        raise RecipeError(
+            f"checkpoint: {recipe.checkpoint} has an encoder of width {size.width}, depth {size.depth}, {size.heads} heads and "
+            f"MLP width {size.mlp_hidden}, which is no size of vmae_lab/models/sizes.py; add it there"
+        )
     return recipe.with_overrides({
         "model": {
-            "size": _size_name(config.size, recipe.checkpoint), "frames": clip.frames, "side": clip.as_json["side"],
-            "tubelet": clip.tubelet, "patch": clip.patch, "layer_scale": config.size.layer_scale,
+            "size": name, "frames": clip.frames, "side": clip.as_json["side"],
+            "tubelet": clip.tubelet, "patch": clip.patch, "layer_scale": size.layer_scale,
             "positions": recipe.model.positions,
         },
         "detect": None, "localise": None,  # they may not fit this model, and are not used
     })  # fmt: skip
-
-
-def _size_name(size: Size, where: str) -> str:
-    """The name of the size with the same encoder. Raises RecipeError if there is none."""
-    numbers = (size.width, size.depth, size.heads, size.mlp_hidden)
-    for name, known in SIZES.items():
-        if (known.width, known.depth, known.heads, known.mlp_hidden) == numbers:
-            return name
-    raise RecipeError(
-        f"checkpoint: {where} has an encoder of width {size.width}, depth {size.depth}, {size.heads} heads and MLP width "
-        f"{size.mlp_hidden}, which is no size of vmae_lab/models/sizes.py; add it there"
-    )
 
 
 def checkpoint_stage(recipe: Recipe) -> Stage:

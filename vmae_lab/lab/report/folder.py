@@ -11,7 +11,7 @@ from vmae_lab.lab.config import Recipe, RecipeError, build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.scales import file_that_names, params_folders, read_scale
-from vmae_lab.utils.atomic_io import fingerprint, read_json
+from vmae_lab.utils.atomic_io import StorageError, fingerprint, read_json
 from vmae_lab.utils.paths import project_path, project_root, report_folder
 
 VARIANT = "-variant"
@@ -45,6 +45,8 @@ def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
 
     It is `reports/<scale>-variant-<digits>/<notebook>/` if they are not, or if `params/<scale>.yaml` was changed and the
     scale's folder has a report of the old settings. A notebook of the same name in another folder gets digits after its name.
+
+    Raises StorageError if all these folders have reports of other settings.
     """
     scale, path = plan.recipe.scale, project_path(file) if file else None
     own, standard = _identity(plan.name, plan.recipe), _scale_recipe(plan, file)
@@ -70,7 +72,7 @@ def report_place(plan: Plan, notebook: str, file: Path | None) -> ReportPlace:
             else:
                 kept.append(f"{project_path(folder)}, which has other settings")
                 break
-    raise FileExistsError(f"{folder} has a report with other settings: move it to another folder")
+    raise StorageError(f"{folder} has a report with other settings: move it to another folder")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from tabulate import tabulate
 from vmae_lab.lab.estimate import duration
 from vmae_lab.lab.report.folder import VARIANT
 from vmae_lab.lab.report.provenance import git
+from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import write_text
 
 SCALES = ("paper", "gpu", "study20", "study", "demo", "own", "smoke")  # in the order of the page
@@ -153,11 +154,11 @@ def _find(pattern: str, text: str) -> str:
 
 
 def _in_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """Return the reports, and the links to files, that git does not ignore. Raises FileNotFoundError outside a checkout."""
+    """Return the reports, and the links to files, that git does not ignore. Raises ImpossibleHere outside a checkout."""
     try:
         listed = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     except (OSError, subprocess.CalledProcessError):
-        raise FileNotFoundError(
+        raise ImpossibleHere(
             f"{folder} is not in a git checkout, so it is not known what git ignores: write the index without --for-git"
         ) from None
     files = set(listed.split("\0"))

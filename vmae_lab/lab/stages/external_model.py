@@ -1,7 +1,6 @@
 """Stage `opened`: a checkpoint from elsewhere, copied into a folder like that of a stage that trains."""
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 from vmae_lab.lab.config import Recipe
@@ -11,7 +10,7 @@ from vmae_lab.models.checkpoints import Checkpoint, CheckpointError, weights_dig
 from vmae_lab.models.checkpoints.save import Pretrained
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings, Size
+from vmae_lab.models.sizes import ClipShape, ModelSettings, Size, size_name
 from vmae_lab.models.videomae import VideoMAE
 
 
@@ -42,13 +41,10 @@ class OpenedStage(Stage):
 
 
 def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
-    """Build the stage of a checkpoint. Raises CheckpointError if its encoder does not fit `recipe.model`."""
-    ours, theirs = recipe.model, checkpoint.config
-    if theirs.model == "ActionDetector":
-        raise CheckpointError(
-            f"{checkpoint.where} is an action detector, not an encoder or a video classifier. Use the model that it was "
-            "trained from"
-        )
+    """Build the stage of a checkpoint. Raises CheckpointError if it is a detector or does not fit `recipe.model`."""
+    checkpoint.refuse_detector()
+    ours = recipe.model
+    theirs = checkpoint.config
     if _encoder(ours.dimensions, ours.clip) != _encoder(theirs.size, theirs.clip):
         raise CheckpointError(
             f"{checkpoint.where} is {_described(theirs.size, theirs.clip)}; the recipe's model is "
@@ -63,7 +59,8 @@ def opened_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
 
 def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
     """Build the stage of a checkpoint to evaluate without training. Raises CheckpointError if its head does not fit."""
-    config, stage = checkpoint.config, opened_stage(recipe, checkpoint)
+    config = checkpoint.config
+    stage = opened_stage(recipe, checkpoint)
     if config.classes is None:
         raise CheckpointError(f"{checkpoint.where} has no classification head. Fine-tune it first with `finetune --encoder`")
     if config.classes != recipe.data.classes:
@@ -86,8 +83,7 @@ def _encoder(size: Size, clip: ClipShape) -> tuple[int, ...]:
 
 
 def _described(size: Size, clip: ClipShape) -> str:
-    plain = _encoder(replace(size, layer_scale=None), clip)
-    name = next((name for name, known in SIZES.items() if _encoder(known, clip) == plain), "of unknown size")
+    name = size_name(size.width, size.depth, size.mlp_hidden, size.heads) or "of unknown size"
     scale = "" if size.layer_scale is None else f", layer_scale {size.layer_scale:g}"
     patch = f"{clip.tubelet} x {clip.patch} x {clip.patch}"
     return f"{name} ({size.depth} blocks, width {size.width}{scale}) on patches of {patch}"

@@ -197,7 +197,7 @@ def training_cost(trained: Trained) -> dict[str, Any]:
 # ---------------------------------------------------------------- settings as JSON values
 
 # Fields that were added after stages had been run, with the value that means "not used". Unused ones stay out of keys.
-ADDED: dict[type, dict[str, Any]] = {
+ADDED: dict[type[BaseModel], dict[str, Any]] = {
     MaskSettings: {"prune": False},
     ModelSettings: {"layer_scale": None, "positions": "interpolate", "positions_from": None},
     TrainSettings: {"ema": None, "divergence": Divergence().model_dump(), "scale_min_lr": False},
@@ -218,7 +218,9 @@ def plain_section(value: Any) -> Any:
     """Return a setting as JSON values. Fields in ADDED are left out if they are not used."""
     plain = to_jsonable_python(value)
     for kind, unused in ADDED.items():
-        for name in unused if isinstance(value, kind) else ():
+        if not isinstance(value, kind):
+            continue
+        for name in unused:
             # Only if it is also the default: `ema: null` in temporal detection is not the default, so it must be in the key.
             default = to_jsonable_python(type(value).model_fields[name].get_default())
             if plain[name] == unused[name] == default:

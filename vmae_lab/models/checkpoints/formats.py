@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from vmae_lab.models.config import ModelConfig
-from vmae_lab.models.sizes import SIZES, ClipShape, Size
+from vmae_lab.models.sizes import SIZES, ClipShape, Size, size_name
 from vmae_lab.models.vit import NORM_EPS
-from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.errors import UserError, first_of
 from vmae_lab.utils.shapes import read_side
 
 State = dict[str, Tensor]
@@ -109,7 +109,8 @@ def _from_official(state: State, pairs: Pairs) -> State:
 
 def to_official(state: State, clip: ClipShape) -> State:
     """Convert a VideoMAE, or a VideoClassifier with the readout `mean`, to the official names and shapes."""
-    names, kernel = PRETRAINING if is_pretraining(state) else CLASSIFIER, (clip.channels, clip.tubelet, clip.patch, clip.patch)
+    names = PRETRAINING if is_pretraining(state) else CLASSIFIER
+    kernel = (clip.channels, clip.tubelet, clip.patch, clip.patch)
     state = {**state, "encoder.embed.weight": state["encoder.embed.weight"].unflatten(1, kernel)}
     if "mask_token" in state:
         state["mask_token"] = state["mask_token"][None, None]
@@ -232,13 +233,13 @@ def size_in(official: State, where: str, heads: int | None = None) -> Size:
     prefix = "encoder." if is_pretraining(official) else ""
     width, depth, _, _, patch = _encoder_shape(official, where)
     hidden = len(_require(official, f"{prefix}blocks.0.mlp.fc1.weight", where))
-    known = next((size for size in SIZES.values() if (size.width, size.depth, size.mlp_hidden) == (width, depth, hidden)), None)
+    known = size_name(width, depth, hidden)
     if known is None and heads is None:
         raise CheckpointError(
             f"{where} has {depth} blocks of width {width} with MLPs of {hidden}, which is none of {', '.join(SIZES)}. Its "
             "number of attention heads is unknown; pass size=Size(...)"
         )
-    base = known or SIZES["base"]
+    base = SIZES[known or "base"]
     size = replace(base, width=width, depth=depth, mlp_hidden=hidden, heads=heads or base.heads, patch=patch)
     if not prefix:
         return size
@@ -267,7 +268,7 @@ def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipSh
 
 
 def official_arguments(clip: ClipShape) -> dict[str, Any]:
-    """The arguments that an official file needs to tell its clip; none for 16 frames of 224 pixels, the default."""
+    """Return the arguments that describe the clip in an official file; none for 16 frames of 224 pixels, the default."""
     return {} if (clip.frames, clip.side) == (16, 224) else {"num_frames": clip.frames, "input_size": clip.side}
 
 
@@ -300,8 +301,9 @@ def _encoder_shape(official: State, where: str) -> tuple[int, int, int, int, int
     """Return the width, depth, channels, tubelet and patch of the encoder."""
     key = next((key for key in official if key.endswith(EMBEDDING)), None)
     if key is None or official[key].ndim != 5:
-        names = ", ".join(list(official)[:10])
-        raise CheckpointError(f"{where} is not a VideoMAE: it has no {EMBEDDING} with five dimensions. It has: {names}")
+        raise CheckpointError(
+            f"{where} is not a VideoMAE: it has no {EMBEDDING} with five dimensions. It has: {first_of(list(official))}"
+        )
     width, channels, tubelet, patch, _ = official[key].shape
     return width, _depth(official, key.removesuffix(EMBEDDING) + "blocks."), channels, tubelet, patch
 
@@ -428,7 +430,8 @@ def remote_code_config(model: ModelConfig) -> dict[str, Any]:
 
 def read_remote_code_config(config: Mapping[str, Any], official: State, where: str) -> tuple[Size, ClipShape]:
     """Return the size and clip in a remote-code config. The MLP width comes from the weights. Raises CheckpointError."""
-    section, named = config[REMOTE_SECTION], f"{where}: {REMOTE_SECTION}"
+    section = config[REMOTE_SECTION]
+    named = f"{where}: {REMOTE_SECTION}"
     if not isinstance(section, Mapping):
         raise CheckpointError(f"{named} is {section!r}; it must contain the model's settings")
     _check_settings(section, REMOTE_FIXED, ("drop_rate", "attn_drop_rate"), named)
@@ -462,7 +465,7 @@ def _built(kind: Callable[..., Part], settings: Mapping[str, Any], names: Mappin
 
 
 def _number(name: str, setting: Any) -> int | tuple[int, int]:
-    """A whole number; for the side of a clip also a pair (height, width). Raises TypeError, ValueError."""
+    """Return a setting as a whole number; the side of a clip can be a pair (height, width). Raises TypeError, ValueError."""
     if isinstance(setting, list | tuple) and name in (HF_CLIP["side"], REMOTE_CLIP["side"]):
         return read_side(setting)
     if isinstance(setting, list | tuple) and name == HF_CLIP["patch"]:

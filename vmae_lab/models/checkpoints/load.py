@@ -30,6 +30,7 @@ from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Positions, Size
+from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.shapes import Side
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -56,6 +57,14 @@ class Checkpoint:
     config: ModelConfig
     where: str
     clip_assumed: bool = False
+
+    def refuse_detector(self) -> None:
+        """Raise CheckpointError if the model is an action detector, whose encoder differs from that of a classifier."""
+        if self.config.model == "ActionDetector":
+            raise CheckpointError(
+                f"{self.where} is an action detector, not an encoder or a video classifier. Use the model that it was trained "
+                "from"
+            )
 
     def reshaped(self, frames: int | None, side: Side | None, positions: Positions | None = None) -> ClipShape:
         """Return the clip with another shape or rule for positions, see `ClipShape.reshaped`.
@@ -86,7 +95,8 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
         if size not in SIZES:
             raise CheckpointError(f"there is no model size '{size}'; use one of {', '.join(SIZES)}, or pass size=Size(...)")
         size = SIZES[size]
-    path, name = _find(where, revision), str(where)
+    path = _find(where, revision)
+    name = str(where)
     state, arguments = _read_weights(path)
     state = without_prefixes(state, name)
     file = path / CONFIG if path.is_dir() else path.with_name(CONFIG)
@@ -111,7 +121,7 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             f"{name} is a temporal detector, which takes features of videos and has no video encoder. `vmae-lab predict` takes "
             "the folder of its stage; other commands take the encoder of the features"
         )
-    raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {', '.join(list(state)[:SHOWN])}")
+    raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {first_of(list(state))}")
 
 
 def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint:
@@ -132,8 +142,11 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
 
     Size and clip come from the config next to them (for official weights, of any format), else from weights and arguments.
     """
-    named, has_config, normalise_target, encoder_norm = f"{where}: {CONFIG}", True, True, True
+    named = f"{where}: {CONFIG}"
+    has_config = True
     assumed = False
+    normalise_target = True
+    encoder_norm = True
     if state.keys().isdisjoint(OFFICIAL):
         if config.get("model_type") != formats.HF_TYPE:
             raise CheckpointError(
@@ -156,7 +169,8 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         size = formats.with_layer_scale(size or formats.size_in(state, where), state)
         clip = formats.clip_in(state, arguments, where)
         normalise_target = arguments.get("normlize_target") is not False  # sic
-        has_config, assumed = False, not (arguments.get("num_frames") or arguments.get("input_size"))
+        has_config = False
+        assumed = not (arguments.get("num_frames") or arguments.get("input_size"))
     if has_config:
         formats.check_fit_of_config(size, clip, state, named)
     pretraining = formats.is_pretraining(state)
@@ -177,7 +191,6 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
 
 
 # --- State dictionaries ------------------------------------------------------------------------------------
-SHOWN = 10  # names that a message lists
 
 
 def load_weights(model: nn.Module, state: State, where: str) -> None:
@@ -195,11 +208,7 @@ def load_weights(model: nn.Module, state: State, where: str) -> None:
             problems["with another shape"].append(f"{key}: file {tuple(theirs.shape)}, model {tuple(ours.shape)}")
         elif ours.is_floating_point() != theirs.is_floating_point():
             problems["with another kind of number"].append(key)
-    lines = [
-        f"{len(keys)} {problem}: {', '.join(keys[:SHOWN])}" + (f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else "")
-        for problem, keys in problems.items()
-        if keys
-    ]
+    lines = [f"{len(keys)} {problem}: {first_of(keys)}" for problem, keys in problems.items() if keys]
     if lines:
         raise CheckpointError(f"{where} does not fit this model; {'; '.join(lines)}")
     model.load_state_dict(state)
@@ -282,7 +291,7 @@ def _file_in(folder: Path) -> Path:
             f"{folder} is a distributed checkpoint of PyTorch; convert it to one file and load that: "
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {folder}.pth"
         )
-    found = f"has {len(files)} ({', '.join(file.name for file in files[:SHOWN])})" if files else "has none"
+    found = f"has {len(files)} ({first_of([file.name for file in files])})" if files else "has none"
     raise CheckpointError(f"{folder} must have one weights file ({', '.join(SUFFIXES)}) but {found}; pass the path of the file")
 
 
@@ -290,8 +299,8 @@ def _our_config(config: dict[str, Any], where: str) -> ModelConfig:
     try:
         opened = ModelConfig.model_validate(config)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:SHOWN])
-        raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {faults}") from error
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise CheckpointError(f"{where}: {CONFIG} is not a config of save_pretrained: {first_of(faults, '; ')}") from error
     formats.refuse_others(vars(opened.clip), {"channels": 3}, where)
     return opened
 
@@ -466,7 +475,7 @@ def state_in(content: Any, where: str) -> State:
     state = next(iter(candidates.values())) if candidates else _any_tensors(content, where)
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{where} has values among its weights that are not tensors: {', '.join(others[:SHOWN])}")
+        raise CheckpointError(f"{where} has values among its weights that are not tensors: {first_of(others)}")
     return dict(state)
 
 
@@ -493,7 +502,8 @@ def without_prefixes(state: State, where: str) -> State:
 
 def _without_prefix(key: str) -> tuple[str, bool]:
     """Return the name without prefixes of wrappers, and whether one of them is a moving average."""
-    parts, holders = _parts(key), []
+    parts = _parts(key)
+    holders = []
     while parts[1:] and parts[0] in HOLDERS | AVERAGES and not BEGINNING.match(".".join(parts)):
         holders.append(parts.pop(0))
     name = ".".join(parts)

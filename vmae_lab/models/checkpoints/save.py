@@ -162,7 +162,9 @@ KINDS = {  # title and module of each kind of model
 
 def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
     """Return the folder's README: what the model is, how to load it, and how it was trained (`story`)."""
-    size, clip, (title, module) = config.size, config.clip, KINDS[config.model]
+    size = config.size
+    clip = config.clip
+    title, module = KINDS[config.model]
     classifies = config.model == "VideoClassifier"
     data = ModelCardData(
         library_name="transformers" if layout == "transformers" else "vmae_lab",
@@ -174,9 +176,12 @@ def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
         parts[0] += f"; decoder: {size.decoder_depth} blocks, width {size.decoder_width}, {size.decoder_heads} heads"
     parts += [f"{config.classes} classes"] if config.classes else []
     parts += [f"readout '{config.readout}'"] if classifies else []
-    source, kind, note = f"vmae_lab.models.{module}", config.model, ""
+    source = f"vmae_lab.models.{module}"
+    kind: str = config.model
+    note = ""
     if layout == "transformers":
-        source, kind = "transformers", formats.transformers_config(config)["architectures"][0]
+        source = "transformers"
+        kind = formats.transformers_config(config)["architectures"][0]
         note = f"\n{BIASES_LOADED_BY}\n"
     return f"""---
 {data.to_yaml()}
