@@ -44,11 +44,14 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
 
 
 def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
-    """Yield uint8 `(T, H, W, 3)`, and the times of the frames, or none if a frame has no time.
+    """Yield chunks of frames, uint8 `(T, H, W, 3)`, and their times, or () from the first frame without a time on.
 
     If the number of frames is unknown, a decoder error ends the video.
     """
-    chunk, times, count, timed = list[np.ndarray](), list[float](), 0, True
+    chunk: list[np.ndarray] = []
+    times: list[float] = []
+    timed = True
+    count = 0
     try:
         for frame in shown_frames(source, info):
             if count == 0:  # size and orientation may change; use those of the first frame
