@@ -30,7 +30,7 @@ Kind = Literal["tube", "running_cell", "frame", "random"]
 )
 def reconstruct(
     model: Model,
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
     mask: Annotated[Kind, typer.Option(help="Mask of the encoder.")] = "tube",
     ratio: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Fraction of the patches that the encoder does not see.")
