@@ -246,7 +246,8 @@ def _print_detections(results: "Iterable[tuple[str, pd.DataFrame | VideoError]]"
     """Print the first segments or detections of each video, and write all of them. `what` is their name in the results."""
     from vmae_lab.data.decoding import VideoError
 
-    tables, failed = [], []
+    tables: list[tuple[str, pd.DataFrame]] = []
+    failed: list[VideoError] = []
     for name, result in results:
         if isinstance(result, VideoError):
             failed.append(result)
@@ -265,7 +266,8 @@ def _collect(results: "Iterable[tuple[str, Any]]", videos: int) -> "tuple[list[A
     from vmae_lab.data.decoding import VideoError
     from vmae_lab.utils.progress import Progress
 
-    predicted, failed = [], []
+    predicted: list[Any] = []
+    failed: list[VideoError] = []
     with Progress(results, total=videos, unit="videos", desc="predict", disable=videos == 1) as bar:
         for _, result in bar:
             if isinstance(result, VideoError):

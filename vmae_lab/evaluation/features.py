@@ -249,7 +249,7 @@ def _encode_video(
     per_chunk = max(1, (chunk - window) // stride)  # windows, not counting the first one of the next chunk
     step = per_chunk * stride  # frames from chunk to chunk
     length = step + window
-    features = []
+    features: list[Tensor] = []
     start = 0
     for decoded in _parts(decoders, file, step, length, short_side_for(clip.side)):
         video = to_tensor(decoded)  # (C, frames, H, W)

@@ -257,7 +257,9 @@ def predict_along(
             first.info.codec,
         )
     frames = (to_tensor(decoded) for decoded in chain([first], chunks))
-    starts, ends, probabilities = [], [], []
+    starts: list[int] = []
+    ends: list[int] = []
+    probabilities: list[np.ndarray] = []
     for start, end, window in windows_along(frames, clip.frames, stride, hop=max(1, round(every_s * rate))):
         starts.append(start)
         ends.append(end)
