@@ -139,10 +139,34 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
     assert sorted(path.name for path in Path("out").glob("*.png")) == ["t-1-a.png", "t-2-b.png"]
 
 
+@pytest.mark.parametrize(("command", "suffixes"), [("predict", (".csv", ".json")), ("reconstruct", (".gif", ".mp4"))])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "videos"], "there is no checkpoint nowhere"),
+        (["nowhere", "videos/a.mp4"], "there is no checkpoint nowhere"),
+        (["model", "https://example.org/a.mp4"], "https://example.org/a.mp4: it is a web address"),
+        (["model", "videos/a.mp4", "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["model", "videos/a.mp4", "--out", "taken{0}"], "taken{0} is a folder"),
+        (["model", "videos/a.mp4", "--out", "bad.mp4/results{0}"], "bad.mp4: there is a file of that name"),
+        (["model", "videos/a.mp4", "--out", "results.xlsx"], "results.xlsx must end in {0} or {1}"),
+    ],
+)
+def test_a_mistake_with_each_command_is_one_message(command, suffixes, words, message, here, capsys):
+    Path(f"taken{suffixes[0]}").mkdir()
+    if command == "reconstruct":
+        VideoMAE(MODEL.dimensions, MODEL.clip).save_pretrained("model")
+    before = sorted(Path().rglob("*"))
+    assert main([command, *(word.format(*suffixes) for word in words)]) == 2
+    shown = capsys.readouterr()
+    assert message.format(*suffixes) in shown.err
+    assert "Traceback" not in shown.err
+    assert not shown.out
+    assert sorted(Path().rglob("*")) == before, "no file is written"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["pre-trained", "videos"], "pre-trained has no class head"),
         (["model", "no_folder"], "there is no list file or folder"),
         (["model", "videos", "--names", "two.txt"], "two.txt has 2 lines, but model has a head for 3 classes"),
@@ -151,11 +175,7 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["model", "videos", "--top", "0"], "--top"),
         (["model", "videos", "--along", "0"], "--along"),
         (["model", "videos", "--along", "inf"], "--along"),
-        (["model", "videos", "--device", "gpu"], "device 'gpu' cannot be used here"),
         (["model", "videos", "--device", "meta"], "device 'meta' cannot be used here"),
-        (["model", "videos", "--out", "taken.csv"], "taken.csv is a folder"),
-        (["model", "videos", "--out", "two.txt/results.csv"], "two.txt: there is a file of that name"),
-        (["model", "https://example.org/a.mp4"], "https://example.org/a.mp4: it is a web address"),
         (["model", "https://example.org/watch?v=a"], "it is a web address"),
         (["model", "empty"], "no video files"),
         (["model", "videos", "--frames", "3"], "a clip of 3 frames x 16"),
@@ -164,14 +184,12 @@ def test_each_of_several_timelines_has_its_figure(here, capsys):
         (["detector", "videos"], "detector is an action detector"),
         (["empty", "videos"], "empty must have one weights file"),
         (["videos/a.mp4", "videos"], "a.mp4 is not a weights file"),
-        (["model", "videos", "--out", "results.xlsx"], "results.xlsx must end in .csv or .json"),
         (["model", "videos", "--along", "1", "--sampling", "sparse"], "add --sampling dense"),
     ],
 )
 def test_a_mistake_is_one_message(words, message, here, capsys):
     Path("two.txt").write_text("one\ntwo\n")
     Path("empty").mkdir()
-    Path("taken.csv").mkdir()
     VideoMAE(MODEL.dimensions, MODEL.clip).save_pretrained("pre-trained")
     VideoClassifier(MODEL.dimensions, MODEL.clip, 3, "flat").save_pretrained("flat")
     VideoClassifier(MODEL.dimensions, replace(MODEL.clip, channels=1), 3).save_pretrained("gray")

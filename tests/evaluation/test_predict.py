@@ -133,15 +133,16 @@ def test_features_of_an_inner_layer_and_of_all_tokens(folder):
 def test_windows_are_complete_in_order_and_cut_anywhere(count, stride, hop):
     video = torch.arange(count, dtype=torch.uint8).view(1, count, 1, 1)
     for chunk in (1, 5, 32, 100):
-        found = [(start, window.flatten().tolist()) for start, window in windows_along(video.split(chunk, 1), 4, stride, hop)]
+        windows = windows_along(video.split(chunk, 1), 4, stride, hop)
+        found = [(start, end, window.flatten().tolist()) for start, end, window in windows]
         starts = range(0, count - 3 * stride, hop)
-        assert found == [(start, [start + stride * place for place in range(4)]) for start in starts]
+        assert found == [(start, start + 3 * stride + 1, [start + stride * index for index in range(4)]) for start in starts]
 
 
 def test_a_short_video_has_one_window_that_repeats_its_last_frame():
     video = torch.arange(5, dtype=torch.uint8).view(1, 5, 1, 1)
-    ((start, window),) = windows_along(video.split(2, 1), 4, 2, 8)
-    assert (start, window.flatten().tolist()) == (0, [0, 2, 4, 4])
+    ((start, end, window),) = windows_along(video.split(2, 1), 4, 2, 8)
+    assert (start, end, window.flatten().tolist()) == (0, 5, [0, 2, 4, 4])
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "b.avi"])

@@ -1,4 +1,4 @@
-"""Parameters on the command line: a YAML of params/ or by path, and single settings, `-p NAME VALUE`."""
+"""Parameters on the command line: a file of params/ or a path, and single settings, `-p NAME VALUE`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +17,6 @@ Overrides = Annotated[
         help="Change a setting by its dotted name: -p pretrain.steps 200. VALUE is YAML, or plain text for a text setting.",
     ),
 ]
-
-
 Device = Annotated[str | None, typer.Option(help="Device, for example cuda or cpu. Default: a GPU if there is one.")]
 
 
@@ -42,9 +40,11 @@ class TakesPairs(TyperCommand):
     """A command whose `-p` takes two values. typer repeats options of one value only, so they are joined: NAME=VALUE."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        left, joined = list(args), list[str]()
+        left = list(args)
+        joined: list[str] = []
         while left:
-            joined.append(word := left.pop(0))
+            word = left.pop(0)
+            joined.append(word)
             if word == "--":
                 break
             if word in PAIR:

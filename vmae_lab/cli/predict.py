@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmae_lab.data.decoding import VideoError
     from vmae_lab.data.video_dataset import VideoDataset
     from vmae_lab.evaluation.predict import Prediction, Timeline
+    from vmae_lab.models.classifier import VideoClassifier
 
 commands = typer.Typer()
 TIMELINE, SEGMENTS, DETECTIONS = "timeline.csv", "segments.csv", "detections.csv"  # default files of results
@@ -37,7 +38,7 @@ PositionsOption = Annotated[
 
 
 def checked_side(side: str | None) -> int | tuple[int, int] | None:
-    """The side of clips in an option. Raises BadParameter."""
+    """Return the side of clips from the text of an option. Raises BadParameter."""
     from vmae_lab.utils.shapes import parse_side
 
     try:
@@ -107,56 +108,66 @@ def predict(
     localise stage gives segments with their classes instead, and that of a detect stage the actions of each person, by default
     in one frame per second. Names, views and the shape of clips can only be set for classifiers.
     """
-    from vmae_lab.evaluation.multi_view import ViewSettings
-    from vmae_lab.evaluation.predict import (
-        PredictionError,
-        open_classifier,
-        predict_along,
-        predict_videos,
-        read_names,
-        sampling_of,
-    )
     from vmae_lab.utils.atomic_io import make_folder
     from vmae_lab.utils.processes import chosen_device
 
     kind = _stage_kind(model)
-    default = {"localise": SEGMENTS, "detect": DETECTIONS}.get(kind or "", TIMELINE if along else None)
-    out = out or (Path(default) if default else None)
+    if out is None:
+        out = _default_file(kind, along)
     if out:
         make_folder(out.parent)  # if it cannot be written, fail now and not after hours
-    if kind in ("localise", "detect"):
-        from vmae_lab.detection.person_detector import TorchvisionDetector
-        from vmae_lab.lab.predict_stage import predict_boxes, predict_segments
-
-        where, used = Path(model), chosen_device(device)
-        dataset = _dataset(videos, root, labelled, follow_links, frame_pattern)
-        with closing(dataset.decoders):
-            if kind == "localise":
-                found = predict_segments(where, dataset, encoder, used)
-            else:
-                people = persons or TorchvisionDetector(person_weights, str(used))
-                found = predict_boxes(where, dataset, people, along or 1.0, top, used)
-            _print_found(found, "segments" if kind == "localise" else "detections", out)
-        return
-    opened = open_classifier(model, frames, checked_side(side), positions).to(chosen_device(device))
-    if names:
-        opened.class_names = read_names(names, opened, model)
-    every, own = sampling_of(opened, stride)
-    views = ViewSettings(clips=clips, crops=crops, sampling=sampling or own.sampling)
-    if along and views.sampling == "sparse":
-        raise PredictionError("--along takes windows of consecutive frames, but sampling is sparse; add --sampling dense")
+    used = chosen_device(device)
     dataset = _dataset(videos, root, labelled, follow_links, frame_pattern)
     with closing(dataset.decoders):
-        if along is None:
-            _print_predictions(predict_videos(opened, dataset, every, views), dataset, top, out)
+        if kind == "localise":
+            from vmae_lab.lab.predict_stage import predict_segments
+
+            _print_detections(predict_segments(Path(model), dataset, encoder, used), "segments", out)
+        elif kind == "detect":
+            from vmae_lab.detection.person_detector import TorchvisionDetector
+            from vmae_lab.lab.predict_stage import predict_boxes
+
+            people = persons or TorchvisionDetector(person_weights, str(used))
+            _print_detections(predict_boxes(Path(model), dataset, people, along or 1.0, top, used), "detections", out)
         else:
-            assert out is not None  # a timeline is always written
-            seconds = along
-            _print_timelines(lambda row: predict_along(opened, dataset, row, seconds, every, crops), dataset, top, out)
+            from vmae_lab.evaluation.predict import open_classifier, read_names
+
+            opened = open_classifier(model, frames, checked_side(side), positions).to(used)
+            if names:
+                opened.class_names = read_names(names, opened, model)
+            _predict_classes(opened, dataset, along, clips, crops, stride, sampling, top, out)
+
+
+def _predict_classes(
+    model: "VideoClassifier", dataset: "VideoDataset", along: float | None, clips: int, crops: int, stride: int | None,
+    sampling: Literal["dense", "sparse"] | None, top: int, out: Path | None,
+) -> None:  # fmt: skip
+    """Predict and print the classes of each video, or with `along` those of its windows. Raises PredictionError."""
+    from vmae_lab.evaluation.multi_view import ViewSettings
+    from vmae_lab.evaluation.predict import PredictionError, predict_videos, predict_videos_along, sampling_of
+
+    stride, default = sampling_of(model, stride)
+    views = ViewSettings(clips=clips, crops=crops, sampling=sampling or default.sampling)
+    if along is None:
+        _print_predictions(predict_videos(model, dataset, stride, views), len(dataset), top, out)
+        return
+    if views.sampling == "sparse":
+        raise PredictionError("--along takes windows of consecutive frames, but sampling is sparse; add --sampling dense")
+    assert out is not None  # a timeline is always written
+    _print_timelines(predict_videos_along(model, dataset, along, stride, crops), len(dataset), top, out)
+
+
+def _default_file(kind: str | None, along: float | None) -> Path | None:
+    """Return the file of the results if none is given. None: they are only printed."""
+    if kind == "localise":
+        return Path(SEGMENTS)
+    if kind == "detect":
+        return Path(DETECTIONS)
+    return Path(TIMELINE) if along else None
 
 
 def _stage_kind(model: str) -> str | None:
-    """The kind of a stage from its folder. None if the model is not the folder of a stage."""
+    """Return the kind of a stage from its folder. None if the model is not the folder of a stage."""
     import yaml
 
     file = Path(model, "settings.yaml")
@@ -190,55 +201,37 @@ def _dataset(
     return clips_of(lists, VideoSettings(follow_links=follow_links))
 
 
-def _print_predictions(found: Any, dataset: "VideoDataset", top: int, out: Path | None) -> None:
-    from vmae_lab.utils.progress import Progress
+def _print_predictions(
+    results: "Iterable[tuple[str, Prediction | VideoError]]", videos: int, top: int, out: Path | None
+) -> None:  # fmt: skip
+    """Print the most probable classes of each video, and write them to `out`."""
+    import pandas as pd
 
-    predicted, failed = list["Prediction"](), list["VideoError"]()
-    with Progress(found, total=len(dataset), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
-        for _, result in bar:
-            (failed if isinstance(result, Exception) else predicted).append(result)
-    tables = [(_shown(prediction.video), prediction.table(top)) for prediction in predicted]
-    _print_table(
-        ["video", "rank", "class", "probability"],
-        [
-            [video if row["rank"] == 1 else "", row["rank"], row["class"], f"{row['probability']:.1%}"]
-            for video, table in tables
-            for row in table.to_dict("records")
-        ],
-    )
+    predictions, failed = _collect(results, videos)
+    tables = [(_shown(prediction.video), prediction.table(top)) for prediction in predictions]
+    if tables:
+        named = [table.assign(video=[video, *[""] * (len(table) - 1)]) for video, table in tables]
+        _print_table(pd.concat(named)[["video", "rank", "class", "probability"]])
     _finish(tables, failed, out, lambda table: {"predictions": table.to_dict("records")})
 
 
 def _print_timelines(
-    predict_row: "Callable[[int], Timeline]", dataset: "VideoDataset", top: int, out: Path
+    results: "Iterable[tuple[str, Timeline | VideoError]]", videos: int, top: int, out: Path
 ) -> None:  # fmt: skip
     """Print the segments of each video, and write its windows and a figure."""
-    from vmae_lab.data.decoding import VideoError
     from vmae_lab.lab.plots.predictions import timeline
     from vmae_lab.lab.plots.style import save_figure, use_style
-    from vmae_lab.utils.progress import Progress
 
-    found, failed = list["Timeline"](), list["VideoError"]()
-    with Progress(range(len(dataset)), unit="videos", desc="predict", disable=len(dataset) == 1) as bar:
-        for row in bar:
-            try:
-                found.append(predict_row(row))
-            except VideoError as error:
-                failed.append(error)
+    timelines, failed = _collect(results, videos)
     use_style()
-    tables = list[tuple[str, "pd.DataFrame"]]()
-    for number, predicted in enumerate(found):
-        video, segments, windows = _shown(predicted.video), predicted.segments(), len(predicted.start_s)
+    tables = []
+    for number, predicted in enumerate(timelines, start=1):
+        video = _shown(predicted.video)
         tables.append((video, predicted.table(top)))
+        windows = len(predicted.start_s)
         print(f"{video}: {windows} window{'s' * (windows != 1)}")
-        _print_table(
-            ["start", "end", "class", "mean probability"],
-            [
-                [f"{row['start_s']:.1f} s", f"{row['end_s']:.1f} s", row["class"], f"{row['probability']:.1%}"]
-                for row in segments.to_dict("records")
-            ],
-        )
-        name = out.stem if len(found) == 1 else f"{out.stem}-{number + 1}-{Path(predicted.video).stem}"
+        _print_table(predicted.segments().rename(columns={"probability": "mean probability"}))
+        name = out.stem if len(timelines) == 1 else f"{out.stem}-{number}-{Path(predicted.video).stem}"
         print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}")
     times = ["start_s", "end_s"]
     _finish(tables, failed, out, lambda table: {
@@ -249,37 +242,56 @@ def _print_timelines(
     })  # fmt: skip
 
 
-def _print_found(found: "Iterable[tuple[str, pd.DataFrame | VideoError]]", what: str, out: Path | None) -> None:
-    """Print the first segments or detections of each video, and write all of them."""
+def _print_detections(results: "Iterable[tuple[str, pd.DataFrame | VideoError]]", what: str, out: Path | None) -> None:
+    """Print the first segments or detections of each video, and write all of them. `what` is their name in the results."""
     from vmae_lab.data.decoding import VideoError
 
-    tables, failed = list[tuple[str, "pd.DataFrame"]](), list[VideoError]()
-    for name, result in found:
+    tables: list[tuple[str, pd.DataFrame]] = []
+    failed: list[VideoError] = []
+    for name, result in results:
         if isinstance(result, VideoError):
             failed.append(result)
             continue
         tables.append((_shown(name), result))
         print(f"{_shown(name)}: {len(result)} {what}")
-        times = [column for column in result if column.endswith("_s")]
-        lines = [
-            [*(f"{row[time]:.1f} s" for time in times), *([row["person"]] if "person" in row else []), row["class"],
-             f"{row['score']:.1%}"]
-            for row in result.head(LINES).to_dict("records")
-        ]  # fmt: skip
-        person = ["person"] if "person" in result else []
-        _print_table([*(time.removesuffix("_s") for time in times), *person, "class", "score"], lines)
+        columns = [column for column in ("start_s", "end_s", "time_s", "person", "class", "score") if column in result]
+        _print_table(result[columns].head(LINES))
         if len(result) > LINES:
             print(f"and {len(result) - LINES} more")
     _finish(tables, failed, out, lambda table: {what: table.to_dict("records")})
 
 
-def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
+def _collect(results: "Iterable[tuple[str, Any]]", videos: int) -> "tuple[list[Any], list[VideoError]]":
+    """Return the results of the readable videos, and the errors of the others. Shows the progress over several videos."""
+    from vmae_lab.data.decoding import VideoError
+    from vmae_lab.utils.progress import Progress
+
+    predicted: list[Any] = []
+    failed: list[VideoError] = []
+    with Progress(results, total=videos, unit="videos", desc="predict", disable=videos == 1) as bar:
+        for _, result in bar:
+            if isinstance(result, VideoError):
+                failed.append(result)
+            else:
+                predicted.append(result)
+    return predicted, failed
+
+
+def _print_table(table: "pd.DataFrame") -> None:
+    """Print a table if it has rows: columns `..._s` in seconds, probabilities and scores in percent."""
     from tabulate import tabulate
 
     from vmae_lab.utils.atomic_io import readable
 
-    if rows:
-        align = ["left" if name in ("video", "class") else "right" for name in headers]
+    def cell(column: str, value: Any) -> Any:
+        if column.endswith("_s"):
+            return f"{value:.1f} s"
+        return f"{value:.1%}" if column.endswith(("probability", "score")) else value
+
+    if len(table):
+        rows = [[cell(column, value) for column, value in row.items()] for row in table.to_dict("records")]
+        headers = [column.removesuffix("_s") for column in table]
+        align = ["left" if header in ("video", "class") else "right" for header in headers]
         print(readable(tabulate(rows, headers, "simple", disable_numparse=True, colalign=align)))
 
 

@@ -1,12 +1,16 @@
 """`vmae-lab reconstruct`: reconstruct a masked video, and show it as a loop and as a strip of frames."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vmae_lab.cli.parameters import Device, output_file
 from vmae_lab.cli.predict import FramesOption, Model, PositionsOption, SideOption, checked_side
+
+if TYPE_CHECKING:
+    import numpy as np
 
 commands = typer.Typer()
 # With a normalized target: name in the result of `rebuilt` -> label in the pictures.
@@ -26,7 +30,7 @@ Kind = Literal["tube", "running_cell", "frame", "random"]
 )
 def reconstruct(
     model: Model,
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
     mask: Annotated[Kind, typer.Option(help="Mask of the encoder.")] = "tube",
     ratio: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Fraction of the patches that the encoder does not see.")
@@ -63,43 +67,47 @@ def reconstruct(
     from vmae_lab.evaluation.multi_view import ViewSettings
     from vmae_lab.evaluation.predict import PredictionError, preprocess
     from vmae_lab.evaluation.reconstruction import batch_errors
-    from vmae_lab.lab.plots.clip_pictures import looping_gif, playing_mp4, strips
-    from vmae_lab.lab.plots.examples import rebuilt
-    from vmae_lab.lab.plots.style import use_style
-    from vmae_lab.masking import MaskSettings, draw_masks
+    from vmae_lab.lab.plots.examples import draw_picture_masks, rebuilt
+    from vmae_lab.masking import MaskSettings
     from vmae_lab.models.videomae import VideoMAE
-    from vmae_lab.utils.atomic_io import atomic_write, make_folder
+    from vmae_lab.utils.atomic_io import make_folder
     from vmae_lab.utils.processes import chosen_device
-    from vmae_lab.utils.seeding import torch_generator
 
     make_folder(out.parent)  # if it cannot be written, fail before the work
-    strip = out.with_suffix(".png")
-    opened = VideoMAE.from_pretrained(model, frames=frames, side=checked_side(side), positions=positions)
-    opened.to(chosen_device(device))
+    used = chosen_device(device)
+    opened = VideoMAE.from_pretrained(model, frames=frames, side=checked_side(side), positions=positions).to(used)
     masks = MaskSettings(
         encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
     )
-    generators = (torch_generator(seed, f"picture {side} mask") for side in ("encoder", "decoder"))
     try:
-        encoder_mask, decoded_mask = draw_masks(masks, opened.clip.grid, 1, *generators)
+        encoder_mask, decoded_mask = draw_picture_masks(masks, opened.clip.grid, seed)
     except ValueError as error:
         raise PredictionError(f"the model's clips do not allow these masks: {error}") from error
-    clip = preprocess(video, opened, stride=stride, views=ViewSettings(clips=1, crops=1)).to(next(opened.parameters()).device)
-    found = rebuilt(opened, clip, encoder_mask, None if decoder_mask == "none" else decoded_mask, standardized=True)
-    names = LABELS if opened.normalise_target else {}
-    pictures = {names.get(name, name): frames for name, frames in found.items()}
+    clip = preprocess(video, opened, stride=stride, views=ViewSettings(clips=1, crops=1)).to(used)
     errors, count = batch_errors(opened, clip, encoder_mask, decoded_mask)
     print(
         f"{opened.clip.tokens} patches: the encoder sees {int((~encoder_mask).sum())}, the decoder reconstructs "
         f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of predicting "
         f"their true means: {errors['cube_mean']:.4f}"
     )
+    pictures = rebuilt(opened, clip, encoder_mask, None if decoder_mask == "none" else decoded_mask, standardized=True)
+    if opened.normalise_target:
+        pictures = {LABELS.get(name, name): shown for name, shown in pictures.items()}
+    _write(pictures, out, opened.clip.tubelet)
+
+
+def _write(pictures: "Mapping[str, np.ndarray]", out: Path, tubelet: int) -> None:
+    """Write the loop, and next to it the strip of one frame per tubelet. `pictures`: label -> uint8 `(T, H, W, 3)`."""
+    from vmae_lab.lab.plots.clip_pictures import looping_gif, playing_mp4, strips
+    from vmae_lab.lab.plots.style import use_style
+    from vmae_lab.utils.atomic_io import atomic_write
+
     with atomic_write(out) as temporary:
-        temporary.write_bytes((playing_mp4 if out.suffix == ".mp4" else looping_gif)(pictures))
+        temporary.write_bytes(playing_mp4(pictures) if out.suffix == ".mp4" else looping_gif(pictures))
     use_style()
-    step = opened.clip.tubelet
-    titles = [f"frame {frame}" for frame in range(0, opened.clip.frames, step)]
-    figure = strips({name: frames[::step] for name, frames in pictures.items()}, titles)
+    titles = [f"frame {number}" for number in range(0, len(pictures["original"]), tubelet)]
+    figure = strips({label: frames[::tubelet] for label, frames in pictures.items()}, titles)
+    strip = out.with_suffix(".png")
     with atomic_write(strip) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     print(f"loop: {out}\nstrip: {strip}")

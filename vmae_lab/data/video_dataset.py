@@ -65,12 +65,12 @@ class VideoDataset:
 
     def video(self, index: int, choose: Choose, short_side: int | None = None) -> Tensor:
         """Read the frames that `choose` picks: uint8 `(C, T, H, W)`. Raises VideoError with the file."""
-        return _to_tensor(self.decoders.read(self.file(index), choose, short_side))
+        return to_tensor(self.decoders.read(self.file(index), choose, short_side))
 
     def videos(self, rows: Sequence[int], choose: Choose, short_side: int | None = None) -> Iterator[Tensor | VideoError]:
         """Yield the frames of several videos, in order, or the VideoError of an unreadable one. Reads in parallel."""
         for read in self.decoders.read_all((self.file(index), choose, short_side) for index in rows):
-            yield read if isinstance(read, VideoError) else _to_tensor(read)
+            yield read if isinstance(read, VideoError) else to_tensor(read)
 
 
 def listed_clips(settings: ListSettings, split: str, sources: Sequence[str] = (), processes: int = 1) -> VideoDataset:
@@ -98,7 +98,7 @@ def clips_of(lists: Mapping[str, tuple[VideoList, str]], decoding: VideoSettings
     )  # fmt: skip
 
 
-def _to_tensor(decoded: Decoded) -> Tensor:
+def to_tensor(decoded: Decoded) -> Tensor:
     """Return decoded frames as uint8 `(C, T, H, W)`, colors innermost in memory, without a copy."""
     return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
 

@@ -5,7 +5,7 @@ Long videos are read in chunks. Finished videos are skipped.
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,11 +24,11 @@ from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.data.transforms import centre_crop, squash
-from vmae_lab.data.video_dataset import VideoDataset
+from vmae_lab.data.video_dataset import VideoDataset, to_tensor
 from vmae_lab.data.video_features import VideoFeatures, open_features
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.models.checkpoints import load_weights, open_checkpoint, part_of, weights_digest
-from vmae_lab.models.sizes import Positions
+from vmae_lab.models.sizes import ClipShape, Positions
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, write_json
 from vmae_lab.utils.errors import UserError
@@ -88,8 +88,9 @@ class _Finished:
 
     def table(self, stride: int, window: int) -> pd.DataFrame:
         """Return `first_frame`, `start_s` and `end_s` of each window. Times are NaN if the frame rate is unknown."""
-        first, rate = np.arange(self.windows) * stride, self.fps or np.nan
+        first = np.arange(self.windows) * stride
         end = np.minimum(first + window, self.frames)
+        rate = self.fps or np.nan
         return pd.DataFrame({"first_frame": first, "start_s": first / rate, "end_s": end / rate})
 
 
@@ -124,35 +125,35 @@ def extract_features(
     with lock:
         _check_settings(folder, encoder, norm, settings, layer, tokens)
     files = [clips.file(row) for row in range(len(clips))]
-    keys, paths = [content_key(file) for file in files], [_path(file, settings.format) for file in files]
+    keys = [content_key(file) for file in files]
     journal = read_journal(folder / JOURNAL)
     finished = {key: _Finished(**line) for key, line in journal.items() if (folder / line["file"]).is_file()}
     failed: dict[int, VideoError] = {}
     encoder.eval()
+    device = next(encoder.parameters()).device
+
+    def encode(windows: Tensor) -> Tensor:
+        # The encoder does not normalize floating-point pixels.
+        pixels = windows.to(device).float() / 255 if settings.scale_only else windows.to(device)
+        return encode_clips(encoder, norm, pixels, layer, tokens).cpu()
+
     bar = Progress(range(len(files)), unit="videos", desc="features", disable=not progress)
     with bar:
         for row in bar:
-            if keys[row] in finished:
+            file, key = files[row], keys[row]
+            if key in finished:
                 continue
             try:
-                video = _encode(encoder, norm, clips, files[row], settings, batch, chunk, layer, tokens)
+                features, frames, fps = _encode_video(encode, clips.decoders, file, encoder.clip, settings, batch, chunk)
             except VideoError as error:
                 failed[row] = error
                 continue
-            features, frames, fps = video
-            done = _Finished(paths[row], len(features), frames, fps)
-            _save(folder / paths[row], settings.format, features, done.table(settings.stride, encoder.clip.frames))
-            finished[keys[row]] = done
-            append_to_journal(folder / JOURNAL, keys[row], vars(done))
+            done = _Finished(_path(file, settings.format), len(features), frames, fps)
+            _save(folder / done.file, settings.format, features, done.table(settings.stride, encoder.clip.frames))
+            finished[key] = done
+            append_to_journal(folder / JOURNAL, key, vars(done))
     names = {key: clips.name(row) for row, key in enumerate(keys)}  # repeated videos are in the table once
-    tables = [
-        finished[key]
-        .table(settings.stride, encoder.clip.frames)
-        .assign(path=name, file=finished[key].file, window=range(finished[key].windows))
-        for key, name in names.items()
-        if key in finished
-    ]
-    windows = pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
+    windows = _window_table(names, finished, settings.stride, encoder.clip.frames)
     causes = pd.DataFrame([(readable(error.path), error.cause) for error in failed.values()], columns=["path", "cause"])
     with lock:
         write_list(folder / WINDOWS, windows)
@@ -178,9 +179,12 @@ def encode_clips(
     `layer` is a block, from 1; None is the last block. `norm` (of a class head) is applied to the mean token, or to each
     token. It belongs to the last block: features of inner blocks are not normalized.
     """
-    found = encoder(video, layer=layer)
-    found = found if tokens else found.mean(1)
-    return (norm(found) if norm and layer is None else found).float()
+    features = encoder(video, layer=layer)  # (B, N, D)
+    if not tokens:
+        features = features.mean(1)
+    if norm and layer is None:
+        features = norm(features)
+    return features.float()
 
 
 def open_encoder(
@@ -189,7 +193,7 @@ def open_encoder(
     """Load the encoder of a model, and the norm of its mean token.
 
     The norm is None if the encoder normalizes its tokens, as after pre-training. A model without any norm gets one without
-    learned weights, with a warning. No class head is needed. `frames` and `side` of clips are those of the model if None; at
+    learned weights, with a warning. No class head is needed. If None, `frames` and `side` of clips are those of the model. At
     another shape, `positions` are interpolated by default, or recomputed. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
@@ -201,7 +205,8 @@ def open_encoder(
     load_weights(encoder, state, str(where))
     if normed:
         return encoder.to(device), None
-    norm, weights = nn.LayerNorm(size.width, eps=NORM_EPS), part_of(checkpoint.state, "head.fc_norm.")
+    norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+    weights = part_of(checkpoint.state, "head.fc_norm.")
     if weights:
         load_weights(norm, weights, f"{where}: fc_norm")
     else:
@@ -217,32 +222,43 @@ def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
     return open_features({video: files.get(video, folder / video) for video in videos}, made["stride"], made["clip"]["frames"])
 
 
-def _encode(
-    encoder: VideoEncoder, norm: nn.Module | None, clips: VideoDataset, file: VideoFile, settings: FeatureSettings,
-    batch: int, chunk: int, layer: int | None, tokens: bool,
+def _window_table(names: Mapping[str, str], finished: Mapping[str, _Finished], stride: int, frames: int) -> pd.DataFrame:
+    """Return the content of windows.csv. `names`: key of each video -> its name."""
+    tables = []
+    for key, name in names.items():
+        if key in finished:
+            video = finished[key]
+            table = video.table(stride, frames)
+            tables.append(table.assign(path=name, file=video.file, window=range(video.windows)))
+    return pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def _encode_video(
+    encode: Callable[[Tensor], Tensor], decoders: Decoders, file: VideoFile, clip: ClipShape, settings: FeatureSettings,
+    batch: int, chunk: int,
 ) -> tuple[np.ndarray, int, float]:  # fmt: skip
     """Return the features of a video (see `extract_features`), its number of frames and frame rate. Raises VideoError.
 
     Chunks overlap, so that every window is inside one of them. A chunk ends with the first window of the next chunk: if it is
     complete, there is a next chunk. The number of frames is not known before, because headers may be wrong.
     """
-    window, side, stride, device = encoder.clip.frames, encoder.clip.side, settings.stride, next(encoder.parameters()).device
-    per_chunk = max(1, (chunk - window) // stride)
-    step, length, features = per_chunk * stride, per_chunk * stride + window, []
+    window = clip.frames
+    stride = settings.stride
+    per_chunk = max(1, (chunk - window) // stride)  # windows, not counting the first one of the next chunk
+    step = per_chunk * stride  # frames from chunk to chunk
+    length = step + window
+    features: list[Tensor] = []
     start = 0
-    for decoded in _parts(clips.decoders, file, step, length, short_side_for(side)):
-        video, frames = torch.from_numpy(decoded.frames).permute(3, 0, 1, 2), len(decoded.indices)  # (C, frames, H, W)
+    for decoded in _parts(decoders, file, step, length, short_side_for(clip.side)):
+        video = to_tensor(decoded)  # (C, frames, H, W)
+        frames = video.shape[1]
         complete = frames == length
         windows_here = per_chunk if complete else max(1, (frames - window) // stride + 1)
         if frames < window:
             video = torch.cat([video, video[:, -1:].expand(-1, window - frames, -1, -1)], dim=1)
-        video = squash(video, side) if settings.frame == "squash" else centre_crop(video, side)
+        video = squash(video, clip.side) if settings.frame == "squash" else centre_crop(video, clip.side)
         windows = video.unfold(1, window, stride).permute(1, 0, 4, 2, 3)  # (windows, C, T, height, width)
-        for part in windows[:windows_here].split(batch):
-            pixels = part.to(device)
-            # The encoder does not normalize floating-point pixels.
-            pixels = pixels.float() / 255 if settings.scale_only else pixels
-            features.append(encode_clips(encoder, norm, pixels, layer, tokens).cpu())
+        features += [encode(part) for part in windows[:windows_here].split(batch)]
         if not complete:
             break
         start += step

@@ -19,14 +19,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vmae_lab.data.decoding import Decoded, VideoError, VideoFile, VideoSettings
+from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.container import URL, is_url
 from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.frame_sampling import Dense
-from vmae_lab.data.video_dataset import VideoDataset
+from vmae_lab.data.video_dataset import VideoDataset, to_tensor
 from vmae_lab.data.video_lists.formats import read_lines
 from vmae_lab.evaluation.features import checked_layer, encode_clips
 from vmae_lab.evaluation.multi_view import ViewSettings, cut_views, mean_probabilities
+from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ClipShape, Positions
@@ -50,9 +51,9 @@ def open_classifier(
 ) -> VideoClassifier:  # fmt: skip
     """Open a trained classifier of any format that `open_checkpoint` reads, in evaluation mode.
 
-    Unlike `VideoClassifier.from_pretrained`, it never initializes a new head, whose predictions would be random. `frames` and
-    `side` (pixels) of clips are by default those of the model. At another shape, positions are by default interpolated.
-    Raises CheckpointError.
+    Unlike `VideoClassifier.from_pretrained`, it never initializes a new head, because its predictions would be random. By
+    default, `frames` and `side` (pixels) of clips are those of the model. At another shape, positions are interpolated by
+    default. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(where)
     config = checkpoint.config
@@ -90,15 +91,15 @@ def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...
     return tuple(names)
 
 
-def names_of(model: VideoClassifier) -> tuple[str, ...]:
+def names_of(model: VideoClassifier | ActionDetector) -> tuple[str, ...]:
     """Return the names of the classes in label order, or their numbers if the model has no names."""
     return model.class_names or tuple(map(str, range(model.classes)))
 
 
 def sampling_of(model: nn.Module, stride: int | None = None, views: ViewSettings | None = None) -> tuple[int, ViewSettings]:
     """Return stride and views. By default they are those of the model's training, with 5 clips x 3 crops."""
-    sampling = getattr(model, "sampling", None) or "dense"
-    return stride or getattr(model, "stride", None) or STRIDE, views or ViewSettings(sampling=sampling)
+    stride = stride or getattr(model, "stride", None) or STRIDE
+    return stride, views or ViewSettings(sampling=getattr(model, "sampling", None) or "dense")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def preprocess(
     stride, views = sampling_of(model, stride, views)
     clip = _clip_of(model)
     decoded = _decoders().read(_file(video), views.choose(clip.frames, stride), short_side_for(clip.side))
-    return cut_views(_frames(decoded), clip.frames, clip.side, views.crops)
+    return cut_views(to_tensor(decoded), clip.frames, clip.side, views.crops)
 
 
 def predict(
@@ -152,7 +153,8 @@ def predict(
     By default, views are 5 clips x 3 crops, with stride and sampling of the training. Raises VideoError, and PredictionError if
     scores are not finite.
     """
-    return _checked(str(video), mean_probabilities(model.eval(), preprocess(video, model, stride=stride, views=views)), model)
+    clips = preprocess(video, model, stride=stride, views=views)
+    return _prediction(str(video), mean_probabilities(model.eval(), clips), model)
 
 
 def video_features(
@@ -171,8 +173,8 @@ def video_features(
     norm = model.head.fc_norm if isinstance(model, VideoClassifier) else None
     layer = checked_layer(encoder, layer)
     clips = preprocess(video, model, stride=stride, views=views).to(next(model.parameters()).device)
-    found = encode_clips(encoder.eval(), norm, clips, layer, tokens)
-    return (found if tokens else found.mean(0)).cpu()
+    features = encode_clips(encoder.eval(), norm, clips, layer, tokens)  # (views, D), or (views, N, D) with `tokens`
+    return (features if tokens else features.mean(0)).cpu()
 
 
 def predict_videos(
@@ -188,7 +190,7 @@ def predict_videos(
             yield name, video
         else:
             probabilities = mean_probabilities(model, cut_views(video, clip.frames, clip.side, views.crops))
-            yield name, _checked(name, probabilities, model)
+            yield name, _prediction(name, probabilities, model)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -218,7 +220,8 @@ class Timeline:
 
         A segment ends where the next one starts, since windows may overlap.
         """
-        top, best = self.probabilities.argmax(1), self.probabilities.max(1)
+        top = self.probabilities.argmax(1)
+        best = self.probabilities.max(1)
         firsts = [0, *(np.flatnonzero(np.diff(top)) + 1).tolist()]
         ends = [*firsts[1:], len(top)]
         return pd.DataFrame({
@@ -239,7 +242,9 @@ def predict_along(
 
     Raises VideoError, also if the frame rate is unknown, and PredictionError if scores are not finite.
     """
-    clip, name, file = model.clip, clips.name(row), clips.file(row)
+    clip = model.clip
+    name = clips.name(row)
+    file = clips.file(row)
     model.eval()
     chunks = clips.decoders.stream(file, short_side_for(clip.side))
     first = next(chunks)
@@ -250,41 +255,51 @@ def predict_along(
             "its frame rate is unknown, which windows in seconds need; convert it, e.g. with 'ffmpeg -i IN OUT.mp4'",
             first.info.codec,
         )
-    hop, span = max(1, round(every_s * rate)), (clip.frames - 1) * stride + 1
-    frames, starts, found = 0, list[int](), list[np.ndarray]()
-
-    def counted() -> Iterator[Tensor]:
-        nonlocal frames
-        for decoded in chain([first], chunks):
-            frames += len(decoded.frames)
-            yield _frames(decoded)
-
-    for start, window in windows_along(counted(), clip.frames, stride, hop):
-        probabilities = mean_probabilities(model, cut_views(window, clip.frames, clip.side, crops))
+    frames = (to_tensor(decoded) for decoded in chain([first], chunks))
+    starts: list[int] = []
+    ends: list[int] = []
+    probabilities: list[np.ndarray] = []
+    for start, end, window in windows_along(frames, clip.frames, stride, hop=max(1, round(every_s * rate))):
         starts.append(start)
-        found.append(_checked(name, probabilities, model).probabilities)
-    start_s = np.array(starts) / rate
-    end_s = np.minimum(np.array(starts) + span, frames) / rate
-    return Timeline(name, start_s, end_s, np.stack(found), names_of(model))
+        ends.append(end)
+        views = cut_views(window, clip.frames, clip.side, crops)
+        probabilities.append(_prediction(name, mean_probabilities(model, views), model).probabilities)
+    return Timeline(name, np.array(starts) / rate, np.array(ends) / rate, np.stack(probabilities), names_of(model))
 
 
-def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first frame and the pixels of each window: uint8 chunks `(C, n, H, W)` -> uint8 `(C, frames, H, W)`.
+def windows_along(chunks: Iterable[Tensor], frames: int, stride: int, hop: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the first frame of each window, the frame after its last one, and its pixels, uint8 `(C, frames, H, W)`.
 
-    Windows start `hop` frames apart. Frames that no later window needs are dropped.
+    `chunks` are the consecutive frames of a video, uint8 `(C, n, H, W)`. Windows start `hop` frames apart. Frames that no later
+    window needs are dropped.
     """
-    held, first, start = list[Tensor](), 0, 0  # frames in memory, the number of the first one, the start of the next window
     span = (frames - 1) * stride + 1
+    start = 0  # of the next window
+    held: list[Tensor] = []  # frames in memory, from frame number `first` on
+    first = 0
     for chunk in chunks:
         held += chunk.permute(1, 2, 3, 0).unbind()  # (H, W, C) each: the order in memory changes the last bits of resizing
         while first + len(held) >= start + span:
-            yield start, torch.stack(held[start - first : start - first + span : stride]).permute(3, 0, 1, 2)
+            window = held[start - first : start - first + span : stride]
+            yield start, start + span, torch.stack(window).permute(3, 0, 1, 2)
             start += hop
         dropped = min(start - first, len(held))
-        held, first = held[dropped:], first + dropped
-    if start == 0 and held:
-        window = Dense(frames, stride, 0.0)(len(held))
-        yield 0, torch.stack([held[index] for index in window]).permute(3, 0, 1, 2)
+        del held[:dropped]
+        first += dropped
+    if start == 0 and held:  # the video is shorter than a window
+        window = [held[index] for index in Dense(frames, stride, 0.0)(len(held))]
+        yield 0, len(held), torch.stack(window).permute(3, 0, 1, 2)
+
+
+def predict_videos_along(
+    model: VideoClassifier, clips: VideoDataset, every_s: float, stride: int, crops: int
+) -> Iterator[tuple[str, Timeline | VideoError]]:
+    """Yield the name of each video, and its `predict_along` or its error if it cannot be read. Raises PredictionError."""
+    for row in range(len(clips)):
+        try:
+            yield clips.name(row), predict_along(model, clips, row, every_s, stride, crops)
+        except VideoError as error:
+            yield clips.name(row), error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -303,11 +318,6 @@ def _file(video: str | Path) -> VideoFile:
     return VideoFile(os.path.abspath(video))
 
 
-def _frames(decoded: Decoded) -> Tensor:
-    """Return frames as uint8 `(C, T, H, W)`, colors innermost in memory, without a copy, as for videos of lists."""
-    return torch.from_numpy(decoded.frames).permute(3, 0, 1, 2)
-
-
 def _clip_of(model: nn.Module) -> ClipShape:
     clip = getattr(model, "clip", None)
     if not isinstance(clip, ClipShape):
@@ -315,7 +325,8 @@ def _clip_of(model: nn.Module) -> ClipShape:
     return clip
 
 
-def _checked(name: str, probabilities: np.ndarray, model: VideoClassifier) -> Prediction:
+def _prediction(name: str, probabilities: np.ndarray, model: VideoClassifier) -> Prediction:
+    """Return the prediction of a video. Raises PredictionError if it is not finite."""
     if not np.isfinite(probabilities).all():
         raise PredictionError(f"the model's scores of {name} are not finite; check whether its training diverged")
     return Prediction(name, probabilities, names_of(model))

@@ -19,7 +19,7 @@ from vmae_lab.data.video_dataset import VideoDataset
 from vmae_lab.data.video_features import open_features
 from vmae_lab.detection.person_detector import PersonDetector, detect_people
 from vmae_lab.evaluation.features import JOURNAL, extract_features, open_encoder
-from vmae_lab.evaluation.predict import PredictionError
+from vmae_lab.evaluation.predict import PredictionError, names_of
 from vmae_lab.lab.run_store import RESULT, SETTINGS
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.actionformer import ActionFormer
@@ -64,8 +64,8 @@ def predict_segments(folder: Path, clips: VideoDataset, encoder: str | None, dev
                 continue
             videos = pd.DataFrame({"video": [name], "fps": entry["fps"], "duration": entry["frames"] / entry["fps"]})
             features = open_features({name: Path(temporary, entry["file"])}, settings.features.stride, used.clip.frames)
-            found = localise(model, videos, features, settings)
-            yield name, found.set_axis(["video", *SEGMENT_COLUMNS], axis=1)[SEGMENT_COLUMNS]
+            segments = localise(model, videos, features, settings)
+            yield name, segments.set_axis(["video", *SEGMENT_COLUMNS], axis=1)[SEGMENT_COLUMNS]
 
 
 def predict_boxes(
@@ -78,16 +78,16 @@ def predict_boxes(
     kept. Boxes are relative to width and height. Raises CheckpointError, ListError.
     """
     values = _settings_of(folder)
-    settings, shape = DetectSettings.model_validate(values["detect"]), ModelSettings.model_validate(values["model"])
+    settings = DetectSettings.model_validate(values["detect"])
+    shape = ModelSettings.model_validate(values["model"])
     model = ActionDetector.from_pretrained(folder).to(device)
-    names = model.class_names or tuple(map(str, range(model.classes)))
+    names = names_of(model)
     boxes = read_person_boxes(persons) if isinstance(persons, Path) else None
     for row in range(len(clips)):
         name = clips.name(row)
         try:
             scenes = _scenes(clips, row, boxes, every_s, settings, names)
-            if boxes is None:
-                assert not isinstance(persons, Path)
+            if not isinstance(persons, Path):
                 scenes.persons = keyed(detect_people(persons, scenes, settings.person_score))
             own = settings.model_copy(update={"scenes": SceneSettings(lists=scenes.settings)})  # keeps no clip in memory
             yield name, _best(detect(model, scenes, own, shape)["persons"], names, top)
@@ -101,7 +101,8 @@ def _scenes(
     clips: VideoDataset, row: int, boxes: pd.DataFrame | None, every_s: float, settings: DetectSettings, names: tuple[str, ...]
 ) -> Scenes:
     """Return the key frames of one video: those with boxes, or one every `every_s` seconds. Raises VideoError."""
-    name, [timing] = clips.name(row), clips.decoders.map(DecoderProcess.time, [clips.file(row)])
+    name = clips.name(row)
+    [timing] = clips.decoders.map(DecoderProcess.time, [clips.file(row)])
     if isinstance(timing, VideoError):
         raise timing
     if not timing.rate:
@@ -111,16 +112,18 @@ def _scenes(
     own = SceneLists(train=unused, validation=unused, actions="", rate=lists.rate if lists else None)
     if boxes is None:
         times = np.arange(math.ceil(timing.info.frames / timing.rate / every_s)) * every_s
-        keys, persons = pd.DataFrame({"video": name, "timestamp": times}), None
+        keys = pd.DataFrame({"video": name, "timestamp": times})
+        persons = None
     else:
         persons = keyed(boxes[boxes.video == Path(name).stem].assign(video=name))
         keys = persons[KEY].drop_duplicates().sort_values("timestamp", ignore_index=True)
-    actions, video = dict(enumerate(names)), Video(clips.file(row), timing.rate, timing.info.frames)
+    actions = dict(enumerate(names))
+    video = Video(clips.file(row), timing.rate, timing.info.frames)
     return Scenes(keyed(keys), pd.DataFrame(columns=KEY), persons, actions, actions, {name: video}, own, clips.decoders)
 
 
 def _best(found: pd.DataFrame, names: tuple[str, ...], top: int) -> pd.DataFrame:
-    """Return DETECTION_COLUMNS of the `top` actions of each box."""
+    """Return the `top` actions of each box: DETECTION_COLUMNS."""
     box = [*KEY, *CORNERS]
     kept = found.sort_values("score", ascending=False, kind="stable").groupby(box, sort=False).head(top)
     person = found.drop_duplicates(box).assign(person=lambda table: table.groupby(KEY).cumcount() + 1)[[*box, "person"]]
@@ -140,8 +143,8 @@ def _settings_of(folder: Path) -> dict:
 def _encoder_of(folder: Path) -> Path:
     """Return the folder of the encoder whose features a `localise` stage was trained on. Raises PredictionError."""
     key = read_json(folder / RESULT).get("encoder")
-    if key and (found := folder.parent / key).is_dir():
-        return found
+    if key and (encoder := folder.parent / key).is_dir():
+        return encoder
     raise PredictionError(
         f"the model that gave the features of {folder} is not in {folder.parent}; add --encoder with its folder or name"
     )

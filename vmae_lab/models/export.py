@@ -46,8 +46,8 @@ class UintClassifier(nn.Module):
     def __init__(self, model: VideoClassifier):
         super().__init__()
         self.model = model
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None, None])
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None, None])
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None, None])
 
     def forward(self, video: Tensor) -> Tensor:
         return self.model((video / 255 - self.mean) / self.std)
@@ -78,7 +78,7 @@ def export_classifier(model: VideoClassifier, path: Path, form: Form) -> float:
 
 
 def _clips(model: VideoClassifier, batch: int) -> Tensor:
-    """Random clips, uint8 `(batch, C, T, H, W)`, always the same."""
+    """Return random clips, always the same: uint8 `(batch, C, T, H, W)`."""
     shape = (batch, model.clip.channels, model.clip.frames, model.clip.height, model.clip.width)
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -119,7 +119,7 @@ def _config(model: VideoClassifier) -> str:
 
 @torch.no_grad()
 def _check(model: VideoClassifier, run: Callable[[Tensor], Tensor], path: Path) -> float:
-    """The largest difference of logits for batches of several sizes. Raises ExportError if it is too large."""
+    """Return the largest difference of logits for batches of several sizes. Raises ExportError if it is too large."""
     largest = 0.0
     for batch in BATCHES:
         video = _clips(model, batch)

@@ -44,7 +44,7 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
 
 
 def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
-    """Yield frames, uint8 `(T, H, W, 3)`, and their times in seconds; no times after a frame that has none.
+    """Yield chunks of frames, uint8 `(T, H, W, 3)`, and their times in seconds. After a frame without a time, times are ().
 
     If the number of frames is unknown, a decoder error ends the video.
     """

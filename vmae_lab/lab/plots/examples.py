@@ -14,13 +14,13 @@ from vmae_lab.lab.plots.clip_pictures import HIDDEN
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.stages.inputs import split_clips
-from vmae_lab.masking import draw_masks
+from vmae_lab.masking import MaskSettings, draw_masks
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, patch_statistics
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
-from vmae_lab.utils.shapes import Side
+from vmae_lab.utils.shapes import Grid, Side
 
 CONTRAST = 0.15  # standard deviation of a patch, in parts of white, when the model's own prediction is drawn
 
@@ -143,8 +143,13 @@ def _predicted(
 
 def masks_of_pictures(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw the encoder and decoder mask of all figures, bool `(1, N)`: always the same for a recipe."""
-    generators = (torch_generator(0, f"picture {side} mask") for side in ("encoder", "decoder"))
-    return draw_masks(recipe.mask, recipe.model.clip.grid, 1, *generators)
+    return draw_picture_masks(recipe.mask, recipe.model.clip.grid)
+
+
+def draw_picture_masks(masks: MaskSettings, grid: Grid, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the encoder and decoder mask of one clip: bool `(1, N)` each. Raises ValueError if the grid does not allow them."""
+    generators = (torch_generator(seed, f"picture {part} mask") for part in ("encoder", "decoder"))
+    return draw_masks(masks, grid, 1, *generators)
 
 
 def _paste(frames: np.ndarray, values: np.ndarray, positions: np.ndarray, clip: ClipShape) -> np.ndarray:
