@@ -11,17 +11,16 @@ from torch import Tensor
 
 from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation import retrieval
-from vmae_lab.evaluation.features import encode_clips
 from vmae_lab.evaluation.predict import names_of
 from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.experiments import common
-from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
-from vmae_lab.lab.plan import Arm, Plan, own_encoder
+from vmae_lab.lab.experiments.common import TOP1, Experiment, Method, Plot, Results, Table
+from vmae_lab.lab.plan import Arm, Cell, Plan, own_encoder
 from vmae_lab.lab.plots import charts, clip_pictures
 from vmae_lab.lab.plots.examples import clip_frames, example_clips, masks_of_pictures, random_clips, rebuilt, window
 from vmae_lab.lab.plots.style import BLUE, GREEN, GREY, ORANGE, RED, SKY
 from vmae_lab.lab.plots.text import short
-from vmae_lab.lab.stages import WEIGHTS, Stage, finetune_stage, opened_stage, pretrain_stage, probe_stage
+from vmae_lab.lab.stages import WEIGHTS, Stage, finetune_stage, opened_stage, pretrain_stage
 from vmae_lab.lab.stages.probe import load_encoder
 from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.models.checkpoints import Checkpoint, open_checkpoint
@@ -87,20 +86,22 @@ def encoder_of(recipe: Recipe, arm: Arm, seed: int) -> Stage:
     if not arm.pretrained:
         return own_encoder(recipe, arm, seed)
     checkpoint = checkpoint_stage(recipe)
-    return pretrain_stage(recipe, seed, checkpoint) if arm == ARMS["continued"] else checkpoint
+    return pretrain_stage(recipe, seed, checkpoint) if arm.name == "continued" else checkpoint
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
     """Frozen readouts, fine-tuning, or both."""
-    if arm == ARMS["frozen"]:
-        return {"probe": probe_stage(recipe, encoder, seed)}
-    if arm == ARMS["finetuned"]:
+    if arm.name == "frozen":
+        return common.frozen_readouts(recipe, arm, encoder, seed)
+    if arm.name == "finetuned":
         return {"finetune": finetune_stage(recipe, encoder, seed)}
     return common.readouts_and_finetuning(recipe, arm, encoder, seed)
 
 
 EXPERIMENT = Experiment(
-    "Use a checkpoint", "What is a checkpoint worth on your videos: frozen, fine-tuned, or continued?",
+    "Use a checkpoint",
+    "How accurate is a published checkpoint on your videos: with a frozen encoder, after fine-tuning, or after continued "
+    "pre-training?",
     ARMS, stages, encoder_of, baseline="scratch", metric="finetune", floor="frozen", min_clips=retrieval.FEWEST,
     prepare=prepare,
 )  # fmt: skip
@@ -162,6 +163,7 @@ def reconstruction(results: Results, rows: list[int]) -> Plot | None:
 # ---- Features by layer ----
 
 MOST = 200  # clips of the figure
+BATCH = 32
 SAME_CLASS = "nearest clip is of the same class, %"
 LAYER_ARMS = {
     "scratch": Arm("untrained", GREY, "X"), "frozen": Arm("checkpoint", SKY, "o"), "continued": Arm("continued", RED, "^"),
@@ -173,23 +175,28 @@ def layers(results: Results, most: int = MOST) -> pd.DataFrame:
 
     Features are mean tokens of the middle clips, standardized. Raises MissingVideos.
     """
-    plan, rows = results.plan, []
+    plan = results.plan
     _, video, labels = held_out_clips(plan, most)
-    # All seeds share one checkpoint.
-    cells = {(cell.arm, cell.encoder.key): cell for cell in reversed(plan.cells) if cell.arm in LAYER_ARMS}
+    cells: dict[tuple[str, str], Cell] = {}
+    for cell in plan.cells:
+        if cell.arm in LAYER_ARMS:
+            cells.setdefault((cell.arm, cell.encoder.key), cell)  # all seeds share one checkpoint; it is measured once
+    rows = []
     for cell in cells.values():
         values = _same_class_by_layer(cell.recipe, results.store.folder(cell.encoder), video, labels.numpy())
         rows += [{"arm": cell.arm, "seed": cell.seed, "layer": layer, "value": value} for layer, value in enumerate(values, 1)]
     return pd.DataFrame(rows, columns=["arm", "seed", "layer", "value"])
 
 
+@torch.no_grad()
 def _same_class_by_layer(recipe: Recipe, folder: Path, video: Tensor, labels: np.ndarray) -> list[float]:
     with fixed_threads(recipe.compute.threads):
-        encoder, values = load_encoder(recipe.model, folder / WEIGHTS), []
+        encoder = load_encoder(recipe.model, folder / WEIGHTS)
         device = next(encoder.parameters()).device
-        for layer in range(1, encoder.depth + 1):
-            parts = [encode_clips(encoder, None, part.to(device), layer) for part in video.split(32)]
-            features = retrieval.standardised(torch.cat(parts).cpu().numpy())
+        parts = [[tokens.mean(1).cpu() for tokens in encoder.layers(part.to(device))] for part in video.split(BATCH)]
+        values = []
+        for layer in zip(*parts, strict=True):
+            features = retrieval.standardised(torch.cat(layer).numpy())
             values.append(retrieval.same_class(labels, retrieval.nearest(features, 1)))
     return values
 
@@ -212,19 +219,16 @@ def layers_plot(results: Results, measured: pd.DataFrame) -> Plot:
 
 # ---- Ways to use the checkpoint ----
 
-ACCURACY = "top-1"
-FROZEN, TUNED = "probe", "finetune"
-# Name, and the arm and the kind of stage that measure it.
 METHODS = {
-    "untrained": ("untrained encoder, frozen", "scratch", FROZEN),
-    "frozen": ("checkpoint, frozen", "frozen", FROZEN),
-    "continued_frozen": ("checkpoint, continued, frozen", "continued", FROZEN),
-    "scratch": ("trained from scratch", "scratch", TUNED),
-    "finetuned": ("checkpoint, fine-tuned", "finetuned", TUNED),
-    "continued": ("checkpoint, continued, fine-tuned", "continued", TUNED),
+    "untrained": Method("untrained encoder, frozen", "scratch", "probe"),
+    "frozen": Method("checkpoint, frozen", "frozen", "probe"),
+    "continued_frozen": Method("checkpoint, continued, frozen", "continued", "probe"),
+    "scratch": Method("trained from scratch", "scratch", "finetune"),
+    "finetuned": Method("checkpoint, fine-tuned", "finetuned", "finetune"),
+    "continued": Method("checkpoint, continued, fine-tuned", "continued", "finetune"),
 }
 STYLES = {
-    name: Arm(METHODS[name][0], colour, marker)
+    name: Arm(METHODS[name].label, colour, marker)
     for name, colour, marker in (
         ("untrained", GREY, "o"), ("frozen", SKY, "o"), ("continued_frozen", GREEN, "v"),
         ("scratch", ORANGE, "s"), ("finetuned", BLUE, "D"), ("continued", RED, "^"),
@@ -239,40 +243,23 @@ REFERENCE = {name: other for name, other in PAIRS if (name, other) != ("finetune
 
 
 def accuracies(results: Results) -> pd.DataFrame:
-    """Accuracy of each way: columns arm (a name in METHODS), seed, metric, value."""
-    parts, rows = [], results.rows
-    for name, (_, arm, kind) in METHODS.items():
-        metric = results.probe if kind == FROZEN else kind
-        chosen = rows[(rows.arm == arm) & (rows.metric == metric)]
-        parts.append(chosen[["seed", "value"]].assign(arm=name, metric=ACCURACY))
-    return pd.concat(parts, ignore_index=True)
+    """Return the accuracy of each way: columns arm (a name in METHODS), seed, metric, value."""
+    return common.by_method(results, METHODS)
 
 
 def methods_table(results: Results) -> Table:
-    """One line per way to use the checkpoint, with its paired difference to the way that it improves on."""
-    found, evaluate = accuracies(results), results.recipe.evaluate
-    accuracy, every = summarise(found, ACCURACY), compare_pairs(found, ACCURACY, PAIRS, results.margin)
+    """Return one row per way to use the checkpoint, with its paired difference to the way that it improves on."""
+    every = compare_pairs(accuracies(results), TOP1, PAIRS, results.margin)
     differences = every[[REFERENCE.get(name) == other for name, other in every.index]]
     differences = differences.set_axis([name for name, _ in differences.index])
-    lines = [
-        {
-            "what is trained": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
-            "compared with": METHODS[REFERENCE[name]][0] if name in differences.index else "",
-            **common.comparison_cells(differences, name, "it"),
-        }
-        for name in accuracy.index
-    ]  # fmt: skip
-    draws = f"mean over {evaluate.probe.draws} draws of {evaluate.probe.labels}" if evaluate.probe.labels else "all"
-    tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
-    evaluation = (
-        f"frozen readouts with {draws} labels; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} "
-        f"steps of {evaluate.finetune.batch_size} clips; one clip per video; all seeds start from one checkpoint"
-    )
-    return Table(pd.DataFrame(lines), "methods", common.caption(results, every, evaluation=evaluation))
+    frame = common.methods_frame(results, METHODS, "what is trained", differences, "it", REFERENCE)
+    labels = common.labels_used(results.recipe, "frozen readouts")
+    evaluation = f"{labels}; one clip per video; all seeds start from one checkpoint"
+    return Table(frame, "methods", common.caption(results, every, evaluation=evaluation))
 
 
 def accuracy_plot(results: Results) -> Plot:
-    summary = summarise(accuracies(results), ACCURACY)
+    summary = summarise(accuracies(results), TOP1)
     figure = charts.dots_by_arm({f"{results.recipe.evaluate.split} split": summary}, STYLES, results.chance, "top-1 (%)")
     return Plot(figure, "accuracy", "The accuracies of the table above, mean and 95% interval over seeds.")
 
@@ -328,16 +315,14 @@ def class_maps(model: VideoClassifier, rows: list[int], video: Tensor, predicted
 
 def conclusions(results: Results, measured: pd.DataFrame) -> list[str]:
     """The comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
-    found = accuracies(results)
-    accuracy, names = summarise(found, ACCURACY)["mean"], {name: label for name, (label, *_) in METHODS.items()}
-    words = common.pair_words(results, ACCURACY, PAIRS, found, names)
+    accuracy = summarise(accuracies(results), TOP1)["mean"]
+    words = common.method_words(results, METHODS, PAIRS)
     means = measured[measured.arm == "frozen"].groupby("layer").value.mean()
     if len(means):
         words.append(
             f"The checkpoint's features retrieve the same class best after block {means.idxmax()} of {len(means)} "
             f"({means.max():.1f}% of the nearest clips, {means.iloc[-1]:.1f}% after the last block)."
         )
-    best = str(accuracy.idxmax())
-    _, arm, kind = METHODS[best]
-    clips = results.stage_result(arm, kind)["test_clips"]
-    return [*words, f"The highest mean is that of '{names[best]}'. {common.test_set_words(accuracy.max(), clips)}"]
+    best = METHODS[str(accuracy.idxmax())]
+    clips = results.stage_result(best.arm, best.metric)["test_clips"]
+    return [*words, f"The highest mean is that of '{best.label}'. {common.test_set_words(accuracy.max(), clips)}"]
