@@ -27,22 +27,12 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import FinetuneTask, predict
 from vmae_lab.training.validation import ACCURACY, LOSS, Validation
 
-EVERYTHING = {
-    "steps": 8, "batch_size": 4, "drop_path": 0.2, "dropout": 0.2, "repeats": 2, "ema": 0.8,
-    "mix": {"mixup": 0.8, "cutmix": 1.0}, "augment": {"erase": 0.5}, "readout": "mean",
-}  # fmt: skip
 NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def recipe(smoke):
-    override = {f"evaluate.finetune.{name}": value for name, value in EVERYTHING.items()}
-    return build_recipe({**smoke, "arms": ["none"], "override": override})
-
-
-@pytest.fixture(scope="module")
-def clips(home, recipe):
-    return load_clips(recipe.data, "train")
+def recipe(finetuning_recipe):
+    return finetuning_recipe()
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def prepare(recipe: Recipe) -> Recipe:
 
 
 def _size_name(size: Size, where: str) -> str:
-    """The name of the size with the same encoder. Raises RecipeError if there is none."""
+    """Return the name of the size with the same encoder. Raises RecipeError if there is none."""
     numbers = (size.width, size.depth, size.heads, size.mlp_hidden)
     for name, known in SIZES.items():
         if (known.width, known.depth, known.heads, known.mlp_hidden) == numbers:
@@ -75,14 +75,14 @@ def _size_name(size: Size, where: str) -> str:
 
 
 def checkpoint_stage(recipe: Recipe) -> Stage:
-    """The stage of the checkpoint: the opened file or, if the recipe names none, a pre-training with the first seed."""
+    """Return the stage of the checkpoint: the opened file or, without `checkpoint`, a pre-training with the first seed."""
     if recipe.checkpoint is None:
         return pretrain_stage(recipe, recipe.seeds[0])
     return opened_stage(recipe, _open(recipe.checkpoint))
 
 
 def encoder_of(recipe: Recipe, arm: Arm, seed: int) -> Stage:
-    """What an arm starts from: new weights, the checkpoint, or its continued pre-training."""
+    """Return what an arm starts from: new weights, the checkpoint, or its continued pre-training."""
     if not arm.pretrained:
         return own_encoder(recipe, arm, seed)
     checkpoint = checkpoint_stage(recipe)
@@ -90,7 +90,7 @@ def encoder_of(recipe: Recipe, arm: Arm, seed: int) -> Stage:
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts, fine-tuning, or both."""
+    """Build frozen readouts, fine-tuning, or both."""
     if arm.name == "frozen":
         return common.frozen_readouts(recipe, arm, encoder, seed)
     if arm.name == "finetuned":
@@ -108,23 +108,25 @@ EXPERIMENT = Experiment(
 
 
 def checkpoint_folder(results: Results) -> Path:
-    """The folder of the checkpoint in runs/. `from_pretrained` and the commands read it."""
+    """Return the folder of the checkpoint in runs/. `from_pretrained` and the commands read it."""
     return results.store.folder(checkpoint_stage(results.recipe))
 
 
 def _opened(results: Results) -> Checkpoint:
-    """The checkpoint itself: its copy in runs/ may have a new class head."""
+    """Open the checkpoint itself, not its copy in runs/, which may have a new class head."""
     where = results.recipe.checkpoint
     return open_checkpoint(checkpoint_folder(results)) if where is None else _open(where)
 
 
 def checkpoint_table(results: Results) -> Table:
-    """What the checkpoint is and contains."""
-    recipe, folder, opened = results.recipe, checkpoint_folder(results), _opened(results)
+    """Return what the checkpoint is and contains."""
+    recipe, opened = results.recipe, _opened(results)
     config, clip = opened.config, opened.config.clip
-    head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown") if config.classes else "none"
+    head = "none"
+    if config.classes:
+        head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown")
     values = {
-        "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": folder.name,
+        "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": checkpoint_folder(results).name,
         "encoder": f"{recipe.model.size}: {config.size.depth} blocks, width {config.size.width}",
         "parameters, millions": f"{sum(weights.numel() for weights in opened.state.values()) / 1e6:.2f}",
         "clips": f"{clip.pixels}, tokens {' x '.join(map(str, clip.grid))}",
@@ -138,25 +140,32 @@ def checkpoint_table(results: Results) -> Table:
 
 
 def held_out_clips(plan: Plan, count: int) -> tuple[list[int], Tensor, Tensor]:
-    """Rows, pixels and labels of random held-out clips: int, uint8 `(n, C, T, H, W)`, int64 `(n,)`. Raises MissingVideos."""
-    rows, clips = random_clips(plan, count), example_clips(plan)
+    """Return rows, pixels and labels of random held-out clips: int, uint8 `(n, C, T, H, W)`, int64 `(n,)`.
+
+    Raises MissingVideos.
+    """
+    clips = example_clips(plan)
+    rows = random_clips(plan, count)
     return rows, middle_clips(clips, rows, *window(plan.recipe)), torch.from_numpy(clips.labels[rows])
 
 
 def reconstruction(results: Results, rows: list[int]) -> Plot | None:
-    """Held-out clips, masked and reconstructed by the checkpoint; None if it has no decoder."""
-    plan, strips = results.plan, {}
+    """Show held-out clips, masked and reconstructed by the checkpoint; None if it has no decoder."""
+    plan = results.plan
     if _opened(results).config.model != "VideoMAE":
         return None
     model = VideoMAE.from_pretrained(checkpoint_folder(results))
     encoder_mask, _ = masks_of_pictures(plan.recipe)
     video = middle_clips(example_clips(plan), rows, *window(plan.recipe))
-    for place, clip in enumerate(video.split(1), 1):
+    strips = {}
+    for number, clip in enumerate(video.split(1), 1):
         for name, frames in rebuilt(model, clip, encoder_mask).items():
-            strips[f"{place}. {name}"] = frames[:: model.clip.tubelet]
+            strips[f"{number}. {name}"] = frames[:: model.clip.tubelet]
     caption = (
         f"Random held-out clips, {plan.recipe.mask.encoder_ratio:.0%} masked, and their reconstruction by the checkpoint. "
-    ) + ("The mean and contrast of each patch are the true ones." if model.normalise_target else "")
+    )
+    if model.normalise_target:
+        caption += "The mean and contrast of each patch are the true ones."
     return Plot(clip_pictures.strips(strips), "reconstruction", caption)
 
 
@@ -171,7 +180,7 @@ LAYER_ARMS = {
 
 
 def layers(results: Results, most: int = MOST) -> pd.DataFrame:
-    """How often the nearest clip by the features of a layer has the same class: columns arm, seed, layer, value (percent).
+    """Return how often the nearest clip by a layer's features has the same class: columns arm, seed, layer, value (percent).
 
     Features are mean tokens of the middle clips, standardized. Raises MissingVideos.
     """
@@ -238,7 +247,7 @@ PAIRS = (
     ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("continued_frozen", "frozen"),
     ("continued", "finetuned"),
 )  # fmt: skip
-# Name -> what the table compares it with. The pair of both ways of use has no line of its own.
+# Method -> the method that its row of the table is compared with. Fine-tuned and frozen are compared only in the conclusions.
 REFERENCE = {name: other for name, other in PAIRS if (name, other) != ("finetuned", "frozen")}
 
 
@@ -272,27 +281,28 @@ def losses(results: Results) -> Plot:
 
 
 def classifier_folder(results: Results) -> Path:
-    """The folder of the fine-tuned classifier, first seed: fine-tuned from the checkpoint, or after continuing."""
+    """Return the folder of the fine-tuned classifier, first seed: of the first possible arm that fine-tunes."""
     arm = next(arm for arm in ("finetuned", "continued", "scratch") if arm in results.plan.possible)
     return results.store.folder(results.plan.first(arm).measures["finetune"])
 
 
 def predictions_table(model: VideoClassifier, rows: list[int], labels: Tensor, probabilities: Tensor, plan: Plan) -> Table:
-    """The most probable classes of clips, with the true class. probabilities: `(n, classes)`."""
-    clips, names, true = example_clips(plan), names_of(model), plan.recipe.data.class_names
+    """Return the most probable classes of clips, with the true class. probabilities: `(n, classes)`."""
+    clips = example_clips(plan)
+    predicted_names, true_names = names_of(model), plan.recipe.data.class_names
     top = probabilities.topk(min(3, model.classes))
     lines = []
-    for place, (row, label) in enumerate(zip(rows, labels.tolist(), strict=True)):
-        ranked = zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True)
-        shown = ", ".join(f"{names[index]} {value:.0%}" for index, value in ranked)
+    for index, (row, label) in enumerate(zip(rows, labels.tolist(), strict=True)):
+        ranked = zip(top.indices[index].tolist(), top.values[index].tolist(), strict=True)
+        shown = ", ".join(f"{predicted_names[predicted]} {value:.0%}" for predicted, value in ranked)
         video = "/".join(Path(clips.name(row)).parts[-2:])
-        lines.append((place + 1, short(video, 40), true[label], shown))
+        lines.append((index + 1, short(video, 40), true_names[label], shown))
     frame = pd.DataFrame(lines, columns=["clip", "video", "class", "most probable classes"])
     return Table(frame, "predictions", "Random held-out clips and the predictions of the fine-tuned classifier, first seed.")
 
 
 def own_predictions(results: Results, rows: list[int], video: Tensor, labels: Tensor) -> Table | None:
-    """Predictions of the checkpoint's own class head; None if it has none."""
+    """Return the predictions of the checkpoint's own class head; None if it has none."""
     if _opened(results).config.classes is None:
         return None
     model = VideoClassifier.from_pretrained(checkpoint_folder(results))
@@ -302,9 +312,10 @@ def own_predictions(results: Results, rows: list[int], video: Tensor, labels: Te
 
 
 def class_maps(model: VideoClassifier, rows: list[int], video: Tensor, predicted: Tensor, plan: Plan) -> Plot:
-    """Clips with attention rollout, and with the tokens that speak for the predicted class. predicted: int64 `(n,)`."""
-    names, maps = names_of(model), common.token_maps(model, video, predicted)
-    titles = [f"{place}. predicted:\n{short(names[label], 24)}" for place, label in enumerate(predicted.tolist(), 1)]
+    """Show clips with attention rollout, and with the relevance of tokens for the predicted class. predicted: int64 `(n,)`."""
+    names = names_of(model)
+    maps = common.token_maps(model, video, predicted)
+    titles = [f"{number}. predicted:\n{short(names[label], 24)}" for number, label in enumerate(predicted.tolist(), 1)]
     strips = zip(clip_frames(plan, rows), maps, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(titles, strips, strict=True)))
     return Plot(figure, "class_maps", f"Clips and maps of the fine-tuned classifier, first seed. {common.MAPS_CAPTION}")
@@ -314,7 +325,7 @@ def class_maps(model: VideoClassifier, rows: list[int], video: Tensor, predicted
 
 
 def conclusions(results: Results, measured: pd.DataFrame) -> list[str]:
-    """The comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
+    """State the comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
     accuracy = summarise(accuracies(results), TOP1)["mean"]
     words = common.method_words(results, METHODS, PAIRS)
     means = measured[measured.arm == "frozen"].groupby("layer").value.mean()
