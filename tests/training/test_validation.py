@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.models.checkpoints import read_weights
+from vmae_lab.training import loop
 from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.loop import Trainer, train
@@ -183,10 +185,22 @@ def test_the_log_and_tensorboard_have_the_scores(run, recipe, clips, validation,
         )
 
 
-def test_validation_is_not_counted_as_training_time(run, validation, validation_clips, tmp_path):
-    quick = validation(every=1)
-    slow = Validation(validation_clips, lambda *given: [time.sleep(0.5), quick.predict(*given)][1], 1)
-    assert run(tmp_path, slow, steps=3).seconds_per_step < 0.5
+def test_validation_is_not_counted_as_training_time(run, validation, validation_clips, tmp_path, monkeypatch):
+    """The clock of the loop is replaced by one that advances by 1 s per step and 100 s per validation."""
+    now, loss, predict_quickly = [0.0], FinetuneTask.loss, validation(every=1).predict
+
+    def timed_loss(*given):
+        now[0] += 1
+        return loss(*given)
+
+    def timed_predict(*given):
+        now[0] += 100
+        return predict_quickly(*given)
+
+    monkeypatch.setattr(FinetuneTask, "loss", timed_loss)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert run(tmp_path, Validation(validation_clips, timed_predict, 1), steps=3).seconds_per_step == 1
+    assert now[0] == 3 * (1 + 100)
 
 
 # ---------------------------------------------------------------- the best weights
