@@ -68,6 +68,25 @@ def test_the_model_becomes_that_of_the_checkpoint(smoke, pretrained, tmp_path):
         planned(smoke, checkpoint=str(tmp_path))
 
 
+def test_one_pass_returns_all_layers():
+    """Equal bit for bit to the outputs of the blocks in a normal pass, and to one pass per layer."""
+    encoder = randomized(VideoClassifier(MICRO, ClipShape(4, 32, 2, 8), 5)).encoder.eval()
+    encoder.trunk.norm = torch.nn.LayerNorm(MICRO.width)
+    torch.nn.init.normal_(encoder.trunk.norm.weight)
+    video = torch.randint(256, (3, 3, 4, 32, 32), dtype=torch.uint8)
+    outputs = []
+    for block in encoder.trunk.blocks:
+        block.register_forward_hook(lambda block, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        last = encoder(video)
+        expected = [*outputs[:-1], last]
+        layers = list(encoder.layers(video))
+        assert len(layers) == len(expected) == MICRO.depth
+        for number, (tokens, wanted) in enumerate(zip(layers, expected, strict=True), 1):
+            assert torch.equal(tokens, wanted)
+            assert torch.equal(encoder(video, layer=number), wanted)
+
+
 @pytest.mark.slow
 def test_a_published_classifier_is_used_in_all_ways(smoke, tmp_path, project):
     """An official-style file with a head of its own, no decoder, and names of 5 classes."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from warm_python import forked_pid
 
-from vmae_lab.data.dataset import DataSettings, load_clips
+from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.models.classifier import VideoClassifier
@@ -24,21 +24,10 @@ from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, MixSettings
 
-EVERYTHING = {
-    "steps": 8, "batch_size": 4, "drop_path": 0.2, "dropout": 0.2, "repeats": 2, "ema": 0.8, "sampling": "sparse",
-    "mix": {"mixup": 0.8, "cutmix": 1.0}, "augment": {"erase": 0.5}, "readout": "mean",
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def recipe(smoke):
-    override = {f"evaluate.finetune.{name}": value for name, value in EVERYTHING.items()}
-    return build_recipe({**smoke, "arms": ["none"], "override": override})
-
-
-@pytest.fixture(scope="module")
-def clips(home, recipe):
-    return load_clips(recipe.data, "train")
+def recipe(finetuning_recipe):
+    return finetuning_recipe(sampling="sparse")
 
 
 def task(recipe, clips, kind=FinetuneTask, **settings) -> FinetuneTask:

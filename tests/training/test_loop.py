@@ -14,7 +14,6 @@ import pytest
 import torch
 from warm_python import forked_pid
 
-from vmae_lab.data.dataset import load_clips
 from vmae_lab.lab.config import Recipe, build_recipe
 from vmae_lab.training.divergence import TrainingDiverged
 from vmae_lab.training.loop import train
@@ -27,11 +26,6 @@ from vmae_lab.training.tasks.pretrain import PretrainTask
 @pytest.fixture(scope="module")
 def recipe(smoke) -> Recipe:
     return build_recipe({**smoke, "arms": ["none"], "override": {"pretrain.steps": 12}})
-
-
-@pytest.fixture(scope="module")
-def clips(home, recipe):
-    return load_clips(recipe.data, "train")
 
 
 def task(recipe: Recipe, clips, **settings) -> PretrainTask:

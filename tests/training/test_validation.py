@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.models.checkpoints import read_weights
+from vmae_lab.training import loop
 from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.loop import Trainer, train
@@ -27,22 +29,12 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import FinetuneTask, predict
 from vmae_lab.training.validation import ACCURACY, LOSS, Validation
 
-EVERYTHING = {
-    "steps": 8, "batch_size": 4, "drop_path": 0.2, "dropout": 0.2, "repeats": 2, "ema": 0.8,
-    "mix": {"mixup": 0.8, "cutmix": 1.0}, "augment": {"erase": 0.5}, "readout": "mean",
-}  # fmt: skip
 NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def recipe(smoke):
-    override = {f"evaluate.finetune.{name}": value for name, value in EVERYTHING.items()}
-    return build_recipe({**smoke, "arms": ["none"], "override": override})
-
-
-@pytest.fixture(scope="module")
-def clips(home, recipe):
-    return load_clips(recipe.data, "train")
+def recipe(finetuning_recipe):
+    return finetuning_recipe()
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +185,22 @@ def test_the_log_and_tensorboard_have_the_scores(run, recipe, clips, validation,
         )
 
 
-def test_validation_is_not_counted_as_training_time(run, validation, validation_clips, tmp_path):
-    quick = validation(every=1)
-    slow = Validation(validation_clips, lambda *given: [time.sleep(0.5), quick.predict(*given)][1], 1)
-    assert run(tmp_path, slow, steps=3).seconds_per_step < 0.5
+def test_validation_is_not_counted_as_training_time(run, validation, validation_clips, tmp_path, monkeypatch):
+    """The clock of the loop is replaced by one that advances by 1 s per step and 100 s per validation."""
+    now, loss, predict_quickly = [0.0], FinetuneTask.loss, validation(every=1).predict
+
+    def timed_loss(*given):
+        now[0] += 1
+        return loss(*given)
+
+    def timed_predict(*given):
+        now[0] += 100
+        return predict_quickly(*given)
+
+    monkeypatch.setattr(FinetuneTask, "loss", timed_loss)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert run(tmp_path, Validation(validation_clips, timed_predict, 1), steps=3).seconds_per_step == 1
+    assert now[0] == 3 * (1 + 100)
 
 
 # ---------------------------------------------------------------- the best weights

@@ -1,7 +1,7 @@
 """Plans: the stages of arms x seeds, and the tidy table of their results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -21,7 +21,8 @@ class Arm:
 
     `fill`: matplotlib's fill style of the marker, to distinguish arms of one color and marker. `pretrained`: if False, the arm
     starts from an untrained encoder. `post_pretrained`: supervised training on the labeled hybrid data comes before that on
-    the target. `taught`: the model learns from a teacher's predictions instead of labels.
+    the target. `taught`: the model learns from a teacher's predictions instead of labels. `name`: the key of the arm in its
+    experiment. `plan_ablation` sets it, so that the functions that build stages can use it.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Arm:
     post_pretrained: bool = False
     taught: bool = False
     fill: str = "full"
+    name: str = ""
 
     @property
     def dashes(self) -> Any:
@@ -131,7 +133,8 @@ class Plan:
 
     def rows(self, store: RunStore) -> pd.DataFrame:
         """Return tidy results: columns ablation, arm, seed, metric, value, and the key of the stage."""
-        rows, planned = self._measured(store, [*self.cells, *self.control_cells]), self.stages
+        rows = self._measured(store, [*self.cells, *self.control_cells])
+        planned = self.stages
         for cell in self.cells:
             if cell.encoder in planned and cell.encoder not in cell.measures.values():
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
@@ -171,17 +174,19 @@ def plan_ablation(
     Raises RecipeError with all problems of the arms and of the lists that the stages read, one per line.
     """
     cells, impossible = [], {}
-    for arm in recipe.arms:
+    for key in recipe.arms:
+        arm = replace(arms[key], name=key)
         try:
-            varied = recipe.with_overrides(arms[arm].changes(recipe))
+            varied = recipe.with_overrides(arm.changes(recipe))
         except RecipeError as error:
-            impossible[arm] = str(error)
+            impossible[arm.name] = str(error)
             continue
         for seed in recipe.seeds:
-            encoder = encoder_of(varied, arms[arm], seed)
-            cells.append(Cell(arm, seed, varied, encoder, measures(varied, arms[arm], encoder, seed)))
+            encoder = encoder_of(varied, arm, seed)
+            cells.append(Cell(arm.name, seed, varied, encoder, measures(varied, arm, encoder, seed)))
     pretrained = [cell for cell in cells if arms[cell.arm].pretrained]
-    problems, reasons = list[str](), [f"arm '{arm}': {reason}" for arm, reason in impossible.items()]
+    problems: list[str] = []
+    reasons = [f"arm '{key}': {reason}" for key, reason in impossible.items()]
     if impossible and not skip_impossible:
         problems = reasons
     elif impossible and not pretrained:
@@ -229,7 +234,8 @@ def _list_notes(plan: Plan) -> list[str]:
 
 
 def _result_rows(store: RunStore, stage: Stage, ablation: str, arm: str, seed: int, name: str = "") -> list[dict]:
-    result, suffix = store.result(stage), "".join(name.partition("@")[1:])
+    result = store.result(stage)
+    suffix = "".join(name.partition("@")[1:])
     values = dict(result["metrics"])
     for cost in ("seconds_per_step", "peak_memory_mib"):
         if result.get("training", {}).get(cost) is not None:

@@ -5,8 +5,9 @@ width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 import torch
 from einops import rearrange
@@ -129,12 +130,18 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
 
     def forward(self, tokens: Tensor, layer: int | None = None) -> Tensor:
-        """With `layer`, the output of this block (1 is the first), which is not normalized unless it is the last one."""
+        """With `layer`, return the output of this block (1 is the first). Only the last block's output is normalized."""
+        if layer is not None:
+            return next(islice(self.layers(tokens), layer - 1, None))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def layers(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Yield the output of each block. Only the last block's output is normalized."""
         for number, block in enumerate(self.blocks, 1):
             tokens = block(tokens)
-            if number == layer != len(self.blocks):
-                return tokens
-        return self.norm(tokens)
+            yield self.norm(tokens) if number == len(self.blocks) else tokens
 
 
 class VideoEncoder(nn.Module):
@@ -167,7 +174,11 @@ class VideoEncoder(nn.Module):
         patches, positions = patchify(video, self.clip), self.positions  # (B, N, C*t*p*p), (N, D)
         if visible is not None:
             patches, positions = gather_tokens(patches, visible), positions[visible]  # (B, V, C*t*p*p), (B, V, D)
-        return self._encode(patches, positions, layer)
+        return self.trunk(self._embed(patches, positions), layer)
+
+    def layers(self, video: Tensor) -> Iterator[Tensor]:
+        """Yield the tokens after each block, `(B, N, D)`, in one pass. The last ones are those of `forward`."""
+        return self.trunk.layers(self._embed(patchify(video, self.clip), self.positions))
 
     def maps(self, video: Tensor) -> Tensor:
         """Encode frames of any size that is a multiple of the patch as maps: `(B, C, T, H, W)` -> `(B, D, T', H', W')`.
@@ -182,7 +193,7 @@ class VideoEncoder(nn.Module):
                 f"{frames} frames of {height} x {width}"
             )
         grid = clip.grid[0], height // clip.patch, width // clip.patch
-        tokens = self._encode(_cut(video, clip), self._positions_at(grid))
+        tokens = self.trunk(self._embed(_cut(video, clip), self._positions_at(grid)))
         return rearrange(tokens, "b (t h w) d -> b d t h w", t=grid[0], h=grid[1])
 
     def _positions_at(self, grid: Grid) -> Tensor:
@@ -192,8 +203,8 @@ class VideoEncoder(nn.Module):
             return interpolated_positions(self.positions, self.clip.grid, grid)
         return positions_at(self.clip, self.width, grid).to(self.positions)
 
-    def _encode(self, patches: Tensor, positions: Tensor, layer: int | None = None) -> Tensor:
-        return self.trunk(self.embed(self.pixels.normalised(patches)) + positions, layer)
+    def _embed(self, patches: Tensor, positions: Tensor) -> Tensor:
+        return self.embed(self.pixels.normalised(patches)) + positions
 
 
 def initialise(module: nn.Module) -> None:

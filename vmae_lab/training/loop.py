@@ -24,7 +24,7 @@ from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
 from vmae_lab.training.settings import Compute, TrainSettings
-from vmae_lab.training.validation import ACCURACY, Validation
+from vmae_lab.training.validation import Validation
 from vmae_lab.utils.atomic_io import make_folder
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
@@ -70,7 +70,7 @@ class Trained(Generic[Model]):
     peak_memory_mib: float | None
     processes: int = 1
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, float] | None = None  # if the best weights were kept: their step and validation accuracy
+    best: dict[str, float] | None = None  # if the best weights were kept: their step and validation score
 
 
 @dataclass
@@ -103,7 +103,8 @@ def train(
     """
     with seeded(task.seed, "initial weights"), stop_requests() as stop_requested:
         accelerator = distributed.accelerator_for(task.settings)
-        main, on_gpu = accelerator.is_main_process, accelerator.device.type == "cuda"
+        main = accelerator.is_main_process
+        on_gpu = accelerator.device.type == "cuda"
         if main:
             make_folder(folder)
         if on_gpu:
@@ -130,32 +131,40 @@ class Trainer(Generic[Model]):
         self, task: Task[Model], folder: Path, compute: Compute, accelerator: Accelerator, keep: Collection[int],
         validation: Validation | None = None,
     ):  # fmt: skip
-        self.task, self.settings, self.folder, self.compute = task, task.settings, folder, compute
+        self.task = task
+        self.settings = task.settings
+        self.folder = folder
+        self.compute = compute
         self.accelerator = accelerator
+        self.keep = keep
+        self.validation = validation
         self.rows = distributed.rows_of_process(accelerator, task.settings)
         self.model, self.optimizer = distributed.prepare(accelerator, task.build(), task.settings, compute)
         self.parameters = list(self.model.parameters())
         self.average = ModelEmaV3(distributed.unwrapped(self.model), task.settings.ema) if task.settings.ema else None
-        self.state, self.keep, self.validation = TrainState(), keep, validation
-        # Only in the first process: step, validation accuracy and weights (on the CPU) of the best validation so far.
+        self.state = TrainState()
+        # Only in the first process: step, score and weights (on the CPU) of the best validation so far.
         self.best: dict[str, Any] = {}
-        self.checkpoints, self.roll_back_checkpoints = Checkpoints(folder), Checkpoints(folder, "turning_point")
+        self.checkpoints = Checkpoints(folder)
+        self.roll_back_checkpoints = Checkpoints(folder, "turning_point")
         self.losses: list[Tensor] = []  # of the steps since the last check; they stay on the device until then
-        self.steps_run, self.seconds_per_step, self.validation_s = 0, math.nan, 0.0
+        self.steps_run = 0
+        self.seconds_per_step = math.nan
+        self.validation_s = 0.0
         self.log: MetricsLog | None = None  # only in the first process
 
     def fit(self, bar: Progress, stop_requested: StopRequests) -> None:
         """Train from the current step to the last. Raises TrainingDiverged and Stopped."""
-        steps, compute = self.settings.steps, self.compute
-        log_every = min(compute.log_every, steps // 20 or compute.log_every)  # at least 20 lines, also of a short run
+        steps = self.settings.steps
+        log_every = min(self.compute.log_every, steps // 20 or self.compute.log_every)  # at least 20 lines, also of a short run
         roll_back_every = self.settings.divergence.roll_back or steps
         bar.initial = bar.n = self.state.step
         self.model.train()
         started = time.perf_counter()
         with closing(self._batches()) as batches:  # ends the loader workers, also if a step fails
             # Several processes must stop after the same step, so none of them may stop while it waits for a batch.
-            alone = self.accelerator.num_processes == 1
-            for batch in stop_requested.until_requested(batches) if alone else batches:
+            may_stop_waiting = self.accelerator.num_processes == 1
+            for batch in stop_requested.until_requested(batches) if may_stop_waiting else batches:
                 # One optimizer step.
                 loss, stop = self.train_step(batch, stop_requested())
                 self.losses.append(loss)
@@ -163,15 +172,17 @@ class Trainer(Generic[Model]):
                 self.state.step += 1
 
                 # What has to be done after this step.
-                step, last = self.state.step, self.state.step == steps
+                step = self.state.step
+                last = step == steps
                 stop = stop and not last
                 validate = self.validation is not None and self.validation.due(step, steps)
-                log, keep = last or validate or step % log_every == 0, step in self.keep
+                log = last or validate or step % log_every == 0
+                keep_step = step in self.keep
                 roll_back_point = step % roll_back_every == 0 and not last
-                save = last or stop or step % compute.checkpoint_every == 0
+                save = last or stop or step % self.compute.checkpoint_every == 0
 
                 # Check the losses and weights before writing anything.
-                if (log or keep or roll_back_point or save) and (bad := self._first_bad()):
+                if (log or keep_step or roll_back_point or save) and (bad := self._first_bad()):
                     self._roll_back(bad)
                 else:
                     # Loss and accuracy on the validation split. Their time is not part of the seconds per step.
@@ -179,7 +190,7 @@ class Trainer(Generic[Model]):
                     if log:
                         self.seconds_per_step = (time.perf_counter() - started - self.validation_s) / self.steps_run
                         self._write_log(bar, scores)
-                    if keep:  # before the checkpoint, since a run that resumes from it needs them
+                    if keep_step:  # before the checkpoint, since a run that resumes from it needs them
                         keep_weights(self.folder, step, self.average.module if self.average else self.model)
                     if roll_back_point:
                         self._save(self.roll_back_checkpoints)
@@ -189,8 +200,10 @@ class Trainer(Generic[Model]):
                 if stop:
                     self._stop()
         if self.state.step < steps:  # a stop request ended the wait for a batch
-            bad = self._first_bad()
-            self._roll_back(bad) if bad else self._save(self.checkpoints)
+            if bad := self._first_bad():
+                self._roll_back(bad)
+            else:
+                self._save(self.checkpoints)
             self._stop()
         if self.log:
             self.log.close()
@@ -243,10 +256,11 @@ class Trainer(Generic[Model]):
         weights = self.average.module.state_dict() if self.average else distributed.gathered_weights(self.model)
         self.validated_model.load_state_dict(weights)
         scores = self.validation.measure(self.validated_model)
-        is_best = not self.best or scores[ACCURACY] > self.best[ACCURACY]  # of equal ones, the earliest
+        score = self.validation.score
+        is_best = not self.best or scores[score] > self.best[score]  # of equal ones, the earliest
         if self.validation.keep_best and is_best and self.accelerator.is_main_process:
             copy = {name: value.to("cpu", copy=True) for name, value in self.validated_model.state_dict().items()}
-            self.best = {"step": self.state.step, ACCURACY: scores[ACCURACY], "weights": copy}
+            self.best = {"step": self.state.step, score: scores[score], "weights": copy}
         self.validation_s += time.perf_counter() - started
         return scores
 
@@ -262,7 +276,8 @@ class Trainer(Generic[Model]):
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batches from the current step to the last. After a roll-back, skip samples."""
-        dataset, on_gpu = TaskDataset(self.task, self.rows), self.accelerator.device.type == "cuda"
+        dataset = TaskDataset(self.task, self.rows)
+        on_gpu = self.accelerator.device.type == "cuda"
         while self.state.step < self.settings.steps:
             skipped = self.state.skipped
             positions = range(self.state.step + skipped, self.settings.steps + skipped)
@@ -290,8 +305,8 @@ class Trainer(Generic[Model]):
 
     @property
     def best_score(self) -> dict[str, float] | None:
-        """Step and validation accuracy of the best weights, in the first process. None if they are not kept."""
-        return {name: self.best[name] for name in ("step", ACCURACY)} if self.best else None
+        """Step and validation score of the best weights, in the first process. None if they are not kept."""
+        return {name: value for name, value in self.best.items() if name != "weights"} or None
 
     # -----------------------------------------------------------------------------------------------------------------------
     # Checkpoints and roll-backs
@@ -326,7 +341,8 @@ class Trainer(Generic[Model]):
         distributed.load_full_state_dict(self.accelerator, self.model, self.optimizer, found)
         if self.average:
             distributed.load_full_weights(self.accelerator, self.average.module, found.get("average", {}))
-        self.state, self.best = TrainState(**state), found.get("best", {})
+        self.state = TrainState(**state)
+        self.best = found.get("best", {})
         return True
 
     def _first_bad(self) -> Bad | None:
@@ -341,7 +357,8 @@ class Trainer(Generic[Model]):
 
     def _roll_back(self, bad: Bad) -> None:
         """Load the last roll-back checkpoint and skip samples up to the next one. Raises TrainingDiverged."""
-        settings, before, every = self.settings, self.state, self.settings.divergence.roll_back
+        settings, before = self.settings, self.state
+        every = settings.divergence.roll_back
         times = len(before.rolled_back)
         if every is None or times == settings.divergence.at_most or not self._load(self.roll_back_checkpoints):
             tried = f", rolled back {times} times" if times else ""
@@ -383,7 +400,7 @@ class Trainer(Generic[Model]):
         """Write a line with the mean loss since the last line, and the validation scores if there are any."""
         state = self.state
         mean = sum(state.window) / len(state.window)
-        validated = f", validation accuracy {scores[ACCURACY]:.1f}%" if scores else ""
+        validated = f", {self.validation.text(scores)}" if self.validation and scores else ""
         bar.set_postfix_str(f"loss {mean:.4f}{validated}", refresh=False)
         if self.log:
             values = {"loss": mean, "lr": self.settings.lr_at(state.step - 1), **scores}

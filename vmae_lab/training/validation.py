@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -24,6 +25,8 @@ class Validation:
     between two validations. `keep_best`: the result is the weights with the best accuracy, not the last ones.
     """
 
+    score: ClassVar[str] = ACCURACY  # the best weights have the highest value of it
+
     clips: Clips
     predict: Callable[[nn.Module, Clips], Tensor]
     every: int
@@ -33,17 +36,24 @@ class Validation:
         """Return whether to validate after a step. The last step is always validated."""
         return step % self.every == 0 or step == steps
 
+    def text(self, scores: dict[str, float]) -> str:
+        """Return the text that the progress bar shows."""
+        return f"validation accuracy {scores[ACCURACY]:.1f}%"
+
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Return the mean cross-entropy, without label smoothing, and the top-1 accuracy in percent.
 
         Processes share the clips, and all return the same values. If a clip cannot be read, all raise MissingVideos.
         """
-        state, total = process_state(), len(self.clips)
+        total = len(self.clips)
+        state = process_state()
         rows = range(state.process_index, total, state.num_processes)
-        loss, right, failed = 0.0, 0, dict[int, VideoError]()
+        loss, right = 0.0, 0
+        failed: dict[int, VideoError] = {}
         try:
             if rows:
-                scores, labels = self.predict(model, self.clips.subset(rows)), torch.from_numpy(self.clips.labels[rows])
+                scores = self.predict(model, self.clips.subset(rows))
+                labels = torch.from_numpy(self.clips.labels[rows])
                 loss = functional.cross_entropy(scores.double(), labels, reduction="sum").item()
                 right = int((scores.argmax(1) == labels).sum())
         except MissingVideos as missing:

@@ -45,15 +45,22 @@ def controls(recipe: Recipe, cells: Sequence[Cell]) -> tuple[Stage | None, list[
 
     `other_clip`: pre-training with the target of another clip. `shuffled_labels`: a readout fitted to shuffled labels.
     """
-    pixels, found = controls_stage(recipe) if recipe.data.motionworld else None, []
-    for cell in (cell for cell in cells if cell.arm == cells[0].arm):
+    pixels = controls_stage(recipe) if recipe.data.motionworld else None
+    control_cells = []
+    for cell in cells:
+        if cell.arm != cells[0].arm:
+            continue
         for name in dict.fromkeys(recipe.evaluate.controls):
-            varied, encoder, probe = cell.recipe, cell.encoder, shuffled_probe_stage
             if name == "other_clip":
                 varied = cell.recipe.with_overrides({"pretrain.target_from": "other_clip", "pretrain.keep_at": []})
-                encoder, probe = pretrain_stage(varied, cell.seed), probe_stage
-            found.append(Cell("controls", cell.seed, varied, encoder, {f"probe@{name}": probe(varied, encoder, cell.seed)}))
-    return pixels, found
+                encoder = pretrain_stage(varied, cell.seed)
+                probe = probe_stage(varied, encoder, cell.seed)
+            else:
+                varied = cell.recipe
+                encoder = cell.encoder
+                probe = shuffled_probe_stage(varied, encoder, cell.seed)
+            control_cells.append(Cell("controls", cell.seed, varied, encoder, {f"probe@{name}": probe}))
+    return pixels, control_cells
 
 
 EXPERIMENT = Experiment(
@@ -68,16 +75,20 @@ def mask_gallery(plan: Plan, clip: int = 0) -> Plot:
     """Show a clip, what the encoder sees of it, and what each arm's decoder reconstructs; one column per time step."""
     shape = plan.recipe.model.clip
     frames = examples.picture_clip(plan, clip)[0, :, :: shape.tubelet].permute(1, 2, 3, 0).numpy()
-    rows, labels, decoded = {"clip": frames}, dict[bytes, str](), dict[bytes, np.ndarray]()
+    rows = {"clip": frames}
+    # Arms that differ only in the loss have equal pictures. They share a row, under the shorter label.
+    decoded: dict[bytes, np.ndarray] = {}
+    labels: dict[bytes, str] = {}
     for arm in plan.pretrained:
         masks = examples.masks_of_pictures(plan.first(arm).recipe)
-        rows["encoder sees"], rebuilt = (
+        rows["encoder sees"], picture = (
             clip_pictures.painted(frames, mask[0].view(shape.grid).numpy(), shape.patch) for mask in masks
         )
-        # Arms that differ only in the loss share a row, under the shorter label.
-        key, label = rebuilt.tobytes(), plan.arms[arm].label
-        decoded[key], labels[key] = rebuilt, min(labels.get(key, label), label, key=len)
-    rows |= {f"decodes: {labels[key]}": picture for key, picture in decoded.items()}
+        pixels = picture.tobytes()
+        label = plan.arms[arm].label
+        decoded[pixels] = picture
+        labels[pixels] = min(labels.get(pixels, label), label, key=len)
+    rows |= {f"decodes: {labels[pixels]}": picture for pixels, picture in decoded.items()}
     figure = clip_pictures.strips(rows, [f"time step {step + 1}" for step in range(len(frames))])
     return Plot(figure, "masks", "What the encoder sees, and what each decoder reconstructs. Masked patches are gray.")
 
@@ -171,7 +182,8 @@ def curve_rows(results: Results) -> pd.DataFrame:
 
     `macs`: multiply-accumulates of the pre-training up to that step, forward and backward. Empty if no weights were kept.
     """
-    rows, probe, parts = results.rows, results.probe, []
+    rows, probe = results.rows, results.probe
+    parts = []
     for arm in results.plan.pretrained:
         recipe = results.plan.first(arm).recipe
         steps = {f"{probe}@step{step}": step for step in recipe.pretrain.kept_steps}
@@ -261,9 +273,10 @@ def accuracy_against_compute(results: Results, curve: pd.DataFrame) -> Plot | No
 
 def difference_against_steps(results: Results, curve: pd.DataFrame) -> Plot | None:
     """Plot differences to the baseline during pre-training; None if there are none."""
-    found, name = curve_differences(results.plan, curve), ARMS[BASELINE].label
+    found = curve_differences(results.plan, curve)
     if found.empty:
         return None
+    name = ARMS[BASELINE].label
     figure = curves.difference_curves(found, results.plan.arms, BASELINE, "difference in top-1 (points)")
     columns = [table for _, table in found.groupby(["equal", "step"])]
     caption = (
@@ -277,11 +290,14 @@ def difference_against_steps(results: Results, curve: pd.DataFrame) -> Plot | No
 
 def equal_compute_table(results: Results, curve: pd.DataFrame) -> Table | None:
     """Return two rows per arm: its differences to the baseline at equal steps and at equal compute, one column per step."""
-    name, found, lines = ARMS[BASELINE].label, curve_differences(results.plan, curve), []
+    name = ARMS[BASELINE].label
+    found = curve_differences(results.plan, curve)
+    last = curve.step.max()
     cost = curve.assign(each=curve.macs / curve.step).groupby("arm").each.first()
+    lines = []
     for arm in [arm for arm in results.plan.pretrained if arm in set(found.arm)]:
         for equal, chosen in found[found.arm == arm].groupby("equal", sort=False):
-            by_step, last = chosen.set_index("step"), curve.step.max()
+            by_step = chosen.set_index("step")
             lines.append({
                 "decoder mask": results.label(arm),
                 f"compute per step, % of {name}": f"{100 * cost[arm] / cost[BASELINE]:.0f}",
@@ -313,7 +329,8 @@ def _pixel_controls(results: Results) -> list[dict[str, str]]:
         return []
     values = results.rows[results.rows.arm == "controls"].set_index("metric").value
     found = results.store.result(results.plan.controls)
-    clips, frames, lines = found["test_clips"], len(found["single_frames"]), []
+    clips, frames = found["test_clips"], len(found["single_frames"])
+    lines = []
     for metric, name, tries in (
         ("raw_pixels", "ridge on the raw pixels of the clip, few labels", 1),
         ("single_frame_mean", f"ridge on one frame, all labels, mean of {frames} frames", 1),
@@ -332,7 +349,8 @@ def _trained_controls(results: Results) -> list[dict[str, str]]:
     The binomial limit of chance does not hold for them: a readout makes the same error on all clips of an action, so a fit to
     shuffled labels varies more than guessing does.
     """
-    rows, probe, lines = results.rows, results.probe, []
+    rows, probe = results.rows, results.probe
+    lines = []
     for control, name in {
         "other_clip": f"pre-training with the target of another clip, {PROBE_NAMES[probe]}",
         "shuffled_labels": f"pre-training, {PROBE_NAMES[probe]} fitted to shuffled labels",

@@ -169,6 +169,66 @@ def readouts_and_finetuning(recipe: Recipe, arm: Arm, encoder: Stage, seed: int)
     }
 
 
+# ---- Ways to use labels ----
+
+TOP1 = "top-1"  # the metric of the rows of `by_method`
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to use labels: its name in tables, and the arm and the metric that measure it ("probe" is the main readout)."""
+
+    label: str
+    arm: str
+    metric: str
+
+
+def by_method(results: Results, methods: Mapping[str, Method]) -> pd.DataFrame:
+    """Return the accuracies of methods: columns arm (a key of `methods`), seed, metric, value."""
+    rows = results.rows
+    parts = []
+    for name, method in methods.items():
+        metric = results.probe if method.metric == "probe" else method.metric
+        chosen = rows[(rows.arm == method.arm) & (rows.metric == metric)]
+        parts.append(chosen[["seed", "value"]].assign(arm=name, metric=TOP1))
+    return pd.concat(parts, ignore_index=True)
+
+
+def methods_frame(
+    results: Results, methods: Mapping[str, Method], what: str, differences: pd.DataFrame, to: str,
+    references: Mapping[str, str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Return one row per measured method: its name (column `what`), accuracy, difference to another method, and verdict.
+
+    `differences`: comparisons by method, with what `to` says. `references`: method -> the other, if it is not always the same.
+    """
+    accuracy = summarise(by_method(results, methods), TOP1)
+    lines = []
+    for name in accuracy.index:
+        line = {what: methods[name].label, "top-1 %": mean_and_spread(accuracy, name)}
+        if references:
+            line["compared with"] = methods[references[name]].label if name in differences.index else ""
+        lines.append({**line, **comparison_cells(differences, name, to)})
+    return pd.DataFrame(lines)
+
+
+def labels_used(recipe: Recipe, readouts: str) -> str:
+    """Describe how the methods of a table use labels, for its caption. `readouts`: the kind of the frozen readouts."""
+    probe, tuning, labels = recipe.evaluate.probe, recipe.evaluate.finetune, recipe.evaluate.finetune_labels
+    draws = f"mean over {probe.draws} draws of {probe.labels}" if probe.labels else "all"
+    tuned = f"one draw of {labels} labels per seed" if labels else "all labels"
+    return (
+        f"{readouts} with {draws} labels; trained from scratch or fine-tuned with {tuned}, {tuning.steps} steps of "
+        f"{tuning.batch_size} clips"
+    )
+
+
+def method_words(results: Results, methods: Mapping[str, Method], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return one sentence per pair of methods that was measured, as `pair_words`."""
+    names = {name: method.label for name, method in methods.items()}
+    return pair_words(results, TOP1, pairs, by_method(results, methods), names)
+
+
 # ---- Captions ----
 
 

@@ -11,7 +11,7 @@ from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.classification import class_accuracies
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments import common
-from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
+from vmae_lab.lab.experiments.common import TOP1, Experiment, Method, Plot, Results, Table
 from vmae_lab.lab.plan import Arm, Overrides, Plan
 from vmae_lab.lab.plots import clip_pictures
 from vmae_lab.lab.plots.examples import clip_frames, window
@@ -54,15 +54,13 @@ EXPERIMENT = Experiment(
 
 # ---- Ways to use few labels ----
 
-FEW = "few labels"
-# Name, and the arm and the metric that measure it.
 METHODS = {
-    "scratch": ("trained from scratch", "scratch", "finetune"),
-    "untrained": ("frozen untrained encoder, attentive readout", "scratch", "attentive"),
-    "frozen": ("frozen pre-trained encoder, attentive readout", "pretrained", "attentive"),
-    "finetuned": ("pre-trained, then fine-tuned", "pretrained", "finetune"),
-    "scratch_long": (f"trained from scratch, {LONGER} x the steps", "scratch_long", "finetune"),
-    "finetuned_long": (f"pre-trained, then fine-tuned, {LONGER} x the steps", "pretrained_long", "finetune"),
+    "scratch": Method("trained from scratch", "scratch", "finetune"),
+    "untrained": Method("frozen untrained encoder, attentive readout", "scratch", "attentive"),
+    "frozen": Method("frozen pre-trained encoder, attentive readout", "pretrained", "attentive"),
+    "finetuned": Method("pre-trained, then fine-tuned", "pretrained", "finetune"),
+    "scratch_long": Method(f"trained from scratch, {LONGER} x the steps", "scratch_long", "finetune"),
+    "finetuned_long": Method(f"pre-trained, then fine-tuned, {LONGER} x the steps", "pretrained_long", "finetune"),
 }
 PAIRS = (
     ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("scratch_long", "scratch"),
@@ -70,34 +68,13 @@ PAIRS = (
 )  # fmt: skip
 
 
-def by_method(results: Results) -> pd.DataFrame:
-    """Return accuracies with few labels: columns arm (a name in METHODS), seed, metric, value."""
-    parts, rows = [], results.rows
-    for name, (_, arm, metric) in METHODS.items():
-        if arm in results.plan.possible:
-            chosen = rows[(rows.arm == arm) & (rows.metric == metric)]
-            parts.append(chosen[["seed", "value"]].assign(arm=name, metric=FEW))
-    return pd.concat(parts, ignore_index=True)
-
-
 def methods_table(results: Results) -> Table:
     """Return one row per way to use the labels, with its paired difference to training from scratch."""
-    few, evaluate = by_method(results), results.recipe.evaluate
-    accuracy, differences = summarise(few, FEW), compare(few, FEW, "scratch", results.margin)
-    lines = [
-        {
-            "what the labels are used for": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
-            **common.comparison_cells(differences, name, "training from scratch"),
-        }
-        for name in accuracy.index
-    ]  # fmt: skip
-    draws = f"mean over {evaluate.probe.draws} draws of {evaluate.probe.labels}" if evaluate.probe.labels else "all"
-    tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
-    evaluation = (
-        f"attentive readouts with {draws} labels; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} "
-        f"steps of {evaluate.finetune.batch_size} clips unless the name has a factor; one clip per video"
-    )
-    return Table(pd.DataFrame(lines), "methods", common.caption(results, differences, evaluation=evaluation))
+    differences = compare(common.by_method(results, METHODS), TOP1, "scratch", results.margin)
+    frame = common.methods_frame(results, METHODS, "what the labels are used for", differences, "training from scratch")
+    labels = common.labels_used(results.recipe, "attentive readouts")
+    evaluation = f"{labels} unless the name has a factor; one clip per video"
+    return Table(frame, "methods", common.caption(results, differences, evaluation=evaluation))
 
 
 def losses(results: Results) -> Plot:
@@ -221,7 +198,7 @@ def _evaluated_clips(results: Results) -> Clips:
 
 def _trained(arm: str) -> str:
     """Describe how an arm's classifier was trained."""
-    return next(name for name, own, metric in METHODS.values() if (own, metric) == (arm, "finetune"))
+    return next(method.label for method in METHODS.values() if (method.arm, method.metric) == (arm, "finetune"))
 
 
 def _first(results: Results) -> str:
@@ -242,13 +219,13 @@ def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
 
 def conclusions(results: Results) -> list[str]:
     """State the comparisons of the ways to use few labels, and of several views with one clip."""
-    few, plan, rows = by_method(results), results.plan, results.rows
-    accuracy = summarise(few, FEW)["mean"]
-    words = common.pair_words(results, FEW, PAIRS, few, {name: label for name, (label, *_) in METHODS.items()})
+    plan, rows = results.plan, results.rows
+    accuracy = summarise(common.by_method(results, METHODS), TOP1)["mean"]
+    words = common.method_words(results, METHODS, PAIRS)
     chosen = rows[rows.arm.isin(plan.possible) & rows.metric.isin(["views_top1", "finetune"])]
-    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=FEW)
+    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=TOP1)
     pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in plan.possible]
-    for arm, (_, row) in zip(plan.possible, compare_pairs(named, FEW, pairs, results.margin).iterrows(), strict=True):
+    for arm, (_, row) in zip(plan.possible, compare_pairs(named, TOP1, pairs, results.margin).iterrows(), strict=True):
         words.append(f"Several views compared with one clip, {_trained(arm)}: {common.comparison_words(row)}.")
     clips = results.stage_result(plan.pretrained[0], "views")["test_clips"]
     return [*words, common.test_set_words(accuracy.max(), clips)]

@@ -11,17 +11,16 @@ from torch import Tensor
 
 from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation import retrieval
-from vmae_lab.evaluation.features import encode_clips
 from vmae_lab.evaluation.predict import names_of
 from vmae_lab.lab.config import Recipe, RecipeError
 from vmae_lab.lab.experiments import common
-from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
-from vmae_lab.lab.plan import Arm, Plan, own_encoder
+from vmae_lab.lab.experiments.common import TOP1, Experiment, Method, Plot, Results, Table
+from vmae_lab.lab.plan import Arm, Cell, Plan, own_encoder
 from vmae_lab.lab.plots import charts, clip_pictures
 from vmae_lab.lab.plots.examples import clip_frames, example_clips, masks_of_pictures, random_clips, rebuilt, window
 from vmae_lab.lab.plots.style import BLUE, GREEN, GREY, ORANGE, RED, SKY
 from vmae_lab.lab.plots.text import short
-from vmae_lab.lab.stages import WEIGHTS, Stage, finetune_stage, opened_stage, pretrain_stage, probe_stage
+from vmae_lab.lab.stages import WEIGHTS, Stage, finetune_stage, opened_stage, pretrain_stage
 from vmae_lab.lab.stages.probe import load_encoder
 from vmae_lab.lab.statistics import compare_pairs, summarise
 from vmae_lab.models.checkpoints import Checkpoint, open_checkpoint
@@ -71,54 +70,58 @@ def prepare(recipe: Recipe) -> Recipe:
 
 
 def checkpoint_stage(recipe: Recipe) -> Stage:
-    """The stage of the checkpoint: the opened file or, if the recipe names none, a pre-training with the first seed."""
+    """Return the stage of the checkpoint: the opened file or, without `checkpoint`, a pre-training with the first seed."""
     if recipe.checkpoint is None:
         return pretrain_stage(recipe, recipe.seeds[0])
     return opened_stage(recipe, _open(recipe.checkpoint))
 
 
 def encoder_of(recipe: Recipe, arm: Arm, seed: int) -> Stage:
-    """What an arm starts from: new weights, the checkpoint, or its continued pre-training."""
+    """Return what an arm starts from: new weights, the checkpoint, or its continued pre-training."""
     if not arm.pretrained:
         return own_encoder(recipe, arm, seed)
     checkpoint = checkpoint_stage(recipe)
-    return pretrain_stage(recipe, seed, checkpoint) if arm == ARMS["continued"] else checkpoint
+    return pretrain_stage(recipe, seed, checkpoint) if arm.name == "continued" else checkpoint
 
 
 def stages(recipe: Recipe, arm: Arm, encoder: Stage, seed: int) -> Mapping[str, Stage]:
-    """Frozen readouts, fine-tuning, or both."""
-    if arm == ARMS["frozen"]:
-        return {"probe": probe_stage(recipe, encoder, seed)}
-    if arm == ARMS["finetuned"]:
+    """Build frozen readouts, fine-tuning, or both."""
+    if arm.name == "frozen":
+        return common.frozen_readouts(recipe, arm, encoder, seed)
+    if arm.name == "finetuned":
         return {"finetune": finetune_stage(recipe, encoder, seed)}
     return common.readouts_and_finetuning(recipe, arm, encoder, seed)
 
 
 EXPERIMENT = Experiment(
-    "Use a checkpoint", "What is a checkpoint worth on your videos: frozen, fine-tuned, or continued?",
+    "Use a checkpoint",
+    "How accurate is a published checkpoint on your videos: with a frozen encoder, after fine-tuning, or after continued "
+    "pre-training?",
     ARMS, stages, encoder_of, baseline="scratch", metric="finetune", floor="frozen", min_clips=retrieval.FEWEST,
     prepare=prepare,
 )  # fmt: skip
 
 
 def checkpoint_folder(results: Results) -> Path:
-    """The folder of the checkpoint in runs/. `from_pretrained` and the commands read it."""
+    """Return the folder of the checkpoint in runs/. `from_pretrained` and the commands read it."""
     return results.store.folder(checkpoint_stage(results.recipe))
 
 
 def _opened(results: Results) -> Checkpoint:
-    """The checkpoint itself: its copy in runs/ may have a new class head."""
+    """Open the checkpoint itself, not its copy in runs/, which may have a new class head."""
     where = results.recipe.checkpoint
     return open_checkpoint(checkpoint_folder(results)) if where is None else _open(where)
 
 
 def checkpoint_table(results: Results) -> Table:
-    """What the checkpoint is and contains."""
-    recipe, folder, opened = results.recipe, checkpoint_folder(results), _opened(results)
+    """Return what the checkpoint is and contains."""
+    recipe, opened = results.recipe, _opened(results)
     config, clip = opened.config, opened.config.clip
-    head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown") if config.classes else "none"
+    head = "none"
+    if config.classes:
+        head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown")
     values = {
-        "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": folder.name,
+        "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": checkpoint_folder(results).name,
         "encoder": f"{recipe.model.size}: {config.size.depth} blocks, width {config.size.width}",
         "parameters, millions": f"{sum(weights.numel() for weights in opened.state.values()) / 1e6:.2f}",
         "clips": f"{clip.pixels}, tokens {' x '.join(map(str, clip.grid))}",
@@ -132,31 +135,39 @@ def checkpoint_table(results: Results) -> Table:
 
 
 def held_out_clips(plan: Plan, count: int) -> tuple[list[int], Tensor, Tensor]:
-    """Rows, pixels and labels of random held-out clips: int, uint8 `(n, C, T, H, W)`, int64 `(n,)`. Raises MissingVideos."""
-    rows, clips = random_clips(plan, count), example_clips(plan)
+    """Return rows, pixels and labels of random held-out clips: int, uint8 `(n, C, T, H, W)`, int64 `(n,)`.
+
+    Raises MissingVideos.
+    """
+    clips = example_clips(plan)
+    rows = random_clips(plan, count)
     return rows, middle_clips(clips, rows, *window(plan.recipe)), torch.from_numpy(clips.labels[rows])
 
 
 def reconstruction(results: Results, rows: list[int]) -> Plot | None:
-    """Held-out clips, masked and reconstructed by the checkpoint; None if it has no decoder."""
-    plan, strips = results.plan, {}
+    """Show held-out clips, masked and reconstructed by the checkpoint; None if it has no decoder."""
+    plan = results.plan
     if _opened(results).config.model != "VideoMAE":
         return None
     model = VideoMAE.from_pretrained(checkpoint_folder(results))
     encoder_mask, _ = masks_of_pictures(plan.recipe)
     video = middle_clips(example_clips(plan), rows, *window(plan.recipe))
-    for place, clip in enumerate(video.split(1), 1):
+    strips = {}
+    for number, clip in enumerate(video.split(1), 1):
         for name, frames in rebuilt(model, clip, encoder_mask).items():
-            strips[f"{place}. {name}"] = frames[:: model.clip.tubelet]
+            strips[f"{number}. {name}"] = frames[:: model.clip.tubelet]
     caption = (
         f"Random held-out clips, {plan.recipe.mask.encoder_ratio:.0%} masked, and their reconstruction by the checkpoint. "
-    ) + ("The mean and contrast of each patch are the true ones." if model.normalise_target else "")
+    )
+    if model.normalise_target:
+        caption += "The mean and contrast of each patch are the true ones."
     return Plot(clip_pictures.strips(strips), "reconstruction", caption)
 
 
 # ---- Features by layer ----
 
 MOST = 200  # clips of the figure
+BATCH = 32
 SAME_CLASS = "nearest clip is of the same class, %"
 LAYER_ARMS = {
     "scratch": Arm("untrained", GREY, "X"), "frozen": Arm("checkpoint", SKY, "o"), "continued": Arm("continued", RED, "^"),
@@ -164,27 +175,32 @@ LAYER_ARMS = {
 
 
 def layers(results: Results, most: int = MOST) -> pd.DataFrame:
-    """How often the nearest clip by the features of a layer has the same class: columns arm, seed, layer, value (percent).
+    """Return how often the nearest clip by a layer's features has the same class: columns arm, seed, layer, value (percent).
 
     Features are mean tokens of the middle clips, standardized. Raises MissingVideos.
     """
-    plan, rows = results.plan, []
+    plan = results.plan
     _, video, labels = held_out_clips(plan, most)
-    # All seeds share one checkpoint.
-    cells = {(cell.arm, cell.encoder.key): cell for cell in reversed(plan.cells) if cell.arm in LAYER_ARMS}
+    cells: dict[tuple[str, str], Cell] = {}
+    for cell in plan.cells:
+        if cell.arm in LAYER_ARMS:
+            cells.setdefault((cell.arm, cell.encoder.key), cell)  # all seeds share one checkpoint; it is measured once
+    rows = []
     for cell in cells.values():
         values = _same_class_by_layer(cell.recipe, results.store.folder(cell.encoder), video, labels.numpy())
         rows += [{"arm": cell.arm, "seed": cell.seed, "layer": layer, "value": value} for layer, value in enumerate(values, 1)]
     return pd.DataFrame(rows, columns=["arm", "seed", "layer", "value"])
 
 
+@torch.no_grad()
 def _same_class_by_layer(recipe: Recipe, folder: Path, video: Tensor, labels: np.ndarray) -> list[float]:
     with fixed_threads(recipe.compute.threads):
-        encoder, values = load_encoder(recipe.model, folder / WEIGHTS), []
+        encoder = load_encoder(recipe.model, folder / WEIGHTS)
         device = next(encoder.parameters()).device
-        for layer in range(1, encoder.depth + 1):
-            parts = [encode_clips(encoder, None, part.to(device), layer) for part in video.split(32)]
-            features = retrieval.standardised(torch.cat(parts).cpu().numpy())
+        parts = [[tokens.mean(1).cpu() for tokens in encoder.layers(part.to(device))] for part in video.split(BATCH)]
+        values = []
+        for layer in zip(*parts, strict=True):
+            features = retrieval.standardised(torch.cat(layer).numpy())
             values.append(retrieval.same_class(labels, retrieval.nearest(features, 1)))
     return values
 
@@ -207,19 +223,16 @@ def layers_plot(results: Results, measured: pd.DataFrame) -> Plot:
 
 # ---- Ways to use the checkpoint ----
 
-ACCURACY = "top-1"
-FROZEN, TUNED = "probe", "finetune"
-# Name, and the arm and the kind of stage that measure it.
 METHODS = {
-    "untrained": ("untrained encoder, frozen", "scratch", FROZEN),
-    "frozen": ("checkpoint, frozen", "frozen", FROZEN),
-    "continued_frozen": ("checkpoint, continued, frozen", "continued", FROZEN),
-    "scratch": ("trained from scratch", "scratch", TUNED),
-    "finetuned": ("checkpoint, fine-tuned", "finetuned", TUNED),
-    "continued": ("checkpoint, continued, fine-tuned", "continued", TUNED),
+    "untrained": Method("untrained encoder, frozen", "scratch", "probe"),
+    "frozen": Method("checkpoint, frozen", "frozen", "probe"),
+    "continued_frozen": Method("checkpoint, continued, frozen", "continued", "probe"),
+    "scratch": Method("trained from scratch", "scratch", "finetune"),
+    "finetuned": Method("checkpoint, fine-tuned", "finetuned", "finetune"),
+    "continued": Method("checkpoint, continued, fine-tuned", "continued", "finetune"),
 }
 STYLES = {
-    name: Arm(METHODS[name][0], colour, marker)
+    name: Arm(METHODS[name].label, colour, marker)
     for name, colour, marker in (
         ("untrained", GREY, "o"), ("frozen", SKY, "o"), ("continued_frozen", GREEN, "v"),
         ("scratch", ORANGE, "s"), ("finetuned", BLUE, "D"), ("continued", RED, "^"),
@@ -229,45 +242,28 @@ PAIRS = (
     ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("continued_frozen", "frozen"),
     ("continued", "finetuned"),
 )  # fmt: skip
-# Name -> what the table compares it with. The pair of both ways of use has no line of its own.
+# Method -> the method that its row of the table is compared with. Fine-tuned and frozen are compared only in the conclusions.
 REFERENCE = {name: other for name, other in PAIRS if (name, other) != ("finetuned", "frozen")}
 
 
 def accuracies(results: Results) -> pd.DataFrame:
-    """Accuracy of each way: columns arm (a name in METHODS), seed, metric, value."""
-    parts, rows = [], results.rows
-    for name, (_, arm, kind) in METHODS.items():
-        metric = results.probe if kind == FROZEN else kind
-        chosen = rows[(rows.arm == arm) & (rows.metric == metric)]
-        parts.append(chosen[["seed", "value"]].assign(arm=name, metric=ACCURACY))
-    return pd.concat(parts, ignore_index=True)
+    """Return the accuracy of each way: columns arm (a name in METHODS), seed, metric, value."""
+    return common.by_method(results, METHODS)
 
 
 def methods_table(results: Results) -> Table:
-    """One line per way to use the checkpoint, with its paired difference to the way that it improves on."""
-    found, evaluate = accuracies(results), results.recipe.evaluate
-    accuracy, every = summarise(found, ACCURACY), compare_pairs(found, ACCURACY, PAIRS, results.margin)
+    """Return one row per way to use the checkpoint, with its paired difference to the way that it improves on."""
+    every = compare_pairs(accuracies(results), TOP1, PAIRS, results.margin)
     differences = every[[REFERENCE.get(name) == other for name, other in every.index]]
     differences = differences.set_axis([name for name, _ in differences.index])
-    lines = [
-        {
-            "what is trained": METHODS[name][0], "top-1 %": common.mean_and_spread(accuracy, name),
-            "compared with": METHODS[REFERENCE[name]][0] if name in differences.index else "",
-            **common.comparison_cells(differences, name, "it"),
-        }
-        for name in accuracy.index
-    ]  # fmt: skip
-    draws = f"mean over {evaluate.probe.draws} draws of {evaluate.probe.labels}" if evaluate.probe.labels else "all"
-    tuned = f"one draw of {evaluate.finetune_labels} labels per seed" if evaluate.finetune_labels else "all labels"
-    evaluation = (
-        f"frozen readouts with {draws} labels; trained from scratch or fine-tuned with {tuned}, {evaluate.finetune.steps} "
-        f"steps of {evaluate.finetune.batch_size} clips; one clip per video; all seeds start from one checkpoint"
-    )
-    return Table(pd.DataFrame(lines), "methods", common.caption(results, every, evaluation=evaluation))
+    frame = common.methods_frame(results, METHODS, "what is trained", differences, "it", REFERENCE)
+    labels = common.labels_used(results.recipe, "frozen readouts")
+    evaluation = f"{labels}; one clip per video; all seeds start from one checkpoint"
+    return Table(frame, "methods", common.caption(results, every, evaluation=evaluation))
 
 
 def accuracy_plot(results: Results) -> Plot:
-    summary = summarise(accuracies(results), ACCURACY)
+    summary = summarise(accuracies(results), TOP1)
     figure = charts.dots_by_arm({f"{results.recipe.evaluate.split} split": summary}, STYLES, results.chance, "top-1 (%)")
     return Plot(figure, "accuracy", "The accuracies of the table above, mean and 95% interval over seeds.")
 
@@ -280,27 +276,28 @@ def losses(results: Results) -> Plot:
 
 
 def classifier_folder(results: Results) -> Path:
-    """The folder of the fine-tuned classifier, first seed: fine-tuned from the checkpoint, or after continuing."""
+    """Return the folder of the fine-tuned classifier, first seed: of the first possible arm that fine-tunes."""
     arm = next(arm for arm in ("finetuned", "continued", "scratch") if arm in results.plan.possible)
     return results.store.folder(results.plan.first(arm).measures["finetune"])
 
 
 def predictions_table(model: VideoClassifier, rows: list[int], labels: Tensor, probabilities: Tensor, plan: Plan) -> Table:
-    """The most probable classes of clips, with the true class. probabilities: `(n, classes)`."""
-    clips, names, true = example_clips(plan), names_of(model), plan.recipe.data.class_names
+    """Return the most probable classes of clips, with the true class. probabilities: `(n, classes)`."""
+    clips = example_clips(plan)
+    predicted_names, true_names = names_of(model), plan.recipe.data.class_names
     top = probabilities.topk(min(3, model.classes))
     lines = []
-    for place, (row, label) in enumerate(zip(rows, labels.tolist(), strict=True)):
-        ranked = zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True)
-        shown = ", ".join(f"{names[index]} {value:.0%}" for index, value in ranked)
+    for index, (row, label) in enumerate(zip(rows, labels.tolist(), strict=True)):
+        ranked = zip(top.indices[index].tolist(), top.values[index].tolist(), strict=True)
+        shown = ", ".join(f"{predicted_names[predicted]} {value:.0%}" for predicted, value in ranked)
         video = "/".join(Path(clips.name(row)).parts[-2:])
-        lines.append((place + 1, short(video, 40), true[label], shown))
+        lines.append((index + 1, short(video, 40), true_names[label], shown))
     frame = pd.DataFrame(lines, columns=["clip", "video", "class", "most probable classes"])
     return Table(frame, "predictions", "Random held-out clips and the predictions of the fine-tuned classifier, first seed.")
 
 
 def own_predictions(results: Results, rows: list[int], video: Tensor, labels: Tensor) -> Table | None:
-    """Predictions of the checkpoint's own class head; None if it has none."""
+    """Return the predictions of the checkpoint's own class head; None if it has none."""
     if _opened(results).config.classes is None:
         return None
     model = VideoClassifier.from_pretrained(checkpoint_folder(results))
@@ -310,9 +307,10 @@ def own_predictions(results: Results, rows: list[int], video: Tensor, labels: Te
 
 
 def class_maps(model: VideoClassifier, rows: list[int], video: Tensor, predicted: Tensor, plan: Plan) -> Plot:
-    """Clips with attention rollout, and with the tokens that speak for the predicted class. predicted: int64 `(n,)`."""
-    names, maps = names_of(model), common.token_maps(model, video, predicted)
-    titles = [f"{place}. predicted:\n{short(names[label], 24)}" for place, label in enumerate(predicted.tolist(), 1)]
+    """Show clips with attention rollout, and with the relevance of tokens for the predicted class. predicted: int64 `(n,)`."""
+    names = names_of(model)
+    maps = common.token_maps(model, video, predicted)
+    titles = [f"{number}. predicted:\n{short(names[label], 24)}" for number, label in enumerate(predicted.tolist(), 1)]
     strips = zip(clip_frames(plan, rows), maps, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(titles, strips, strict=True)))
     return Plot(figure, "class_maps", f"Clips and maps of the fine-tuned classifier, first seed. {common.MAPS_CAPTION}")
@@ -322,17 +320,15 @@ def class_maps(model: VideoClassifier, rows: list[int], video: Tensor, predicted
 
 
 def conclusions(results: Results, measured: pd.DataFrame) -> list[str]:
-    """The comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
-    found = accuracies(results)
-    accuracy, names = summarise(found, ACCURACY)["mean"], {name: label for name, (label, *_) in METHODS.items()}
-    words = common.pair_words(results, ACCURACY, PAIRS, found, names)
+    """State the comparisons of the ways to use the checkpoint, the best layer, and the uncertainty of the test set."""
+    accuracy = summarise(accuracies(results), TOP1)["mean"]
+    words = common.method_words(results, METHODS, PAIRS)
     means = measured[measured.arm == "frozen"].groupby("layer").value.mean()
     if len(means):
         words.append(
             f"The checkpoint's features retrieve the same class best after block {means.idxmax()} of {len(means)} "
             f"({means.max():.1f}% of the nearest clips, {means.iloc[-1]:.1f}% after the last block)."
         )
-    best = str(accuracy.idxmax())
-    _, arm, kind = METHODS[best]
-    clips = results.stage_result(arm, kind)["test_clips"]
-    return [*words, f"The highest mean is that of '{names[best]}'. {common.test_set_words(accuracy.max(), clips)}"]
+    best = METHODS[str(accuracy.idxmax())]
+    clips = results.stage_result(best.arm, best.metric)["test_clips"]
+    return [*words, f"The highest mean is that of '{best.label}'. {common.test_set_words(accuracy.max(), clips)}"]
