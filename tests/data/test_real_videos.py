@@ -138,7 +138,7 @@ def test_broken_and_malicious_files_are_errors_or_read_correctly(decoder, path):
             expected = decoded(undamaged(path))
             for index, frame in zip(read.indices, read.frames, strict=True):
                 wrong += not (index < len(expected) and np.abs(frame - expected[index]).mean() < 2)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 60
         assert status_of(decoder._process.pid, "VmHWM") < 2048
     assert all(named)
     assert bool(wrong) == (path.name in SILENTLY_WRONG), f"{wrong} frames are wrong"
