@@ -34,7 +34,10 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     """Return an Accelerator for the launcher's devices and the precision in the settings."""
     AcceleratorState._reset_state()  # a process may train several stages with different precisions
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_native())
-    process_state()
+    processes = process_state()
+    if processes.distributed_type == DistributedType.FSDP:  # of an earlier stage; accelerate would not read its plugin again
+        on_cpu = processes.device.type == "cpu"
+        processes.distributed_type = DistributedType.MULTI_CPU if on_cpu else DistributedType.MULTI_GPU
     # As without sharding: autocast chooses the precision of each operation; gradients are accumulated and reduced in float32.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
@@ -44,8 +47,8 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
         keep_freed_memory()
     if sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # accelerate does not shard on CPUs. PyTorch can, so that a configuration can be tested there.
-        state = accelerator.state
-        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        accelerator.state.fsdp_plugin = plugin
+        accelerator.state.distributed_type = processes.distributed_type = DistributedType.FSDP
     return accelerator
 
 

@@ -233,10 +233,11 @@ class Trainer(Generic[Model]):
         # Forward and backward. Gradients are summed over micro-batches and, in the last backward, averaged over processes.
         total = torch.zeros((), device=accelerator.device)
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            with accelerator.autocast():
-                loss = self.task.loss(self.model, part, accelerator.device)
             share = weight / (all_weights or 1) * accelerator.num_processes  # without any term (no person), no gradient
+            # DDP decides in forward whether the backward after it averages the gradients, so no_sync is around both.
             with accelerator.no_sync(self.model) if index < len(parts) - 1 else nullcontext():
+                with accelerator.autocast():
+                    loss = self.task.loss(self.model, part, accelerator.device)
                 accelerator.backward(loss * share)
             total += loss.detach() * share
 

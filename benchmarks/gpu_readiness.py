@@ -1,0 +1,99 @@
+"""Counts of what slows training on several GPUs. They need no GPU.
+
+Run `python benchmarks/gpu_readiness.py --out reports/benchmarks`. Collectives are counted in two CPU processes that communicate
+through gloo.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from vmae_lab.data.dataset import DataSettings
+from vmae_lab.data.motionworld import MotionworldSettings
+from vmae_lab.masking import MaskSettings
+from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.dataloader import TaskDataset
+from vmae_lab.training.distributed import accelerator_for
+from vmae_lab.training.loop import Trainer
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.seeding import seeded
+
+MODEL = ModelSettings(size="micro", frames=4, side=16, patch=4)
+STEPS, ACCUMULATION = 3, 4
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+class Noise:
+    """Eight clips of random pixels."""
+
+    sources, labels = ["noise"] * 8, np.zeros(8, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def video(self, index: int, choose: Any, short_side: int | None = None) -> torch.Tensor:
+        shape = (3, len(choose(MODEL.frames)), MODEL.side, MODEL.side)
+        return torch.randint(256, shape, generator=torch.Generator().manual_seed(index)).to(torch.uint8)
+
+
+def pretraining(**settings: Any) -> PretrainTask:
+    """Return a pre-training with random masks, so that clips have unequal numbers of tokens in the loss."""
+    masks = MaskSettings(encoder="random", encoder_ratio=0.75, decoder="random", decoder_ratio=0.5)
+    data = DataSettings(motionworld=MotionworldSettings(side=MODEL.side), resident_side=MODEL.side)
+    settings = {"steps": STEPS, "batch_size": 8, "accumulation": ACCUMULATION, "lr": 1e-3, **settings}
+    return PretrainTask(MODEL, masks, PretrainSettings(**settings), data, Noise(), seed=0)
+
+
+def collectives() -> dict[str, int]:
+    """Count the collectives of all optimizer steps, in a process that a launcher has started."""
+    task = pretraining()
+    accelerator = accelerator_for(task.settings)
+    with seeded(task.seed, "initial weights"):
+        trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
+    dataset = TaskDataset(task, trainer.rows)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for step in range(STEPS):
+            trainer.train_step(dataset[step], stop=False)
+            trainer.state.step += 1
+    names = [event.name.removeprefix("c10d::").strip("_") for event in profiled.events() if event.name.startswith("c10d::")]
+    return dict(Counter(names))
+
+
+def launched(sharded: bool = False) -> dict[str, int]:
+    """Return the collectives of the first of two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "collectives.json"
+        environment = {**os.environ, **ON_CPU, **(FSDP if sharded else {})}
+        subprocess.run([sys.executable, *LAUNCHER, __file__, "--collectives", str(file)], env=environment, check=True)
+        return json.loads(file.read_text())
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--out", type=Path, help="folder for the table")
+    arguments.add_argument("--collectives", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.collectives:
+        counts = collectives()
+        if os.environ["RANK"] == "0":
+            options.collectives.write_text(json.dumps(counts))
+        torch.distributed.destroy_process_group()
+        return
+    print(launched(), launched(sharded=True))
+
+
+if __name__ == "__main__":
+    main()
