@@ -10,13 +10,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings
@@ -34,6 +34,10 @@ STEPS, ACCUMULATION = 3, 4
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+# The CPU waits for a GPU to learn their result.
+WAITING = ("aten::nonzero", "aten::_local_scalar_dense", "aten::masked_select")
 
 
 class Noise:
@@ -57,22 +61,58 @@ def pretraining(**settings: Any) -> PretrainTask:
     return PretrainTask(MODEL, masks, PretrainSettings(**settings), data, Noise(), seed=0)
 
 
-def collectives() -> dict[str, int]:
-    """Count the collectives of all optimizer steps, in a process that a launcher has started."""
+def collectives() -> dict[str, tuple[int, int]]:
+    """Count the collectives of three optimizer steps, and their bytes, in a process that a launcher has started."""
     task = pretraining()
     accelerator = accelerator_for(task.settings)
     with seeded(task.seed, "initial weights"):
         trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
     dataset = TaskDataset(task, trainer.rows)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with Operators() as operators:
         for step in range(STEPS):
             trainer.train_step(dataset[step], stop=False)
             trainer.state.step += 1
-    names = [event.name.removeprefix("c10d::").strip("_") for event in profiled.events() if event.name.startswith("c10d::")]
-    return dict(Counter(names))
+    return {name.removeprefix("c10d::").strip("_"): made for name, made in operators.made.items() if name.startswith("c10d::")}
 
 
-def launched(sharded: bool = False) -> dict[str, int]:
+class Operators(TorchDispatchMode):
+    """Counts the operators inside the block by name, and the bytes of their first argument, which they write."""
+
+    def __enter__(self) -> Self:
+        self.made: dict[str, tuple[int, int]] = {}
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        calls, total = self.made.get(name := function._schema.name, (0, 0))
+        size = sum(value.nbytes for value in tree_leaves(args[:1]) if isinstance(value, torch.Tensor))
+        self.made[name] = calls + 1, total + size
+        return function(*args, **(kwargs or {}))
+
+
+def synchronizations(by_masks: bool = False) -> int:
+    """Count the operators of forward, loss and backward of a pre-training that make the CPU wait for a GPU."""
+    task = pretraining()
+    model, batch = task.build(), task.training_batch(0, range(8))
+    masks = task.batch(0, range(8))
+    with Operators() as operators:
+        if by_masks:
+            model(batch["video"], masks["encoder_mask"], masks["decoder_mask"])
+        else:
+            task.loss(model, batch, torch.device("cpu")).backward()
+    return sum(operators.made.get(name, (0, 0))[0] for name in WAITING)
+
+
+def graphs(by_masks: bool = False) -> tuple[int, int]:
+    """Return the numbers of graphs and graph breaks of forward."""
+    task = pretraining()
+    model, batch = task.build(), task.training_batch(0, range(8)) | task.batch(0, range(8))
+    names = ("encoder_mask", "decoder_mask") if by_masks else ("visible", "decoded")
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(model)(batch["video"], *(batch[name] for name in names))
+    return explained.graph_count, explained.graph_break_count
+
+
+def launched(sharded: bool = False) -> dict[str, tuple[int, int]]:
     """Return the collectives of the first of two processes."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "collectives.json"

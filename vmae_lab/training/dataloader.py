@@ -24,6 +24,7 @@ from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.processes import ProcessLost, end_with_parent, ignore_stop_requests, sendable
 
 Batch = dict[str, Tensor]
+TOTAL_WEIGHT = "total_weight"  # in a batch, optional: the task's weight of the global batch, repeated for each row
 MOST_LOST = 3  # times that workers are replaced; if they are killed more often, memory is too small for any
 WORKER_END_S = 1.0  # seconds that workers have to end by themselves before they are killed
 SOCKET_PATH = 103  # longest path of a socket on macOS, in bytes; Linux allows 107
@@ -31,7 +32,10 @@ SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing ap
 
 
 class DrawsBatches(Protocol):
-    """The part of a task that loader workers use."""
+    """The part of a task that loader workers use.
+
+    If training needs other tensors than those that `batch` draws, a task also has `training_batch(step, rows)`.
+    """
 
     def batch(self, step: int, rows: range) -> Batch: ...
 
@@ -40,10 +44,11 @@ class TaskDataset(Dataset):
     """A task as a dataset: step -> one process's rows of the batch of that step."""
 
     def __init__(self, task: DrawsBatches, rows: range):
-        self.task, self.rows = task, rows
+        self.rows = rows
+        self.draw = getattr(task, "training_batch", task.batch)
 
     def __getitem__(self, step: int) -> Batch:
-        return self.task.batch(step, self.rows)
+        return self.draw(step, self.rows)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
