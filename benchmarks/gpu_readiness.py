@@ -70,7 +70,7 @@ def collectives() -> dict[str, tuple[int, int]]:
     dataset = TaskDataset(task, trainer.rows)
     with Operators() as operators:
         for step in range(STEPS):
-            trainer.train_step(dataset[step], stop=False)
+            trainer.train_step(dataset[step])
             trainer.state.step += 1
     return {name.removeprefix("c10d::").strip("_"): made for name, made in operators.made.items() if name.startswith("c10d::")}
 

@@ -128,7 +128,7 @@ def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: 
             trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
         for step in range(steps + 1):
             started = time.perf_counter()
-            trainer.train_step(task.training_batch(step, trainer.rows), stop=False)
+            trainer.train_step(task.training_batch(step, trainer.rows))
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
