@@ -3,12 +3,13 @@
 import ctypes
 import os
 import platform
+import warnings
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -42,7 +43,9 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy) if sharded else None
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin)
+    # Buffers are constants, such as positions, so they need no broadcasts. Without the view, gradients exist twice.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin, kwargs_handlers=[ddp])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
@@ -81,7 +84,10 @@ def prepare(
             block.compile()
     fused = accelerator.device.type in ("cuda", "cpu")
     optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
-    model, wrapped = accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():
+        # The argument's new name exists only in PyTorch 2.15 and later, and accelerate does not pass it.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        model, wrapped = accelerator.prepare(model, optimizer)
     if settings.ema and isinstance(model, FSDPModule):
         raise ImpossibleHere("ema keeps a full copy of the weights, which FSDP does not support: remove ema, or use DDP")
     return model, wrapped.optimizer  # accelerate's wrapper is only needed for float16 and TPUs
