@@ -61,9 +61,9 @@ def pretraining(**settings: Any) -> PretrainTask:
     return PretrainTask(MODEL, masks, PretrainSettings(**settings), data, Noise(), seed=0)
 
 
-def collectives() -> dict[str, tuple[int, int]]:
+def collectives(precision: str = "fp32") -> dict[str, tuple[int, int]]:
     """Count the collectives of three optimizer steps, and their bytes, in a process that a launcher has started."""
-    task = pretraining()
+    task = pretraining(precision=precision)
     accelerator = accelerator_for(task.settings)
     with seeded(task.seed, "initial weights"):
         trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
@@ -112,12 +112,13 @@ def graphs(by_masks: bool = False) -> tuple[int, int]:
     return explained.graph_count, explained.graph_break_count
 
 
-def launched(sharded: bool = False) -> dict[str, tuple[int, int]]:
-    """Return the collectives of the first of two processes."""
+def launched(sharded: bool = False, precision: str = "fp32") -> dict[str, tuple[int, int]]:
+    """Return the collectives of the first of two processes: name -> calls and bytes."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "collectives.json"
         environment = {**os.environ, **ON_CPU, **(FSDP if sharded else {})}
-        subprocess.run([sys.executable, *LAUNCHER, __file__, "--collectives", str(file)], env=environment, check=True)
+        command = [sys.executable, *LAUNCHER, __file__, "--collectives", str(file), "--precision", precision]
+        subprocess.run(command, env=environment, check=True)
         return json.loads(file.read_text())
 
 
@@ -125,9 +126,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--out", type=Path, help="folder for the table")
     arguments.add_argument("--collectives", type=Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--precision", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.collectives:
-        counts = collectives()
+        counts = collectives(options.precision)
         if os.environ["RANK"] == "0":
             options.collectives.write_text(json.dumps(counts))
         torch.distributed.destroy_process_group()

@@ -27,13 +27,17 @@ def test_forward_is_one_graph(counts):
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
-    ("sharded", "expected"),
+    ("sharded", "precision", "expected"),
     [
-        (False, {"allreduce": 3, "broadcast": 2}),  # of all gradients; of the order of the buckets, once
-        (True, {"reduce_scatter_base": 3 * 7}),  # of the gradients of each sharded unit
+        (False, "fp32", {"allreduce": 3, "broadcast": 2}),  # of all gradients; of the order of the buckets, once
+        (True, "bf16", {"reduce_scatter_base": 3 * 7}),  # of the gradients of each sharded unit
     ],
 )
-def test_collectives_of_three_steps_with_four_micro_batches(counts, sharded, expected):
-    found = {name: calls for name, (calls, _) in counts.launched(sharded).items()}
-    found.pop("allgather_base", None)  # of FSDP's weights
-    assert found == expected
+def test_collectives_of_three_steps_with_four_micro_batches(counts, sharded, precision, expected):
+    found = counts.launched(sharded, precision)
+    gathered = found.pop("allgather_base", None)
+    assert {name: calls for name, (calls, _) in found.items()} == expected
+    if gathered:
+        weights = sum(weight.numel() for weight in counts.pretraining().build().parameters())
+        bytes_per_weight = gathered[1] / weights / (counts.STEPS * counts.ACCUMULATION)
+        assert bytes_per_weight < 2 * 2 * 1.01, "forward and backward gather bf16; a unit that stays gathered is gathered once"

@@ -39,9 +39,8 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     if processes.distributed_type == DistributedType.FSDP:  # of an earlier stage; accelerate would not read its plugin again
         on_cpu = processes.device.type == "cpu"
         processes.distributed_type = DistributedType.MULTI_CPU if on_cpu else DistributedType.MULTI_GPU
-    # As without sharding: autocast chooses the precision of each operation; gradients are accumulated and reduced in float32.
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    policy = sharding_policy(bf16, processes.device)
     plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy) if sharded else None
     # Buffers are constants, such as positions, so they need no broadcasts. Without the view, gradients exist twice.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -53,6 +52,18 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
         accelerator.state.fsdp_plugin = plugin
         accelerator.state.distributed_type = processes.distributed_type = DistributedType.FSDP
     return accelerator
+
+
+def sharding_policy(bf16: bool, device: torch.device) -> MixedPrecisionPolicy:
+    """Return the precision of sharded training (FSDP2). Gradients are reduced, and weights updated, in float32.
+
+    With bf16, weights are gathered in bf16, in half the bytes of float32. Compared with DDP, this also rounds the weights that
+    autocast would use in float32: those of LayerNorm and LayerScale, and the mask token. The operations on a GPU do not change:
+    autocast computes LayerNorm in float32, and the residual stream, targets and losses are float32. On a CPU, LayerNorm needs
+    inputs of the type of its weights, so there the inputs of each block are cast to bf16 too.
+    """
+    on_cpu = device.type == "cpu"
+    return MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=on_cpu)
 
 
 def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
