@@ -19,7 +19,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from vmae_lab.training import distributed
 from vmae_lab.training.checkpoint import Checkpoints, UnreadableCheckpoint, alone_in, drop_kept_weights, keep_weights
-from vmae_lab.training.dataloader import TOTAL_WEIGHT, Batch, TaskDataset, data_loader, split_batch
+from vmae_lab.training.dataloader import (
+    TOTAL_WEIGHT,
+    Batch,
+    TaskDataset,
+    data_loader,
+    plan_loading,
+    require_shared_memory,
+    split_batch,
+)  # fmt: skip
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
@@ -144,6 +152,8 @@ class Trainer(Generic[Model]):
         self.keep = keep
         self.validation = validation
         self.rows = distributed.rows_of_process(accelerator, task.settings)
+        self.loading = plan_loading(task, self.rows, compute.workers, compute.prefetch_mib * 2**20)
+        require_shared_memory(self.loading)
         self.model, self.optimizer = distributed.prepare(accelerator, task.build(), task.settings, compute)
         self.parameters = list(self.model.parameters())
         self.average = ModelEmaV3(distributed.unwrapped(self.model), task.settings.ema) if task.settings.ema else None
@@ -293,12 +303,12 @@ class Trainer(Generic[Model]):
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batches from the current step to the last. After a roll-back, skip samples."""
-        dataset = TaskDataset(self.task, self.rows)
+        dataset = TaskDataset(self.task, self.rows, self.loading.parts)
         on_gpu = self.accelerator.device.type == "cuda"
         while self.state.step < self.settings.steps:
             skipped = self.state.skipped
             positions = range(self.state.step + skipped, self.settings.steps + skipped)
-            for batch in data_loader(dataset, positions, self.compute.workers, pin_memory=on_gpu):
+            for batch in data_loader(dataset, positions, self.loading, pin_memory=on_gpu):
                 yield batch
                 if self.state.skipped != skipped:  # after a roll-back, start a new loader
                     break
@@ -441,7 +451,7 @@ class Trainer(Generic[Model]):
             f"from step {self.state.step} of {settings.steps} on {accelerator.num_processes} x "
             f"{distributed.device_name(accelerator.device)}, {kind}, {accelerator.mixed_precision} mixed precision: "
             f"{settings.batch_size} clips per step = {accelerator.num_processes} processes x {settings.accumulation} "
-            f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}"
+            f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}; {self.loading.words}"
         )
         if accelerator.is_main_process:
             note(self.folder, text)

@@ -102,6 +102,15 @@ class PretrainTask:
         _, _, counted = self._masks(step)
         return {**batch, "visible": visible, "decoded": decoded, TOTAL_WEIGHT: counted.sum().repeat(len(rows))}
 
+    @property
+    def row_bytes(self) -> int:
+        clips = 2 if self.settings.target_from == "other_clip" else 1
+        return clips * self.model.clip.tokens * self.model.clip.patch_values
+
+    @property
+    def rows_together(self) -> int:
+        return self.settings.repeats  # of one decoded clip
+
     def _masks(self, step: int) -> Masks:
         """Return the encoder and decoder mask of the global batch, and which decoded tokens are counted.
 
