@@ -346,13 +346,16 @@ def test_missing_features_are_named(folder, tmp_path):
 def test_the_default_pattern_of_a_detector_finds_extracted_features(folder, tmp_path):
     encoder, made = classifier().encoder, tmp_path / "made"
     extract_features(encoder, listed(folder), made, FeatureSettings(stride=2), progress=False)
-    assert (made / "long.mp4.npy").exists()
     settings = FeatureFolder(folder="made", stride=2, frames=encoder.clip.frames)
     found = settings.files(made, ["long", "short", "elsewhere"])
-    assert found == {"long": made / "long.mp4.npy", "short": made / "short.mp4.npy", "elsewhere": made / "elsewhere.npy"}
+    assert found == {
+        "long": made / "run" / "long.mp4.npy",
+        "short": made / "short.mp4.npy",
+        "elsewhere": made / "elsewhere.npy",
+    }
     with pytest.raises(ListError, match=r"with stride 2 .*, not of \d+ frames with stride 8"):
         settings.model_copy(update={"stride": 8}).files(made, ["long"])
     windows = (made / "windows.csv").read_text()
-    (made / "windows.csv").write_text(windows.replace("long.mp4,", "short.mov,"))
+    (made / "windows.csv").write_text(windows.replace("run/long.mp4,", "short.mov,"))
     with pytest.raises(ListError, match=r"windows\.csv has several videos of the same name: short"):
         settings.files(made, ["short"])
