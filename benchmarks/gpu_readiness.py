@@ -165,7 +165,7 @@ training gathered float32.
 Operators for which the CPU waits are `nonzero`, `_local_scalar_dense` and `masked_select`: now in forward, loss and backward;
 before in forward with masks, which DDP and FSDP2 moved to the device. On one GPU there were none. Copies that wait for a GPU
 cannot be counted without one. Graph breaks are counted by `torch._dynamo.explain`; the review found 6. The loader's bytes are
-computed from its plan; a test counts the rows that its workers have built. No GPU was at hand, so times are not measured.
+computed from its plan; a test counts the rows that its workers have built. No GPU was available, so times are not measured.
 """
 
 
