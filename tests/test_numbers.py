@@ -21,9 +21,7 @@ SPREAD = r"\d+\.\d+ ± \d+\.\d+"
 DIFFERENCE = r"[+-]\d+\.\d+ \[[+-]\d+\.\d+, [+-]\d+\.\d+\]"
 # 70.1, 7%, 1.42 x and 5 points are results. Not: 95% of an interval, "within 2 points" of a verdict, 12 of 2026-11-12.
 RESULT = re.compile(r"(?<![\w.-])(?:\d+\.\d+|\d+(?=%| to \d+%| x\b| (?:to \d+ )?points\b))(?![\w-])")
-NOT_A_RESULT = re.compile(
-    r"`[^`]*`|95% (?:confidence )?interval|within \d+ points|less than \d+ points|\d+% of its forward cost"
-)
+NOT_A_RESULT = re.compile(r"`[^`]*`|95% (?:confidence )?interval|(?:within|less than) \d+ points|\d+% of its forward cost")
 
 # ---- Figures next to a link to their report ----
 
@@ -193,7 +191,7 @@ def macs(notebook: str, scale: str, kind: str, arms: str | None) -> float:
 
 
 def test_the_cost_of_the_papers_recipes_is_that_of_their_plans():
-    """One pre-training from scratch and one training on labels, of all arms for the scale `paper`. Hours: at 100e12 per second."""
+    """One pre-training and one training on labels, of all arms for the scale `paper`. Hours: at 100e12 per second."""
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(paper[\w/]*)`.*? \| ([\d,]+) \| ([\d,]+).* \| ([\d,]+) \|$", text, re.MULTILINE)
     assert len(rows) == 13
