@@ -82,4 +82,4 @@ def test_an_installed_wheel_runs_commands_in_a_folder_of_init(wheel, tmp_path):
         VideoClassifier(settings.dimensions, settings.clip, 3).save_pretrained(lab / "model")
     assert "a.mp4" in command("predict", "model", "videos/a.mp4")
     command("features", ".", "--root", "videos", "--model", "model")
-    assert (lab / "videos.features" / "a.npy").is_file()
+    assert (lab / "videos.features" / "a.mp4.npy").is_file()
