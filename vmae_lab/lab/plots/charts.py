@@ -189,7 +189,7 @@ def lines_by_arm(
     if logarithmic:
         axes.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x in curve.index})
-    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
+    axes.set_xticks(ticks, [f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel)
     within_percent(axes)
