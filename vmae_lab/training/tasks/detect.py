@@ -20,6 +20,7 @@ from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.transforms import BoxAugment, augment_scene, enlarged, to_short_side
 from vmae_lab.data.video_lists import ListError
+from vmae_lab.detection.label_assignment import indices
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import State
 from vmae_lab.models.sizes import ModelSettings
@@ -106,10 +107,10 @@ class DetectTask:
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """Return the binary cross-entropy, averaged over people and classes; 0 if no box is inside its crop."""
-        on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        scores, there = model(on_device["video"], on_device["boxes"]), on_device["there"]
-        labels = on_device["label"][there]
-        terms = functional.binary_cross_entropy_with_logits(scores[there].float(), labels, reduction="none")
+        video, boxes, labels = (batch[name].to(device, non_blocking=True) for name in ("video", "boxes", "label"))
+        people = indices(batch["there"], device)
+        scores = model(video, boxes).flatten(0, 1)[people]
+        terms = functional.binary_cross_entropy_with_logits(scores.float(), labels.flatten(0, 1)[people], reduction="none")
         return terms.sum() / max(1, terms.numel())
 
     def _sample(self, position: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -100,12 +100,12 @@ class LocaliseTask:
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """Return focal plus DIoU loss, divided by the recent number of positives. The mean over rows is the step's loss."""
-        features, padding, labels, distances, positives = (
-            batch[name].to(device, non_blocking=True) for name in ("features", "padding", "label", "distances", "positives")
+        features, padding, positives = (
+            batch[name].to(device, non_blocking=True) for name in ("features", "padding", "positives")
         )
         logits, predicted = model(features, padding)
-        points = pyramid_padding(padding, self.settings.shape.levels)
-        loss = localisation_loss(logits, predicted, labels, distances, points)
+        points = pyramid_padding(batch["padding"], self.settings.shape.levels)
+        loss = localisation_loss(logits, predicted, batch["label"], batch["distances"], points)
         return loss / positives[0] * self.settings.batch_size / len(features)
 
     def stretch(self, position: int, video: str) -> tuple[int, int]:
@@ -173,10 +173,12 @@ def localise(
     for video in videos.itertuples():
         read = features.read(video.video)
         length = _padded(len(read), model.shape.multiple)
-        padding = (torch.arange(length) >= len(read))[None].to(device)
-        logits, distances = model(_filled(read, length)[None].to(device), padding)
-        found = candidates(logits[0].float(), distances[0].float(), padding, model.shape.levels, settings.suppress)
-        segments, scores, labels = (kept.cpu().numpy() for kept in suppress(*found, settings.suppress))
+        padding = (torch.arange(length) >= len(read))[None]
+        predicted = model(_filled(read, length)[None].to(device), padding.to(device))
+        # On the CPU: Soft-NMS has up to 200 steps per video, and on a GPU each would wait for the one before.
+        logits, distances = (values[0].float().cpu() for values in predicted)
+        found = candidates(logits, distances, padding, model.shape.levels, settings.suppress)
+        segments, scores, labels = (kept.numpy() for kept in suppress(*found, settings.suppress))
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
         names = [model.classes[label] for label in labels]
         rows += zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)
@@ -190,7 +192,7 @@ def candidates(
 
     logits: `(P, classes)`; distances: `(P, 2)`; padding: bool `(1, T)`.
     """
-    times, strides = (values.to(logits.device) for values in pyramid_points(padding.shape[1], levels))
+    times, strides = pyramid_points(padding.shape[1], levels)
     scores = logits.sigmoid().masked_fill(pyramid_padding(padding, levels)[0, :, None], 0.0)
     parts = []
     for level in range(levels):
@@ -198,7 +200,7 @@ def candidates(
         best, index = scores[points].flatten().topk(min(settings.candidates, scores[points].numel()))
         index = index[best > settings.least_score]
         point, label = points[index // scores.shape[1]], index % scores.shape[1]
-        to_ends = distances[point] * strides[point, None] * torch.tensor([-1.0, 1.0], device=logits.device)
+        to_ends = distances[point] * strides[point, None] * torch.tensor([-1.0, 1.0])
         parts.append((times[point, None] + to_ends, scores[point, label], label))
     segments, best, labels = (torch.cat(values) for values in zip(*parts, strict=True))
     long = segments[:, 1] - segments[:, 0] > settings.least_length
