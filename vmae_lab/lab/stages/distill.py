@@ -46,7 +46,7 @@ class DistillStage(SupervisedStage):
         held_out, counts = self.held_out_clips(job.compute)
         student, teacher_classes = (
             predict(model, held_out, self.model, self.data.stride, task.settings.sampling).argmax(1).numpy()
-            for model in (trained.model.classifier, task.teacher)
+            for model in (trained.model.classifier, self.teacher.load(job.inputs[0]))
         )
         metrics = {
             "distill": top1(student, held_out.labels),
