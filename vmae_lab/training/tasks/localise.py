@@ -4,6 +4,7 @@ VideoMAE V2 uses ActionFormer on its features. A model is trained on stretches o
 """
 
 from itertools import repeat
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -49,6 +50,9 @@ class LocaliseSettings(TrainSettings):
     clip_grad: float | None = 1.0
     ema: float | None = Field(0.999, gt=0, lt=1)
     min_lr: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: fp32, as ActionFormer; bf16 has 8 bits, too few for distances to starts and ends"
+    )
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
@@ -62,7 +66,10 @@ class LocaliseTask:
     """Predict classes, starts and ends of actions from features of annotated videos."""
 
     def __init__(self, settings: LocaliseSettings, videos: Untrimmed, features: VideoFeatures, seed: int):
-        self.settings, self.features, self.seed = settings, features, seed
+        # Only here, since another default in the settings would rename finished stages.
+        precision = "fp32" if settings.precision == "auto" else settings.precision
+        self.settings = settings.model_copy(update={"precision": precision})
+        self.features, self.seed = features, seed
         self.names, self.classes = videos.names, videos.annotations.classes
         self.order = EpochOrder(len(self.names), seed, "localisation order")
         self._positives: dict[int, int] = {}  # by step
