@@ -30,7 +30,8 @@ from vmae_lab.training.tasks.pretrain import PretrainTask
 from vmae_lab.utils.processes import fixed_threads
 
 SPENT_CAPTION = "Time of the stages: predicted from their work at the rate measured now, and the time that they took."
-WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slower and are not counted
+# The first steps of a process are slower and are not counted. Nor are steps with batches that workers prefetched meanwhile.
+WARM_UP_STEPS, CALIBRATION_STEPS = 4, 12
 FILE_PIXEL_BYTES = 0.05  # per pixel of an mp4 file of the embedded data at 64 pixels; less at larger sides
 
 
@@ -246,15 +247,18 @@ def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFra
 
 def calibrate(recipe: Recipe) -> float:
     """Return the multiply-accumulates per second of real pre-training steps on this device, data loading included."""
-    steps = recipe.pretrain.model_copy(update={"steps": CALIBRATION_STEPS, "warmup_steps": 0})
+    warm_up = max(WARM_UP_STEPS, 2 * recipe.compute.workers + 1)
+    count = warm_up + CALIBRATION_STEPS
+    steps = recipe.pretrain.model_copy(update={"steps": count, "warmup_steps": 0})
     clips = load_clips(recipe.data, "pretrain", recipe.data.pretrain_sources, recipe.compute.processes)
     task = PretrainTask(recipe.model, recipe.mask, steps, recipe.data, clips, seed=0)
-    compute = Compute(workers=recipe.compute.workers, log_every=1, tensorboard=False)
+    # Few log lines, since each waits for the device to read the loss.
+    compute = Compute(workers=recipe.compute.workers, log_every=warm_up, tensorboard=False)
     with TemporaryDirectory() as folder, fixed_threads(recipe.compute.threads):
         train(task, Path(folder), compute, progress=False)
         rows = read_metrics(Path(folder))
-    spent = [row["step"] * row["seconds_per_step"] for row in rows]
-    seconds_per_step = (spent[-1] - spent[WARM_UP_STEPS - 1]) / (len(spent) - WARM_UP_STEPS)
+    spent = {row["step"]: (row["step"] - 1) * row["seconds_per_step"] for row in rows}  # without the first step
+    seconds_per_step = (spent[count] - spent[warm_up]) / CALIBRATION_STEPS
     return step_macs(recipe.model, recipe.mask, recipe.pretrain.batch_size) / seconds_per_step
 
 

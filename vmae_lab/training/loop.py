@@ -63,12 +63,13 @@ class Trained(Generic[Model]):
     """The trained model without wrappers, and facts about the run."""
 
     model: Model
-    seconds_per_step: float
+    seconds_per_step: float  # without the first step of this start
     steps_run: int  # since the run was last started or resumed
     device: str
     precision: str
     peak_memory_mib: float | None
     processes: int = 1
+    first_step_seconds: float | None = None  # with the start of the loader and compilation; None if no step was run
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float] | None = None  # if the best weights were kept: their step and validation score
 
@@ -120,7 +121,8 @@ def train(
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     return Trained(
         model, trainer.seconds_per_step, trainer.steps_run, distributed.device_name(accelerator.device), precision, peak,
-        processes=accelerator.num_processes, rolled_back=trainer.state.rolled_back, best=trainer.best_score,
+        processes=accelerator.num_processes, first_step_seconds=trainer.first_step_seconds,
+        rolled_back=trainer.state.rolled_back, best=trainer.best_score,
     )  # fmt: skip
 
 
@@ -150,6 +152,7 @@ class Trainer(Generic[Model]):
         self.losses: list[Tensor] = []  # of the steps since the last check; they stay on the device until then
         self.steps_run = 0
         self.seconds_per_step = math.nan
+        self.first_step_seconds: float | None = None
         self.validation_s = 0.0
         self.log: MetricsLog | None = None  # only in the first process
 
@@ -170,6 +173,8 @@ class Trainer(Generic[Model]):
                 self.losses.append(loss)
                 self.steps_run += 1
                 self.state.step += 1
+                if self.steps_run == 1:
+                    self._time_first_step(started)
 
                 # What has to be done after this step.
                 step = self.state.step
@@ -188,7 +193,7 @@ class Trainer(Generic[Model]):
                     # Loss and accuracy on the validation split. Their time is not part of the seconds per step.
                     scores = self.validate() if validate else {}
                     if log:
-                        self.seconds_per_step = (time.perf_counter() - started - self.validation_s) / self.steps_run
+                        self.seconds_per_step = self._mean_seconds(time.perf_counter() - started - self.validation_s)
                         self._write_log(bar, scores)
                     if keep_step:  # before the checkpoint, since a run that resumes from it needs them
                         keep_weights(self.folder, step, self.average.module if self.average else self.model)
@@ -406,6 +411,20 @@ class Trainer(Generic[Model]):
             values = {"loss": mean, "lr": self.settings.lr_at(state.step - 1), **scores}
             self.log.write(state.step, values, self.seconds_per_step)
         state.window = []
+
+    def _time_first_step(self, started: float) -> None:
+        """Store and log the time of the first step. It includes the start of the loader and compilation."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.first_step_seconds = time.perf_counter() - started
+        if self.accelerator.is_main_process:
+            text = f"first step: {self.first_step_seconds:.2f} s, with the start of the loader and compilation"
+            note(self.folder, text)
+
+    def _mean_seconds(self, spent: float) -> float:
+        """Return the mean time of a step without the first one, unless it is the only one."""
+        first = self.first_step_seconds or 0.0
+        return (spent - first) / (self.steps_run - 1) if self.steps_run > 1 else first
 
     def note_start(self, to_console: bool) -> None:
         """Write a line to run.log: first step, devices, precision, batch and learning rate."""
