@@ -12,7 +12,6 @@ from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, inpu
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
-from vmae_lab.training.tasks.finetune import predict
 
 
 class DistillStage(SupervisedStage):
@@ -45,7 +44,7 @@ class DistillStage(SupervisedStage):
             return result
         held_out, counts = self.held_out_clips(job.compute)
         student, teacher_classes = (
-            predict(model, held_out, self.model, self.data.stride, task.settings.sampling).argmax(1).numpy()
+            self.predict(model, held_out, job.compute).argmax(1).numpy()
             for model in (trained.model.classifier, self.teacher.load(job.inputs[0]))
         )
         metrics = {

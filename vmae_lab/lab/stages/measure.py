@@ -20,11 +20,12 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.flops import saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch
-from vmae_lab.training.distributed import accelerator_for, bf16_is_native
+from vmae_lab.training.distributed import accelerator_for
 from vmae_lab.training.loop import Trainer
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.precision import bf16_is_native
 from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.seeding import seeded, torch_generator
 

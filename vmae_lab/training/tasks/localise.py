@@ -3,8 +3,7 @@
 VideoMAE V2 uses ActionFormer on its features. A model is trained on stretches of videos and tested on whole videos.
 """
 
-from itertools import repeat
-from typing import Literal
+from itertools import chain, repeat
 
 import pandas as pd
 import torch
@@ -18,10 +17,13 @@ from vmae_lab.data.video_features import VideoFeatures
 from vmae_lab.detection.label_assignment import assign, localisation_loss, positive_points
 from vmae_lab.detection.soft_nms import SuppressSettings, suppress
 from vmae_lab.evaluation.features import FeatureSettings
+from vmae_lab.evaluation.inference import gathered
 from vmae_lab.evaluation.temporal_map import Protocol
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding, pyramid_points
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.utils.precision import Precision
+from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
 TRIES = 100  # draws of a stretch until it has an action
@@ -50,7 +52,7 @@ class LocaliseSettings(TrainSettings):
     clip_grad: float | None = 1.0
     ema: float | None = Field(0.999, gt=0, lt=1)
     min_lr: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto", description="auto: fp32, as ActionFormer; bf16 has 8 bits, too few for distances to starts and ends"
     )
 
@@ -173,11 +175,14 @@ def localise(
 ) -> pd.DataFrame:  # fmt: skip
     """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first.
 
-    videos: columns video, fps, duration (seconds).
+    videos: columns video, fps, duration (seconds). Processes share them, and all return the complete table. The model computes
+    in float32, as in training.
     """
-    device, rows = next(model.parameters()).device, list[tuple]()
+    device, state = next(model.parameters()).device, process_state()
+    found_rows: dict[int, list[tuple]] = {}
     model.eval()
-    for video in videos.itertuples():
+    mine = range(state.process_index, len(videos), state.num_processes)
+    for number, video in zip(mine, videos.iloc[mine].itertuples(), strict=True):
         read = features.read(video.video)
         length = _padded(len(read), model.shape.multiple)
         padding = (torch.arange(length) >= len(read))[None]
@@ -188,7 +193,8 @@ def localise(
         segments, scores, labels = (kept.numpy() for kept in suppress(*found, settings.suppress))
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
         names = [model.classes[label] for label in labels]
-        rows += zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)
+        found_rows[number] = [*zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)]
+    rows = list(chain(*gathered(found_rows, {})[0]))
     return pd.DataFrame(rows, columns=PREDICTIONS).astype(dict.fromkeys(["start", "end", "score"], float))
 
 
