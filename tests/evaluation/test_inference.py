@@ -135,9 +135,8 @@ def predictions() -> dict[str, np.ndarray]:
     features = FormulaFeatures()
     features.times = lambda steps, rate: steps / rate
     boxes = detect(detector, scenes, settings, MODEL, ["true"], batch=1)["true"]
-    loose = localise_task().settings.model_copy(update={"suppress": {"least_score": 0.0}})
-    loose = LocaliseSettings.model_validate(loose.model_dump())
-    segments = localise(localiser, FormulaVideos(features).annotations.videos, features, loose)
+    keep_all = LocaliseSettings.model_validate({**localise_task().settings.model_dump(), "suppress": {"least_score": 0.0}})
+    segments = localise(localiser, FormulaVideos(features).annotations.videos, features, keep_all)
     assert len(boxes) > 8
     assert segments.video.nunique() == 6
     return {

@@ -60,7 +60,8 @@ class Machine:
     def seconds(self, work: Work, workers: int) -> float:
         """Return how long the work takes if nothing else runs. Training takes as long as its slowest part."""
         training_s = max(work.training / self.training, work.layer_steps * self.layer_step_s, work.loading_s / max(1, workers))
-        return training_s + work.prediction / self.prediction + work.readout / self.readout + work.own_s
+        evaluation_s = work.prediction / self.prediction + work.reading_s / max(1, workers)
+        return training_s + evaluation_s + work.readout / self.readout + work.own_s
 
     def bound_by_loading(self, works: Sequence[Work], compute: Compute) -> bool:
         """Return whether the loader processes of stages that run at the same time need longer than the device."""
@@ -75,9 +76,9 @@ class Machine:
         return seconds
 
 
-# Assumed, not measured. Training: about 20% of the peak in bf16. Prediction: about 60% of the peak in float32. A step of
-# ViT-S with a decoder of 4 layers takes at least 16 ms, because of kernel launches.
-H200 = Machine("one H200 GPU with 16 CPU cores", 1e14, 2e13, 1e13, layer_step_s=1e-3, one_device=True)
+# Assumed, not measured. Training and prediction: about 20% of the peak in bf16. A step of ViT-S with a decoder of 4 layers takes
+# at least 16 ms, because of kernel launches.
+H200 = Machine("one H200 GPU with 16 CPU cores", 1e14, 1e14, 1e13, layer_step_s=1e-3, one_device=True)
 
 
 def this_machine(rate: float) -> Machine:

@@ -271,7 +271,7 @@ class Trainer(Generic[Model]):
 
     @cached_property
     def validated_model(self) -> Model:
-        """A second model, to which the weights are copied for validation. Like the final model, it computes in float32.
+        """A second model, to which the weights are copied for validation. Like those of the final model, they are float32.
 
         The trained model stays as it is: its mode, its compiled and sharded blocks. Building the copy draws initial weights, so
         the global random state is restored after it.
@@ -296,7 +296,7 @@ class Trainer(Generic[Model]):
 
         These are the best weights if they are kept; else their moving average if there is one; else the last weights.
         """
-        # Evaluate in float32, whatever the training precision, as a model that is loaded from its file.
+        # Without the training's autocast, as a model that is loaded from its file: evaluation has its own precision.
         model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:
             model.load_state_dict(self.average.module.state_dict())

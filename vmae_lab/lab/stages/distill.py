@@ -63,7 +63,7 @@ class DistillStage(SupervisedStage):
         """The student's work, and the teacher's forward passes on the same clips."""
         student, clips = super().work, self.steps * self.distill.batch_size + self.held_out_count
         teacher = self.teacher.clip_macs * clips
-        return replace(student, training=student.training + teacher, own_s=2 * student.own_s)
+        return replace(student, training=student.training + teacher, reading_s=2 * student.reading_s)
 
 
 def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:

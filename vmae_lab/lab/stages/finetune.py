@@ -95,7 +95,7 @@ class SupervisedStage(EvaluatedStage):
             self.clip_macs * BACKWARD * self.steps * self.section.batch_size, self.clip_macs * evaluated,
             layer_steps=self.model.dimensions.depth * self.steps,
             loading_s=loading_seconds(self.section, self.model, self.data),
-            own_s=evaluated * reading_seconds(self.model, self.data),
+            reading_s=evaluated * reading_seconds(self.model, self.data),
         )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class ViewsStage(EvaluatedStage):
     @property
     def work(self) -> Work:
         views = self.held_out_count * self.views.clips * self.views.crops
-        return Work(prediction=self.clip_macs * views, own_s=self.reading_s)
+        return Work(prediction=self.clip_macs * views, reading_s=self.reading_s)
 
 
 def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:

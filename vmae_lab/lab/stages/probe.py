@@ -150,8 +150,8 @@ class ProbeStage(EvaluatedStage):
             cost = pretrain_cost(self.model.dimensions, self.model.clip, counts.visible, counts.decoded, embed_visible=True)
             macs += clips * cost.macs
             read += clips
-        own_s = read * reading_seconds(self.model, self.data)
-        return Work(prediction=macs, readout=probe.draws * solved, layer_steps=2 * trained_steps, own_s=own_s)
+        reading_s = read * reading_seconds(self.model, self.data)
+        return Work(prediction=macs, readout=probe.draws * solved, layer_steps=2 * trained_steps, reading_s=reading_s)
 
 
 def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:
