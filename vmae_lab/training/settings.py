@@ -124,7 +124,7 @@ class Compute(BaseModel):
     )
     tf32: bool = Field(
         True,
-        description="on GPUs, round the inputs of float32 products to TF32 (10 bits), as the official code does",
+        description="on GPUs, round the inputs of float32 products to TF32 (10 bits), as PyTorch does in convolutions",
     )
     compile: bool = Field(False, description="compile the blocks (torch.compile): the first step is slow, the others faster")
 
