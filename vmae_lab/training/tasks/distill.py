@@ -132,7 +132,7 @@ class DistillTask(FinetuneTask):
         Otherwise autocast would cast these weights in every step. The result is the same.
         """
         self.teacher.to(device)
-        if torch.is_autocast_enabled(device.type):
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             for part in self.teacher.modules():
                 if isinstance(part, nn.Linear):
                     part.to(torch.get_autocast_dtype(device.type))
