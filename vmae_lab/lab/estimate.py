@@ -76,8 +76,8 @@ class Machine:
         return seconds
 
 
-# Assumed, not measured. Training and prediction: about 20% of the peak in bf16. A step of ViT-S with a decoder of 4 layers takes
-# at least 16 ms, because of kernel launches.
+# Assumed, not measured. Training and prediction: about 20% of the peak in bf16. A step of ViT-S with a decoder of 4 layers
+# takes at least 16 ms, because of kernel launches.
 H200 = Machine("one H200 GPU with 16 CPU cores", 1e14, 1e14, 1e13, layer_step_s=1e-3, one_device=True)
 
 

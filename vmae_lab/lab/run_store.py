@@ -102,8 +102,11 @@ class RunStore:
                     result = stage.run(job)
                 if first:  # the result is written last
                     times = {"seconds": time.perf_counter() - started, "provenance": provenance()}
-                    if uses_bf16(compute.evaluation_precision, process_state().device):
+                    device = process_state().device
+                    if uses_bf16(compute.evaluation_precision, device):
                         times["evaluation_precision"] = "bf16"
+                    if device.type == "cuda":
+                        times["tf32"] = compute.tf32
                     write_json(folder / RESULT, {"stage": stage.key, **result, **times})
                     stage.remove_checkpoints(folder)
             process_state().wait_for_everyone()  # the other processes read what the first one has written

@@ -31,6 +31,7 @@ from vmae_lab.utils.seeding import seeded, torch_generator
 
 MARGIN = 0.9  # largest part of the device's memory to use; with more, the machine could start to swap
 GIB = 2**30
+CONTEXTS_GIB = 2.0  # of this process and of its parent on a GPU, at most
 
 
 class MemoryTaken(UserError, RuntimeError):
@@ -112,12 +113,13 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
         except BrokenProcessPool:  # the operating system killed it, because memory ran out
             raise MemoryTaken(
                 f"the process that measured {batch_size} clips per step of {model.size} was killed, perhaps because other "
-                "processes use much memory. End them, and start again"
+                "processes use much memory. End them and start again, or lower measure.batch_sizes"
             ) from None
-    if (taken := measured.pop("taken_gib", 0.0)) > (1 - MARGIN) * device_memory() / GIB:
+    taken = measured.pop("taken_gib", 0.0)
+    if taken > max(CONTEXTS_GIB, (1 - MARGIN) * device_memory() / GIB):
         raise MemoryTaken(
             f"{batch_size} clips per step of {model.size} did not fit into the memory of the GPU, of which other processes use "
-            f"{taken:.1f} GiB. End them (nvidia-smi lists them), and start again"
+            f"{taken:.1f} GiB. End them (nvidia-smi lists them) and start again, or lower measure.batch_sizes"
         )
     return measured
 
@@ -161,7 +163,7 @@ def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: 
 
 
 def taken_gib() -> float:
-    """Return the memory of the GPU that other processes use. It includes about 0.5 GiB of this process's CUDA context."""
+    """Return the memory of the GPU that other processes use, and CUDA's own memory for this process."""
     free, total = torch.cuda.mem_get_info()
     return (total - free - torch.cuda.memory_reserved()) / GIB
 
