@@ -17,7 +17,7 @@ from parts.written import machine_words, write_benchmark
 from timm.models.vision_transformer import Block
 from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +27,7 @@ from vmae_lab.models.flops import TokenCounts, pretrain_cost
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
 from vmae_lab.models.videomae import VideoMAE
 from vmae_lab.models.vit import PixelScale, VideoEncoder, sincos_positions
+from vmae_lab.training.distributed import sharding_policy
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.utils.seeding import torch_generator
 
@@ -55,17 +56,18 @@ def main() -> None:
     held = sum(weight.to_local().numel() for weight in model.parameters())
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
     generators = (torch_generator(rank, f"{side} mask") for side in ("encoder", "decoder"))
-    masks = draw_masks(MASKS, clip.grid, options.batch, *generators)
+    encoder_mask, decoder_mask = draw_masks(MASKS, clip.grid, options.batch, *generators)
+    visible, decoded = visible_index(encoder_mask), visible_index(decoder_mask)
+    counted = loss_positions(encoder_mask, decoded).to(device)
     video = torch.randint(0, 256, (options.batch, 3, clip.frames, clip.height, clip.width), dtype=torch.uint8, device=device)
     losses, seconds, forward = [], [], 0
     for index in range(options.steps):
         started = time.perf_counter()
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=GPU)
         with FlopCounterMode(display=False) as counter, autocast:
-            prediction, decoded = model(video, *masks)
+            prediction, positions = model(video, visible, decoded)
         forward = counter.get_total_flops() // 2 if index == 0 else forward
-        counted = loss_positions(masks[0], visible_index(masks[1])).to(device)
-        loss = model.forward_loss(video, prediction, decoded, counted)
+        loss = model.forward_loss(video, prediction, positions, counted)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -93,7 +95,7 @@ def sharded(size: Size, clip: ClipShape, device: torch.device) -> VideoMAE:
     with torch.device("meta"):
         model = VideoMAE(size, clip)
     apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, Block))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if GPU else MixedPrecisionPolicy()
+    policy = sharding_policy(GPU, device)
     for part in [part for part in model.modules() if isinstance(part, Block)]:
         fully_shard(part, mp_policy=policy)
     fully_shard(model, mp_policy=policy)

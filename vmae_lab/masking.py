@@ -144,8 +144,7 @@ def pruned(encoder_mask: Tensor, decoder_mask: Tensor) -> Tensor:
 def visible_index(mask: Tensor) -> Tensor:
     """Return the positions of the unmasked tokens, in token order: bool `(B, N)` -> int64 `(B, V)`.
 
-    Keep masks on the CPU and move the index: then this does not synchronize the device. DDP and FSDP move masks to the device
-    before `forward`, so there it does synchronize, which costs time only (not measured).
+    Keep masks on the CPU and move the index: then this does not synchronize the device.
 
     Raises ValueError if the clips of the batch have different numbers of unmasked tokens, or none.
     """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_lab.masking import MaskSettings, draw_masks, loss_positions
+from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_index
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weights
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape, ModelSettings
@@ -38,6 +38,18 @@ def test_masked_pixels_do_not_reach_the_prediction(model, video):
     changed = video.clone()
     changed[0, :, hidden] = 255 - changed[0, :, hidden]
     torch.testing.assert_close(model(changed, encoder_mask, decoder_mask)[0], prediction, atol=0, rtol=0)
+
+
+def test_positions_instead_of_masks(model, video):
+    """Training passes positions, which loader workers have computed."""
+    encoder_mask, decoder_mask = masks()
+    visible, decoded = visible_index(encoder_mask), visible_index(decoder_mask)
+    expected, positions = model(video, encoder_mask, decoder_mask)
+    prediction, same = model(video, visible, decoded)
+    assert torch.equal(prediction, expected)
+    assert torch.equal(same, positions)
+    with pytest.raises(ValueError, match="decoded"):
+        model(video, visible)
 
 
 def test_only_decoded_positions_are_predicted(model, video):

@@ -52,7 +52,7 @@ def test_the_first_loss_is_that_of_the_loaded_model(encoder_norm, tmp_path):
         warnings.simplefilter("error")
         continued = task(open_checkpoint(model.save_pretrained(tmp_path)))
         start = built(continued)
-    batch = continued.batch(0, range(2))
+    batch = continued.training_batch(0, range(2))
     assert continued.loss(start, batch, CPU).item() == continued.loss(model, batch, CPU).item()
     assert continued.loss(built(task()), batch, CPU).item() != continued.loss(model, batch, CPU).item()
 

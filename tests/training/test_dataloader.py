@@ -1,7 +1,8 @@
-"""Batches from worker processes: errors keep their types, lost workers are replaced, and no worker is left behind."""
+"""Batches from worker processes: equal, bounded in bytes; errors keep their types; lost workers are replaced; none is left."""
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,13 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
-from vmae_lab.training.dataloader import data_loader
+from vmae_lab.training.dataloader import (
+    Loading,
+    TaskDataset,
+    data_loader,
+    plan_loading,
+    require_shared_memory,
+)  # fmt: skip
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import StorageError
 from vmae_lab.utils.processes import ProcessLost, worker_pool
@@ -75,7 +82,7 @@ def others():
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_errors_keep_their_types_across_workers(error, workers, recwarn, others):
-    batches = data_loader(Failing(3, error), range(10), workers, pin_memory=False)
+    batches = data_loader(Failing(3, error), range(10), Loading(workers), pin_memory=False)
     assert [int(next(batches)["video"][0, 0]) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(type(error)) as caught:
         next(batches)
@@ -87,7 +94,7 @@ def test_errors_keep_their_types_across_workers(error, workers, recwarn, others)
 
 def test_an_error_that_cannot_be_pickled_keeps_its_message():
     with pytest.raises(RuntimeError, match="NotSendable: one and two") as caught:
-        list(data_loader(Failing(0, NotSendable("one", "two")), range(3), 1, pin_memory=False))
+        list(data_loader(Failing(0, NotSendable("one", "two")), range(3), Loading(1), pin_memory=False))
     assert "in __getitem__" in caught.value.__notes__[0], "the traceback in the worker is added"
 
 
@@ -99,7 +106,7 @@ def quick_checks(monkeypatch):
 
 def test_lost_workers_are_replaced(quick_checks, others):
     with pytest.warns(UserWarning, match=r"was lost.* batch [0-4] \(1 of 3") as warned:
-        batches = list(data_loader(Killed({4}, True, os.getpid()), range(8), 2, pin_memory=False))
+        batches = list(data_loader(Killed({4}, True, os.getpid()), range(8), Loading(2), pin_memory=False))
     assert [int(batch["video"][0, 0]) for batch in batches] == list(range(8))
     assert len([warning for warning in warned if "was lost" in str(warning.message)]) == 1
     assert not set(active_children()) - others
@@ -111,7 +118,7 @@ def test_workers_lost_repeatedly_raise_an_error(quick_checks, others):
         pytest.warns(UserWarning, match=r"was lost.* batch [01] \(3 of 3"),
         pytest.raises(ProcessLost, match=r"4 times.*batch [01].*compute\.workers"),
     ):
-        list(data_loader(Killed({1}, False, os.getpid()), range(8), 1, pin_memory=False))
+        list(data_loader(Killed({1}, False, os.getpid()), range(8), Loading(1), pin_memory=False))
     assert not set(active_children()) - others
 
 
@@ -134,7 +141,7 @@ def test_busy_workers_end_when_the_batches_are_closed(monkeypatch, others):
 
     monkeypatch.setattr(os, "waitpid", slow_waitpid)
     threads = set(threading.enumerate())
-    batches = data_loader(Stuck(), range(8), 2, pin_memory=False)
+    batches = data_loader(Stuck(), range(8), Loading(2), pin_memory=False)
     next(batches)
     assert len(set(active_children()) - others) == 2
     start = time.monotonic()
@@ -148,11 +155,11 @@ def test_busy_workers_end_when_the_batches_are_closed(monkeypatch, others):
 LEFT = """
 import threading, time, torch
 from test_dataloader import Stuck
-from vmae_lab.training.dataloader import data_loader
+from vmae_lab.training.dataloader import Loading, data_loader
 
 def begin():
     global batches
-    batches = data_loader(Stuck(), range(8), 2, False)
+    batches = data_loader(Stuck(), range(8), Loading(2), False)
     next(batches)
 
 {begin}
@@ -175,11 +182,11 @@ def test_a_script_with_open_batches_ends(begin):
 SOCKETS = """
 import os, sys, tempfile, torch
 from test_dataloader import Failing
-from vmae_lab.training.dataloader import data_loader
+from vmae_lab.training.dataloader import Loading, data_loader
 for folder in sys.argv[1:]:
     if (pid := os.fork()) == 0:  # in a new process, because multiprocessing chooses its temporary folder once per process
         os.environ["TMPDIR"], tempfile.tempdir = folder, None
-        print(len(list(data_loader(Failing(-1, ValueError()), range(8), 2, False))), flush=True)
+        print(len(list(data_loader(Failing(-1, ValueError()), range(8), Loading(2), False))), flush=True)
         os._exit(0)
     os.waitpid(pid, 0)
 """
@@ -205,8 +212,75 @@ def test_an_error_if_no_socket_can_be_created(monkeypatch):
 
     monkeypatch.setattr("vmae_lab.training.dataloader.Listener", refuse)
     with pytest.raises(ImpossibleHere, match=r"TMPDIR.*compute\.workers"):
-        next(data_loader(Failing(-1, ValueError()), range(8), 2, False))
-    assert len(list(data_loader(Failing(-1, ValueError()), range(8), 0, False))) == 8
+        next(data_loader(Failing(-1, ValueError()), range(8), Loading(2), False))
+    assert len(list(data_loader(Failing(-1, ValueError()), range(8), Loading(0), False))) == 8
+
+
+class Counted:
+    """A task whose rows have 1000 bytes and tell their position. Counts the rows that workers have built."""
+
+    row_bytes, rows_together = 1000, 2
+
+    def __init__(self):
+        self.built = torch.zeros(100, dtype=torch.int64).share_memory_()
+
+    def batch(self, step: int, rows: range) -> dict[str, torch.Tensor]:
+        self.built[step * 12 + rows.start] = len(rows)
+        positions = torch.tensor([step * 12 + row for row in rows])
+        return {"position": positions, "pixels": positions.to(torch.uint8)[:, None].repeat(1, 1000)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_are_equal_for_any_number_of_workers(workers):
+    task, rows = Counted(), range(12)
+    loading = plan_loading(task, rows, workers, limit=2**20)
+    assert loading.parts == max(1, workers)
+    batches = list(data_loader(TaskDataset(task, rows, loading.parts), range(2, 6), loading, pin_memory=False))
+    for step, batch in zip(range(2, 6), batches, strict=True):
+        whole = task.batch(step, rows)
+        assert all(torch.equal(batch[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("limit", [24_000, 12_000, 4000, 1])
+def test_what_workers_build_ahead_is_bounded_in_bytes(limit):
+    task, rows = Counted(), range(12)
+    loading = plan_loading(task, rows, 3, limit)
+    assert loading.shared_bytes <= max(limit, 2000), "a part has at least two rows"
+    batches = data_loader(TaskDataset(task, rows, loading.parts), range(8), loading, pin_memory=False)
+    next(batches)
+    rows_ahead = -1
+    while rows_ahead != (rows_ahead := int(task.built.sum()) - 12):
+        time.sleep(0.5)
+    batches.close()
+    assert 0 < 1000 * rows_ahead <= loading.shared_bytes
+
+
+@pytest.mark.parametrize(("rows", "workers", "limit_mib"), [(256, 10, 1024), (256, 10, 64), (7, 3, 64), (1, 3, 64), (64, 1, 1)])
+def test_a_plan_uses_the_memory_that_it_may_use(rows, workers, limit_mib):
+    """Rows of a clip of 16 x 224 x 224 pixels."""
+    task = Counted()
+    task.row_bytes, task.rows_together = 3 * 16 * 224 * 224, 1
+    loading = plan_loading(task, range(rows), workers, limit_mib * 2**20)
+    assert rows % loading.parts == 0
+    built_ahead = loading.workers * loading.ahead * rows // loading.parts
+    assert loading.shared_bytes == built_ahead * task.row_bytes <= max(limit_mib * 2**20, task.row_bytes)
+    assert built_ahead >= min(rows, limit_mib // 10), "a batch, or most of the memory"
+
+
+def test_batches_that_cannot_be_divided():
+    """Without `row_bytes` and `rows_together`, each worker builds two whole batches ahead."""
+    assert plan_loading(Failing(-1, ValueError()), range(12), 3, limit=1) == Loading(3)
+
+
+def test_an_error_if_shared_memory_is_too_small(monkeypatch):
+    monkeypatch.setattr("vmae_lab.training.dataloader.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 64 * 2**20))
+    require_shared_memory(Loading(2, shared_bytes=64 * 2**20))
+    require_shared_memory(Loading(0))
+    with pytest.raises(ImpossibleHere, match=r"/dev/shm.*--shm-size.*compute\.prefetch_mib.*compute\.workers"):
+        require_shared_memory(Loading(2, shared_bytes=65 * 2**20))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ImpossibleHere, match=r"/dev/shm"):
+        require_shared_memory(Loading(2, shared_bytes=64 * 2**20))
 
 
 def _start_method() -> str:

@@ -11,7 +11,7 @@ from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, open_untrimm
 from vmae_lab.evaluation.temporal_map import segment_map
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding
 from vmae_lab.training import distributed
-from vmae_lab.training.dataloader import TaskDataset, data_loader
+from vmae_lab.training.dataloader import Loading, TaskDataset, data_loader
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask, localise
@@ -110,8 +110,8 @@ def test_the_result_is_the_moving_average(make, tmp_path):
 def test_batches_do_not_depend_on_workers(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(), videos, videos.features(), seed=1)
-    alone = list(data_loader(TaskDataset(task, range(2)), range(3, 8), workers=0, pin_memory=False))
-    apart = list(data_loader(TaskDataset(task, range(2)), range(3, 8), workers=2, pin_memory=False))
+    alone = list(data_loader(TaskDataset(task, range(2)), range(3, 8), Loading(0), pin_memory=False))
+    apart = list(data_loader(TaskDataset(task, range(2)), range(3, 8), Loading(2), pin_memory=False))
     for batch, other in zip(alone, apart, strict=True):
         assert batch.keys() == other.keys()
         assert all(torch.equal(batch[name], other[name]) for name in batch)

@@ -15,8 +15,9 @@ import torch
 from warm_python import forked_pid
 
 from vmae_lab.lab.config import Recipe, build_recipe
+from vmae_lab.training.distributed import accelerator_for
 from vmae_lab.training.divergence import TrainingDiverged
-from vmae_lab.training.loop import train
+from vmae_lab.training.loop import Trainer, train
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.optim import cosine_schedule, parameter_groups
 from vmae_lab.training.settings import Compute, ImpossibleHere
@@ -50,6 +51,18 @@ def unbroken(recipe, clips, tmp_path_factory):
 def test_loader_workers_do_not_change_the_result(recipe, clips, unbroken, tmp_path, workers):
     trained = train(task(recipe, clips), tmp_path, compute(workers=workers), progress=False)
     assert same_weights(trained.model, unbroken[0])
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.5, 10), (60.0, 1)])
+def test_several_processes_look_at_stop_requests_about_every_five_seconds(recipe, clips, tmp_path, seconds, steps):
+    """Also if the log has lines less often. The number of steps until then is a function of a mean that all processes have."""
+    own = task(recipe, clips)
+    trainer = Trainer(own, tmp_path, compute(), accelerator_for(own.settings), keep=())
+    trainer.losses, trainer.steps_run = [torch.ones(())] * 20, 50
+    trainer.checked_at = time.perf_counter() - 20 * seconds
+    assert trainer._check(stop=True) == (None, True)
+    assert 50 + max(1, steps - 2) <= trainer.next_check <= 50 + steps
+    assert trainer._check(stop=False) == (None, False)
 
 
 def test_another_seed_changes_the_result(recipe, clips, unbroken, tmp_path):

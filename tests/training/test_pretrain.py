@@ -75,10 +75,11 @@ def noise(repeats: int = 1, scales: tuple[float, ...] = (1.0, 0.7)) -> tuple[Pre
 def test_processes_get_rows_of_one_batch(repeats):
     """The rows of two processes together equal those of one, even if the split is within repeats."""
     task, _ = noise(repeats)
-    whole, first, last = (task.batch(5, rows) for rows in (range(4), range(1), range(1, 4)))
-    assert whole.keys() == {"video", "encoder_mask", "decoder_mask", "counted"}
+    whole, first, last = (task.training_batch(5, rows) for rows in (range(4), range(1), range(1, 4)))
+    assert whole.keys() == {"video", "visible", "decoded", "counted", "total_weight"}
     for name in whole:
         assert torch.equal(whole[name], torch.cat([first[name], last[name]])), name
+    assert whole["total_weight"].tolist() == 4 * [task.weight(whole)]
 
 
 def test_every_step_draws_new_masks_and_windows():
@@ -128,8 +129,9 @@ def test_the_loss_uses_the_target_clip():
     data = DataSettings(motionworld=MotionworldSettings(side=16), resident_side=16)
     settings = PretrainSettings(steps=5, batch_size=2, lr=1e-3, target_from="other_clip", normalise_target=False)
     task = PretrainTask(MODEL, MaskSettings(encoder_ratio=0.75), settings, data, Numbered(), seed=0)
-    batch, model = task.batch(0, range(2)), task.build()
-    prediction, decoded = model(batch["video"], batch["encoder_mask"], batch["decoder_mask"])
+    batch, drawn, model = task.training_batch(0, range(2)), task.batch(0, range(2)), task.build()
+    prediction, decoded = model(batch["video"], drawn["encoder_mask"], drawn["decoder_mask"])
+    assert torch.equal(decoded, batch["decoded"])
     by_hand = (prediction - model.target(batch["target"], decoded)).square()[batch["counted"]].mean()
     assert task.loss(model, batch, torch.device("cpu")).item() == pytest.approx(by_hand.item(), rel=1e-5)
     own = {name: value for name, value in batch.items() if name != "target"}

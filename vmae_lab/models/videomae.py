@@ -90,10 +90,18 @@ class VideoMAE(Pretrained):
         """Predict the patches that the decoder mask leaves unmasked from those that the encoder mask leaves unmasked.
 
         video: `(B, C, T, H, W)`, uint8 or normalized float. Masks: bool `(B, N)`, True = masked, preferably on the CPU.
+        Training passes the positions of the unmasked tokens instead of both masks, int64 `(B, V)` and `(B, M)`: then forward
+        does not synchronize the device, and compiles to one graph.
+
         Returns the prediction `(B, M, t*p*p*C)` and the decoded positions, int64 `(B, M)`.
         """
-        visible = visible_index(encoder_mask).to(video.device, non_blocking=True)  # (B, V)
-        decoded = visible_index(~encoder_mask if decoder_mask is None else decoder_mask).to(video.device, non_blocking=True)
+        visible, decoded = encoder_mask, decoder_mask
+        if encoder_mask.dtype == torch.bool:
+            visible = visible_index(encoder_mask)  # (B, V)
+            decoded = visible_index(~encoder_mask if decoder_mask is None else decoder_mask)  # (B, M)
+        elif decoded is None:
+            raise ValueError("without masks, forward needs the positions of both the visible and the decoded tokens")
+        visible, decoded = (positions.to(video.device, non_blocking=True) for positions in (visible, decoded))
         encoded = self.forward_encoder(video, visible)  # (B, V, D)
         return self.forward_decoder(encoded, visible, decoded), decoded  # (B, M, t*p*p*C), (B, M)
 

@@ -1,19 +1,26 @@
-"""The DataLoader of the training loop: batches in order of their steps, from worker processes. Lost workers are replaced."""
+"""The DataLoader of the training loop: batches in order of their steps, from worker processes. Lost workers are replaced.
+
+Several workers build parts of one batch. What they build ahead is bounded in bytes.
+"""
 
 import atexit
+import math
 import os
+import shutil
 import signal
+import sys
 import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
 from multiprocessing.connection import Listener, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +31,8 @@ from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.processes import ProcessLost, end_with_parent, ignore_stop_requests, sendable
 
 Batch = dict[str, Tensor]
+TOTAL_WEIGHT = "total_weight"  # in a batch, optional: the task's weight of the global batch, repeated for each row
+AHEAD = 2  # least number of parts that a worker builds ahead, if memory allows
 MOST_LOST = 3  # times that workers are replaced; if they are killed more often, memory is too small for any
 WORKER_END_S = 1.0  # seconds that workers have to end by themselves before they are killed
 SOCKET_PATH = 103  # longest path of a socket on macOS, in bytes; Linux allows 107
@@ -31,19 +40,76 @@ SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing ap
 
 
 class DrawsBatches(Protocol):
-    """The part of a task that loader workers use."""
+    """The part of a task that loader workers use.
+
+    A task may also have:
+    - `training_batch(step, rows)`, if training needs other tensors than those that `batch` draws;
+    - `row_bytes`, the bytes of a row without small tensors, to bound what workers build ahead;
+    - `rows_together`, if workers may build parts of a batch: the number of consecutive rows of which a part has a multiple.
+    """
 
     def batch(self, step: int, rows: range) -> Batch: ...
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How loader workers build the batches of one process."""
+
+    workers: int
+    parts: int = 1  # of a batch, with equal numbers of rows; each is built by one worker
+    ahead: int = AHEAD  # parts that each worker builds ahead
+    shared_bytes: int = 0  # of all parts that are built ahead, in shared memory; 0 if the task does not state `row_bytes`
+
+    @property
+    def words(self) -> str:
+        ahead = f", {self.ahead * self.workers} parts ahead ({self.shared_bytes / 2**20:.3g} MiB)" if self.workers else ""
+        return f"{self.workers} loader workers, {self.parts} parts per batch{ahead}"
+
+
+def plan_loading(task: DrawsBatches, rows: range, workers: int, limit: int) -> Loading:
+    """Divide the rows of a process into parts, so that all workers build each batch, and `limit` bytes are built ahead.
+
+    About two batches are built ahead, less if they exceed the limit. If it is less than a part per worker, fewer workers are
+    used, at least one.
+    """
+    if not workers:
+        return Loading(0)
+    row_bytes, together = getattr(task, "row_bytes", 0), getattr(task, "rows_together", None) or len(rows)
+    sizes = [size for size in range(together, len(rows) + 1, together) if len(rows) % size == 0] or [len(rows)]
+    most = min(math.ceil(len(rows) / workers), limit // (AHEAD * workers * row_bytes) if row_bytes else len(rows))
+    size = max((size for size in sizes if size <= most), default=sizes[0])
+    parts, fitting = len(rows) // size, max(1, limit // (size * row_bytes)) if row_bytes else sys.maxsize
+    workers = min(workers, fitting)
+    ahead = min(max(AHEAD, math.ceil(2 * parts / workers)), fitting // workers)
+    return Loading(workers, parts, ahead, workers * ahead * size * row_bytes)
+
+
+def require_shared_memory(loading: Loading) -> None:
+    """Raise ImpossibleHere if /dev/shm has too little space for what the workers of all processes here build ahead.
+
+    A worker that exceeds it would be killed in the middle of the training.
+    """
+    shm, processes = Path("/dev/shm"), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = processes * loading.shared_bytes
+    if loading.workers and shm.is_dir() and needed > (free := shutil.disk_usage(shm).free):
+        raise ImpossibleHere(
+            f"the loader workers of {processes} processes need {needed / 2**20:,.0f} MiB of shared memory, but {shm} has "
+            f"{free / 2**20:,.0f} MiB free: enlarge it (docker run --shm-size), lower compute.prefetch_mib, or set "
+            "compute.workers to 0"
+        )
+
+
 class TaskDataset(Dataset):
-    """A task as a dataset: step -> one process's rows of the batch of that step."""
+    """A task as a dataset of parts: part `number % parts` of one process's rows of the batch of step `number // parts`."""
 
-    def __init__(self, task: DrawsBatches, rows: range):
-        self.task, self.rows = task, rows
+    def __init__(self, task: DrawsBatches, rows: range, parts: int = 1):
+        self.rows, self.parts = rows, parts
+        self.draw = getattr(task, "training_batch", task.batch)
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.task.batch(step, self.rows)
+    def __getitem__(self, number: int) -> Batch:
+        step, part = divmod(number, self.parts)
+        size = len(self.rows) // self.parts
+        return self.draw(step, self.rows[part * size : (part + 1) * size])
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -52,48 +118,73 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     return [dict(zip(batch, piece, strict=True)) for piece in pieces]
 
 
-def data_loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
+def data_loader(dataset: Dataset, steps: range, loading: Loading, pin_memory: bool) -> Generator[Batch, None, None]:
     """Yield the batches of some steps, in order. Close the generator to end the workers.
 
-    Lost workers are replaced with a warning, at most three times; then this raises ProcessLost. Raises the dataset's own
-    errors, also from workers, and ImpossibleHere if workers cannot send batches on this machine.
+    Item `step * loading.parts + part` of the dataset is a part of a batch. Lost workers are replaced with a warning, at most
+    three times; then this raises ProcessLost. Raises the dataset's own errors, also from workers, and ImpossibleHere if workers
+    cannot send batches on this machine.
     """
-    if not workers:
-        yield from _loader(dataset, steps, 0, pin_memory)
+    parts = loading.parts
+    numbers = range(steps.start * parts, steps.stop * parts)
+    with closing(_items(dataset, numbers, loading, pin_memory and parts == 1)) as items:
+        if parts == 1:
+            yield from items
+            return
+        batch: Batch = {}
+        for number, item in enumerate(items):
+            part = number % parts
+            if part == 0:
+                batch = {
+                    name: torch.empty((parts * len(value), *value.shape[1:]), dtype=value.dtype, pin_memory=pin_memory)
+                    for name, value in item.items()
+                }
+            for name, value in item.items():  # copying a part frees its shared memory
+                batch[name][part * len(value) : (part + 1) * len(value)] = value
+            if part == parts - 1:
+                yield batch
+
+
+def _items(dataset: Dataset, numbers: range, loading: Loading, pin_memory: bool) -> Generator[Batch, None, None]:
+    """Yield the items of a dataset in order."""
+    if not loading.workers:
+        yield from _loader(dataset, numbers, loading, pin_memory)
         return
     _make_room_for_sockets()
     lost = 0
-    while steps:
-        with _workers_of(dataset, steps, workers, pin_memory) as (batches, processes):
-            while steps:
+    while numbers:
+        with _workers_of(dataset, numbers, loading, pin_memory) as (items, processes):
+            while numbers:
                 try:
-                    batch = next(batches)
+                    item = next(items)
                 except Exception as error:  # of the loader; the dataset's errors are returned as values
                     if not wait([process.sentinel for process in processes], timeout=WORKER_END_S):
                         raise
+                    step = numbers.start // loading.parts
                     if lost == MOST_LOST:
                         raise ProcessLost(
-                            f"loader workers were lost {lost + 1} times, most recently at batch {steps.start}; if the machine "
-                            "runs out of memory, lower compute.workers or batch_size"
+                            f"loader workers were lost {lost + 1} times, most recently at batch {step}; if the machine runs "
+                            "out of memory, lower compute.workers, compute.prefetch_mib or batch_size"
                         ) from error
                     lost += 1
                     warnings.warn(
-                        f"a loader worker was lost, perhaps out of memory; starting new workers at batch {steps.start} "
+                        f"a loader worker was lost, perhaps out of memory; starting new workers at batch {step} "
                         f"({lost} of {MOST_LOST} times)",
                         stacklevel=2,
                     )
                     break
-                if isinstance(batch, _Failure):
-                    batch.error.add_note(f"in a loader worker: {batch.traceback}")
-                    raise batch.error
-                steps = steps[1:]
-                yield batch
+                if isinstance(item, _Failure):
+                    item.error.add_note(f"in a loader worker: {item.traceback}")
+                    raise item.error
+                numbers = numbers[1:]
+                yield item
 
 
-def _loader(dataset: Dataset, steps: range, workers: int, pin_memory: bool) -> Any:
+def _loader(dataset: Dataset, numbers: range, loading: Loading, pin_memory: bool) -> Any:
     return iter(
         DataLoader(
-            dataset, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory, generator=torch.Generator(),
+            dataset, batch_size=None, sampler=numbers, num_workers=loading.workers, pin_memory=pin_memory,
+            prefetch_factor=loading.ahead if loading.workers else None, generator=torch.Generator(),
             worker_init_fn=_begin_worker,
         )
     )  # fmt: skip
@@ -121,23 +212,23 @@ class _Guarded(Dataset):
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, number: int) -> Any:
         try:
-            return self.dataset[step]
+            return self.dataset[number]
         except Exception as error:
             return _Failure(sendable(error), traceback.format_exc())
 
 
 @contextmanager
 def _workers_of(
-    dataset: Dataset, steps: range, workers: int, pin_memory: bool
+    dataset: Dataset, numbers: range, loading: Loading, pin_memory: bool
 ) -> Iterator[tuple[Iterator[Any], Sequence[BaseProcess]]]:
-    """Start a loader with workers: its batches, and the workers, which end with the block or with this process."""
+    """Start a loader with workers: its items, and the workers, which end with the block or with this process."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if in_main_thread else None
     others = set(active_children())
     try:
-        batches = _loader(_Guarded(dataset), steps, workers, pin_memory)
+        items = _loader(_Guarded(dataset), numbers, loading, pin_memory)
     except BaseException:
         _kill(set(active_children()) - others)
         raise
@@ -150,11 +241,11 @@ def _workers_of(
     late = threading.Timer(WORKER_END_S, kill)
     late.daemon = True
     try:
-        yield batches, processes
+        yield items, processes
     finally:
         if any(process.is_alive() for process in processes):
             late.start()
-            batches._shutdown_workers()  # before killing them, since a killed worker may hold a lock that this call needs
+            items._shutdown_workers()  # before killing them, since a killed worker may hold a lock that this call needs
             late.cancel()
             # If the timer has begun to kill, both threads call waitpid for a worker, and only one gets its exit status. Until
             # that thread has stored the status, multiprocessing lists the worker as active. So wait for the timer's thread.

@@ -3,12 +3,13 @@
 import ctypes
 import os
 import platform
+import warnings
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -35,19 +36,35 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
     """Return an Accelerator for the launcher's devices and the precision in the settings."""
     AcceleratorState._reset_state()  # a process may train several stages with different precisions
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_native())
-    process_state()
-    # As without sharding: autocast chooses the precision of each operation; gradients are accumulated and reduced in float32.
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    processes = process_state()
+    if processes.distributed_type == DistributedType.FSDP:  # of an earlier stage; accelerate would not read its plugin again
+        on_cpu = processes.device.type == "cpu"
+        processes.distributed_type = DistributedType.MULTI_CPU if on_cpu else DistributedType.MULTI_GPU
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    policy = sharding_policy(bf16, processes.device)
     plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy) if sharded else None
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin)
+    # Buffers are constants, such as positions, so they need no broadcasts. Without the view, gradients exist twice.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin, kwargs_handlers=[ddp])
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # accelerate does not shard on CPUs. PyTorch can, so that a configuration can be tested there.
-        state = accelerator.state
-        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        accelerator.state.fsdp_plugin = plugin
+        accelerator.state.distributed_type = processes.distributed_type = DistributedType.FSDP
     return accelerator
+
+
+def sharding_policy(bf16: bool, device: torch.device) -> MixedPrecisionPolicy:
+    """Return the precision of sharded training (FSDP2). Gradients are reduced, and weights updated, in float32.
+
+    With bf16, weights are gathered in bf16, in half the bytes of float32. Compared with DDP, this also rounds the weights that
+    autocast would use in float32: those of LayerNorm and LayerScale, and the mask token. The operations on a GPU do not change:
+    autocast computes LayerNorm in float32, and the residual stream, targets and losses are float32. On a CPU, LayerNorm needs
+    inputs of the type of its weights, so there the inputs of each block are cast to bf16 too.
+    """
+    on_cpu = device.type == "cpu"
+    return MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=on_cpu)
 
 
 def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
@@ -79,7 +96,10 @@ def prepare(
             block.compile()
     fused = accelerator.device.type in ("cuda", "cpu")
     optimizer = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused)
-    model, wrapped = accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():
+        # The argument's new name exists only in PyTorch 2.15 and later, and accelerate does not pass it.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        model, wrapped = accelerator.prepare(model, optimizer)
     if settings.ema and isinstance(model, FSDPModule):
         raise ImpossibleHere("ema keeps a full copy of the weights, which FSDP does not support: remove ema, or use DDP")
     return model, wrapped.optimizer  # accelerate's wrapper is only needed for float16 and TPUs

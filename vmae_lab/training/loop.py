@@ -19,7 +19,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from vmae_lab.training import distributed
 from vmae_lab.training.checkpoint import Checkpoints, UnreadableCheckpoint, alone_in, drop_kept_weights, keep_weights
-from vmae_lab.training.dataloader import Batch, TaskDataset, data_loader, split_batch
+from vmae_lab.training.dataloader import (
+    TOTAL_WEIGHT,
+    Batch,
+    TaskDataset,
+    data_loader,
+    plan_loading,
+    require_shared_memory,
+    split_batch,
+)  # fmt: skip
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
@@ -30,6 +38,8 @@ from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
 
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
+# Seconds between two looks at the stop requests of several processes. Each makes the CPU wait for the GPU.
+STOP_CHECK_S = 5.0
 
 
 class Task(Protocol[Model]):
@@ -46,7 +56,10 @@ class Task(Protocol[Model]):
         ...
 
     def batch(self, step: int, rows: range) -> Batch:
-        """Return some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments."""
+        """Return some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments.
+
+        A task may also have `training_batch`, with the same arguments: what `loss` takes, if `batch` is what is drawn.
+        """
         ...
 
     def weight(self, batch: Batch) -> float:
@@ -141,6 +154,8 @@ class Trainer(Generic[Model]):
         self.keep = keep
         self.validation = validation
         self.rows = distributed.rows_of_process(accelerator, task.settings)
+        self.loading = plan_loading(task, self.rows, compute.workers, compute.prefetch_mib * 2**20)
+        require_shared_memory(self.loading)
         self.model, self.optimizer = distributed.prepare(accelerator, task.build(), task.settings, compute)
         self.parameters = list(self.model.parameters())
         self.average = ModelEmaV3(distributed.unwrapped(self.model), task.settings.ema) if task.settings.ema else None
@@ -150,6 +165,7 @@ class Trainer(Generic[Model]):
         self.checkpoints = Checkpoints(folder)
         self.roll_back_checkpoints = Checkpoints(folder, "turning_point")
         self.losses: list[Tensor] = []  # of the steps since the last check; they stay on the device until then
+        self.checked_at, self.next_check = time.perf_counter(), 0  # the last check, and the steps_run of the next
         self.steps_run = 0
         self.seconds_per_step = math.nan
         self.first_step_seconds: float | None = None
@@ -166,11 +182,10 @@ class Trainer(Generic[Model]):
         started = time.perf_counter()
         with closing(self._batches()) as batches:  # ends the loader workers, also if a step fails
             # Several processes must stop after the same step, so none of them may stop while it waits for a batch.
-            may_stop_waiting = self.accelerator.num_processes == 1
-            for batch in stop_requested.until_requested(batches) if may_stop_waiting else batches:
+            alone = self.accelerator.num_processes == 1
+            for batch in stop_requested.until_requested(batches) if alone else batches:
                 # One optimizer step.
-                loss, stop = self.train_step(batch, stop_requested())
-                self.losses.append(loss)
+                self.losses.append(self.train_step(batch))
                 self.steps_run += 1
                 self.state.step += 1
                 if self.steps_run == 1:
@@ -179,15 +194,19 @@ class Trainer(Generic[Model]):
                 # What has to be done after this step.
                 step = self.state.step
                 last = step == steps
-                stop = stop and not last
                 validate = self.validation is not None and self.validation.due(step, steps)
                 log = last or validate or step % log_every == 0
                 keep_step = step in self.keep
                 roll_back_point = step % roll_back_every == 0 and not last
-                save = last or stop or step % self.compute.checkpoint_every == 0
+                save = last or step % self.compute.checkpoint_every == 0
 
-                # Check the losses and weights before writing anything.
-                if (log or keep_step or roll_back_point or save) and (bad := self._first_bad()):
+                # Check the losses and weights before writing anything. One process stops when it gets its next batch. Several
+                # processes learn here whether one of them got a stop request, so that all stop after the same step.
+                bad, stop = None, False
+                if log or keep_step or roll_back_point or save or (not alone and self.steps_run >= self.next_check):
+                    bad, stop = self._check(stop_requested())
+                    stop = stop and not last
+                if bad:
                     self._roll_back(bad)
                 else:
                     # Loss and accuracy on the validation split. Their time is not part of the seconds per step.
@@ -199,13 +218,14 @@ class Trainer(Generic[Model]):
                         keep_weights(self.folder, step, self.average.module if self.average else self.model)
                     if roll_back_point:
                         self._save(self.roll_back_checkpoints)
-                    if save:
+                    if save or stop:
                         self._save(self.checkpoints)
                 bar.update(self.state.step - bar.n)
                 if stop:
                     self._stop()
         if self.state.step < steps:  # a stop request ended the wait for a batch
-            if bad := self._first_bad():
+            bad, _ = self._check(True)
+            if bad:
                 self._roll_back(bad)
             else:
                 self._save(self.checkpoints)
@@ -213,10 +233,10 @@ class Trainer(Generic[Model]):
         if self.log:
             self.log.close()
 
-    def train_step(self, batch: Batch, stop: bool) -> tuple[Tensor, bool]:
-        """Run one optimizer step. Returns its loss and whether to stop. The mean of the loss over processes is the step's loss.
+    def train_step(self, batch: Batch) -> Tensor:
+        """Run one optimizer step. Returns its loss, a scalar on the device. Its mean over processes is the step's loss.
 
-        `stop` is whether this process got a stop request. All processes stop after the first step in which one of them did.
+        Nothing here makes the CPU wait for a GPU.
         """
         accelerator, settings, state = self.accelerator, self.settings, self.state
 
@@ -227,21 +247,14 @@ class Trainer(Generic[Model]):
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-        # Weight micro-batches and processes by the number of terms in their losses.
-        parts = split_batch(batch, settings.accumulation)
-        weights = [self.task.weight(part) for part in parts]
-        all_weights = sum(weights)
-        if accelerator.num_processes > 1:
-            totals = accelerator.reduce(torch.tensor([all_weights, float(stop)], device=accelerator.device))
-            all_weights, stop = totals.tolist()
-
         # Forward and backward. Gradients are summed over micro-batches and, in the last backward, averaged over processes.
+        parts = split_batch(batch, settings.accumulation)
         total = torch.zeros((), device=accelerator.device)
-        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            with accelerator.autocast():
-                loss = self.task.loss(self.model, part, accelerator.device)
-            share = weight / (all_weights or 1) * accelerator.num_processes  # without any term (no person), no gradient
+        for index, (part, share) in enumerate(zip(parts, self._shares(parts), strict=True)):
+            # DDP decides in forward whether the backward after it averages the gradients, so no_sync is around both.
             with accelerator.no_sync(self.model) if index < len(parts) - 1 else nullcontext():
+                with accelerator.autocast():
+                    loss = self.task.loss(self.model, part, accelerator.device)
                 accelerator.backward(loss * share)
             total += loss.detach() * share
 
@@ -252,7 +265,21 @@ class Trainer(Generic[Model]):
         if self.average:
             self.average.update(distributed.unwrapped(self.model))
         self.optimizer.zero_grad()
-        return total, bool(stop)
+        return total
+
+    def _shares(self, parts: list[Batch]) -> list[Any]:
+        """Return the weights of micro-batches in the step's loss: numbers, or scalars on the device.
+
+        Micro-batches and processes are weighted by the number of terms in their losses. Without any term (no person), there is
+        no gradient. The factor of the number of processes is there because gradients are averaged over processes.
+        """
+        accelerator, weights = self.accelerator, [self.task.weight(part) for part in parts]
+        total = float(parts[0][TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in parts[0] else sum(weights)
+        if accelerator.num_processes == 1 or TOTAL_WEIGHT in parts[0]:
+            return [weight / (total or 1) * accelerator.num_processes for weight in weights]
+        summed = accelerator.reduce(torch.full((), total, device=accelerator.device))
+        summed = torch.where(summed > 0, summed, 1.0).double()
+        return [(weight / summed * accelerator.num_processes).float() for weight in weights]
 
     def validate(self) -> dict[str, float]:
         """Measure the current weights, or their moving average, on the validation clips, and keep them if they are the best."""
@@ -281,12 +308,12 @@ class Trainer(Generic[Model]):
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batches from the current step to the last. After a roll-back, skip samples."""
-        dataset = TaskDataset(self.task, self.rows)
+        dataset = TaskDataset(self.task, self.rows, self.loading.parts)
         on_gpu = self.accelerator.device.type == "cuda"
         while self.state.step < self.settings.steps:
             skipped = self.state.skipped
             positions = range(self.state.step + skipped, self.settings.steps + skipped)
-            for batch in data_loader(dataset, positions, self.compute.workers, pin_memory=on_gpu):
+            for batch in data_loader(dataset, positions, self.loading, pin_memory=on_gpu):
                 yield batch
                 if self.state.skipped != skipped:  # after a roll-back, start a new loader
                     break
@@ -350,15 +377,24 @@ class Trainer(Generic[Model]):
         self.best = found.get("best", {})
         return True
 
-    def _first_bad(self) -> Bad | None:
-        """Average the last steps' losses over processes, and return the first diverged step, or None."""
-        values = torch.stack([*self.losses, (~distributed.weights_are_finite(self.model)).float()])
-        *losses, broken = self.accelerator.reduce(values, reduction="mean").tolist()
+    def _check(self, stop: bool) -> tuple[Bad | None, bool]:
+        """Return the first diverged step since the last check, or None, and whether a process got a stop request.
+
+        The last steps' losses are averaged over processes. `stop` is whether this process got a stop request.
+        """
+        now = time.perf_counter()
+        seconds = (now - self.checked_at) / max(1, len(self.losses))
+        broken = (~distributed.weights_are_finite(self.model)).float()
+        own = torch.tensor([float(stop), seconds], device=broken.device)
+        values = self.accelerator.reduce(torch.stack([*self.losses, broken, *own]), reduction="mean")
+        *losses, broken_part, stops, seconds = values.tolist()
         self.losses.clear()
         self.state.window += losses
+        # All processes have the same mean of the seconds, so all check again after the same step.
+        self.checked_at, self.next_check = now, self.steps_run + max(1, int(STOP_CHECK_S / max(seconds, 1e-6)))
         step = self.state.step
         bad = first_bad(losses, self.state.recent, self.settings.divergence.spike, step - len(losses))
-        return bad or (Bad(step - 1, "weights are no longer finite") if broken else None)
+        return bad or (Bad(step - 1, "weights are no longer finite") if broken_part else None), bool(stops)
 
     def _roll_back(self, bad: Bad) -> None:
         """Load the last roll-back checkpoint and skip samples up to the next one. Raises TrainingDiverged."""
@@ -434,7 +470,7 @@ class Trainer(Generic[Model]):
             f"from step {self.state.step} of {settings.steps} on {accelerator.num_processes} x "
             f"{distributed.device_name(accelerator.device)}, {kind}, {accelerator.mixed_precision} mixed precision: "
             f"{settings.batch_size} clips per step = {accelerator.num_processes} processes x {settings.accumulation} "
-            f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}"
+            f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}; {self.loading.words}"
         )
         if accelerator.is_main_process:
             note(self.folder, text)

@@ -112,6 +112,9 @@ class Compute(BaseModel):
     slurm: SlurmSettings = SlurmSettings()
     threads: int | None = Field(None, ge=1, description="CPU threads per process; if left out, PyTorch's default")
     workers: int = Field(0, ge=0, description="loader workers per stage")
+    prefetch_mib: int = Field(
+        1024, ge=1, description="MiB of shared memory for what the loader workers of a training process build ahead"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps")
     log_every: int = Field(20, ge=1, description="steps; short runs log at least 20 times")
     tensorboard: bool = True

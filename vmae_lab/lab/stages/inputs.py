@@ -21,7 +21,7 @@ from vmae_lab.lab.stages.cost import EmbeddedVideos, reading_seconds
 from vmae_lab.lab.stages.stage import Stage
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.dataloader import data_loader
+from vmae_lab.training.dataloader import Loading, data_loader
 from vmae_lab.training.settings import Compute
 
 Opened = TypeVar("Opened")
@@ -57,7 +57,7 @@ def inference(compute: Compute) -> Inference:
     """Return how to evaluate: in the precision of `compute`, with clips from its loader workers."""
 
     def load(dataset: Dataset, length: int) -> Iterator[Any]:
-        return data_loader(dataset, range(length), compute.workers, pin_memory=False)
+        return data_loader(dataset, range(length), Loading(compute.workers), pin_memory=False)
 
     return Inference(compute.evaluation_precision, load if compute.workers else None)
 

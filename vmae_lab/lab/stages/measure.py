@@ -133,11 +133,12 @@ class RandomPixels(PretrainTask):
         generator = torch_generator(self.seed, "random pixels")
         self.video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
 
-    def batch(self, step: int, rows: range) -> Batch:
+    def training_batch(self, step: int, rows: range) -> Batch:
         generators = (torch_generator(step, f"{side} mask") for side in ("encoder", "decoder"))
         encoder_mask, decoder_mask = draw_masks(self.masks, self.model.clip.grid, len(rows), *generators)
-        counted = loss_positions(encoder_mask, visible_index(decoder_mask), self.masks.loss_on)
-        return {"video": self.video, "encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
+        visible, decoded = visible_index(encoder_mask), visible_index(decoder_mask)
+        counted = loss_positions(encoder_mask, decoded, self.masks.loss_on)
+        return {"video": self.video, "visible": visible, "decoded": decoded, "counted": counted}
 
 
 def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: int) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: 
             trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
         for step in range(steps + 1):
             started = time.perf_counter()
-            trainer.train_step(task.batch(step, trainer.rows), stop=False)
+            trainer.train_step(task.training_batch(step, trainer.rows))
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)

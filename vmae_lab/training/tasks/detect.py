@@ -1,5 +1,6 @@
 """Spatial action detection: the actions of each person in a key frame (VideoMAE, section 4.2, on AVA)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
@@ -104,6 +105,10 @@ class DetectTask:
         there = [torch.ones(len(some), dtype=torch.bool) for some in boxes]
         parts = {"boxes": boxes, "label": labels, "there": there}
         return {"video": torch.stack(videos), **{name: pad_sequence(list(some), True) for name, some in parts.items()}}
+
+    @property
+    def row_bytes(self) -> int:
+        return self.model.clip.channels * self.model.frames * math.prod(height_width(self.settings.side))
 
     def weight(self, batch: Batch) -> float:
         return float(batch["there"].sum())

@@ -135,6 +135,14 @@ class FinetuneTask:
             mixed, targets = self.mixing(images)
         return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
 
+    @property
+    def row_bytes(self) -> int:
+        return self.model.clip.tokens * self.model.clip.patch_values
+
+    @property
+    def rows_together(self) -> int | None:
+        return None if self.mixing else self.settings.repeats  # of one decoded clip; mixing needs all rows
+
     def labels(self, chosen: Sequence[int]) -> Tensor:
         """Return the labels of chosen labeled clips: int64 `(B,)`."""
         return torch.from_numpy(self.clips.labels[[self.labelled[row] for row in chosen]])

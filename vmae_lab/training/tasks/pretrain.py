@@ -20,11 +20,13 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.checkpoints import Checkpoint, load_weights
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE
-from vmae_lab.training.dataloader import Batch
+from vmae_lab.training.dataloader import TOTAL_WEIGHT, Batch
 from vmae_lab.training.distributed import unwrapped
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
 from vmae_lab.utils.shapes import short_side_for
+
+Masks = tuple[Tensor, Tensor, Tensor]
 
 
 class PretrainSettings(TrainSettings):
@@ -68,6 +70,7 @@ class PretrainTask:
     def __post_init__(self) -> None:
         self.strides = {source: self.data.stride_of(source) for source in set(self.clips.sources)}
         self.order = sample_order(self.clips.sources, self.data.mixing, self.seed, self.data.weights)
+        self._drawn: tuple[int, Masks] | None = None
 
     def build(self) -> VideoMAE:
         """Build the model. Weights that the checkpoint does not have are drawn from the seed. Raises CheckpointError."""
@@ -87,23 +90,50 @@ class PretrainTask:
         batch = {"video": torch.stack(list(self._clips(positions)))}
         if self.settings.target_from == "other_clip":  # the next in the stream, since a process may have one clip per batch
             batch["target"] = torch.stack(list(self._clips([position + self.settings.repeats for position in positions])))
-        # Draw masks for the global batch, then take rows, so that masks do not depend on the number of processes.
-        encoder_mask, decoder_mask = draw_masks(
-            self.masks, self.model.clip.grid, self.settings.batch_size,
-            torch_generator(self.seed, "encoder mask", step), torch_generator(self.seed, "decoder mask", step),
-        )  # fmt: skip
-        counted = loss_positions(encoder_mask, visible_index(decoder_mask), self.masks.loss_on)
-        masks = {"encoder_mask": encoder_mask, "decoder_mask": decoder_mask, "counted": counted}
-        return {**batch, **{name: mask[rows.start : rows.stop] for name, mask in masks.items()}}
+        masks = zip(("encoder_mask", "decoder_mask", "counted"), self._masks(step), strict=True)
+        return {**batch, **{name: mask[rows.start : rows.stop] for name, mask in masks}}
+
+    def training_batch(self, step: int, rows: range) -> Batch:
+        """Return the batch that training uses: `batch` with indices instead of masks, `visible`, int64 `(B, V)`, and `decoded`,
+        int64 `(B, M)`; and the weight of the global batch.
+        """
+        batch = self.batch(step, rows)
+        visible, decoded = (visible_index(batch.pop(name)) for name in ("encoder_mask", "decoder_mask"))
+        _, _, counted = self._masks(step)
+        return {**batch, "visible": visible, "decoded": decoded, TOTAL_WEIGHT: counted.sum().repeat(len(rows))}
+
+    @property
+    def row_bytes(self) -> int:
+        clips = 2 if self.settings.target_from == "other_clip" else 1
+        return clips * self.model.clip.tokens * self.model.clip.patch_values
+
+    @property
+    def rows_together(self) -> int:
+        return self.settings.repeats  # of one decoded clip
+
+    def _masks(self, step: int) -> Masks:
+        """Return the encoder and decoder mask of the global batch, and which decoded tokens are counted.
+
+        They are drawn for the global batch, so that they do not depend on the number of processes. Those of the last step are
+        kept, because a loader worker builds several parts of a batch.
+        """
+        if self._drawn is None or self._drawn[0] != step:
+            encoder_mask, decoder_mask = draw_masks(
+                self.masks, self.model.clip.grid, self.settings.batch_size,
+                torch_generator(self.seed, "encoder mask", step), torch_generator(self.seed, "decoder mask", step),
+            )  # fmt: skip
+            counted = loss_positions(encoder_mask, visible_index(decoder_mask), self.masks.loss_on)
+            self._drawn = step, (encoder_mask, decoder_mask, counted)
+        return self._drawn[1]
 
     def weight(self, batch: Batch) -> float:
         return float(batch["counted"].sum())
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         video = batch["video"].to(device, non_blocking=True)
-        prediction, decoded = model(video, batch["encoder_mask"], batch["decoder_mask"])
+        visible, decoded, counted = (batch[name].to(device, non_blocking=True) for name in ("visible", "decoded", "counted"))
+        prediction, _ = model(video, visible, decoded)
         target_clip = batch["target"].to(device, non_blocking=True) if "target" in batch else video
-        counted = batch["counted"].to(device, non_blocking=True)
         return unwrapped(model).forward_loss(target_clip, prediction, decoded, counted)
 
     def samples_by_source(self) -> dict[str, int]:
