@@ -32,7 +32,7 @@ from vmae_lab.utils.processes import ProcessLost, end_with_parent, ignore_stop_r
 
 Batch = dict[str, Tensor]
 TOTAL_WEIGHT = "total_weight"  # in a batch, optional: the task's weight of the global batch, repeated for each row
-AHEAD = 2  # least number of parts that a worker builds ahead, if memory allows
+AHEAD = 2  # number of parts that each worker builds ahead if memory allows; more if parts are small
 MOST_LOST = 3  # times that workers are replaced; if they are killed more often, memory is too small for any
 WORKER_END_S = 1.0  # seconds that workers have to end by themselves before they are killed
 SOCKET_PATH = 103  # longest path of a socket on macOS, in bytes; Linux allows 107
@@ -74,13 +74,16 @@ def plan_loading(task: DrawsBatches, rows: range, workers: int, limit: int) -> L
     """
     if not workers:
         return Loading(0)
-    row_bytes, together = getattr(task, "row_bytes", 0), getattr(task, "rows_together", None) or len(rows)
+    row_bytes = getattr(task, "row_bytes", 0)
+    together = getattr(task, "rows_together", None) or len(rows)
+    fitting = limit // row_bytes if row_bytes else sys.maxsize  # rows that may be built ahead
+    # The largest equal parts with which all workers have one of each batch, and may build several ahead.
     sizes = [size for size in range(together, len(rows) + 1, together) if len(rows) % size == 0] or [len(rows)]
-    most = min(math.ceil(len(rows) / workers), limit // (AHEAD * workers * row_bytes) if row_bytes else len(rows))
+    most = min(math.ceil(len(rows) / workers), fitting // (AHEAD * workers))
     size = max((size for size in sizes if size <= most), default=sizes[0])
-    parts, fitting = len(rows) // size, max(1, limit // (size * row_bytes)) if row_bytes else sys.maxsize
-    workers = min(workers, fitting)
-    ahead = min(max(AHEAD, math.ceil(2 * parts / workers)), fitting // workers)
+    parts, parts_fitting = len(rows) // size, max(1, fitting // size)
+    workers = min(workers, parts_fitting)
+    ahead = min(max(AHEAD, math.ceil(2 * parts / workers)), parts_fitting // workers)
     return Loading(workers, parts, ahead, workers * ahead * size * row_bytes)
 
 
