@@ -17,7 +17,7 @@ from parts.written import machine_words, write_benchmark
 
 from vmae_lab.data.samplers import sample_order
 from vmae_lab.lab.run_store import RESULT, RunStore
-from vmae_lab.lab.stages.measure import measure_step
+from vmae_lab.lab.stages.measure import MemoryTaken, measure_step
 from vmae_lab.lab.stages.pretrain import InitialStage
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import TokenCounts, training_macs
@@ -66,7 +66,11 @@ def step_points(axis: str, steps: int) -> list[dict]:
         model, batch = ModelSettings(**settings), value if name == "batch" else 4
         counts = TokenCounts.of(MASKS, model.clip)
         macs = batch * training_macs(model.dimensions, model.clip, counts.visible, counts.decoded)
-        measured = measure_step(model, MASKS, batch, steps)
+        try:
+            measured = measure_step(model, MASKS, batch, steps)
+        except MemoryTaken as error:
+            measured = {"fits": False}
+            print(error, flush=True)
         if not measured["fits"]:
             print(f"{axis} {value}: does not fit in memory, skipped", flush=True)
             continue

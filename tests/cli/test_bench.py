@@ -2,8 +2,11 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd import DeviceType
 
 from vmae_lab.cli import main
 
@@ -46,11 +49,22 @@ def test_the_sharded_step_prints_how_to_start_it(monkeypatch, capfd):
     assert "torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py" in capfd.readouterr().err
 
 
-def test_growth_skips_measurements_that_do_not_fit_the_memory(monkeypatch, capsys):
+@pytest.fixture
+def imported(monkeypatch):
+    """Import a script of benchmarks/."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    specification = importlib.util.spec_from_file_location("growth", ROOT / "benchmarks" / "growth.py")
-    growth = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(growth)
+
+    def load(name: str):
+        specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_growth_skips_measurements_that_do_not_fit_the_memory(imported, monkeypatch, capsys):
+    growth = imported("growth")
 
     def measured(model, masks, batch, steps):
         return {"fits": True, "seconds_per_step": 0.5 * batch} if batch <= 4 else {"fits": False}
@@ -60,3 +74,18 @@ def test_growth_skips_measurements_that_do_not_fit_the_memory(monkeypatch, capsy
     assert [point["value"] for point in points] == [1, 2, 4]
     assert growth.fitted("clips per step", points)["exponent"] == pytest.approx(1)
     assert "clips per step 8: does not fit in memory" in capsys.readouterr().out
+
+
+def test_a_profile_counts_a_kernel_once(imported, monkeypatch):
+    """On a GPU its time is also in the row of its operator. On a CPU there are only operators."""
+    step = imported("pretrain_step")
+    device = {"is_user_annotation": False, "self_cpu_time_total": 1.0, "self_device_time_total": 60.0}
+    rows = [
+        SimpleNamespace(key="aten::mm", device_type=DeviceType.CPU, **device),
+        SimpleNamespace(key="gemm", device_type=DeviceType.CUDA, **device),
+        SimpleNamespace(key="ProfilerStep", device_type=DeviceType.CUDA, **{**device, "is_user_annotation": True}),
+    ]
+    monkeypatch.setattr(step, "DEVICE", torch.device("cuda"))
+    assert step.operation_seconds(rows) == {"gemm": 60.0}
+    monkeypatch.setattr(step, "DEVICE", torch.device("cpu"))
+    assert step.operation_seconds(rows[:1]) == {"aten::mm": 1.0}

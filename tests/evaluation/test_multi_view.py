@@ -117,15 +117,9 @@ def test_scores_are_moved_to_the_cpu_before_float64():
     assert np.array_equal(view_probabilities(model, NumberedClips(2), MODEL, 2, VIEWS), expected)
 
 
-def test_the_batch_size_does_not_change_the_result():
-    model, clips = classifier(), NumberedClips(9)
-    single, seven = (view_probabilities(model, clips, MODEL, 2, VIEWS, batch) for batch in (1, 7))
-    assert np.array_equal(single, seven)
-
-
 def test_unreadable_videos_are_an_error():
     with pytest.raises(MissingVideos) as raised:
-        view_probabilities(classifier(), NumberedClips(5, broken=(1, 4)), MODEL, 2, VIEWS, batch=2)
+        view_probabilities(classifier(), NumberedClips(5, broken=(1, 4)), MODEL, 2, VIEWS)
     assert list(raised.value.failed) == [1, 4]
     assert raised.value.total == 5
 

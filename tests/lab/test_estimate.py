@@ -130,7 +130,7 @@ def test_a_training_takes_what_its_slowest_part_takes():
     assert machine.seconds(Work(training=100, layer_steps=4, loading_s=6), workers=2) == 10
     assert machine.seconds(Work(training=100, layer_steps=30, loading_s=6), workers=2) == 15
     assert machine.seconds(Work(training=100, layer_steps=4, loading_s=60), workers=2) == 30
-    assert machine.seconds(Work(prediction=100, readout=8, own_s=7), workers=2) == 20 + 4 + 7
+    assert machine.seconds(Work(prediction=100, readout=8, own_s=7, reading_s=6), workers=2) == 20 + 4 + 7 + 3
 
 
 def test_stages_that_share_a_device_wait_for_it(plan):
@@ -151,11 +151,11 @@ def test_the_work_of_a_probe_by_hand(plan):
     columns = model.clip.tokens * model.dimensions.width
     assert done.readout == 2 * (ridge_macs(16, columns, 32, 8) + ridge_macs(16, model.dimensions.width, 32, 8))
     reading_s = CLIP_S + model.frames * model.side**2 * RESIZE_PIXEL_S
-    assert done.own_s == pytest.approx((16 * 2 + 32) * reading_s)
+    assert done.reading_s == pytest.approx((16 * 2 + 32) * reading_s)
     assert (done.training, done.layer_steps) == (0, 0)
     pretrained = probe_stage(recipe, pretrain_stage(recipe, 0), 0).work
     assert pretrained.prediction > done.prediction, "reconstruction"
-    assert pretrained.own_s == pytest.approx((16 * 2 + 2 * 32) * reading_s)
+    assert pretrained.reading_s == pytest.approx((16 * 2 + 2 * 32) * reading_s)
     attentive = recipe.with_overrides({"evaluate.probe.probes": ["attentive"]})
     assert probe_stage(attentive, initial_stage(recipe, 0), 0).work.layer_steps > 0
 

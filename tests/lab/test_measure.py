@@ -1,12 +1,20 @@
 """The predicted memory of a step is consistent, and a step can be measured."""
 
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from vmae_lab.lab.config import build_recipe
+from vmae_lab.lab.experiments.cost_of_dual_masking import ARMS
+from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import measure
 from vmae_lab.lab.stages.cost import parameter_count
-from vmae_lab.lab.stages.measure import GIB, largest_batch, measure_step, predicted_bytes
+from vmae_lab.lab.stages.measure import GIB, MemoryTaken, largest_batch, measure_stage, measure_step, predicted_bytes
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -50,6 +58,51 @@ def test_a_step_that_cannot_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(measure, "worker_pool", refuse)
     monkeypatch.setattr(measure, "device_memory", lambda: 2**20)
     assert measure_step(TINY, MASKS, 1, steps=1) == {"fits": False}
+
+
+@pytest.mark.parametrize(("taken", "stored"), [(0.5, True), (60.0, False)])
+def test_an_out_of_memory_error_is_stored_only_if_no_other_process_uses_the_gpu(pool_that, monkeypatch, taken, stored):
+    monkeypatch.setattr(measure, "device_memory", lambda: 139 * GIB)
+    pool_that(lambda: {"fits": False, "taken_gib": taken})
+    if stored:
+        assert measure_step(TINY, MASKS, 8, steps=1) == {"fits": False}
+    else:
+        with pytest.raises(MemoryTaken, match="60"):
+            measure_step(TINY, MASKS, 8, steps=1)
+
+
+def test_a_killed_measurement_is_not_stored(pool_that, smoke, tmp_path):
+    """The stage is not finished, so the next run tries again."""
+
+    def killed():
+        raise BrokenProcessPool
+
+    recipe, store = build_recipe({**smoke, "arms": ["small_none"]}, ARMS), RunStore(tmp_path)
+    stage = measure_stage(recipe, 1)
+    pool_that(killed)
+    with pytest.raises(MemoryTaken, match="killed"):
+        store.complete(stage, recipe.compute, progress=False)
+    assert not store.finished(stage)
+    pool_that(lambda: {"fits": True, "seconds_per_step": 1.0, "peak_gib": 0.1})
+    assert store.complete(stage, recipe.compute, progress=False)["fits"]
+
+
+@pytest.fixture
+def pool_that(monkeypatch):
+    """Replace the process that measures by a function."""
+
+    def replace(call):
+        def submit(*_arguments):
+            future = Future()
+            try:
+                future.set_result(call())
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        monkeypatch.setattr(measure, "worker_pool", lambda _count: nullcontext(SimpleNamespace(submit=submit)))
+
+    return replace
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -63,7 +63,7 @@ def test_the_cost_includes_validation(recipe_of):
     held_out = 2 * 8 * 2
     per_clip = plain.work.prediction / held_out
     assert every.work.prediction == per_clip * (held_out + 2 * CLIPS), "after steps 2 and 4"
-    assert every.work.own_s == pytest.approx(plain.work.own_s * (held_out + 2 * CLIPS) / held_out)
+    assert every.work.reading_s == pytest.approx(plain.work.reading_s * (held_out + 2 * CLIPS) / held_out)
     assert every.work.training == plain.work.training
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from vmae_lab.data.dataset import DataSettings
@@ -108,6 +109,21 @@ def test_the_teacher_is_not_changed(teacher, tmp_path):
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     assert kept.keys() == trained.model.state_dict().keys()
     assert all(name.startswith(("classifier.", "to_teacher.")) for name in kept), "the checkpoint does not contain the teacher"
+
+
+def test_the_teacher_is_prepared_once_and_computes_as_under_autocast(teacher, monkeypatch):
+    """Its linear layers are stored in bf16, to which autocast would cast them in each step; the loss is the same."""
+    distill_task, other = task(teacher), task(teacher)
+    other.teacher_is_ready = True  # as loaded, in float32
+    student, batch, moved = distill_task.build(), distill_task.batch(0, range(4)), []
+    prepare = distill_task.prepare_teacher
+    monkeypatch.setattr(distill_task, "prepare_teacher", lambda device: moved.append(device) or prepare(device))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [each.loss(student, batch, CPU) for each in (distill_task, distill_task, other)]
+    assert losses[0] == losses[1] == losses[2]
+    assert len(moved) == 1
+    assert {part.weight.dtype for part in distill_task.teacher.modules() if isinstance(part, nn.Linear)} == {torch.bfloat16}
+    assert distill_task.teacher.encoder.trunk.blocks[0].norm1.weight.dtype == torch.float32
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(teacher):

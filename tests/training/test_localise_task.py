@@ -10,6 +10,7 @@ import torch
 from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, open_untrimmed, read_predictions, write_predictions
 from vmae_lab.evaluation.temporal_map import segment_map
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding
+from vmae_lab.training import distributed
 from vmae_lab.training.dataloader import Loading, TaskDataset, data_loader
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
@@ -210,3 +211,13 @@ def test_invalid_settings_are_refused(make):
         make.settings(thresholds=(1.5,))
     with pytest.raises(ValueError, match=r"one of videos\.motionworld"):
         UntrimmedSettings()
+
+
+@pytest.mark.parametrize(("given", "used"), [("auto", "fp32"), ("bf16", "bf16")])
+def test_training_is_in_float32_by_default(make, monkeypatch, given, used):
+    """Also on a GPU that supports bf16, in which distances of 100 time steps differ by 0.5 or not at all."""
+    monkeypatch.setattr(distributed, "bf16_is_native", lambda: True)
+    videos = make(FEW)
+    task = LocaliseTask(make.settings(precision=given), videos, videos.features(), seed=0)
+    assert task.settings.precision == used
+    assert distributed.accelerator_for(task.settings).mixed_precision == {"fp32": "no", "bf16": "bf16"}[used]

@@ -186,11 +186,14 @@ def test_the_log_and_tensorboard_have_the_scores(run, recipe, clips, validation,
 
 
 def test_validation_is_not_counted_as_training_time(run, validation, validation_clips, tmp_path, monkeypatch):
-    """The clock of the loop is replaced by one that advances by 1 s per step and 100 s per validation."""
+    """The clock of the loop is replaced by one that advances by 1 s per step and 100 s per validation.
+
+    The first step takes 50 s, as if it compiled the model. It has its own time.
+    """
     now, loss, predict_quickly = [0.0], FinetuneTask.loss, validation(every=1).predict
 
     def timed_loss(*given):
-        now[0] += 1
+        now[0] += 1 if now[0] else 50
         return loss(*given)
 
     def timed_predict(*given):
@@ -199,8 +202,11 @@ def test_validation_is_not_counted_as_training_time(run, validation, validation_
 
     monkeypatch.setattr(FinetuneTask, "loss", timed_loss)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    assert run(tmp_path, Validation(validation_clips, timed_predict, 1), steps=3).seconds_per_step == 1
-    assert now[0] == 3 * (1 + 100)
+    trained = run(tmp_path, Validation(validation_clips, timed_predict, 1), steps=3)
+    assert (trained.first_step_seconds, trained.seconds_per_step) == (50, 1)
+    assert "first step: 50.00 s" in (tmp_path / "run.log").read_text()
+    assert [row["seconds_per_step"] for row in read_metrics(tmp_path)] == [50, 1, 1]
+    assert now[0] == 50 + 2 + 3 * 100
 
 
 # ---------------------------------------------------------------- the best weights

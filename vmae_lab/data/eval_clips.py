@@ -1,11 +1,15 @@
 """Clips for evaluation: the middle of each video. Unreadable videos are not replaced: they stop the evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.decoding import VideoError
@@ -15,10 +19,12 @@ from vmae_lab.data.transforms import centre_crop
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.shapes import Side, short_side_for
 
+BATCH = 32  # clips per forward pass
 FIX_VIDEOS = (
     "Fix them, use the list that 'vmae-lab data check' writes, or set evaluate.missing to 'skip' to evaluate without them"
 )
 FIX_KEY_FRAMES = "Fix the videos, or exclude these key frames"
+Load = Callable[[Dataset, int], Iterator[Any]]  # a dataset and its length -> its items in order, e.g. from loader workers
 
 
 class MissingVideos(UserError, RuntimeError):
@@ -41,33 +47,70 @@ class MissingVideos(UserError, RuntimeError):
         return MissingVideos, (self.failed, self.total, self.remedy, self.what)
 
 
+def read_videos(
+    clips: Clips, rows: Sequence[int], choose: Choose, short_side: int | None, finish: Callable[[Tensor], Tensor],
+    load: Load | None = None,
+) -> Iterator[Tensor | VideoError]:  # fmt: skip
+    """Yield what `finish` makes of the frames of several videos, in order, or the VideoError of an unreadable one.
+
+    By default, `clips.videos` reads them, and this process does the rest. With `load`, both are done where it gets its items.
+    """
+    if load:
+        yield from load(_Videos(clips, rows, choose, short_side, finish), len(rows))
+        return
+    for video in clips.videos(rows, choose, short_side):
+        yield video if isinstance(video, VideoError) else finish(video)
+
+
+@dataclass(frozen=True)
+class _Videos(Dataset):
+    """The videos of `read_videos`, one per item."""
+
+    clips: Clips
+    rows: Sequence[int]
+    choose: Choose
+    short_side: int | None
+    finish: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, position: int) -> Tensor | VideoError:
+        try:
+            return self.finish(self.clips.video(self.rows[position], self.choose, self.short_side))
+        except VideoError as error:
+            return error
+
+
 def middle_clips(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side) -> Tensor:
     """Return the center-cropped middle window of some videos: uint8 `(B, C, T, height, width)`. Raises MissingVideos."""
     return torch.cat(list(evaluated_clips(clips, rows, frames, stride, side)))
 
 
 def evaluated_clips(
-    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side, batch: int = 32, choose: Choose | None = None
-) -> Iterator[Tensor]:
+    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side, batch: int = BATCH, choose: Choose | None = None,
+    load: Load | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
     """Yield batches of center-cropped clips: uint8 `(B, C, T, height, width)`. By default, `choose` takes the middle window.
 
     After the first unreadable video, nothing is yielded and the other videos are only checked. At the end, MissingVideos is
-    raised with all unreadable videos.
+    raised with all unreadable videos. `load`: see `read_videos`.
     """
     failed: dict[int, VideoError] = {}
+    crop = partial(centre_crop, side=side)
+    videos = read_videos(clips, rows, choose or Dense(frames, stride, 0.5), short_side_for(side), crop, load)
     for batch_rows in batches_of(rows, batch):
-        read = list(clips.videos(batch_rows, choose or Dense(frames, stride, 0.5), short_side_for(side)))
+        read = list(islice(videos, len(batch_rows)))
         failed |= {row: video for row, video in zip(batch_rows, read, strict=True) if isinstance(video, VideoError)}
         if not failed:
-            yield torch.stack([centre_crop(video, side) for video in read if not isinstance(video, VideoError)])
+            yield torch.stack([video for video in read if not isinstance(video, VideoError)])
     if failed:
         raise MissingVideos(failed, len(rows))
 
 
-def readable(clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side) -> tuple[list[int], MissingVideos | None]:
+def readable(
+    clips: Clips, rows: Sequence[int], frames: int, stride: int, side: Side, load: Load | None = None
+) -> tuple[list[int], MissingVideos | None]:
     """Return the rows with a readable middle window, and the error of the others or None. Reads every video."""
     try:
-        for _ in evaluated_clips(clips, rows, frames, stride, side):
+        for _ in evaluated_clips(clips, rows, frames, stride, side, load=load):
             pass
     except MissingVideos as missing:
         return [row for row in rows if row not in missing.failed], missing

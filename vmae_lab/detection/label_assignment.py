@@ -71,12 +71,23 @@ def localisation_loss(
     """Return the focal loss, summed over points, plus the DIoU loss, summed over points with a segment. Not normalized.
 
     Logits and labels `(B, P, classes)`, distances and true distances `(B, P, 2)`, padding bool `(B, P)` -> scalar. Padded
-    points are skipped.
+    points are skipped. Labels, true distances and padding are on the CPU, the predictions on any device.
     """
-    valid = ~padding
-    positive = valid & labels.any(2)
+    device = logits.device
+    valid, positive = (indices(mask, device) for mask in (~padding, ~padding & labels.any(2)))
+    labels, true_distances = (targets.to(device, non_blocking=True).flatten(0, 1) for targets in (labels, true_distances))
+    logits, distances = logits.flatten(0, 1), distances.flatten(0, 1)
     focal = sigmoid_focal_loss(logits[valid].float(), labels[valid], reduction="sum")
     return focal + diou_loss(distances[positive].float(), true_distances[positive]).sum()
+
+
+def indices(mask: Tensor, device: torch.device) -> Tensor:
+    """Return the positions of True in a flattened mask on the CPU: int64 `(n,)` on a device.
+
+    To select by the mask on a GPU would wait for the GPU, because the number of values must be known.
+    """
+    positions = mask.flatten().nonzero().flatten()
+    return (positions.pin_memory() if device.type == "cuda" else positions).to(device, non_blocking=True)
 
 
 def diou_loss(distances: Tensor, true: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class SuppressSettings(BaseModel):
 
 
 def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: SuppressSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply Soft-NMS: segments `(n, 2)`, scores `(n,)`, classes int64 `(n,)` -> the kept ones, best first (stable).
+    """Apply Soft-NMS: segments `(n, 2)`, scores `(n,)`, classes int64 `(n,)` -> the kept ones, best first (stable). On the CPU.
 
     A step takes the best segment of every class and lowers the scores of overlapping segments of that class. A step is linear
     in n, and `kept` steps suffice: segments that a class would take later cannot be among the best.
@@ -43,7 +43,7 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
             break
         taken.append(best)
         taken_scores.append(left[best])
-        of_class = torch.full((len(names),), -1, dtype=torch.int64, device=best.device)
+        of_class = torch.full((len(names),), -1, dtype=torch.int64)
         of_class[codes[best]] = best
         rival = of_class[codes]
         decay = torch.exp(-(segment_iou(segments, segments[rival]) ** 2) / settings.sigma)
@@ -62,10 +62,10 @@ def suppress(segments: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
 
 def _best_of_each(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
     """Return the index of the first highest score per class: int64 `(classes,)`. Every class must occur in `codes`."""
-    highest = torch.full((classes,), -torch.inf, dtype=scores.dtype, device=scores.device)
+    highest = torch.full((classes,), -torch.inf, dtype=scores.dtype)
     highest.scatter_reduce_(0, codes, scores, "amax")
-    index = torch.where(scores == highest[codes], torch.arange(len(scores), device=scores.device), len(scores))
-    first = torch.full((classes,), len(scores), dtype=torch.int64, device=scores.device)
+    index = torch.where(scores == highest[codes], torch.arange(len(scores)), len(scores))
+    first = torch.full((classes,), len(scores), dtype=torch.int64)
     return first.scatter_reduce_(0, codes, index, "amin")
 
 

@@ -33,6 +33,7 @@ from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, write_json
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.journal import append_to_journal, read_journal
+from vmae_lab.utils.precision import Precision, autocast, uses_bf16
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.shapes import Side, short_side_for
 
@@ -105,11 +106,12 @@ def extract_features(
     progress: bool = True,
     layer: int | None = None,
     tokens: bool = False,
+    precision: Precision = "auto",
 ) -> Extracted:
     """Write the features of every window: one file of float32 `(windows, D)` per video, `(windows, N, D)` with `tokens`.
 
-    Features are those of `encode_clips`: the mean token of the last block or of block `layer`, or all tokens, in the order
-    of the token grid `(T', H', W')`. All tokens of a video are in memory until its file is written.
+    Features are those of `encode_clips`, in a precision: the mean token of the last block or of block `layer`, or all tokens,
+    in the order of the token grid `(T', H', W')`. All tokens of a video are in memory until its file is written.
 
     `batch` windows are encoded at a time. At most `chunk` frames of a video are in memory (at least a window and a stride). A
     video that is shorter than a window has one window, with its last frame repeated. `folder` gets one file per video (npz and
@@ -122,20 +124,20 @@ def extract_features(
     layer = checked_layer(encoder, layer)
     make_folder(folder)
     lock = FileLock(folder / LOCK)  # for the tables, which all processes write
+    device = next(encoder.parameters()).device
     with lock:
-        _check_settings(folder, encoder, norm, settings, layer, tokens)
+        _check_settings(folder, encoder, norm, settings, layer, tokens, uses_bf16(precision, device))
     files = [clips.file(row) for row in range(len(clips))]
     keys = [content_key(file) for file in files]
     journal = read_journal(folder / JOURNAL)
     finished = {key: _Finished(**line) for key, line in journal.items() if (folder / line["file"]).is_file()}
     failed: dict[int, VideoError] = {}
     encoder.eval()
-    device = next(encoder.parameters()).device
 
     def encode(windows: Tensor) -> Tensor:
         # The encoder does not normalize floating-point pixels.
         pixels = windows.to(device).float() / 255 if settings.scale_only else windows.to(device)
-        return encode_clips(encoder, norm, pixels, layer, tokens).cpu()
+        return encode_clips(encoder, norm, pixels, layer, tokens, precision).cpu()
 
     bar = Progress(range(len(files)), unit="videos", desc="features", disable=not progress)
     with bar:
@@ -172,19 +174,21 @@ def checked_layer(encoder: VideoEncoder, layer: int | None) -> int | None:
 
 @torch.no_grad()
 def encode_clips(
-    encoder: VideoEncoder, norm: nn.Module | None, video: Tensor, layer: int | None = None, tokens: bool = False
-) -> Tensor:
+    encoder: VideoEncoder, norm: nn.Module | None, video: Tensor, layer: int | None = None, tokens: bool = False,
+    precision: Precision = "auto",
+) -> Tensor:  # fmt: skip
     """Return features of clips: `(B, C, T, H, W)` -> float32 `(B, D)`, the mean token, or with `tokens` all, `(B, N, D)`.
 
     `layer` is a block, from 1; None is the last block. `norm` (of a class head) is applied to the mean token, or to each
     token. It belongs to the last block: features of inner blocks are not normalized.
     """
-    features = encoder(video, layer=layer)  # (B, N, D)
+    with autocast(precision, video.device):
+        features = encoder(video, layer=layer).float()  # (B, N, D)
     if not tokens:
         features = features.mean(1)
     if norm and layer is None:
         features = norm(features)
-    return features.float()
+    return features
 
 
 def open_encoder(
@@ -313,12 +317,14 @@ def _path(file: VideoFile, form: Format) -> str:
 
 
 def _check_settings(
-    folder: Path, encoder: VideoEncoder, norm: nn.Module | None, settings: FeatureSettings, layer: int | None, tokens: bool
-) -> None:
+    folder: Path, encoder: VideoEncoder, norm: nn.Module | None, settings: FeatureSettings, layer: int | None, tokens: bool,
+    bf16: bool,
+) -> None:  # fmt: skip
     """Write a description of the encoder and the settings. Raises FeatureError if the folder has a different one."""
     weights = weights_digest(encoder.state_dict(), (norm or nn.Identity()).state_dict())
     made = {**settings.model_dump(), "weights": weights, "clip": encoder.clip.as_json}
-    made |= {name: value for name, value in (("layer", layer), ("tokens", tokens)) if value}  # older folders have neither
+    added = {"layer": layer, "tokens": tokens, "bf16": bf16}
+    made |= {name: value for name, value in added.items() if value}  # older folders have none of them
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         names = [name for name in {**made, **before} if before.get(name) != made.get(name)]

@@ -1,19 +1,21 @@
 """Multi-view testing: softmax averaged over temporal clips x spatial crops (VideoMAE V2's test protocol)."""
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import MissingVideos, batches_of
+from vmae_lab.data.eval_clips import MissingVideos, read_videos
 from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
+from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.shapes import Side, short_side_for
 
@@ -34,30 +36,31 @@ class ViewSettings(BaseModel):
 
 @torch.no_grad()
 def view_probabilities(
-    model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, views: ViewSettings, batch: int = 8
+    model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, views: ViewSettings, inference: Inference = DEFAULT
 ) -> np.ndarray:
     """Return the class probabilities per video, averaged over its views: float64 `(n, classes)`, in the order of `clips`.
 
-    Processes share the videos, and all return the complete result. `batch` videos are read at a time, but the model gets the
-    views of one video at a time, so the result does not depend on `batch` or the number of processes. In every process, raises
-    MissingVideos with all unreadable videos, and ValueError if scores are not finite.
+    Processes share the videos, and all return the complete result. The model gets the views of one video at a time, so the
+    result does not depend on the number of processes. In every process, raises MissingVideos with all unreadable videos, and
+    ValueError if scores are not finite.
     """
     state = process_state()
     model.eval()
     mine = range(state.process_index, len(clips), state.num_processes)
     found: dict[int, np.ndarray] = {}
     failed: dict[int, VideoError] = {}
-    for rows in batches_of(mine, batch):
-        read = clips.videos(rows, views.choose(settings.frames, stride), short_side_for(settings.side))
-        for row, video in zip(rows, read, strict=True):
-            if isinstance(video, VideoError):
-                failed[row] = video
-            elif not failed:
-                found[row] = mean_probabilities(model, cut_views(video, settings.frames, settings.side, views.crops))
-    gathered, missing = (dict(gather_object(list(part.items()))) for part in (found, failed))
+    cut = partial(cut_views, frames=settings.frames, side=settings.side, crops=views.crops)
+    choose = views.choose(settings.frames, stride)
+    videos = read_videos(clips, mine, choose, short_side_for(settings.side), cut, inference.load)
+    for row, video in zip(mine, videos, strict=True):
+        if isinstance(video, VideoError):
+            failed[row] = video
+        elif not failed:
+            found[row] = mean_probabilities(model, video, inference.precision)
+    parts, missing = gathered(found, failed)
     if missing:
-        raise MissingVideos(dict(sorted(missing.items())), len(clips))
-    probabilities = np.stack([gathered[row] for row in range(len(clips))])
+        raise MissingVideos(missing, len(clips))
+    probabilities = np.stack(parts)
     infinite = np.flatnonzero(~np.isfinite(probabilities).all(1))
     if len(infinite):
         raise ValueError(
@@ -68,9 +71,11 @@ def view_probabilities(
 
 
 @torch.no_grad()
-def mean_probabilities(model: nn.Module, clips: Tensor) -> np.ndarray:
+def mean_probabilities(model: nn.Module, clips: Tensor, precision: Precision = "auto") -> np.ndarray:
     """Average the softmax over the views of one video: uint8 `(V, C, T, H, W)` -> class probabilities, float64 `(classes,)`."""
-    scores = model(clips.to(next(model.parameters()).device))
+    device = next(model.parameters()).device
+    with autocast(precision, device):
+        scores = model(clips.to(device))
     return scores.cpu().double().softmax(1).mean(0).numpy()  # Apple's GPUs have no float64
 
 

@@ -21,8 +21,10 @@ from torch.nn import functional
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import evaluated_clips
+from vmae_lab.evaluation.inference import DEFAULT, Inference
 from vmae_lab.masking import Grid
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.seeding import numpy_generator
 
 Probe = Literal["ridge", "attentive", "linear_2x2", "linear_mean", "knn"]
@@ -49,22 +51,25 @@ class ProbeSettings(BaseModel):
 
 
 def extract_tokens(
-    encoder: nn.Module, clips: Clips, rows: Sequence[int], model: ModelSettings, stride: int, pooled: bool = False
-) -> Tensor:
+    encoder: nn.Module, clips: Clips, rows: Sequence[int], model: ModelSettings, stride: int, pooled: bool = False,
+    inference: Inference = DEFAULT,
+) -> Tensor:  # fmt: skip
     """Return the tokens of the middle window of some clips: float32 `(n, N, D)`, or their mean `(n, 1, D)` if `pooled`.
 
     They are on the encoder's device if they fit (see `token_device`), else on the CPU. Raises MissingVideos.
     """
     encoder.eval()
-    videos = evaluated_clips(clips, rows, model.frames, stride, model.side)
+    videos = evaluated_clips(clips, rows, model.frames, stride, model.side, load=inference.load)
     device = token_device(next(encoder.parameters()).device, token_bytes(model, len(rows), pooled))
-    return torch.cat([tokens_of(encoder, video, pooled).to(device) for video in videos])
+    return torch.cat([tokens_of(encoder, video, pooled, inference.precision).to(device) for video in videos])
 
 
 @torch.no_grad()
-def tokens_of(encoder: nn.Module, video: Tensor, pooled: bool = False) -> Tensor:
+def tokens_of(encoder: nn.Module, video: Tensor, pooled: bool = False, precision: Precision = "auto") -> Tensor:
     """Return the tokens of uint8 clips `(B, C, T, H, W)`: float32 `(B, N, D)`, or their mean `(B, 1, D)` if `pooled`."""
-    tokens = encoder(video.to(next(encoder.parameters()).device))
+    device = next(encoder.parameters()).device
+    with autocast(precision, device):
+        tokens = encoder(video.to(device))
     return (tokens.mean(1, keepdim=True) if pooled else tokens).to(torch.float32)
 
 

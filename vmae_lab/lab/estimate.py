@@ -30,7 +30,8 @@ from vmae_lab.training.tasks.pretrain import PretrainTask
 from vmae_lab.utils.processes import fixed_threads
 
 SPENT_CAPTION = "Time of the stages: predicted from their work at the rate measured now, and the time that they took."
-WARM_UP_STEPS, CALIBRATION_STEPS = 4, 16  # the first steps of a process are slower and are not counted
+# The first steps of a process are slower and are not counted. Nor are steps with batches that workers prefetched meanwhile.
+WARM_UP_STEPS, CALIBRATION_STEPS = 4, 12
 FILE_PIXEL_BYTES = 0.05  # per pixel of an mp4 file of the embedded data at 64 pixels; less at larger sides
 
 
@@ -59,7 +60,8 @@ class Machine:
     def seconds(self, work: Work, workers: int) -> float:
         """Return how long the work takes if nothing else runs. Training takes as long as its slowest part."""
         training_s = max(work.training / self.training, work.layer_steps * self.layer_step_s, work.loading_s / max(1, workers))
-        return training_s + work.prediction / self.prediction + work.readout / self.readout + work.own_s
+        evaluation_s = work.prediction / self.prediction + work.reading_s / max(1, workers)
+        return training_s + evaluation_s + work.readout / self.readout + work.own_s
 
     def bound_by_loading(self, works: Sequence[Work], compute: Compute) -> bool:
         """Return whether the loader processes of stages that run at the same time need longer than the device."""
@@ -74,9 +76,9 @@ class Machine:
         return seconds
 
 
-# Assumed, not measured. Training: about 20% of the peak in bf16. Prediction: about 60% of the peak in float32. A step of
-# ViT-S with a decoder of 4 layers takes at least 16 ms, because of kernel launches.
-H200 = Machine("one H200 GPU with 16 CPU cores", 1e14, 2e13, 1e13, layer_step_s=1e-3, one_device=True)
+# Assumed, not measured. Training and prediction: about 20% of the peak in bf16. A step of ViT-S with a decoder of 4 layers
+# takes at least 16 ms, because of kernel launches.
+H200 = Machine("one H200 GPU with 16 CPU cores", 1e14, 1e14, 1e13, layer_step_s=1e-3, one_device=True)
 
 
 def this_machine(rate: float) -> Machine:
@@ -246,15 +248,18 @@ def predicted_and_actual(plan: Plan, store: RunStore, rate: float) -> pd.DataFra
 
 def calibrate(recipe: Recipe) -> float:
     """Return the multiply-accumulates per second of real pre-training steps on this device, data loading included."""
-    steps = recipe.pretrain.model_copy(update={"steps": CALIBRATION_STEPS, "warmup_steps": 0})
+    warm_up = max(WARM_UP_STEPS, 2 * recipe.compute.workers + 1)
+    count = warm_up + CALIBRATION_STEPS
+    steps = recipe.pretrain.model_copy(update={"steps": count, "warmup_steps": 0})
     clips = load_clips(recipe.data, "pretrain", recipe.data.pretrain_sources, recipe.compute.processes)
     task = PretrainTask(recipe.model, recipe.mask, steps, recipe.data, clips, seed=0)
-    compute = Compute(workers=recipe.compute.workers, log_every=1, tensorboard=False)
+    # Few log lines, since each waits for the device to read the loss.
+    compute = Compute(workers=recipe.compute.workers, log_every=warm_up, tensorboard=False)
     with TemporaryDirectory() as folder, fixed_threads(recipe.compute.threads):
         train(task, Path(folder), compute, progress=False)
         rows = read_metrics(Path(folder))
-    spent = [row["step"] * row["seconds_per_step"] for row in rows]
-    seconds_per_step = (spent[-1] - spent[WARM_UP_STEPS - 1]) / (len(spent) - WARM_UP_STEPS)
+    spent = {row["step"]: (row["step"] - 1) * row["seconds_per_step"] for row in rows}  # without the first step
+    seconds_per_step = (spent[count] - spent[warm_up]) / CALIBRATION_STEPS
     return step_macs(recipe.model, recipe.mask, recipe.pretrain.batch_size) / seconds_per_step
 
 

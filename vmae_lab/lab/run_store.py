@@ -19,6 +19,7 @@ from vmae_lab.training.checkpoint import alone_in
 from vmae_lab.training.metrics import latest_step
 from vmae_lab.training.settings import Compute, ImpossibleHere
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json, write_text
+from vmae_lab.utils.precision import float32_products, uses_bf16
 from vmae_lab.utils.processes import fixed_threads, launched, process_state, sendable
 from vmae_lab.utils.progress import Progress
 
@@ -97,10 +98,15 @@ class RunStore:
                     write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=True))
                 job = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress)
                 started = time.perf_counter()
-                with fixed_threads(compute.threads):
+                with fixed_threads(compute.threads), float32_products(compute.tf32):
                     result = stage.run(job)
                 if first:  # the result is written last
                     times = {"seconds": time.perf_counter() - started, "provenance": provenance()}
+                    device = process_state().device
+                    if uses_bf16(compute.evaluation_precision, device):
+                        times["evaluation_precision"] = "bf16"
+                    if device.type == "cuda":
+                        times["tf32"] = compute.tf32
                     write_json(folder / RESULT, {"stage": stage.key, **result, **times})
                     stage.remove_checkpoints(folder)
             process_state().wait_for_everyone()  # the other processes read what the first one has written

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
+from vmae_lab.utils.precision import bf16_is_native
 from vmae_lab.utils.processes import process_state
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -119,11 +120,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
-
-
-def bf16_is_native() -> bool:
-    """Whether the GPU supports bf16 in hardware. Older GPUs emulate it, which is slow."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def device_name(device: torch.device) -> str:

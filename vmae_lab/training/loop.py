@@ -76,12 +76,13 @@ class Trained(Generic[Model]):
     """The trained model without wrappers, and facts about the run."""
 
     model: Model
-    seconds_per_step: float
+    seconds_per_step: float  # without the first step of this start
     steps_run: int  # since the run was last started or resumed
     device: str
     precision: str
     peak_memory_mib: float | None
     processes: int = 1
+    first_step_seconds: float | None = None  # with the start of the loader and compilation; None if no step was run
     rolled_back: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float] | None = None  # if the best weights were kept: their step and validation score
 
@@ -133,7 +134,8 @@ def train(
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     return Trained(
         model, trainer.seconds_per_step, trainer.steps_run, distributed.device_name(accelerator.device), precision, peak,
-        processes=accelerator.num_processes, rolled_back=trainer.state.rolled_back, best=trainer.best_score,
+        processes=accelerator.num_processes, first_step_seconds=trainer.first_step_seconds,
+        rolled_back=trainer.state.rolled_back, best=trainer.best_score,
     )  # fmt: skip
 
 
@@ -166,6 +168,7 @@ class Trainer(Generic[Model]):
         self.checked_at, self.next_check = time.perf_counter(), 0  # the last check, and the steps_run of the next
         self.steps_run = 0
         self.seconds_per_step = math.nan
+        self.first_step_seconds: float | None = None
         self.validation_s = 0.0
         self.log: MetricsLog | None = None  # only in the first process
 
@@ -185,6 +188,8 @@ class Trainer(Generic[Model]):
                 self.losses.append(self.train_step(batch))
                 self.steps_run += 1
                 self.state.step += 1
+                if self.steps_run == 1:
+                    self._time_first_step(started)
 
                 # What has to be done after this step.
                 step = self.state.step
@@ -207,7 +212,7 @@ class Trainer(Generic[Model]):
                     # Loss and accuracy on the validation split. Their time is not part of the seconds per step.
                     scores = self.validate() if validate else {}
                     if log:
-                        self.seconds_per_step = (time.perf_counter() - started - self.validation_s) / self.steps_run
+                        self.seconds_per_step = self._mean_seconds(time.perf_counter() - started - self.validation_s)
                         self._write_log(bar, scores)
                     if keep_step:  # before the checkpoint, since a run that resumes from it needs them
                         keep_weights(self.folder, step, self.average.module if self.average else self.model)
@@ -293,7 +298,7 @@ class Trainer(Generic[Model]):
 
     @cached_property
     def validated_model(self) -> Model:
-        """A second model, to which the weights are copied for validation. Like the final model, it computes in float32.
+        """A second model, to which the weights are copied for validation. Like those of the final model, they are float32.
 
         The trained model stays as it is: its mode, its compiled and sharded blocks. Building the copy draws initial weights, so
         the global random state is restored after it.
@@ -318,7 +323,7 @@ class Trainer(Generic[Model]):
 
         These are the best weights if they are kept; else their moving average if there is one; else the last weights.
         """
-        # Evaluate in float32, whatever the training precision, as a model that is loaded from its file.
+        # Without the training's autocast, as a model that is loaded from its file: evaluation has its own precision.
         model: Model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.average:
             model.load_state_dict(self.average.module.state_dict())
@@ -442,6 +447,20 @@ class Trainer(Generic[Model]):
             values = {"loss": mean, "lr": self.settings.lr_at(state.step - 1), **scores}
             self.log.write(state.step, values, self.seconds_per_step)
         state.window = []
+
+    def _time_first_step(self, started: float) -> None:
+        """Store and log the time of the first step. It includes the start of the loader and compilation."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.first_step_seconds = time.perf_counter() - started
+        if self.accelerator.is_main_process:
+            text = f"first step: {self.first_step_seconds:.2f} s, with the start of the loader and compilation"
+            note(self.folder, text)
+
+    def _mean_seconds(self, spent: float) -> float:
+        """Return the mean time of a step without the first one, unless it is the only one."""
+        first = self.first_step_seconds or 0.0
+        return (spent - first) / (self.steps_run - 1) if self.steps_run > 1 else first
 
     def note_start(self, to_console: bool) -> None:
         """Write a line to run.log: first step, devices, precision, batch and learning rate."""

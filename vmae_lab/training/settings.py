@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.optim import cosine_schedule
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.precision import Precision
 
 
 class ImpossibleHere(UserError, ValueError):
@@ -34,7 +35,7 @@ class TrainSettings(BaseModel):
         None, gt=0, lt=1, description="decay per step of the weights' moving average, which then is the result"
     )
     divergence: Divergence = Divergence()
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that support it, else fp32")
+    precision: Precision = Field("auto", description="auto: bf16 on GPUs that support it, else fp32")
 
     def model_post_init(self, _context: object) -> None:
         if self.warmup_steps >= self.steps:
@@ -91,7 +92,8 @@ class Compute(BaseModel):
     """How a stage is computed. Not part of any stage's key.
 
     Threads, `compile` and the number of processes change rounding. Drop path and the pairs of mixup and cutmix also depend on
-    the number of processes, since each process draws them for its own rows. The other settings do not change results.
+    the number of processes, since each process draws them for its own rows. On GPUs, `evaluation_precision` and `tf32` change
+    rounding. The other settings do not change results.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,6 +121,13 @@ class Compute(BaseModel):
     trackers: tuple[Literal["trackio", "wandb"], ...] = Field((), description="other trackers; install their packages")
     checkpoint_activations: bool = Field(
         False, description="recompute activations inside blocks in backward: less memory, more time"
+    )
+    evaluation_precision: Precision = Field(
+        "auto", description="precision of forward passes in evaluation. auto: bf16 on GPUs that support it, else fp32"
+    )
+    tf32: bool = Field(
+        True,
+        description="on GPUs, round the inputs of float32 products to TF32 (10 bits), as PyTorch does in convolutions",
     )
     compile: bool = Field(False, description="compile the blocks (torch.compile): the first step is slow, the others faster")
 

@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vmae_lab.data.dataset import Clips
-from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import MissingVideos
-from vmae_lab.utils.processes import process_state
 
 LOSS, ACCURACY = "validation_loss", "validation_accuracy"  # names in the log
 
@@ -21,8 +17,9 @@ LOSS, ACCURACY = "validation_loss", "validation_accuracy"  # names in the log
 class Validation:
     """What a training is validated on, and when.
 
-    `predict`: returns the class logits of clips, `(n, classes)` on the CPU, or raises MissingVideos. `every`: number of steps
-    between two validations. `keep_best`: the result is the weights with the best accuracy, not the last ones.
+    `predict`: returns the class logits of clips, `(n, classes)` on the CPU, or raises MissingVideos; the same in every process.
+    `every`: number of steps between two validations. `keep_best`: the result is the weights with the best accuracy, not the
+    last ones.
     """
 
     score: ClassVar[str] = ACCURACY  # the best weights have the highest value of it
@@ -41,24 +38,9 @@ class Validation:
         return f"validation accuracy {scores[ACCURACY]:.1f}%"
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean cross-entropy, without label smoothing, and the top-1 accuracy in percent.
-
-        Processes share the clips, and all return the same values. If a clip cannot be read, all raise MissingVideos.
-        """
+        """Return the mean cross-entropy, without label smoothing, and the top-1 accuracy in percent. Raises MissingVideos."""
         total = len(self.clips)
-        state = process_state()
-        rows = range(state.process_index, total, state.num_processes)
-        loss, right = 0.0, 0
-        failed: dict[int, VideoError] = {}
-        try:
-            if rows:
-                scores = self.predict(model, self.clips.subset(rows))
-                labels = torch.from_numpy(self.clips.labels[rows])
-                loss = functional.cross_entropy(scores.double(), labels, reduction="sum").item()
-                right = int((scores.argmax(1) == labels).sum())
-        except MissingVideos as missing:
-            failed = {rows[row]: error for row, error in missing.failed.items()}
-        parts = gather_object([(loss, right, failed)])
-        if unreadable := {row: error for *_, part in parts for row, error in part.items()}:
-            raise MissingVideos(dict(sorted(unreadable.items())), total)
-        return {LOSS: sum(part[0] for part in parts) / total, ACCURACY: 100 * sum(part[1] for part in parts) / total}
+        scores, labels = self.predict(model, self.clips), torch.from_numpy(self.clips.labels)
+        loss = functional.cross_entropy(scores.double(), labels, reduction="sum").item()
+        right = int((scores.argmax(1) == labels).sum())
+        return {LOSS: loss / total, ACCURACY: 100 * right / total}

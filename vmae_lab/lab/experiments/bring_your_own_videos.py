@@ -197,7 +197,8 @@ def encode_clips(results: Results, most: int = MOST) -> Encoded:
     for cell in plan.cells if recipe.data.labelled else [first]:
         with fixed_threads(recipe.compute.threads):
             encoder = load_encoder(cell.recipe.model, results.store.folder(cell.encoder) / WEIGHTS)
-            tokens = torch.cat([tokens_of(encoder, part, pooled=True) for part in video.split(BATCH)])
+            precision = recipe.compute.evaluation_precision
+            tokens = torch.cat([tokens_of(encoder, part, True, precision) for part in video.split(BATCH)])
         features[cell.arm, cell.seed] = retrieval.standardised(tokens[:, 0].cpu().numpy())
     names, labels = names_of(plan, clips, existing), clips.labels[existing] if recipe.data.labelled else None
     titles = [Path(clips.name(row)).name for row in existing] if labels is None else names

@@ -19,7 +19,7 @@ from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import Cost, TokenCounts, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.paper import CITATION, TABLE_2
-from vmae_lab.training.distributed import bf16_is_native
+from vmae_lab.utils.precision import bf16_is_native
 
 PAPER_SIZES = ("small", "base", "large", "huge", "giant")
 MASKS = {"none": ("no decoder mask", 0.0, BLACK, "o"), "cell_50": ("cell 50%", 0.5, BLUE, "D")}

@@ -32,8 +32,9 @@ DECODE_S = 0.05  # decoding a clip from a file of 320 x 240 pixels (reports/LOG.
 class Work:
     """What a stage computes.
 
-    `training`, `prediction` (float32) and `readout` (closed form, float64) are multiply-accumulates. `layer_steps` is layers x
-    optimizer steps. `loading_s` and `own_s` are CPU seconds of the loader processes and of the stage's own process.
+    `training`, `prediction` and `readout` (closed form, float64) are multiply-accumulates. `layer_steps` is layers x optimizer
+    steps. `loading_s`, `reading_s` and `own_s` are CPU seconds: of the loader processes in training and in evaluation, and of
+    the stage's own process.
     """
 
     training: float = 0.0
@@ -41,6 +42,7 @@ class Work:
     readout: float = 0.0
     layer_steps: int = 0
     loading_s: float = 0.0
+    reading_s: float = 0.0
     own_s: float = 0.0
 
 
@@ -113,6 +115,6 @@ def loading_seconds(training: TrainSettings, model: ModelSettings, data: DataSet
 
 
 def reading_seconds(model: ModelSettings, data: DataSettings) -> float:
-    """Return the CPU seconds to read one clip in the process that evaluates it."""
+    """Return the CPU seconds to read one clip for evaluation."""
     resized = data.lists or data.resident_side != model.side
     return CLIP_S + (model.frames * math.prod(height_width(model.side)) * RESIZE_PIXEL_S if resized else 0.0)

@@ -45,7 +45,8 @@ class DetectStage(Stage):
         names: dict[Whose, str] = {"true": "frame_map_true_boxes"}
         if held_out.persons is not None:
             names["persons"] = "frame_map"
-        detections = detect(trained.model, held_out, self.detect, self.model, tuple(names))
+        precision = job.compute.evaluation_precision
+        detections = detect(trained.model, held_out, self.detect, self.model, tuple(names), precision=precision)
         scores = {name: frame_map(held_out.truth, detections[whose], held_out.evaluated) for whose, name in names.items()}
         *_, main = scores.values()  # with the boxes of the person detector, if any
         if process_state().is_main_process:

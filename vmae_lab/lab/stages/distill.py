@@ -12,7 +12,6 @@ from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, inpu
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
-from vmae_lab.training.tasks.finetune import predict
 
 
 class DistillStage(SupervisedStage):
@@ -45,8 +44,8 @@ class DistillStage(SupervisedStage):
             return result
         held_out, counts = self.held_out_clips(job.compute)
         student, teacher_classes = (
-            predict(model, held_out, self.model, self.data.stride, task.settings.sampling).argmax(1).numpy()
-            for model in (trained.model.classifier, task.teacher)
+            self.predict(model, held_out, job.compute).argmax(1).numpy()
+            for model in (trained.model.classifier, self.teacher.load(job.inputs[0]))
         )
         metrics = {
             "distill": top1(student, held_out.labels),
@@ -64,7 +63,7 @@ class DistillStage(SupervisedStage):
         """The student's work, and the teacher's forward passes on the same clips."""
         student, clips = super().work, self.steps * self.distill.batch_size + self.held_out_count
         teacher = self.teacher.clip_macs * clips
-        return replace(student, training=student.training + teacher, own_s=2 * student.own_s)
+        return replace(student, training=student.training + teacher, reading_s=2 * student.reading_s)
 
 
 def distill_stage(recipe: Recipe, teacher: Stage, encoder: Stage | None, seed: int) -> Stage:

@@ -1,5 +1,6 @@
 """Stages `finetune` (supervised training with few labels) and `post_pretrain` (with all labels of the pre-training data)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from vmae_lab.evaluation.classification import top1
 from vmae_lab.evaluation.probes import draw_labelled
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters, loading_seconds, reading_seconds
-from vmae_lab.lab.stages.inputs import EvaluatedStage, corrupt_videos_in, replaced_videos
+from vmae_lab.lab.stages.inputs import EvaluatedStage, corrupt_videos_in, inference, replaced_videos
 from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
 from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.classifier import VideoClassifier
@@ -42,7 +43,7 @@ class SupervisedStage(EvaluatedStage):
         task = FinetuneTask(self.model, self.section, self.data, clips, rows.tolist(), encoder, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress, validation=validation)
         self.save_classifier(trained.model, job)
-        scores = self.predict(trained.model, held_out)
+        scores = self.predict(trained.model, held_out, job.compute)
         return {
             "metrics": {self.kind: top1(scores.argmax(1).numpy(), held_out.labels)}, "training": training_cost(trained),
             "labelled_clips": len(rows), **counts, **validation_counts, **replaced_videos(corrupt),
@@ -56,11 +57,12 @@ class SupervisedStage(EvaluatedStage):
             return None, {}
         clips, left_out = self.readable_clips(VALIDATION, compute)
         counts = {"validation_clips": len(clips), **({"left_out_of_validation": left_out} if left_out else {})}
-        return Validation(clips, self.predict, settings.validate_every, settings.keep == "best"), counts
+        predict_clips = partial(self.predict, compute=compute)
+        return Validation(clips, predict_clips, settings.validate_every, settings.keep == "best"), counts
 
-    def predict(self, classifier: nn.Module, clips: Clips) -> Tensor:
+    def predict(self, classifier: nn.Module, clips: Clips, compute: Compute) -> Tensor:
         """Class logits of each clip: `(n, classes)` on the CPU. Raises MissingVideos."""
-        return predict(classifier, clips, self.model, self.data.stride, self.section.sampling)
+        return predict(classifier, clips, self.model, self.data.stride, self.section.sampling, inference(compute))
 
     def save_classifier(self, classifier: VideoClassifier, job: Job) -> None:
         """Save the trained classifier with the names of its classes and the sampling of its clips, for predictions."""
@@ -93,7 +95,7 @@ class SupervisedStage(EvaluatedStage):
             self.clip_macs * BACKWARD * self.steps * self.section.batch_size, self.clip_macs * evaluated,
             layer_steps=self.model.dimensions.depth * self.steps,
             loading_s=loading_seconds(self.section, self.model, self.data),
-            own_s=evaluated * reading_seconds(self.model, self.data),
+            reading_s=evaluated * reading_seconds(self.model, self.data),
         )  # fmt: skip
 
 

@@ -3,22 +3,25 @@
 Training replaces unreadable videos and counts them. Evaluation skips them if the recipe allows it, and stops if not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from vmae_lab.data.activitynet import Split, Untrimmed, UntrimmedSettings, open_untrimmed
 from vmae_lab.data.ava import Scenes, SceneSettings, open_scenes
 from vmae_lab.data.corrupt_videos import CorruptVideos
 from vmae_lab.data.dataset import Clips, DataSettings, load_clips
 from vmae_lab.data.eval_clips import readable
+from vmae_lab.evaluation.inference import Inference
 from vmae_lab.lab.stages.cost import EmbeddedVideos, reading_seconds
 from vmae_lab.lab.stages.stage import Stage
 from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.training.dataloader import Loading, data_loader
 from vmae_lab.training.settings import Compute
 
 Opened = TypeVar("Opened")
@@ -48,6 +51,15 @@ def load_scenes(settings: SceneSettings, split: str, compute: Compute) -> Scenes
 def load_untrimmed(settings: UntrimmedSettings, split: Split, compute: Compute) -> Untrimmed:
     """Return the annotated untrimmed videos of one split."""
     return _open(open_untrimmed, settings, split, compute.processes)
+
+
+def inference(compute: Compute) -> Inference:
+    """Return how to evaluate: in the precision of `compute`, with clips from its loader workers."""
+
+    def load(dataset: Dataset, length: int) -> Iterator[Any]:
+        return data_loader(dataset, range(length), Loading(compute.workers), pin_memory=False)
+
+    return Inference(compute.evaluation_precision, load if compute.workers else None)
 
 
 def check_scenes(settings: SceneSettings, split: str, compute: Compute) -> None:
@@ -111,22 +123,25 @@ class EvaluatedStage(ClipStage):
     def readable_clips(self, split: str, compute: Compute) -> tuple[Clips, list[str]]:
         """Return the clips of a split, and the names of those that are left out; see `held_out_clips`."""
         clips = self.clips(split, self.evaluated_sources, compute)
-        rows, left_out = self._readable(clips, range(len(clips)))
+        rows, left_out = self._readable(clips, range(len(clips)), compute)
         return clips.subset(rows) if left_out else clips, left_out
 
-    def readable_draws(self, labelled: Clips, draws: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray, dict[str, Any]]:
+    def readable_draws(
+        self, labelled: Clips, draws: list[np.ndarray], compute: Compute
+    ) -> tuple[list[np.ndarray], np.ndarray, dict[str, Any]]:
         """Return the readable part of draws of rows, all rows in them, and what the result records about the others."""
         needed = np.unique(np.concatenate(draws))
-        rows, left_out = self._readable(labelled, needed.tolist())
+        rows, left_out = self._readable(labelled, needed.tolist(), compute)
         if not left_out:
             return draws, needed, {}
         return [draw[np.isin(draw, rows)] for draw in draws], np.asarray(rows), {"left_out_of_training": left_out}
 
-    def _readable(self, clips: Clips, rows: Sequence[int]) -> tuple[Sequence[int], list[str]]:
+    def _readable(self, clips: Clips, rows: Sequence[int], compute: Compute) -> tuple[Sequence[int], list[str]]:
         """Return the readable rows and the names of the others; all rows, without reading them, if none may be left out."""
         if self.missing != "skip":
             return rows, []
-        found, missing = readable(clips, rows, self.model.frames, self.data.stride, self.model.side)
+        load = inference(compute).load
+        found, missing = readable(clips, rows, self.model.frames, self.data.stride, self.model.side, load)
         if missing and not found:
             raise missing
         return found, [clips.name(row) for row in missing.failed] if missing else []

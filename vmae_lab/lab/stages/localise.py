@@ -51,10 +51,11 @@ class FeaturesStage(Stage):
             videos.check_rates(clips)
         mine = clips.subset(range(state.process_index, len(clips), state.num_processes))
         shown = job.progress and state.is_main_process
-        done = extract_features(encoder, mine, folder, self.features, norm, BATCH, progress=shown)
+        precision = job.compute.evaluation_precision
+        done = extract_features(encoder, mine, folder, self.features, norm, BATCH, progress=shown, precision=precision)
         state.wait_for_everyone()
         if state.num_processes > 1 and state.is_main_process:  # write one table of all videos; unreadable ones are tried again
-            done = extract_features(encoder, clips, folder, self.features, norm, BATCH, progress=False)
+            done = extract_features(encoder, clips, folder, self.features, norm, BATCH, progress=False, precision=precision)
         clips.decoders.close()
         done.check()
         return {"metrics": {}, "videos": len(clips), "windows": len(done.windows)}

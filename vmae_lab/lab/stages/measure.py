@@ -20,15 +20,24 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.flops import saved_bytes, state_bytes
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch
-from vmae_lab.training.distributed import accelerator_for, bf16_is_native
+from vmae_lab.training.distributed import accelerator_for
 from vmae_lab.training.loop import Trainer
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.precision import bf16_is_native
 from vmae_lab.utils.processes import worker_pool
 from vmae_lab.utils.seeding import seeded, torch_generator
 
 MARGIN = 0.9  # largest part of the device's memory to use; with more, the machine could start to swap
 GIB = 2**30
+CONTEXTS_GIB = 2.0  # of this process and of its parent on a GPU, at most
+
+
+class MemoryTaken(UserError, RuntimeError):
+    """Memory ran out, perhaps because of other processes. So this says nothing about the step, and no result is stored."""
+
+    exit_status = 1
 
 
 class MeasureStage(Stage):
@@ -89,15 +98,30 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
 
     A step draws masks and does what a training step does (forward, target, loss, backward, AdamW), on random pixels that are
     already on the device. It uses bf16 on a GPU that supports it.
+
+    `fits: False` is a fact of the step and the device: the predicted memory is larger than the device's, or the step ran out
+    of memory on a GPU that no other process used. Raises MemoryTaken if memory ran out otherwise.
     """
     half = bf16_is_native()
     if predicted_bytes(model, masks, batch_size, half) > MARGIN * device_memory():
         return {"fits": False}
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # of this process, for the one that measures
     with worker_pool(1) as pool:
         try:
-            return pool.submit(_measure, model, masks, batch_size, steps).result()
+            measured = pool.submit(_measure, model, masks, batch_size, steps).result()
         except BrokenProcessPool:  # the operating system killed it, because memory ran out
-            return {"fits": False}
+            raise MemoryTaken(
+                f"the process that measured {batch_size} clips per step of {model.size} was killed, perhaps because other "
+                "processes use much memory. End them and start again, or lower measure.batch_sizes"
+            ) from None
+    taken = measured.pop("taken_gib", 0.0)
+    if taken > max(CONTEXTS_GIB, (1 - MARGIN) * device_memory() / GIB):
+        raise MemoryTaken(
+            f"{batch_size} clips per step of {model.size} did not fit into the memory of the GPU, of which other processes use "
+            f"{taken:.1f} GiB. End them (nvidia-smi lists them) and start again, or lower measure.batch_sizes"
+        )
+    return measured
 
 
 class RandomPixels(PretrainTask):
@@ -134,9 +158,15 @@ def _measure(model: ModelSettings, masks: MaskSettings, batch_size: int, steps: 
             seconds.append(time.perf_counter() - started)
             trainer.state.step += 1
     except torch.OutOfMemoryError:
-        return {"fits": False}
+        return {"fits": False, "taken_gib": taken_gib()}
     peak = torch.cuda.max_memory_allocated() / GIB if on_gpu else resident_gib() - before
     return {"fits": True, "seconds_per_step": statistics.median(seconds[1:]), "peak_gib": peak}
+
+
+def taken_gib() -> float:
+    """Return the memory of the GPU that other processes use, and CUDA's own memory for this process."""
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - torch.cuda.memory_reserved()) / GIB
 
 
 def resident_gib() -> float:

@@ -7,7 +7,7 @@ from vmae_lab.evaluation.multi_view import ViewSettings, view_probabilities
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work
 from vmae_lab.lab.stages.finetune import SupervisedStage
-from vmae_lab.lab.stages.inputs import EvaluatedStage
+from vmae_lab.lab.stages.inputs import EvaluatedStage, inference
 from vmae_lab.lab.stages.stage import HELD_OUT, PREDICTIONS, Job, Stage, build
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.utils.atomic_io import atomic_write
@@ -31,7 +31,8 @@ class ViewsStage(EvaluatedStage):
         else:
             classifier = VideoClassifier.from_pretrained(folder).to(process_state().device)
         held_out, counts = self.held_out_clips(job.compute)
-        probabilities = view_probabilities(classifier, held_out, self.model, self.data.stride, self.views)
+        how = inference(job.compute)
+        probabilities = view_probabilities(classifier, held_out, self.model, self.data.stride, self.views, how)
         names = [held_out.name(row) for row in range(len(held_out))]
         if process_state().is_main_process:
             with atomic_write(job.folder / PREDICTIONS) as temporary:
@@ -44,7 +45,7 @@ class ViewsStage(EvaluatedStage):
     @property
     def work(self) -> Work:
         views = self.held_out_count * self.views.clips * self.views.crops
-        return Work(prediction=self.clip_macs * views, own_s=self.reading_s)
+        return Work(prediction=self.clip_macs * views, reading_s=self.reading_s)
 
 
 def views_stage(recipe: Recipe, classifier: Stage, seed: int) -> Stage:

@@ -15,7 +15,7 @@ from vmae_lab.evaluation.probes import ProbeSettings, classical_answers, extract
 from vmae_lab.evaluation.reconstruction import reconstruction_errors
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import BACKWARD, Work, reading_seconds, ridge_macs, token_counts
-from vmae_lab.lab.stages.inputs import EvaluatedStage
+from vmae_lab.lab.stages.inputs import EvaluatedStage, inference
 from vmae_lab.lab.stages.pretrain import PretrainStage
 from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build
 from vmae_lab.models.checkpoints import load_weights, read_weights
@@ -97,7 +97,9 @@ class ProbeStage(EvaluatedStage):
             )  # fmt: skip
             load_weights(model, state, str(weights))
             model = model.to(process_state().device).eval()
-            metrics |= reconstruction_errors(model, read.held_out, source.model, source.mask, self.data.stride)
+            metrics |= reconstruction_errors(
+                model, read.held_out, source.model, source.mask, self.data.stride, inference(job.compute)
+            )
         return {"metrics": metrics, "draws": accuracies, **read.counts}
 
     def remove_checkpoints(self, folder: Path) -> None:
@@ -109,9 +111,10 @@ class ProbeStage(EvaluatedStage):
         """Extract the tokens of the labeled and of the held-out clips; only their means if `pooled`."""
         labelled = self.clips("train", self.evaluated_sources, compute)
         held_out, counts = self.held_out_clips(compute)
-        draws, needed, unlabelled = self.readable_draws(labelled, labelled_draws(labelled.labels, self.probe, self.data.seed))
+        drawn = labelled_draws(labelled.labels, self.probe, self.data.seed)
+        draws, needed, unlabelled = self.readable_draws(labelled, drawn, compute)
         tokens, test_tokens = (
-            extract_tokens(encoder, clips, rows, self.model, self.data.stride, pooled)
+            extract_tokens(encoder, clips, rows, self.model, self.data.stride, pooled, inference(compute))
             for clips, rows in ((labelled, needed.tolist()), (held_out, range(len(held_out))))
         )
         return ReadClips(draws, needed, tokens, labelled.labels, test_tokens, held_out, {**counts, **unlabelled})
@@ -147,8 +150,8 @@ class ProbeStage(EvaluatedStage):
             cost = pretrain_cost(self.model.dimensions, self.model.clip, counts.visible, counts.decoded, embed_visible=True)
             macs += clips * cost.macs
             read += clips
-        own_s = read * reading_seconds(self.model, self.data)
-        return Work(prediction=macs, readout=probe.draws * solved, layer_steps=2 * trained_steps, own_s=own_s)
+        reading_s = read * reading_seconds(self.model, self.data)
+        return Work(prediction=macs, readout=probe.draws * solved, layer_steps=2 * trained_steps, reading_s=reading_s)
 
 
 def probe_stage(recipe: Recipe, encoder: Stage, seed: int) -> Stage:

@@ -189,6 +189,7 @@ def training_cost(trained: Trained) -> dict[str, Any]:
     return {
         "seconds_per_step": trained.seconds_per_step, "device": trained.device, "precision": trained.precision,
         "peak_memory_mib": trained.peak_memory_mib,
+        **({} if trained.first_step_seconds is None else {"first_step_seconds": trained.first_step_seconds}),
         **({"processes": trained.processes} if trained.processes > 1 else {}),
         **({"rolled_back": trained.rolled_back} if trained.rolled_back else {}),
     }  # fmt: skip

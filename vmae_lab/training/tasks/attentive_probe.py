@@ -38,5 +38,5 @@ class AttentiveProbeTask:
         return float(len(batch["label"]))
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        tokens = self.features[batch["row"].to(self.features.device)].to(device)
-        return nn.functional.cross_entropy(model(tokens), batch["label"].to(device))
+        tokens = self.features[batch["row"].to(self.features.device, non_blocking=True)].to(device, non_blocking=True)
+        return nn.functional.cross_entropy(model(tokens), batch["label"].to(device, non_blocking=True))

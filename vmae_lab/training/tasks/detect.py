@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Literal
 
 import numpy as np
@@ -17,16 +17,20 @@ from torch.nn.utils.rnn import pad_sequence
 from vmae_lab.data.ava import COLUMNS, CORNERS, KEY, Scenes, SceneSettings
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos
+from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos, batches_of
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.transforms import BoxAugment, augment_scene, enlarged, to_short_side
 from vmae_lab.data.video_lists import ListError
+from vmae_lab.detection.label_assignment import indices
+from vmae_lab.evaluation.inference import gathered
 from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import State
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.vit import IMAGENET_MEAN
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.utils.precision import Precision, autocast
+from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, torch_generator
 from vmae_lab.utils.shapes import Side, height_width
 
@@ -111,10 +115,10 @@ class DetectTask:
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """Return the binary cross-entropy, averaged over people and classes; 0 if no box is inside its crop."""
-        on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        scores, there = model(on_device["video"], on_device["boxes"]), on_device["there"]
-        labels = on_device["label"][there]
-        terms = functional.binary_cross_entropy_with_logits(scores[there].float(), labels, reduction="none")
+        video, boxes, labels = (batch[name].to(device, non_blocking=True) for name in ("video", "boxes", "label"))
+        people = indices(batch["there"], device)
+        scores = model(video, boxes).flatten(0, 1)[people]
+        terms = functional.binary_cross_entropy_with_logits(scores.float(), labels.flatten(0, 1)[people], reduction="none")
         return terms.sum() / max(1, terms.numel())
 
     def _sample(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,13 +141,13 @@ class DetectTask:
 @torch.no_grad()
 def detect(
     model: ActionDetector, scenes: Scenes, settings: DetectSettings, shape: ModelSettings,
-    whose: Sequence[Whose] = ("persons",), batch: int = 16,
+    whose: Sequence[Whose] = ("persons",), batch: int = 16, precision: Precision = "auto",
 ) -> dict[Whose, pd.DataFrame]:  # fmt: skip
     """Predict the actions of each person in each key frame. Returns a table for each kind of boxes in `whose`.
 
     A table has COLUMNS and `score`, a row per box and class, in the order of the lists. Boxes of `persons` are enlarged, and
-    scores are multiplied by theirs. Frames are not cropped. Each clip is read and encoded once. Raises MissingVideos, and
-    ListError if the split has no boxes of this kind.
+    scores are multiplied by theirs. Frames are not cropped. Each clip is read and encoded once. Processes share the key frames,
+    and all return the complete tables. Raises MissingVideos, and ListError if the split has no boxes of this kind.
     """
     # The boxes of all kinds together, so that each clip is encoded once.
     tables = [people_of(scenes, kind, settings.person_score).assign(kind=kind) for kind in whose]
@@ -154,25 +158,36 @@ def detect(
     boxes = torch.cat([enlarged(part, *growth) for part, growth in zip(corners, growths, strict=True)])
     rows_of = people.groupby(KEY).indices  # by key frame
 
-    # Scores of all boxes, batch by batch.
+    # Scores of this process's boxes, batch by batch. If all frames have one size, the batches are those of one process.
     keys = list(scenes.keys[KEY].itertuples(index=False, name=None))
     classes, device = sorted(scenes.actions), next(model.parameters()).device
-    rows, scores = [np.empty(0, dtype=int)], [torch.empty(0, len(classes))]
     model.eval()
+    state = process_state()
     wanted = [index for index, key in enumerate(keys) if key in rows_of]
-    for clips in _test_clips(scenes, wanted, settings, shape.frames, batch):
-        clip_rows = [rows_of[keys[index]] for index, _ in clips]
-        height, width = clips[0][1].shape[-2:]
-        pixels = pad_sequence([boxes[part] * torch.tensor([width, height] * 2) for part in clip_rows], batch_first=True)
-        videos = torch.stack([_to_patches(video, shape.clip.patch) for _, video in clips])
-        predicted = model(videos.to(device), pixels.to(device)).float().sigmoid().cpu()  # (B, M, classes), padded
-        rows += clip_rows
-        scores += [values[: len(part)] for values, part in zip(predicted, clip_rows, strict=True)]
+    mine = list(batches_of(wanted, batch))[state.process_index :: state.num_processes]
+    found: dict[int, Tensor] = {}
+    failed: dict[int, VideoError] = {}
+    try:
+        for clips in _test_clips(scenes, list(chain(*mine)), settings, shape.frames, batch):
+            clip_rows = [rows_of[keys[index]] for index, _ in clips]
+            height, width = clips[0][1].shape[-2:]
+            pixels = pad_sequence([boxes[part] * torch.tensor([width, height] * 2) for part in clip_rows], batch_first=True)
+            videos = torch.stack([_to_patches(video, shape.clip.patch) for _, video in clips])
+            with autocast(precision, device):
+                logits = model(videos.to(device), pixels.to(device))
+            predicted = logits.float().sigmoid().cpu()  # (B, M, classes), padded
+            for (index, _), values, part in zip(clips, predicted, clip_rows, strict=True):
+                found[index] = values[: len(part)]
+    except MissingVideos as missing:
+        failed = missing.failed
+    scores, unreadable = gathered(found, failed)
+    if unreadable:
+        raise MissingVideos(unreadable, len(scenes), FIX_KEY_FRAMES, "key frames")
 
     # One row per box and class.
-    order = np.concatenate(rows)
+    order = np.concatenate([np.empty(0, dtype=int), *(rows_of[keys[index]] for index in wanted)])
     box_scores = torch.tensor(people.score.to_numpy(float)[order]).float()
-    products = (torch.cat(scores) * box_scores[:, None]).flatten().double().numpy()
+    products = (torch.cat([torch.empty(0, len(classes)), *scores]) * box_scores[:, None]).flatten().double().numpy()
     result = people.iloc[order.repeat(len(classes))].astype(dict.fromkeys(CORNERS, float))
     result = result.assign(action_id=classes * len(order), score=products)
     return {kind: result.loc[result.kind == kind, [*COLUMNS, "score"]].reset_index(drop=True) for kind in whose}

@@ -96,6 +96,7 @@ class DistillTask(FinetuneTask):
             self.teacher = VideoClassifier(teacher.model.dimensions, teacher.model.clip, data.classes, teacher.readout)
         load_weights(self.teacher, teacher.state, "the teacher")
         self.teacher.eval().requires_grad_(False)
+        self.teacher_is_ready = False  # whether it is on the device of the training, in its precision
 
     def build(self) -> Student:  # type: ignore[override]  # the student wraps the classifier
         return Student(super().build(), self.teacher.encoder.width if self.settings.feature_weight else None)
@@ -112,8 +113,10 @@ class DistillTask(FinetuneTask):
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         settings = self.settings
         video = batch["video"].to(device, non_blocking=True)
+        if not self.teacher_is_ready:
+            self.prepare_teacher(device)
         with torch.no_grad():
-            tokens = self.teacher.to(device).encoder(video)
+            tokens = self.teacher.encoder(video)
             target_scores, target_features = self.teacher.head(tokens), tokens.mean(1)
         scores, features = model(video)
         total = soft_loss(scores, target_scores, settings.temperature)
@@ -122,6 +125,18 @@ class DistillTask(FinetuneTask):
         if settings.feature_weight:
             total = total + settings.feature_weight * feature_loss(features, target_features, settings.feature_loss)
         return total
+
+    def prepare_teacher(self, device: torch.device) -> None:
+        """Move the teacher to the device, with the weights of its linear layers in the precision of autocast if that is on.
+
+        Otherwise autocast would cast these weights in every step. The result is the same.
+        """
+        self.teacher.to(device)
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+            for part in self.teacher.modules():
+                if isinstance(part, nn.Linear):
+                    part.to(torch.get_autocast_dtype(device.type))
+        self.teacher_is_ready = True
 
 
 def soft_loss(scores: Tensor, target: Tensor, temperature: float) -> Tensor:

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.dataset import Clips, DataSettings
+from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.decoding.decoders import Choose
-from vmae_lab.data.eval_clips import evaluated_clips
+from vmae_lab.data.eval_clips import BATCH, MissingVideos, batches_of, evaluated_clips
 from vmae_lab.data.frame_sampling import Dense, Sparse
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.transforms import FinetuneAugment, finetune_augment, multi_scale_crop
+from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
 from vmae_lab.models.checkpoints import State, load_weights, part_of
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
 from vmae_lab.utils.shapes import short_side_for
 
@@ -183,16 +186,33 @@ class FinetuneTask:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, sampling: Sampling = "dense") -> Tensor:
-    """Return the class logits of each clip, from whole frames: `(n, classes)` on the CPU. Raises MissingVideos.
+def predict(
+    model: nn.Module, clips: Clips, settings: ModelSettings, stride: int, sampling: Sampling = "dense",
+    inference: Inference = DEFAULT,
+) -> Tensor:  # fmt: skip
+    """Return the class logits of each clip, from whole frames: float32 `(n, classes)` on the CPU. Raises MissingVideos.
 
-    Uses the middle window or, with sparse sampling, the middle frame of each segment.
+    Uses the middle window or, with sparse sampling, the middle frame of each segment. Processes share the batches, which are
+    those of one process, and all return the complete result.
     """
-    device = next(model.parameters()).device
+    device, state = next(model.parameters()).device, process_state()
     model.eval()
     choose = Sparse((0.5,) * settings.frames) if sampling == "sparse" else None
-    batches = evaluated_clips(clips, range(len(clips)), settings.frames, stride, settings.side, choose=choose)
-    return torch.cat([model(video.to(device)).float().cpu() for video in batches])
+    batches = list(enumerate(batches_of(range(len(clips)), BATCH)))[state.process_index :: state.num_processes]
+    rows = [row for _, batch in batches for row in batch]
+    videos = evaluated_clips(clips, rows, settings.frames, stride, settings.side, choose=choose, load=inference.load)
+    found: dict[int, Tensor] = {}
+    failed: dict[int, VideoError] = {}
+    try:
+        for video, (number, _) in zip(videos, batches, strict=True):
+            with inference.autocast(device):
+                found[number] = model(video.to(device)).float()
+    except MissingVideos as missing:
+        failed = missing.failed
+    parts, unreadable = gathered({number: scores.cpu() for number, scores in found.items()}, failed)
+    if unreadable:
+        raise MissingVideos(unreadable, len(clips))
+    return torch.cat(parts)
 
 
 def encoder_state(state: State) -> State:

@@ -3,7 +3,7 @@
 VideoMAE V2 uses ActionFormer on its features. A model is trained on stretches of videos and tested on whole videos.
 """
 
-from itertools import repeat
+from itertools import chain, repeat
 
 import pandas as pd
 import torch
@@ -17,10 +17,13 @@ from vmae_lab.data.video_features import VideoFeatures
 from vmae_lab.detection.label_assignment import assign, localisation_loss, positive_points
 from vmae_lab.detection.soft_nms import SuppressSettings, suppress
 from vmae_lab.evaluation.features import FeatureSettings
+from vmae_lab.evaluation.inference import gathered
 from vmae_lab.evaluation.temporal_map import Protocol
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding, pyramid_points
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.utils.precision import Precision
+from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
 TRIES = 100  # draws of a stretch until it has an action
@@ -49,6 +52,9 @@ class LocaliseSettings(TrainSettings):
     clip_grad: float | None = 1.0
     ema: float | None = Field(0.999, gt=0, lt=1)
     min_lr: float = 0.0
+    precision: Precision = Field(
+        "auto", description="auto: fp32, as ActionFormer; bf16 has 8 bits, too few for distances to starts and ends"
+    )
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
@@ -62,7 +68,10 @@ class LocaliseTask:
     """Predict classes, starts and ends of actions from features of annotated videos."""
 
     def __init__(self, settings: LocaliseSettings, videos: Untrimmed, features: VideoFeatures, seed: int):
-        self.settings, self.features, self.seed = settings, features, seed
+        # Only here, since another default in the settings would rename finished stages.
+        precision = "fp32" if settings.precision == "auto" else settings.precision
+        self.settings = settings.model_copy(update={"precision": precision})
+        self.features, self.seed = features, seed
         self.names, self.classes = videos.names, videos.annotations.classes
         self.order = EpochOrder(len(self.names), seed, "localisation order")
         self._positives: dict[int, int] = {}  # by step
@@ -100,12 +109,12 @@ class LocaliseTask:
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """Return focal plus DIoU loss, divided by the recent number of positives. The mean over rows is the step's loss."""
-        features, padding, labels, distances, positives = (
-            batch[name].to(device, non_blocking=True) for name in ("features", "padding", "label", "distances", "positives")
+        features, padding, positives = (
+            batch[name].to(device, non_blocking=True) for name in ("features", "padding", "positives")
         )
         logits, predicted = model(features, padding)
-        points = pyramid_padding(padding, self.settings.shape.levels)
-        loss = localisation_loss(logits, predicted, labels, distances, points)
+        points = pyramid_padding(batch["padding"], self.settings.shape.levels)
+        loss = localisation_loss(logits, predicted, batch["label"], batch["distances"], points)
         return loss / positives[0] * self.settings.batch_size / len(features)
 
     def stretch(self, position: int, video: str) -> tuple[int, int]:
@@ -166,20 +175,26 @@ def localise(
 ) -> pd.DataFrame:  # fmt: skip
     """Predict segments for whole videos: a table with the columns PREDICTIONS, times in seconds, best scores first.
 
-    videos: columns video, fps, duration (seconds).
+    videos: columns video, fps, duration (seconds). Processes share them, and all return the complete table. The model computes
+    in float32, as in training.
     """
-    device, rows = next(model.parameters()).device, list[tuple]()
+    device, state = next(model.parameters()).device, process_state()
+    found_rows: dict[int, list[tuple]] = {}
     model.eval()
-    for video in videos.itertuples():
+    mine = range(state.process_index, len(videos), state.num_processes)
+    for number, video in zip(mine, videos.iloc[mine].itertuples(), strict=True):
         read = features.read(video.video)
         length = _padded(len(read), model.shape.multiple)
-        padding = (torch.arange(length) >= len(read))[None].to(device)
-        logits, distances = model(_filled(read, length)[None].to(device), padding)
-        found = candidates(logits[0].float(), distances[0].float(), padding, model.shape.levels, settings.suppress)
-        segments, scores, labels = (kept.cpu().numpy() for kept in suppress(*found, settings.suppress))
+        padding = (torch.arange(length) >= len(read))[None]
+        predicted = model(_filled(read, length)[None].to(device), padding.to(device))
+        # On the CPU: Soft-NMS has up to 200 steps per video, and on a GPU each would wait for the one before.
+        logits, distances = (values[0].float().cpu() for values in predicted)
+        found = candidates(logits, distances, padding, model.shape.levels, settings.suppress)
+        segments, scores, labels = (kept.numpy() for kept in suppress(*found, settings.suppress))
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
         names = [model.classes[label] for label in labels]
-        rows += zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)
+        found_rows[number] = [*zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)]
+    rows = list(chain(*gathered(found_rows, {})[0]))
     return pd.DataFrame(rows, columns=PREDICTIONS).astype(dict.fromkeys(["start", "end", "score"], float))
 
 
@@ -190,7 +205,7 @@ def candidates(
 
     logits: `(P, classes)`; distances: `(P, 2)`; padding: bool `(1, T)`.
     """
-    times, strides = (values.to(logits.device) for values in pyramid_points(padding.shape[1], levels))
+    times, strides = pyramid_points(padding.shape[1], levels)
     scores = logits.sigmoid().masked_fill(pyramid_padding(padding, levels)[0, :, None], 0.0)
     parts = []
     for level in range(levels):
@@ -198,7 +213,7 @@ def candidates(
         best, index = scores[points].flatten().topk(min(settings.candidates, scores[points].numel()))
         index = index[best > settings.least_score]
         point, label = points[index // scores.shape[1]], index % scores.shape[1]
-        to_ends = distances[point] * strides[point, None] * torch.tensor([-1.0, 1.0], device=logits.device)
+        to_ends = distances[point] * strides[point, None] * torch.tensor([-1.0, 1.0])
         parts.append((times[point, None] + to_ends, scores[point, label], label))
     segments, best, labels = (torch.cat(values) for values in zip(*parts, strict=True))
     long = segments[:, 1] - segments[:, 0] > settings.least_length
