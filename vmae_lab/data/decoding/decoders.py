@@ -26,15 +26,7 @@ from vmae_lab.data.decoding.container import (
     open_source,
     screen,
 )
-from vmae_lab.data.decoding.images import (
-    AS_STORED,
-    arranged,
-    orientation_of,
-    read_pictures,
-    shrunk,
-    shrunk_size,
-    upright_pixels,
-)
+from vmae_lab.data.decoding.images import AS_STORED, FrameConverter, arranged, orientation_of, read_pictures, shrunk
 
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
@@ -323,12 +315,12 @@ def _decode(
     count, last = 0, max(wanted, default=-1)
     try:
         for frame in shown_frames(source, info):
-            if count == 0:  # size and orientation may change; use those of the first frame
-                size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
+            if count == 0:
+                to_pixels = FrameConverter(frame, short_side)
             if frame.is_corrupt:  # later frames are wrong, too, and their numbers are unknown
                 return found, count, ValueError(f"frame {count} is damaged")
             if count in wanted:
-                found[count] = upright_pixels(frame, *size, orientation)
+                found[count] = to_pixels(frame)
             count += 1
             if count > last and not to_end:
                 break
