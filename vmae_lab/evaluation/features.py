@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile
+from vmae_lab.data.decoding.decoders import SEEKING
 from vmae_lab.data.decoding.pool import Decoders
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.frame_sampling import Stretch
@@ -272,7 +273,7 @@ def _parts(decoders: Decoders, file: VideoFile, step: int, length: int, side: in
     of 320 x 240 pixels), so it reads only short videos of small frames.
     """
     info = decoders.read(file, Stretch(0, 1), side).info
-    if info.decoder == "pyav" or info.frames * info.width * info.height > LARGEST_SEEKING:
+    if info.decoder in ("pyav", SEEKING) or info.frames * info.width * info.height > LARGEST_SEEKING:
         kept = list[np.ndarray]()
         for chunk in decoders.stream(file, side):
             kept.extend(chunk.frames)
