@@ -176,6 +176,8 @@ def test_pack_writes_shards_of_small_copies(originals, copies, tmp_path, capsys)
         assert "videos.csv" in capsys.readouterr().out
         packed = read_list(tmp_path / "videos.csv", tmp_path, labelled=True)
         assert len(packed) == 4
+        assert (packed.table["bytes"] == packed.table["size"]).all(), "the results of the check are in the index"
+        assert (packed.table.decoder == "decord").all()
         for row in packed.table.itertuples():
             data = (tmp_path / row.path).read_bytes()[row.offset : row.offset + row.size]
             assert data in [path.read_bytes() for path in expected.rglob("*.mp4")]
