@@ -154,6 +154,7 @@ def test_decoding_from_key_frames_gives_the_frames_of_decoding_in_order(made, tm
     in_order = read_frames(path)
     shard, size = tmp_path / "shard.tar", path.stat().st_size
     shard.write_bytes(b"\0" * 512 + path.read_bytes() + b"\0" * 512)
+    assert decoders.seeks_exactly(VideoFile(str(shard), offset=512, size=size), VideoSettings())
     checked = VideoFile(str(path), decoder=decoders.SEEKING, frames=40, bytes=size)
     monkeypatch.delitem(decoders.READERS, "pyav")
     for file in (checked, replace(checked, path=str(shard), offset=512, size=size)):

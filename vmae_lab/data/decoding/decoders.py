@@ -340,9 +340,9 @@ def _decode(
 
 
 class KeyFrame(NamedTuple):
-    """The packet of a key frame, and the index of the frame in display order."""
+    """The packet of a key frame, and the number of the frame in display order."""
 
-    index: int
+    number: int
     pts: int | None
     dts: int | None
     size: int
@@ -369,13 +369,14 @@ def key_frames(source: Any, info: VideoInfo) -> tuple[list[KeyFrame], int]:
             for packet in opened.demux(best_stream(opened))
             if packet.size
         ]
-    times = [dts if pts is None else pts for pts, dts, *_ in packets]
-    if None in times or len(set(times)) < len(times) or any(discarded for *_, discarded in packets):
+    stamps = [dts if pts is None else pts for pts, dts, *_ in packets]
+    times = [stamp for stamp in stamps if stamp is not None]
+    if len(set(times)) < len(packets) or any(discarded for *_, discarded in packets):
         return [], len(packets)
     keys: list[KeyFrame] = []
-    for index, (pts, dts, size, is_key, _) in zip(np.argsort(np.argsort(times)).tolist(), packets, strict=True):
-        if is_key and (not keys or index >= keys[-1].index + SPACING):
-            keys.append(KeyFrame(index, pts, dts, size))
+    for number, (pts, dts, size, is_key, _) in zip(np.argsort(np.argsort(times)).tolist(), packets, strict=True):
+        if is_key and (not keys or number >= keys[-1].number + SPACING):
+            keys.append(KeyFrame(number, pts, dts, size))
     return keys, len(packets)
 
 
@@ -389,13 +390,15 @@ def seeks_exactly(video: VideoFile, settings: VideoSettings) -> bool:
     info = probe(video.path, source, container, settings)
     try:
         keys, packets = key_frames(source, info)
-        if len(keys) < 2 or keys[0].index:
+        if len(keys) < 2 or keys[0].number:
             return False
-        seeking = _from_key_frames(source, info, keys, range(packets), None)
+        again, _ = open_source(video, path)  # two readers of one buffer would interfere
+        seeking = _from_key_frames(again, info, keys, range(packets), None)
         for number, frame in enumerate(shown_frames(source, info)):
             if number == 0:
                 to_pixels = FrameConverter(frame, None)
-            if not np.array_equal(to_pixels(frame), next(seeking, None)):
+            pixels = next(seeking, None)
+            if pixels is None or not np.array_equal(pixels, to_pixels(frame)):
                 return False
     except (av.FFmpegError, ValueError, MemoryError):
         return False
@@ -406,14 +409,14 @@ def _from_key_frames(
     source: Any, info: VideoInfo, keys: Sequence[KeyFrame], wanted: Sequence[int], short_side: int | None
 ) -> Iterator[np.ndarray]:
     """Yield the `wanted` frames, in increasing order. Decoding starts at the last key frame before each."""
-    starts = [key.index for key in keys]
+    starts = [key.number for key in keys]
     with open_pyav(source, info.container) as opened:
         stream = best_stream(opened)
         stream.thread_type = "NONE"
         for key, indices in groupby(wanted, lambda index: keys[bisect(starts, index) - 1]):
             left = list(indices)
-            for number, frame in enumerate(_decoded_from(opened, stream, key, keys[0]), key.index):
-                if number == key.index:
+            for number, frame in enumerate(_decoded_from(opened, stream, key, keys[0]), key.number):
+                if number == key.number:
                     to_pixels = FrameConverter(frame, short_side)
                 if number == left[0]:
                     yield to_pixels(frame)
@@ -421,7 +424,7 @@ def _from_key_frames(
                     if not left:
                         break
             else:
-                raise ValueError(f"frame {left[0]} cannot be decoded from the key frame {key.index}")
+                raise ValueError(f"frame {left[0]} cannot be decoded from the key frame {key.number}")
 
 
 def _decoded_from(
