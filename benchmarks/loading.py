@@ -81,8 +81,8 @@ def main() -> None:
         files = {size: files_of(originals, Path(folder, "copies"), name) for size, name in sizes.items()}
         speed, augment = speed_table(files, options.reads), augment_table(options.reads)
         rates = {"pre-training": (4, options.pretrain_rate), "fine-tuning": (2, options.finetune_rate)}
-        words = f"Clips of {FRAMES} x {SIDE} x {SIDE}, stride {STRIDE}; H.264, 300 frames, or as listed; one core; {options.reads} reads."
-        words = f"{words} {machine_words()}."
+        words = f"Clips of {FRAMES} x {SIDE} x {SIDE}, stride {STRIDE}, of H.264 with 300 frames or as listed; one core."
+        words = f"{words} {options.reads} reads. {machine_words()}."
         tables = {
             "Loading clips": speed,
             "Copies of data transcode": copies,
