@@ -81,7 +81,10 @@ MADE = {
     "key_frame_index.flv": ("pyav", {"options": x264("bframes=3:b-adapt=0"), "mux": {"flvflags": "add_keyframe_index"}}),
     "mpeg2.mpg": ("pyav", {"codec": "mpeg2video"}),
     "wmv2.wmv": ("pyav", {"codec": "wmv2"}),
+    "b_frames.ts": ("pyav", {"codec": "mpeg2video", "options": {"bf": "2"}}),
+    "stream.m2v": ("pyav", {"codec": "mpeg2video", "options": {"bf": "2"}}),
     "av1.mp4": ("pyav", {"codec": "libsvtav1", "size": (64, 64)}),
+    "av1.mkv": ("pyav", {"codec": "libsvtav1", "size": (64, 64)}),
     "yuv444.mp4": ("pyav", {"pix_fmt": "yuv444p"}),
     "yuv444_fragments.mp4": ("pyav", {"pix_fmt": "yuv444p", "mux": {"movflags": "frag_keyframe+empty_moov"}}),
     "odd.mkv": ("pyav", {"codec": "mpeg4", "size": (65, 49)}),
@@ -139,6 +142,37 @@ def test_all_ways_to_read_a_video_give_the_same_frames(made, name):
     with pytest.raises(VideoError, match=re.escape(name)):
         read_frames(path, [0], VideoSettings(decoder="decord"))
     assert inspect_video(VideoFile(str(path)), VideoSettings(decoder="decord")).status == "failed"
+
+
+@pytest.mark.parametrize("name", [name for name, (decoder, _) in MADE.items() if decoder == "pyav"])
+def test_decoding_from_key_frames_gives_the_frames_of_decoding_in_order(made, tmp_path, monkeypatch, name):
+    path = made(name)
+    exact = name != "intra_refresh.mp4"  # its key frames have only a part of a picture
+    assert decoders.seeks_exactly(VideoFile(str(path)), VideoSettings()) == exact
+    if not exact:
+        return
+    in_order = read_frames(path)
+    shard, size = tmp_path / "shard.tar", path.stat().st_size
+    shard.write_bytes(b"\0" * 512 + path.read_bytes() + b"\0" * 512)
+    assert decoders.seeks_exactly(VideoFile(str(shard), offset=512, size=size), VideoSettings())
+    checked = VideoFile(str(path), decoder=decoders.SEEKING, frames=40, bytes=size)
+    monkeypatch.delitem(decoders.READERS, "pyav")
+    for file in (checked, replace(checked, path=str(shard), offset=512, size=size)):
+        for indices in (range(40), (31, 7, 7, 39, 0, 13), *((index,) for index in range(40))):
+            read = read_video(file, Exactly(tuple(indices)), VideoSettings())
+            assert (read.info.decoder, read.info.frames) == (decoders.SEEKING, 40)
+            assert np.array_equal(read.frames, in_order[list(indices)]), indices
+    small = read_video(checked, Exactly((20, 30)), VideoSettings(), 24).frames
+    monkeypatch.undo()
+    assert np.array_equal(small, read_video(VideoFile(str(path)), Exactly((20, 30)), VideoSettings(), 24).frames)
+
+
+def test_a_video_that_has_changed_since_its_check_is_decoded_in_order(made):
+    for name in ("b_frames.ts", "av1.mp4"):
+        path = made(name)
+        checked = VideoFile(str(path), decoder=decoders.SEEKING, frames=30, bytes=path.stat().st_size)
+        read = read_video(checked, Exactly((29, 3)), VideoSettings())
+        assert (read.info.decoder, shown(read.frames)) == ("pyav", [29, 3])
 
 
 SEGMENTED = pytest.mark.parametrize("movflags", ["dash", "frag_keyframe+empty_moov+default_base_moof"])

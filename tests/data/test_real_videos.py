@@ -14,6 +14,7 @@ from made_videos import NO_VIDEOS, VIDEOS, status_of
 from PIL import Image
 
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, read_frames, read_video
+from vmae_lab.data.decoding.decoders import SEEKING, seeks_exactly
 from vmae_lab.data.decoding.inspection import inspect_video, time_video
 from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.frame_sampling import Dense, Exactly
@@ -73,6 +74,11 @@ def test_real_videos_are_read_frame_by_frame(row):
     # For fragments that PyAV reads, only decoding gives the number of frames.
     only_decoded = b"moof" in path.read_bytes() and read.info.decoder == "pyav"
     assert row["container"] != "mov" or read.info.frames == (0 if only_decoded else count)
+    if read.info.decoder == "pyav" and seeks_exactly(VideoFile(str(path)), VideoSettings()):
+        checked = VideoFile(str(path), decoder=SEEKING, frames=count, bytes=path.stat().st_size)
+        seeking = read_video(checked, Exactly(tuple(wanted)), VideoSettings())
+        assert seeking.info.decoder == SEEKING
+        assert np.array_equal(seeking.frames, read.frames)
     for index, frame in zip(wanted, read.frames, strict=True):
         assert frame.shape == expected[index].shape
         assert np.abs(frame - expected[index]).mean() < 2, f"frame {index}"

@@ -167,6 +167,22 @@ def test_two_processes_give_the_same_bytes_and_the_command_fails_for_a_broken_fi
         assert (tmp_path / path.relative_to(expected)).read_bytes() == path.read_bytes()
 
 
+def test_pack_writes_shards_of_small_copies(originals, copies, tmp_path, capsys):
+    _, expected = copies
+    command = ["data", "pack", ".", str(tmp_path), "--root", str(originals), "--labelled", "--processes", "1"]
+    assert main([*command, "--short-side", "33"]) == 2
+    for _ in range(2):  # the second call finds the copies and the shards
+        assert main([*command, "--short-side", "32"]) == 1, "a video is broken"
+        assert "videos.csv" in capsys.readouterr().out
+        packed = read_list(tmp_path / "videos.csv", tmp_path, labelled=True)
+        assert len(packed) == 4
+        assert (packed.table["bytes"] == packed.table["size"]).all(), "the results of the check are in the index"
+        assert (packed.table.decoder == "decord").all()
+        for row in packed.table.itertuples():
+            data = (tmp_path / row.path).read_bytes()[row.offset : row.offset + row.size]
+            assert data in [path.read_bytes() for path in expected.rglob("*.mp4")]
+
+
 def test_copies_of_equal_names_keep_their_suffix():
     assert copy_names(["a/x.avi", "a/x.mkv", "./b/y.webm"]) == ["a/x.avi.mp4", "a/x.mkv.mp4", "b/y.mp4"]
 

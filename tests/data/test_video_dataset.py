@@ -126,8 +126,8 @@ def test_fragmented_videos_are_read_from_checked_lists_and_shards(tmp_path):
     checked = check_list(listed, VideoSettings(), tmp_path / "check")
     assert checked.table.set_index("path").decoder.to_dict() == {
         "decord.mp4": "decord",
-        "pyav.mp4": "pyav",
-        "ten_bit.mp4": "pyav",
+        "pyav.mp4": "pyav_seek",
+        "ten_bit.mp4": "pyav_seek",
     }
     shards = tmp_path / "shards"
     for videos in (

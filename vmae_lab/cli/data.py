@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from vmae_lab.cli.parameters import NOTHING
 
 if TYPE_CHECKING:
+    from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_lists import VideoList
 
 commands = typer.Typer(no_args_is_help=True, help="Check, transcode, pack and merge lists of videos.")
@@ -33,6 +34,7 @@ PROCESSES = os.cpu_count() or 1
 MAX_PIXELS = 4096 * 2304
 MEMORY_MIB = 2048
 TIMEOUT_S = 60.0
+CRF = 20  # the default of TranscodeSettings
 
 FIELDS = ("youtube_id", "time_start", "time_end", "source", "label", "split")
 ANNOTATIONS = ("--k400", "--k600", "--k700")
@@ -110,7 +112,7 @@ def transcode(
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     short_side: Annotated[int, typer.Option(min=16, help="Short side of the copies in pixels, an even number.")] = 320,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of x264. A smaller number is better and larger.")] = 20,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of x264. A smaller number is better and larger.")] = CRF,
     processes: Processes = PROCESSES,
     max_pixels: MaxPixels = MAX_PIXELS,
     memory_mib: MemoryMiB = MEMORY_MIB,
@@ -121,12 +123,21 @@ def transcode(
     A killed command continues where it stopped. The exit status is 1 if any video cannot be read.
     """
     from vmae_lab.data.decoding import VideoSettings
+
+    limits = VideoSettings(max_pixels=max_pixels, memory_mib=memory_mib, timeout_s=timeout_s, follow_links=follow_links)
+    _, failed = write_copies(open_list(listed, root, labelled, follow_links), out, short_side, crf, limits, processes)
+    if failed:
+        raise typer.Exit(1)
+
+
+def write_copies(
+    videos: "VideoList", out: Path, short_side: int, crf: int, limits: "VideoSettings", processes: int
+) -> tuple[Path, int]:  # fmt: skip
+    """Transcode the videos of a list and print the result. Return the list of the copies and the number of failed videos."""
     from vmae_lab.data.transcode import FAILURES, LIST, MANIFEST, TranscodeSettings, changed_times, transcode_list
 
     if short_side % 2:
         raise typer.BadParameter("--short-side must be even")
-    limits = VideoSettings(max_pixels=max_pixels, memory_mib=memory_mib, timeout_s=timeout_s, follow_links=follow_links)
-    videos = open_list(listed, root, labelled, follow_links)
     table = transcode_list(videos, TranscodeSettings(short_side=short_side, crf=crf), limits, out, processes)
     good = table[table.status == "ok"]
     if len(good):
@@ -135,8 +146,7 @@ def transcode(
     if changed := len(changed_times(table)):
         print(f"warning: {changed} originals have times that do not increase, see time_error_s in {MANIFEST}")
     print(f"list of the copies (root {out}): {out / LIST}\nmanifest: {out / MANIFEST}\nunreadable videos: {out / FAILURES}")
-    if len(good) < len(table):
-        raise typer.Exit(1)
+    return out / LIST, len(table) - len(good)
 
 
 @commands.command(epilog="\b\nExample:\n  vmae-lab data pack train.csv shards --root path/to/videos --labelled")
@@ -147,13 +157,27 @@ def pack(
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
     shard_mib: Annotated[int, typer.Option(min=1)] = 512,
+    short_side: Annotated[
+        int | None, typer.Option(min=16, help="Pack small copies, as `data transcode` writes them into the folder OUT/copies.")
+    ] = None,
+    processes: Processes = PROCESSES,
 ) -> None:
-    """Write the videos of a list into tar shards (WebDataset), with an index that can be used as a list."""
+    """Write the videos of a list into tar shards (WebDataset), with an index that can be used as a list.
+
+    With --short-side, the exit status is 1 if any video cannot be read.
+    """
+    from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.shards import pack as pack_shards
 
-    videos = open_list(listed, root, labelled, follow_links)
+    videos, failed = open_list(listed, root, labelled, follow_links), 0
+    if short_side is not None:
+        limits, copies = VideoSettings(follow_links=follow_links), out / "copies"
+        small, failed = write_copies(videos, copies, short_side, CRF, limits, processes)
+        videos = open_list(str(small.resolve()), str(copies), labelled, follow_links)
     index = pack_shards(videos, out, shard_mib, follow_links=follow_links)
     print(f"list of the videos in the shards (root {out}): {index}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @commands.command(

@@ -2,13 +2,15 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.container import FRAMES
+from vmae_lab.data.decoding.decoders import SEEKING
 from vmae_lab.data.decoding.inspection import Inspection
 from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.video_dataset import clips_of
@@ -60,7 +62,7 @@ def check_list(
     print(f"{len(files)} videos, {len(files) - len(todo)} already checked; {processes} processes")
     bar = Progress(total=len(todo), desc="checking", unit="videos")
     with bar:
-        results = clips.decoders.map(DecoderProcess.inspect, (files[index] for index in todo))
+        results = clips.decoders.map(_check, (files[index] for index in todo))
         for index, result in zip(todo, results, strict=True):
             inspection = Inspection("failed", result.cause) if isinstance(result, VideoError) else result
             seen[keys[index]] = asdict(inspection)
@@ -72,6 +74,16 @@ def check_list(
     checked = Checked(pd.concat([listed, inspections], axis=1), folder)
     _write(checked, videos, keep_damaged)
     return checked
+
+
+def _check(decoder: DecoderProcess, file: VideoFile) -> Inspection:
+    """Inspect a video. If PyAV reads it, also find out whether it can start at key frames. Raises VideoError."""
+    found = decoder.inspect(file)
+    if found.status == "ok" and found.decoder == "pyav" and decoder.settings.decoder == "auto":
+        with suppress(VideoError):  # it takes too long
+            if decoder.seeks_exactly(file):
+                return replace(found, decoder=SEEKING)
+    return found
 
 
 def content_key(file: VideoFile) -> str:

@@ -56,7 +56,11 @@ def pack(videos: VideoList, folder: Path, shard_mib: int = 512, follow_links: bo
                     _write_shard(temporary, {_stem(index): files[index] for index in part}, infos)
             rows += _index_rows(path, infos, {_stem(index): int(sizes[index]) for index in part})
             bar.update(len(part))
-    write_list(folder / INDEX, pd.DataFrame(rows), videos.classes)
+    index = pd.DataFrame(rows)
+    for name in ("frames", "bytes", "decoder"):  # the results of `data check` or `data transcode` stay valid
+        if name in videos.table:
+            index[name] = videos.table[name].iloc[[row for part in parts for row in part]].to_numpy()
+    write_list(folder / INDEX, index, videos.classes)
     return folder / INDEX
 
 

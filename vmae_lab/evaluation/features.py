@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import Decoded, VideoError, VideoFile
-from vmae_lab.data.decoding.pool import Decoders
+from vmae_lab.data.decoding.decoders import SEEKING
+from vmae_lab.data.decoding.pool import DecoderProcess, Decoders
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.data.transforms import centre_crop, squash
@@ -273,8 +274,14 @@ def _parts(decoders: Decoders, file: VideoFile, step: int, length: int, side: in
     PyAV reads a video once from start to end. decord, which seeks, keeps many full-size frames in memory (1.3 GB of ten minutes
     of 320 x 240 pixels), so it reads only short videos of small frames.
     """
-    info = decoders.read(file, Stretch(0, 1), side).info
-    if info.decoder == "pyav" or info.frames * info.width * info.height > LARGEST_SEEKING:
+    if file.total < 0:
+        (timing,) = decoders.map(DecoderProcess.time, [file])  # to read one frame, PyAV may have to count all by decoding
+        if isinstance(timing, VideoError):
+            raise timing
+        info = timing.info
+    else:
+        info = decoders.read(file, Stretch(0, 1), side).info
+    if info.decoder in ("pyav", SEEKING) or info.frames * info.width * info.height > LARGEST_SEEKING:
         kept = list[np.ndarray]()
         for chunk in decoders.stream(file, side):
             kept.extend(chunk.frames)

@@ -2,13 +2,16 @@
 
 The reference is decoding from the start of the file, which is what PyAV does. decord seeks. It silently returns wrong frames in
 AVI, ASF and MPEG streams, with edit lists, in 4:4:4, in open groups of pictures, and if the first frame is not a key frame; it
-ignores mirroring. So container, codec, packets and display matrix decide which decoder reads a file.
+ignores mirroring. So container, codec, packets and display matrix decide which decoder reads a file. If `vmae-lab data check`
+has found that decoding from key frames gives the same frames, PyAV starts at key frames.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, cast
+from itertools import groupby
+from typing import Annotated, Any, NamedTuple, cast
 
 import av
 import decord
@@ -26,15 +29,7 @@ from vmae_lab.data.decoding.container import (
     open_source,
     screen,
 )
-from vmae_lab.data.decoding.images import (
-    AS_STORED,
-    arranged,
-    orientation_of,
-    read_pictures,
-    shrunk,
-    shrunk_size,
-    upright_pixels,
-)
+from vmae_lab.data.decoding.images import AS_STORED, FrameConverter, arranged, orientation_of, read_pictures, shrunk
 
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
@@ -50,6 +45,8 @@ EXACT_IN_DECORD = {
 INEXACT_IN_TORCHCODEC = ("avi", "flv")  # packed MPEG-4 in AVI; an index of key frames only in FLV
 EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuvj422p"}  # decord returned broken frames after seeking in H.264 4:4:4
 SMALLEST_SIDE = 16  # decord pads frames up to this side
+SEEKING = "pyav_seek"  # PyAV that starts at key frames, only for files that `seeks_exactly` has verified
+SPACING = 8  # smallest number of frames between two key frames at which PyAV starts
 FULL_SIZE_BYTES = 8 << 20  # bytes of full-size frames that are decoded at a time
 
 # Types in the answers of a decoder process. The requesting process validates them (`messages.py`).
@@ -111,7 +108,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
         except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
             cause = cause_of(error)
         # PyAV reads some files that decord refuses.
-        decoder = "pyav" if decoder == "auto" and info.decoder == "decord" else None
+        decoder = "pyav" if decoder == "auto" and info.decoder != "pyav" else None
     raise VideoError(video.path, cause, info.codec)
 
 
@@ -176,7 +173,8 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
             cause = "it is incomplete: it has no list of its frames (moov); copy, download or record it again"
         raise VideoError(path, cause) from None
     if settings.decoder == "auto":
-        return replace(info, decoder="decord" if exact else "pyav")
+        seeking = checked is not None and checked.decoder == SEEKING
+        return replace(info, decoder="decord" if exact else SEEKING if seeking else "pyav")
     if not exact:
         raise VideoError(
             path, f"{settings.decoder} does not read its frames exactly and upright; set decoder to auto or pyav", info.codec
@@ -323,18 +321,136 @@ def _decode(
     count, last = 0, max(wanted, default=-1)
     try:
         for frame in shown_frames(source, info):
-            if count == 0:  # size and orientation may change; use those of the first frame
-                size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
+            if count == 0:
+                to_pixels = FrameConverter(frame, short_side)
             if frame.is_corrupt:  # later frames are wrong, too, and their numbers are unknown
                 return found, count, ValueError(f"frame {count} is damaged")
             if count in wanted:
-                found[count] = upright_pixels(frame, *size, orientation)
+                found[count] = to_pixels(frame)
             count += 1
             if count > last and not to_end:
                 break
     except (av.FFmpegError, MemoryError, ValueError) as error:
         return found, count, error
     return found, count, None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# PyAV, from key frames
+
+
+class KeyFrame(NamedTuple):
+    """The packet of a key frame, and the number of the frame in display order."""
+
+    number: int
+    pts: int | None
+    dts: int | None
+    size: int
+
+    @property
+    def time(self) -> int:
+        """The time to seek to."""
+        return min(time for time in (self.pts, self.dts) if time is not None)
+
+    def is_in(self, packet: av.Packet) -> bool:
+        """Return whether a packet is this one. After seeking, FFmpeg may not know one of its two times."""
+        times = ((self.pts, packet.pts), (self.dts, packet.dts))
+        return self.size == packet.size and any(own is not None and own == other for own, other in times)
+
+
+def key_frames(source: Any, info: VideoInfo) -> tuple[list[KeyFrame], int]:
+    """Return the key frames at which decoding may start, and the number of packets. Reads all packets, but decodes none.
+
+    There are no key frames if the times of packets do not give the order of frames, or if an edit list hides some.
+    """
+    with open_pyav(source, info.container) as opened:
+        packets = [
+            (packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard)
+            for packet in opened.demux(best_stream(opened))
+            if packet.size
+        ]
+    stamps = [dts if pts is None else pts for pts, dts, *_ in packets]
+    times = [stamp for stamp in stamps if stamp is not None]
+    if len(set(times)) < len(packets) or any(discarded for *_, discarded in packets):
+        return [], len(packets)
+    keys: list[KeyFrame] = []
+    for number, (pts, dts, size, is_key, _) in zip(np.argsort(np.argsort(times)).tolist(), packets, strict=True):
+        if is_key and (not keys or number >= keys[-1].number + SPACING):
+            keys.append(KeyFrame(number, pts, dts, size))
+    return keys, len(packets)
+
+
+def seeks_exactly(video: VideoFile, settings: VideoSettings) -> bool:
+    """Return whether decoding from its key frames gives the same frames as decoding from the start. Decodes a file twice.
+
+    For a readable file whose decoder is PyAV. The result is False if it has only one key frame. Raises VideoError.
+    """
+    path = screen(video, settings.follow_links)
+    source, container = open_source(video, path)
+    info = probe(video.path, source, container, settings)
+    try:
+        keys, packets = key_frames(source, info)
+        if len(keys) < 2 or keys[0].number:
+            return False
+        again, _ = open_source(video, path)  # two readers of one buffer would interfere
+        seeking = _from_key_frames(again, info, keys, range(packets), None)
+        for number, frame in enumerate(shown_frames(source, info)):
+            if number == 0:
+                to_pixels = FrameConverter(frame, None)
+            pixels = next(seeking, None)
+            if pixels is None or not np.array_equal(pixels, to_pixels(frame)):
+                return False
+    except (av.FFmpegError, ValueError, MemoryError):
+        return False
+    return number + 1 == packets
+
+
+def _from_key_frames(
+    source: Any, info: VideoInfo, keys: Sequence[KeyFrame], wanted: Sequence[int], short_side: int | None
+) -> Iterator[np.ndarray]:
+    """Yield the `wanted` frames, in increasing order. Decoding starts at the last key frame before each."""
+    starts = [key.number for key in keys]
+    with open_pyav(source, info.container) as opened:
+        stream = best_stream(opened)
+        stream.thread_type = "NONE"
+        for key, indices in groupby(wanted, lambda index: keys[bisect(starts, index) - 1]):
+            left = list(indices)
+            for number, frame in enumerate(_decoded_from(opened, stream, key, keys[0]), key.number):
+                if number == key.number:
+                    to_pixels = FrameConverter(frame, short_side)
+                if number == left[0]:
+                    yield to_pixels(frame)
+                    del left[0]
+                    if not left:
+                        break
+            else:
+                raise ValueError(f"frame {left[0]} cannot be decoded from the key frame {key.number}")
+
+
+def _decoded_from(
+    opened: av.container.InputContainer, stream: av.VideoStream, key: KeyFrame, first: KeyFrame
+) -> Iterator[av.VideoFrame]:
+    """Yield the frames from a key frame on. If seeking misses it, packets are skipped from the first key frame on."""
+    started = False
+    for target in (key, first):
+        opened.seek(target.time, stream=stream)
+        for packet in opened.demux(stream):
+            started = started or key.is_in(packet)
+            if started:
+                yield from packet.decode()
+        if started:
+            return
+
+
+def _read_from_key_frames(
+    source: Any, info: VideoInfo, choose: Choose, short_side: int | None
+) -> tuple[np.ndarray, Sequence[int]]:  # fmt: skip
+    indices = _chosen(choose, info.frames)
+    wanted, (keys, packets) = sorted(set(indices)), key_frames(source, info)
+    if not keys or packets != info.frames:
+        raise ValueError(f"it has {packets} packets instead of {info.frames}; check it again")
+    frames = _from_key_frames(source, info, keys, wanted, short_side)
+    return arranged(dict(zip(wanted, frames, strict=True)), indices), indices
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -378,4 +494,4 @@ def _chosen(choose: Choose, count: int) -> list[int]:
     return list(choose(count))
 
 
-READERS = {"decord": _read_decord, "pyav": _read_pyav, "torchcodec": _read_torchcodec}
+READERS = {"decord": _read_decord, "pyav": _read_pyav, SEEKING: _read_from_key_frames, "torchcodec": _read_torchcodec}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, screen
@@ -41,11 +41,26 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
     return Orientation(-round(atan2(b - c, a + d) / (pi / 2)), mirrored)
 
 
-def upright_pixels(frame: av.VideoFrame, height: int, width: int, orientation: Orientation) -> np.ndarray:
-    """Return a frame in RGB, resized, then turned upright: uint8 `(H, W, 3)`."""
-    resized = (height, width) != (frame.height, frame.width)
-    pixels = frame.reformat(width, height, "rgb24", interpolation=SMOOTH if resized else None).to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if orientation.mirrored else pixels, orientation.quarters))
+class FrameConverter:
+    """Converts the frames of a video to RGB and turns them upright: uint8 `(H, W, 3)`.
+
+    Size and orientation may change within a video. Those of the `first` frame are used, with a larger short side reduced to
+    `short_side`.
+    """
+
+    def __init__(self, first: av.VideoFrame, short_side: int | None):
+        self._height, self._width = shrunk_size(first.height, first.width, short_side)
+        self._orientation = orientation_of(first)
+        self._reformatter = VideoReformatter()  # its tables are the same for all frames
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        resized = (self._height, self._width) != (frame.height, frame.width)
+        # By default, FFmpeg starts a thread per core for every frame. Data loader processes already run in parallel.
+        pixels = self._reformatter.reformat(
+            frame, self._width, self._height, "rgb24", interpolation=SMOOTH if resized else None, threads=1
+        ).to_ndarray()
+        quarters, mirrored = self._orientation
+        return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, quarters))
 
 
 def shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
@@ -54,7 +69,7 @@ def shrunk(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
     if (height, width) == pixels.shape[:2]:
         return pixels
     frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(width, height, interpolation=Interpolation.AREA).to_ndarray()
+    return frame.reformat(width, height, interpolation=Interpolation.AREA, threads=1).to_ndarray()
 
 
 def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:

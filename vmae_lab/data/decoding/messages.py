@@ -46,8 +46,8 @@ class Failure:
 
 # Kinds of answers and their content. "frames" has the number of frames and asks for the indices to read. "end" ends a stream.
 _CONTENTS: dict[str, Any] = {
-    "ready": None, "frames": Size, "pixels": Pixels, "inspection": Inspection, "timing": Timing, "error": Failure,
-    "end": None,
+    "ready": None, "frames": Size, "pixels": Pixels, "inspection": Inspection, "seeks": bool, "timing": Timing,
+    "error": Failure, "end": None,
 }  # fmt: skip
 _ADAPTERS = {kind: TypeAdapter[Any](content) for kind, content in _CONTENTS.items()}
 

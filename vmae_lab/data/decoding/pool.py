@@ -71,6 +71,11 @@ class DecoderProcess:
         with self._request("inspect", video):
             return self._answer("inspection")[1]
 
+    def seeks_exactly(self, video: VideoFile) -> bool:
+        """Call `seeks_exactly` in the decoder process."""
+        with self._request("seeks", video):
+            return self._answer("seeks")[1]
+
     def time(self, video: VideoFile) -> Timing:
         """Call `time_video` in the decoder process."""
         with self._request("time", video):

@@ -12,7 +12,7 @@ import numpy as np
 
 from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, open_source, screen
 from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, probe, read_video, shown_frames
-from vmae_lab.data.decoding.images import orientation_of, shrunk_size, upright_pixels
+from vmae_lab.data.decoding.images import FrameConverter
 from vmae_lab.data.frame_sampling import Stretch
 
 CHUNK = 32  # maximum number of frames in a chunk
@@ -54,11 +54,11 @@ def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tu
     timed = True  # whether all frames so far have a time
     try:
         for frame in shown_frames(source, info):
-            if count == 0:  # size and orientation may change; use those of the first frame
-                size, orientation = shrunk_size(frame.height, frame.width, short_side), orientation_of(frame)
+            if count == 0:
+                to_pixels = FrameConverter(frame, short_side)
             if frame.is_corrupt:
                 raise ValueError(f"frame {count} is damaged")
-            chunk.append(upright_pixels(frame, *size, orientation))
+            chunk.append(to_pixels(frame))
             timed = timed and frame.time is not None
             times.append(frame.time or 0.0)
             count += 1

@@ -15,9 +15,9 @@ from vmae_lab.utils.processes import end_when, ignore_stop_requests
 def main() -> None:
     """Read the settings, answer "ready", then answer requests `(what, folder, video, short_side)`. Paths start at `folder`.
 
-    `what` is "read", "stream", "inspect" or "time". The answers are defined in `messages.py`. Raw pixels follow the answer
-    "pixels". To choose frames, this process sends `("frames", number of frames)` and gets indices or an error. A stream is
-    several answers "pixels" and the answer "end".
+    `what` is "read", "stream", "inspect", "seeks" or "time". The answers are defined in `messages.py`. Raw pixels follow the
+    answer "pixels". To choose frames, this process sends `("frames", number of frames)` and gets indices or an error. A stream
+    is several answers "pixels" and the answer "end".
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of a decoder must not mix with the answers
@@ -27,7 +27,7 @@ def main() -> None:
     parent = int(sys.argv[1])
     end_when(lambda: os.getppid() != parent)  # also if a decoder hangs
     from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of
-    from vmae_lab.data.decoding.decoders import Decoded, read_video
+    from vmae_lab.data.decoding.decoders import Decoded, read_video, seeks_exactly
     from vmae_lab.data.decoding.inspection import inspect_video, time_video
     from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, Failure, Pixels, receive, send
     from vmae_lab.data.decoding.stream import stream_video
@@ -44,6 +44,8 @@ def main() -> None:
     def answer(what: str, video: VideoFile, short_side: int | None) -> None:
         if what == "inspect":
             send(answers, ["inspection", asdict(inspect_video(video, settings))])
+        elif what == "seeks":
+            send(answers, ["seeks", seeks_exactly(video, settings)])
         elif what == "time":
             send(answers, ["timing", asdict(time_video(video, settings))])
         elif what == "stream":
