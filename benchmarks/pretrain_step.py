@@ -7,6 +7,7 @@ measured.
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -57,19 +58,23 @@ def main() -> None:
     unequal = [name for name, clip in clips.items() if not outputs_are_equal(name, clip, options.ratios)]
     rows, profiles, skipped = [], [], []
     for group, name in product([[way] for way in ways] if ON_GPU else [ways], options.sizes):
-        makers = {way: step_maker(way, name, clips[name]) for way in group}
+        makers: dict[str, Callable] = {}  # empty before those of the next size are built
         for ratio, batch in product(options.ratios, options.batch):
             if time.monotonic() - started > options.seconds:
                 skipped.append(f"{name}, ratio {ratio:g}, {batch} clips ({'; '.join(group)})")
                 continue
+            makers = makers or {way: step_maker(way, name, clips[name]) for way in group}
             masks = MaskSettings(decoder="running_cell" if ratio else "none", decoder_ratio=ratio)
             measurements, slowest = measured(makers, name, clips[name], masks, batch, options.steps, rate)
             rows += measurements
             profiles += [f"- {name}, decoder ratio {ratio:g}, {batch} clips: {slowest}"] if slowest else []
+    if not rows:
+        print(f"nothing was measured within {options.seconds:.0f} seconds")
+        sys.exit(1)
     words = (
         f"One pre-training step (forward, target, loss, backward, AdamW) on clips of 16 x {options.side} x {options.side} "
-        "pixels, encoder ratio 0.9. "
-        f"Medians of {options.steps} steps after a first one, which includes compilation. {machine_words()}, "
+        f"pixels, encoder ratio 0.9. Medians of {options.steps} steps after a first one, which includes compilation. "
+        f"{machine_words()}, "
         f"{'bf16 autocast' if ON_GPU else 'float32, one thread'}; the product of two {side} x {side} matrices runs at "
         f"{rate / 1e9:,.0f} GFLOP/s. The rate of a step is twice the multiply-accumulates that ours needs (models/flops.py: "
         "forward and backward) per second, for all ways. 'of matmul': compared with the large product. 'MFU': compared with "
@@ -133,6 +138,7 @@ def compared(table: pd.DataFrame, rate: float) -> pd.DataFrame:
 
 def forget_peak() -> None:
     """Return unused memory to the GPU, and forget its peak so far."""
+    gc.collect()  # compiled blocks are in reference cycles
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -1,13 +1,26 @@
 """`vmae-lab bench`: list the benchmarks, and run one."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 import pytest
+import torch
 
 from vmae_lab.cli import main
 
 ROOT = Path(__file__).parents[2]
+
+
+def benchmark_of(name: str, monkeypatch) -> ModuleType:
+    """Import a script of benchmarks/."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -47,10 +60,7 @@ def test_the_sharded_step_prints_how_to_start_it(monkeypatch, capfd):
 
 
 def test_growth_skips_measurements_that_do_not_fit_the_memory(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    specification = importlib.util.spec_from_file_location("growth", ROOT / "benchmarks" / "growth.py")
-    growth = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(growth)
+    growth = benchmark_of("growth", monkeypatch)
 
     def measured(model, masks, batch, steps):
         return {"fits": True, "seconds_per_step": 0.5 * batch} if batch <= 4 else {"fits": False}
@@ -60,3 +70,40 @@ def test_growth_skips_measurements_that_do_not_fit_the_memory(monkeypatch, capsy
     assert [point["value"] for point in points] == [1, 2, 4]
     assert growth.fitted("clips per step", points)["exponent"] == pytest.approx(1)
     assert "clips per step 8: does not fit in memory" in capsys.readouterr().out
+
+
+def test_the_pretraining_step_reports_what_does_not_fit(monkeypatch, tmp_path):
+    """With 4 clips, a step runs out of memory. The other batch sizes are measured, and the table has all of them."""
+    benchmark = benchmark_of("pretrain_step", monkeypatch)
+    original = benchmark.drawn
+
+    def drawn(clip, masks, batch):
+        if batch == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(clip, masks, batch)
+
+    monkeypatch.setattr(benchmark, "drawn", drawn)
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda side: 1e12)
+    monkeypatch.setattr(benchmark, "profiled", lambda step: [("mm", 0.5)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    words = ["--sizes", "micro", "--side", "16", "--batch", "1", "4", "2", "--ratios", "0.5", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["pretrain_step.py", *words, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        benchmark.main()
+    table = pd.read_csv(next(tmp_path.glob("pretrain_step-*.csv")))
+    assert table.clips.tolist() == [1] * 3 + [2] * 3 + [4] * 3
+    assert table.fits.tolist() == ["yes"] * 6 + ["no"] * 3
+    assert (table["clips/s"].notna() == (table.fits == "yes")).all()
+    usual = table[table.way == "usual style"]
+    assert usual.speedup.dropna().tolist() == [1, 1]
+
+
+def test_the_pretraining_step_stops_at_its_time(monkeypatch, tmp_path, capsys):
+    benchmark = benchmark_of("pretrain_step", monkeypatch)
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda side: 1e12)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    words = ["--sizes", "micro", "--side", "16", "--batch", "1", "--steps", "1", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["pretrain_step.py", *words])
+    with pytest.raises(SystemExit, match="1"):
+        benchmark.main()
+    assert "nothing was measured within 0 seconds" in capsys.readouterr().out
