@@ -1,6 +1,7 @@
 """`vmae-lab doctor`: check a machine before a long run."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -45,5 +46,5 @@ def doctor(
     print(f"\n{len(results)} checks for {recipe} in {seconds:.0f} s: {counts}")
     if json:
         make_folder(json.parent)
-        write_json(json, {"recipe": recipe, "seconds": seconds, "checks": [finding.as_dict() for finding in findings]})
+        write_json(json, {"recipe": recipe, "seconds": seconds, "checks": [asdict(finding) for finding in findings]})
     raise typer.Exit(1 if "failed" in results else 0)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -66,9 +66,6 @@ class Finding:
     remedy: str
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def examine(read_recipe: "Callable[[], Recipe]") -> list[Finding]:
     """Run all checks. `read_recipe` returns the recipe of the planned run, for the checks that depend on it.
@@ -109,7 +106,10 @@ def examine(read_recipe: "Callable[[], Recipe]") -> list[Finding]:
         run("stage store", stage_store, recipe, remedy="free the disk, or set VMAE_LAB_PROJECT to a folder on another one")
         run("cache of data", cache_of_data, recipe, remedy="free the disk, or set VMAE_LAB_HOME to a folder on another one")
         run("shared memory", shared_memory, recipe, remedy="lower compute.workers or pretrain.batch_size")
-        run("kill and resume", kill_and_resume, remedy="read the error above; do not start long runs until this check passes")
+        run(
+            "kill and resume", kill_and_resume,
+            remedy="start no long run until it passes; check that runs/ is on a disk with file locks (flock) and atomic rename",
+        )  # fmt: skip
         step = run("training step", training_step, recipe, remedy="lower pretrain.batch_size or raise pretrain.accumulation")
         run(
             "data loader", data_loader, recipe, step.rate,
