@@ -354,11 +354,9 @@ def shared_memory(recipe: "Recipe") -> Outcome:
         return Outcome("ok", "not used: compute.workers is 0")
     if not SHARED_MEMORY.is_dir():
         return Outcome("ok", f"not used: this system has no {SHARED_MEMORY}")
-    clip = recipe.model.clip
-    video = clip.channels * clip.frames * clip.height * clip.width
-    sample = video * (2 if recipe.pretrain.target_from == "other_clip" else 1) + 3 * clip.tokens  # uint8 pixels, bool masks
-    batches = 2 * recipe.compute.workers + 1
-    required = _jobs_here(recipe) * batches * recipe.pretrain.batch_size * sample
+    clip, clips = recipe.model.clip, 2 if recipe.pretrain.target_from == "other_clip" else 1
+    sample = clip.tokens * (clips * clip.patch_values + 3)  # uint8 pixels, and three bool masks
+    required = _jobs_here(recipe) * (2 * recipe.compute.workers + 1) * recipe.pretrain.batch_size * sample
     free = shutil.disk_usage(SHARED_MEMORY).free
     outcome = at_least(free, required, 1.2, f"{size(free)} free in {SHARED_MEMORY}; {size(required)} needed")
     larger = f"{math.ceil(1.5 * required / GIB)}g"
