@@ -222,13 +222,16 @@ def test_test_lists_may_have_no_labels(tmp_path):
 def test_written_lists_are_read(tmp_path):
     hybrid = merge_kinetics(three_sets(tmp_path))
     write_hybrid(hybrid, tmp_path / "out")
-    for split, count in (("train", 6), ("validation", 3)):
-        videos = read_list(f"{split}.csv", tmp_path / "out", labelled=True, classes=len(hybrid.classes))
+    for split, file, count in (("train", "train.csv", 6), ("validation", "val.csv", 3)):
+        videos = read_list(file, tmp_path / "out", labelled=True, classes=len(hybrid.classes))
         part = hybrid.table[hybrid.table["split"] == split]
         assert len(videos) == count
         assert list(videos.table["label"]) == list(part["label"])
         first = part.iloc[0]
         assert videos.table["path"][0] == f"{first.youtube_id}_{first.time_start:06d}_{first.time_end:06d}.mp4"
+    unlabelled = read_list("pretrain.csv", tmp_path / "out", labelled=False)
+    trained = read_list("train.csv", tmp_path / "out", labelled=True, classes=len(hybrid.classes))
+    assert list(unlabelled.table["path"]) == list(trained.table["path"])
     assert tuple((tmp_path / "out" / "classes.txt").read_text().splitlines()) == hybrid.classes
     assert json.loads((tmp_path / "out" / "label_4to600.json").read_text()) == hybrid.conversions["k600"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == hybrid.summary

@@ -16,6 +16,7 @@ from vmae_lab.data.decoding.container import FRAMES
 from vmae_lab.data.frame_sampling import Everything
 from vmae_lab.data.transforms import centre_crop, squash
 from vmae_lab.data.video_dataset import VideoDataset, clips_of
+from vmae_lab.data.video_features import FeatureFolder
 from vmae_lab.data.video_lists import ListError, read_list
 from vmae_lab.evaluation import features
 from vmae_lab.evaluation.features import FeatureError, FeatureSettings, extract_features, open_extracted
@@ -232,7 +233,7 @@ def test_other_formats_have_the_same_features(folder, tmp_path):
 def test_the_exit_status_of_the_command(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = str(classifier().save_pretrained(tmp_path / "model"))
-    arguments = ["features", ".", "--root", str(folder), "--model", model, "--stride", "3", "--device", "cpu"]
+    arguments = ["features", ".", "--root", str(folder), "--model", model, "--window-stride", "3", "--device", "cpu"]
     assert main(arguments) == 0
     assert "3 of 3 videos, 11 windows" in capsys.readouterr().out
     assert (tmp_path / "videos.features" / "run" / "long.mp4.npy").is_file()
@@ -340,3 +341,21 @@ def test_missing_features_are_named(folder, tmp_path):
     assert set(open_extracted(tmp_path / "made", ["long", "short"]).lengths) == {"long", "short"}
     with pytest.raises(ListError, match=r"features of 1 of 2 videos .*elsewhere"):
         open_extracted(tmp_path / "made", ["long", "elsewhere"])
+
+
+def test_the_default_pattern_of_a_detector_finds_extracted_features(folder, tmp_path):
+    encoder, made = classifier().encoder, tmp_path / "made"
+    extract_features(encoder, listed(folder), made, FeatureSettings(stride=2), progress=False)
+    settings = FeatureFolder(folder="made", stride=2, frames=encoder.clip.frames)
+    found = settings.files(made, ["long", "short", "elsewhere"])
+    assert found == {
+        "long": made / "run" / "long.mp4.npy",
+        "short": made / "short.mp4.npy",
+        "elsewhere": made / "elsewhere.npy",
+    }
+    with pytest.raises(ListError, match=r"with stride 2 .*, not of \d+ frames with stride 8"):
+        settings.model_copy(update={"stride": 8}).files(made, ["long"])
+    windows = (made / "windows.csv").read_text()
+    (made / "windows.csv").write_text(windows.replace("run/long.mp4,", "short.mov,"))
+    with pytest.raises(ListError, match=r"windows\.csv has several videos of the same name: short"):
+        settings.files(made, ["short"])

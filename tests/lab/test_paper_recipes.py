@@ -253,6 +253,24 @@ def test_the_recipes_of_ava_have_the_settings_of_every_size(stem, size, lr, deca
     assert [stage.kind for stage in plan_notebook("downstream_spatial_detection", recipe).stages] == ["pretrain", "detect"]
 
 
+def test_a_published_checkpoint_is_trained_on_own_videos_with_the_rates_of_the_papers():
+    """params/own.yaml has other rates, which are for a tiny model with new weights."""
+    own = build_recipe({"arms": ["finetuned"], **read_scale("own_checkpoint", [PAPER.parent])})
+    tuned, published = own.evaluate.finetune, recipe_of("k400").evaluate.finetune
+    decoded, decoded_there = (settings.batch_size / settings.repeats for settings in (tuned, published))
+    assert tuned.peak_lr / decoded == pytest.approx(published.peak_lr / decoded_there)
+    assert tuned.lowest_lr / decoded == pytest.approx(published.lowest_lr / decoded_there)
+    settings, first = own.pretrain, recipe_of("k400").pretrain
+    assert settings.peak_lr / settings.batch_size == pytest.approx(first.peak_lr / first.batch_size)
+
+
+def test_the_two_recipes_of_something_something_pre_train_for_the_same_steps():
+    epoch = VIDEOS["ssv2"] // 1024
+    scale = build_recipe({"arms": ["none"], **read_scale("paper", [PAPER.parent])})
+    for settings in (scale.pretrain, recipe_of("ssv2").pretrain):
+        assert (settings.steps, settings.warmup_steps) == (800 * epoch, 40 * epoch)
+
+
 def test_every_file_of_ava_is_tested():
     assert len(sizes_of("ava")) == 7
 

@@ -153,7 +153,7 @@ def test_the_command_line_runs_a_subset_and_reuses_it(root, capfd):
         (["run", "notebooks/none.ipynb"], "there is no notebook"),
         (
             ["plan", "NOTEBOOK", "--scale", "hugh"],
-            r"there is no parameter file .*hugh.yaml; scales in .*: demo, gpu, own, paper, smoke",
+            r"there is no parameter file .*hugh.yaml; scales in .*: demo, gpu, own, own_checkpoint, paper, smoke",
         ),
         (["run", "NOTEBOOK", "-p", "pretrain.stpes", "3"], r"did you mean 'steps'"),
         (["run", "NOTEBOOK", "-p", "seeds", "[0"], r"seeds: '\[0' is not valid YAML"),

@@ -162,7 +162,7 @@ def pack(
     "    --k700 k700/train.csv k700/val.csv --out k710",
 )
 def kinetics710(
-    out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, the classes and the conversions.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.csv, val.csv, pretrain.csv, the classes and the conversions.")],
     k400: Annotations = NOTHING,
     k600: Annotations = NOTHING,
     k700: Annotations = NOTHING,

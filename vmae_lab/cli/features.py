@@ -13,7 +13,8 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog="\b\nExample:\n  vmae-lab features path/to/list.csv --root path/to/videos --model path/to/model --stride 4"
+    epilog="\b\nExample:\n  vmae-lab features path/to/list.csv --root path/to/videos --model path/to/model \\\n"
+    "    --window-stride 4"
 )
 def features(
     listed: Listed,
@@ -25,7 +26,12 @@ def features(
     side: SideOption = None,
     positions: PositionsOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: <list>.features here.")] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Frames between windows: 4 for THUMOS14, 16 for FineAction.")] = 4,
+    stride: Annotated[
+        int,
+        typer.Option(  # --stride is the old name; in other commands it is the distance between the frames of a clip
+            "--window-stride", "--stride", min=1, help="Frames between windows: 4 for THUMOS14, 16 for FineAction."
+        ),
+    ] = 4,
     form: Annotated[Literal["npy", "npz", "parquet"], typer.Option("--format", help="Format of the files.")] = "npy",
     frame: Annotated[
         Literal["squash", "centre"], typer.Option(help="Squash the whole frame into the clip, or crop its center.")

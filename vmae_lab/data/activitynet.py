@@ -339,8 +339,7 @@ class Untrimmed:
         folder = list_path(features.folder, absolute(self.lists.root))
         if not folder.is_dir():
             raise ListError(f"videos.lists.features: there is no folder {folder}")
-        files = {video: folder / features.pattern.replace("{video}", video) for video in self.names}
-        return open_features(files, features.stride, features.frames)
+        return open_features(features.files(folder, self.names), features.stride, features.frames)
 
     def check(self) -> None:
         """Raise ListError if videos or features are missing."""

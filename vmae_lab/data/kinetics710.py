@@ -38,6 +38,8 @@ SPLITS = {"train": "train", "validate": "validation", "validation": "validation"
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")  # required; test videos may have no label
 FIELDS = ["youtube_id", "time_start", "time_end", "source", "label", "split"]
 PATH_PATTERN = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
+FILES = {"train": "train.csv", "validation": "val.csv"}  # split -> its list; the recipes of params/paper have these names
+PRETRAIN = "pretrain.csv"
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def merge_kinetics(annotations: Mapping[str, Sequence[Path]], classes: Sequence[
 
 
 def write_hybrid(hybrid: LabeledHybrid, folder: Path, path_pattern: str = PATH_PATTERN) -> None:
-    """Write train.csv and validation.csv for `read_list`, classes.txt, summary.json and a label_710to400.json per source.
+    """Write the lists train.csv and val.csv, and pretrain.csv (the training videos without labels), for `read_list`.
 
-    `path_pattern` may contain columns of the table. Raises ListError for other names, or if two videos get the same path.
+    Also writes classes.txt, summary.json and a label_710to400.json per source. `path_pattern` may contain columns of the table.
+    Raises ListError for other names, or if two videos get the same path.
     """
     try:
         paths = [path_pattern.format(**row._asdict()) for row in hybrid.table[FIELDS].itertuples(index=False)]
@@ -95,8 +98,10 @@ def write_hybrid(hybrid: LabeledHybrid, folder: Path, path_pattern: str = PATH_P
     if (repeated := named["path"].duplicated()).any():
         raise ListError(f"path_pattern {path_pattern!r} gives several videos the path {named['path'][repeated].iloc[0]!r}")
     make_folder(folder)
-    for split in ("train", "validation"):
-        write_text(folder / f"{split}.csv", named[hybrid.table["split"] == split].to_csv(index=False, lineterminator="\n"))
+    parts = {file: named[hybrid.table["split"] == split] for split, file in FILES.items()}
+    parts[PRETRAIN] = parts[FILES["train"]][["path"]]
+    for file, part in parts.items():
+        write_text(folder / file, part.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in hybrid.classes))
     for source, rows in hybrid.conversions.items():
         write_json(folder / f"label_{len(hybrid.classes)}to{_number(source)}.json", rows)

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,11 +13,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmae_lab.data.video_lists.formats import ListError, list_path
-from vmae_lab.utils.atomic_io import fingerprint
+from vmae_lab.utils.atomic_io import fingerprint, read_json
 from vmae_lab.utils.errors import first_of
 
 NAMES = ("features", "feats", "feature", "feat")  # of the array in npz and pt files with several arrays
 KINDS = (".npy", ".npz", ".pt", ".pth", ".parquet")
+PATTERN = "{video}.npy"
+SETTINGS, WINDOWS = "features.json", "windows.csv"  # in folders that `vmae-lab features` writes
 
 
 class FeatureFolder(BaseModel):
@@ -26,9 +28,31 @@ class FeatureFolder(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str = Field(description="relative to the root")
-    pattern: str = Field("{video}.npy", description="file name; {video} stands for the name of the video")
+    pattern: str = Field(
+        PATTERN,
+        description="file name; {video}: name of the video without suffix. The default also finds files of `vmae-lab features`",
+    )
     stride: int = Field(4, ge=1, description="frames from window to window")
     frames: int = Field(16, ge=1, description="frames of a window")
+
+    def files(self, folder: Path, videos: Sequence[str]) -> dict[str, Path]:
+        """Return the file of each video. `videos`: names without suffix.
+
+        With the default `pattern`, files of `vmae-lab features` are found by their windows.csv, because their names contain the
+        suffix of the video (`a.mp4.npy`). Raises ListError if their windows differ from `stride` and `frames`.
+        """
+        files = {video: folder / self.pattern.replace("{video}", video) for video in videos}
+        missing = [video for video, file in files.items() if not file.exists()]
+        is_ours = all((folder / name).is_file() for name in (SETTINGS, WINDOWS))
+        if self.pattern != PATTERN or not missing or not is_ours:
+            return files
+        extracted, stride, frames = extracted_files(folder)
+        if (stride, frames) != (self.stride, self.frames):
+            raise ListError(
+                f"{folder} has windows of {frames} frames with stride {stride} ({SETTINGS}), not of {self.frames} frames with "
+                f"stride {self.stride}; set videos.lists.features.frames to {frames} and stride to {stride}"
+            )
+        return files | {video: extracted[video] for video in missing if video in extracted}
 
     def content(self, root: Path) -> str:
         """Return a hash of the names, sizes and times of the files, or the path of the folder if it does not exist."""
@@ -69,6 +93,20 @@ class VideoFeatures:
     def steps(self, seconds: np.ndarray, rate: float) -> np.ndarray:
         """Convert seconds to time steps: the inverse of `times`."""
         return (seconds * rate - self.frames / 2) / self.stride
+
+
+def extracted_files(folder: Path) -> tuple[dict[str, Path], int, int]:
+    """Return files of `vmae-lab features` by the name of their video without suffix, the stride, and the frames of a window.
+
+    Raises ListError if two videos have the same name.
+    """
+    table = pd.read_csv(folder / WINDOWS, usecols=["path", "file"]).drop_duplicates()
+    names = table["path"].map(lambda path: Path(path).stem)
+    if repeated := sorted(set(names[names.duplicated()])):
+        raise ListError(f"{folder / WINDOWS} has several videos of the same name: {first_of(repeated)}")
+    made = read_json(folder / SETTINGS)
+    files = {name: folder / file for name, file in zip(names, table["file"], strict=True)}
+    return files, made["stride"], made["clip"]["frames"]
 
 
 def open_features(files: Mapping[str, Path], stride: int, frames: int) -> VideoFeatures:

@@ -25,7 +25,7 @@ from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.data.transforms import centre_crop, squash
 from vmae_lab.data.video_dataset import VideoDataset, to_tensor
-from vmae_lab.data.video_features import VideoFeatures, open_features
+from vmae_lab.data.video_features import SETTINGS, WINDOWS, VideoFeatures, extracted_files, open_features
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.models.checkpoints import load_weights, open_checkpoint, part_of, weights_digest
 from vmae_lab.models.sizes import ClipShape, Positions
@@ -37,7 +37,7 @@ from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.shapes import Side, short_side_for
 
 LOCK = ".features.lock"
-SETTINGS, JOURNAL, WINDOWS, FAILURES = "features.json", "features.jsonl", "windows.csv", "failures.csv"
+JOURNAL, FAILURES = "features.jsonl", "failures.csv"
 COLUMNS = ["path", "file", "window", "first_frame", "start_s", "end_s"]  # of windows.csv
 LARGEST_SEEKING = 10**8  # pixels of all frames of a video that decord may read: 300 MB
 LONGEST = 200  # bytes of a video name in a file name; file systems allow 255, including suffixes
@@ -216,10 +216,8 @@ def open_encoder(
 
 def open_extracted(folder: Path, videos: Sequence[str]) -> VideoFeatures:
     """Open features from `extract_features`. `videos`: names without suffix. Raises ListError."""
-    table = pd.read_csv(folder / WINDOWS, usecols=["path", "file"]).drop_duplicates()
-    files = {Path(path).stem: folder / file for path, file in table.itertuples(index=False)}
-    made = read_json(folder / SETTINGS)
-    return open_features({video: files.get(video, folder / video) for video in videos}, made["stride"], made["clip"]["frames"])
+    files, stride, frames = extracted_files(folder)
+    return open_features({video: files.get(video, folder / video) for video in videos}, stride, frames)
 
 
 def _window_table(names: Mapping[str, str], finished: Mapping[str, _Finished], stride: int, frames: int) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from vmae_lab.lab.report.provenance import git
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import write_text
 
-SCALES = ("paper", "gpu", "study20", "study", "demo", "own", "smoke")  # in the order of the page
+SCALES = ("paper", "gpu", "study20", "study", "demo", "own", "own_checkpoint", "smoke")  # in the order of the page
 NOTEBOOK, PAGE = "executed notebook", "executed notebook as HTML"  # texts of links
 
 # ---------------------------------------------------------------------------------------------------------------------------
