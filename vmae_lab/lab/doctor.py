@@ -37,7 +37,7 @@ SLOW_DISK = 50e6  # bytes per second
 FILES, FILES_PER_WORKER = 512, 16  # open files of a training, and of a worker: 5 tensors in each of 2 batches, and pipes
 ANSWER_S = 60.0  # the longest time that devices may take to find each other and to sum
 STEPS, CHECKPOINT_EVERY, KILLED_AT = 20, 5, 13  # of the training that is killed and resumed
-CPU_STEP_MACS = 2e11  # multiply-accumulates of the largest step that is timed on a CPU: some seconds
+CPU_STEP_MACS = 5e10  # multiply-accumulates of the largest step that is timed on a CPU: some seconds
 LOADER_S = 6.0  # how long the loader is timed
 NOISE_CLIPS = 16
 MARGIN = 1.2  # a loader that is faster than the device by less than this gets a warning
@@ -128,6 +128,11 @@ def at_least(available: float, required: float, margin: float, figure: str, rate
 def size(count: float) -> str:
     """Return a number of bytes as text."""
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.0f} MiB"
+
+
+def speed(rate: float) -> str:
+    """Return a number of clips per second as text."""
+    return f"{rate:,.0f} clips/s" if rate >= 10 else f"{rate:.2g} clips/s"
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -483,7 +488,7 @@ def training_step(recipe: "Recipe") -> Outcome:
         return Outcome("failed", f"{batch} clips per step of {model.size} do not fit into the memory of this device")
     seconds = measured["seconds_per_step"]
     figure = (
-        f"{batch / seconds:,.0f} clips/s: {1000 * seconds:.3g} ms per step of {batch} clips, {macs / seconds / 1e9:,.3g} G "
+        f"{speed(batch / seconds)}: {seconds:.3g} s per step of {batch} clips, {macs / seconds / 1e9:,.3g} G "
         f"multiply-accumulates per second, {measured['peak_gib']:.1f} GiB"
     )
     if fitting >= each:
@@ -502,10 +507,10 @@ def data_loader(recipe: "Recipe", device_rate: float) -> Outcome:
     jobs = 1 if recipe.compute.own_devices else _jobs_here(recipe)
     required = device_rate * min(1.0, max(1, torch.cuda.device_count()) / jobs)
     rate = loader_rate(recipe)
-    figure = f"{rate:,.0f} clips/s with {recipe.compute.workers} workers"
+    figure = f"{speed(rate)} with {recipe.compute.workers} workers"
     if math.isnan(required):
         return Outcome("warning", f"{figure}; how many the device needs is not known", "fix the training step first", rate)
-    return at_least(rate, required, MARGIN, f"{figure}; the device needs {required:,.0f}", rate)
+    return at_least(rate, required, MARGIN, f"{figure}; the device needs {speed(required)}", rate)
 
 
 def loader_rate(recipe: "Recipe") -> float:
