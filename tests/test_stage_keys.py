@@ -32,7 +32,14 @@ def test_keys_of_a_committed_report(path):
 MADE_EARLIER = {
     f"demo/{notebook}"
     for notebook in EXPERIMENTS
-    if notebook not in ("ablation_decoder_mask", "cost_of_dual_masking")  # the latter trains nothing
+    if notebook
+    not in (
+        "ablation_decoder_mask",
+        "ablation_hybrid_data",
+        "ablation_progressive_training",
+        "cost_of_dual_masking",  # trains nothing
+        "use_a_checkpoint",
+    )
 }
 
 

@@ -163,9 +163,9 @@ def test_encoders_are_evaluated_on_the_target_and_the_unseen_source(plans):
 def test_pools_and_steps_match_the_names_of_arms(smoke, train):
     """Computed by hand for 4 and 16 clips per action: a half, a quarter, an eighth, but at least one clip."""
     plan = planned("ablation_hybrid_data", smoke, **{"data.motionworld.train": train, "pretrain.steps": 24})
-    one = {"digits": train}
-    two = {**one, "sticks": train // 2}
-    everything = {**two, "camera": train // 4, "kaleidoscope": max(1, train // 8)}
+    one = {"plaids": train}
+    two = {**one, "coarse_plaids": train // 2}
+    everything = {**two, "dark_plaids": train // 4, "photographs": max(1, train // 8)}
     pools = {arm: {"one": one, "two": two, "all": everything}[arm.split("_")[0]] for arm in plan.pretrained}
     assert len(pools) == 7
     for arm, pool in pools.items():
@@ -290,12 +290,20 @@ def test_a_notebook_that_compares_kinds_of_masks_refuses_impossible_masks(smoke)
 
 
 def test_pools_get_all_their_sources(smoke):
-    few = {**smoke["data"], "motionworld": {**smoke["data"]["motionworld"], "sources": ["digits", "sticks", "sprites"]}}
+    few = {**smoke["data"], "motionworld": {**smoke["data"]["motionworld"], "sources": ["digits", "sticks", "plaids"]}}
     for name in ("ablation_hybrid_data", "ablation_progressive_training"):
         plan = planned(name, {**smoke, "data": few})
-        assert plan.recipe.data.sources == ("digits", "sticks", "sprites", "camera", "kaleidoscope")
+        assert plan.recipe.data.sources == (
+            "digits",
+            "sticks",
+            "plaids",
+            "coarse_plaids",
+            "dark_plaids",
+            "photographs",
+            "striped_plaids",
+        )
         assert {stage.settings["data"]["motionworld"]["sources"][-1] for stage in plan.stages if "data" in stage.settings} == {
-            "kaleidoscope"
+            "striped_plaids"
         }
 
 
@@ -307,6 +315,7 @@ def test_captions_describe_how_each_table_was_made(plans):
         for words in (frozen, tuned)
     )
     assert "frozen readouts, mean over 1 draws of 16 labels;" in frozen
-    assert "fine-tuned for 4 steps of 4 clips with one draw of labels per seed; pre-trained on digits, sticks" in tuned
-    assert tuned.endswith("evaluated on sprites.")
+    assert "fine-tuned for 4 steps of 4 clips with one draw of labels per seed; pre-trained on plaids, coarse_plaids," in tuned
+    assert tuned.endswith("evaluated on striped_plaids.")
     assert "frozen" not in tuned
+    assert "pre-trained on" not in common.how_made(plans["ablation_hybrid_data"]), "its arms have different pools"

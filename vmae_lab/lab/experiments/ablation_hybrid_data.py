@@ -15,11 +15,11 @@ from vmae_lab.lab.stages import Stage, probe_stage
 BASELINE, FLOOR = "one", "scratch"
 # Pools to pre-train on: source -> part of its clips. They are unequal, as in the paper (658, 250, 250, 169 and 21 thousand
 # clips). TARGET is in all pools, UNSEEN in none.
-TARGET, UNSEEN = "digits", "sprites"
+TARGET, UNSEEN = "plaids", "striped_plaids"
 POOLS: dict[str, Mapping[str, float]] = {
-    "one": {"digits": 1.0},
-    "two": {"digits": 1.0, "sticks": 0.5},
-    "all": {"digits": 1.0, "sticks": 0.5, "camera": 0.25, "kaleidoscope": 0.125},
+    "one": {"plaids": 1.0},
+    "two": {"plaids": 1.0, "coarse_plaids": 0.5},
+    "all": {"plaids": 1.0, "coarse_plaids": 0.5, "dark_plaids": 0.25, "photographs": 0.125},
 }
 ALL_SOURCES = (*POOLS["all"], UNSEEN)
 # What encoders are evaluated on: the suffix of a metric (`ridge@unseen`) -> its source, and its name in tables.

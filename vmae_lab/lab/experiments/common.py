@@ -241,10 +241,11 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     recipe, world, probe = plan.recipe, plan.recipe.data.motionworld, plan.recipe.evaluate.probe
     draws = f"mean over {probe.draws} draws of {probe.labels} labels" if probe.labels else "all labels"
     every = world.sources if world else ("the list files",)
-    learned, evaluated = recipe.data.pretrain_sources or every, sources or recipe.evaluate.sources or every
+    evaluated = tuple(sources or recipe.evaluate.sources or every)
     data = f"evaluated on {', '.join(map(markdown, evaluated))}"
-    if tuple(learned) != tuple(evaluated):
-        data = f"pre-trained on {', '.join(map(markdown, learned))}, {data}"
+    pools = {tuple(plan.first(arm).recipe.data.pretrain_sources or every) for arm in plan.pretrained}
+    if len(pools) == 1 and pools != {evaluated}:  # if arms have different pools, the table names them
+        data = f"pre-trained on {', '.join(map(markdown, *pools))}, {data}"
     return (
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.clip.pixels} "
         f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips unless the arm sets another "

@@ -116,8 +116,8 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
         axes.axvline(chance, color="#BBBBBB", linewidth=1, linestyle=":")
         axes.text(chance, -0.75, " chance", fontsize=8, color="#666666", va="center")
         axes.set(title=short(title), ylim=(len(names) - 0.5, -1))
-        axes.set_xlim(max(0, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
         axes.set_yticks(range(len(names)), [short(arms[arm].label) for arm in names])
+        within_percent(axes, horizontal=True)
     figure.supxlabel(xlabel, fontsize="medium")
     return figure
 
@@ -189,7 +189,7 @@ def lines_by_arm(
     if logarithmic:
         axes.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x in curve.index})
-    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
+    axes.set_xticks(ticks, [f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel)
     within_percent(axes)
@@ -296,10 +296,13 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
 # ---------------------------------------------------------------- shared parts
 
 
-def within_percent(axes: plt.Axes) -> None:
-    """Cut the vertical axis to 0 to 100: a t interval over few seeds can exceed what an accuracy can be."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(0, low), min(100, high))
+def within_percent(axes: plt.Axes, horizontal: bool = False) -> None:
+    """Cut the vertical or horizontal axis to 0 to 100: a t interval over few seeds can exceed what an accuracy can be."""
+    low, high = axes.get_xlim() if horizontal else axes.get_ylim()
+    (axes.set_xlim if horizontal else axes.set_ylim)(max(0, low), min(100, high))
+    for line in axes.lines:
+        if line.get_marker() not in ("None", "|", "_"):  # not the caps of error bars
+            line.set_clip_on(False)  # draw whole markers at 100%
 
 
 def _legend_right(axes: plt.Axes, title: str | None = None, **options: Any) -> None:
