@@ -3,20 +3,18 @@ PYTHON ?= python3
 SCALE ?= demo
 WORKERS ?= 2
 BIN = .venv/bin
-# JupyterLab in .venv saves the state of controls in notebooks: a notebook that is opened again shows an error without it.
-LAB_DEFAULTS = etc/jupyter/labconfig/default_setting_overrides.d
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .PHONY: demo check test coverage ablations reports docs lab lint clean
 .DELETE_ON_ERROR:
 
 # The stamp is newer than what decides the environment, so a second call is quick.
-.venv/installed: pyproject.toml constraints.txt .jupyter/save_widget_state.json
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@echo "installing the tested versions into .venv: PyTorch's packages are about 6 GB, 3-5 minutes on a fast line"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,docs,export]'
-	mkdir -p .venv/$(LAB_DEFAULTS) && cp .jupyter/save_widget_state.json .venv/$(LAB_DEFAULTS)
+	mkdir -p .venv/etc/jupyter && cp -R .jupyter/labconfig .venv/etc/jupyter
 	touch $@
 
 demo: .venv/installed

@@ -18,7 +18,7 @@ from vmae_lab.lab.report import index
 from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
-    "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "predict",
+    "init", "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "predict",
     "reconstruct", "features", "export", "bench", "doctor", "info",
     "data check", "data transcode", "data pack", "data kinetics710",
 ]  # fmt: skip

@@ -280,7 +280,7 @@ def test_a_folder_without_labels_gives_figures_and_no_scores(run_own, capfd):
     assert [stage["kind"] for stage in manifest["stages"].values()] == ["pretrain"]
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert figures == {"neighbours", "map", "reconstruction", "loss", "clips"}
-    assert {path.stem for path in (folder / "tables").glob("*.csv")} == {"check", "broken", "cost", "results"}
+    assert {path.stem for path in (folder / "tables").glob("*.csv")} == {"check", "broken", "results"}
     page = (folder / "README.md").read_text()
     assert "Without labels there are no scores" in page
     assert "16 of 17 clips of the videos to pre-train on (unreadable and left out: 1)" in page

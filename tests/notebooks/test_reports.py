@@ -61,7 +61,7 @@ def test_papermill_runs_the_given_scale_and_replaces_no_other_report(small):
     page = small / "reports" / mine / "README.md"
     before = page.read_text()
     assert "Scale `demo`, seeds 0." in before
-    assert f"Made by `{notebook}` on" in before
+    assert f"Made by `{notebook}`." in before
     output = run_papermill(
         small, notebook, "-p", "scale", "demo", "-p", "override", "{pretrain.steps: 4}", "-p", "seeds", "[1]"
     )
@@ -152,10 +152,10 @@ def test_a_report_names_changes_of_the_notebook_since_the_last_commit(small):
     path = small / "notebooks" / f"{NAME}.ipynb"
     page = small / "reports" / "smoke" / NAME / "README.md"
     run_papermill(small, f"notebooks/{NAME}.ipynb")
-    assert f"Made by `notebooks/{NAME}.ipynb` on" in page.read_text()
+    assert f"Made by `notebooks/{NAME}.ipynb`." in page.read_text()
     first = reports(small)[f"smoke/{NAME}"]["notebook_code"]
     path.write_text(path.read_text().replace("A tour", "My tour"))
     output = run_papermill(small, f"notebooks/{NAME}.ipynb")
     assert re.search(rf"replaced reports/smoke/{NAME} of 20.*; the notebook's code has changed since\n", output)
-    assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit on" in page.read_text()
+    assert f"Made by `notebooks/{NAME}.ipynb`, whose code is changed since the last commit." in page.read_text()
     assert reports(small)[f"smoke/{NAME}"]["notebook_code"]["digest"] != first["digest"]

@@ -67,11 +67,11 @@ class OpenExperiment:
         return Table(predicted_and_actual(self.plan, self.store, self.rate), "cost", SPENT_CAPTION)
 
     def report(self, results: Results, conclusions: Sequence[str], *parts: Table | Plot | None) -> Path:
-        """Write the report: conclusions, tables and figures in this order (None is skipped), times of the stages.
+        """Write the report: conclusions, tables and figures in this order (None is skipped).
 
         Prints its path, and whether it replaces another one. Returns the path of its page.
         """
-        shown = [part for part in (*parts, self.times()) if part is not None]
-        path = write_report(self.name, self.experiment, results, conclusions, shown)
+        shown = [part for part in parts if part is not None]
+        path = write_report(self.name, self.experiment, results, conclusions, shown, self.times().frame)
         print("report:", project_path(path))
         return path

@@ -57,6 +57,9 @@ class Arm:
         return self.overrides(recipe) if callable(self.overrides) else self.overrides
 
 
+ROW = ["ablation", "arm", "seed", "metric", "value", "stage"]  # columns of the rows of results
+
+
 @dataclass(frozen=True)
 class Cell:
     """One arm at one seed: the stages whose results are its rows.
@@ -140,7 +143,7 @@ class Plan:
                 rows += _result_rows(store, cell.encoder, self.name, cell.arm, cell.seed)
         if self.controls:
             rows += _result_rows(store, self.controls, self.name, "controls", 0)
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=ROW)
 
     def rows_so_far(self, store: RunStore) -> pd.DataFrame:
         """Return the rows of the cells whose stages are finished."""

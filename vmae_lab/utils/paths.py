@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def project_root() -> Path:
-    """Return `$VMAE_LAB_PROJECT` if it is set, else the nearest checkout at or above the current folder, else that folder."""
+    """Return `$VMAE_LAB_PROJECT` if it is set, else the nearest project at or above the current folder, else that folder."""
     chosen = os.environ.get("VMAE_LAB_PROJECT")
     if chosen:
         return Path(chosen).resolve()
@@ -14,15 +14,18 @@ def project_root() -> Path:
 
 
 def holds_the_project(folder: Path) -> bool:
-    """Return whether a folder is a checkout of this project."""
+    """Return whether a folder is a checkout of this project, or was made by `vmae-lab init`."""
     return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
 
 
 def how_to_find_it() -> str:
-    """Return a hint for messages about missing project files. It is empty inside a checkout."""
+    """Return a hint for messages about missing project files. It is empty inside a project."""
     if holds_the_project(project_root()):
         return ""
-    return ". The current folder is not in a checkout of vmae_lab: change to one, or set VMAE_LAB_PROJECT to its folder"
+    return (
+        ". The current folder is not in a checkout of vmae_lab and not in a folder made by `vmae-lab init`: change to one, or "
+        "set VMAE_LAB_PROJECT to it"
+    )
 
 
 def project_path(path: Path) -> str:

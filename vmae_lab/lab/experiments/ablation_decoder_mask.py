@@ -126,12 +126,11 @@ def accuracy_against_cost(results: Results) -> Plot:
 
 
 def details_table(results: Results) -> Table:
-    """Return one row per arm: the test set's interval, other readouts, reconstruction errors, time and memory of a step."""
+    """Return one row per arm: the test set's interval, other readouts, reconstruction errors, memory of a step."""
     others: dict[str, tuple[str, int]] = {
         **{probe: (f"{PROBE_NAMES[probe]}: top-1 %", 1) for probe in results.recipe.evaluate.probe.probes[1:]},
         "reconstruction": ("reconstruction error", 4),
         "cube_mean": ("error of the patch mean", 4),
-        "pretrain_seconds_per_step": ("seconds per step", 3),
         "pretrain_peak_memory_mib": ("peak GPU memory, MiB", 0),
     }
     measured = {metric: named for metric, named in others.items() if metric in set(results.rows.metric)}
@@ -145,7 +144,7 @@ def details_table(results: Results) -> Table:
         for arm in results.recipe.arms
     ]
     caption = (
-        "Uncertainty from the size of the test set, other readouts, held-out reconstruction error, and cost of a step. The "
+        "Uncertainty from the size of the test set, other readouts, and held-out reconstruction error. The "
         "error is measured under each arm's own masks and does not measure the quality of features."
     )
     return Table(pd.DataFrame(lines), "details", caption)

@@ -1,4 +1,7 @@
-"""Write the report of a notebook: page, tables, figures and manifest in reports/<scale>/<notebook>/."""
+"""Write the report of a notebook: page, tables, figures and manifest in reports/<scale>/<notebook>/.
+
+Only the manifest has values that differ between two runs of the same settings: date, code, device and times.
+"""
 
 import os
 import shutil
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from filelock import FileLock
 
 from vmae_lab.lab.experiments.common import Experiment, Plot, Results, Table
@@ -22,15 +26,17 @@ from vmae_lab.utils.paths import project_path
 REPLACED = ("README.md", "manifest.json", "tables", "figures")  # an executed notebook in the same folder is kept
 CHANGES_SHOWN = 6
 VIDEOS_SHOWN = 5
+SECONDS_PER_STEP = "_seconds_per_step"  # in the names of times of trainings; a measurement of steps has `seconds_per_step@4`
 
 
 def write_report(
-    name: str, experiment: Experiment, results: Results, conclusions: Sequence[str], parts: Sequence[Table | Plot]
-) -> Path:
+    name: str, experiment: Experiment, results: Results, conclusions: Sequence[str], parts: Sequence[Table | Plot],
+    times: pd.DataFrame,
+) -> Path:  # fmt: skip
     """Write a report: the conclusions, then tables and figures in the given order. Returns the path of its page.
 
     Prints whether the report is new or replaces one. It is named after the notebook's file, or `name` if the file is unknown.
-    Raises StorageError.
+    `times`: predicted and actual times of the stages, for the manifest. Raises StorageError.
     """
     file = notebook_file()
     place = report_place(results.plan, file.stem if file else name, file)
@@ -38,17 +44,21 @@ def write_report(
     if file:
         code = {"file": project_path(file), "state": code_state(file), "digest": code_digest(read_cells(file))}
     made = provenance()
-    manifest = _manifest(experiment, results, conclusions, parts, place, code, made)
+    timed = results.rows.metric.str.contains(SECONDS_PER_STEP).astype(bool)
+    manifest = _manifest(experiment, results, conclusions, parts, place, code, made) | {
+        "times": times.to_dict("records"),
+        "seconds_per_step": _mean_by_arm(results.rows[timed]),
+    }
     folder = make_folder(place.folder)
     new = folder / ".fresh.tmp"
     with FileLock(folder / ".lock"), storing_in(folder):
         shutil.rmtree(new, ignore_errors=True)
         make_folder(new / "figures")
         page = [
-            f"# {experiment.title}", experiment.question, _made_with(results, place, code, made), *_skipped_videos(results),
+            f"# {experiment.title}", experiment.question, _made_with(results, place, code), *_skipped_videos(results),
             "\n".join(f"- {sentence}" for sentence in conclusions), *(_save(part, new) for part in parts),
         ]  # fmt: skip
-        write_text(make_folder(new / "tables") / "results.csv", results.rows.to_csv(index=False))
+        write_text(make_folder(new / "tables") / "results.csv", results.rows[~timed].to_csv(index=False))
         write_json(new / "manifest.json", manifest)
         write_text(new / "README.md", "\n\n".join(page) + "\n")
         for part_of_report in REPLACED:
@@ -76,6 +86,12 @@ def _save(part: Table | Plot, folder: Path) -> str:
     save_figure(part.figure, figures, name)
     plt.close(part.figure)  # so that the notebook does not show it again
     return f"![{caption}](figures/{name}.png)\n\n*{caption}*"
+
+
+def _mean_by_arm(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return the mean over seeds of each metric, by arm and metric."""
+    means = rows.groupby(["arm", "metric"]).value.mean().round(4)
+    return {arm: means[arm].to_dict() for arm in rows.arm.unique()}
 
 
 def _manifest(
@@ -110,8 +126,8 @@ def _manifest(
     }
 
 
-def _made_with(results: Results, place: ReportPlace, code: Mapping[str, Any], made: Mapping[str, Any]) -> str:
-    """Return the paragraph about scale, changed settings, notebook, code and device."""
+def _made_with(results: Results, place: ReportPlace, code: Mapping[str, Any]) -> str:
+    """Return the paragraph about scale, changed settings and notebook. What differs between runs is only in the manifest."""
     recipe, experiment = results.recipe, results.plan.name
     ordered = sorted(place.changed.items(), key=lambda item: item[1] is None)  # settings without a value last
     shown = [f"`{name}` {value}" for name, value in ordered[:CHANGES_SHOWN]]
@@ -123,8 +139,8 @@ def _made_with(results: Results, place: ReportPlace, code: Mapping[str, Any], ma
         state = "" if code["state"] in ("", "as committed") else f", whose code is {code['state']}"
         notebook = f"`{code['file']}`{other_name}{state}"
     return (
-        f"Scale `{recipe.scale}`{changed}, seeds {', '.join(map(str, recipe.seeds))}. Made by {notebook} on {made['date']} "
-        f"with code {made['code']} on {made['device']}. [manifest.json](manifest.json) has the settings, versions and stages; "
+        f"Scale `{recipe.scale}`{changed}, seeds {', '.join(map(str, recipe.seeds))}. Made by {notebook}. "
+        "[manifest.json](manifest.json) has the date, code, device, versions, settings, stages and times; "
         "[tables/results.csv](tables/results.csv) has all single results."
     )
 
