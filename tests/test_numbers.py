@@ -168,8 +168,8 @@ def test_the_answers_on_small_data_and_reconstructions_have_the_reports_values()
     demo, study = (below_patch_mean(f"{scale}/ablation_decoder_mask") for scale in ("demo", "study"))
     contains(
         "docs/faq.md",
-        f"160 labels reach {mean(labels, 'methods', scratch)}% after 100 steps and "
-        f"{mean(labels, 'methods', f'{scratch}, 6 x the steps')}% after 600 steps. With pre-training they reach "
+        f"160 labels reach {mean(labels, 'methods', scratch)}% after 50 steps and "
+        f"{mean(labels, 'methods', f'{scratch}, 6 x the steps')}% after 300 steps. With pre-training they reach "
         f"{mean(labels, 'methods', tuned)}% and {mean(labels, 'methods', f'{tuned}, 6 x the steps')}%",
         f"the error is only {demo[0]:.3f}% to {demo[1]:.3f}% (scale `demo`) and {study[0]:.3f}% to {study[1]:.3f}% "
         "(scale `study`) below that of the patch means",

@@ -38,6 +38,7 @@ MADE_EARLIER = {
         "ablation_hybrid_data",
         "ablation_progressive_training",
         "cost_of_dual_masking",  # trains nothing
+        "downstream_action_classification",
         "use_a_checkpoint",
     )
 }

@@ -9,6 +9,7 @@ import torch
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import middle_clips
 from vmae_lab.evaluation.classification import class_accuracies
+from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.experiments import common
 from vmae_lab.lab.experiments.common import TOP1, Experiment, Method, Plot, Results, Table
@@ -54,14 +55,24 @@ EXPERIMENT = Experiment(
 
 # ---- Ways to use few labels ----
 
-METHODS = {
+TUNED = {
     "scratch": Method("trained from scratch", "scratch", "finetune"),
-    "untrained": Method("frozen untrained encoder, attentive readout", "scratch", "attentive"),
-    "frozen": Method("frozen pre-trained encoder, attentive readout", "pretrained", "attentive"),
     "finetuned": Method("pre-trained, then fine-tuned", "pretrained", "finetune"),
     "scratch_long": Method(f"trained from scratch, {LONGER} x the steps", "scratch_long", "finetune"),
     "finetuned_long": Method(f"pre-trained, then fine-tuned, {LONGER} x the steps", "pretrained_long", "finetune"),
 }
+
+
+def methods(results: Results) -> dict[str, Method]:
+    """Return the ways to use labels: the main readout of frozen encoders, and all trained classifiers."""
+    readout = PROBE_NAMES[results.probe]
+    frozen = {
+        "untrained": Method(f"frozen untrained encoder, {readout}", "scratch", results.probe),
+        "frozen": Method(f"frozen pre-trained encoder, {readout}", "pretrained", results.probe),
+    }
+    return frozen | TUNED
+
+
 PAIRS = (
     ("frozen", "untrained"), ("finetuned", "scratch"), ("finetuned", "frozen"), ("scratch_long", "scratch"),
     ("finetuned_long", "scratch_long"), ("frozen", "scratch_long"),
@@ -70,9 +81,11 @@ PAIRS = (
 
 def methods_table(results: Results) -> Table:
     """Return one row per way to use the labels, with its paired difference to training from scratch."""
-    differences = compare(common.by_method(results, METHODS), TOP1, "scratch", results.margin)
-    frame = common.methods_frame(results, METHODS, "what the labels are used for", differences, "training from scratch")
-    labels = common.labels_used(results.recipe, "attentive readouts")
+    differences = compare(common.by_method(results, methods(results)), TOP1, "scratch", results.margin)
+    frame = common.methods_frame(
+        results, methods(results), "what the labels are used for", differences, "training from scratch"
+    )
+    labels = common.labels_used(results.recipe, "frozen readouts")
     evaluation = f"{labels} unless the name has a factor; one clip per video"
     return Table(frame, "methods", common.caption(results, differences, evaluation=evaluation))
 
@@ -198,7 +211,7 @@ def _evaluated_clips(results: Results) -> Clips:
 
 def _trained(arm: str) -> str:
     """Describe how an arm's classifier was trained."""
-    return next(method.label for method in METHODS.values() if (method.arm, method.metric) == (arm, "finetune"))
+    return next(method.label for method in TUNED.values() if (method.arm, method.metric) == (arm, "finetune"))
 
 
 def _first(results: Results) -> str:
@@ -220,8 +233,8 @@ def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
 def conclusions(results: Results) -> list[str]:
     """State the comparisons of the ways to use few labels, and of several views with one clip."""
     plan, rows = results.plan, results.rows
-    accuracy = summarise(common.by_method(results, METHODS), TOP1)["mean"]
-    words = common.method_words(results, METHODS, PAIRS)
+    accuracy = summarise(common.by_method(results, methods(results)), TOP1)["mean"]
+    words = common.method_words(results, methods(results), PAIRS)
     chosen = rows[rows.arm.isin(plan.possible) & rows.metric.isin(["views_top1", "finetune"])]
     named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=TOP1)
     pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in plan.possible]
