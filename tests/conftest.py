@@ -17,6 +17,7 @@ SHARED = TESTS.parents[1] / "shared"
 # wait for it.
 SLOWEST = (
     "notebooks/test_notebooks.py",
+    "test_first_gpu.py",
     "training/test_process_lifetime.py",
     "training/test_checkpoint.py",
     "data/test_motionworld.py",

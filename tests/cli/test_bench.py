@@ -1,9 +1,11 @@
 """`vmae-lab bench`: list the benchmarks, and run one."""
 
 import importlib.util
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from torch.autograd import DeviceType
@@ -11,6 +13,15 @@ from torch.autograd import DeviceType
 from vmae_lab.cli import main
 
 ROOT = Path(__file__).parents[2]
+
+
+def benchmark_of(name: str, monkeypatch) -> ModuleType:
+    """Import a script of benchmarks/."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def test_the_message_about_an_unknown_benchmark_lists_the_benchmarks(scripts, ca
 def test_outside_a_project_the_message_names_the_variable(project, capsys):
     for words in (["bench"], ["bench", "growth"], ["pretrain", "smoke"]):
         assert main(words) == 2
-        assert "set VMAE_LAB_PROJECT to its folder" in capsys.readouterr().err
+        assert "set VMAE_LAB_PROJECT" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -49,22 +60,8 @@ def test_the_sharded_step_prints_how_to_start_it(monkeypatch, capfd):
     assert "torchrun --standalone --nproc_per_node 2 benchmarks/sharded_step.py" in capfd.readouterr().err
 
 
-@pytest.fixture
-def imported(monkeypatch):
-    """Import a script of benchmarks/."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-    def load(name: str):
-        specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        return module
-
-    return load
-
-
-def test_growth_skips_measurements_that_do_not_fit_the_memory(imported, monkeypatch, capsys):
-    growth = imported("growth")
+def test_growth_skips_measurements_that_do_not_fit_the_memory(monkeypatch, capsys):
+    growth = benchmark_of("growth", monkeypatch)
 
     def measured(model, masks, batch, steps):
         return {"fits": True, "seconds_per_step": 0.5 * batch} if batch <= 4 else {"fits": False}
@@ -76,9 +73,9 @@ def test_growth_skips_measurements_that_do_not_fit_the_memory(imported, monkeypa
     assert "clips per step 8: does not fit in memory" in capsys.readouterr().out
 
 
-def test_a_profile_counts_a_kernel_once(imported, monkeypatch):
+def test_a_profile_counts_a_kernel_once(monkeypatch):
     """On a GPU its time is also in the row of its operator. On a CPU there are only operators."""
-    step = imported("pretrain_step")
+    step = benchmark_of("pretrain_step", monkeypatch)
     device = {"is_user_annotation": False, "self_cpu_time_total": 1.0, "self_device_time_total": 60.0}
     rows = [
         SimpleNamespace(key="aten::mm", device_type=DeviceType.CPU, **device),
@@ -89,3 +86,40 @@ def test_a_profile_counts_a_kernel_once(imported, monkeypatch):
     assert step.operation_seconds(rows) == {"gemm": 60.0}
     monkeypatch.setattr(step, "DEVICE", torch.device("cpu"))
     assert step.operation_seconds(rows[:1]) == {"aten::mm": 1.0}
+
+
+def test_the_pretraining_step_reports_what_does_not_fit(monkeypatch, tmp_path):
+    """With 4 clips, a step runs out of memory. The other batch sizes are measured, and the table has all of them."""
+    benchmark = benchmark_of("pretrain_step", monkeypatch)
+    original = benchmark.drawn
+
+    def drawn(clip, masks, batch):
+        if batch == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(clip, masks, batch)
+
+    monkeypatch.setattr(benchmark, "drawn", drawn)
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda side: 1e12)
+    monkeypatch.setattr(benchmark, "profiled", lambda step: [("mm", 0.5)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    words = ["--sizes", "micro", "--side", "16", "--batch", "1", "4", "2", "--ratios", "0.5", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["pretrain_step.py", *words, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        benchmark.main()
+    table = pd.read_csv(next(tmp_path.glob("pretrain_step-*.csv")))
+    assert table.clips.tolist() == [1] * 3 + [2] * 3 + [4] * 3
+    assert table.fits.tolist() == ["yes"] * 6 + ["no"] * 3
+    assert (table["clips/s"].notna() == (table.fits == "yes")).all()
+    usual = table[table.way == "usual style"]
+    assert usual.speedup.dropna().tolist() == [1, 1]
+
+
+def test_the_pretraining_step_stops_at_its_time(monkeypatch, tmp_path, capsys):
+    benchmark = benchmark_of("pretrain_step", monkeypatch)
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda side: 1e12)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    words = ["--sizes", "micro", "--side", "16", "--batch", "1", "--steps", "1", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["pretrain_step.py", *words])
+    with pytest.raises(SystemExit, match="1"):
+        benchmark.main()
+    assert "nothing was measured within 0 seconds" in capsys.readouterr().out

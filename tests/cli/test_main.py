@@ -19,7 +19,8 @@ from vmae_lab.training.preemption import STOPPED, Stopped
 
 COMMANDS = [
     "init", "run", "plan", "report", "pretrain", "finetune", "evaluate", "detect", "localise", "persons", "predict",
-    "reconstruct", "features", "export", "bench", "info", "data check", "data transcode", "data pack", "data kinetics710",
+    "reconstruct", "features", "export", "bench", "doctor", "info",
+    "data check", "data transcode", "data pack", "data kinetics710",
 ]  # fmt: skip
 
 
@@ -40,11 +41,11 @@ def test_every_help_shows_an_example_that_can_be_copied(command, capsys):
 @pytest.mark.slow
 def test_help_and_usage_errors_import_no_torch():
     """Nor pandas and numpy, so they take a fraction of a second."""
-    words = [["--help"], ["run", "--help"], ["run"], ["none"], ["features", "."], ["--version"]]
+    words = [["--help"], ["run", "--help"], ["doctor", "--json", "a.txt"], ["run"], ["none"], ["features", "."], ["--version"]]
     script = f"""
 import sys
 from vmae_lab.cli import main
-assert [main(words) for words in {words}] == [0, 0, 2, 2, 2, 0]
+assert [main(words) for words in {words}] == [0, 0, 2, 2, 2, 2, 0]
 assert not {{"torch", "pandas", "numpy"}} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

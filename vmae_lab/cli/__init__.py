@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from vmae_lab.cli import bench, data, detection, export, features, info, init, notebooks, predict, reconstruct, stages
+from vmae_lab.cli import bench, data, detection, doctor, export, features, info, init, notebooks, predict, reconstruct, stages
 from vmae_lab.utils.errors import UserError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="\b\nExamples:\n  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo\n  vmae-lab COMMAND --help",
 )
-for module in (init, notebooks, stages, detection, predict, reconstruct, features, export, bench, info):
+for module in (init, notebooks, stages, detection, predict, reconstruct, features, export, bench, doctor, info):
     app.add_typer(module.commands)
 app.add_typer(data.commands, name="data")
 
