@@ -32,7 +32,9 @@ def test_rows_name_the_place_where_they_were_measured(smoke, tmp_path):
     recipe = build_recipe({**smoke, "arms": ["scratch", "one"], "seeds": [0]}, HYBRID_DATA)
     plan, store = plan_notebook("ablation_hybrid_data", recipe), RunStore(tmp_path)
     for stage in plan.stages:
-        metrics = {"ridge": {"digits": 1.0, "sprites": 2.0}[stage.settings["sources"][0]]} if stage.kind == "probe" else {}
+        metrics = (
+            {"ridge": {"plaids": 1.0, "striped_plaids": 2.0}[stage.settings["sources"][0]]} if stage.kind == "probe" else {}
+        )
         result = {"metrics": metrics}
         if stage.kind == "pretrain":
             result["training"] = {"seconds_per_step": 0.5, "peak_memory_mib": None}

@@ -126,7 +126,10 @@ def test_committed_reports_are_found_again(monkeypatch):
         if scale in ("demo", "study", "study20"):
             found, _ = place(ROOT, scale, f"notebooks/{name}.ipynb", name)
             again += [f"{scale}/{name}"] if (found.folder, bool(found.replaced)) == (path.parent, True) else []
-    current = ("ablation_decoder_mask", "cost_of_dual_masking", "use_a_checkpoint")
+    current = (
+        "ablation_decoder_mask", "ablation_hybrid_data", "ablation_progressive_training", "cost_of_dual_masking",
+        "downstream_action_classification", "use_a_checkpoint",
+    )  # fmt: skip
     studies = ("study/ablation_decoder_mask", "study20/ablation_decoder_mask")
     assert again == [*(f"demo/{name}" for name in current), *studies]
 

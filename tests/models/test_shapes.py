@@ -200,9 +200,9 @@ def test_features_of_other_positions_are_not_mixed(tmp_path):
     first, second = encoders
     second.load_state_dict(first.state_dict())
     for _ in range(2):
-        _check_settings(tmp_path, first, None, FeatureSettings(), None, False)
+        _check_settings(tmp_path, first, None, FeatureSettings(), None, False, False)
     with pytest.raises(FeatureError, match="clip"):
-        _check_settings(tmp_path, second, None, FeatureSettings(), None, False)
+        _check_settings(tmp_path, second, None, FeatureSettings(), None, False, False)
 
 
 def test_positions_of_an_opened_checkpoint_reach_all_its_stages(smoke, tmp_path):

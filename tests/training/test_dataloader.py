@@ -13,7 +13,8 @@ from multiprocessing import active_children
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vmae_lab.data.decoding import VideoError
@@ -129,7 +130,19 @@ class Stuck(Dataset):
         return {"video": torch.full((2, 3), position)}
 
 
-def test_busy_workers_end_when_the_batches_are_closed(monkeypatch, others):
+@pytest.fixture
+def other_loader():
+    """Another loader with workers in this process. With the first one, PyTorch sets its handler of SIGCHLD."""
+    before = signal.getsignal(signal.SIGCHLD)
+    signal_handling._SIGCHLD_handler_set = False
+    list(DataLoader(range(2), num_workers=1))
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert handler != before
+    yield handler
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_busy_workers_end_when_the_batches_are_closed(monkeypatch, others, other_loader):
     """Another thread kills workers that take too long to end. It has finished, however slow, when the batches are closed."""
     waitpid = os.waitpid
 
@@ -149,6 +162,7 @@ def test_busy_workers_end_when_the_batches_are_closed(monkeypatch, others):
     assert time.monotonic() - start < 60  # the workers would sleep for ten minutes
     assert not set(active_children()) - others
     assert not set(threading.enumerate()) - threads
+    assert signal.getsignal(signal.SIGCHLD) == other_loader
 
 
 # A script may also fail while it has open batches, in its main thread or in another one.

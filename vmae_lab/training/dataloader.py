@@ -227,8 +227,8 @@ def _workers_of(
     dataset: Dataset, numbers: range, loading: Loading, pin_memory: bool
 ) -> Iterator[tuple[Iterator[Any], Sequence[BaseProcess]]]:
     """Start a loader with workers: its items, and the workers, which end with the block or with this process."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD) if in_main_thread else None
+    handler = signal.getsignal(signal.SIGCHLD)  # None if it is not of Python
+    in_main_thread = threading.current_thread() is threading.main_thread() and handler is not None
     others = set(active_children())
     try:
         items = _loader(_Guarded(dataset), numbers, loading, pin_memory)
@@ -237,8 +237,9 @@ def _workers_of(
         raise
     processes = [process for process in active_children() if process not in others]
     if in_main_thread:
-        # PyTorch's handler would raise in the middle of an optimizer step. Without it, the next wait for a batch raises.
-        signal.signal(signal.SIGCHLD, handler)
+        # PyTorch's handler would raise in the middle of an optimizer step. Without it, the next wait for a batch raises. It may
+        # also have been there before, because of another loader in this process.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if _is_of_pytorch(handler) else handler)
     kill = partial(_kill, processes)
     atexit.register(kill)  # otherwise multiprocessing would send SIGTERM at exit, and wait
     late = threading.Timer(WORKER_END_S, kill)
@@ -255,6 +256,12 @@ def _workers_of(
             late.join()
             kill()
         atexit.unregister(kill)
+        if in_main_thread and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _is_of_pytorch(handler: Any) -> bool:
+    return getattr(handler, "__module__", None) == torch.utils.data._utils.signal_handling.__name__
 
 
 def _kill(processes: Collection[BaseProcess]) -> None:
