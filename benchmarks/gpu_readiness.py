@@ -24,7 +24,7 @@ from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.dataloader import TaskDataset, plan_loading
+from vmae_lab.training.dataloader import BatchParts, plan_loading
 from vmae_lab.training.distributed import accelerator_for
 from vmae_lab.training.loop import Trainer
 from vmae_lab.training.settings import Compute
@@ -70,7 +70,7 @@ def collectives(precision: str = "fp32") -> dict[str, tuple[int, int]]:
     accelerator = accelerator_for(task.settings)
     with seeded(task.seed, "initial weights"):
         trainer = Trainer(task, Path(), Compute(), accelerator, keep=())
-    dataset = TaskDataset(task, trainer.rows)
+    dataset = BatchParts(task.training_batch, trainer.rows)
     with Operators() as operators:
         for step in range(STEPS):
             trainer.train_step(dataset[step])
@@ -132,8 +132,8 @@ def prefetched_bytes() -> tuple[int, int]:
     """
     task = pretraining(batch_size=2048, accumulation=1)
     task.model, rows, workers, processes = ModelSettings(), range(256), 10, 8
-    loading = plan_loading(task, rows, workers, Compute().prefetch_mib * 2**20)
-    return processes * loading.shared_bytes, processes * (2 * workers + 1) * len(rows) * task.row_bytes
+    loading = plan_loading(task.row_size, rows, workers, Compute().prefetch_mib * 2**20)
+    return processes * loading.shared_bytes, processes * (2 * workers + 1) * len(rows) * task.row_size.bytes
 
 
 def table() -> pd.DataFrame:

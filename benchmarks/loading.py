@@ -43,7 +43,7 @@ from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import ListSettings, read_list
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.dataloader import TaskDataset
+from vmae_lab.training.dataloader import BatchParts
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
 from vmae_lab.utils.seeding import library_draws, numpy_generator
 
@@ -289,7 +289,7 @@ def loader_memory(folder: Path, path: Path, workers: int, items: int = 100_000) 
         ModelSettings(size="base", frames=FRAMES, side=SIDE), MaskSettings(encoder_ratio=0.9), settings, data,
         load_clips(data, "pretrain"), seed=0,
     )  # fmt: skip
-    loader = DataLoader(TaskDataset(task, range(8)), batch_size=None, sampler=range(40), num_workers=workers)
+    loader = DataLoader(BatchParts(task.training_batch, range(8)), batch_size=None, sampler=range(40), num_workers=workers)
     peak, start = 0.0, time.perf_counter()
     for _ in loader:
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]

@@ -151,8 +151,8 @@ def test_the_readme_describes_its_first_table():
         f"With {len(ACTIONS)} classes, chance is {100 / len(ACTIONS):g}%",
         "without a decoder mask (twenty seeds)",
         f"with {recipe['evaluate']['probe']['labels']} labeled clips",
-        f"It reaches {cell(study, 'decoder_mask', 'none (V1)', 1)}% without a decoder mask, and "
-        f"{cell(study, 'decoder_mask', 'no pre-training', 1)}% with an encoder that is not pre-trained",
+        f"Without a decoder mask, its accuracy is {cell(study, 'decoder_mask', 'none (V1)', 1)}%. "
+        f"With an encoder that is not pre-trained, it is {cell(study, 'decoder_mask', 'no pre-training', 1)}%",
         f"the accuracy differs by less than {recipe['evaluate']['margin']:g} points",
     )
     stated = [result for text in texts(ROOT / "README.md") if not linked_reports(text) for result in results_in(text)]

@@ -153,7 +153,9 @@ def serve(address: str) -> dict:
             for number in request["received"]:
                 os.close(number)
             running.append(Forked(pid, os.pidfd_open(pid), client))
-            Path(address).with_name(str(request["pid"])).write_text(str(pid))  # for `forked_pid`
+            file = Path(address).with_name(str(request["pid"]))  # for `forked_pid`
+            file.with_suffix(".tmp").write_text(str(pid))
+            file.with_suffix(".tmp").rename(file)  # never read half-written
             answer(client, pid)
 
 

@@ -14,13 +14,16 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from av.video.frame import PictureType
 from made_videos import NO_VIDEOS, VIDEOS, drawn, shown, write_video
 
 from vmae_lab.cli import main
-from vmae_lab.data.decoding import VideoFile, VideoSettings, read_frames
-from vmae_lab.data.decoding.decoders import probe
+from vmae_lab.data.decoding import VideoFile, VideoSettings, read_frames, read_video
+from vmae_lab.data.decoding.decoders import SEEKING, _UnwantedFrames, probe
 from vmae_lab.data.decoding.pool import DecoderProcess
+from vmae_lab.data.frame_sampling import Exactly
 from vmae_lab.data.transcode import FAILURES, JOURNAL, LIST, MANIFEST, TranscodeSettings, copy_names, transcode_list
+from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import ListError, read_list
 
 SMALL = TranscodeSettings(short_side=32)
@@ -96,6 +99,29 @@ def test_copies_are_upright_and_read_by_the_fast_decoder(copies):
         assert probe(path, str(out / path), "mov", VideoSettings()).decoder == "decord"
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 7])
+def test_readers_leave_out_frames_of_a_copy_that_are_not_needed(copies, monkeypatch, stride):
+    _, out = copies
+    left_out, leave_out = [], _UnwantedFrames.leave_out
+    monkeypatch.setattr(_UnwantedFrames, "leave_out", lambda *given: left_out.append(leave_out(*given)) or left_out[-1])
+    listed = read_list(LIST, out, labelled=True)
+    file = clips_of({"copies": (listed, "")}, VideoSettings()).file(listed.table.path.tolist().index("jump/old.mp4"))
+    in_order = read_frames(file.path, settings=VideoSettings(decoder="pyav"))
+    with av.open(file.path) as video:
+        b_frames = [number for number, frame in enumerate(video.decode(video=0)) if frame.pict_type == PictureType.B]
+    for first in range(stride):
+        left_out.clear()
+        wanted = tuple(range(first, 40, stride))
+        read = read_video(file, Exactly(wanted), VideoSettings())
+        assert read.info.decoder == SEEKING
+        assert np.array_equal(read.frames, in_order[list(wanted)])
+        # All unwanted B-frames up to the last wanted frame of each 16 from one key frame to the next.
+        last = {number // 16: number for number in wanted}
+        unwanted = [number for number in b_frames if number not in wanted and number < last[number // 16]]
+        assert sum(left_out) >= len(unwanted)
+        assert bool(unwanted) == any(left_out) == (stride > 1)
+
+
 def test_the_list_keeps_labels_and_the_broken_file_is_reported(originals, copies):
     table, out = copies
     listed, before = read_list(LIST, out, labelled=True), read_list(".", originals, labelled=True)
@@ -104,7 +130,7 @@ def test_the_list_keeps_labels_and_the_broken_file_is_reported(originals, copies
     labels.pop("walk/broken")
     found = zip(listed.table.path, listed.table.label, strict=True)
     assert {str(Path(path).with_suffix("")): label for path, label in found} == labels
-    assert (listed.table.decoder == "decord").all()
+    assert (listed.table.decoder == SEEKING).all()
     failures = pd.read_csv(out / FAILURES)
     assert failures.path.tolist() == ["walk/broken.mp4"]
     assert failures.status.tolist() == ["failed"]
@@ -177,7 +203,7 @@ def test_pack_writes_shards_of_small_copies(originals, copies, tmp_path, capsys)
         packed = read_list(tmp_path / "videos.csv", tmp_path, labelled=True)
         assert len(packed) == 4
         assert (packed.table["bytes"] == packed.table["size"]).all(), "the results of the check are in the index"
-        assert (packed.table.decoder == "decord").all()
+        assert (packed.table.decoder == SEEKING).all()
         for row in packed.table.itertuples():
             data = (tmp_path / row.path).read_bytes()[row.offset : row.offset + row.size]
             assert data in [path.read_bytes() for path in expected.rglob("*.mp4")]

@@ -450,6 +450,14 @@ def test_invalid_settings_are_refused(settings, message):
         ListSettings(**settings)
 
 
+def test_a_missing_pretrain_list_can_be_replaced_by_the_train_list(write, tmp_path):
+    write("train.txt", "a.mp4 0\n")
+    with pytest.raises(ListError, match=r"pretrain\.csv; .* data\.lists\.pretrain to null"):
+        read_pretrain(ListSettings(root=str(tmp_path), pretrain="pretrain.csv", train="train.txt"))
+    with pytest.raises(ListError, match=r"pretrain\.csv$"):
+        read_pretrain(ListSettings(root=str(tmp_path), pretrain="pretrain.csv"))
+
+
 def test_the_fingerprint_depends_on_the_content_of_lists(write, tmp_path):
     write("a 0\n", "train.txt")
     touch(tmp_path, "folder/x/a.mp4")

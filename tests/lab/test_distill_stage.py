@@ -90,13 +90,14 @@ def test_the_student_is_the_next_size_below_or_the_one_that_is_named(smoke):
         sizes(**{"model.size": "micro"})
 
 
-def test_students_are_compared_on_the_sources_that_they_are_taught_on(smoke):
+def test_students_are_taught_on_the_sources_that_they_are_compared_on(smoke):
     changed = {"data.pretrain_sources": ["digits", "sticks"], "evaluate.sources": ["sprites"]}
     recipe = build_recipe({**smoke, "arms": list(DISTILLATION), "override": changed}, DISTILLATION)
     plan = plan_notebook("distillation", recipe)
-    assert plan.recipe.evaluate.sources == ("digits", "sticks")
+    assert plan.recipe.data.pretrain_sources == plan.recipe.evaluate.sources == ("sprites",)
+    assert plan.first("scratch").recipe.evaluate.finetune_labels == 8, "a quarter of 16, but at least one per class"
     finetuned = [stage for cell in plan.cells for stage in cell.measures.values() if stage.kind == "finetune"]
-    assert all(stage.settings["sources"] == ["digits", "sticks"] for stage in finetuned)
+    assert all(stage.settings["sources"] == ["sprites"] for stage in finetuned)
 
 
 def test_teacher_and_students_are_trained_alike(smoke):

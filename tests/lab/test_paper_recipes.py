@@ -201,11 +201,12 @@ def test_pre_training_on_the_hybrid_is_as_in_the_official_script(scripts, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["thumos14", "fineaction"])
-def test_features_are_of_the_giant_that_was_pre_trained_on_the_hybrid(scripts, name):
-    recipe = recipe_of(name)
-    check_rates(recipe.pretrain, filled(scripts["vit_g_hybrid_pt"], OF_PRETRAINING), VIDEOS["hybrid"])
-    assert recipe.pretrain.peak_lr == pytest.approx(4.8e-3)
-    assert recipe.pretrain == recipe_of("hybrid_giant").pretrain
+def test_temporal_detection_pre_trains_the_giant_on_kinetics_710(scripts, name):
+    settings = recipe_of(name).pretrain
+    check_rates(settings, filled(scripts["vit_g_hybrid_pt"], OF_PRETRAINING), VIDEOS["k710"])
+    assert settings.peak_lr == pytest.approx(4.8e-3)
+    steps = {"steps": settings.steps, "warmup_steps": settings.warmup_steps}
+    assert settings == recipe_of("hybrid_giant").pretrain.model_copy(update=steps)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +257,14 @@ def test_the_recipes_of_ava_have_the_settings_of_every_size(stem, size, lr, deca
 def test_a_published_checkpoint_is_trained_on_own_videos_with_the_rates_of_the_papers():
     """params/own.yaml has other rates, which are for a tiny model with new weights."""
     own = build_recipe({"arms": ["finetuned"], **read_scale("own_checkpoint", [PAPER.parent])})
-    tuned, published = own.evaluate.finetune, recipe_of("k400").evaluate.finetune
-    decoded, decoded_there = (settings.batch_size / settings.repeats for settings in (tuned, published))
-    assert tuned.peak_lr / decoded == pytest.approx(published.peak_lr / decoded_there)
-    assert tuned.lowest_lr / decoded == pytest.approx(published.lowest_lr / decoded_there)
-    settings, first = own.pretrain, recipe_of("k400").pretrain
-    assert settings.peak_lr / settings.batch_size == pytest.approx(first.peak_lr / first.batch_size)
+    pairs = (
+        (own.pretrain, recipe_of("hybrid_base").pretrain),
+        (own.evaluate.finetune, recipe_of("k400").evaluate.finetune),
+    )
+    for settings, published in pairs:
+        decoded, published_decoded = (each.batch_size / each.repeats for each in (settings, published))
+        assert settings.peak_lr / decoded == pytest.approx(published.peak_lr / published_decoded)
+        assert settings.lowest_lr / decoded == pytest.approx(published.lowest_lr / published_decoded)
 
 
 def test_the_two_recipes_of_something_something_pre_train_for_the_same_steps():

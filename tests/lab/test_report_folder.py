@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_stage_keys import MADE_EARLIER
 
 from vmae_lab.lab.config import build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
@@ -126,12 +127,9 @@ def test_committed_reports_are_found_again(monkeypatch):
         if scale in ("demo", "study", "study20"):
             found, _ = place(ROOT, scale, f"notebooks/{name}.ipynb", name)
             again += [f"{scale}/{name}"] if (found.folder, bool(found.replaced)) == (path.parent, True) else []
-    current = (
-        "ablation_decoder_mask", "ablation_hybrid_data", "ablation_progressive_training", "cost_of_dual_masking",
-        "downstream_action_classification", "use_a_checkpoint",
-    )  # fmt: skip
-    studies = ("study/ablation_decoder_mask", "study20/ablation_decoder_mask")
-    assert again == [*(f"demo/{name}" for name in current), *studies]
+    current = [report for report in (f"demo/{name}" for name in sorted(EXPERIMENTS)) if report not in MADE_EARLIER]
+    studies = ("study/ablation_decoder_mask", "study/ablation_mask_ratios", "study20/ablation_decoder_mask")
+    assert again == [*current, *studies]
 
 
 def test_a_report_of_other_videos_stays(root, tmp_path):

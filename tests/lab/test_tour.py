@@ -17,6 +17,7 @@ from vmae_lab.lab.experiments.dual_masking_tour import PAPER_CLIP, Choice
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.clip_pictures import looping_gif, looping_png
 from vmae_lab.lab.plots.examples import rebuilt
+from vmae_lab.lab.scales import params_folders, read_scale
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ClipShape, ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -36,6 +37,14 @@ def test_the_tour_needs_one_seed_and_a_model_of_plain_pixels(plan):
     recipe = plan.first("pixels").recipe
     assert not recipe.pretrain.normalise_target
     assert recipe.pretrain.batch_size == 2 * plan.recipe.pretrain.batch_size
+
+
+@pytest.mark.parametrize(("scale", "sources"), [("smoke", ("digits", "sticks")), ("demo", tour.OBJECTS)])
+def test_plaids_are_replaced_by_objects(scale, sources):
+    parameters = read_scale(scale, params_folders())
+    plan = plan_notebook(NAME, build_recipe({**parameters, "arms": ["pixels"]}, EXPERIMENTS[NAME].arms))
+    assert plan.recipe.data.pretrain_sources == plan.recipe.evaluate.sources == sources
+    assert set(sources) <= set(plan.recipe.data.sources)
 
 
 def test_the_counts_of_the_papers_grid():

@@ -20,7 +20,7 @@ from vmae_lab.data.eval_clips import MissingVideos, evaluated_clips, middle_clip
 from vmae_lab.data.video_lists import ListSettings
 from vmae_lab.masking import MaskSettings
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.dataloader import TaskDataset
+from vmae_lab.training.dataloader import BatchParts
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
@@ -103,7 +103,7 @@ def test_training_continues_if_decoders_hang_or_crash(mixed, hostile, tmp_path):
 def test_workers_draw_the_same_batches_with_broken_videos(mixed, hostile, tmp_path):
     alone = task_of(mixed, 4, tmp_path / "alone.csv")
     expected = [alone.batch(step, range(8))["video"] for step in range(4)]
-    shared = TaskDataset(task_of(mixed, 4, tmp_path / "shared.csv"), range(8))
+    shared = BatchParts(task_of(mixed, 4, tmp_path / "shared.csv").batch, range(8))
     loader = DataLoader(shared, batch_size=None, sampler=range(4), num_workers=2)
     for video, batch in zip(expected, loader, strict=True):
         assert torch.equal(video, batch["video"])

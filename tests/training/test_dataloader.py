@@ -20,8 +20,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.eval_clips import MissingVideos
 from vmae_lab.training.dataloader import (
+    BatchParts,
     Loading,
-    TaskDataset,
+    RowSize,
     data_loader,
     plan_loading,
     require_shared_memory,
@@ -233,7 +234,7 @@ def test_an_error_if_no_socket_can_be_created(monkeypatch):
 class Counted:
     """A task whose rows have 1000 bytes and tell their position. Counts the rows that workers have built."""
 
-    row_bytes, rows_together = 1000, 2
+    row_size = RowSize(1000, together=2)
 
     def __init__(self):
         self.built = torch.zeros(100, dtype=torch.int64).share_memory_()
@@ -247,9 +248,9 @@ class Counted:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_are_equal_for_any_number_of_workers(workers):
     task, rows = Counted(), range(12)
-    loading = plan_loading(task, rows, workers, limit=2**20)
+    loading = plan_loading(task.row_size, rows, workers, limit=2**20)
     assert loading.parts == max(1, workers)
-    batches = list(data_loader(TaskDataset(task, rows, loading.parts), range(2, 6), loading, pin_memory=False))
+    batches = list(data_loader(BatchParts(task.batch, rows, loading.parts), range(2, 6), loading, pin_memory=False))
     for step, batch in zip(range(2, 6), batches, strict=True):
         whole = task.batch(step, rows)
         assert all(torch.equal(batch[name], whole[name]) for name in whole)
@@ -258,9 +259,9 @@ def test_batches_are_equal_for_any_number_of_workers(workers):
 @pytest.mark.parametrize("limit", [24_000, 12_000, 4000, 1])
 def test_what_workers_build_ahead_is_bounded_in_bytes(limit):
     task, rows = Counted(), range(12)
-    loading = plan_loading(task, rows, 3, limit)
+    loading = plan_loading(task.row_size, rows, 3, limit)
     assert loading.shared_bytes <= max(limit, 2000), "a part has at least two rows"
-    batches = data_loader(TaskDataset(task, rows, loading.parts), range(8), loading, pin_memory=False)
+    batches = data_loader(BatchParts(task.batch, rows, loading.parts), range(8), loading, pin_memory=False)
     next(batches)
     rows_ahead = -1
     while rows_ahead != (rows_ahead := int(task.built.sum()) - 12):
@@ -272,18 +273,17 @@ def test_what_workers_build_ahead_is_bounded_in_bytes(limit):
 @pytest.mark.parametrize(("rows", "workers", "limit_mib"), [(256, 10, 1024), (256, 10, 64), (7, 3, 64), (1, 3, 64), (64, 1, 1)])
 def test_a_plan_uses_the_memory_that_it_may_use(rows, workers, limit_mib):
     """Rows of a clip of 16 x 224 x 224 pixels."""
-    task = Counted()
-    task.row_bytes, task.rows_together = 3 * 16 * 224 * 224, 1
-    loading = plan_loading(task, range(rows), workers, limit_mib * 2**20)
+    row = RowSize(3 * 16 * 224 * 224, together=1)
+    loading = plan_loading(row, range(rows), workers, limit_mib * 2**20)
     assert rows % loading.parts == 0
     built_ahead = loading.workers * loading.ahead * rows // loading.parts
-    assert loading.shared_bytes == built_ahead * task.row_bytes <= max(limit_mib * 2**20, task.row_bytes)
+    assert loading.shared_bytes == built_ahead * row.bytes <= max(limit_mib * 2**20, row.bytes)
     assert built_ahead >= min(rows, limit_mib // 10), "a batch, or most of the memory"
 
 
 def test_batches_that_cannot_be_divided():
-    """Without `row_bytes` and `rows_together`, each worker builds two whole batches ahead."""
-    assert plan_loading(Failing(-1, ValueError()), range(12), 3, limit=1) == Loading(3)
+    """If the size of a row is unknown, each worker builds two whole batches ahead."""
+    assert plan_loading(RowSize(), range(12), 3, limit=1) == Loading(3)
 
 
 def test_an_error_if_shared_memory_is_too_small(monkeypatch):

@@ -18,7 +18,7 @@ from vmae_lab.data.motionworld import MotionworldSettings
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.dataloader import TaskDataset
+from vmae_lab.training.dataloader import BatchParts
 from vmae_lab.training.loop import train
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
@@ -163,7 +163,8 @@ class Flat:
 def batches(**settings):
     given = FinetuneSettings(**{"steps": 20, "batch_size": 8, "lr": 1e-3, **settings})
     clips = Flat()
-    return TaskDataset(FinetuneTask(MODEL, given, DATA, clips, list(range(8)), None, seed=0), range(given.batch_size)), clips
+    task = FinetuneTask(MODEL, given, DATA, clips, list(range(8)), None, seed=0)
+    return BatchParts(task.batch, range(given.batch_size)), clips
 
 
 def test_mixup_and_cutmix_mix_pixels_and_labels_equally():

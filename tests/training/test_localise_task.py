@@ -11,7 +11,7 @@ from vmae_lab.data.activitynet import Untrimmed, UntrimmedSettings, open_untrimm
 from vmae_lab.evaluation.temporal_map import segment_map
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding
 from vmae_lab.training import distributed
-from vmae_lab.training.dataloader import Loading, TaskDataset, data_loader
+from vmae_lab.training.dataloader import BatchParts, Loading, data_loader
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.localise import LocaliseSettings, LocaliseTask, localise
@@ -110,8 +110,8 @@ def test_the_result_is_the_moving_average(make, tmp_path):
 def test_batches_do_not_depend_on_workers(make):
     videos = make(FEW)
     task = LocaliseTask(make.settings(), videos, videos.features(), seed=1)
-    alone = list(data_loader(TaskDataset(task, range(2)), range(3, 8), Loading(0), pin_memory=False))
-    apart = list(data_loader(TaskDataset(task, range(2)), range(3, 8), Loading(2), pin_memory=False))
+    alone = list(data_loader(BatchParts(task.batch, range(2)), range(3, 8), Loading(0), pin_memory=False))
+    apart = list(data_loader(BatchParts(task.batch, range(2)), range(3, 8), Loading(2), pin_memory=False))
     for batch, other in zip(alone, apart, strict=True):
         assert batch.keys() == other.keys()
         assert all(torch.equal(batch[name], other[name]) for name in batch)
@@ -122,7 +122,7 @@ def test_batches_do_not_depend_on_workers(make):
 def test_the_dataset_can_be_pickled(make):
     """On macOS, loader workers are spawned and get it pickled."""
     videos = make(FEW)
-    batches = TaskDataset(LocaliseTask(make.settings(), videos, videos.features(), seed=1), range(2))
+    batches = BatchParts(LocaliseTask(make.settings(), videos, videos.features(), seed=1).batch, range(2))
     expected, got = batches[3], pickle.loads(pickle.dumps(batches))[3]
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 

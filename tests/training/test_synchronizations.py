@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_draws import TASKS
 
-from vmae_lab.training.dataloader import TaskDataset
+from vmae_lab.training.dataloader import BatchParts
 
 META = torch.device("meta")
 
@@ -20,7 +20,7 @@ def test_the_meta_device_has_no_values_to_read():
 @pytest.mark.parametrize("name", TASKS)
 def test_loss_and_gradients_read_no_value_from_the_device(name):
     task = TASKS[name]()
-    batch = TaskDataset(task, range(task.settings.batch_size))[0]
+    batch = BatchParts(task.training_batch, range(task.settings.batch_size))[0]
     loss = task.loss(task.build().to(META), batch, META)
     loss.backward()
     assert loss.device == META

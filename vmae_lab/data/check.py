@@ -122,7 +122,7 @@ def _report(checked: Checked, kept: int, notes: list[str]) -> str:
         f"# {len(table)} videos checked",
         f"{counts.ok} are ok, {counts.damaged} are damaged, {counts.failed} cannot be read; "
         f"{read.seconds.sum() / 3600:.2f} hours, {read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists {kept} usable videos, "
-        f"`{FAILURES}` lists broken videos and causes. Each video was decoded completely, once. Damage that causes no decoder "
+        f"`{FAILURES}` lists broken videos and causes. Each video was decoded completely. Damage that causes no decoder "
         "error (often a flipped bit) is not detected.",
         *notes,
     ]

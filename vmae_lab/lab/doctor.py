@@ -19,7 +19,6 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmae_lab.utils.atomic_io import make_folder, storing_in
@@ -357,16 +356,15 @@ def _disk(folder: Path, required: float) -> Outcome:
 def shared_memory(recipe: "Recipe") -> Outcome:
     """Compare the free shared memory with what the loader workers of all trainings build ahead."""
     from vmae_lab.training.dataloader import plan_loading
+    from vmae_lab.training.tasks.pretrain import row_size
 
     if not recipe.compute.workers:
         return Outcome("ok", "not used: compute.workers is 0")
     if not SHARED_MEMORY.is_dir():
         return Outcome("ok", f"not used: this system has no {SHARED_MEMORY}")
     processes = _processes(recipe)
-    clip, clips = recipe.model.clip, 2 if recipe.pretrain.target_from == "other_clip" else 1
-    shape: Any = SimpleNamespace(row_bytes=clips * clip.tokens * clip.patch_values, rows_together=recipe.pretrain.repeats)
-    rows = range(recipe.pretrain.batch_size // processes)
-    loading = plan_loading(shape, rows, recipe.compute.workers, recipe.compute.prefetch_mib * MIB)
+    row, rows = row_size(recipe.model, recipe.pretrain), range(recipe.pretrain.batch_size // processes)
+    loading = plan_loading(row, rows, recipe.compute.workers, recipe.compute.prefetch_mib * MIB)
     required = _jobs_here(recipe) * processes * loading.shared_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free
     outcome = at_least(free, required, 1.2, f"{size(free)} free in {SHARED_MEMORY}; {size(required)} needed")
@@ -540,8 +538,8 @@ def loader_rate(recipe: "Recipe") -> float:
         else:
             clips = load_clips(data, "pretrain", data.pretrain_sources, recipe.compute.processes)
         task = PretrainTask(recipe.model, recipe.mask, settings, data, clips, seed=0)
-        loading = dataloader.plan_loading(task, range(rows), workers, recipe.compute.prefetch_mib * MIB)
-        dataset = dataloader.TaskDataset(task, range(rows), loading.parts)
+        loading = dataloader.plan_loading(task.row_size, range(rows), workers, recipe.compute.prefetch_mib * MIB)
+        dataset = dataloader.BatchParts(task.training_batch, range(rows), loading.parts)
         count, started = 0, 0.0
         # Steps without an end: the numbers of all parts must fit into a Python index.
         steps = range(sys.maxsize // loading.parts)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from multiprocessing import active_children
 from multiprocessing.connection import Listener, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,16 +39,16 @@ SOCKET_PATH = 103  # longest path of a socket on macOS, in bytes; Linux allows 1
 SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing appends to the temporary folder
 
 
-class DrawsBatches(Protocol):
-    """The part of a task that loader workers use.
+@dataclass(frozen=True)
+class RowSize:
+    """What the loader has to know about the rows of a batch.
 
-    A task may also have:
-    - `training_batch(step, rows)`, if training needs other tensors than those that `batch` draws;
-    - `row_bytes`, the bytes of a row without small tensors, to bound what workers build ahead;
-    - `rows_together`, if workers may build parts of a batch: the number of consecutive rows of which a part has a multiple.
+    `bytes`: of a row, without small tensors; 0 if unknown. `together`: a part of a batch has a multiple of this number of
+    consecutive rows; None: all rows.
     """
 
-    def batch(self, step: int, rows: range) -> Batch: ...
+    bytes: int = 0
+    together: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Loading:
     workers: int
     parts: int = 1  # of a batch, with equal numbers of rows; each is built by one worker
     ahead: int = AHEAD  # parts that each worker builds ahead
-    shared_bytes: int = 0  # of all parts that are built ahead, in shared memory; 0 if the task does not state `row_bytes`
+    shared_bytes: int = 0  # of all parts that are built ahead, in shared memory; 0 if the size of a row is unknown
 
     @property
     def words(self) -> str:
@@ -66,7 +66,7 @@ class Loading:
         return f"{self.workers} loader workers, {self.parts} parts per batch{ahead}"
 
 
-def plan_loading(task: DrawsBatches, rows: range, workers: int, limit: int) -> Loading:
+def plan_loading(row: RowSize, rows: range, workers: int, limit: int) -> Loading:
     """Divide the rows of a process into parts, so that all workers build each batch, and `limit` bytes are built ahead.
 
     About two batches are built ahead, less if they exceed the limit. If it is less than a part per worker, fewer workers are
@@ -74,9 +74,8 @@ def plan_loading(task: DrawsBatches, rows: range, workers: int, limit: int) -> L
     """
     if not workers:
         return Loading(0)
-    row_bytes = getattr(task, "row_bytes", 0)
-    together = getattr(task, "rows_together", None) or len(rows)
-    fitting = limit // row_bytes if row_bytes else sys.maxsize  # rows that may be built ahead
+    together = row.together or len(rows)
+    fitting = limit // row.bytes if row.bytes else sys.maxsize  # rows that may be built ahead
     # The largest equal parts with which all workers have one of each batch, and may build several ahead.
     sizes = [size for size in range(together, len(rows) + 1, together) if len(rows) % size == 0] or [len(rows)]
     most = min(math.ceil(len(rows) / workers), fitting // (AHEAD * workers))
@@ -84,7 +83,7 @@ def plan_loading(task: DrawsBatches, rows: range, workers: int, limit: int) -> L
     parts, parts_fitting = len(rows) // size, max(1, fitting // size)
     workers = min(workers, parts_fitting)
     ahead = min(max(AHEAD, math.ceil(2 * parts / workers)), parts_fitting // workers)
-    return Loading(workers, parts, ahead, workers * ahead * size * row_bytes)
+    return Loading(workers, parts, ahead, workers * ahead * size * row.bytes)
 
 
 def require_shared_memory(loading: Loading) -> None:
@@ -102,17 +101,19 @@ def require_shared_memory(loading: Loading) -> None:
         )
 
 
-class TaskDataset(Dataset):
-    """A task as a dataset of parts: part `number % parts` of one process's rows of the batch of step `number // parts`."""
+class BatchParts(Dataset):
+    """Batches as a dataset of parts: part `number % parts` of one process's rows of the batch of step `number // parts`.
 
-    def __init__(self, task: DrawsBatches, rows: range, parts: int = 1):
-        self.rows, self.parts = rows, parts
-        self.draw = getattr(task, "training_batch", task.batch)
+    `batch`: the function of a task that returns some rows of a step.
+    """
+
+    def __init__(self, batch: Callable[[int, range], Batch], rows: range, parts: int = 1):
+        self.batch, self.rows, self.parts = batch, rows, parts
 
     def __getitem__(self, number: int) -> Batch:
         step, part = divmod(number, self.parts)
         size = len(self.rows) // self.parts
-        return self.draw(step, self.rows[part * size : (part + 1) * size])
+        return self.batch(step, self.rows[part * size : (part + 1) * size])
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

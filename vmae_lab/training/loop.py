@@ -8,13 +8,13 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vmae_lab.training import distributed
@@ -22,7 +22,7 @@ from vmae_lab.training.checkpoint import Checkpoints, UnreadableCheckpoint, alon
 from vmae_lab.training.dataloader import (
     TOTAL_WEIGHT,
     Batch,
-    TaskDataset,
+    BatchParts,
     data_loader,
     plan_loading,
     require_shared_memory,
@@ -31,44 +31,15 @@ from vmae_lab.training.dataloader import (
 from vmae_lab.training.divergence import Bad, TrainingDiverged, first_bad
 from vmae_lab.training.metrics import MetricsLog, note, read_metrics
 from vmae_lab.training.preemption import Stopped, StopRequests, stop_requests
-from vmae_lab.training.settings import Compute, TrainSettings
+from vmae_lab.training.settings import Compute
+from vmae_lab.training.task import Model, Task
 from vmae_lab.training.validation import Validation
 from vmae_lab.utils.atomic_io import make_folder
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
 
-Model = TypeVar("Model", bound=nn.Module, covariant=True)
 # Seconds between two looks at the stop requests of several processes. Each makes the CPU wait for the GPU.
 STOP_CHECK_S = 5.0
-
-
-class Task(Protocol[Model]):
-    """What is trained: settings, a model, batches and a loss. docs/extending.md shows how to add a task."""
-
-    @property
-    def settings(self) -> TrainSettings: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    def build(self) -> Model:
-        """Return the model with its initial weights."""
-        ...
-
-    def batch(self, step: int, rows: range) -> Batch:
-        """Return some rows of a step's global batch, on the CPU: a pure function of the seed and the arguments.
-
-        A task may also have `training_batch`, with the same arguments: what `loss` takes, if `batch` is what is drawn.
-        """
-        ...
-
-    def weight(self, batch: Batch) -> float:
-        """Return the number of terms in the batch's loss: its weight in the mean over micro-batches and processes."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Return the mean loss of a batch: a scalar on the device."""
-        ...
 
 
 @dataclass
@@ -154,7 +125,7 @@ class Trainer(Generic[Model]):
         self.keep = keep
         self.validation = validation
         self.rows = distributed.rows_of_process(accelerator, task.settings)
-        self.loading = plan_loading(task, self.rows, compute.workers, compute.prefetch_mib * 2**20)
+        self.loading = plan_loading(task.row_size, self.rows, compute.workers, compute.prefetch_mib * 2**20)
         require_shared_memory(self.loading)
         self.model, self.optimizer = distributed.prepare(accelerator, task.build(), task.settings, compute)
         self.parameters = list(self.model.parameters())
@@ -308,7 +279,7 @@ class Trainer(Generic[Model]):
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batches from the current step to the last. After a roll-back, skip samples."""
-        dataset = TaskDataset(self.task, self.rows, self.loading.parts)
+        dataset = BatchParts(self.task.training_batch, self.rows, self.loading.parts)
         on_gpu = self.accelerator.device.type == "cuda"
         while self.state.step < self.settings.steps:
             skipped = self.state.skipped

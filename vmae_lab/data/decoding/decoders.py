@@ -3,7 +3,7 @@
 The reference is decoding from the start of the file, which is what PyAV does. decord seeks. It silently returns wrong frames in
 AVI, ASF and MPEG streams, with edit lists, in 4:4:4, in open groups of pictures, and if the first frame is not a key frame; it
 ignores mirroring. So container, codec, packets and display matrix decide which decoder reads a file. If `vmae-lab data check`
-has found that decoding from key frames gives the same frames, PyAV starts at key frames.
+or `data transcode` has found that decoding from key frames gives the same frames, PyAV starts at key frames.
 """
 
 from bisect import bisect
@@ -160,6 +160,8 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
             exact = container not in INEXACT_IN_TORCHCODEC if torchcodec else _decord_may_be_exact(opened, stream, info)
         if settings.decoder == "pyav":
             return info
+        if settings.decoder == "auto" and checked and checked.decoder == SEEKING:
+            return replace(info, decoder=SEEKING)
         exact = exact and _turned_alike(source, info)
         if exact and not torchcodec:
             packets = info.frames if checked else _seeks_are_exact(source, info, container == "flv" or fragmented)
@@ -173,8 +175,7 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
             cause = "it is incomplete: it has no list of its frames (moov); copy, download or record it again"
         raise VideoError(path, cause) from None
     if settings.decoder == "auto":
-        seeking = checked is not None and checked.decoder == SEEKING
-        return replace(info, decoder="decord" if exact else SEEKING if seeking else "pyav")
+        return replace(info, decoder="decord" if exact else "pyav")
     if not exact:
         raise VideoError(
             path, f"{settings.decoder} does not read its frames exactly and upright; set decoder to auto or pyav", info.codec
@@ -227,10 +228,10 @@ def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
         for packet in opened.demux(best_stream(opened)):
             if not packet.size:  # end of the stream
                 continue
-            time = packet.dts if packet.pts is None else packet.pts
+            time = _time_of(packet)
             if packet.is_keyframe:
                 key = time
-                if info.codec == "h264" and not _has_idr(bytes(packet)):
+                if info.codec == "h264" and not _has_idr(packet):
                     return 0
             if packet.is_discard or time is None or key is None or time < key:
                 return 0
@@ -241,14 +242,22 @@ def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
     return len(times) if len(times) == len(set(times)) and info.frames in (0, len(times)) else 0
 
 
-def _has_idr(data: bytes) -> bool:
-    """Return whether a packet of H.264, as stored in MP4, Matroska and FLV, has an IDR picture."""
-    at = 0
-    while at + 4 < len(data):
-        if data[at + 4] & 31 == 5:
-            return True
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    return False
+def _has_idr(packet: av.Packet) -> bool:
+    """Return whether a packet of H.264 has an IDR picture."""
+    return any(header & 31 == 5 for header in _unit_headers(packet))
+
+
+def _is_reference(packet: av.Packet) -> bool:
+    """Return whether other frames may be predicted from the picture in a packet of H.264."""
+    return any(1 <= header & 31 <= 5 and header >> 5 & 3 for header in _unit_headers(packet))
+
+
+def _unit_headers(packet: av.Packet) -> Iterator[int]:
+    """Yield the first byte of each NAL unit in a packet of H.264, as stored in MP4, Matroska and FLV."""
+    view, at = memoryview(packet), 0
+    while at + 4 < len(view):
+        yield view[at + 4]
+        at += 4 + int.from_bytes(view[at : at + 4], "big")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -358,55 +367,69 @@ class KeyFrame(NamedTuple):
         return self.size == packet.size and any(own is not None and own == other for own, other in times)
 
 
-def key_frames(source: Any, info: VideoInfo) -> tuple[list[KeyFrame], int]:
-    """Return the key frames at which decoding may start, and the number of packets. Reads all packets, but decodes none.
+def key_frames(source: Any, info: VideoInfo) -> tuple[list[KeyFrame], dict[int, int]]:
+    """Return the key frames at which decoding may start, and the number of the frame at each time in packets.
 
-    There are no key frames if the times of packets do not give the order of frames, or if an edit list hides some.
+    Reads all packets, but decodes none. Both are empty if the times of packets do not give the order of frames, or if an edit
+    list hides some.
     """
     with open_pyav(source, info.container) as opened:
         packets = [
-            (packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard)
+            (packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, _time_of(packet))
             for packet in opened.demux(best_stream(opened))
             if packet.size
         ]
-    stamps = [dts if pts is None else pts for pts, dts, *_ in packets]
-    times = [stamp for stamp in stamps if stamp is not None]
-    if len(set(times)) < len(packets) or any(discarded for *_, discarded in packets):
-        return [], len(packets)
+    times = {time for *_, time in packets if time is not None}
+    if len(times) < len(packets) or any(discarded for *_, discarded, _ in packets):
+        return [], {}
+    numbers = {time: number for number, time in enumerate(sorted(times))}
     keys: list[KeyFrame] = []
-    for number, (pts, dts, size, is_key, _) in zip(np.argsort(np.argsort(times)).tolist(), packets, strict=True):
+    for pts, dts, size, is_key, _, time in packets:
+        number = numbers[cast(int, time)]
         if is_key and (not keys or number >= keys[-1].number + SPACING):
             keys.append(KeyFrame(number, pts, dts, size))
-    return keys, len(packets)
+    return keys, numbers
+
+
+def _time_of(packet: av.Packet) -> int | None:
+    return packet.dts if packet.pts is None else packet.pts
 
 
 def seeks_exactly(video: VideoFile, settings: VideoSettings) -> bool:
-    """Return whether decoding from its key frames gives the same frames as decoding from the start. Decodes a file twice.
+    """Return whether decoding from its key frames gives the same frames as decoding from the start.
 
-    For a readable file whose decoder is PyAV. The result is False if it has only one key frame. Raises VideoError.
+    For a readable file. Compares all frames. Even and odd frames are decoded separately from key frames, so unwanted frames are
+    left out, as in a reader. The result is False if the file has only one key frame. Raises VideoError.
     """
     path = screen(video, settings.follow_links)
     source, container = open_source(video, path)
     info = probe(video.path, source, container, settings)
     try:
-        keys, packets = key_frames(source, info)
+        keys, numbers = key_frames(source, info)
         if len(keys) < 2 or keys[0].number:
             return False
-        again, _ = open_source(video, path)  # two readers of one buffer would interfere
-        seeking = _from_key_frames(again, info, keys, range(packets), None)
+        seeking = []
+        for first in range(2):  # even and odd frames
+            again, _ = open_source(video, path)  # several readers of one buffer would interfere
+            seeking.append(_from_key_frames(again, info, keys, numbers, range(first, len(numbers), 2), None))
         for number, frame in enumerate(shown_frames(source, info)):
             if number == 0:
                 to_pixels = FrameConverter(frame, None)
-            pixels = next(seeking, None)
+            pixels = next(seeking[number % 2], None)
             if pixels is None or not np.array_equal(pixels, to_pixels(frame)):
                 return False
     except (av.FFmpegError, ValueError, MemoryError):
         return False
-    return number + 1 == packets
+    return number + 1 == len(numbers)
 
 
 def _from_key_frames(
-    source: Any, info: VideoInfo, keys: Sequence[KeyFrame], wanted: Sequence[int], short_side: int | None
+    source: Any,
+    info: VideoInfo,
+    keys: Sequence[KeyFrame],
+    numbers: dict[int, int],
+    wanted: Sequence[int],
+    short_side: int | None,
 ) -> Iterator[np.ndarray]:
     """Yield the `wanted` frames, in increasing order. Decoding starts at the last key frame before each."""
     starts = [key.number for key in keys]
@@ -414,10 +437,10 @@ def _from_key_frames(
         stream = best_stream(opened)
         stream.thread_type = "NONE"
         for key, indices in groupby(wanted, lambda index: keys[bisect(starts, index) - 1]):
-            left = list(indices)
-            for number, frame in enumerate(_decoded_from(opened, stream, key, keys[0]), key.number):
-                if number == key.number:
-                    to_pixels = FrameConverter(frame, short_side)
+            left, to_pixels = list(indices), None
+            unwanted = _UnwantedFrames(info, numbers, set(left))
+            for number, frame in _decoded_from(opened, stream, key, keys[0], unwanted):
+                to_pixels = to_pixels or FrameConverter(frame, short_side)
                 if number == left[0]:
                     yield to_pixels(frame)
                     del left[0]
@@ -427,17 +450,39 @@ def _from_key_frames(
                 raise ValueError(f"frame {left[0]} cannot be decoded from the key frame {key.number}")
 
 
+class _UnwantedFrames:
+    """The frames that need not be decoded: neither wanted nor needed to decode others. Only known for H.264."""
+
+    def __init__(self, info: VideoInfo, numbers: dict[int, int], wanted: set[int]):
+        self.known = info.codec == "h264" and info.container in ("mov", "matroska", "flv")
+        self.numbers, self.wanted = numbers, wanted
+        self.left_out: set[int] = set()
+
+    def leave_out(self, packet: av.Packet) -> bool:
+        """Return whether to leave out a packet, and remember the number of its frame."""
+        number = self.numbers.get(cast(int, _time_of(packet))) if self.known else None
+        if number is None or number in self.wanted or _is_reference(packet):
+            return False
+        self.left_out.add(number)
+        return True
+
+
 def _decoded_from(
-    opened: av.container.InputContainer, stream: av.VideoStream, key: KeyFrame, first: KeyFrame
-) -> Iterator[av.VideoFrame]:
-    """Yield the frames from a key frame on. If seeking misses it, packets are skipped from the first key frame on."""
-    started = False
+    opened: av.container.InputContainer, stream: av.VideoStream, key: KeyFrame, first: KeyFrame, unwanted: _UnwantedFrames
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield frames from a key frame on, with their numbers. If seeking misses it, skip packets from the first key frame on."""
+    started, number = False, key.number
     for target in (key, first):
         opened.seek(target.time, stream=stream)
         for packet in opened.demux(stream):
             started = started or key.is_in(packet)
-            if started:
-                yield from packet.decode()
+            if not started or (packet.size and unwanted.leave_out(packet)):
+                continue
+            for frame in packet.decode():
+                while number in unwanted.left_out:
+                    number += 1
+                yield number, frame
+                number += 1
         if started:
             return
 
@@ -446,10 +491,10 @@ def _read_from_key_frames(
     source: Any, info: VideoInfo, choose: Choose, short_side: int | None
 ) -> tuple[np.ndarray, Sequence[int]]:  # fmt: skip
     indices = _chosen(choose, info.frames)
-    wanted, (keys, packets) = sorted(set(indices)), key_frames(source, info)
-    if not keys or packets != info.frames:
-        raise ValueError(f"it has {packets} packets instead of {info.frames}; check it again")
-    frames = _from_key_frames(source, info, keys, wanted, short_side)
+    wanted, (keys, numbers) = sorted(set(indices)), key_frames(source, info)
+    if not keys or len(numbers) != info.frames:
+        raise ValueError(f"frames can be numbered by their times for {len(numbers)} of {info.frames}; check it again")
+    frames = _from_key_frames(source, info, keys, numbers, wanted, short_side)
     return arranged(dict(zip(wanted, frames, strict=True)), indices), indices
 
 

@@ -1,6 +1,7 @@
 """Decoder processes. They are killed and replaced if a file makes them hang, crash or use too much memory."""
 
 import contextlib
+import fcntl
 import math
 import os
 import selectors
@@ -24,6 +25,7 @@ from vmae_lab.data.decoding.messages import LARGEST, LENGTH, REFUSALS, Malformed
 from vmae_lab.data.decoding.stream import CHUNK
 
 CHILD = "vmae_lab.data.decoding.worker"  # the module that a decoder process runs
+PIPE_BYTES = 1 << 20  # buffer for answers; usual limit of Linux. Its default is 64 KiB
 START_SECONDS = 60.0  # time limit for the start of a decoder process
 LEAST_FRAME = 256  # smallest size of a frame in bytes; limits the chosen indices if a header announces billions of frames
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -141,6 +143,7 @@ class DecoderProcess:
                 [sys.executable, "-m", CHILD, str(os.getpid())], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self._printed, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_ONE_THREAD},
             )  # fmt: skip
+            _enlarge(self._pipes[1])
             os.set_blocking(self._pipes[0].fileno(), False)  # a stopped decoder must not block this process
             self._deadline = time.monotonic() + START_SECONDS
             self._late = f"its decoder did not start within {START_SECONDS:.0f} s"
@@ -218,6 +221,12 @@ class DecoderProcess:
             if not _ready(stream, self._deadline - time.monotonic(), selectors.EVENT_WRITE):
                 raise _Gone(self._late)
             view = view[os.write(stream.fileno(), view) :]
+
+
+def _enlarge(pipe: IO[bytes]) -> None:
+    """Increase the buffer of a pipe, if the system allows it, so that both processes take turns less often."""
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _ready(stream: IO[bytes], seconds: float, event: int = selectors.EVENT_READ) -> bool:

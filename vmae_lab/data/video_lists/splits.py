@@ -227,8 +227,11 @@ def read_pretrain(settings: ListSettings) -> dict[str, VideoList]:
         return {"lists": VideoList(videos.root, videos.table.assign(label=np.int64(-1)), ())}
     lists = {}
     for name, source in settings.pretrain_sources.items():
-        with _setting_in_errors(_setting(settings, name)):
-            lists[name] = read_list(source.list, source.root or settings.root, follow_links=settings.decoding.follow_links)
+        root, remedy = source.root or settings.root, ""
+        if settings.train and isinstance(settings.pretrain, str) and not list_path(source.list, absolute(root)).exists():
+            remedy = "; to pre-train on the train list, set data.lists.pretrain to null"
+        with _setting_in_errors(_setting(settings, name), remedy):
+            lists[name] = read_list(source.list, root, follow_links=settings.decoding.follow_links)
     return lists
 
 
@@ -271,14 +274,14 @@ def _setting(settings: ListSettings, source: str) -> str:
 
 
 @contextmanager
-def _setting_in_errors(setting: str) -> Iterator[None]:
-    """Add the setting to the ListErrors of the block."""
+def _setting_in_errors(setting: str, remedy: str = "") -> Iterator[None]:
+    """Add the setting and a remedy to the ListErrors of the block."""
     try:
         yield
     except ListError as error:
         if str(error).startswith("data.lists."):
             raise
-        raise ListError(f"data.lists.{setting}: {error}") from error
+        raise ListError(f"data.lists.{setting}: {error}{remedy}") from error
 
 
 def _check_not_empty(videos: VideoList, parts: np.ndarray, hold_out: HoldOut, split: str) -> None:

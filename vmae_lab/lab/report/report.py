@@ -78,7 +78,8 @@ def _save(part: Table | Plot, folder: Path) -> str:
     name, caption, figures = part.name, part.caption, folder / "figures"
     if isinstance(part, Table):
         table = save_table(part.frame, folder / "tables", name)
-        return f"{caption} ([csv](tables/{name}.csv), [tex](tables/{name}.tex))\n\n{table}"
+        text = f"{caption} ([csv](tables/{name}.csv), [tex](tables/{name}.tex))"
+        return text if part.frame.empty else f"{text}\n\n{table}"
     if isinstance(part.figure, bytes):
         with atomic_write(figures / f"{name}.gif") as temporary:
             temporary.write_bytes(part.figure)

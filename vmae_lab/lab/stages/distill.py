@@ -1,7 +1,7 @@
 """Stage `distill`: a student learns the predictions of a supervised stage's classifier (VideoMAE V2)."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from vmae_lab.evaluation.classification import top1
 from vmae_lab.lab.config import Recipe, require
@@ -11,7 +11,7 @@ from vmae_lab.lab.stages.inputs import corrupt_videos_in, replaced_videos
 from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, positioned, training_cost
 from vmae_lab.models.checkpoints import read_weights
 from vmae_lab.training.loop import train
-from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Teacher
+from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Student, Teacher
 
 
 class DistillStage(SupervisedStage):
@@ -38,14 +38,15 @@ class DistillStage(SupervisedStage):
         rows, corrupt = list(range(len(clips))), corrupt_videos_in(job.folder)
         task = DistillTask(self.model, self.distill, self.data, clips, rows, encoder, teacher, self.seed, corrupt)
         trained = train(task, job.folder, job.compute, job.progress)
-        self.save_classifier(trained.model.classifier, job)
+        classifier = cast(Student, trained.model).classifier
+        self.save_classifier(classifier, job)
         result = {"metrics": {}, "training": training_cost(trained), "clips": len(clips), **replaced_videos(corrupt)}
         if not self.data.labelled:
             return result
         held_out, counts = self.held_out_clips(job.compute)
         student, teacher_classes = (
             self.predict(model, held_out, job.compute).argmax(1).numpy()
-            for model in (trained.model.classifier, self.teacher.load(job.inputs[0]))
+            for model in (classifier, self.teacher.load(job.inputs[0]))
         )
         metrics = {
             "distill": top1(student, held_out.labels),

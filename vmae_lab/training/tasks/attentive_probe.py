@@ -9,10 +9,11 @@ from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.models.classifier import ClassHead
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.training.task import Task
 
 
 @dataclass(eq=False)
-class AttentiveProbeTask:
+class AttentiveProbeTask(Task[nn.Module]):
     """Predict classes from features `(n, N, D)`, which stay in memory on any device. Batches contain only row numbers."""
 
     features: Tensor

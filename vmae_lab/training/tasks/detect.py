@@ -27,8 +27,9 @@ from vmae_lab.models.action_detector import ActionDetector
 from vmae_lab.models.checkpoints import State
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.vit import IMAGENET_MEAN
-from vmae_lab.training.dataloader import Batch
+from vmae_lab.training.dataloader import Batch, RowSize
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.training.task import Task
 from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, torch_generator
@@ -77,7 +78,7 @@ class DetectSettings(TrainSettings):
 
 
 @dataclass(eq=False)
-class DetectTask:
+class DetectTask(Task[ActionDetector]):
     """Predict the actions of each person in a key frame. `encoder`: pre-trained weights, or None to train from scratch."""
 
     model: ModelSettings
@@ -107,8 +108,8 @@ class DetectTask:
         return {"video": torch.stack(videos), **{name: pad_sequence(list(some), True) for name, some in parts.items()}}
 
     @property
-    def row_bytes(self) -> int:
-        return self.model.clip.channels * self.model.frames * math.prod(height_width(self.settings.side))
+    def row_size(self) -> RowSize:
+        return RowSize(self.model.clip.channels * self.model.frames * math.prod(height_width(self.settings.side)))
 
     def weight(self, batch: Batch) -> float:
         return float(batch["there"].sum())

@@ -24,8 +24,9 @@ from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
 from vmae_lab.models.checkpoints import State, load_weights, part_of
 from vmae_lab.models.classifier import Readout, VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
-from vmae_lab.training.dataloader import Batch
+from vmae_lab.training.dataloader import Batch, RowSize
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.training.task import Task
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
 from vmae_lab.utils.shapes import short_side_for
@@ -84,7 +85,7 @@ class FinetuneSettings(TrainSettings):
 
 
 @dataclass(eq=False)
-class FinetuneTask:
+class FinetuneTask(Task[VideoClassifier]):
     """Predict the action of labeled clips. `encoder`: pre-trained weights, or None to train from scratch."""
 
     model: ModelSettings
@@ -136,12 +137,9 @@ class FinetuneTask:
         return {"video": mixed.unflatten(1, videos[0].shape[:2]), "label": targets}
 
     @property
-    def row_bytes(self) -> int:
-        return self.model.clip.tokens * self.model.clip.patch_values
-
-    @property
-    def rows_together(self) -> int | None:
-        return None if self.mixing else self.settings.repeats  # of one decoded clip; mixing needs all rows
+    def row_size(self) -> RowSize:
+        together = None if self.mixing else self.settings.repeats  # of one decoded clip; mixing needs all rows
+        return RowSize(self.model.clip.tokens * self.model.clip.patch_values, together)
 
     def labels(self, chosen: Sequence[int]) -> Tensor:
         """Return the labels of chosen labeled clips: int64 `(B,)`."""

@@ -22,6 +22,7 @@ from vmae_lab.evaluation.temporal_map import Protocol
 from vmae_lab.models.actionformer import ActionFormer, ActionFormerShape, pyramid_padding, pyramid_points
 from vmae_lab.training.dataloader import Batch
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.training.task import Task
 from vmae_lab.utils.precision import Precision
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
@@ -64,8 +65,10 @@ class LocaliseSettings(TrainSettings):
             raise ValueError(f"thresholds {list(self.thresholds)} must be above 0 and at most 1")
 
 
-class LocaliseTask:
+class LocaliseTask(Task[ActionFormer]):
     """Predict classes, starts and ends of actions from features of annotated videos."""
+
+    settings: LocaliseSettings
 
     def __init__(self, settings: LocaliseSettings, videos: Untrimmed, features: VideoFeatures, seed: int):
         # Only here, since another default in the settings would rename finished stages.

@@ -20,9 +20,10 @@ from vmae_lab.masking import MaskSettings, draw_masks, loss_positions, visible_i
 from vmae_lab.models.checkpoints import Checkpoint, load_weights
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import TARGET_EPS, VideoMAE
-from vmae_lab.training.dataloader import TOTAL_WEIGHT, Batch
+from vmae_lab.training.dataloader import TOTAL_WEIGHT, Batch, RowSize
 from vmae_lab.training.distributed import unwrapped
 from vmae_lab.training.settings import TrainSettings
+from vmae_lab.training.task import Task
 from vmae_lab.utils.seeding import numpy_generator, torch_generator
 from vmae_lab.utils.shapes import short_side_for
 
@@ -54,8 +55,14 @@ class PretrainSettings(TrainSettings):
         return tuple(step for step in steps if 0 < step < self.steps)
 
 
+def row_size(model: ModelSettings, settings: PretrainSettings) -> RowSize:
+    """Return the size of a row: one or two clips. The samples of one decoded clip stay together."""
+    clips = 2 if settings.target_from == "other_clip" else 1
+    return RowSize(clips * model.clip.tokens * model.clip.patch_values, settings.repeats)
+
+
 @dataclass(eq=False)
-class PretrainTask:
+class PretrainTask(Task[VideoMAE]):
     """Reconstruct masked patches, from new weights or from those of a checkpoint (`initial`)."""
 
     model: ModelSettings
@@ -103,13 +110,8 @@ class PretrainTask:
         return {**batch, "visible": visible, "decoded": decoded, TOTAL_WEIGHT: counted.sum().repeat(len(rows))}
 
     @property
-    def row_bytes(self) -> int:
-        clips = 2 if self.settings.target_from == "other_clip" else 1
-        return clips * self.model.clip.tokens * self.model.clip.patch_values
-
-    @property
-    def rows_together(self) -> int:
-        return self.settings.repeats  # of one decoded clip
+    def row_size(self) -> RowSize:
+        return row_size(self.model, self.settings)
 
     def _masks(self, step: int) -> Masks:
         """Return the encoder and decoder mask of the global batch, and which decoded tokens are counted.
