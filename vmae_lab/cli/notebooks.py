@@ -32,7 +32,10 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
 
 @commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
 def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
-    """Print the cost of a run without running it."""
+    """Estimate the cost of a run on one H200 GPU.
+
+    Nothing is run. `vmae-lab run` first prints how long it takes on this machine.
+    """
     from vmae_lab.lab.estimate import plan_summary
     from vmae_lab.lab.experiments import seeds_summary
     from vmae_lab.lab.notebook_run import checked_parameters
