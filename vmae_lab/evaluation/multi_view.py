@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vmae_lab.data.dataset import Clips
-from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import MissingVideos, read_videos
+from vmae_lab.data.eval_clips import all_readable, read_videos
 from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
 from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
@@ -47,20 +46,12 @@ def view_probabilities(
     state = process_state()
     model.eval()
     mine = range(state.process_index, len(clips), state.num_processes)
-    found: dict[int, np.ndarray] = {}
-    failed: dict[int, VideoError] = {}
     cut = partial(cut_views, frames=settings.frames, side=settings.side, crops=views.crops)
     choose = views.choose(settings.frames, stride)
     videos = read_videos(clips, mine, choose, short_side_for(settings.side), cut, inference.load)
-    for row, video in zip(mine, videos, strict=True):
-        if isinstance(video, VideoError):
-            failed[row] = video
-        elif not failed:
-            found[row] = mean_probabilities(model, video, inference.precision)
-    parts, missing = gathered(found, failed)
-    if missing:
-        raise MissingVideos(missing, len(clips))
-    probabilities = np.stack(parts)
+    read = all_readable(mine, videos, len(clips))
+    found = ((row, mean_probabilities(model, video, inference.precision)) for row, video in read)
+    probabilities = np.stack(gathered(found, len(clips)))
     infinite = np.flatnonzero(~np.isfinite(probabilities).all(1))
     if len(infinite):
         raise ValueError(

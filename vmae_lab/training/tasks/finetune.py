@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.dataset import Clips, DataSettings
-from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.decoding.decoders import Choose
-from vmae_lab.data.eval_clips import BATCH, MissingVideos, batches_of, evaluated_clips
+from vmae_lab.data.eval_clips import BATCH, batches_of, evaluated_clips
 from vmae_lab.data.frame_sampling import Dense, Sparse
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.transforms import FinetuneAugment, finetune_augment, multi_scale_crop
@@ -199,18 +198,14 @@ def predict(
     batches = list(enumerate(batches_of(range(len(clips)), BATCH)))[state.process_index :: state.num_processes]
     rows = [row for _, batch in batches for row in batch]
     videos = evaluated_clips(clips, rows, settings.frames, stride, settings.side, choose=choose, load=inference.load)
-    found: dict[int, Tensor] = {}
-    failed: dict[int, VideoError] = {}
-    try:
+
+    def scores() -> Iterator[tuple[int, Tensor]]:
         for video, (number, _) in zip(videos, batches, strict=True):
             with inference.autocast(device):
-                found[number] = model(video.to(device)).float()
-    except MissingVideos as missing:
-        failed = missing.failed
-    parts, unreadable = gathered({number: scores.cpu() for number, scores in found.items()}, failed)
-    if unreadable:
-        raise MissingVideos(unreadable, len(clips))
-    return torch.cat(parts)
+                logits = model(video.to(device)).float()
+            yield number, logits
+
+    return torch.cat(gathered(scores(), len(clips)))
 
 
 def encoder_state(state: State) -> State:

@@ -197,7 +197,7 @@ def localise(
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
         names = [model.classes[label] for label in labels]
         found_rows[number] = [*zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)]
-    rows = list(chain(*gathered(found_rows, {})[0]))
+    rows = list(chain(*gathered(found_rows.items(), len(videos))))
     return pd.DataFrame(rows, columns=PREDICTIONS).astype(dict.fromkeys(["start", "end", "score"], float))
 
 
