@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from accelerate.utils import gather_object, send_to_device
 
 from vmae_lab.data.eval_clips import Load, MissingVideos
-from vmae_lab.utils.precision import Precision, autocast
+from vmae_lab.utils.precision import Precision
 
 Value = TypeVar("Value")
 
@@ -19,10 +18,6 @@ class Inference:
 
     precision: Precision = "auto"
     load: Load | None = None
-
-    def autocast(self, device: torch.device) -> Any:
-        """Return a context in which forward passes are computed in this precision."""
-        return autocast(self.precision, device)
 
 
 DEFAULT = Inference()

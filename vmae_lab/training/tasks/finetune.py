@@ -26,6 +26,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch, RowSize
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.training.task import Task
+from vmae_lab.utils.precision import autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
 from vmae_lab.utils.shapes import short_side_for
@@ -201,7 +202,7 @@ def predict(
 
     def scores() -> Iterator[tuple[int, Tensor]]:
         for video, (number, _) in zip(videos, batches, strict=True):
-            with inference.autocast(device):
+            with autocast(inference.precision, device):
                 logits = model(video.to(device)).float()
             yield number, logits
 
