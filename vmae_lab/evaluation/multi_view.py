@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from vmae_lab.data.dataset import Clips
@@ -16,13 +16,12 @@ from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import Side, short_side_for
 
 
-class ViewSettings(BaseModel):
+class ViewSettings(Settings):
     """Views of a test video: 5 dense clips x 3 crops in the paper (Kinetics), 2 sparse x 3 for Something-Something V2."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     clips: int = Field(5, ge=1)
     crops: int = Field(3, ge=1)

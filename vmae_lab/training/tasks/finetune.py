@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.data import FastCollateMixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -29,20 +29,19 @@ from vmae_lab.training.task import Task
 from vmae_lab.utils.precision import autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import short_side_for
 
 Sampling = Literal["dense", "sparse"]
 Keep = Literal["last", "best"]
 
 
-class MixSettings(BaseModel):
+class MixSettings(Settings):
     """Mixup or cutmix, one of them per batch: mixes pairs of clips and their labels (VideoMAE V2's recipe).
 
     mixup (arXiv 1710.09412) averages two clips with weights drawn from Beta(mixup, mixup). cutmix (arXiv 1905.04899) pastes a
     box of one clip, the same in all frames, into the other.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution; 0: no mixup")
     cutmix: float = Field(1.0, ge=0, description="alpha for the area of cutmix's box; 0: no cutmix")
