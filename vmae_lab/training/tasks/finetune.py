@@ -144,9 +144,6 @@ class FinetuneTask(Task[VideoClassifier]):
         """Return the labels of chosen labeled clips: int64 `(B,)`."""
         return torch.from_numpy(self.clips.labels[[self.labelled[row] for row in chosen]])
 
-    def weight(self, batch: Batch) -> float:
-        return float(len(batch["video"]))
-
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         scores = model(batch["video"].to(device, non_blocking=True))
         return self.criterion(scores.float(), batch["label"].to(device, non_blocking=True))

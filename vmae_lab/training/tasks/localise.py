@@ -107,9 +107,6 @@ class LocaliseTask(Task[ActionFormer]):
             "positives": torch.full((len(rows),), self._recent_positives(step)),
         }
 
-    def weight(self, batch: Batch) -> float:
-        return float(len(batch["features"]))
-
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """Return focal plus DIoU loss, divided by the recent number of positives. The mean over rows is the step's loss."""
         features, padding, positives = (
