@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 from einops import rearrange, repeat
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import Grid
 
 MaskKind = Literal["tube", "running_cell", "frame", "random"]
@@ -86,10 +87,8 @@ MASKS: dict[str, Callable[[Grid, float, int, torch.Generator], Tensor]] = {
 }
 
 
-class MaskSettings(BaseModel):
+class MaskSettings(Settings):
     """Encoder mask, decoder mask, and which decoded tokens enter the loss."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: MaskKind = "tube"
     encoder_ratio: float = Field(0.9, gt=0, lt=1)

@@ -1,15 +1,12 @@
 """`vmae-lab detect`, `localise`, `persons`: spatial and temporal action detection, and person boxes for spatial detection."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Device, Overrides, TakesPairs
-from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, opened_encoder, read_recipe, run_stage
-
-if TYPE_CHECKING:
-    from vmae_lab.lab.stages import Stage
+from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, encoder_by_seed, read_recipe, run_stage
 
 commands = typer.Typer()
 SHOWN_IN_AVA = "see params/paper/ava.yaml for an example"
@@ -24,18 +21,14 @@ BOXES = {"frame_map": "boxes of a person detector", "frame_map_true_boxes": "tru
 def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Train a spatial action detector on a recipe's scenes. Prints the frame mAP and the folder of detections per seed."""
     from vmae_lab.lab.config import require
-    from vmae_lab.lab.stages import detect_stage, pretrain_stage
+    from vmae_lab.lab.stages import detect_stage
     from vmae_lab.lab.stages.inputs import check_scenes
 
     recipe = read_recipe(parameters, override, seed)
     settings = require(recipe.detect, "detect", SHOWN_IN_AVA)
-    opened = opened_encoder(recipe, encoder)
+    start = encoder_by_seed(recipe, encoder)
     check_scenes(settings.scenes, recipe.evaluate.split, recipe.compute)
-
-    def stage(seed: int) -> "Stage":
-        return detect_stage(recipe, pretrain_stage(recipe, seed) if encoder == PRETRAIN else opened, seed)
-
-    for number, folder, result in run_stage("detect", recipe, stage):
+    for number, folder, result in run_stage("detect", recipe, lambda seed: detect_stage(recipe, start(seed), seed)):
         scores = ", ".join(
             f"{result['metrics'][name]:.1f}% with {boxes}" for name, boxes in BOXES.items() if name in result["metrics"]
         )
@@ -54,17 +47,16 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     per seed.
     """
     from vmae_lab.lab.config import require
-    from vmae_lab.lab.stages import initial_stage, localise_stage, pretrain_stage
+    from vmae_lab.lab.stages import Stage, initial_stage, localise_stage
     from vmae_lab.lab.stages.inputs import check_untrimmed
 
     recipe = read_recipe(parameters, override, seed)
     settings = require(recipe.localise, "localise", "see params/paper/thumos14.yaml for an example")
     check_untrimmed(settings.videos, recipe.evaluate.split, recipe.compute)
-    opened = opened_encoder(recipe, encoder)
+    start = encoder_by_seed(recipe, encoder)
 
-    def stage(seed: int) -> "Stage":
-        own = pretrain_stage if encoder == PRETRAIN else initial_stage
-        return localise_stage(recipe, opened or own(recipe, seed), seed)
+    def stage(seed: int) -> Stage:
+        return localise_stage(recipe, start(seed) or initial_stage(recipe, seed), seed)
 
     for number, folder, result in run_stage("localise", recipe, stage):
         metrics = result["metrics"]

@@ -112,8 +112,8 @@ def predict(
     from vmae_lab.utils.processes import chosen_device
 
     kind = _stage_kind(model)
-    if out is None:
-        out = _default_file(kind, along)
+    defaults: dict[str | None, Path] = {"localise": Path(SEGMENTS), "detect": Path(DETECTIONS)}
+    out = out or defaults.get(kind, Path(TIMELINE) if along else None)  # None: results are only printed
     if out:
         make_folder(out.parent)  # if it cannot be written, fail now and not after hours
     used = chosen_device(device)
@@ -155,15 +155,6 @@ def _predict_classes(
         raise PredictionError("--along takes windows of consecutive frames, but sampling is sparse; add --sampling dense")
     assert out is not None  # a timeline is always written
     _print_timelines(predict_videos_along(model, dataset, along, stride, crops), len(dataset), top, out)
-
-
-def _default_file(kind: str | None, along: float | None) -> Path | None:
-    """Return the file of the results if none is given. None: they are only printed."""
-    if kind == "localise":
-        return Path(SEGMENTS)
-    if kind == "detect":
-        return Path(DETECTIONS)
-    return Path(TIMELINE) if along else None
 
 
 def _stage_kind(model: str) -> str | None:

@@ -65,15 +65,11 @@ def pretrain(parameters: Parameters, encoder: Start = SCRATCH, override: Overrid
 )
 def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overrides = NOTHING, seed: Seeds = NOTHING) -> None:
     """Fine-tune the model of a recipe on its labels. Prints the accuracy on held-out clips and the model's folder per seed."""
-    from vmae_lab.lab.stages import finetune_stage, pretrain_stage
+    from vmae_lab.lab.stages import finetune_stage
 
     recipe = labelled(read_recipe(parameters, override, seed))
-    opened = opened_encoder(recipe, encoder)
-
-    def stage(seed: int) -> "Stage":
-        return finetune_stage(recipe, pretrain_stage(recipe, seed) if encoder == PRETRAIN else opened, seed)
-
-    for number, folder, result in run_stage("finetune", recipe, stage):
+    start = encoder_by_seed(recipe, encoder)
+    for number, folder, result in run_stage("finetune", recipe, lambda seed: finetune_stage(recipe, start(seed), seed)):
         clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
         best = result.get("best")
         kept = f" (weights of step {best['step']}, validation {best['validation_accuracy']:.1f}%)" if best else ""
@@ -116,6 +112,14 @@ def opened_encoder(recipe: "Recipe", encoder: str) -> "Stage | None":
     from vmae_lab.models.checkpoints import open_checkpoint
 
     return opened_stage(recipe, open_checkpoint(encoder))
+
+
+def encoder_by_seed(recipe: "Recipe", encoder: str) -> "Callable[[int], Stage | None]":
+    """Return the encoder's stage as a function of the seed. The stage is None if the encoder is untrained."""
+    from vmae_lab.lab.stages import pretrain_stage
+
+    opened = opened_encoder(recipe, encoder)
+    return lambda seed: pretrain_stage(recipe, seed) if encoder == PRETRAIN else opened
 
 
 def read_recipe(parameters: str, overrides: Sequence[str], seeds: Sequence[int]) -> "Recipe":

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, Field, StrictInt, ValidationError, ValidationInfo, model_validator
 from torch import Tensor
 
 from vmae_lab.data.dataset import EmbeddedOrLists
@@ -32,6 +32,7 @@ from vmae_lab.data.video_lists.formats import ListError, absolute, check_faults,
 from vmae_lab.data.video_lists.splits import content_of
 from vmae_lab.utils.atomic_io import fingerprint, write_text
 from vmae_lab.utils.errors import first_of
+from vmae_lab.utils.settings import Settings
 
 VIDEOS = ["video", "subset", "duration", "fps"]
 SEGMENTS = ["video", "start", "end", "label"]
@@ -46,10 +47,8 @@ Beyond = Literal["refuse", "keep"]
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
-class SegmentLists(BaseModel):
+class SegmentLists(Settings):
     """Annotations in ActivityNet's JSON layout, with a folder of their videos or of pre-extracted features."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str = "."
     annotations: str = Field(description="JSON, relative to the root: durations, rates, segments, labels, subsets")

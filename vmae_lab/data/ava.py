@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from vmae_lab.data.dataset import EmbeddedOrLists
@@ -31,6 +31,7 @@ from vmae_lab.data.video_lists.folders import named_videos
 from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, check_faults, list_path, whole_numbers
 from vmae_lab.data.video_lists.splits import check_pattern, content_of
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint
+from vmae_lab.utils.settings import Settings
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 COLUMNS = ["video", "timestamp", *CORNERS, "action_id"]
@@ -43,20 +44,16 @@ TOKEN = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[^\s{}<>:
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
-class SplitFiles(BaseModel):
+class SplitFiles(Settings):
     """The csv files of a split, relative to the root."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     boxes: str = Field(description="ground truth: video, timestamp, x1, y1, x2, y2, action_id, person_id")
     excluded: str | None = Field(None, description="key frames to leave out: video, timestamp")
     persons: str | None = Field(None, description="boxes of a person detector: video, timestamp, x1, y1, x2, y2, , score")
 
 
-class SceneLists(BaseModel):
+class SceneLists(Settings):
     """AVA-style lists and their videos. A video is a file `<name>.<suffix>` or a folder `<name>` of pictures."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str = "."
     videos: str = Field("videos", description="folder of the videos, relative to the root")

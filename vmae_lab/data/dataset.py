@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from vmae_lab.data.decoding import VideoError
@@ -16,15 +16,15 @@ from vmae_lab.data.motionworld.writer import WorldSettings
 from vmae_lab.data.transforms import SCALES
 from vmae_lab.data.video_dataset import listed_clips
 from vmae_lab.data.video_lists import ListSettings
+from vmae_lab.utils.settings import Settings
 
 World = TypeVar("World", bound=WorldSettings)
 Lists = TypeVar("Lists", bound=BaseModel)
 
 
-class EmbeddedOrLists(BaseModel, Generic[World, Lists]):
+class EmbeddedOrLists(Settings, Generic[World, Lists]):
     """Settings of an embedded data set (`motionworld`) or of lists of other videos (`lists`). Exactly one must be given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     section: ClassVar[str]  # name of these settings in the config
 
     motionworld: World | None = None

@@ -1,7 +1,7 @@
 """Clips for evaluation: the middle of each video. Unreadable videos are not replaced: they stop the evaluation."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -62,6 +62,23 @@ def read_videos(
         yield video if isinstance(video, VideoError) else finish(video)
 
 
+def all_readable(
+    rows: Sequence[int], videos: Iterable[Tensor | VideoError], total: int, remedy: str = FIX_VIDEOS, what: str = "videos"
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield each row and its video. After the first unreadable video, nothing is yielded and the others are only checked.
+
+    At the end, raises MissingVideos with all unreadable videos.
+    """
+    failed: dict[int, VideoError] = {}
+    for row, video in zip(rows, videos, strict=True):
+        if isinstance(video, VideoError):
+            failed[row] = video
+        elif not failed:
+            yield row, video
+    if failed:
+        raise MissingVideos(failed, total, remedy, what)
+
+
 @dataclass(frozen=True)
 class _Videos(Dataset):
     """The videos of `read_videos`, one per item."""
@@ -90,19 +107,13 @@ def evaluated_clips(
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yield batches of center-cropped clips: uint8 `(B, C, T, height, width)`. By default, `choose` takes the middle window.
 
-    After the first unreadable video, nothing is yielded and the other videos are only checked. At the end, MissingVideos is
-    raised with all unreadable videos. `load`: see `read_videos`.
+    Unreadable videos: see `all_readable`. `load`: see `read_videos`.
     """
-    failed: dict[int, VideoError] = {}
     crop = partial(centre_crop, side=side)
     videos = read_videos(clips, rows, choose or Dense(frames, stride, 0.5), short_side_for(side), crop, load)
-    for batch_rows in batches_of(rows, batch):
-        read = list(islice(videos, len(batch_rows)))
-        failed |= {row: video for row, video in zip(batch_rows, read, strict=True) if isinstance(video, VideoError)}
-        if not failed:
-            yield torch.stack([video for video in read if not isinstance(video, VideoError)])
-    if failed:
-        raise MissingVideos(failed, len(rows))
+    read = all_readable(rows, videos, len(rows))
+    while cropped := [video for _, video in islice(read, batch)]:
+        yield torch.stack(cropped)
 
 
 def readable(

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
@@ -30,6 +30,7 @@ from vmae_lab.utils.atomic_io import atomic_write, make_folder, read_json, stori
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.settings import Settings
 
 LIST, MANIFEST, FAILURES = "videos.csv", "manifest.csv", "failures.csv"
 SETTINGS, JOURNAL = "transcode.json", "transcode.jsonl"
@@ -39,10 +40,8 @@ SAMPLED = 8  # frames of a video whose quality is measured, at most
 HIGHEST_PSNR = 100.0  # stands for equal frames
 
 
-class TranscodeSettings(BaseModel):
+class TranscodeSettings(Settings):
     """The format of the copies."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     short_side: int = Field(320, ge=16, multiple_of=2, description="largest short side in pixels; small videos keep theirs")
     key_frames: int = Field(16, ge=1, description="frames from one key frame to the next")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -14,6 +14,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from vmae_lab.data.rand_augment import Box, rand_augment
 from vmae_lab.utils.seeding import library_draws
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import Side, height_width
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -92,10 +93,8 @@ def _resize(video: Tensor, side: Side) -> Tensor:
 # Augmentation for fine-tuning
 
 
-class FinetuneAugment(BaseModel):
+class FinetuneAugment(Settings):
     """Augmentation of a clip in fine-tuning (VideoMAE V2's recipe, without mixup and cutmix, which take a batch)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="timm's RandAugment configuration; none if null")
     scale: tuple[float, float] = Field((0.08, 1.0), description="area of a crop, relative to the frame")
@@ -147,10 +146,8 @@ def _erase(video: Tensor, probability: float, seed: int) -> Tensor:
 # Clips with boxes (VideoMAE's recipe for AVA)
 
 
-class BoxAugment(BaseModel):
+class BoxAugment(Settings):
     """Augmentation of a clip with boxes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     short_side: tuple[int, int] = Field((256, 256), description="range of the short side before the crop, in pixels")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirrored clip; 0 if left and right are classes")

@@ -10,11 +10,12 @@ from pickle import UnpicklingError
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.data.video_lists.formats import ListError, list_path
 from vmae_lab.utils.atomic_io import fingerprint, read_json
 from vmae_lab.utils.errors import first_of
+from vmae_lab.utils.settings import Settings
 
 NAMES = ("features", "feats", "feature", "feat")  # of the array in npz and pt files with several arrays
 KINDS = (".npy", ".npz", ".pt", ".pth", ".parquet")
@@ -22,10 +23,8 @@ PATTERN = "{video}.npy"
 SETTINGS, WINDOWS = "features.json", "windows.csv"  # in folders that `vmae-lab features` writes
 
 
-class FeatureFolder(BaseModel):
+class FeatureFolder(Settings):
     """A folder of pre-extracted features, e.g. I3D, the official VideoMAE V2 features, or ours."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str = Field(description="relative to the root")
     pattern: str = Field(

@@ -1,16 +1,15 @@
 """Soft-NMS of temporal segments per class (Bodla et al., ICCV 2017, arXiv 1704.04503), and score voting, in PyTorch."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from vmae_lab.data.activitynet import segment_iou
+from vmae_lab.utils.settings import Settings
 
 
-class SuppressSettings(BaseModel):
+class SuppressSettings(Settings):
     """Post-processing of predictions. The defaults are those of ActionFormer on THUMOS14."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     candidates: int = Field(2000, ge=1, description="number of best predictions per level of the pyramid")
     least_score: float = Field(0.001, ge=0, lt=1, description="lowest score of a prediction, before and after suppression")

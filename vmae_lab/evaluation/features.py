@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from vmae_lab.data.check import content_key
@@ -36,6 +36,7 @@ from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.precision import Precision, autocast, uses_bf16
 from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import Side, short_side_for
 
 LOCK = ".features.lock"
@@ -50,10 +51,8 @@ class FeatureError(UserError, ValueError):
     """A folder has features of another encoder or other settings."""
 
 
-class FeatureSettings(BaseModel):
+class FeatureSettings(Settings):
     """Windows of consecutive frames. Their length is the number of frames of the encoder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stride: int = Field(4, ge=1, description="frames between the starts of windows: 4 for THUMOS14, 16 for FineAction")
     frame: Literal["squash", "centre"] = Field(

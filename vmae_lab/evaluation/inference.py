@@ -1,15 +1,13 @@
 """How models are evaluated: precision, loader workers, and processes that share the clips."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 
-from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import Load
-from vmae_lab.utils.precision import Precision, autocast
+from vmae_lab.data.eval_clips import Load, MissingVideos
+from vmae_lab.utils.precision import Precision
 
 Value = TypeVar("Value")
 
@@ -21,18 +19,24 @@ class Inference:
     precision: Precision = "auto"
     load: Load | None = None
 
-    def autocast(self, device: torch.device) -> Any:
-        """Return a context in which forward passes are computed in this precision."""
-        return autocast(self.precision, device)
-
 
 DEFAULT = Inference()
 
 
-def gathered(found: Mapping[int, Value], failed: Mapping[int, VideoError]) -> tuple[list[Value], dict[int, VideoError]]:
-    """Return what all processes have found, in the order of the numbers, and the errors of unreadable videos, by row.
+def gathered(found: Iterable[tuple[int, Value]], total: int) -> list[Value]:
+    """Return the values that all processes find, in the order of their numbers. Tensors are moved to the CPU at the end.
 
-    Every process must call it, and gets the same.
+    Every process must call it, and gets the same. If `found` raises MissingVideos in a process, this raises it in all of them,
+    with the unreadable videos of all. `total`: the number of evaluated items.
     """
-    everything, errors = (dict(gather_object(list(part.items()))) for part in (found, failed))
-    return [everything[number] for number in sorted(everything)], dict(sorted(errors.items()))
+    mine: dict[int, Value] = {}
+    missing: list[MissingVideos] = []
+    try:
+        mine.update(found)
+    except MissingVideos as error:
+        missing.append(error)
+    values, missing = dict(gather_object(list(send_to_device(mine, "cpu").items()))), gather_object(missing)
+    if missing:
+        failed = dict(sorted(item for error in missing for item in error.failed.items()))
+        raise MissingVideos(failed, total, missing[0].remedy, missing[0].what)
+    return [values[number] for number in sorted(values)]

@@ -5,25 +5,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from vmae_lab.data.dataset import Clips
-from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import MissingVideos, read_videos
+from vmae_lab.data.eval_clips import all_readable, read_videos
 from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
 from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import Side, short_side_for
 
 
-class ViewSettings(BaseModel):
+class ViewSettings(Settings):
     """Views of a test video: 5 dense clips x 3 crops in the paper (Kinetics), 2 sparse x 3 for Something-Something V2."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     clips: int = Field(5, ge=1)
     crops: int = Field(3, ge=1)
@@ -47,20 +45,12 @@ def view_probabilities(
     state = process_state()
     model.eval()
     mine = range(state.process_index, len(clips), state.num_processes)
-    found: dict[int, np.ndarray] = {}
-    failed: dict[int, VideoError] = {}
     cut = partial(cut_views, frames=settings.frames, side=settings.side, crops=views.crops)
     choose = views.choose(settings.frames, stride)
     videos = read_videos(clips, mine, choose, short_side_for(settings.side), cut, inference.load)
-    for row, video in zip(mine, videos, strict=True):
-        if isinstance(video, VideoError):
-            failed[row] = video
-        elif not failed:
-            found[row] = mean_probabilities(model, video, inference.precision)
-    parts, missing = gathered(found, failed)
-    if missing:
-        raise MissingVideos(missing, len(clips))
-    probabilities = np.stack(parts)
+    read = all_readable(mine, videos, len(clips))
+    found = ((row, mean_probabilities(model, video, inference.precision)) for row, video in read)
+    probabilities = np.stack(gathered(found, len(clips)))
     infinite = np.flatnonzero(~np.isfinite(probabilities).all(1))
     if len(infinite):
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -26,6 +26,7 @@ from vmae_lab.masking import Grid
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.seeding import numpy_generator
+from vmae_lab.utils.settings import Settings
 
 Probe = Literal["ridge", "attentive", "linear_2x2", "linear_mean", "knn"]
 PROBE_NAMES: dict[str, str] = {
@@ -38,10 +39,8 @@ PROBE_NAMES: dict[str, str] = {
 TOKEN_SHARE = 0.25  # largest share of a GPU's free memory for a set of tokens; concatenation needs twice as much
 
 
-class ProbeSettings(BaseModel):
+class ProbeSettings(Settings):
     """Probes, and the number of labels for them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     probes: tuple[Probe, ...] = Field(("ridge", "attentive", "linear_mean", "knn"), min_length=1)
     labels: int | None = Field(160, ge=2, description="labeled training clips, equally many per class; null: all")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vmae_lab.data.dataset import DataSettings
 from vmae_lab.data.video_lists import ListError
@@ -26,6 +26,7 @@ from vmae_lab.training.tasks.finetune import FinetuneSettings
 from vmae_lab.training.tasks.localise import LocaliseSettings
 from vmae_lab.training.tasks.pretrain import PretrainSettings
 from vmae_lab.utils.seeding import torch_generator
+from vmae_lab.utils.settings import Settings
 
 CHECKED = "_vmae_lab_parameters_checked"  # set in a notebook's namespace after its first check
 # Pre-training that reconstructs another clip; a readout that is fitted to shuffled labels.
@@ -36,10 +37,8 @@ Section = TypeVar("Section")
 # Settings
 
 
-class EvaluateSettings(BaseModel):
+class EvaluateSettings(Settings):
     """How a pre-trained encoder is evaluated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: Literal["validation", "test"] = Field("test", description="validation for searches, test for reports")
     sources: tuple[str, ...] = Field((), description="sources to evaluate on; all if empty")
@@ -61,10 +60,8 @@ class EvaluateSettings(BaseModel):
     margin: float = Field(2.0, gt=0, description="arms that differ by fewer points are equivalent; changes no run")
 
 
-class MeasureSettings(BaseModel):
+class MeasureSettings(Settings):
     """How step times and peak memory are measured on this device, with the paper's clips of 16 x 224 x 224."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sizes: tuple[str, ...] = Field(("small", "base"), description="sizes to measure; for the others only MACs are counted")
     size: str = Field("base", description="the size that is measured; each arm sets it")
@@ -82,10 +79,8 @@ class MeasureSettings(BaseModel):
         return ModelSettings(size=size, frames=16, side=224)
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """All settings from which a notebook's plan is made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: str = Field(pattern=r"^[a-z0-9_-]+$", description="name of the folder in reports/")
     data: DataSettings

@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,16 +22,15 @@ from torch.nn import functional
 from vmae_lab.models.checkpoints import CheckpointError, load_weights, read_weights
 from vmae_lab.models.checkpoints.save import write_weights
 from vmae_lab.utils.atomic_io import make_folder, read_json, write_json
+from vmae_lab.utils.settings import Settings
 
 WEIGHTS, CONFIG = "model.safetensors", "localiser.json"
 CHUNK = 64  # queries that share one chunk of keys in local attention
 PRIOR = 0.01  # initial probability of every class (focal loss, arXiv 1708.02002, section 4.1)
 
 
-class ActionFormerShape(BaseModel):
+class ActionFormerShape(Settings):
     """Widths and depths. The defaults are ActionFormer's on THUMOS14."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(512, ge=1)
     heads: int = Field(4, ge=1)

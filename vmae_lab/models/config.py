@@ -2,9 +2,10 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vmae_lab.models.sizes import ClipShape, Size
+from vmae_lab.utils.settings import Settings
 
 Readout = Literal["mean", "flat", "attentive"]
 # Facts about the classes and the training clips. They do not change a result, so they are not in stage keys. Checkpoints of
@@ -12,13 +13,11 @@ Readout = Literal["mean", "flat", "attentive"]
 UNHASHED = ("class_names", "stride", "sampling")
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Settings):
     """Kind, size and clip of a model, and settings of some kinds, which are None for the other kinds.
 
     A VideoClassifier with `classes` None is an encoder without a head.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     library: Literal["vmae_lab"] = "vmae_lab"
     model: Literal["VideoMAE", "VideoClassifier", "ActionDetector"]

@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import Grid, Side, height_width, read_side
 
 Positions = Literal["interpolate", "recompute"]
@@ -137,10 +138,8 @@ class ClipShape:
         return self.channels * self.tubelet * self.patch * self.patch
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Settings):
     """Settings of a model: the name of its size, and its clip."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: str = "base"
     frames: int = Field(16, ge=1)

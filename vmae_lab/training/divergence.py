@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.settings import Settings
 
 RECENT = 100  # number of last losses, to whose median a loss is compared
 ENOUGH = 20  # number of losses needed before one can count as a spike
@@ -19,10 +20,8 @@ class TrainingDiverged(UserError, RuntimeError):
     exit_status = 1
 
 
-class Divergence(BaseModel):
+class Divergence(Settings):
     """What counts as diverged in addition to non-finite numbers, and what happens then. Part of a stage's key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     spike: float | None = Field(None, gt=1, description="a loss above this many times the median of the last 100 is a spike")
     roll_back: int | None = Field(

@@ -12,6 +12,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from vmae_lab.training.settings import ImpossibleHere
 from vmae_lab.utils.atomic_io import atomic_write, storing_in
+from vmae_lab.utils.journal import read_rows
 
 PROJECT = "vmae_lab"  # project name in trackers
 
@@ -74,10 +75,4 @@ def latest_step(folder: Path) -> int:
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the lines of a run's metrics, without an incomplete last line (of a killed run)."""
-    rows, path = [], folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return list(read_rows(folder / "metrics.jsonl"))

@@ -2,22 +2,21 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.training.divergence import Divergence
 from vmae_lab.training.optim import cosine_schedule
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.precision import Precision
+from vmae_lab.utils.settings import Settings
 
 
 class ImpossibleHere(UserError, ValueError):
     """The settings are valid, but cannot be used with these processes or this installation. The message says what to change."""
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """Length, learning rate and optimizer. They change the result, so they are part of a stage's key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(..., ge=1)
     batch_size: int = Field(..., ge=1, description="clips per step, over all processes and accumulated micro-batches")
@@ -71,10 +70,8 @@ class TrainSettings(BaseModel):
         return cosine_schedule(step, self.steps, self.warmup_steps, 0.0, self.peak_lr, self.lowest_lr)
 
 
-class SlurmSettings(BaseModel):
+class SlurmSettings(Settings):
     """What a Slurm job of one stage requests. It runs on one machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     minutes: int = Field(
         60, ge=1, description="time limit. A training that reaches it saves, is queued again and resumes; other stages fail"
@@ -88,15 +85,13 @@ class SlurmSettings(BaseModel):
     )
 
 
-class Compute(BaseModel):
+class Compute(Settings):
     """How a stage is computed. Not part of any stage's key.
 
     Threads, `compile` and the number of processes change rounding. Drop path and the pairs of mixup and cutmix also depend on
     the number of processes, since each process draws them for its own rows. On GPUs, `evaluation_precision` and `tf32` change
     rounding. The other settings do not change results.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     launch: str | None = Field(
         None, description="train in several processes: name of an accelerate configuration in params/accelerate/, or a path"

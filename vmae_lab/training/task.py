@@ -35,9 +35,12 @@ class Task(ABC, Generic[Model]):
         """The size of a row, with which loader workers build parts of a batch. By default, each builds whole batches."""
         return RowSize()
 
-    @abstractmethod
     def weight(self, batch: Batch) -> float:
-        """Return the number of terms in the batch's loss: its weight in the mean over micro-batches and processes."""
+        """Return the number of terms in the batch's loss: its weight in the mean over micro-batches and processes.
+
+        The default is the number of rows.
+        """
+        return float(len(next(iter(batch.values()))))
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.utils.atomic_io import readable
 from vmae_lab.utils.errors import UserError
+from vmae_lab.utils.settings import Settings
 
 FRAMES = "img_{:05d}.jpg"  # default file names in a folder of frames, as in the official code
 HEAD = 400  # bytes that identify a container: two packets of an MPEG transport stream
@@ -37,10 +38,8 @@ class DecoderUnavailable(UserError, RuntimeError):
     """No decoder process can be started. This is not the fault of a video, so no video is skipped."""
 
 
-class VideoSettings(BaseModel):
+class VideoSettings(Settings):
     """The decoder of video files, and its limits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     decoder: str = Field(
         "auto",

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 import av
 import numpy as np
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict
 
 from vmae_lab.utils.atomic_io import StorageError, atomic_write, fingerprint, make_folder, storing_in, write_json
 from vmae_lab.utils.processes import parallel_map
 from vmae_lab.utils.progress import Progress
+from vmae_lab.utils.settings import Settings
 
 FRAMES_A_SECOND = 12
 Split = Literal["train", "validation", "test"]
@@ -23,13 +23,12 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Job = tuple[Any, ...]  # identifies a file: the split first, its number last
 
 
-class WorldSettings(BaseModel):
+class WorldSettings(Settings):
     """Base class of the settings of an embedded data set.
 
     Subclasses have a field per split (its number of files), `side` and `seed`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     prefix: ClassVar[str]  # of the folder's name
     versions: ClassVar[dict[str, int]]  # of the renderers
     available: ClassVar[Collection[str]]  # allowed sources

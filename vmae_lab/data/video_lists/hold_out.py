@@ -7,16 +7,15 @@ from hashlib import blake2b
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.data.video_lists.formats import Faults
 from vmae_lab.data.video_lists.reader import VideoList
+from vmae_lab.utils.settings import Settings
 
 
-class HoldOut(BaseModel):
+class HoldOut(Settings):
     """Shares of the train list that are held out for validation and test, from every class."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     validation: float = Field(0.15, ge=0, lt=1)
     test: float = Field(0.15, ge=0, lt=1)

@@ -8,7 +8,7 @@ from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vmae_lab.data.decoding.container import FRAMES, VideoSettings
 from vmae_lab.data.video_lists.folders import listed_files
@@ -18,6 +18,7 @@ from vmae_lab.data.video_lists.labels import numbered
 from vmae_lab.data.video_lists.reader import VideoList, read_list
 from vmae_lab.utils.atomic_io import fingerprint, utf8_name
 from vmae_lab.utils.errors import first_of
+from vmae_lab.utils.settings import Settings
 
 SPLITS = ("train", "validation", "test")
 
@@ -32,10 +33,8 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(f"frame_pattern {pattern!r} has no field for the frame number; use, e.g., {FRAMES}")
 
 
-class SourceSettings(BaseModel):
+class SourceSettings(Settings):
     """One pre-training source: a list file, folder or glob below `root`, and how its clips are sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     list: str = Field(..., min_length=1)
     root: str | None = Field(None, description="folder of the paths; lists.root by default")
@@ -47,14 +46,12 @@ class SourceSettings(BaseModel):
         check_pattern(self.frame_pattern)
 
 
-class ListSettings(BaseModel):
+class ListSettings(Settings):
     """Lists of videos, relative to `root`, in any form that `read_list` reads.
 
     `pretrain` needs no labels: one list, or several sources by name; the train list by default. `train`, `validation` and
     `test` have labels. `hold_out` takes validation and test videos from the train list.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str = "."
     pretrain: str | dict[str, SourceSettings] | None = None

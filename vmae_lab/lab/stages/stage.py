@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from vmae_lab.lab.config import Recipe
@@ -26,6 +26,7 @@ from vmae_lab.training.tasks.finetune import FinetuneSettings, encoder_state
 from vmae_lab.training.tasks.pretrain import PretrainSettings
 from vmae_lab.utils.atomic_io import fingerprint
 from vmae_lab.utils.processes import process_state
+from vmae_lab.utils.settings import Settings
 
 # Files of a stage's folder.
 WEIGHTS, PREDICTIONS, DETECTIONS = "model.safetensors", "predictions.parquet", "detections.csv"
@@ -43,15 +44,13 @@ class Job:
     progress: bool = True
 
 
-class Stage(BaseModel):
+class Stage(Settings):
     """A unit of computation, named by a hash of what determines its result. Each kind is a subclass in its own file.
 
     The fields of a kind are the settings in its key. A field with its default value is left out of the key, so that a new field
     does not rename finished stages. `inputs` are the stages that must be finished first. `where` is the path of an external
     file: the key depends on the content of the file, not on its path.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1  # increase it when a change of the code changes results

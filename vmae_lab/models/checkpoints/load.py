@@ -12,7 +12,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -107,8 +107,7 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             f"{name} has an encoder with an unknown prefix: {unknown[0]}. Save the weights again without this prefix"
         )
     if not state.keys().isdisjoint(OFFICIAL + TRANSFORMERS):
-        opened = _convert(state, config, arguments, size, name)
-        return _with_names(opened, formats.class_names_in(config, arguments))
+        return _convert(state, config, arguments, size, name)
     if config.get("library") == "vmae_lab":
         return Checkpoint(state, _our_config(config, name), name)
     if any(key.startswith("encoder.trunk.") for key in state):
@@ -122,19 +121,6 @@ def open_checkpoint(where: str | Path, size: Size | str | None = None, revision:
             "the folder of its stage; other commands take the encoder of the features"
         )
     raise CheckpointError(f"{name} is not a VideoMAE: it has no weight {OFFICIAL[0]}. It has: {first_of(list(state))}")
-
-
-def _with_names(opened: Checkpoint, names: tuple[str, ...] | None) -> Checkpoint:
-    """Add class names to a checkpoint, unless their number differs from the head's."""
-    if names is None or opened.config.classes is None:
-        return opened
-    if len(names) != opened.config.classes:
-        warnings.warn(
-            f"{opened.where} names {len(names)} classes, but its head has {opened.config.classes}; the names are ignored",
-            stacklevel=4,
-        )
-        return opened
-    return replace(opened, config=opened.config.model_copy(update={"class_names": names}))
 
 
 def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any], size: Size | None, where: str) -> Checkpoint:
@@ -186,7 +172,13 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
             "only classifiers that use the mean token"
         )
     classes = len(state["head.weight"]) if "head.weight" in state else None
-    model = ModelConfig(model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean")
+    names = formats.class_names_in(config, arguments) if classes else None
+    if names and len(names) != classes:
+        warnings.warn(f"{where} names {len(names)} classes, but its head has {classes}; the names are ignored", stacklevel=4)
+        names = None
+    model = ModelConfig(
+        model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean", class_names=names
+    )  # fmt: skip
     return Checkpoint(formats.from_official_classifier(state), model, where, assumed)
 
 

@@ -35,9 +35,6 @@ class AttentiveProbeTask(Task[nn.Module]):
         chosen = torch.tensor([self.order[step * self.settings.batch_size + row] for row in rows])
         return {"row": chosen, "label": self.labels[chosen]}
 
-    def weight(self, batch: Batch) -> float:
-        return float(len(batch["label"]))
-
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         tokens = self.features[batch["row"].to(self.features.device, non_blocking=True)].to(device, non_blocking=True)
         return nn.functional.cross_entropy(model(tokens), batch["label"].to(device, non_blocking=True))

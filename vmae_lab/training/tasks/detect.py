@@ -16,8 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vmae_lab.data.ava import COLUMNS, CORNERS, KEY, Scenes, SceneSettings
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
-from vmae_lab.data.decoding import VideoError
-from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, MissingVideos, batches_of
+from vmae_lab.data.eval_clips import FIX_KEY_FRAMES, all_readable, batches_of
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.transforms import BoxAugment, augment_scene, enlarged, to_short_side
 from vmae_lab.data.video_lists import ListError
@@ -166,9 +165,8 @@ def detect(
     state = process_state()
     wanted = [index for index, key in enumerate(keys) if key in rows_of]
     mine = list(batches_of(wanted, batch))[state.process_index :: state.num_processes]
-    found: dict[int, Tensor] = {}
-    failed: dict[int, VideoError] = {}
-    try:
+
+    def found() -> Iterator[tuple[int, Tensor]]:
         for clips in _test_clips(scenes, list(chain(*mine)), settings, shape.frames, batch):
             clip_rows = [rows_of[keys[index]] for index, _ in clips]
             height, width = clips[0][1].shape[-2:]
@@ -178,12 +176,9 @@ def detect(
                 logits = model(videos.to(device), pixels.to(device))
             predicted = logits.float().sigmoid().cpu()  # (B, M, classes), padded
             for (index, _), values, part in zip(clips, predicted, clip_rows, strict=True):
-                found[index] = values[: len(part)]
-    except MissingVideos as missing:
-        failed = missing.failed
-    scores, unreadable = gathered(found, failed)
-    if unreadable:
-        raise MissingVideos(unreadable, len(scenes), FIX_KEY_FRAMES, "key frames")
+                yield index, values[: len(part)]
+
+    scores = gathered(found(), len(scenes))
 
     # One row per box and class.
     order = np.concatenate([np.empty(0, dtype=int), *(rows_of[keys[index]] for index in wanted)])
@@ -209,25 +204,14 @@ def people_of(scenes: Scenes, whose: Whose, least_score: float) -> pd.DataFrame:
 def _test_clips(
     scenes: Scenes, wanted: Sequence[int], settings: DetectSettings, frames: int, batch: int
 ) -> Iterator[list[tuple[int, Tensor]]]:
-    """Yield key frames (index and clip) in batches of at most `batch` consecutive clips of one size.
-
-    After the first unreadable clip, the others are only read to find all unreadable ones. Then this raises MissingVideos.
-    """
-    side, failed = settings.test_short_side, dict[int, VideoError]()
-
-    def read() -> Iterator[tuple[int, Tensor]]:
-        clips = scenes.clips(wanted, frames, settings.stride, side, settings.keep_decoded)
-        for index, video in zip(wanted, clips, strict=True):
-            if isinstance(video, VideoError):
-                failed[index] = video
-            elif not failed:
-                yield index, to_short_side(video, side)
-
-    for _, alike in groupby(read(), lambda clip: clip[1].shape):
+    """Yield key frames (index and clip) in batches of at most `batch` consecutive clips of one size. Raises MissingVideos."""
+    side = settings.test_short_side
+    videos = scenes.clips(wanted, frames, settings.stride, side, settings.keep_decoded)
+    read = all_readable(wanted, videos, len(scenes), FIX_KEY_FRAMES, "key frames")
+    resized = ((index, to_short_side(video, side)) for index, video in read)
+    for _, alike in groupby(resized, lambda clip: clip[1].shape):
         while clips := list(islice(alike, batch)):
             yield clips
-    if failed:
-        raise MissingVideos(failed, len(scenes), FIX_KEY_FRAMES, "key frames")
 
 
 def _to_patches(video: Tensor, patch: int) -> Tensor:

@@ -7,16 +7,15 @@ from itertools import groupby
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.data import FastCollateMixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from vmae_lab.data.corrupt_videos import CorruptVideos, read_or_replace
 from vmae_lab.data.dataset import Clips, DataSettings
-from vmae_lab.data.decoding import VideoError
 from vmae_lab.data.decoding.decoders import Choose
-from vmae_lab.data.eval_clips import BATCH, MissingVideos, batches_of, evaluated_clips
+from vmae_lab.data.eval_clips import BATCH, batches_of, evaluated_clips
 from vmae_lab.data.frame_sampling import Dense, Sparse
 from vmae_lab.data.samplers import EpochOrder
 from vmae_lab.data.transforms import FinetuneAugment, finetune_augment, multi_scale_crop
@@ -27,22 +26,22 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch, RowSize
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.training.task import Task
+from vmae_lab.utils.precision import autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
+from vmae_lab.utils.settings import Settings
 from vmae_lab.utils.shapes import short_side_for
 
 Sampling = Literal["dense", "sparse"]
 Keep = Literal["last", "best"]
 
 
-class MixSettings(BaseModel):
+class MixSettings(Settings):
     """Mixup or cutmix, one of them per batch: mixes pairs of clips and their labels (VideoMAE V2's recipe).
 
     mixup (arXiv 1710.09412) averages two clips with weights drawn from Beta(mixup, mixup). cutmix (arXiv 1905.04899) pastes a
     box of one clip, the same in all frames, into the other.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution; 0: no mixup")
     cutmix: float = Field(1.0, ge=0, description="alpha for the area of cutmix's box; 0: no cutmix")
@@ -145,9 +144,6 @@ class FinetuneTask(Task[VideoClassifier]):
         """Return the labels of chosen labeled clips: int64 `(B,)`."""
         return torch.from_numpy(self.clips.labels[[self.labelled[row] for row in chosen]])
 
-    def weight(self, batch: Batch) -> float:
-        return float(len(batch["video"]))
-
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         scores = model(batch["video"].to(device, non_blocking=True))
         return self.criterion(scores.float(), batch["label"].to(device, non_blocking=True))
@@ -199,18 +195,14 @@ def predict(
     batches = list(enumerate(batches_of(range(len(clips)), BATCH)))[state.process_index :: state.num_processes]
     rows = [row for _, batch in batches for row in batch]
     videos = evaluated_clips(clips, rows, settings.frames, stride, settings.side, choose=choose, load=inference.load)
-    found: dict[int, Tensor] = {}
-    failed: dict[int, VideoError] = {}
-    try:
+
+    def scores() -> Iterator[tuple[int, Tensor]]:
         for video, (number, _) in zip(videos, batches, strict=True):
-            with inference.autocast(device):
-                found[number] = model(video.to(device)).float()
-    except MissingVideos as missing:
-        failed = missing.failed
-    parts, unreadable = gathered({number: scores.cpu() for number, scores in found.items()}, failed)
-    if unreadable:
-        raise MissingVideos(unreadable, len(clips))
-    return torch.cat(parts)
+            with autocast(inference.precision, device):
+                logits = model(video.to(device)).float()
+            yield number, logits
+
+    return torch.cat(gathered(scores(), len(clips)))
 
 
 def encoder_state(state: State) -> State:

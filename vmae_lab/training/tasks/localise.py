@@ -107,9 +107,6 @@ class LocaliseTask(Task[ActionFormer]):
             "positives": torch.full((len(rows),), self._recent_positives(step)),
         }
 
-    def weight(self, batch: Batch) -> float:
-        return float(len(batch["features"]))
-
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         """Return focal plus DIoU loss, divided by the recent number of positives. The mean over rows is the step's loss."""
         features, padding, positives = (
@@ -197,7 +194,7 @@ def localise(
         times = features.times(segments.astype(float), video.fps).clip(0, video.duration)
         names = [model.classes[label] for label in labels]
         found_rows[number] = [*zip(repeat(video.video), times[:, 0], times[:, 1], names, scores.astype(float), strict=False)]
-    rows = list(chain(*gathered(found_rows, {})[0]))
+    rows = list(chain(*gathered(found_rows.items(), len(videos))))
     return pd.DataFrame(rows, columns=PREDICTIONS).astype(dict.fromkeys(["start", "end", "score"], float))
 
 
