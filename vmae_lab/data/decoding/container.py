@@ -77,9 +77,15 @@ class VideoFile:
     frames: int = -1
     bytes: int = -1
 
-    def is_as_checked(self, path: str) -> bool:
-        """Return whether the file at `path` has the size that `vmae-lab data check` recorded."""
-        return self.decoder != "" and self.bytes == (self.size if self.size >= 0 else os.path.getsize(path))
+    @property
+    def is_as_checked(self) -> bool:
+        """Whether the file has the size that `vmae-lab data check` recorded."""
+        return self.decoder != "" and self.bytes == self.stored_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the video in bytes."""
+        return self.size if self.size >= 0 else os.path.getsize(self.path)
 
 
 def screen(video: VideoFile, follow_links: bool = False) -> str:
@@ -107,8 +113,9 @@ def screen(video: VideoFile, follow_links: bool = False) -> str:
     return real
 
 
-def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
+def open_source(video: VideoFile, settings: VideoSettings) -> tuple[Any, str]:
     """Return the input of a decoder (a path, or the bytes of a part of a shard) and its container. Raises VideoError."""
+    path = screen(video, settings.follow_links)
     try:
         with open(path, "rb") as file:
             if video.offset >= 0:

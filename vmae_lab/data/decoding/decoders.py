@@ -92,27 +92,28 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     `choose` is called with the number of frames, and again if decoding gives a different number. Frames with a larger short
     side are reduced to `short_side` pixels directly after decoding.
     """
-    path = screen(video, settings.follow_links)
     if video.total >= 0:
         return _read_folder(video, choose, settings, short_side)
-    source, container = open_source(video, path)
-    checked = video if video.is_as_checked(path) else None
-    decoder: str | None = settings.decoder
-    while decoder:
-        info = probe(video.path, source, container, settings.model_copy(update={"decoder": decoder}), checked)
-        try:
-            frames, indices = READERS[info.decoder](source, info, choose, short_side)
-            return Decoded(frames, tuple(indices), info)
-        except IndexError as error:  # raised by `choose`
-            raise VideoError(video.path, str(error), info.codec) from None
-        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
-            cause = cause_of(error)
-        # PyAV reads some files that decord refuses.
-        decoder = "pyav" if decoder == "auto" and info.decoder != "pyav" else None
+    source, info = open_video(video, settings)
+    try:
+        frames, indices = READERS[info.decoder](source, info, choose, short_side)
+        return Decoded(frames, tuple(indices), info)
+    except IndexError as error:  # raised by `choose`
+        raise VideoError(video.path, str(error), info.codec) from None
+    except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
+        cause = cause_of(error)
+    if settings.decoder == "auto" and info.decoder != "pyav":  # PyAV reads some files that decord refuses
+        return read_video(video, choose, with_pyav(settings), short_side)
     raise VideoError(video.path, cause, info.codec)
 
 
+def with_pyav(settings: VideoSettings) -> VideoSettings:
+    """Return the settings with PyAV as the decoder."""
+    return settings.model_copy(update={"decoder": "pyav"})
+
+
 def _read_folder(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None) -> Decoded:
+    screen(video, settings.follow_links)
     try:
         indices = _chosen(choose, video.total)
     except (IndexError, ValueError) as error:
@@ -126,11 +127,16 @@ def _read_folder(video: VideoFile, choose: Choose, settings: VideoSettings, shor
 # Choice of the decoder
 
 
-def probe(path: str, source: Any, container: str, settings: VideoSettings, checked: VideoFile | None = None) -> VideoInfo:
-    """Read the header of a file, check the frame size, and choose a decoder. Raises VideoError.
+def open_video(video: VideoFile, settings: VideoSettings, use_check: bool = True) -> tuple[Any, VideoInfo]:
+    """Return the input of a decoder and its header, which names the decoder. Checks the frame size. Raises VideoError.
 
-    For a `checked` file, the results of the check are used instead of reading all packets, which is slow for long videos.
+    If the file was checked, the results are used instead of reading all packets, which is slow for long videos.
     """
+    source, container = open_source(video, settings)
+    return source, _probe(video.path, source, container, settings, video if use_check and video.is_as_checked else None)
+
+
+def _probe(path: str, source: Any, container: str, settings: VideoSettings, checked: VideoFile | None) -> VideoInfo:
     boxes = box_types(source) if container == "mov" else set()
     fragmented = is_fragmented(boxes)
     if b"moof" in boxes and b"moov" not in boxes:
@@ -401,16 +407,14 @@ def seeks_exactly(video: VideoFile, settings: VideoSettings) -> bool:
     For a readable file. Compares all frames. Even and odd frames are decoded separately from key frames, so unwanted frames are
     left out, as in a reader. The result is False if the file has only one key frame. Raises VideoError.
     """
-    path = screen(video, settings.follow_links)
-    source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings)
+    source, info = open_video(video, settings, use_check=False)
     try:
         keys, numbers = key_frames(source, info)
         if len(keys) < 2 or keys[0].number:
             return False
         seeking = []
         for first in range(2):  # even and odd frames
-            again, _ = open_source(video, path)  # several readers of one buffer would interfere
+            again, _ = open_source(video, settings)  # several readers of one buffer would interfere
             seeking.append(_from_key_frames(again, info, keys, numbers, range(first, len(numbers), 2), None))
         for number, frame in enumerate(shown_frames(source, info)):
             if number == 0:
