@@ -307,11 +307,8 @@ class Decoders:
 
     __del__ = close
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "processes": self.processes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Decoders.__init__(self, **state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.settings, self.processes)
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[DecoderProcess]:
