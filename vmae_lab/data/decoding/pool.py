@@ -194,7 +194,7 @@ class DecoderProcess:
             raise Malformed(f"it has {length} bytes")
         kind, content = parsed(bytes(self._bytes(length)))
         if kind == "error":
-            raise VideoError(content.path, content.cause, content.codec)
+            raise VideoError(*content)
         if kind not in kinds:
             raise Malformed(f"its kind is {kind!r}")
         return kind, content

@@ -5,12 +5,11 @@ at 1920 x 1080 pixels).
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import av
 import numpy as np
 
-from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of
+from vmae_lab.data.decoding.container import Source, VideoError, VideoFile, VideoSettings, cause_of
 from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, open_video, read_video, shown_frames, with_pyav
 from vmae_lab.data.decoding.images import FrameConverter
 from vmae_lab.data.frame_sampling import Stretch
@@ -40,7 +39,7 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
         raise VideoError(video.path, cause_of(error), info.codec) from None
 
 
-def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
+def _chunks(source: Source, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
     """Yield chunks of frames, uint8 `(T, H, W, 3)`, and their times in seconds. After a frame without a time, times are ().
 
     If the number of frames is unknown, a decoder error ends the video.
