@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -156,16 +157,12 @@ def _times(opened: av.container.InputContainer, complete: bool) -> tuple[list[fl
     entries = stream.index_entries if complete else None
     if entries and stream.frames == len(entries) and not any(entry.is_discard for entry in entries):
         return [float(entry.timestamp * stream.time_base) for entry in entries], len(entries)
-    packets = [packet for packet in _readable_packets(opened, stream) if packet.size and not packet.is_discard]
+    packets = list[av.Packet]()
+    with suppress(av.FFmpegError):  # up to the first unreadable packet
+        for packet in opened.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append(packet)
     first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
     packets = packets[first:]  # frames before the first key frame cannot be decoded
     stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
     return [float(stamp * stream.time_base) for stamp in stamps if stamp is not None], len(packets)
-
-
-def _readable_packets(opened: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Yield the packets before the first unreadable one."""
-    try:
-        yield from opened.demux(stream)
-    except av.FFmpegError:
-        return
