@@ -88,7 +88,7 @@ ANSWERS: dict[str, Callable[[], bytes]] = {
     "extra_field": lambda: pixels([1, 48, 64, 3], 9216, another=1),
     "frames_negative": lambda: message(["frames", -1]),
     "frames_words": lambda: message(["frames", "20"]),
-    "error_of_numbers": lambda: message(["error", {"path": 1, "cause": 2, "codec": 3}]),
+    "error_of_numbers": lambda: message(["error", [1, 2, 3]]),
 }
 SENT_BEFORE = {"many_frames", "no_frames", "huge", "negative", "flat", "words", "grey", "too_few_bytes", "too_many_bytes"}
 SENT_BEFORE |= {"no_codec", "negative_size", "no_number", "extra_field"}  # after they have asked which frames are wanted

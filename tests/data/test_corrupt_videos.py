@@ -33,7 +33,7 @@ def test_readable_videos_are_used_equally_often():
     seen = Counter(drawn)
     sound = sorted(set(range(SIZE)) - BROKEN)
     assert set(seen) == set(sound)
-    assert len(corrupt_videos) == len(BROKEN)
+    assert len(corrupt_videos.errors) == len(BROKEN)
     extra = np.array([seen[index] - epochs for index in sound])
     assert extra.sum() == epochs * len(BROKEN)
     assert chisquare(extra).pvalue > 0.01, "replacements are at least as even as random draws (fixed seed)"
@@ -82,15 +82,15 @@ def test_a_broken_video_is_read_once_per_run(tmp_path):
 def test_processes_share_the_file(tmp_path):
     file = tmp_path / "quarantine.csv"
     ours, theirs = CorruptVideos(file), CorruptVideos(file)
-    assert 5 not in ours
+    assert 5 not in ours.errors
     theirs.add(5, VideoError("ä\ud800.mp4", "x"))
-    assert 5 in ours
+    assert 5 in ours.errors
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda one: CorruptVideos(file).add(7, VideoError("7.mp4", str(one))), range(20)))
-    assert len(ours) == 2
+    assert len(ours.errors) == 2
     with open(file, "a") as half:
         half.write("8,8.mp4")  # an incomplete line: another process is writing
-    assert 8 not in ours
+    assert 8 not in ours.errors
 
 
 def test_an_error_is_raised_if_no_video_is_readable():

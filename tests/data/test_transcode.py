@@ -19,7 +19,7 @@ from made_videos import NO_VIDEOS, VIDEOS, drawn, shown, write_video
 
 from vmae_lab.cli import main
 from vmae_lab.data.decoding import VideoFile, VideoSettings, read_frames, read_video
-from vmae_lab.data.decoding.decoders import SEEKING, _UnwantedFrames, probe
+from vmae_lab.data.decoding.decoders import SEEKING, _UnwantedFrames, open_video
 from vmae_lab.data.decoding.pool import DecoderProcess
 from vmae_lab.data.frame_sampling import Exactly
 from vmae_lab.data.transcode import FAILURES, JOURNAL, LIST, MANIFEST, TranscodeSettings, copy_names, transcode_list
@@ -96,7 +96,7 @@ def test_copies_are_upright_and_read_by_the_fast_decoder(copies):
             keys = [packet.is_keyframe for packet in video.demux(video=0) if packet.size]
             assert len(video.streams) == 1
         assert keys == [number % 16 == 0 for number in range(len(keys))]
-        assert probe(path, str(out / path), "mov", VideoSettings()).decoder == "decord"
+        assert open_video(VideoFile(str(out / path)), VideoSettings())[1].decoder == "decord"
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 7])

@@ -86,11 +86,11 @@ def test_sources_of_several_kinds_are_one_stream(videos):
 def test_a_check_finds_broken_videos_and_is_not_repeated(videos, tmp_path, monkeypatch, capsys):
     listed = read_list(".", videos, labelled=True)
     out = tmp_path / "check"
-    checked = check_list(listed, VideoSettings(), out, processes=2)
-    status = dict(zip(checked.table.path, checked.table.status, strict=True))
+    table = check_list(listed, VideoSettings(), out, processes=2)
+    status = dict(zip(table.path, table.status, strict=True))
     assert status == {path: "failed" if "broken" in path else "ok" for path in status}
     assert len(status) == 6
-    assert set(checked.table.frames) == {12, 0}
+    assert set(table.frames) == {12, 0}
     assert "a web page" in (out / FAILURES).read_text()
     assert "5 are ok, 0 are damaged, 1 cannot be read" in (out / REPORT).read_text()
     checked = read_list(out / CHECKED, videos, labelled=True)
@@ -110,9 +110,9 @@ def test_a_check_finds_broken_videos_and_is_not_repeated(videos, tmp_path, monke
     journal.write_text(journal.read_text() + '{"key": "cut sho')
     repaired = check_list(listed, VideoSettings(), out)
     assert "5 already checked" in capsys.readouterr().out
-    assert set(repaired.table.status) == {"ok"}
+    assert set(repaired.status) == {"ok"}
     monkeypatch.setattr(pool, "CHILD", "no.such.module")
-    assert len(check_list(listed, VideoSettings(), out).broken) == 0, "all files are valid"
+    assert set(check_list(listed, VideoSettings(), out).status) == {"ok"}, "all files are valid"
 
 
 @pytest.mark.slow
@@ -123,8 +123,8 @@ def test_fragmented_videos_are_read_from_checked_lists_and_shards(tmp_path):
     made_videos.write_video(root / "pyav.mp4", codec="mpeg4", options={"bf": "2"}, mux={"movflags": "frag_keyframe"})
     made_videos.write_video(root / "ten_bit.mp4", pix_fmt="yuv420p10le", mux={"movflags": "dash"})
     listed = read_list(".", root)
-    checked = check_list(listed, VideoSettings(), tmp_path / "check")
-    assert checked.table.set_index("path").decoder.to_dict() == {
+    table = check_list(listed, VideoSettings(), tmp_path / "check")
+    assert table.set_index("path").decoder.to_dict() == {
         "decord.mp4": "decord",
         "pyav.mp4": "pyav_seek",
         "ten_bit.mp4": "pyav_seek",

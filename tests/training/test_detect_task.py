@@ -225,7 +225,7 @@ def test_crops_without_people_give_no_gradient(lists, tmp_path):
     """People smaller than a pixel are dropped, so the loss of this batch has no terms."""
     root = Path(lists.lists.root)
     (root / "boxes.csv").write_text("a,1,0.5,0.5,0.501,0.501,1,1\nb,1,0.5,0.5,0.501,0.501,1,1\n")
-    settings, scenes = settings_of(lists, weight_decay=0.0), open_scenes(lists.without_persons(), "train")
+    settings, scenes = settings_of(lists, weight_decay=0.0), open_scenes(lists, "train", with_persons=False)
     task = DetectTask(MODEL, settings, scenes, None, 0)
     batch = task.batch(0, range(4))
     assert (batch["boxes"].shape, task.weight(batch)) == ((4, 0, 4), 0.0)
@@ -257,7 +257,7 @@ def test_person_score_is_a_threshold_and_a_factor(lists, model):
 
 
 def test_missing_person_boxes_are_an_error(lists, model):
-    scenes = open_scenes(lists.without_persons(), "validation")
+    scenes = open_scenes(lists, "validation", with_persons=False)
     with pytest.raises(ListError, match="persons"):
         detect(model, scenes, settings_of(lists), MODEL)
     assert len(detect(model, scenes, settings_of(lists), MODEL, ["true"])["true"]) == 4 * 2

@@ -89,7 +89,7 @@ def persons(
 
     recipe = read_recipe(parameters, override, ())
     settings = require(recipe.detect, "detect", SHOWN_IN_AVA)
-    scenes = open_scenes(settings.scenes.without_persons(), split)
+    scenes = open_scenes(settings.scenes, split, with_persons=False)
     make_folder(out.parent)  # if it cannot be written, fail now and not after hours
     found = detect_people(TorchvisionDetector(weights, str(chosen_device(device))), scenes, least_score)
     write_person_boxes(out, found)

@@ -86,16 +86,6 @@ class SceneSettings(EmbeddedOrLists[SceneWorldSettings, SceneLists]):
 
     section = "scenes"
 
-    def without_persons(self) -> "SceneSettings":
-        """Return the settings without the lists of the person detector, which may not exist yet."""
-        if self.lists is None:
-            return self
-        bare: dict[str, SplitFiles | None] = {}
-        for name in SPLITS:
-            files = getattr(self.lists, name)
-            bare[name] = files and files.model_copy(update={"persons": None})
-        return SceneSettings(lists=self.lists.model_copy(update=bare))
-
 
 # Csv files -----------------------------------------------------------------------------------------------------------
 
@@ -359,8 +349,10 @@ class Scenes:
         return channels_first(decoded.frames)
 
 
-def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scenes:
+def open_scenes(settings: SceneSettings, split: str, processes: int = 1, with_persons: bool = True) -> Scenes:
     """Open the key frames of a split (`train`, `validation`, `test`). Every video is opened to check its timestamps.
+
+    Without `with_persons`, the list of the person detector is not read, since it may not exist yet.
 
     Embedded scenes are written first if they do not exist. Raises ListError with file, line and cause, also for videos without
     a constant frame rate; StorageError.
@@ -386,7 +378,7 @@ def open_scenes(settings: SceneSettings, split: str, processes: int = 1) -> Scen
         evaluated = {number: actions[number] for number in evaluated}
     boxes_file = list_path(files.boxes, root)
     truth = read_ground_truth(boxes_file, actions)
-    persons = read_person_boxes(list_path(files.persons, root)) if files.persons else None
+    persons = read_person_boxes(list_path(files.persons, root)) if files.persons and with_persons else None
     excluded = read_excluded(list_path(files.excluded, root)) if files.excluded else truth[KEY].head(0)
     if truth.empty:
         raise ListError(f"{boxes_file}: the list is empty")

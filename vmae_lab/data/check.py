@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,18 +25,6 @@ SHOWN = 50  # broken files in the report
 VERSION = 2  # of the decoding; increase it when results change, so that earlier checks are not reused
 
 
-@dataclass(frozen=True)
-class Checked:
-    """The result of a check. `table`: one row per video, with the columns of the list and of Inspection."""
-
-    table: pd.DataFrame
-    folder: Path
-
-    @property
-    def broken(self) -> pd.DataFrame:
-        return self.table[self.table.status != "ok"]
-
-
 def check_list(
     videos: VideoList,
     settings: VideoSettings,
@@ -45,12 +33,12 @@ def check_list(
     frame_pattern: str = FRAMES,
     keep_damaged: bool = False,
     journals: Path | None = None,
-) -> Checked:
-    """Inspect every video in several processes. Videos that an earlier, interrupted check inspected are skipped.
+) -> pd.DataFrame:
+    """Inspect every video in several processes. Return one row per video, with the columns of the list and of Inspection.
 
-    Writes a report (README.md), failures.csv and checked.csv to `folder`. checked.csv is a list for `read_list` with the number
-    of frames and the decoder of each video. Results are stored in a journal in `folder`, or in `journals`, which several lists
-    may share. Raises StorageError.
+    Videos that an earlier, interrupted check inspected are skipped. Writes a report (README.md), failures.csv and checked.csv
+    to `folder`. checked.csv is a list for `read_list` with the number of frames and the decoder of each video. Results are
+    stored in a journal in `folder`, or in `journals`, which several lists may share. Raises StorageError.
     """
     make_folder(folder)
     journal = (journals or folder) / f"{fingerprint([settings.model_dump(mode='json'), frame_pattern])}-{JOURNAL}"
@@ -71,9 +59,9 @@ def check_list(
     clips.decoders.close()
     inspections = pd.DataFrame([seen[key] for key in keys], index=videos.table.index)
     listed = videos.table.drop(columns=[name for name in inspections if name in videos.table])
-    checked = Checked(pd.concat([listed, inspections], axis=1), folder)
-    _write(checked, videos, keep_damaged)
-    return checked
+    table = pd.concat([listed, inspections], axis=1)
+    _write(table, videos, folder, keep_damaged)
+    return table
 
 
 def _check(decoder: DecoderProcess, file: VideoFile) -> Inspection:
@@ -96,27 +84,26 @@ def content_key(file: VideoFile) -> str:
     return json.dumps([VERSION, file.path, file.start, file.total, file.offset, file.size, *found])
 
 
-def _write(checked: Checked, videos: VideoList, keep_damaged: bool) -> None:
-    table, folder = checked.table, checked.folder
+def _write(table: pd.DataFrame, videos: VideoList, folder: Path, keep_damaged: bool) -> None:
+    broken = table[table.status != "ok"]
     kept = table[table.status.isin(["ok", "damaged"] if keep_damaged else ["ok"])]
     columns = ["path", "start", "total", *(name for name in ("offset", "size") if name in table)]
     columns += ["label"] if videos.classes else []
     seen = ["frames", "decoder", "container", "codec", "width", "height", "rotation", "fps", "seconds", "bytes"]
     write_list(folder / CHECKED, kept[columns + seen], videos.classes)
-    write_list(folder / FAILURES, checked.broken[["path", "line", "status", "codec", "cause"]])
+    write_list(folder / FAILURES, broken[["path", "line", "status", "codec", "cause"]])
     notes = []
     if lost := [videos.classes[label] for label in sorted(set(table.label) - set(kept.label)) if videos.classes]:
         notes = [
             f"{len(lost)} of {len(videos.classes)} classes have no usable video, but stay in {CHECKED}: {', '.join(lost)}."
         ]
         print(readable(f"warning: {notes[0]}"))
-    write_text(folder / REPORT, _report(checked, len(kept), notes))
+    write_text(folder / REPORT, _report(table, len(kept), notes))
 
 
-def _report(checked: Checked, kept: int, notes: list[str]) -> str:
+def _report(table: pd.DataFrame, kept: int, notes: list[str]) -> str:
     """Return the report in Markdown: counts, durations, formats and broken files."""
-    table = checked.table
-    read = table[table.status != "failed"]
+    read, broken = table[table.status != "failed"], table[table.status != "ok"]
     counts = table.status.value_counts().reindex(["ok", "damaged", "failed"], fill_value=0)
     parts = [
         f"# {len(table)} videos checked",
@@ -131,9 +118,9 @@ def _report(checked: Checked, kept: int, notes: list[str]) -> str:
         parts += [ranges.loc[["min", "5%", "50%", "95%", "max"]].round(2).to_markdown()]
         kinds = read.groupby(["container", "codec", "decoder"]).size().rename("videos").reset_index()
         parts += [kinds.sort_values("videos", ascending=False).to_markdown(index=False)]
-    if len(checked.broken):
-        shown = checked.broken[["path", "status", "cause"]].head(SHOWN)
+    if len(broken):
+        shown = broken[["path", "status", "cause"]].head(SHOWN)
         shown = shown.map(readable).map(lambda text: "".join(c if c.isprintable() and c != "|" else "?" for c in text))
-        more = len(checked.broken) - len(shown)
+        more = len(broken) - len(shown)
         parts += ["## Broken videos", shown.to_markdown(index=False) + (f"\n\nand {more} more" if more > 0 else "")]
     return "\n\n".join(parts) + "\n"

@@ -18,7 +18,7 @@ COLUMNS = ("index", "path", "codec", "cause")
 
 
 class CorruptVideos:
-    """The unreadable videos of a run: index in its list -> error.
+    """The unreadable videos of a run.
 
     Processes and resumed runs share them in a csv file. Without a file, they are stored in this process only.
     """
@@ -28,18 +28,16 @@ class CorruptVideos:
         self._errors: dict[int, VideoError] = {}
         self._size = 0  # bytes of the file when it was last read
 
-    def __contains__(self, index: int) -> bool:
-        self._reload()
-        return index in self._errors
-
-    def __len__(self) -> int:
-        self._reload()
-        return len(self._errors)
-
-    def error(self, index: int) -> VideoError:
-        """Return the error of an unreadable video."""
-        self._reload()
-        return self._errors[index]
+    @property
+    def errors(self) -> dict[int, VideoError]:
+        """Index in the list -> error. The file is read again if it has grown."""
+        if self.file is not None and self.file.exists() and self.file.stat().st_size != self._size:
+            data = self.file.read_bytes()
+            complete = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace")  # another process may be writing the last line
+            rows = csv.DictReader(io.StringIO(complete, newline=""))
+            self._errors = {int(row["index"]): VideoError(row["path"], row["cause"], row["codec"]) for row in rows}
+            self._size = len(data)
+        return self._errors
 
     def add(self, index: int, error: VideoError) -> None:
         """Record an unreadable video. Two processes that add it at the same time write one row."""
@@ -47,7 +45,7 @@ class CorruptVideos:
             self._errors[index] = error
             return
         with FileLock(self.file.with_name(f".{self.file.name}.lock")):
-            if index in self:
+            if index in self.errors:
                 return
             text = io.StringIO()
             rows = csv.writer(text)
@@ -56,16 +54,6 @@ class CorruptVideos:
             rows.writerow([index, error.path, error.codec, error.cause])
             with open(self.file, "ab") as file:
                 file.write(readable(text.getvalue()).encode())
-
-    def _reload(self) -> None:
-        """Read the file again if it has grown."""
-        if self.file is None or not self.file.exists() or self.file.stat().st_size == self._size:
-            return
-        data = self.file.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace")  # another process may be writing the last line
-        rows = csv.DictReader(io.StringIO(complete, newline=""))
-        self._errors = {int(row["index"]): VideoError(row["path"], row["cause"], row["codec"]) for row in rows}
-        self._size = len(data)
 
 
 def read_or_replace(order: Order, position: int, read: Callable[[int], T], corrupt_videos: CorruptVideos) -> tuple[int, T]:
@@ -77,13 +65,13 @@ def read_or_replace(order: Order, position: int, read: Callable[[int], T], corru
     """
     for attempt in range(ATTEMPTS):
         index = order.stand_in(position, attempt) if attempt else order[position]
-        if index in corrupt_videos:
+        if index in corrupt_videos.errors:
             continue
         try:
             return index, read(index)
         except VideoError as error:
             corrupt_videos.add(index, error)
-    first = corrupt_videos.error(order[position])  # recorded, so every worker reports the same error
+    first = corrupt_videos.errors[order[position]]  # recorded, so every worker reports the same error
     raise VideoError(
         first.path,
         f"{first.cause}. {ATTEMPTS} draws in a row were unreadable; check the list with 'vmae-lab data check'",

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,9 +75,15 @@ class VideoFile:
     frames: int = -1
     bytes: int = -1
 
-    def is_as_checked(self, path: str) -> bool:
-        """Return whether the file at `path` has the size that `vmae-lab data check` recorded."""
-        return self.decoder != "" and self.bytes == (self.size if self.size >= 0 else os.path.getsize(path))
+    @property
+    def is_as_checked(self) -> bool:
+        """Whether the file has the size that `vmae-lab data check` recorded."""
+        return self.decoder != "" and self.bytes == self.stored_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the video in bytes."""
+        return self.size if self.size >= 0 else os.path.getsize(self.path)
 
 
 def screen(video: VideoFile, follow_links: bool = False) -> str:
@@ -106,20 +111,21 @@ def screen(video: VideoFile, follow_links: bool = False) -> str:
     return real
 
 
-def open_source(video: VideoFile, path: str) -> tuple[Any, str]:
-    """Return the input of a decoder (a path, or the bytes of a part of a shard) and its container. Raises VideoError."""
+Source = str | bytes  # the input of a decoder: a path, or the bytes of a part of a shard
+
+
+def open_source(video: VideoFile, settings: VideoSettings) -> tuple[Source, str]:
+    """Return the input of a decoder and its container. Raises VideoError."""
+    path = screen(video, settings.follow_links)
+    is_part = video.offset >= 0
     try:
         with open(path, "rb") as file:
-            if video.offset >= 0:
-                file.seek(video.offset)
-                source: Any = io.BytesIO(file.read(video.size))
-                head = source.getvalue()[:HEAD]
-            else:
-                source, head = path, file.read(HEAD)
+            file.seek(video.offset if is_part else 0)
+            data = file.read(video.size if is_part else HEAD)
     except OSError as error:
         raise VideoError(video.path, f"cannot be opened: {error.strerror}") from None
     try:
-        return source, container_of(head)
+        return data if is_part else path, container_of(data[:HEAD])
     except ValueError as error:
         raise VideoError(video.path, str(error)) from None
 
@@ -201,10 +207,10 @@ def cause_of(error: Exception) -> str:
 # Boxes of MP4 and QuickTime. They show whether the sample table has all frames
 
 
-def box_types(source: str | io.BytesIO) -> set[bytes]:
+def box_types(source: Source) -> set[bytes]:
     """Return the types of the boxes at the top level and in `moov`, up to the first fragment after `moov`."""
     found: set[bytes] = set()
-    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+    with open(source, "rb") if isinstance(source, str) else io.BytesIO(source) as file:
         for kind, start, end in _boxes(file, 0, file.seek(0, os.SEEK_END)):
             found.add(kind)
             if kind == b"moov":

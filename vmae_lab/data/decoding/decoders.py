@@ -6,12 +6,13 @@ ignores mirroring. So container, codec, packets and display matrix decide which 
 or `data transcode` has found that decoding from key frames gives the same frames, PyAV starts at key frames.
 """
 
+import io
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import av
 import decord
@@ -20,6 +21,7 @@ from av.stream import Disposition
 from pydantic import ConfigDict, Field
 
 from vmae_lab.data.decoding.container import (
+    Source,
     VideoError,
     VideoFile,
     VideoSettings,
@@ -35,6 +37,7 @@ decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
 Choose = Callable[[int], Sequence[int]]  # number of frames of a video -> indices of frames to read
+Frames = tuple[np.ndarray, Sequence[int]]  # uint8 `(T, H, W, 3)`, and their indices
 # Containers with an exact index, and the codecs in them that decord reads exactly according to our tests.
 EXACT_IN_DECORD = {
     "mov": {"h264", "hevc", "mpeg4", "vp9"},
@@ -92,27 +95,28 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     `choose` is called with the number of frames, and again if decoding gives a different number. Frames with a larger short
     side are reduced to `short_side` pixels directly after decoding.
     """
-    path = screen(video, settings.follow_links)
     if video.total >= 0:
         return _read_folder(video, choose, settings, short_side)
-    source, container = open_source(video, path)
-    checked = video if video.is_as_checked(path) else None
-    decoder: str | None = settings.decoder
-    while decoder:
-        info = probe(video.path, source, container, settings.model_copy(update={"decoder": decoder}), checked)
-        try:
-            frames, indices = READERS[info.decoder](source, info, choose, short_side)
-            return Decoded(frames, tuple(indices), info)
-        except IndexError as error:  # raised by `choose`
-            raise VideoError(video.path, str(error), info.codec) from None
-        except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
-            cause = cause_of(error)
-        # PyAV reads some files that decord refuses.
-        decoder = "pyav" if decoder == "auto" and info.decoder != "pyav" else None
+    source, info = open_video(video, settings)
+    try:
+        frames, indices = READERS[info.decoder](source, info, choose, short_side)
+        return Decoded(frames, tuple(indices), info)
+    except IndexError as error:  # raised by `choose`
+        raise VideoError(video.path, str(error), info.codec) from None
+    except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
+        cause = cause_of(error)
+    if settings.decoder == "auto" and info.decoder != "pyav":  # PyAV reads some files that decord refuses
+        return read_video(video, choose, with_pyav(settings), short_side)
     raise VideoError(video.path, cause, info.codec)
 
 
+def with_pyav(settings: VideoSettings) -> VideoSettings:
+    """Return the settings with PyAV as the decoder."""
+    return settings.model_copy(update={"decoder": "pyav"})
+
+
 def _read_folder(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None) -> Decoded:
+    screen(video, settings.follow_links)
     try:
         indices = _chosen(choose, video.total)
     except (IndexError, ValueError) as error:
@@ -126,11 +130,16 @@ def _read_folder(video: VideoFile, choose: Choose, settings: VideoSettings, shor
 # Choice of the decoder
 
 
-def probe(path: str, source: Any, container: str, settings: VideoSettings, checked: VideoFile | None = None) -> VideoInfo:
-    """Read the header of a file, check the frame size, and choose a decoder. Raises VideoError.
+def open_video(video: VideoFile, settings: VideoSettings, use_check: bool = True) -> tuple[Source, VideoInfo]:
+    """Return the input of a decoder and its header, which names the decoder. Checks the frame size. Raises VideoError.
 
-    For a `checked` file, the results of the check are used instead of reading all packets, which is slow for long videos.
+    If the file was checked, the results are used instead of reading all packets, which is slow for long videos.
     """
+    source, container = open_source(video, settings)
+    return source, _probe(video.path, source, container, settings, video if use_check and video.is_as_checked else None)
+
+
+def _probe(path: str, source: Source, container: str, settings: VideoSettings, checked: VideoFile | None) -> VideoInfo:
     boxes = box_types(source) if container == "mov" else set()
     fragmented = is_fragmented(boxes)
     if b"moof" in boxes and b"moov" not in boxes:
@@ -183,7 +192,7 @@ def probe(path: str, source: Any, container: str, settings: VideoSettings, check
     return replace(info, decoder=settings.decoder)
 
 
-def _turned_alike(source: Any, info: VideoInfo) -> bool:
+def _turned_alike(source: Source, info: VideoInfo) -> bool:
     """Return whether decord and torchcodec rotate frames upright. They only apply quarter turns from the header of an MP4.
 
     They ignore mirroring, and rotation in other headers or in the data of frames (SEI, EXIF).
@@ -216,7 +225,7 @@ def _decord_may_be_exact(opened: av.container.InputContainer, stream: av.VideoSt
     )
 
 
-def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
+def _seeks_are_exact(source: Source, info: VideoInfo, in_order: bool) -> int:
     """Return the number of frames if seeking to any key frame is exact, else 0.
 
     It is not exact in an open group of pictures (frames after a key frame that are shown before it), with an edit list, and
@@ -224,21 +233,18 @@ def _seeks_are_exact(source: Any, info: VideoInfo, in_order: bool) -> int:
     exact either: near key frames, decord returns a neighboring frame.
     """
     times, key, delays = [], None, set[int]()
-    with open_pyav(source, info.container) as opened:
-        for packet in opened.demux(best_stream(opened)):
-            if not packet.size:  # end of the stream
-                continue
-            time = _time_of(packet)
-            if packet.is_keyframe:
-                key = time
-                if info.codec == "h264" and not _has_idr(packet):
-                    return 0
-            if packet.is_discard or time is None or key is None or time < key:
+    for packet in packets_of(source, info):
+        time = _time_of(packet)
+        if packet.is_keyframe:
+            key = time
+            if info.codec == "h264" and not _has_idr(packet):
                 return 0
-            delays.add(time - (time if packet.dts is None else packet.dts))
-            if in_order and len(delays) > 1:
-                return 0
-            times.append(time)
+        if packet.is_discard or time is None or key is None or time < key:
+            return 0
+        delays.add(time - (time if packet.dts is None else packet.dts))
+        if in_order and len(delays) > 1:
+            return 0
+        times.append(time)
     return len(times) if len(times) == len(set(times)) and info.frames in (0, len(times)) else 0
 
 
@@ -264,11 +270,14 @@ def _unit_headers(packet: av.Packet) -> Iterator[int]:
 # PyAV
 
 
-def open_pyav(source: Any, container: str) -> av.container.InputContainer:
+def open_pyav(source: Source, container: str) -> av.container.InputContainer:
     """Open a file with one demuxer and only the file protocol, so that its content cannot make FFmpeg open other files."""
-    if hasattr(source, "seek"):
-        source.seek(0)
-    return av.open(source, format=container, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+    options = {"protocol_whitelist": "file"}
+    return av.open(_file_or_path(source), "r", format=container, options=options, metadata_errors="ignore")
+
+
+def _file_or_path(source: Source) -> io.BytesIO | str:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def best_stream(opened: av.container.InputContainer) -> av.VideoStream:
@@ -279,7 +288,15 @@ def best_stream(opened: av.container.InputContainer) -> av.VideoStream:
     return stream
 
 
-def shown_frames(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
+def packets_of(source: Source, info: VideoInfo) -> Iterator[av.Packet]:
+    """Yield the packets of a file, without decoding them."""
+    with open_pyav(source, info.container) as opened:
+        for packet in opened.demux(best_stream(opened)):
+            if packet.size:  # the packet at the end of the stream is empty
+                yield packet
+
+
+def shown_frames(source: Source, info: VideoInfo) -> Iterator[av.VideoFrame]:
     """Yield the frames of a file, decoded from the start."""
     with open_pyav(source, info.container) as opened:
         stream = best_stream(opened)
@@ -287,7 +304,7 @@ def shown_frames(source: Any, info: VideoInfo) -> Iterator[av.VideoFrame]:
         yield from opened.decode(stream)
 
 
-def count_frames(source: Any, info: VideoInfo) -> int:
+def count_frames(source: Source, info: VideoInfo) -> int:
     """Return the number of frames that can be decoded, by decoding all."""
     count = 0
     with suppress(av.FFmpegError):
@@ -296,7 +313,7 @@ def count_frames(source: Any, info: VideoInfo) -> int:
     return count
 
 
-def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
+def _read_pyav(source: Source, info: VideoInfo, choose: Choose, short_side: int | None) -> Frames:
     """Decode from the start to the last wanted frame.
 
     If the number of frames is unknown, the number of packets is assumed, and all frames are decoded to verify it.
@@ -306,8 +323,7 @@ def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | N
         indices = _chosen(choose, expected)
     else:
         with suppress(av.FFmpegError, IndexError, ValueError):
-            with open_pyav(source, info.container) as opened:
-                expected = sum(packet.size > 0 for packet in opened.demux(best_stream(opened)))
+            expected = sum(1 for _ in packets_of(source, info))
             indices = _chosen(choose, expected)
     found, count, error = _decode(source, info, set(indices), short_side, to_end=not known)
     too_many_announced = known and error is None and found.keys() != set(indices)
@@ -323,7 +339,7 @@ def _read_pyav(source: Any, info: VideoInfo, choose: Choose, short_side: int | N
 
 
 def _decode(
-    source: Any, info: VideoInfo, wanted: set[int], short_side: int | None, to_end: bool = False
+    source: Source, info: VideoInfo, wanted: set[int], short_side: int | None, to_end: bool = False
 ) -> tuple[dict[int, np.ndarray], int, Exception | None]:
     """Return the wanted frames, the number of decoded frames, and the error that stopped decoding early, if any."""
     found: dict[int, np.ndarray] = {}
@@ -367,18 +383,16 @@ class KeyFrame(NamedTuple):
         return self.size == packet.size and any(own is not None and own == other for own, other in times)
 
 
-def key_frames(source: Any, info: VideoInfo) -> tuple[list[KeyFrame], dict[int, int]]:
+def key_frames(source: Source, info: VideoInfo) -> tuple[list[KeyFrame], dict[int, int]]:
     """Return the key frames at which decoding may start, and the number of the frame at each time in packets.
 
     Reads all packets, but decodes none. Both are empty if the times of packets do not give the order of frames, or if an edit
     list hides some.
     """
-    with open_pyav(source, info.container) as opened:
-        packets = [
-            (packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, _time_of(packet))
-            for packet in opened.demux(best_stream(opened))
-            if packet.size
-        ]
+    packets = [
+        (packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, _time_of(packet))
+        for packet in packets_of(source, info)
+    ]
     times = {time for *_, time in packets if time is not None}
     if len(times) < len(packets) or any(discarded for *_, discarded, _ in packets):
         return [], {}
@@ -401,17 +415,13 @@ def seeks_exactly(video: VideoFile, settings: VideoSettings) -> bool:
     For a readable file. Compares all frames. Even and odd frames are decoded separately from key frames, so unwanted frames are
     left out, as in a reader. The result is False if the file has only one key frame. Raises VideoError.
     """
-    path = screen(video, settings.follow_links)
-    source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings)
+    source, info = open_video(video, settings, use_check=False)
     try:
         keys, numbers = key_frames(source, info)
         if len(keys) < 2 or keys[0].number:
             return False
-        seeking = []
-        for first in range(2):  # even and odd frames
-            again, _ = open_source(video, path)  # several readers of one buffer would interfere
-            seeking.append(_from_key_frames(again, info, keys, numbers, range(first, len(numbers), 2), None))
+        parts = (range(first, len(numbers), 2) for first in (0, 1))  # even and odd frames
+        seeking = [_from_key_frames(source, info, keys, numbers, part, None) for part in parts]
         for number, frame in enumerate(shown_frames(source, info)):
             if number == 0:
                 to_pixels = FrameConverter(frame, None)
@@ -424,7 +434,7 @@ def seeks_exactly(video: VideoFile, settings: VideoSettings) -> bool:
 
 
 def _from_key_frames(
-    source: Any,
+    source: Source,
     info: VideoInfo,
     keys: Sequence[KeyFrame],
     numbers: dict[int, int],
@@ -487,9 +497,7 @@ def _decoded_from(
             return
 
 
-def _read_from_key_frames(
-    source: Any, info: VideoInfo, choose: Choose, short_side: int | None
-) -> tuple[np.ndarray, Sequence[int]]:  # fmt: skip
+def _read_from_key_frames(source: Source, info: VideoInfo, choose: Choose, short_side: int | None) -> Frames:
     indices = _chosen(choose, info.frames)
     wanted, (keys, numbers) = sorted(set(indices)), key_frames(source, info)
     if not keys or len(numbers) != info.frames:
@@ -502,26 +510,23 @@ def _read_from_key_frames(
 # decord and torchcodec
 
 
-def _read_decord(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
-    if hasattr(source, "seek"):
-        source.seek(0)
-    reader = decord.VideoReader(source, num_threads=1)
+def _read_decord(source: Source, info: VideoInfo, choose: Choose, short_side: int | None) -> Frames:
+    reader = decord.VideoReader(_file_or_path(source), num_threads=1)
     return _read_seeking(len(reader), lambda frames: reader.get_batch(frames).asnumpy(), info, choose, short_side)
 
 
-def _read_torchcodec(source: Any, info: VideoInfo, choose: Choose, short_side: int | None) -> tuple[np.ndarray, Sequence[int]]:
+def _read_torchcodec(source: Source, info: VideoInfo, choose: Choose, short_side: int | None) -> Frames:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
         raise ValueError(f"decoder is torchcodec, but it does not load: {error}") from None
-    data = source if isinstance(source, str) else source.getvalue()
-    reader = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+    reader = VideoDecoder(source, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
     return _read_seeking(len(reader), lambda frames: reader.get_frames_at(frames).data.numpy(), info, choose, short_side)
 
 
 def _read_seeking(
     count: int, get_batch: Callable[[list[int]], np.ndarray], info: VideoInfo, choose: Choose, short_side: int | None
-) -> tuple[np.ndarray, Sequence[int]]:
+) -> Frames:
     """Read the chosen frames of `count` with a decoder that seeks, a few at a time to limit the memory."""
     if info.frames not in (0, count):
         raise ValueError(f"{info.decoder} counts {count} frames instead of {info.frames}; set decoder to auto or pyav")

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -10,16 +11,7 @@ import av
 import numpy as np
 from pydantic import Field
 
-from vmae_lab.data.decoding.container import (
-    VideoError,
-    VideoFile,
-    VideoSettings,
-    box_types,
-    cause_of,
-    is_fragmented,
-    open_source,
-    screen,
-)
+from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, box_types, cause_of, is_fragmented
 from vmae_lab.data.decoding.decoders import (
     CHECKED,
     Count,
@@ -27,7 +19,7 @@ from vmae_lab.data.decoding.decoders import (
     VideoInfo,
     best_stream,
     open_pyav,
-    probe,
+    open_video,
     read_video,
     shown_frames,
 )
@@ -61,15 +53,13 @@ class Inspection:
 def inspect_video(video: VideoFile, settings: VideoSettings) -> Inspection:
     """Check a file by decoding every frame, in this process. If it cannot be read, the result has the cause."""
     try:
-        path = screen(video, settings.follow_links)
-        return _inspect_folder(video, path, settings) if video.total >= 0 else _inspect(video, path, settings)
+        return _inspect_folder(video, settings) if video.total >= 0 else _inspect(video, settings)
     except VideoError as error:
         return Inspection("failed", error.cause, codec=error.codec)
 
 
-def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection:
-    source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings)
+def _inspect(video: VideoFile, settings: VideoSettings) -> Inspection:
+    source, info = open_video(video, settings, use_check=False)
     count, cause = 0, ""
     first: av.VideoFrame | None = None
     last: av.VideoFrame | None = None
@@ -99,13 +89,13 @@ def _inspect(video: VideoFile, path: str, settings: VideoSettings) -> Inspection
     seconds = max(0.0, length) + (1 / info.fps if info.fps else 0)
     return Inspection(
         "damaged" if cause else "ok", cause, info.container, info.codec, *size, 90 * turned.quarters, round(info.fps, 3),
-        count, round(seconds, 3), decoder, video.size if video.size >= 0 else os.path.getsize(path), turned.mirrored,
+        count, round(seconds, 3), decoder, video.stored_bytes, turned.mirrored,
     )  # fmt: skip
 
 
-def _inspect_folder(video: VideoFile, path: str, settings: VideoSettings) -> Inspection:
+def _inspect_folder(video: VideoFile, settings: VideoSettings) -> Inspection:
     decoded = read_video(video, Everything(), settings, short_side=32)
-    size = sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+    size = sum(entry.stat().st_size for entry in os.scandir(video.path) if entry.is_file())
     info = decoded.info
     return Inspection(
         "ok", "", info.container, info.codec, info.width, info.height, 0, 0.0, len(decoded.frames), 0.0, info.decoder, size
@@ -137,12 +127,10 @@ class Timing:
 
 def time_video(video: VideoFile, settings: VideoSettings) -> Timing:
     """Read the header and the packet times of a file, in this process, without decoding. Raises VideoError."""
-    path = screen(video, settings.follow_links)
-    source, container = open_source(video, path)
-    info = probe(video.path, source, container, settings, video if video.is_as_checked(path) else None)
-    complete = container == "mov" and not is_fragmented(box_types(source))
+    source, info = open_video(video, settings)
+    complete = info.container == "mov" and not is_fragmented(box_types(source))
     try:
-        with open_pyav(source, container) as opened:
+        with open_pyav(source, info.container) as opened:
             times, count = _times(opened, complete)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise VideoError(video.path, f"its packets cannot be read: {cause_of(error)}", info.codec) from None
@@ -169,16 +157,12 @@ def _times(opened: av.container.InputContainer, complete: bool) -> tuple[list[fl
     entries = stream.index_entries if complete else None
     if entries and stream.frames == len(entries) and not any(entry.is_discard for entry in entries):
         return [float(entry.timestamp * stream.time_base) for entry in entries], len(entries)
-    packets = [packet for packet in _readable_packets(opened, stream) if packet.size and not packet.is_discard]
+    packets = list[av.Packet]()
+    with suppress(av.FFmpegError):  # up to the first unreadable packet
+        for packet in opened.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append(packet)
     first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
     packets = packets[first:]  # frames before the first key frame cannot be decoded
     stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
     return [float(stamp * stream.time_base) for stamp in stamps if stamp is not None], len(packets)
-
-
-def _readable_packets(opened: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Yield the packets before the first unreadable one."""
-    try:
-        yield from opened.demux(stream)
-    except av.FFmpegError:
-        return

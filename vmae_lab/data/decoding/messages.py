@@ -34,20 +34,11 @@ class Pixels:
     times: tuple[Time, ...] = ()
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The fields of a VideoError."""
-
-    __pydantic_config__ = CHECKED
-    path: str
-    cause: str
-    codec: str
-
-
 # Kinds of answers and their content. "frames" has the number of frames and asks for the indices to read. "end" ends a stream.
+# "error" has the arguments of a VideoError.
 _CONTENTS: dict[str, Any] = {
     "ready": None, "frames": Size, "pixels": Pixels, "inspection": Inspection, "seeks": bool, "timing": Timing,
-    "error": Failure, "end": None,
+    "error": tuple[str, str, str], "end": None,
 }  # fmt: skip
 _ADAPTERS = {kind: TypeAdapter[Any](content) for kind, content in _CONTENTS.items()}
 

@@ -194,7 +194,7 @@ class DecoderProcess:
             raise Malformed(f"it has {length} bytes")
         kind, content = parsed(bytes(self._bytes(length)))
         if kind == "error":
-            raise VideoError(content.path, content.cause, content.codec)
+            raise VideoError(*content)
         if kind not in kinds:
             raise Malformed(f"its kind is {kind!r}")
         return kind, content
@@ -307,11 +307,8 @@ class Decoders:
 
     __del__ = close
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "processes": self.processes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Decoders.__init__(self, **state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.settings, self.processes)
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[DecoderProcess]:

@@ -5,13 +5,12 @@ at 1920 x 1080 pixels).
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import av
 import numpy as np
 
-from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of, open_source, screen
-from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, probe, read_video, shown_frames
+from vmae_lab.data.decoding.container import Source, VideoError, VideoFile, VideoSettings, cause_of
+from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, open_video, read_video, shown_frames, with_pyav
 from vmae_lab.data.decoding.images import FrameConverter
 from vmae_lab.data.frame_sampling import Stretch
 
@@ -24,14 +23,11 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
     The frames equal those of `read_video` with PyAV as the decoder. Frames with a larger short side are reduced to
     `short_side` pixels.
     """
-    path = screen(video, settings.follow_links)
     if video.total >= 0:  # a folder of pictures
         for start in range(0, video.total, CHUNK):
             yield read_video(video, Stretch(start, CHUNK), settings, short_side)
         return
-    source, container = open_source(video, path)
-    checked = video if video.is_as_checked(path) else None
-    info = probe(video.path, source, container, settings.model_copy(update={"decoder": "pyav"}), checked)
+    source, info = open_video(video, with_pyav(settings))
     done = 0
     try:
         for frames, times in _chunks(source, info, short_side):
@@ -43,7 +39,7 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
         raise VideoError(video.path, cause_of(error), info.codec) from None
 
 
-def _chunks(source: Any, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
+def _chunks(source: Source, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
     """Yield chunks of frames, uint8 `(T, H, W, 3)`, and their times in seconds. After a frame without a time, times are ().
 
     If the number of frames is unknown, a decoder error ends the video.

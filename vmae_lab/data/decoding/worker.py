@@ -29,7 +29,7 @@ def main() -> None:
     from vmae_lab.data.decoding.container import VideoError, VideoFile, VideoSettings, cause_of
     from vmae_lab.data.decoding.decoders import Decoded, read_video, seeks_exactly
     from vmae_lab.data.decoding.inspection import inspect_video, time_video
-    from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, Failure, Pixels, receive, send
+    from vmae_lab.data.decoding.messages import LENGTH, REFUSALS, Pixels, receive, send
     from vmae_lab.data.decoding.stream import stream_video
 
     requests = sys.stdin.buffer
@@ -75,7 +75,7 @@ def main() -> None:
                 error = VideoError(video.path, cause_of(error))
             elif not isinstance(error, VideoError):
                 error = VideoError(video.path, f"{type(error).__name__}: {error}")
-            send(answers, ["error", asdict(Failure(error.path, error.cause, error.codec))])
+            send(answers, ["error", [error.path, error.cause, error.codec]])
 
 
 def _limit_memory(extra: int) -> None:

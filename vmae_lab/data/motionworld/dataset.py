@@ -84,5 +84,5 @@ def _write_clip(settings: MotionworldSettings, folder: Path, split: Split, sourc
     return ClipRecord(path, split, source, action, settings.frames)
 
 
-def _write_records(folder: Path, _jobs: list[Job], records: list[ClipRecord]) -> None:
+def _write_records(folder: Path, records: list[ClipRecord]) -> None:
     write_text(folder / "clips.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))

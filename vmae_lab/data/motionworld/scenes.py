@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from vmae_lab.data.motionworld import dataset, motion
 from vmae_lab.data.motionworld.motion import ACTIONS
 from vmae_lab.data.motionworld.sources import LARGEST, SMALLEST, SOURCES, THINGS
-from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, SPLITS, Job, WorldSettings, open_world, write_mp4
+from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, WorldSettings, open_world, write_mp4
 from vmae_lab.utils.atomic_io import write_text
 from vmae_lab.utils.seeding import numpy_generator
 
@@ -105,8 +105,8 @@ def _draw_start(boxes: list[np.ndarray], distance: float, rng: np.random.Generat
     return None
 
 
-def _write_scene(settings: SceneWorldSettings, folder: Path, split: str, index: int) -> tuple[list[str], list[str]]:
-    """Write the file of a scene. Return its lines in the list of boxes and in the list of the person detector."""
+def _write_scene(settings: SceneWorldSettings, folder: Path, split: str, index: int) -> dict[str, list[str]]:
+    """Write the file of a scene. Return its lines in the lists of boxes and of the person detector: file -> lines."""
     name = f"{split}_{index:05d}"
     frames, boxes, done = render_scene(settings, split, index)
     write_mp4(frames, folder / "videos" / f"{name}.mp4")
@@ -117,14 +117,13 @@ def _write_scene(settings: SceneWorldSettings, folder: Path, split: str, index: 
         for action in actions
     ]
     detected = _detect(boxes, numpy_generator(settings.seed, f"person detector {split}", index))
-    return truth, [f"{key},{_corners(box)},,{score:.4f}" for box, score in detected]
+    persons = [f"{key},{_corners(box)},,{score:.4f}" for box, score in detected]
+    return {f"{split}.csv": truth, f"{split}_persons.csv": persons}
 
 
-def _write_lists(folder: Path, jobs: list[Job], lines: list[tuple[list[str], list[str]]]) -> None:
-    for split in SPLITS:
-        for part, name in enumerate((f"{split}.csv", f"{split}_persons.csv")):
-            of_split = (line for job, of_scene in zip(jobs, lines, strict=True) if job[0] == split for line in of_scene[part])
-            write_text(folder / name, "".join(f"{line}\n" for line in of_split))
+def _write_lists(folder: Path, scenes: list[dict[str, list[str]]]) -> None:
+    for name in dict.fromkeys(name for lines in scenes for name in lines):
+        write_text(folder / name, "".join(f"{line}\n" for lines in scenes for line in lines.get(name, ())))
     items = (f'item {{\n  name: "{action}"\n  id: {number}\n}}\n' for number, action in enumerate(ACTIONS, 1))
     write_text(folder / "actions.pbtxt", "".join(items))
 

@@ -16,7 +16,7 @@ from scipy.signal import lfilter
 from vmae_lab.data.motionworld import motion
 from vmae_lab.data.motionworld.motion import ACTIONS, SHIFT, SPEED_SPREAD, TURN
 from vmae_lab.data.motionworld.sources import SOURCES, THINGS
-from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, Job, WorldSettings, open_world, write_mp4
+from vmae_lab.data.motionworld.writer import FRAMES_A_SECOND, WorldSettings, open_world, write_mp4
 from vmae_lab.utils.atomic_io import write_json
 from vmae_lab.utils.seeding import numpy_generator
 
@@ -220,6 +220,6 @@ def _write_video(settings: UntrimmedWorldSettings, folder: Path, split: str, ind
     return name, {"subset": split, "duration": duration, "fps": FRAMES_A_SECOND, "annotations": annotations}
 
 
-def _write_annotations(folder: Path, _jobs: list[Job], entries: list[tuple[str, dict[str, Any]]]) -> None:
+def _write_annotations(folder: Path, entries: list[tuple[str, dict[str, Any]]]) -> None:
     version = f"motionworld-untrimmed {RENDERER_VERSION}"
     write_json(folder / "annotations.json", {"version": version, "database": dict(entries)})

@@ -58,7 +58,7 @@ def cache_home() -> Path:
 def open_world(
     settings: WorldSettings,
     write_file: Callable[..., Any],
-    write_lists: Callable[[Path, list[Job], list[Any]], None],
+    write_lists: Callable[[Path, list[Any]], None],
     pixels: int,
     processes: int,
     batch: int = 50,
@@ -82,7 +82,7 @@ def open_world(
             for written in map_batches(_write_batch, repeat(write), batches):
                 records += written
                 bar.update(len(written))
-        write_lists(unfinished, jobs, records)
+        write_lists(unfinished, records)
         write_json(unfinished / "settings.json", settings.versions | settings.model_dump(mode="json"))
         with storing_in(home):
             os.replace(unfinished, folder)

@@ -89,6 +89,14 @@ class ListSettings(Settings):
         }
 
     @property
+    def locations(self) -> dict[str, tuple[str, str, str]]:
+        """All lists: setting -> root, list and frame pattern. Without `pretrain`, `pretrain.lists` is the train list."""
+        locations = {name: (self.root, getattr(self, name), self.frame_pattern) for name in SPLITS if getattr(self, name)}
+        for name, source in self.pretrain_sources.items():
+            locations[f"pretrain.{name}"] = (source.root or self.root, source.list, source.frame_pattern)
+        return locations
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Class names of the train list in label order; numbers if there are no names or no list yet. May raise ListError."""
         root, links = absolute(self.root), self.decoding.follow_links
@@ -140,11 +148,8 @@ class ListSettings(Settings):
         The content of a file is its bytes; of a folder or glob, the paths and sizes of its videos. The division of the train
         list is part of it only if its classes were divided separately.
         """
-        lists = {name: (self.root, getattr(self, name)) for name in SPLITS if getattr(self, name)}
-        for name, source in self.pretrain_sources.items():
-            lists[f"pretrain.{name}"] = (source.root or self.root, source.list)
         links = self.decoding.follow_links
-        contents = {name: content_of(location, absolute(root), links) for name, (root, location) in lists.items()}
+        contents = {name: content_of(listed, absolute(root), links) for name, (root, listed, _) in self.locations.items()}
         try:
             per_class = self.hold_out is not None and self.held_out[2]
         except ListError:  # reported when the list is read
@@ -234,13 +239,9 @@ def read_pretrain(settings: ListSettings) -> dict[str, VideoList]:
 
 def read_all(settings: ListSettings) -> dict[str, tuple[VideoList, str]]:
     """Read every list once, without holding out videos: setting -> videos and their frame pattern."""
-    wanted = {name: (settings.root, getattr(settings, name), settings.frame_pattern) for name in SPLITS}
-    if settings.pretrain:
-        for name, source in settings.pretrain_sources.items():
-            wanted[f"pretrain.{name}"] = (source.root or settings.root, source.list, source.frame_pattern)
     lists, seen = {}, set()
-    for name, (root, location, pattern) in wanted.items():
-        if location is None or (key := (list_path(location, absolute(root)), pattern)) in seen:
+    for name, (root, location, pattern) in settings.locations.items():
+        if (key := (list_path(location, absolute(root)), pattern)) in seen:
             continue
         seen.add(key)
         with _setting_in_errors(name):

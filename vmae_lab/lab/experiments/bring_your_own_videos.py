@@ -62,8 +62,8 @@ def check_videos(plan: Plan, runs: Path) -> pd.DataFrame:
         return tables[0]
     folder, processes = _check_folder(plan, runs), plan.recipe.compute.processes
     for name, (videos, pattern) in read_all(lists).items():
-        checked = check_list(videos, lists.decoding, folder / name, processes, pattern, journals=runs / "checks")
-        tables.append(checked.table.assign(list=name, path=checked.table.path.map(readable))[CHECKED])
+        table = check_list(videos, lists.decoding, folder / name, processes, pattern, journals=runs / "checks")
+        tables.append(table.assign(list=name, path=table.path.map(readable))[CHECKED])
     return pd.concat(tables[1:], ignore_index=True)
 
 

@@ -172,7 +172,8 @@ def corrupt_videos_in(folder: Path) -> CorruptVideos:
 
 def replaced_videos(corrupt_videos: CorruptVideos) -> dict[str, Any]:
     """Return what the result records about videos that a training could not read; nothing if it could read all."""
-    if not len(corrupt_videos):
+    count = len(corrupt_videos.errors)
+    if not count:
         return {}
-    print(f"{len(corrupt_videos)} videos could not be read and were replaced by others. {corrupt_videos.file} lists them")
-    return {"quarantined": len(corrupt_videos)}
+    print(f"{count} videos could not be read and were replaced by others. {corrupt_videos.file} lists them")
+    return {"quarantined": count}
