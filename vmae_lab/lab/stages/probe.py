@@ -90,13 +90,7 @@ class ProbeStage(EvaluatedStage):
                 accuracies[probe].append(top1(predicted, read.held_out.labels))
         metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
         if source := self.reconstructed:
-            state, pretrain = read_weights(weights), source.pretrain
-            model = VideoMAE(
-                source.model.dimensions, source.model.clip, pretrain.normalise_target, pretrain.target_eps,
-                encoder_norm=f"encoder.{NORM}" in state,
-            )  # fmt: skip
-            load_weights(model, state, str(weights))
-            model = model.to(process_state().device).eval()
+            model = VideoMAE.from_pretrained(job.inputs[0]).to(process_state().device)
             metrics |= reconstruction_errors(
                 model, read.held_out, source.model, source.mask, self.data.stride, inference(job.compute)
             )
