@@ -31,8 +31,6 @@ from vmae_lab.training.tasks.finetune import encoder_state
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, numpy_generator
 
-NORM = "trunk.norm.weight"  # of an encoder's final LayerNorm
-
 
 @dataclass(frozen=True)
 class ReadClips:
@@ -173,7 +171,7 @@ def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
     Encoders of classifiers and of transformers' pre-training models have none.
     """
     state = encoder_state(read_weights(weights))
-    encoder = VideoEncoder(model.dimensions, model.clip, norm=NORM in state)
+    encoder = VideoEncoder(model.dimensions, model.clip, norm="trunk.norm.weight" in state)
     load_weights(encoder, state, str(weights))
     return encoder.to(process_state().device).eval()
 
