@@ -15,7 +15,7 @@ from vmae_lab.lab.plots import curves
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import WEIGHTS, kept_probe_stage, pretrain_stage, probe, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.stages.cost import step_macs
-from vmae_lab.lab.statistics import compare
+from vmae_lab.lab.statistics import compare, compare_differences
 from vmae_lab.training.checkpoint import kept_file
 from vmae_lab.utils.atomic_io import make_folder, write_json
 
@@ -63,14 +63,20 @@ def test_at_equal_compute_nothing_is_extrapolated():
     assert experiment.at_equal_compute(curve, "absent").empty
 
 
-def test_rows_of_a_comparison_have_its_differences(curve):
+def step_6_at_equal_compute() -> pd.DataFrame:
+    """Rows for `compare`: at each seed the baseline's own value, and the arm's above it by its difference at equal compute."""
+    values = {"none": [24.0, 25.0], "running_cell_50": [24.0 + 8.5, 25.0 + 9.5]}
+    return pd.DataFrame(
+        [{"arm": arm, "seed": seed, "metric": "top-1", "value": v} for arm, own in values.items() for seed, v in enumerate(own)]
+    )
+
+
+def test_differences_are_compared_as_rows_are(curve):
     """`compare` makes the verdicts of this table, too."""
-    pairs = experiment.at_equal_compute(curve, "none")
-    rows = experiment.comparison_rows(pairs, curve, "none")
-    assert set(rows.metric) == {"step4", "step6"}
-    found = compare(rows, "step6", "none").loc["running_cell_50"]
-    assert (found.difference, found.seeds) == (9.0, 2)
-    assert rows[(rows.arm == "none") & (rows.metric == "step6")].value.tolist() == [24.0, 25.0], "the baseline's own"
+    pairs = experiment.at_equal_compute(curve, "none").query("step == 6").set_index("seed")
+    found = compare_differences(pd.DataFrame({"running_cell_50": pairs.value - pairs.baseline}))
+    assert (found.difference.item(), found.seeds.item()) == (9.0, 2)
+    pd.testing.assert_frame_equal(found, compare(step_6_at_equal_compute(), "top-1", "none"), check_names=False)
 
 
 def test_differences_hold_both_comparisons(smoke, tmp_path, curve):
@@ -79,7 +85,7 @@ def test_differences_hold_both_comparisons(smoke, tmp_path, curve):
     assert table.difference.to_dict() == pytest.approx(
         {("steps", 2): -1, ("steps", 4): -1, ("steps", 6): 0.0, ("compute", 4): 9, ("compute", 6): 9}
     )
-    alone = compare(experiment.comparison_rows(experiment.at_equal_compute(curve, "none"), curve, "none"), "step6", "none")
+    alone = compare(step_6_at_equal_compute(), "top-1", "none")
     row = table.loc["compute", 6]
     assert (row.low, row.high, row.verdict) == (alone.low.item(), alone.high.item(), alone.verdict.item())
     [words] = experiment.equal_compute_words(Results(plan, curve, RunStore(tmp_path)), curve)

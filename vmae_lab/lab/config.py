@@ -135,10 +135,12 @@ def build_recipe(
     """Return a checked recipe. The parameter `override` has dotted settings, e.g. `{"pretrain.steps": 10}`.
 
     The sections of `parameters` are merged key by key into `base`, the values of a scale. Text is converted to the type of its
-    setting. If `arms` is given, only these arms are accepted. Raises RecipeError.
+    setting. If `arms` is given, only these arms are accepted, and all are the default. Raises RecipeError.
     """
     sections, overrides = split_override(parameters, Recipe)
     tree, scale_overrides = (copy.deepcopy(sections), {}) if base is None else split_override(base, Recipe)
+    if arms is not None:
+        tree.setdefault("arms", list(arms))
     apply_overrides(tree, scale_overrides, Recipe)
     before = copy.deepcopy(tree)
     changed = merge_sections(tree, sections, Recipe) | {*overrides}
@@ -171,10 +173,10 @@ def read_parameters(namespace: dict[str, Any], arms: Collection[str]) -> Recipe:
     folders, scale = params_folders(notebook_file()), parameters.get("scale", "smoke")
     required = {name for name, field in Recipe.model_fields.items() if field.is_required()} - {"arms"}
     if isinstance(scale, str) and not find_scale(scale, folders) and required <= parameters.keys():
-        recipe = build_recipe({"arms": list(arms), **parameters}, arms)  # papermill -f my.yaml injects a whole file
+        recipe = build_recipe(parameters, arms)  # papermill -f my.yaml injects a whole file
     else:
         parameters.pop("scale", None)
-        recipe = build_recipe(parameters, arms, {"arms": list(arms), **read_scale(str(scale), folders)})
+        recipe = build_recipe(parameters, arms, read_scale(str(scale), folders))
     namespace[CHECKED] = True
     return recipe
 

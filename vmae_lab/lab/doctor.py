@@ -318,12 +318,10 @@ def stage_store(recipe: "Recipe") -> Outcome:
 def cache_of_data(recipe: "Recipe") -> Outcome:
     """Check the disk of the cache folder, against the embedded data that the recipe has to write."""
     from vmae_lab.data.motionworld.writer import cache_home
-    from vmae_lab.lab.estimate import FILE_PIXEL_BYTES
     from vmae_lab.lab.stages import pretrain_stage
 
     videos = pretrain_stage(recipe, recipe.seeds[0]).embedded_videos
-    missing = videos is not None and not videos.written
-    return _disk(cache_home(), videos.pixels * FILE_PIXEL_BYTES + videos.decoded_bytes if videos and missing else 0.0)
+    return _disk(cache_home(), videos.disk_bytes if videos and not videos.written else 0.0)
 
 
 def _disk(folder: Path, required: float) -> Outcome:
@@ -355,6 +353,7 @@ def _disk(folder: Path, required: float) -> Outcome:
 
 def shared_memory(recipe: "Recipe") -> Outcome:
     """Compare the free shared memory with what the loader workers of all trainings build ahead."""
+    from vmae_lab.lab.launcher import process_count
     from vmae_lab.training.dataloader import plan_loading
     from vmae_lab.training.tasks.pretrain import row_size
 
@@ -362,7 +361,7 @@ def shared_memory(recipe: "Recipe") -> Outcome:
         return Outcome("ok", "not used: compute.workers is 0")
     if not SHARED_MEMORY.is_dir():
         return Outcome("ok", f"not used: this system has no {SHARED_MEMORY}")
-    processes = _processes(recipe)
+    processes = process_count(recipe.compute.launch)
     row, rows = row_size(recipe.model, recipe.pretrain), range(recipe.pretrain.batch_size // processes)
     loading = plan_loading(row, rows, recipe.compute.workers, recipe.compute.prefetch_mib * MIB)
     required = _jobs_here(recipe) * processes * loading.shared_bytes
@@ -475,12 +474,14 @@ def training_step(recipe: "Recipe") -> Outcome:
     """Measure the clips per second of a pre-training step on one device, on pixels that are already there."""
     import torch
 
+    from vmae_lab.lab.launcher import process_count
     from vmae_lab.lab.stages import measure
     from vmae_lab.lab.stages.cost import step_macs
     from vmae_lab.training.distributed import bf16_is_native
 
     model, mask, compute = recipe.model, recipe.mask, recipe.compute
-    each = max(1, recipe.pretrain.batch_size // (recipe.pretrain.accumulation * _processes(recipe)))  # clips on a device
+    processes = process_count(compute.launch)
+    each = max(1, recipe.pretrain.batch_size // (recipe.pretrain.accumulation * processes))  # clips on a device
     fitting = measure.largest_batch(model, mask, measure.MARGIN * measure.device_memory(), bf16_is_native())
     batch = max(1, min(each, fitting))
     on_gpu = torch.cuda.is_available()
@@ -523,13 +524,14 @@ def loader_rate(recipe: "Recipe") -> float:
     Embedded data that is not written yet is replaced by noise of the same size.
     """
     from vmae_lab.data.dataset import load_clips
+    from vmae_lab.lab.launcher import process_count
     from vmae_lab.lab.stages import pretrain_stage
     from vmae_lab.training import dataloader
     from vmae_lab.training.tasks.pretrain import PretrainTask
 
     data, workers = recipe.data, recipe.compute.workers
     # Small batches, so that a slow loader gives some within the time. Repeats share a decoded clip, so they stay together.
-    rows = min(max(1, recipe.pretrain.batch_size // _processes(recipe)), max(8, recipe.pretrain.repeats))
+    rows = min(max(1, recipe.pretrain.batch_size // process_count(recipe.compute.launch)), max(8, recipe.pretrain.repeats))
     settings = recipe.pretrain.model_copy(update={"batch_size": rows})
     videos = pretrain_stage(recipe, recipe.seeds[0]).embedded_videos
     with tempfile.TemporaryDirectory() as folder, fixed_threads(recipe.compute.threads):
@@ -551,15 +553,3 @@ def loader_rate(recipe: "Recipe") -> float:
                 elif count > 0 and now - started > LOADER_S:
                     break
         return rows * count / (now - started)
-
-
-def _processes(recipe: "Recipe") -> int:
-    """Return the number of processes of one training, as `compute.launch` configures it. Raises ImpossibleHere."""
-    if not recipe.compute.launch:
-        return 1
-    import yaml
-
-    from vmae_lab.lab.launcher import accelerate_config
-
-    config = yaml.safe_load(accelerate_config(recipe.compute.launch).read_text(encoding="utf-8"))
-    return int(config.get("num_processes", 1))

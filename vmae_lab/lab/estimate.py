@@ -32,7 +32,6 @@ from vmae_lab.utils.processes import fixed_threads
 SPENT_CAPTION = "Time of the stages: predicted from their work at the rate measured now, and the time that they took."
 # The first steps of a process are slower and are not counted. Nor are steps with batches that workers prefetched meanwhile.
 WARM_UP_STEPS, CALIBRATION_STEPS = 4, 12
-FILE_PIXEL_BYTES = 0.05  # per pixel of an mp4 file of the embedded data at 64 pixels; less at larger sides
 
 
 # ---------------------------------------------------------------- machines
@@ -108,7 +107,7 @@ def data_work(recipe: Recipe, stages: Sequence[Stage]) -> DataWork:
     return DataWork(
         sum(videos.count for videos in missing),
         sum(videos.pixels for videos in missing) * pixel_seconds(world),
-        sum(videos.pixels * FILE_PIXEL_BYTES + videos.decoded_bytes for videos in missing),
+        sum(videos.disk_bytes for videos in missing),
     )
 
 

@@ -39,6 +39,14 @@ def accelerate_config(name: str) -> Path:
     return path
 
 
+def process_count(launch: str | None) -> int:
+    """Return the number of processes of one training, as `compute.launch` configures it. Raises as `accelerate_config`."""
+    if not launch:
+        return 1
+    config = yaml.safe_load(accelerate_config(launch).read_text(encoding="utf-8"))
+    return int(config.get("num_processes", 1))
+
+
 def launch(stage: Stage, folder: Path, compute: Compute, progress: bool) -> None:
     """Run a stage in the processes of `compute.launch` and wait for them. `folder` is the stage's folder in a run store.
 

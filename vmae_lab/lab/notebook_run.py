@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
@@ -48,7 +48,7 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
         "COLUMNS": str(shutil.get_terminal_size().columns),
     }
     try:
-        with _environment(variables):
+        with patch.dict(os.environ, variables):  # the kernel inherits them
             papermill.execute_notebook(
                 notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
                 coalesce_streams=True,  # saves only the last state of a progress line
@@ -63,18 +63,6 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}\nexecuted notebook as HTML: {page}\nreport: {folder / 'README.md'}")
     return 0
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which a kernel inherits, inside the block."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def make_portable(executed: Path, notebook: Path) -> None:
@@ -121,8 +109,8 @@ def checked_parameters(notebook: Path, scale: str, overrides: Mapping[str, str])
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}{how_to_find_it()}")
     name = experiment_of(notebook)
-    arms, changes = EXPERIMENTS[name].arms, {"override": dict(overrides)}
-    recipe = build_recipe(changes, arms, {"arms": list(arms), **read_scale(scale, params_folders(notebook))})
+    changes = {"override": dict(overrides)}
+    recipe = build_recipe(changes, EXPERIMENTS[name].arms, read_scale(scale, params_folders(notebook)))
     file = project_path(Path(scale)) if Path(scale).is_file() else scale
     return {"scale": file, **changes}, plan_notebook(name, recipe)
 

@@ -12,10 +12,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import submitit
-import yaml
 
 from vmae_lab.lab.executors import Complete, StageFailed
-from vmae_lab.lab.launcher import accelerate_config
+from vmae_lab.lab.launcher import process_count
 from vmae_lab.lab.stages import Stage
 from vmae_lab.training.preemption import Stopped
 from vmae_lab.training.settings import Compute, ImpossibleHere
@@ -109,7 +108,7 @@ class SlurmQueue:
     def _submit(self, stage: Stage) -> str:
         compute = self.compute
         settings = compute.slurm
-        processes = _processes(compute.launch) if compute.launch and stage.steps else 1
+        processes = process_count(compute.launch) if stage.steps else 1
         executor = submitit.AutoExecutor(
             self.folder(stage) / FILES, CLUSTER, slurm_max_num_timeout=RESUMES if stage.steps else 0,
             slurm_python=f"exec {shlex.quote(sys.executable)}",  # replaces the shell, which alone gets the signal "B:"
@@ -173,8 +172,3 @@ def queued_jobs() -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return dict(line.split(maxsplit=1) for line in output.splitlines() if line.strip())
-
-
-def _processes(launch: str) -> int:
-    """Return the number of processes of an accelerate configuration."""
-    return int(yaml.safe_load(accelerate_config(launch).read_text(encoding="utf-8"))["num_processes"])

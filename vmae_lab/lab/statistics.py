@@ -70,7 +70,7 @@ def compare(
     if baseline not in values:
         return pd.DataFrame(columns=COLUMNS)
     differences = {arm: values[arm] - values[baseline] if arm in values else values[baseline] * np.nan for arm in others}
-    return _table(pd.DataFrame(differences, columns=others), margin, one_baseline=True)
+    return compare_differences(pd.DataFrame(differences, columns=others), margin)
 
 
 def compare_pairs(rows: pd.DataFrame, metric: str, pairs: Sequence[tuple[str, str]], margin: float = 2.0) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def compare_pairs(rows: pd.DataFrame, metric: str, pairs: Sequence[tuple[str, st
     values = _by_seed(rows, metric)
     pairs = [pair for pair in pairs if set(pair) <= set(values.columns)]
     differences = pd.DataFrame({i: values[arm] - values[other] for i, (arm, other) in enumerate(pairs)}, index=values.index)
-    return _table(differences, margin, one_baseline=False).set_axis(pd.Index(pairs, tupleize_cols=False))
+    return compare_differences(differences, margin, one_baseline=False).set_axis(pd.Index(pairs, tupleize_cols=False))
 
 
 def _by_seed(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -90,8 +90,11 @@ def _by_seed(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return chosen.pivot(index="seed", columns="arm", values="value")[list(chosen.arm.unique())]
 
 
-def _table(differences: pd.DataFrame, margin: float, one_baseline: bool) -> pd.DataFrame:
-    """Return the comparisons of one table. differences: paired, one row per seed, one column per comparison."""
+def compare_differences(differences: pd.DataFrame, margin: float = 2.0, one_baseline: bool = True) -> pd.DataFrame:
+    """Return the comparisons of one table, as `compare` does. differences: one row per seed, one column per comparison.
+
+    `one_baseline`: all comparisons have the same baseline, so the error may be pooled.
+    """
     measured = differences.dropna(axis=1, how="all").dropna(axis=0, how="all")
     if measured.empty:
         return pd.DataFrame({"verdict": NOT_MEASURED, "seeds": 0, "pooled": False}, differences.columns, COLUMNS)
@@ -115,8 +118,7 @@ def _table(differences: pd.DataFrame, margin: float, one_baseline: bool) -> pd.D
 def evaluate_differences(differences: np.ndarray, margin: float, one_baseline: bool = True) -> dict[str, np.ndarray]:
     """Return estimates, tests and verdicts of comparisons, as arrays `(..., comparisons)`: also for many tables at once.
 
-    differences: paired, `(..., seeds, comparisons)`; NaN if a seed is missing. `one_baseline`: all comparisons have the same
-    baseline, so the error may be pooled.
+    differences: paired, `(..., seeds, comparisons)`; NaN if a seed is missing. `one_baseline`: see `compare_differences`.
     """
     count, values = differences.shape[-1], np.ma.masked_invalid(differences)
     seeds, difference, own = values.count(-2), values.mean(-2).filled(np.nan), values.std(-2, ddof=1).filled(np.nan)
@@ -256,11 +258,11 @@ def _power_to_decide(critical: float, one_sided: float, df: int, shift: float, m
     return float(weights @ np.minimum(1, _beyond(critical * errors, shift) + equivalent))
 
 
-def seeds_needed(sd: float, points: float, comparisons: int, power: float = POWER, pooled: bool = False) -> int:
-    """Return the smallest number of seeds that finds a true difference of `points` with a given power. `sd`: as above."""
+def seeds_needed(sd: float, points: float, comparisons: int) -> int:
+    """Return the smallest number of seeds that finds a true difference of `points` with 80% power. `sd`: as above."""
 
     def enough(seeds: int) -> bool:
-        return smallest_detectable(sd, seeds, comparisons, power, pooled) <= points
+        return smallest_detectable(sd, seeds, comparisons) <= points
 
     upper = 2
     while not enough(upper):

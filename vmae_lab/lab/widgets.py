@@ -9,7 +9,6 @@ from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
-import numpy as np
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 from PIL import Image
@@ -23,6 +22,7 @@ from vmae_lab.lab.plots.examples import example_clips, names_of, picture_clip, r
 from vmae_lab.masking import CELL_PHASES, CELL_RATIOS, MASKS, MaskSettings
 from vmae_lab.models.videomae import VideoMAE
 
+MASK_CONTROLS = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
 Values = Mapping[str, Any]  # control -> value
 Shown = tuple[bytes, str]  # a PNG, and HTML text about it
 ENCODER_RATIOS = (0.25, 0.5, 0.75, 0.9, 0.95)
@@ -123,10 +123,10 @@ def mask_panel(plan: Plan, controls: Controls) -> Panel:
         choice = controls.choice(values)
         counts = tour.counts_table({"tokens": choice}, shape).iloc[0].drop("tokens")
         words = "; ".join(f"{name}: {count}" for name, count in counts.items())
-        return _png(tour.mask_figure(_frames(plan, choice), choice, shape)), f"{shape.tokens} tokens. {words}."
+        frames = picture_clip(plan, choice.clip)[0].permute(1, 2, 3, 0).numpy()
+        return _png(tour.mask_figure(frames, choice, shape)), f"{shape.tokens} tokens. {words}."
 
-    names = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
-    return Panel(controls, names, draw)
+    return Panel(controls, MASK_CONTROLS, draw)
 
 
 def cost_panel(plan: Plan, controls: Controls) -> Panel:
@@ -154,12 +154,7 @@ def reconstruction_panel(plan: Plan, model: VideoMAE, controls: Controls) -> Pan
         name = names_of(plan, example_clips(plan), [choice.clip])[0]
         return looping_png(frames), f"clip: {escape(name)}"
 
-    names = ("encoder", "encoder_ratio", "draw", "decoder", "decoder_ratio", "phase", "clip")
-    return Panel(controls, names, draw)
-
-
-def _frames(plan: Plan, choice: Choice) -> np.ndarray:
-    return picture_clip(plan, choice.clip)[0].permute(1, 2, 3, 0).numpy()
+    return Panel(controls, MASK_CONTROLS, draw)
 
 
 def _png(figure: Figure) -> bytes:

@@ -16,7 +16,7 @@ from vmae_lab.lab.plots import charts, clip_pictures, curves, examples
 from vmae_lab.lab.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from vmae_lab.lab.stages import Stage, controls_stage, kept_probe_stage, pretrain_stage, probe_stage, shuffled_probe_stage
 from vmae_lab.lab.stages.cost import step_macs
-from vmae_lab.lab.statistics import COLUMNS, compare, summarise
+from vmae_lab.lab.statistics import COLUMNS, compare, compare_differences, summarise
 from vmae_lab.paper import CITATION, TABLE_1
 
 BASELINE, FLOOR = "none", "scratch"
@@ -225,19 +225,6 @@ def at_equal_compute(curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else curve.iloc[:0].assign(baseline=0.0)
 
 
-def comparison_rows(pairs: pd.DataFrame, curve: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Return the pairs of `at_equal_steps` or `at_equal_compute` as rows for `compare`, one metric per step (`step250`).
-
-    At each seed and step, the arm's row is the baseline's row plus the difference of the pair.
-    """
-    own = curve[curve.arm == baseline].set_index(["seed", "step"]).value
-    paired = pairs.join(own.rename("own"), on=["seed", "step"], how="inner")
-    arms = paired.assign(value=paired.own + paired.value - paired.baseline)
-    base = paired[["seed", "step", "own"]].drop_duplicates().rename(columns={"own": "value"}).assign(arm=baseline)
-    rows = pd.concat([arms, base], ignore_index=True)
-    return rows.assign(metric="step" + rows.step.astype(str))[["arm", "seed", "metric", "value"]]
-
-
 def curve_differences(plan: Plan, curve: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """Compare the other arms with the baseline at each of their steps.
 
@@ -245,10 +232,10 @@ def curve_differences(plan: Plan, curve: pd.DataFrame, baseline: str = BASELINE)
     """
     parts = []
     for equal, pairs in (("steps", at_equal_steps(curve, baseline)), ("compute", at_equal_compute(curve, baseline))):
-        rows = comparison_rows(pairs, curve, baseline)
-        for step in sorted(pairs.step.unique()):
-            arms = [arm for arm in plan.pretrained if arm in set(pairs[pairs.step == step].arm)]
-            found = compare(rows, f"step{step}", baseline, plan.recipe.evaluate.margin, arms)
+        for step, part in pairs.assign(value=pairs.value - pairs.baseline).groupby("step"):
+            differences = part.pivot(index="seed", columns="arm", values="value")
+            arms = [arm for arm in plan.pretrained if arm in differences]
+            found = compare_differences(differences[arms], plan.recipe.evaluate.margin)
             parts.append(found.rename_axis("arm").reset_index().assign(step=step, equal=equal))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "step", "equal", *COLUMNS])
 

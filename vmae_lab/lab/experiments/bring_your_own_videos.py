@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import confusion_matrix
 
 from vmae_lab.data.check import check_list
 from vmae_lab.data.dataset import Clips
@@ -349,7 +350,7 @@ def confusion(results: Results, arm: str) -> np.ndarray:
             read = probe.read(encoder, recipe.compute)
             for tokens, labels in read.draws():
                 predicted = classical_answers("ridge", tokens, labels, read.test_tokens, cell.recipe.model.clip.grid)
-                np.add.at(counts, (read.held_out.labels, predicted), 1)
+                counts += confusion_matrix(read.held_out.labels, predicted, labels=range(len(counts)))
     return counts
 
 

@@ -407,13 +407,13 @@ def evaluated_again(results: Results, measure: str, score: Callable[[Path], floa
 
 
 def loss_history(results: Results, measure: str | None = None) -> pd.DataFrame:
-    """Return the training losses of the pre-trained arms, or of the stages of a measure: columns step, loss, arm, seed."""
+    """Return what the pre-trainings, or the stages of a measure, logged during training: columns step, loss, …, arm, seed."""
     parts = []
     for cell in results.plan.cells:
         if measure in cell.measures if measure else results.plan.arms[cell.arm].pretrained:
             stage = cell.measures[measure] if measure else cell.encoder
             rows = pd.DataFrame(read_metrics(results.store.folder(stage)))
-            parts.append(rows[["step", "loss"]].assign(arm=cell.arm, seed=cell.seed))
+            parts.append(rows.assign(arm=cell.arm, seed=cell.seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -427,20 +427,15 @@ def loss_plot(
 
 def validation_plot(results: Results, measure: str, legend: str) -> Plot | None:
     """Losses and accuracy on the validation split during the training of a measure's stages; None without validation."""
-    parts = []
-    for cell in results.plan.cells:
-        if measure in cell.measures:
-            rows = pd.DataFrame(read_metrics(results.store.folder(cell.measures[measure])))
-            if LOSS in rows:
-                parts.append(rows.dropna(subset=[LOSS]).assign(arm=cell.arm, seed=cell.seed))
-    if not parts:
+    log = loss_history(results, measure)
+    if LOSS not in log:
         return None
     caption = (
         "Loss and accuracy on the validation split during training, mean and range over seeds. The training loss is that of "
         "the steps before each validation, with augmentation and smoothed labels; the validation loss is the cross-entropy "
         "without them. An overfit shows as a validation loss that rises while the training loss falls."
     )
-    figure = curves.validation_curves(pd.concat(parts, ignore_index=True), results.plan.arms, legend)
+    figure = curves.validation_curves(log.dropna(subset=LOSS), results.plan.arms, legend)
     return Plot(figure, "validation", caption)
 
 

@@ -94,10 +94,9 @@ def measured_table(results: Results) -> Table:
     """Return one row per measured size, mask and batch: seconds, memory, its prediction, multiply-accumulates per second."""
     lines = []
     for arm in results.plan.possible:
-        model = Configuration(results.plan, arm)
-        for name in results.plan.first(arm).measures:
-            batch = int(name.removeprefix("step@"))
-            seconds, peak = _measured(results, arm, batch)
+        model, measured = Configuration(results.plan, arm), _measured(results, arm)
+        for batch in results.recipe.measure.batch_sizes if results.plan.first(arm).measures else ():
+            seconds, peak = measured.get(batch, (np.nan, np.nan))
             predicted = model.predicted_gib(batch)
             lines.append({
                 "model, decoder mask": results.label(arm), "clips per step": batch,
@@ -115,7 +114,7 @@ def speed_up_table(results: Results) -> Table:
     for size in _sizes(results.plan):
         none, cell = f"{size}_none", f"{size}_cell_50"
         counted = Configuration(results.plan, none).training / Configuration(results.plan, cell).training
-        before, after = _measured_batches(results, none), _measured_batches(results, cell)
+        before, after = _measured(results, none), _measured(results, cell)
         batch = max(set(before) & set(after), default=0)
         time, memory = np.divide(before[batch], after[batch]) if batch else (np.nan, np.nan)
         line = {
@@ -144,7 +143,7 @@ def batch_table(results: Results) -> Table:
             for precision, half in (("float32", False), ("bf16", True)):
                 largest = largest_batch(model.model, model.masks, budget * GIB, half=half)
                 line[f"{budget:g} GiB, counted, {precision}"] = largest
-            line[f"{budget:g} GiB, from measured"] = _extrapolated(_measured_batches(results, arm), budget)
+            line[f"{budget:g} GiB, from measured"] = _extrapolated(_measured(results, arm), budget)
         lines.append(line)
     return Table(pd.DataFrame(lines), "batches", "The largest batch that fits in a memory.")
 
@@ -154,7 +153,7 @@ def panels(results: Results) -> Plot:
     work, time, memory = (dict[str, dict[str, float]]() for _ in range(3))
     for size, mask in product(_sizes(results.plan), MASKS):
         arm = f"{size}_{mask}"
-        model, measured = Configuration(results.plan, arm), _measured_batches(results, arm)
+        model, measured = Configuration(results.plan, arm), _measured(results, arm)
         batch = max(measured, default=1)
         seconds, peak = measured.get(batch, (np.nan, np.nan))
         work.setdefault(mask, {})[size] = model.training / 1e9
@@ -199,17 +198,12 @@ def _sizes(plan: Plan) -> list[str]:
     return [size for size in PAPER_SIZES if {f"{size}_{mask}" for mask in MASKS} <= set(plan.possible)]
 
 
-def _measured(results: Results, arm: str, batch: int) -> tuple[float, float]:
-    """Return seconds and GiB of a step (seeds share one measurement), or NaN if it did not fit or was not run."""
-    rows = results.rows.reindex(columns=["arm", "metric", "value"])
+def _measured(results: Results, arm: str) -> dict[int, tuple[float, float]]:
+    """Return seconds and GiB of a step by clips per step, for the batches that fit. Seeds share one measurement."""
+    rows = results.rows
     values = rows[rows.arm == arm].groupby("metric").value.mean()
-    return values.get(f"seconds_per_step@{batch}", np.nan), values.get(f"peak_gib@{batch}", np.nan)
-
-
-def _measured_batches(results: Results, arm: str) -> dict[int, tuple[float, float]]:
-    """Return seconds and GiB of an arm's measured batches by clips per step."""
-    found = {batch: _measured(results, arm, batch) for batch in results.recipe.measure.batch_sizes}
-    return {batch: measured for batch, measured in found.items() if not np.isnan(measured[0])}
+    fitting = [batch for batch in results.recipe.measure.batch_sizes if f"seconds_per_step@{batch}" in values]
+    return {batch: (values[f"seconds_per_step@{batch}"], values[f"peak_gib@{batch}"]) for batch in fitting}
 
 
 def _extrapolated(measured: Mapping[int, tuple[float, float]], budget: float) -> str:

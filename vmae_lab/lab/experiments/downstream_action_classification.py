@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import confusion_matrix
 
 from vmae_lab.data.dataset import Clips
 from vmae_lab.data.eval_clips import middle_clips
@@ -20,9 +21,9 @@ from vmae_lab.lab.plots.style import ORANGE, RED
 from vmae_lab.lab.plots.text import short
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import PREDICTIONS, Stage, views_stage
-from vmae_lab.lab.stages.finetune import FinetuneStage
 from vmae_lab.lab.stages.multi_view import ViewsStage
-from vmae_lab.lab.statistics import compare, compare_pairs, summarise
+from vmae_lab.lab.statistics import compare, compare_differences, summarise
+from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
@@ -138,9 +139,7 @@ def predictions(results: Results) -> pd.DataFrame:
 
 def confusion(plan: Plan, predicted: pd.DataFrame) -> np.ndarray:
     """Return the predictions by class, added over seeds: int64, class x prediction."""
-    counts = np.zeros((plan.recipe.data.classes,) * 2, dtype=np.int64)
-    np.add.at(counts, (predicted.label.to_numpy(), predicted.predicted.to_numpy()), 1)
-    return counts
+    return confusion_matrix(predicted.label, predicted.predicted, labels=range(plan.recipe.data.classes))
 
 
 def confusion_plot(results: Results, predicted: pd.DataFrame) -> Plot:
@@ -191,10 +190,10 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
     chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
     rows, clips = first.iloc[chosen].row.tolist(), _evaluated_clips(results)
     stage = results.plan.first(results.plan.pretrained[0]).measures["finetune"]
-    assert isinstance(stage, FinetuneStage)
-    model = stage.load(results.store.folder(stage))
-    video = middle_clips(clips, rows, *window(results.recipe)).to(process_state().device)
-    labels = torch.tensor(first.iloc[chosen].predicted.tolist(), device=video.device)
+    device = process_state().device
+    model = VideoClassifier.from_pretrained(results.store.folder(stage)).to(device)
+    video = middle_clips(clips, rows, *window(results.recipe)).to(device)
+    labels = torch.tensor(first.iloc[chosen].predicted.tolist(), device=device)
     maps = common.token_maps(model, video, labels)
     strips = zip(clip_frames(results.plan, rows, clips), maps, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))
@@ -232,13 +231,12 @@ def _titles(results: Results, predicted: pd.DataFrame) -> list[str]:
 
 def conclusions(results: Results) -> list[str]:
     """State the comparisons of the ways to use few labels, and of several views with one clip."""
-    plan, rows = results.plan, results.rows
     accuracy = summarise(common.by_method(results, methods(results)), TOP1)["mean"]
     words = common.method_words(results, methods(results), PAIRS)
-    chosen = rows[rows.arm.isin(plan.possible) & rows.metric.isin(["views_top1", "finetune"])]
-    named = chosen.assign(arm=chosen.arm + " " + chosen.metric, metric=TOP1)
-    pairs = [(f"{arm} views_top1", f"{arm} finetune") for arm in plan.possible]
-    for arm, (_, row) in zip(plan.possible, compare_pairs(named, TOP1, pairs, results.margin).iterrows(), strict=True):
-        words.append(f"Several views compared with one clip, {_trained(arm)}: {common.comparison_words(row)}.")
-    clips = results.stage_result(plan.pretrained[0], "views")["test_clips"]
+    rows = results.rows[results.rows.metric.isin(["views_top1", "finetune"])]
+    values = rows.pivot(index="seed", columns=["metric", "arm"], values="value")
+    gains = (values["views_top1"] - values["finetune"])[results.plan.possible]
+    for arm, row in compare_differences(gains, results.margin, one_baseline=False).iterrows():
+        words.append(f"Several views compared with one clip, {_trained(str(arm))}: {common.comparison_words(row)}.")
+    clips = results.stage_result(results.plan.pretrained[0], "views")["test_clips"]
     return [*words, common.test_set_words(accuracy.max(), clips)]

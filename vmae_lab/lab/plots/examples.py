@@ -12,10 +12,8 @@ from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.plan import Plan
 from vmae_lab.lab.plots.clip_pictures import HIDDEN
 from vmae_lab.lab.run_store import RunStore
-from vmae_lab.lab.stages import WEIGHTS
 from vmae_lab.lab.stages.inputs import split_clips
 from vmae_lab.masking import MaskSettings, draw_masks
-from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.sizes import ClipShape
 from vmae_lab.models.videomae import VideoMAE, patch_statistics
 from vmae_lab.utils.processes import process_state
@@ -81,12 +79,7 @@ def clip_frames(plan: Plan, rows: Sequence[int], clips: Clips | None = None) -> 
 
 def trained_model(plan: Plan, store: RunStore, arm: str) -> VideoMAE:
     """Load the pre-trained model of an arm at the first seed on the device, for evaluation. Raises CheckpointError."""
-    cell = plan.first(arm)
-    settings, pretrain = cell.recipe.model, cell.recipe.pretrain
-    model = VideoMAE(settings.dimensions, settings.clip, pretrain.normalise_target, pretrain.target_eps)
-    path = store.folder(cell.encoder) / WEIGHTS
-    load_weights(model, read_weights(path), str(path))
-    return model.to(process_state().device).eval()
+    return VideoMAE.from_pretrained(store.folder(plan.first(arm).encoder)).to(process_state().device)
 
 
 def reconstructions(plan: Plan, store: RunStore, arm: str, clip: int) -> dict[str, np.ndarray]:

@@ -115,8 +115,7 @@ def _scale_recipe(plan: Plan, file: Path | None) -> Recipe | None:
         return None
     try:
         with redirect_stdout(io.StringIO()):  # without the line about settings that follow from the scale's own lists
-            base = {"arms": list(experiment.arms), **read_scale(str(scale), folders)}
-            recipe = build_recipe({}, experiment.arms, base)
+            recipe = build_recipe({}, experiment.arms, read_scale(str(scale), folders))
     except RecipeError:
         return None
     return recipe.with_overrides({"seeds": recipe.seeds[:1]}) if experiment.one_seed else recipe

@@ -25,6 +25,7 @@ RESIZE_PIXEL_S = 21e-9  # per pixel of a clip that is also resized
 # Per pixel of a clip, for `finetune_augment`: 16 ms at 16 x 224 x 224, from frames of 256 x 340 pixels. Mean CPU time of 80
 # clips in one thread. Unlike the others, this value was measured while other programs were running.
 AUGMENT_PIXEL_S = 2.0e-8
+FILE_PIXEL_BYTES = 0.05  # per pixel of an mp4 file of the embedded data at 64 pixels; less at larger sides
 DECODE_S = 0.05  # decoding a clip from a file of 320 x 240 pixels (reports/LOG.md, 2026-11-23); 0.4 at 1280 x 720
 
 
@@ -64,8 +65,9 @@ class EmbeddedVideos:
         return self.count * self.frames * self.side**2
 
     @property
-    def decoded_bytes(self) -> int:
-        return 3 * self.count * self.frames * self.decoded_side**2
+    def disk_bytes(self) -> float:
+        """About how many bytes the files and the decoded pixels take."""
+        return self.pixels * FILE_PIXEL_BYTES + 3 * self.count * self.frames * self.decoded_side**2
 
     @property
     def written(self) -> bool:

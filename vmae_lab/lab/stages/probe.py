@@ -31,8 +31,6 @@ from vmae_lab.training.tasks.finetune import encoder_state
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, numpy_generator
 
-NORM = "trunk.norm.weight"  # of an encoder's final LayerNorm
-
 
 @dataclass(frozen=True)
 class ReadClips:
@@ -90,13 +88,7 @@ class ProbeStage(EvaluatedStage):
                 accuracies[probe].append(top1(predicted, read.held_out.labels))
         metrics = {probe: float(np.mean(values)) for probe, values in accuracies.items()}
         if source := self.reconstructed:
-            state, pretrain = read_weights(weights), source.pretrain
-            model = VideoMAE(
-                source.model.dimensions, source.model.clip, pretrain.normalise_target, pretrain.target_eps,
-                encoder_norm=f"encoder.{NORM}" in state,
-            )  # fmt: skip
-            load_weights(model, state, str(weights))
-            model = model.to(process_state().device).eval()
+            model = VideoMAE.from_pretrained(job.inputs[0]).to(process_state().device)
             metrics |= reconstruction_errors(
                 model, read.held_out, source.model, source.mask, self.data.stride, inference(job.compute)
             )
@@ -179,7 +171,7 @@ def load_encoder(model: ModelSettings, weights: Path) -> VideoEncoder:
     Encoders of classifiers and of transformers' pre-training models have none.
     """
     state = encoder_state(read_weights(weights))
-    encoder = VideoEncoder(model.dimensions, model.clip, norm=NORM in state)
+    encoder = VideoEncoder(model.dimensions, model.clip, norm="trunk.norm.weight" in state)
     load_weights(encoder, state, str(weights))
     return encoder.to(process_state().device).eval()
 
