@@ -128,7 +128,7 @@ def test_committed_reports_are_found_again(monkeypatch):
             found, _ = place(ROOT, scale, f"notebooks/{name}.ipynb", name)
             again += [f"{scale}/{name}"] if (found.folder, bool(found.replaced)) == (path.parent, True) else []
     current = [report for report in (f"demo/{name}" for name in sorted(EXPERIMENTS)) if report not in MADE_EARLIER]
-    studies = ("study/ablation_decoder_mask", "study/ablation_mask_ratios", "study20/ablation_decoder_mask")
+    studies = ["/".join(path.parts[-3:-1]) for path in sorted(ROOT.glob("reports/study*/*/manifest.json"))]
     assert again == [*current, *studies]
 
 
