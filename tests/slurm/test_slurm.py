@@ -88,7 +88,8 @@ def test_a_killed_notebook_finds_its_jobs_and_the_results_are_bit_equal(tmp_path
         "--scale",
         "smoke",
     ]
-    command += ["-p", "arms", "[none, running_cell_50]", "-p", "seeds", "[0]"]
+    few = {"arms": "[none, running_cell_50]", "seeds": "[0]", "pretrain.keep_at": "[]", "evaluate.controls": "[]"}
+    command += [word for name, value in few.items() for word in ("-p", name, value)]
     slurm = [*command, "-p", "compute.executor", "slurm", "-p", "compute.jobs", "2", "-p", "compute.slurm.gpus", "0"]
     homes = {name: {**os.environ, "VMAE_LAB_PROJECT": str(tmp_path / name)} for name in ("jobs", "alone")}
     runs = {name: tmp_path / name / "runs" for name in homes}
