@@ -73,7 +73,7 @@ def test_visible_devices_are_those_of_this_process(monkeypatch, visible, devices
 
 
 @slow
-def test_each_job_has_a_device_of_its_own(tmp_path, monkeypatch):
+def test_each_job_has_a_device_of_its_own(tmp_path, monkeypatch, warm):
     """Four jobs at a time on two devices: each sees one, both are used equally, and no two jobs share one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     store, stages = RunStore(tmp_path), [DeviceStage(number=number, seconds=2.0) for number in range(4)]
@@ -87,7 +87,7 @@ def test_each_job_has_a_device_of_its_own(tmp_path, monkeypatch):
 
 
 @slow
-def test_jobs_share_devices_evenly_by_default(tmp_path, monkeypatch):
+def test_jobs_share_devices_evenly_by_default(tmp_path, monkeypatch, warm):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     store, stages = RunStore(tmp_path), [DeviceStage(number=number) for number in range(4)]
     store.complete_all(stages, Compute(jobs=4))
@@ -130,7 +130,7 @@ def test_the_estimate_counts_the_devices_of_the_executor():
 
 
 @slow
-def test_failed_stages_do_not_stop_independent_ones(tmp_path, capsys):
+def test_failed_stages_do_not_stop_independent_ones(tmp_path, capsys, warm):
     """The error at the end names all failed stages, and those that were not run because of them."""
     failing, killed, last = (
         DeviceStage(number=0, fails=True),
@@ -150,7 +150,7 @@ def test_failed_stages_do_not_stop_independent_ones(tmp_path, capsys):
 
 
 @slow
-def test_a_killed_process_is_replaced(tmp_path):
+def test_a_killed_process_is_replaced(tmp_path, warm):
     store, stages = RunStore(tmp_path), [DeviceStage(number=0, killed=True), DeviceStage(number=1)]
     with pytest.raises(ProcessLost, match="was killed") as caught:
         store.complete_all(stages, Compute(executor="processes"))
