@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
@@ -48,7 +48,7 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
         "COLUMNS": str(shutil.get_terminal_size().columns),
     }
     try:
-        with patch.dict(os.environ, variables):  # the kernel inherits them
+        with _environment(variables):
             papermill.execute_notebook(
                 notebook, executed, parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
                 coalesce_streams=True,  # saves only the last state of a progress line
@@ -63,6 +63,18 @@ def execute(notebook: Path, parameters: dict[str, Any], plan: Plan) -> int:
     write_text(page, notebook_as_html(executed))
     print(f"executed notebook: {executed}\nexecuted notebook as HTML: {page}\nreport: {folder / 'README.md'}")
     return 0
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which a kernel inherits, inside the block."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def make_portable(executed: Path, notebook: Path) -> None:

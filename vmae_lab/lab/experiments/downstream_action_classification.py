@@ -21,9 +21,9 @@ from vmae_lab.lab.plots.style import ORANGE, RED
 from vmae_lab.lab.plots.text import short
 from vmae_lab.lab.report.tables import plus_minus
 from vmae_lab.lab.stages import PREDICTIONS, Stage, views_stage
+from vmae_lab.lab.stages.finetune import FinetuneStage
 from vmae_lab.lab.stages.multi_view import ViewsStage
 from vmae_lab.lab.statistics import compare, compare_differences, summarise
-from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
@@ -190,10 +190,10 @@ def attention(results: Results, predicted: pd.DataFrame, count: int = 3) -> Plot
     chosen = numpy_generator(seed, "clips to look at").permutation(len(first))[:count]
     rows, clips = first.iloc[chosen].row.tolist(), _evaluated_clips(results)
     stage = results.plan.first(results.plan.pretrained[0]).measures["finetune"]
-    device = process_state().device
-    model = VideoClassifier.from_pretrained(results.store.folder(stage)).to(device)
-    video = middle_clips(clips, rows, *window(results.recipe)).to(device)
-    labels = torch.tensor(first.iloc[chosen].predicted.tolist(), device=device)
+    assert isinstance(stage, FinetuneStage)
+    model = stage.load(results.store.folder(stage))
+    video = middle_clips(clips, rows, *window(results.recipe)).to(process_state().device)
+    labels = torch.tensor(first.iloc[chosen].predicted.tolist(), device=video.device)
     maps = common.token_maps(model, video, labels)
     strips = zip(clip_frames(results.plan, rows, clips), maps, strict=True)
     figure = clip_pictures.attention_strips(dict(zip(_titles(results, first.iloc[chosen]), strips, strict=True)))

@@ -10,10 +10,8 @@ from vmae_lab.lab.stages.finetune import SupervisedStage
 from vmae_lab.lab.stages.inputs import corrupt_videos_in, replaced_videos
 from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, positioned, training_cost
 from vmae_lab.models.checkpoints import read_weights
-from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.training.loop import train
 from vmae_lab.training.tasks.distill import DistillSettings, DistillTask, Student, Teacher
-from vmae_lab.utils.processes import process_state
 
 
 class DistillStage(SupervisedStage):
@@ -46,9 +44,9 @@ class DistillStage(SupervisedStage):
         if not self.data.labelled:
             return result
         held_out, counts = self.held_out_clips(job.compute)
-        teacher_model = VideoClassifier.from_pretrained(job.inputs[0]).to(process_state().device)
         student, teacher_classes = (
-            self.predict(model, held_out, job.compute).argmax(1).numpy() for model in (classifier, teacher_model)
+            self.predict(model, held_out, job.compute).argmax(1).numpy()
+            for model in (classifier, self.teacher.load(job.inputs[0]))
         )
         metrics = {
             "distill": top1(student, held_out.labels),

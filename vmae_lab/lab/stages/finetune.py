@@ -1,6 +1,7 @@
 """Stages `finetune` (supervised training with few labels) and `post_pretrain` (with all labels of the pre-training data)."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from vmae_lab.evaluation.probes import draw_labelled
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import BACKWARD, Work, count_parameters, loading_seconds, reading_seconds
 from vmae_lab.lab.stages.inputs import EvaluatedStage, corrupt_videos_in, inference, replaced_videos
-from vmae_lab.lab.stages.stage import HELD_OUT, Job, Stage, build, input_encoder_state, training_cost
+from vmae_lab.lab.stages.stage import HELD_OUT, WEIGHTS, Job, Stage, build, input_encoder_state, training_cost
+from vmae_lab.models.checkpoints import load_weights, read_weights
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.training.loop import train
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.finetune import FinetuneSettings, FinetuneTask, predict
 from vmae_lab.training.validation import Validation
+from vmae_lab.utils.processes import process_state
 
 VALIDATION = "validation"  # the split that a training is validated on
 
@@ -67,10 +70,19 @@ class SupervisedStage(EvaluatedStage):
         classifier.stride, classifier.sampling = self.data.stride, self.section.sampling
         self.save(classifier, job)
 
+    def build(self) -> VideoClassifier:
+        """Build the classifier, with initial weights."""
+        return VideoClassifier(self.model.dimensions, self.model.clip, self.data.classes, self.section.readout)
+
+    def load(self, folder: Path) -> VideoClassifier:
+        """Load the classifier of a finished stage on the device, for evaluation."""
+        classifier = self.build()
+        load_weights(classifier, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        return classifier.to(process_state().device).eval()
+
     @property
     def parameters(self) -> int:
-        model = self.model
-        return count_parameters(lambda: VideoClassifier(model.dimensions, model.clip, self.data.classes, self.section.readout))
+        return count_parameters(self.build)
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from vmae_lab.evaluation.classification import prediction_table, score_intervals
 from vmae_lab.evaluation.multi_view import ViewSettings, view_probabilities
 from vmae_lab.lab.config import Recipe
 from vmae_lab.lab.stages.cost import Work
+from vmae_lab.lab.stages.finetune import SupervisedStage
 from vmae_lab.lab.stages.inputs import EvaluatedStage, inference
 from vmae_lab.lab.stages.stage import HELD_OUT, PREDICTIONS, Job, Stage, build
 from vmae_lab.models.classifier import VideoClassifier
@@ -24,7 +25,11 @@ class ViewsStage(EvaluatedStage):
     views: ViewSettings
 
     def run(self, job: Job) -> dict[str, Any]:
-        classifier = VideoClassifier.from_pretrained(job.inputs[0]).to(process_state().device)
+        source, folder = self.inputs[0], job.inputs[0]
+        if isinstance(source, SupervisedStage):
+            classifier = source.load(folder)
+        else:
+            classifier = VideoClassifier.from_pretrained(folder).to(process_state().device)
         held_out, counts = self.held_out_clips(job.compute)
         how = inference(job.compute)
         probabilities = view_probabilities(classifier, held_out, self.model, self.data.stride, self.views, how)
