@@ -4,15 +4,18 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from vmae_lab.lab.config import RecipeError, build_recipe
 from vmae_lab.lab.estimate import plan_summary, stage_table
-from vmae_lab.lab.experiments import EXPERIMENTS, common, distillation, plan_notebook
+from vmae_lab.lab.experiments import EXPERIMENTS, common, distillation, plan_notebook, scaling
 from vmae_lab.lab.experiments import ablation_progressive_training as progressive
 from vmae_lab.lab.experiments import cost_of_dual_masking as dual_cost
 from vmae_lab.lab.experiments.ablation_hybrid_data import POOLS, TARGET, UNSEEN
+from vmae_lab.lab.experiments.common import Results
 from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots.style import PRINTED
 from vmae_lab.lab.run_store import RunStore
@@ -230,6 +233,28 @@ def test_the_arms_of_scaling_change_the_named_quantities(plans):
         assert settings["data"]["pretrain_limits"] == ({"digits": 1, "sticks": 1} if data == "quarter" else {})
         assert settings["pretrain"]["steps"] == {"third": 2, "whole": 6}[steps]
         assert settings["pretrain"]["warmup_steps"] == {"third": 1, "whole": 2}[steps]
+
+
+def test_the_trend_of_scaling_finds_known_slopes(plans, tmp_path):
+    """Per doubling: 3 points of compute, hence 3 of steps; none of clips. One budget of compute gives no slope."""
+    plan = plans["scaling"]
+    used = scaling.budgets(plan)
+    assert used.gmacs.nunique() == 6
+    assert used.gmacs["larger_full_whole"] == pytest.approx(3 * used.gmacs["larger_quarter_third"]), "6 steps, 2 steps"
+
+    def fitted(cells: list) -> pd.DataFrame:
+        noise = 0.01 * np.random.default_rng(0).standard_normal(len(cells))
+        rows = [
+            {"arm": cell.arm, "seed": cell.seed, "metric": "ridge", "value": 50 + 3 * np.log2(used.gmacs[cell.arm]) + small}
+            for cell, small in zip(cells, noise, strict=True)
+        ]
+        return scaling.trend(Results(plan, pd.DataFrame(rows), RunStore(tmp_path)))
+
+    slopes = fitted(plan.cells).slope
+    assert slopes[[scaling.COMPUTE, "steps", "clips to pre-train on"]].tolist() == pytest.approx([3, 3, 0], abs=0.02)
+    assert list(
+        fitted([cell for cell in plan.cells if cell.arm.startswith("middle") and cell.arm.endswith("whole")]).index
+    ) == ["clips to pre-train on"]
 
 
 def test_scaling_reports_arms_that_are_impossible(smoke):

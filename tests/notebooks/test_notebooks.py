@@ -60,7 +60,7 @@ SHOWN = {
         ("timelines", "errors", "classes", "loss"),
     ),
     "distillation": (("students", "sizes"), ("accuracy", "loss")),
-    "scaling": (("scaling", "trend"), ("accuracy", "trend")),
+    "scaling": (("scaling", "trend"), ("accuracy", "accuracy_against_compute", "trend")),
     "use_a_checkpoint": (
         ("methods", "checkpoint", "predictions"),
         ("accuracy", "layers", "reconstruction", "class_maps", "loss"),
