@@ -41,7 +41,8 @@ def main() -> None:
     plan = plan_ablation("pruning", build_recipe(tree, ARMS), ARMS, measures)
     store = RunStore(runs_folder())
     print(plan_summary(plan, store), flush=True)
-    rows = plan.run(store)
+    store.complete_all(plan.stages, plan.recipe.compute)
+    rows = plan.rows(store)
     seeds = len(plan.recipe.seeds)
     write_benchmark(
         options.out, "pruning", "Decoding only tokens in the loss",

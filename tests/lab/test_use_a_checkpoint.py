@@ -96,7 +96,8 @@ def test_a_published_classifier_is_used_in_all_ways(smoke, tmp_path, project):
     plan = planned({**smoke, "seeds": [0]}, checkpoint=str(tmp_path / "model"))
     store = RunStore(project / "runs")
     with pytest.warns(UserWarning, match="has no decoder"):  # before it is continued
-        results = Results(plan, plan.run(store), store)
+        store.complete_all(plan.stages, plan.recipe.compute)
+    results = Results(plan, plan.rows(store), store)
     rows, video, labels = use_a_checkpoint.held_out_clips(plan, 2)
     assert use_a_checkpoint.reconstruction(results, rows) is None
     shown = use_a_checkpoint.checkpoint_table(results).frame.set_index("property").value

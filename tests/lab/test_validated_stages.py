@@ -138,7 +138,8 @@ def test_the_figure_of_a_report(recipe_of, home, tmp_path):
     def results(**override) -> Results:
         measures = lambda recipe, arm, encoder, seed: {"finetune": finetune_stage(recipe, None, seed)}  # noqa: E731
         plan, store = plan_ablation("x", recipe_of(**override, seeds=[0]), ARMS, measures), RunStore(tmp_path)
-        return Results(plan, plan.run(store), store)
+        store.complete_all(plan.stages, plan.recipe.compute)
+        return Results(plan, plan.rows(store), store)
 
     assert classification.validation(results()) is None
     plot = classification.validation(results(**EVERY))

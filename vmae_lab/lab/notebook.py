@@ -60,7 +60,9 @@ class OpenExperiment:
 
     def run(self) -> Results:
         """Run all stages that are not finished. Raises RecipeError if a list cannot be used."""
-        return Results(self.plan, self.plan.run(self.store), self.store)
+        self.plan.check_lists()
+        self.store.complete_all(self.plan.stages, self.recipe.compute)
+        return Results(self.plan, self.plan.rows(self.store), self.store)
 
     def times(self) -> Table:
         """Return the predicted and actual times of the stages."""

@@ -128,14 +128,8 @@ class Plan:
         if problems := _list_problems(self, ahead):
             raise RecipeError("\n".join(problems))
 
-    def run(self, store: RunStore) -> pd.DataFrame:
-        """Complete all stages and return the rows. Raises RecipeError if `check_lists` does."""
-        self.check_lists()
-        store.complete_all(self.stages, self.recipe.compute)
-        return self.rows(store)
-
     def rows(self, store: RunStore) -> pd.DataFrame:
-        """Return tidy results: columns ablation, arm, seed, metric, value, and the key of the stage."""
+        """Return tidy results of finished stages: columns ablation, arm, seed, metric, value, and the key of the stage."""
         rows = self._measured(store, [*self.cells, *self.control_cells])
         planned = self.stages
         for cell in self.cells:

@@ -1,8 +1,8 @@
 """The run store: one folder per stage, named by its key. It reuses finished stages and resumes interrupted ones."""
 
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,9 @@ class RunStore:
         If another process is working on the stage, this waits for its result. All processes of a launcher call this together.
         Only the first of them writes, and it raises FolderInUse if another process is working on the stage.
         """
-        self._run(stage, compute, progress)
+        with self._job(stage, compute, progress) as job:
+            if job:
+                job.result = stage.run(job)
         [result] = broadcast_object_list([self.result(stage) if process_state().is_main_process else None])
         return result
 
@@ -72,11 +74,16 @@ class RunStore:
                 return
             # Launched processes go through all stages together: each could find a different set of finished stages.
             for stage in order if launched() else todo:
-                with Progress(desc=stage.key, disable=bool(bar.disable)):
-                    self._run(stage, compute)
+                with Progress(desc=stage.key, disable=bool(bar.disable)), self._job(stage, compute) as job:
+                    if job:
+                        job.result = stage.run(job)
 
-    def _run(self, stage: Stage, compute: Compute, progress: bool = True) -> None:
-        """Run a stage, unless it is finished when this process gets its lock."""
+    @contextmanager
+    def _job(self, stage: Stage, compute: Compute, progress: bool = True) -> Iterator[Job | None]:
+        """Hold a stage's lock and yield its job, then write the job's result. Yields None if there is nothing to run here.
+
+        This is so if the stage is finished when this process gets its lock, or if launched processes have run it.
+        """
         folder = self.folder(stage)
         first = process_state().is_main_process
         lock = self.root / f".{stage.key}.lock"
@@ -89,17 +96,20 @@ class RunStore:
                     pass
                 if not self.finished(stage):
                     launch(stage, folder, compute, progress)
+            yield None
             return
         with alone_in(folder, lock, None if launched() else waiting) if first else nullcontext():
             [finished] = broadcast_object_list([self.finished(stage)])
-            if not finished:
+            if finished:
+                yield None
+            else:
                 if first:
                     settings = {"stage": stage.kind, **stage.settings}
                     write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=True))
                 job = Job(folder, tuple(map(self.folder, stage.inputs)), compute, progress)
                 started = time.perf_counter()
                 with fixed_threads(compute.threads), float32_products(compute.tf32):
-                    result = stage.run(job)
+                    yield job
                 if first:  # the result is written last
                     times = {"seconds": time.perf_counter() - started, "provenance": provenance()}
                     device = process_state().device
@@ -107,7 +117,7 @@ class RunStore:
                         times["evaluation_precision"] = "bf16"
                     if device.type == "cuda":
                         times["tf32"] = compute.tf32
-                    write_json(folder / RESULT, {"stage": stage.key, **result, **times})
+                    write_json(folder / RESULT, {"stage": stage.key, **job.result, **times})
                     stage.remove_checkpoints(folder)
             process_state().wait_for_everyone()  # the other processes read what the first one has written
 

@@ -4,7 +4,7 @@ A stage reads its settings and the folders of its input stages, and writes a fol
 result, so arms and notebooks share stages. How it is computed (`Compute`) is not part of the key.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,14 +34,15 @@ FEATURES, SEGMENTS = "features", "segments.json"
 HELD_OUT = "held out"  # in `Stage.reads`: the split that the recipe evaluates on
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """How to run a stage: its folder, the folders of its inputs, and how to compute."""
+    """How to run a stage: its folder, the folders of its inputs, and how to compute. `result`: what `Stage.run` returned."""
 
     folder: Path
     inputs: tuple[Path, ...]
     compute: Compute
     progress: bool = True
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 class Stage(Settings):
