@@ -23,7 +23,7 @@ SIZE_STEPS = {"smaller": -1, "middle": 0, "larger": 1}  # from the recipe's size
 DATA_PARTS = {"quarter": 0.25, "full": 1.0}
 STEP_PARTS = {"third": 1 / 3, "whole": 1.0}
 AXES = {"parameters": "encoder and decoder parameters", "clips": "clips to pre-train on", "steps": "steps"}
-COMPUTE = "compute (multiply-accumulates of the pre-training)"  # parameters and steps determine it: a fit of its own
+COMPUTE = "compute of the pre-training"  # parameters and steps determine it, so its fit is separate
 
 
 def scaled(size_step: int, data: float, steps: float) -> Callable[[Recipe], Overrides]:
@@ -160,7 +160,7 @@ def conclusions(results: Results) -> list[str]:
     """State the fitted slopes, with the range that was run."""
     used = budgets(results.plan).rename(columns={**AXES, "gmacs": COMPUTE})
     return [
-        f"Twice the {name}, from {used[name].min():,.0f} to {used[name].max():,.0f}{' x 1e9' if name == COMPUTE else ''}: "
+        f"Twice the {name}, from {used[name].min():,.0f} to {used[name].max():,.0f}{' x 1e9 multiply-accumulates' if name == COMPUTE else ''}: "
         f"{interval(row.slope, row.low, row.high)} points, {row.verdict}."
         for name, row in trend(results).iterrows()
     ]

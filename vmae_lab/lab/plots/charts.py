@@ -18,6 +18,7 @@ from vmae_lab.lab.plots.text import short
 
 FAR_ABOVE = 20  # points; if all results are this far above chance, its line is left out, since it would compress the plot
 LISTED = 24  # kinds in the legend of a map; the rest share one color
+LABELLED = 4  # values on a logarithmic axis that have a tick each; the labels of more would overlap
 SHOWN = 25  # classes in a confusion matrix
 WITH_COUNTS = 12  # largest number of classes for which the cells of a confusion matrix also show counts
 
@@ -189,7 +190,11 @@ def lines_by_arm(
     if logarithmic:
         axes.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x in curve.index})
-    axes.set_xticks(ticks, [f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in ticks])
+    if logarithmic and len(ticks) > LABELLED:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xticks(ticks, [f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel)
     within_percent(axes)
@@ -221,7 +226,7 @@ def panels_over_sizes(panels: Mapping[str, pd.DataFrame], styles: Mapping[str, A
 
 def slopes(trend: pd.DataFrame, xlabel: str) -> Figure:
     """Plot slopes with their intervals, one per row, and zero. trend: columns slope, low, high; index: what is doubled."""
-    figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(trend) + 1.0), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.4, 0.5 * len(trend) + 1.0), layout="constrained")
     error = [trend.slope - trend.low, trend.high - trend.slope]
     axes.errorbar(trend.slope, range(len(trend)), xerr=error, color=BLUE, marker="D", linestyle="none", capsize=3)
     axes.axvline(0, color="#777777", linewidth=1)
