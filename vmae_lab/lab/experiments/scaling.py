@@ -158,9 +158,9 @@ def trend_table(results: Results) -> Table:
 
 def conclusions(results: Results) -> list[str]:
     """State the fitted slopes, with the range that was run."""
-    used = budgets(results.plan).rename(columns={**AXES, "gmacs": COMPUTE})
+    used, unit = budgets(results.plan).rename(columns={**AXES, "gmacs": COMPUTE}), {COMPUTE: " x 1e9 multiply-accumulates"}
     return [
-        f"Twice the {name}, from {used[name].min():,.0f} to {used[name].max():,.0f}{' x 1e9 multiply-accumulates' if name == COMPUTE else ''}: "
+        f"Twice the {name}, from {used[name].min():,.0f} to {used[name].max():,.0f}{unit.get(name, '')}: "
         f"{interval(row.slope, row.low, row.high)} points, {row.verdict}."
         for name, row in trend(results).iterrows()
     ]
