@@ -31,7 +31,6 @@ def test_keys_of_a_committed_report(path):
 # Made with an earlier params/demo.yaml, of which nothing but their manifests is left.
 MADE_EARLIER = {
     "demo/downstream_temporal_detection",
-    "demo/scaling",
 }
 
 
