@@ -159,6 +159,7 @@ def test_finished_copies_are_kept_and_other_settings_refused(originals, copies, 
         copied(originals, originals)
 
 
+@pytest.mark.slow
 def test_a_killed_command_continues_with_identical_bytes(originals, copies, tmp_path):
     """The command is killed after 1, 2 and 3 copies. One copy is then cut, as an unfinished write would leave it."""
     _, expected = copies

@@ -267,12 +267,13 @@ def test_a_folder_below_a_file_is_reported(tmp_path):
         make_folder(tmp_path / "file" / "runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
         {},
-        pytest.param({"compute.jobs": 2}, marks=pytest.mark.slow),
-        pytest.param({"compute.launch": "two_processes"}, marks=pytest.mark.slow),
+        {"compute.jobs": 2},
+        {"compute.launch": "two_processes"},
     ],
     ids=["one by one", "side by side", "launched"],
 )

@@ -134,6 +134,7 @@ def test_unreadable_validation_clips_follow_the_recipe(recipe_of, home, broken_c
     assert "left" in left_out
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_report(recipe_of, home, tmp_path):
     def results(**override) -> Results:
         measures = lambda recipe, arm, encoder, seed: {"finetune": finetune_stage(recipe, None, seed)}  # noqa: E731

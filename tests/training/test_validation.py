@@ -435,6 +435,7 @@ def test_a_run_that_is_killed_while_it_validates_resumes(start, alone, tmp_path,
 # ---------------------------------------------------------------- overfit
 
 
+@pytest.mark.slow
 def test_an_overfit_shows(recipe, clips, validation, tmp_path):
     """Eight labels and many steps: the training loss falls to zero while the validation loss rises."""
     settings = recipe.evaluate.finetune.model_copy(
