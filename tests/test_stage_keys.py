@@ -28,16 +28,8 @@ def test_keys_of_a_committed_report(path):
     assert keys(manifest["notebook"], manifest["recipe"]) == set(manifest["stages"])
 
 
-# Made with an earlier params/demo.yaml, of which nothing but their manifests is left.
-MADE_EARLIER = {
-    "demo/downstream_temporal_detection",
-}
-
-
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: "/".join(path.parts[-3:-1]))
 def test_a_scale_still_makes_the_stages_of_its_committed_report(path):
-    if "/".join(path.parts[-3:-1]) in MADE_EARLIER:
-        pytest.skip("made with an earlier params/demo.yaml")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     parameters = read_scale(manifest["scale"], [ROOT / "params"])
     arms = list(EXPERIMENTS[manifest["notebook"]].arms)
