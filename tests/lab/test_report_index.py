@@ -230,7 +230,7 @@ def test_the_file_and_the_settings_of_a_report_are_in_its_command(reports):
 
 
 def test_an_index_for_git_leaves_out_what_git_ignores(reports):
-    for scale in ("demo", "smoke", "demo-variant", "demo-variant-0a1b2c", "own-variant-0a1b2c"):
+    for scale in ("demo", "smoke", "mine", "demo-variant", "demo-variant-0a1b2c", "own-variant-0a1b2c"):
         folder = write_report(reports, scale)
         (folder / f"{ORDER[0]}.ipynb").write_text("{}")
     (reports / "gpu" / "scaling").mkdir(parents=True)

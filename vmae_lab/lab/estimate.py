@@ -193,8 +193,8 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
     lines = [f"{plan.name} at scale '{recipe.scale}': {len(plan.possible)} arms x {len(recipe.seeds)} seeds"]
     if recipe.data.motionworld:
         lines.append(
-            f"{'data':>10}: {cost.data.clips:,d} files to write and decode, {duration(cost.data.cpu_s / 60)} on one core of "
-            f"this machine, {duration(cost.part_minutes['data'])} on {compute.processes}"
+            f"{'data':>10}: {cost.data.clips:,d} files to write and decode, {duration(cost.data.cpu_s / 60)} on one core, "
+            f"{duration(cost.part_minutes['data'])} with the {compute.processes} processes of the recipe on as many cores"
         )
     for kind, stages in _by_kind(plan.stages).items():
         done = sum(store.finished(stage) for stage in stages)

@@ -174,7 +174,7 @@ def _in_git(entries: Sequence[Entry], folder: Path) -> list[Entry]:
 
 TEXTS = {
     "lead": "All reports by scale: the question, the conclusions, the main table and figure, how the report was made, and a "
-    "link to its page. `make reports` writes this index.",
+    "link to its page. `vmae-lab report` writes this index.",
     "log_text": "Experiments, including those that failed, are described in",
     "nothing": "There is no report yet. To write one, run `vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale demo`.",
 }
