@@ -41,9 +41,9 @@ check: lint
 coverage: .venv/installed
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
-# The root is the project, so that links lead to all of its files.
+# The root is the project, so that links lead to all of its files. More options: make lab ARGS='--no-browser --port 8890'
 lab: .venv/installed
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --FileContentsManager.preferred_dir="$(CURDIR)/notebooks"
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --FileContentsManager.preferred_dir="$(CURDIR)/notebooks" $(ARGS)
 
 # The documentation site, from nothing each time; a warning or a broken link is an error.
 docs: .venv/installed

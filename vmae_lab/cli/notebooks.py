@@ -57,7 +57,7 @@ def report(
         typer.Option("--for-git", help="Leave out what git ignores, so that the index can be committed."),
     ] = False,
 ) -> None:
-    """Write the index of all reports: README.md and index.html in reports/."""
+    """Write the index of all reports: README.md and index.html in reports/. In a clone, git then shows both as changed."""
     from vmae_lab.lab.experiments import EXPERIMENTS
     from vmae_lab.lab.report.index import write_index
     from vmae_lab.utils.paths import project_root
