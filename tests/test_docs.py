@@ -167,7 +167,8 @@ def test_the_map_is_that_of_the_code():
 
 def test_the_readme_names_every_notebook():
     table = re.search(r"^\| notebook \|.*?\n\n", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {path.stem for path in NOTEBOOKS}
+    linked = re.findall(r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|", table, re.MULTILINE)
+    assert set(linked) == {(path.stem, path.stem) for path in NOTEBOOKS}
 
 
 def test_the_tutorials_page_links_every_notebook():

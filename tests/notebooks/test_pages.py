@@ -62,7 +62,9 @@ def test_opens_with_its_question_and_what_each_scale_takes(path):
 
 
 def test_times_of_the_demo_are_those_in_the_readme():
-    in_readme = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+ min) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    in_readme = dict(
+        re.findall(r"^\| \[(\w+)\]\(.*?\) \| [^|]+ \| (\d+ min) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    )
     in_notebooks = {}
     for path in NOTEBOOKS:
         row = next(line for line in texts(path)[0].splitlines() if line.startswith("| `demo`"))
