@@ -157,6 +157,8 @@ html_theme_options = {
     "logo": {"text": "vmae_lab"},
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
+    "pygments_light_style": "tango",  # in the theme's own styles, removed and added lines of a diff are blue and black
+    "pygments_dark_style": "github-dark",
     "footer_start": ["copyright"],
     "footer_end": [],
 }
