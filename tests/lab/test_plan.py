@@ -75,6 +75,7 @@ def test_accuracy_and_its_interval():
         ),
         ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50%' \(-10.0 \["),
         ([70.0], [60.0], r"With one seed or arm, nothing can be concluded"),
+        ([70.0, 71.0], [70.0, 71.0], r"2 seeds, undecided: 'cell 50%' \(\+0.0 \[no interval\], no spread over seeds\)"),
     ],
 )
 def test_words_follow_the_numbers(smoke, tmp_path, none, cell, said):
@@ -88,7 +89,8 @@ def test_words_follow_the_numbers(smoke, tmp_path, none, cell, said):
     words = conclusions(Results(plan, table, RunStore(tmp_path)))
     assert re.search(said, words[-1])
     gains = [np.mean(arm) - 20 for arm in (none, cell)]
-    assert f"{min(gains):+.1f} to {max(gains):+.1f} points" in words[0]
+    numbers = f"{min(gains):+.1f} to {max(gains):+.1f}" if none != cell else f"{gains[0]:+.1f}"
+    assert f" by {numbers} points" in words[0]
 
 
 def test_a_comparison_in_words_and_in_cells():
@@ -114,7 +116,18 @@ def test_a_caption_names_comparisons_error_and_what_can_be_detected():
     assert "two-way" in how_compared(2.0, many)
     assert "comparisons of the column (3)" in how_compared(2.0, few, many)
     assert "3 to 12 seeds" in how_compared(2.0, few, many)
-    assert "No comparison has an interval" in how_compared(2.0, one)
+    assert how_compared(2.0, one).endswith("an interval needs two seeds of both arms.")
+    equal = compare(rows({"a": [1.0, 5.0], "b": [2.0, 6.0]}), "ridge", "a")
+    assert how_compared(2.0, equal).endswith("two seeds of both arms and differences that vary over the seeds.")
+
+
+@pytest.mark.parametrize(("metric", "baseline"), [("rigde", "none"), ("ridge", "nope")])
+def test_results_compare_no_unknown_metric_or_arm(plan, tmp_path, metric, baseline):
+    """An arm of the experiment that was not run has an empty table, since a plan can have a part of the arms."""
+    results = Results(plan, rows({"none": [1.0, 2.0], "running_cell_50": [2.0, 4.0]}), RunStore(tmp_path))
+    assert results.compare("ridge", "frame_50").empty
+    with pytest.raises(ValueError, match=f"'{metric if baseline == 'none' else baseline}'"):
+        results.compare(metric, baseline)
 
 
 def test_cells_of_tables():

@@ -103,8 +103,13 @@ class Results:
         return mean_and_spread(self.summary(metric), arm, digits)
 
     def compare(self, metric: str, baseline: str, arms: Sequence[str] | None = None) -> pd.DataFrame:
-        """Return `statistics.compare` with the recipe's margin. `arms`: by default all others of the plan."""
-        return compare(self.rows, metric, baseline, self.margin, self.plan.possible if arms is None else arms)
+        """Return `statistics.compare` with the recipe's margin; an empty table if the baseline is an arm that was not run.
+
+        `arms`: by default all others of the plan. Raises ValueError if no row has the metric, or if there is no such arm.
+        """
+        known = baseline in self.plan.arms and metric in set(self.rows.metric)
+        arms = self.plan.possible if arms is None else arms
+        return compare(self.rows, metric, baseline, self.margin, arms, required=not known)
 
     def stage_result(self, arm: str, measure: str) -> dict[str, Any]:
         """Return the result of an arm's stage at the first seed."""
@@ -271,7 +276,8 @@ def how_compared(margin: float, *columns: pd.DataFrame) -> str:
     tables = [table[table["std"].notna()] for table in columns]
     tables = [table for table in tables if len(table)]
     if not tables:
-        return "No comparison has an interval, because an interval needs two seeds of both arms."
+        varied = " and differences that vary over the seeds" if any(map(_several_seeds, columns)) else ""
+        return f"No comparison has an interval, because an interval needs two seeds of both arms{varied}."
     rows = pd.concat(tables)
     error = " or ".join(words for pooled, words in ERRORS.items() if (rows.pooled == pooled).any())
     return (
@@ -282,6 +288,11 @@ def how_compared(margin: float, *columns: pd.DataFrame) -> str:
         f"{_range(rows.detectable, '.1f')} points. "
         f"Arms are equivalent if two one-sided tests at 5% (Holm) find the difference to be less than {points(margin)}."
     )
+
+
+def _several_seeds(comparisons: pd.DataFrame) -> bool:
+    """Return whether a comparison has at least two seeds. Without an interval, its difference is then equal at all seeds."""
+    return bool((comparisons.seeds >= 2).any())
 
 
 def _range(numbers: pd.Series, form: str) -> str:
@@ -336,7 +347,7 @@ def pair_words(
 def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) -> str:
     """State the verdicts of all compared arms in one sentence, grouped by verdict."""
     name = results.label(baseline)
-    if comparisons["std"].isna().all():
+    if not _several_seeds(comparisons):
         return f"With one seed or arm, nothing can be concluded about differences from '{name}'."
     kinds: dict[str, list[str]] = {}
     for arm, row in comparisons.iterrows():
@@ -357,8 +368,8 @@ def readout_words(results: Results, metric: str, floor: str, baseline: str) -> l
         gains = results.compare(metric, floor, plan.pretrained)
         least = gains.difference.idxmin()
         words.append(
-            f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by {gains.difference.min():+.1f} to "
-            f"{gains.difference.max():+.1f} points compared with the untrained encoder. The smallest change is that of "
+            f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by "
+            f"{_range(gains.difference, '+.1f')} points compared with the untrained encoder. The smallest change is that of "
             f"'{results.label(least)}': {comparison_words(gains.loc[least])}."
         )
     if baseline in plan.possible:
