@@ -16,7 +16,7 @@ from vmae_lab.evaluation.attention import attention_rollout, class_relevance
 from vmae_lab.evaluation.classification import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
-from vmae_lab.lab.estimate import calibrate
+from vmae_lab.lab.estimate import calibrate, token_table
 from vmae_lab.lab.plan import Arm, Controls, Encoder, Measures, Overrides, Plan, own_encoder
 from vmae_lab.lab.plots import charts, clip_pictures, curves
 from vmae_lab.lab.plots.examples import masks_of_pictures
@@ -300,6 +300,11 @@ def _range(numbers: pd.Series, form: str) -> str:
     return " to ".join(dict.fromkeys(f"{number:{form}}" for number in (numbers.min(), numbers.max())))
 
 
+def equal_cost_words(plan: Plan) -> str:
+    """Describe how `charts.accuracy_against_cost` draws arms of equal cost, after a space; empty if all costs differ."""
+    return " Points of equal cost are drawn side by side." if token_table(plan).MMAC.duplicated().any() else ""
+
+
 # ---- Cells of tables, and conclusions ----
 
 
@@ -344,6 +349,22 @@ def pair_words(
     ]
 
 
+def best_arms(means: pd.Series) -> list[str]:
+    """Return the arms with the highest mean; several if their means are equal. Index of `means`: arm."""
+    return list(means.index[np.isclose(means, means.max())])
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return `'a', 'b' and 'c'`."""
+    *others, last = [f"'{name}'" for name in names]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def highest_mean_words(means: pd.Series, names: Mapping[str, str]) -> str:
+    """Name the arm with the highest mean, or all such arms, in one sentence. Index of `means`: arm; `names`: arm -> name."""
+    return f"The highest mean is that of {quoted(names[arm] for arm in best_arms(means))}."
+
+
 def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) -> str:
     """State the verdicts of all compared arms in one sentence, grouped by verdict."""
     name = results.label(baseline)
@@ -366,11 +387,11 @@ def readout_words(results: Results, metric: str, floor: str, baseline: str) -> l
     plan, words = results.plan, []
     if floor in plan.possible:
         gains = results.compare(metric, floor, plan.pretrained)
-        least = gains.difference.idxmin()
+        least = [f"'{results.label(arm)}': {comparison_words(gains.loc[arm])}" for arm in best_arms(-gains.difference)]
         words.append(
             f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by "
             f"{_range(gains.difference, '+.1f')} points compared with the untrained encoder. The smallest change is that of "
-            f"'{results.label(least)}': {comparison_words(gains.loc[least])}."
+            f"{'; '.join(least)}."
         )
     if baseline in plan.possible:
         words.append(verdict_words(results, results.compare(metric, baseline, plan.pretrained), baseline))
