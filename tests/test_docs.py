@@ -233,9 +233,10 @@ def changed(tmp_path_factory) -> Path:
         done = subprocess.run(["git", "apply", diff.name], cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"diff {number} of extending.md does not apply: {done.stderr}"
     notebook = nbformat.read(project / "notebooks" / "scaling.ipynb", as_version=4)
-    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    last = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     (cell,) = (text for text in blocks(EXTENDING, "python") if text.startswith(PATCHED))
-    notebook.cells = [parameters, nbformat.v4.new_code_cell(cell)]
+    assert "delete all cells below it" in prose(EXTENDING), "the notebook is made as the text says"
+    notebook.cells = [*notebook.cells[: last + 1], nbformat.v4.new_code_cell(cell)]
     nbformat.write(notebook, project / "notebooks" / "ablation_tubelets.ipynb")
     return project
 
