@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import typer
 import yaml
@@ -23,6 +24,8 @@ from typer.core import TyperGroup
 from vmae_lab.cli import app
 from vmae_lab.cli.parameters import scale_parameters
 from vmae_lab.lab.config import RecipeError, build_recipe
+from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS, BASELINE
+from vmae_lab.lab.experiments.common import comparison_cells
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,6 +141,20 @@ def test_python_compiles_and_its_imports_exist(path):
                 assert not missing, f"{path.name}: {node.module} has no {', '.join(missing)}"
 
 
+def test_the_example_of_statistics_computes_the_table_of_its_report():
+    (code,) = blocks(ROOT / "docs" / "statistics.md", "python")
+    names: dict = {}
+    with contextlib.chdir(ROOT):
+        exec(code, names)
+    tables = ROOT / "reports" / "study20" / "ablation_decoder_mask" / "tables"
+    report = pd.read_csv(tables / "decoder_mask.csv", keep_default_na=False).set_index("decoder mask")
+    report = report[report.verdict != ""]
+    assert [ARMS[arm].label for arm in names["table"].index] == list(report.index)
+    for arm in names["table"].index:
+        cells = comparison_cells(names["table"], arm, ARMS[BASELINE].label)
+        assert cells == {column: report[column][ARMS[arm].label] for column in cells}
+
+
 @each_document
 def test_named_files_of_the_project_exist(path):
     """Files in code spans, except for those that extending.md creates."""
@@ -217,9 +234,10 @@ def changed(tmp_path_factory) -> Path:
         done = subprocess.run(["git", "apply", diff.name], cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"diff {number} of extending.md does not apply: {done.stderr}"
     notebook = nbformat.read(project / "notebooks" / "scaling.ipynb", as_version=4)
-    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    last = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     (cell,) = (text for text in blocks(EXTENDING, "python") if text.startswith(PATCHED))
-    notebook.cells = [parameters, nbformat.v4.new_code_cell(cell)]
+    assert "delete all cells below it" in prose(EXTENDING), "the notebook is made as the text says"
+    notebook.cells = [*notebook.cells[: last + 1], nbformat.v4.new_code_cell(cell)]
     nbformat.write(notebook, project / "notebooks" / "ablation_tubelets.ipynb")
     return project
 

@@ -16,10 +16,13 @@ from vmae_lab.lab.experiments import ablation_progressive_training as progressiv
 from vmae_lab.lab.experiments import cost_of_dual_masking as dual_cost
 from vmae_lab.lab.experiments.ablation_hybrid_data import POOLS, TARGET, UNSEEN
 from vmae_lab.lab.experiments.common import Results
-from vmae_lab.lab.plan import Arm, Plan
+from vmae_lab.lab.plan import ROW, Arm, Plan
 from vmae_lab.lab.plots.style import PRINTED
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.stages import Stage
+from vmae_lab.lab.stages.cost import parameter_count
+from vmae_lab.lab.stages.measure import largest_batch
+from vmae_lab.models.flops import state_bytes
 
 PARAMS = Path(__file__).parents[2] / "params"
 
@@ -278,6 +281,30 @@ def test_measured_steps_use_the_papers_clips_and_seeds_share_them(plans):
         assert stage.kind == "measure"
         assert stage.settings["model"] == {"size": "small", "frames": 16, "side": 224, "tubelet": 2, "patch": None}
     assert {stage.settings["mask"]["decoder"] for stage in plan.stages} == {"none", "running_cell"}
+
+
+def test_the_batches_of_both_precisions_are_explained(plans, tmp_path):
+    """In a memory that is just large enough for the float32 model, bf16 does not fit."""
+    plan = plans["cost_of_dual_masking"]
+    recipe = plan.first("giant_none").recipe
+    model, masks = recipe.measure.model_of("giant"), recipe.mask
+    memory = state_bytes(parameter_count(model))
+    assert largest_batch(model, masks, memory, half=False) > largest_batch(model, masks, memory, half=True) == 0
+    caption = dual_cost.batch_table(Results(plan, pd.DataFrame(columns=ROW), RunStore(tmp_path))).caption
+    assert "bf16 keeps extra copies of the weights" in caption
+
+
+def test_all_best_students_are_compared_with_the_teacher(plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(Results, "stage_result", lambda *_: {"test_clips": 100})
+    accuracies = {"scratch": 50.0, "scratch_taught": 60.0, "pretrained": 60.0, "pretrained_taught": 55.0}
+    rows = [
+        {"arm": arm, "seed": seed, "metric": metric, "value": value + seed}
+        for arm, accuracy in accuracies.items() for seed in (0, 1)
+        for metric, value in (("finetune@teacher", 70.0), ("distill" if "taught" in arm else "finetune", accuracy))
+    ]  # fmt: skip
+    words = " ".join(distillation.conclusions(Results(plans["distillation"], pd.DataFrame(rows), RunStore(tmp_path))))
+    for arm, accuracy in accuracies.items():
+        assert (f"'{distillation.ARMS[arm].label}', compared with the teacher" in words) == (accuracy == 60)
 
 
 def test_timed_stages_run_alone(smoke):

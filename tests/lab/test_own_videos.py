@@ -110,6 +110,21 @@ def test_a_matrix_of_many_classes_shows_the_most_frequent():
     assert [text.get_text() for text in few.texts] == ["75\n(3)", "25\n(1)", "", "100\n(4)"]
 
 
+def test_the_axes_of_a_matrix_are_about_predictions():
+    figure = charts.confusion_matrix(np.array([[3, 1], [0, 4]]), ["a", "b"])
+    axes, bar = figure.axes
+    named = [axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()]
+    assert named == ["prediction", "class (number of predictions)", "% of the class's predictions"]
+
+
+def test_a_readout_without_mistakes_has_no_table_of_confusions(smoke):
+    plan = planned(smoke)
+    counts = 5 * np.eye(8, dtype=np.int64)
+    assert experiment.confused_table(plan, counts) is None
+    counts[1, 2] = 3
+    assert experiment.confused_table(plan, counts).frame.predictions.tolist() == [3]
+
+
 def test_names_are_shortened_in_the_middle():
     assert short("clip", 9) == "clip"
     assert short("a_very_long_name.mp4", 9) == "a_ve….mp4"

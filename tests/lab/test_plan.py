@@ -9,11 +9,19 @@ import pytest
 
 from vmae_lab.evaluation.classification import top1, wilson_interval
 from vmae_lab.lab.config import RecipeError, build_recipe
-from vmae_lab.lab.experiments import plan_notebook
+from vmae_lab.lab.experiments import EXPERIMENTS, plan_notebook
 from vmae_lab.lab.experiments.ablation_decoder_mask import ARMS as DECODER_MASKS
-from vmae_lab.lab.experiments.ablation_decoder_mask import conclusions
+from vmae_lab.lab.experiments.ablation_decoder_mask import accuracy_against_cost, conclusions
 from vmae_lab.lab.experiments.ablation_hybrid_data import ARMS as HYBRID_DATA
-from vmae_lab.lab.experiments.common import Results, comparison_cells, comparison_words, how_compared
+from vmae_lab.lab.experiments.ablation_mask_ratios import pareto
+from vmae_lab.lab.experiments.common import (
+    Results,
+    comparison_cells,
+    comparison_words,
+    highest_mean_words,
+    how_compared,
+    readout_words,
+)
 from vmae_lab.lab.plan import plan_ablation
 from vmae_lab.lab.report.tables import interval, plus_minus
 from vmae_lab.lab.run_store import RunStore
@@ -75,6 +83,7 @@ def test_accuracy_and_its_interval():
         ),
         ([70.0, 71.0, 69.0], [60.1, 61.0, 59.0], r"3 seeds, lower: 'cell 50%' \(-10.0 \["),
         ([70.0], [60.0], r"With one seed or arm, nothing can be concluded"),
+        ([70.0, 71.0], [70.0, 71.0], r"2 seeds, undecided: 'cell 50%' \(\+0.0 \[no interval\], no spread over seeds\)"),
     ],
 )
 def test_words_follow_the_numbers(smoke, tmp_path, none, cell, said):
@@ -88,7 +97,8 @@ def test_words_follow_the_numbers(smoke, tmp_path, none, cell, said):
     words = conclusions(Results(plan, table, RunStore(tmp_path)))
     assert re.search(said, words[-1])
     gains = [np.mean(arm) - 20 for arm in (none, cell)]
-    assert f"{min(gains):+.1f} to {max(gains):+.1f} points" in words[0]
+    numbers = f"{min(gains):+.1f} to {max(gains):+.1f}" if none != cell else f"{gains[0]:+.1f}"
+    assert f" by {numbers} points" in words[0]
 
 
 def test_a_comparison_in_words_and_in_cells():
@@ -114,7 +124,55 @@ def test_a_caption_names_comparisons_error_and_what_can_be_detected():
     assert "two-way" in how_compared(2.0, many)
     assert "comparisons of the column (3)" in how_compared(2.0, few, many)
     assert "3 to 12 seeds" in how_compared(2.0, few, many)
-    assert "No comparison has an interval" in how_compared(2.0, one)
+    assert how_compared(2.0, one).endswith("an interval needs two seeds of both arms.")
+    equal = compare(rows({"a": [1.0, 5.0], "b": [2.0, 6.0]}), "ridge", "a")
+    assert how_compared(2.0, equal).endswith("two seeds of both arms and differences that vary over the seeds.")
+
+
+@pytest.mark.parametrize(("metric", "baseline"), [("rigde", "none"), ("ridge", "nope")])
+def test_results_compare_no_unknown_metric_or_arm(plan, tmp_path, metric, baseline):
+    """An arm of the experiment that was not run has an empty table, since a plan can have a part of the arms."""
+    results = Results(plan, rows({"none": [1.0, 2.0], "running_cell_50": [2.0, 4.0]}), RunStore(tmp_path))
+    assert results.compare("ridge", "frame_50").empty
+    with pytest.raises(ValueError, match=f"'{metric if baseline == 'none' else baseline}'"):
+        results.compare(metric, baseline)
+
+
+@pytest.mark.parametrize(
+    ("means", "named"),
+    [([50.0, 60.0, 55.0], "'B'"), ([60.0, 60.0, 55.0], "'A' and 'B'"), ([60.0, 60.0, 60.0], "'A', 'B' and 'C'")],
+)
+def test_the_highest_mean_can_be_that_of_several_arms(means, named):
+    assert highest_mean_words(pd.Series(means, index=list("abc")), {name: name.upper() for name in "abc"}) == (
+        f"The highest mean is that of {named}."
+    )
+
+
+def test_equal_changes_are_one_number_and_all_smallest_are_named(plan, tmp_path):
+    table = rows({"scratch": [20.0, 21.0], "none": [21.6, 22.6], "running_cell_50": [21.5, 22.7]})
+    words = readout_words(Results(plan, table, RunStore(tmp_path)), "ridge", "scratch", "none")[0]
+    assert "by +1.6 points compared" in words
+    assert "that of 'none (V1)': +1.6 [no interval] points, undecided (no spread over seeds); 'cell 50%': +1.6 [" in words
+
+
+SMALL_GRID = {"model.side": 12, "mask.decoder": "none", "mask.decoder_ratio": 0.0}  # 90% and 95% of 9 tubes are the same
+
+
+@pytest.mark.parametrize(
+    ("draw", "name", "override", "arms", "equal"),
+    [
+        (accuracy_against_cost, "ablation_decoder_mask", {}, ["none", "frame_50", "running_cell_50"], True),
+        (accuracy_against_cost, "ablation_decoder_mask", {}, ["none", "running_cell_50"], False),
+        (pareto, "ablation_mask_ratios", SMALL_GRID, ["tube_90_cell_0", "tube_95_cell_0"], True),
+        (pareto, "ablation_mask_ratios", SMALL_GRID, ["tube_75_cell_0", "tube_90_cell_0"], False),
+    ],
+)
+def test_captions_describe_points_of_equal_cost_if_there_are_some(smoke, tmp_path, draw, name, override, arms, equal):
+    parameters = {**smoke, "arms": ["scratch", *arms], "override": override}
+    plan = plan_notebook(name, build_recipe(parameters, EXPERIMENTS[name].arms))
+    table = rows({arm: [70.0, 71.0] for arm in ["scratch", *arms]})
+    caption = draw(Results(plan, table, RunStore(tmp_path))).caption
+    assert caption.endswith(" Points of equal cost are drawn side by side.") == equal
 
 
 def test_cells_of_tables():

@@ -187,3 +187,22 @@ def test_a_table_holds_any_name(name, tmp_path):
 def test_numbers_and_plain_words_of_a_table_stay_as_they_are():
     for cell in ("70.1 ± 0.4", "+1.2 [-0.3, +2.7]", "35.48 -> 25.87", "running_cell_50", "top-1 %", "2 x 16 x 16", "#3 (1)"):
         assert markdown(cell) == cell
+
+
+@pytest.mark.parametrize("draw", ["strips", "attention_strips"])
+def test_labels_of_strips_keep_their_lines(draw):
+    label = "2. zoom_out\npredicted: turning_clockwise\n(probability 0.31)"
+    texts, _ = drawn_without_a_warning(DRAWN[draw], label)
+    assert label in texts, "shortened as one line, it would lose its middle"
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_each_panel_of_dots_has_its_label_below_it(panels):
+    """Long names of arms make the panels narrow, so the middle of the figure is not the middle of the panels."""
+    named = {f"panel {number}": summary("ab") for number in range(panels)}
+    figure = charts.dots_by_arm(named, arms("a student with a long name"), 12.5, "top-1, %")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        label = axes.xaxis.label.get_window_extent()
+        assert axes.get_xlabel() == "top-1, %"
+        assert (label.x0 + label.x1) / 2 == pytest.approx(sum(axes.get_window_extent().intervalx) / 2, abs=2)

@@ -72,6 +72,17 @@ def test_three_finished_seeds_come_before_the_report(plan, project):
     assert numbers(words) == needed_for([1.0, 3.0])
 
 
+def test_equal_differences_at_all_finished_seeds_have_no_spread(plan, project, monkeypatch):
+    """More seeds of two arms are finished than a spread needs, but they do not vary."""
+    store = RunStore(project / "runs")
+    for arm, shift in {"frame_50": 0, "running_cell_50": 3}.items():
+        monkeypatch.setitem(VALUES, arm, [value + shift for value in VALUES["none"]])
+    finish(plan, store, seeds=[0, 1, 2])
+    words = seeds_summary(plan, store)
+    assert "no spread over the 3 finished seeds (finished stages of this plan)" in words
+    assert "unknown" not in words
+
+
 def test_the_margin_is_the_recipes(plan, project, smoke):
     recipe = plan.recipe.with_overrides({"evaluate.margin": 1.0})
     words = seeds_summary(plan_notebook("ablation_decoder_mask", recipe), RunStore(project / "runs"))

@@ -333,11 +333,30 @@ def test_arms_without_values_are_not_measured_and_not_counted():
     assert list(ours.index) == ["missing", "a"]
     assert (ours.verdict["missing"], ours.seeds["missing"], ours.comparisons["a"]) == ("not measured", 0, 1)
     assert ours.loc["a"].equals(compare(table, "ridge", "b").loc["a"])
-    for empty in (compare(table, "ridge", "missing"), compare(table, "other", "b"), compare(table, "ridge", "b", arms=[])):
+    for empty in (
+        compare(table, "ridge", "missing", required=False),
+        compare(table, "other", "b", required=False),
+        compare(table, "ridge", "b", arms=[]),
+    ):
         assert empty.empty
         assert list(empty.columns) == list(COLUMNS)
     apart = pd.concat([table[(table.arm == "b") & (table.seed == 0)], table[(table.arm == "a") & (table.seed == 1)]])
     assert compare(apart, "ridge", "b").verdict["a"] == "not measured", "no seed is shared"
+
+
+@pytest.mark.parametrize(
+    ("metric", "baseline", "message"),
+    [
+        ("rigde", "b", "no arm has a value of metric 'rigde'; metrics of these rows: ridge, knn"),
+        ("ridge", "nope", "baseline 'nope' has no value of metric 'ridge'; arms that have one: a, b"),
+        ("knn", "b", "baseline 'b' has no value of metric 'knn'; arms that have one: a"),
+        ("lost", "a", "no arm has a value of metric 'lost'; metrics of these rows: ridge, knn"),
+    ],
+)
+def test_a_wrong_metric_or_baseline_is_an_error_that_lists_the_right_ones(metric, baseline, message):
+    table = pd.concat([rows({"a": [1.0, 2.0], "b": [3.0, 5.0]}), rows({"a": [1.0, 2.0]}, "knn"), rows({"a": [np.nan]}, "lost")])
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        compare(table, metric, baseline)
 
 
 def test_one_seed_gives_a_difference_and_no_interval():

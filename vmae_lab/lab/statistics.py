@@ -49,8 +49,9 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(
-    rows: pd.DataFrame, metric: str, baseline: str, margin: float = 2.0, arms: Sequence[str] | None = None
-) -> pd.DataFrame:
+    rows: pd.DataFrame, metric: str, baseline: str, margin: float = 2.0, arms: Sequence[str] | None = None,
+    required: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Compare arms with a baseline at the same seeds. Return one row per arm (the index) with the columns COLUMNS.
 
     `difference` is the mean over the seeds that arm and baseline share. `low` and `high` are 95% intervals, simultaneous over
@@ -62,12 +63,15 @@ def compare(
     or `lower` (the interval excludes zero), or `undecided`. `more_seeds` estimates how many more seeds decide it with 80%
     power. `detectable` is the smallest true difference that is found with 80% power.
 
-    `arms`: the arms to compare, by default all that have the metric. An arm without a value is `not measured`. The table is
-    empty if the baseline has no value. `margin`: of equivalence, in points.
+    `arms`: the arms to compare, by default all that have the metric. An arm without a value is `not measured`. `margin`: of
+    equivalence, in points. Raises ValueError if the baseline has no value of the metric; if it is not `required`, the table is
+    empty instead.
     """
     values = _by_seed(rows, metric)
     others = [arm for arm in (values.columns if arms is None else arms) if arm != baseline]
     if baseline not in values:
+        if required:
+            raise ValueError(_not_measured(rows, metric, baseline))
         return pd.DataFrame(columns=COLUMNS)
     differences = {arm: values[arm] - values[baseline] if arm in values else values[baseline] * np.nan for arm in others}
     return compare_differences(pd.DataFrame(differences, columns=others), margin)
@@ -82,6 +86,15 @@ def compare_pairs(rows: pd.DataFrame, metric: str, pairs: Sequence[tuple[str, st
     pairs = [pair for pair in pairs if set(pair) <= set(values.columns)]
     differences = pd.DataFrame({i: values[arm] - values[other] for i, (arm, other) in enumerate(pairs)}, index=values.index)
     return compare_differences(differences, margin, one_baseline=False).set_axis(pd.Index(pairs, tupleize_cols=False))
+
+
+def _not_measured(rows: pd.DataFrame, metric: str, baseline: str) -> str:
+    """Describe why a metric of a baseline is missing, and which metrics or arms can be used instead."""
+    measured = rows.dropna(subset="value")
+    arms = measured[measured.metric == metric].arm.unique()
+    if len(arms):
+        return f"baseline '{baseline}' has no value of metric '{metric}'; arms that have one: {', '.join(arms)}"
+    return f"no arm has a value of metric '{metric}'; metrics of these rows: {', '.join(measured.metric.unique()) or 'none'}"
 
 
 def _by_seed(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -114,11 +114,13 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
     sources = {"finished stages of this plan": plan.rows_so_far(store)}
     if report.is_file():
         sources[str(report.relative_to(project_root()))] = pd.read_csv(report)
+    spread_words = f"which is unknown until {ENOUGH} seeds of two arms are finished"
     for source, rows in sources.items():
         if rows.empty:
             continue
-        table = compare(rows, experiment.metric_of(plan.recipe), baseline, margin, arms)
-        spreads = table["std"][table.seeds >= ENOUGH].dropna().astype(float)
+        table = compare(rows, experiment.metric_of(plan.recipe), baseline, margin, arms, required=False)
+        table = table[table.seeds >= ENOUGH]
+        spreads = table["std"].dropna().astype(float)
         if len(spreads):
             middle, largest = spreads.median(), spreads.max()
             needed = [seeds_needed(spread, margin, len(arms)) for spread in (middle, largest)]
@@ -129,8 +131,10 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
                 f"varies most ({tests}).{now} Standard deviation of paired differences: median {middle:.1f}, largest "
                 f"{largest:.1f} points ({source})"
             )
+        if len(table):
+            spread_words = f"which have no spread over the {table.seeds.max()} finished seeds ({source})"
     listed = ", ".join(f"{seeds_needed(spread, margin, len(arms))} if it is {points(spread)}" for spread in SPREADS)
     return (
         f"seeds: how many find a difference of {points(margin)} ({tests}) depends on the standard deviation of the paired "
-        f"differences, which is unknown until {ENOUGH} seeds of two arms are finished: {listed}; {seeds} planned"
+        f"differences, {spread_words}: {listed}; {seeds} planned"
     )

@@ -122,7 +122,9 @@ def accuracy_against_cost(results: Results) -> Plot:
         results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
         "frozen few-label readout, top-1 (%)",
     )  # fmt: skip
-    return Plot(figure, "accuracy_against_cost", "Accuracy against pre-training cost. Bars: 95% t interval over seeds.")
+    equal = common.equal_cost_words(results.plan)
+    caption = f"Accuracy against pre-training cost. Bars: 95% t interval over seeds.{equal}"
+    return Plot(figure, "accuracy_against_cost", caption)
 
 
 def details_table(results: Results) -> Table:

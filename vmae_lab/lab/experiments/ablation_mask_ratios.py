@@ -85,11 +85,9 @@ def pareto(results: Results) -> Plot:
         results.summary(results.probe), token_table(results.plan).MMAC, results.plan.arms, FLOOR, results.chance,
         "frozen few-label readout, top-1 (%)", legend="masks", front=front(results),
     )  # fmt: skip
-    return Plot(
-        figure,
-        "pareto",
-        "Accuracy against pre-training cost. Bars: 95% t interval over seeds; line: Pareto front of the means.",
-    )
+    equal = common.equal_cost_words(results.plan)
+    caption = f"Accuracy against pre-training cost. Bars: 95% t interval over seeds; line: Pareto front of the means.{equal}"
+    return Plot(figure, "pareto", caption)
 
 
 def results_table(results: Results) -> Table:

@@ -360,8 +360,8 @@ def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
     return common.confusion_plot(results, counts, f"ridge on flattened tokens of '{results.label(arm)}', {draws},")
 
 
-def confused_table(plan: Plan, counts: np.ndarray) -> Table:
-    """Return the pairs of classes that are confused most often, the most frequent first."""
+def confused_table(plan: Plan, counts: np.ndarray) -> Table | None:
+    """Return the pairs of classes that are confused most often, the most frequent first; None if all predictions are right."""
     names, mixed = plan.recipe.data.class_names, counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-mixed, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [(true, answer) for true, answer in zip(*np.unravel_index(order, mixed.shape), strict=True) if mixed[true, answer]]
@@ -370,7 +370,7 @@ def confused_table(plan: Plan, counts: np.ndarray) -> Table:
         for true, answer in pairs
     ]
     frame = pd.DataFrame(lines, columns=["class", "predicted", "predictions", "of the class's predictions, %"])
-    return Table(frame, "confused", "The pairs of classes that this readout confuses most often.")
+    return Table(frame, "confused", "The pairs of classes that this readout confuses most often.") if lines else None
 
 
 def conclusions(results: Results, encoded: Encoded) -> list[str]:

@@ -16,7 +16,7 @@ from vmae_lab.evaluation.attention import attention_rollout, class_relevance
 from vmae_lab.evaluation.classification import wilson_interval
 from vmae_lab.evaluation.probes import PROBE_NAMES
 from vmae_lab.lab.config import Recipe, require
-from vmae_lab.lab.estimate import calibrate
+from vmae_lab.lab.estimate import calibrate, token_table
 from vmae_lab.lab.plan import Arm, Controls, Encoder, Measures, Overrides, Plan, own_encoder
 from vmae_lab.lab.plots import charts, clip_pictures, curves
 from vmae_lab.lab.plots.examples import masks_of_pictures
@@ -103,8 +103,13 @@ class Results:
         return mean_and_spread(self.summary(metric), arm, digits)
 
     def compare(self, metric: str, baseline: str, arms: Sequence[str] | None = None) -> pd.DataFrame:
-        """Return `statistics.compare` with the recipe's margin. `arms`: by default all others of the plan."""
-        return compare(self.rows, metric, baseline, self.margin, self.plan.possible if arms is None else arms)
+        """Return `statistics.compare` with the recipe's margin; an empty table if the baseline is an arm that was not run.
+
+        `arms`: by default all others of the plan. Raises ValueError if no row has the metric, or if there is no such arm.
+        """
+        known = baseline in self.plan.arms and metric in set(self.rows.metric)
+        arms = self.plan.possible if arms is None else arms
+        return compare(self.rows, metric, baseline, self.margin, arms, required=not known)
 
     def stage_result(self, arm: str, measure: str) -> dict[str, Any]:
         """Return the result of an arm's stage at the first seed."""
@@ -271,7 +276,8 @@ def how_compared(margin: float, *columns: pd.DataFrame) -> str:
     tables = [table[table["std"].notna()] for table in columns]
     tables = [table for table in tables if len(table)]
     if not tables:
-        return "No comparison has an interval, because an interval needs two seeds of both arms."
+        varied = " and differences that vary over the seeds" if any(map(_several_seeds, columns)) else ""
+        return f"No comparison has an interval, because an interval needs two seeds of both arms{varied}."
     rows = pd.concat(tables)
     error = " or ".join(words for pooled, words in ERRORS.items() if (rows.pooled == pooled).any())
     return (
@@ -284,9 +290,19 @@ def how_compared(margin: float, *columns: pd.DataFrame) -> str:
     )
 
 
+def _several_seeds(comparisons: pd.DataFrame) -> bool:
+    """Return whether a comparison has at least two seeds. Without an interval, its difference is then equal at all seeds."""
+    return bool((comparisons.seeds >= 2).any())
+
+
 def _range(numbers: pd.Series, form: str) -> str:
     """Return `1.2 to 3.4`; one number if both are equal."""
     return " to ".join(dict.fromkeys(f"{number:{form}}" for number in (numbers.min(), numbers.max())))
+
+
+def equal_cost_words(plan: Plan) -> str:
+    """Describe how `charts.accuracy_against_cost` draws arms of equal cost, after a space; empty if all costs differ."""
+    return " Points of equal cost are drawn side by side." if token_table(plan).MMAC.duplicated().any() else ""
 
 
 # ---- Cells of tables, and conclusions ----
@@ -333,10 +349,26 @@ def pair_words(
     ]
 
 
+def best_arms(means: pd.Series) -> list[str]:
+    """Return the arms with the highest mean; several if their means are equal. Index of `means`: arm."""
+    return list(means.index[np.isclose(means, means.max())])
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return `'a', 'b' and 'c'`."""
+    *others, last = [f"'{name}'" for name in names]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def highest_mean_words(means: pd.Series, names: Mapping[str, str]) -> str:
+    """Name the arm with the highest mean, or all such arms, in one sentence. Index of `means`: arm; `names`: arm -> name."""
+    return f"The highest mean is that of {quoted(names[arm] for arm in best_arms(means))}."
+
+
 def verdict_words(results: Results, comparisons: pd.DataFrame, baseline: str) -> str:
     """State the verdicts of all compared arms in one sentence, grouped by verdict."""
     name = results.label(baseline)
-    if comparisons["std"].isna().all():
+    if not _several_seeds(comparisons):
         return f"With one seed or arm, nothing can be concluded about differences from '{name}'."
     kinds: dict[str, list[str]] = {}
     for arm, row in comparisons.iterrows():
@@ -355,11 +387,11 @@ def readout_words(results: Results, metric: str, floor: str, baseline: str) -> l
     plan, words = results.plan, []
     if floor in plan.possible:
         gains = results.compare(metric, floor, plan.pretrained)
-        least = gains.difference.idxmin()
+        least = [f"'{results.label(arm)}': {comparison_words(gains.loc[arm])}" for arm in best_arms(-gains.difference)]
         words.append(
-            f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by {gains.difference.min():+.1f} to "
-            f"{gains.difference.max():+.1f} points compared with the untrained encoder. The smallest change is that of "
-            f"'{results.label(least)}': {comparison_words(gains.loc[least])}."
+            f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by "
+            f"{_range(gains.difference, '+.1f')} points compared with the untrained encoder. The smallest change is that of "
+            f"{'; '.join(least)}."
         )
     if baseline in plan.possible:
         words.append(verdict_words(results, results.compare(metric, baseline, plan.pretrained), baseline))

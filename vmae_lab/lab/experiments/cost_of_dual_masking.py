@@ -145,7 +145,11 @@ def batch_table(results: Results) -> Table:
                 line[f"{budget:g} GiB, counted, {precision}"] = largest
             line[f"{budget:g} GiB, from measured"] = _extrapolated(_measured(results, arm), budget)
         lines.append(line)
-    return Table(pd.DataFrame(lines), "batches", "The largest batch that fits in a memory.")
+    caption = (
+        "The largest batch that fits in a memory. bf16 keeps extra copies of the weights, so a model may fit in float32 but "
+        "not in bf16."
+    )
+    return Table(pd.DataFrame(lines), "batches", caption)
 
 
 def panels(results: Results) -> Plot:

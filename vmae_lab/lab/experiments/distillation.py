@@ -152,10 +152,11 @@ def conclusions(results: Results) -> list[str]:
     """Whether a teacher helps the same student, and how far the best student is from the teacher."""
     found, names = accuracies(results), {arm: style.label for arm, style in STYLES.items()}
     accuracy = summarise(found, ACCURACY)["mean"].drop("teacher")
-    best, clips = accuracy.idxmax(), results.stage_result(results.plan.possible[0], "finetune@teacher")["test_clips"]
-    to_teacher = compare(found, ACCURACY, "teacher", results.margin).loc[best]
+    clips = results.stage_result(results.plan.possible[0], "finetune@teacher")["test_clips"]
+    to_teacher, best = compare(found, ACCURACY, "teacher", results.margin), common.best_arms(accuracy)
+    who = "The best student" if len(best) == 1 else "One of the best students"
     return [
         *common.pair_words(results, ACCURACY, PAIRS, found, names),
-        f"The best student, '{names[best]}', compared with the teacher: {common.comparison_words(to_teacher)}.",
-        common.test_set_words(accuracy[best], clips),
+        *(f"{who}, '{names[arm]}', compared with the teacher: {common.comparison_words(to_teacher.loc[arm])}." for arm in best),
+        common.test_set_words(accuracy.max(), clips),
     ]

@@ -82,7 +82,7 @@ PAIRS = (
 
 def methods_table(results: Results) -> Table:
     """Return one row per way to use the labels, with its paired difference to training from scratch."""
-    differences = compare(common.by_method(results, methods(results)), TOP1, "scratch", results.margin)
+    differences = compare(common.by_method(results, methods(results)), TOP1, "scratch", results.margin, required=False)
     frame = common.methods_frame(
         results, methods(results), "what the labels are used for", differences, "training from scratch"
     )

@@ -325,10 +325,13 @@ def conclusions(results: Results, measured: pd.DataFrame) -> list[str]:
     words = common.method_words(results, METHODS, PAIRS)
     means = measured[measured.arm == "frozen"].groupby("layer").value.mean()
     if len(means):
+        best = common.best_arms(means)
+        blocks = f"block {best[0]}" if len(best) == 1 else f"blocks {', '.join(map(str, best[:-1]))} and {best[-1]}"
         words.append(
-            f"The checkpoint's features retrieve the same class best after block {means.idxmax()} of {len(means)} "
+            f"The checkpoint's features retrieve the same class best after {blocks} of {len(means)} "
             f"({means.max():.1f}% of the nearest clips, {means.iloc[-1]:.1f}% after the last block)."
         )
-    best = METHODS[str(accuracy.idxmax())]
-    clips = results.stage_result(best.arm, best.metric)["test_clips"]
-    return [*words, f"The highest mean is that of '{best.label}'. {common.test_set_words(accuracy.max(), clips)}"]
+    first = METHODS[common.best_arms(accuracy)[0]]
+    clips = results.stage_result(first.arm, first.metric)["test_clips"]
+    highest = common.highest_mean_words(accuracy, {name: method.label for name, method in METHODS.items()})
+    return [*words, f"{highest} {common.test_set_words(accuracy.max(), clips)}"]

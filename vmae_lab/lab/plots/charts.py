@@ -116,10 +116,9 @@ def dots_by_arm(summaries: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
             axes.errorbar(row["mean"], y, xerr=_errors(row), **arms[arm].point(8), capsize=3)
         axes.axvline(chance, color="#BBBBBB", linewidth=1, linestyle=":")
         axes.text(chance, -0.75, " chance", fontsize=8, color="#666666", va="center")
-        axes.set(title=short(title), ylim=(len(names) - 0.5, -1))
+        axes.set(title=short(title), xlabel=xlabel, ylim=(len(names) - 0.5, -1))
         axes.set_yticks(range(len(names)), [short(arms[arm].label) for arm in names])
         within_percent(axes, horizontal=True)
-    figure.supxlabel(xlabel, fontsize="medium")
     return figure
 
 
@@ -287,14 +286,14 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     )  # fmt: skip
     bar = axes.collections[0].colorbar
     assert bar is not None, "seaborn draws one next to a heatmap"
-    bar.set_label("% of the class's answers", fontsize=9)
+    bar.set_label("% of the class's predictions", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     rows, middles = [f"{name} ({n})" for name, n in zip(names, totals, strict=True)], np.arange(len(kept)) + 0.5
     axes.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(middles, rows, rotation=0, fontsize=9)
     axes.tick_params(length=0)
-    axes.set_xlabel("answer", fontsize=10)
-    axes.set_ylabel("class (number of answers)", fontsize=10)
+    axes.set_xlabel("prediction", fontsize=10)
+    axes.set_ylabel("class (number of predictions)", fontsize=10)
     return figure
 
 

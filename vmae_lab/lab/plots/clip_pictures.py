@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from vmae_lab.lab.plots.style import BLACK, BLUE, GREY, RED
-from vmae_lab.lab.plots.text import short, wrapped
+from vmae_lab.lab.plots.text import short_lines, wrapped
 
 HIDDEN = (0.55, 0.55, 0.58)  # color of masked patches
 QUERIES = 6
@@ -85,7 +85,7 @@ def attention_strips(strips: Mapping[str, Strip]) -> Figure:
         for kind, lower in zip(kinds, others, strict=True):
             for axes, values in zip(lower, maps[kind], strict=True):
                 image = axes.imshow(values / highest[kind], cmap="cividis", vmin=0, vmax=1)
-        for axes, label in zip((upper[0], *(lower[0] for lower in others)), (short(name), *kinds), strict=True):
+        for axes, label in zip((upper[0], *(lower[0] for lower in others)), (short_lines(name), *kinds), strict=True):
             axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     bar = figure.colorbar(image, ax=grid, shrink=0.6)
     bar.set_label("1: the largest value of this kind of map", fontsize=9)
@@ -109,7 +109,7 @@ def strips(
     figure = plt.figure(figsize=(wide, high))
     axes = figure.add_axes((left / wide, below / high, count / wide, lines / high))
     axes.imshow(rearrange(padded, "row step h w c -> (row h) (step w) c"), interpolation="nearest", aspect="auto")
-    names = ["\n".join(short(part) for part in name.splitlines() or [""]) for name in rows]
+    names = [short_lines(name) for name in rows]
     axes.set_xticks((width - 1) / 2 + (width + gap) * np.arange(count), columns or [""] * count, fontsize=8)
     axes.set_yticks((height - 1) / 2 + (height + gap) * np.arange(lines), names, fontsize=9)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)

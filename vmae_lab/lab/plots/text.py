@@ -38,6 +38,11 @@ def short(name: object, most: int = LONGEST) -> str:
     return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
+def short_lines(name: object) -> str:
+    """Return a drawable name (see `short`, for each line) with its line breaks."""
+    return "\n".join(short(line) for line in str(name).splitlines() or [""])
+
+
 def wrapped(name: object, most: int, width: int) -> str:
     """Return a drawable name (see `short`) on up to three lines."""
     lines = fill(short(name, most).replace(r"\$", "$"), width, max_lines=3, placeholder=" …").splitlines()

@@ -37,7 +37,7 @@ def plus_minus(mean: float, spread: float, digits: int = 1) -> str:
 
 
 def interval(middle: float, low: float, high: float, digits: int = 1) -> str:
-    """Return `+1.2 [-0.3, +2.7]`, or `+1.2 [no interval]` if there is none (one seed)."""
+    """Return `+1.2 [-0.3, +2.7]`, or `+1.2 [no interval]` if there is none (one seed, or no spread)."""
     if pd.isna(low):
         return f"{middle:+.{digits}f} [no interval]"
     return f"{middle:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
