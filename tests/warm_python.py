@@ -181,6 +181,7 @@ def become(request: dict, program: str) -> None:
     import tempfile
 
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # coverage has set a handler in the server, which fails in a forked process
     moved = [fcntl.fcntl(number, fcntl.F_DUPFD, FIRST_FREE_FILE) for number in request["received"]]
     for number in (0, 1, 2, *request["received"]):
         os.close(number)
