@@ -1,7 +1,8 @@
 # Every target makes what it needs from nothing: a .venv with the tested versions, and the project in it.
 PYTHON ?= python3
 SCALE ?= demo
-WORKERS ?= 2
+# Processes that run tests: more than two cores, because many tests wait for other processes.
+WORKERS ?= 3
 BIN = .venv/bin
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
