@@ -117,13 +117,12 @@ def _read(text: str, kinds: list[Any], takes_text: bool, name: str) -> Any:
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        is_mapping = isinstance(error, DuplicateKeyError) and any(
-            section_of(kind) or get_origin(kind) is dict for kind in kinds
-        )
+        twice = isinstance(error, DuplicateKeyError)
+        is_mapping = twice and any(section_of(kind) or get_origin(kind) is dict for kind in kinds)
         if takes_text and not is_mapping:
             return text
         reason = getattr(error, "problem", None) or str(error)
-        if isinstance(error, DuplicateKeyError):
+        if twice:
             raise RecipeError(f"{name}: {text!r} has a key twice: {reason}") from None
         raise RecipeError(f"{name}: {text!r} is not valid YAML: {reason}. Put text with special characters in quotes") from None
     if not takes_text:
