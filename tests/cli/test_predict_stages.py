@@ -110,6 +110,20 @@ def test_the_actions_of_given_people(detector, capsys):
     assert "a.mp4: 6 detections" in capsys.readouterr().out
 
 
+def test_videos_without_boxes_in_the_file_of_people(detector, capsys):
+    """All of them: an error. Some of them: a warning, because the person detector may have found nobody."""
+    file = Path("persons.csv")
+    write_video(Path("b.mp4"), 30)
+    with pytest.warns(UserWarning, match=r"persons\.csv has no boxes for 'b'; names in it: a\."):
+        assert main(["predict", str(detector), "a.mp4", "b.mp4", "--persons", str(file)]) == 0
+    assert "b.mp4: 0 detections" in capsys.readouterr().out
+    file.write_text(file.read_text().replace("a,", "a.mp4,"))
+    assert main(["predict", str(detector), "a.mp4", "--persons", str(file)]) == 2
+    assert "persons.csv has no boxes for 'a'; names in it: a.mp4. " in capsys.readouterr().err
+    file.write_text("")
+    assert main(["predict", str(detector), "a.mp4", "--persons", str(file)]) == 2
+
+
 @pytest.mark.parametrize("option", ["--persons", "--person-weights"])
 def test_a_missing_file_is_one_message(detector, option, capsys):
     assert main(["predict", str(detector), "a.mp4", option, "missing"]) == 2
