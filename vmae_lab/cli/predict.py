@@ -267,7 +267,8 @@ def _print_timelines(
         print(f"{video}: {windows} window{'s' * (windows != 1)}")
         _print_table(predicted.segments().rename(columns={"probability": "mean probability"}))
         name = out.stem if len(timelines) == 1 else f"{out.stem}-{number}-{Path(predicted.video).stem}"
-        print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}")
+        note = _replaced(out.with_name(f"{name}.png"))
+        print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}{note}")
     times = ["start_s", "end_s"]
     _finish(tables, failed, out, lambda table: {
         "windows": [
@@ -340,6 +341,7 @@ def _finish(
     from vmae_lab.utils.atomic_io import write_json, write_text
 
     if out:
+        note = _replaced(out)
         if out.suffix == ".json":
             results = [{"video": video, **described(table)} for video, table in tables]
             write_json(out, [*results, *({"video": _shown(error.path), "error": error.cause} for error in failed)])
@@ -347,11 +349,16 @@ def _finish(
             parts = [table.assign(video=video) for video, table in tables]
             table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["video"])
             write_text(out, table[["video", *(name for name in table if name != "video")]].to_csv(index=False))
-        print(f"results: {out}")
+        print(f"results: {out}{note}")
     for error in failed:
         print(f"vmae-lab: cannot read {error}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
+
+
+def _replaced(file: Path) -> str:
+    """Return a note for the name of a file that will be written, if it exists already."""
+    return " (replaces the earlier file; --out sets another name)" if file.exists() else ""
 
 
 def _shown(path: str) -> str:
