@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_lists import VideoList
 
-commands = typer.Typer(no_args_is_help=True, help="Check, transcode, pack and merge lists of videos.")
+commands = typer.Typer(
+    no_args_is_help=True,
+    help="Check, transcode, pack and merge lists of videos.",
+    epilog="\b\nExamples:\n  vmae-lab data check . --root path/to/videos --labelled\n"
+    "  vmae-lab data pack train.csv shards --root path/to/videos --labelled\n  vmae-lab data COMMAND --help",
+)
 
 Listed = Annotated[
     str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder, a glob, or one video.")
@@ -163,7 +168,9 @@ def pack(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    shard_mib: Annotated[int, typer.Option(min=1, help="Size of a shard in MiB. Its last video may exceed it.")] = 512,
+    shard_mib: Annotated[
+        int, typer.Option(min=1, help="Largest size of a shard in MiB, unless a single video is larger.")
+    ] = 512,
     short_side: Annotated[
         int | None, typer.Option(min=16, help="Pack small copies, as `data transcode` writes them into the folder OUT/copies.")
     ] = None,
