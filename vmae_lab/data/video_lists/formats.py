@@ -26,7 +26,7 @@ OTHER_COLUMNS = (
 )  # fmt: skip
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # fits into int64
 WHOLE_OR_POINT = re.compile(rf"({WHOLE_NUMBER.pattern})(?:\.0*)?")  # also 2.0: pandas writes integers with gaps as floats
-ADD_LABELLED = "if the list has labels, add --labelled (in Python labelled=True)"
+ADD_LABELLED = "if the list has labels, add --labelled (data.lists.pretrain of a recipe takes lists without labels)"
 NOT_TEXT = bytes(range(9))  # control characters that do not occur in text
 
 
