@@ -38,6 +38,30 @@ def test_every_help_shows_an_example_that_can_be_copied(command, capsys):
     assert example.startswith(f"    vmae-lab {command}")
 
 
+def test_the_help_of_data_shows_examples(capsys):
+    assert main(["data", "--help"]) == 0
+    assert "  vmae-lab data check . --root" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_parameter_has_a_help_text_and_arguments_are_in_capitals(command, capsys):
+    found = typer.main.get_command(app)
+    for name in command.split():
+        found = found.commands[name]
+    for parameter in found.params:
+        assert parameter.help, f"{command}: {parameter.name}"
+    assert main([*command.split(), "--help"]) == 0
+    usage = " ".join(capsys.readouterr().out.split("\n\n")[0].split()).removeprefix(f"Usage: vmae-lab {command}")
+    assert usage.upper() == usage
+
+
+def test_the_help_of_plan_says_that_nothing_runs(capsys):
+    assert main(["plan", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "run one after another" not in shown
+    assert "Nothing is run" in shown
+
+
 @pytest.mark.slow
 def test_help_and_usage_errors_import_no_torch():
     """Nor pandas and numpy, so they take a fraction of a second."""

@@ -130,6 +130,18 @@ def test_a_timeline_is_a_table_and_a_figure(here, capsys):
     assert Path("timeline.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_files_that_are_replaced_are_named(here, capsys):
+    """The table and the figure of an earlier video have the same names."""
+    words = ["--along", "1", "--crops", "1"]
+    note = " (replaces the earlier file; --out sets another name)"
+    for video, expected in (("videos/a.mp4", ""), ("videos/b.avi", note)):
+        assert main(["predict", "model", video, *words]) == 0
+        assert capsys.readouterr().out.splitlines()[-2:] == [
+            f"figure: timeline.png{expected}",
+            f"results: timeline.csv{expected}",
+        ]
+
+
 def test_each_of_several_timelines_has_its_figure(here, capsys):
     assert main(["predict", "model", "videos", "bad.mp4", "--along", "0.5", "--crops", "1", "--out", "out/t.json"]) == 1
     assert "cannot read" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`vmae-lab predict` with finished detection stages: the segments and boxes of the stage, on bare videos."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from made_videos import write_video
 
 from vmae_lab.cli import main
+from vmae_lab.cli.predict import OPTIONS_OF, predict
 from vmae_lab.data.activitynet import read_predictions
 from vmae_lab.data.ava import CORNERS, read_detections, write_person_boxes
 from vmae_lab.detection import person_detector
@@ -108,10 +110,55 @@ def test_the_actions_of_given_people(detector, capsys):
     assert "a.mp4: 6 detections" in capsys.readouterr().out
 
 
+def test_videos_without_boxes_in_the_file_of_people(detector, capsys):
+    """All of them: an error. Some of them: a warning, because the person detector may have found nobody."""
+    file = Path("persons.csv")
+    write_video(Path("b.mp4"), 30)
+    with pytest.warns(UserWarning, match=r"persons\.csv has no boxes for 'b'; names in it: a\."):
+        assert main(["predict", str(detector), "a.mp4", "b.mp4", "--persons", str(file)]) == 0
+    assert "b.mp4: 0 detections" in capsys.readouterr().out
+    file.write_text(file.read_text().replace("a,", "a.mp4,"))
+    assert main(["predict", str(detector), "a.mp4", "--persons", str(file)]) == 2
+    assert "persons.csv has no boxes for 'a'; names in it: a.mp4. " in capsys.readouterr().err
+    file.write_text("")
+    assert main(["predict", str(detector), "a.mp4", "--persons", str(file)]) == 2
+
+
 @pytest.mark.parametrize("option", ["--persons", "--person-weights"])
 def test_a_missing_file_is_one_message(detector, option, capsys):
     assert main(["predict", str(detector), "a.mp4", option, "missing"]) == 2
     assert "missing: No such file" in capsys.readouterr().err
+
+
+VALUES = {"names": "names.txt", "sampling": "dense", "side": "32", "positions": "recompute", "encoder": "x"}
+VALUES |= {"persons": "persons.csv", "person_weights": "weights.pth"}
+
+
+@pytest.mark.parametrize("kind", ["localise", "detect", "finetune"])
+@pytest.mark.parametrize("option", sorted({option for options in OPTIONS_OF.values() for option in options}))
+def test_an_option_without_effect_for_the_kind_of_model_is_an_error(kind, option, tmp_path, capsys):
+    """Before the model is read: the folder has none."""
+    folder, flag = stage(tmp_path / "stage", kind, {}), f"--{option.replace('_', '-')}"
+    known = {"localise": {"encoder"}, "detect": {"top", "along", "persons", "person_weights"}}
+    others = known["localise"] | known["detect"] - {"top", "along"}
+    allowed = option in known[kind] if kind in known else option not in others
+    if not allowed:
+        assert main(["predict", str(folder), "a.mp4", flag, VALUES.get(option, "1")]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"{flag} has no effect here: it is for " in message
+        assert message.endswith("a classifier" if kind == "finetune" else f"the folder of a {kind} stage")
+
+
+def test_every_option_of_the_model_is_in_the_table_of_kinds():
+    """So a new option needs a decision for each kind of model."""
+    of_all = {"context", "model", "videos", "out", "root", "labelled", "follow_links", "frame_pattern", "device"}
+    assert set(inspect.signature(predict).parameters) - of_all == {name for names in OPTIONS_OF.values() for name in names}
+
+
+@pytest.mark.parametrize(("useless", "value"), [("--along", "1"), ("--person-weights", "w.pth")])
+def test_options_of_the_person_detector_are_refused_if_boxes_are_given(detector, useless, value, capsys):
+    assert main(["predict", str(detector), "a.mp4", "--persons", "persons.csv", useless, value]) == 2
+    assert f"{useless} has no effect with --persons" in " ".join(capsys.readouterr().err.split())
 
 
 def test_people_are_detected_at_equal_times(detector, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """`vmae-lab reconstruct`: a loop and a strip, with and without what is taken from the true patches."""
 
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from made_videos import write_video
 from PIL import Image
+from pydantic import create_model
 
+from vmae_lab import masking
 from vmae_lab.cli import main
 from vmae_lab.evaluation.predict import preprocess
 from vmae_lab.lab.plots.examples import CONTRAST, rebuilt
+from vmae_lab.masking import MASKS, MaskSettings
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.models.videomae import VideoMAE
@@ -99,3 +103,16 @@ def test_a_mistake_is_one_message(words, message, here, capsys):
     assert message in shown
     assert "Traceback" not in shown
     assert not Path("reconstruction.gif").exists()
+
+
+@pytest.mark.parametrize("option", ["--mask", "--decoder-mask"])
+def test_the_masks_are_those_of_masking(here, monkeypatch, option, capsys):
+    """A mask that docs/extending.md adds can be used without a change of the command."""
+    assert main(["reconstruct", "model", "video.mp4", option, "rows"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert all(word in message for word in (option, "no mask 'rows'", *MASKS))
+    monkeypatch.setattr(masking, "MaskKind", Literal["tube", "rows"])
+    monkeypatch.setitem(MASKS, "rows", MASKS["random"])
+    changed = create_model("MaskSettings", __base__=MaskSettings, encoder=(str, "tube"), decoder=(str, "none"))
+    monkeypatch.setattr(masking, "MaskSettings", changed)
+    assert main(["reconstruct", "model", "video.mp4", option, "rows", "--ratio", "0.5"]) == 0

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from made_videos import (
@@ -20,7 +21,7 @@ from made_videos import (
 )
 from PIL import Image
 
-from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, decoders, read_frames, read_video
+from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings, decoders, read_frames, read_video, stream
 from vmae_lab.data.decoding.inspection import inspect_video, time_video
 from vmae_lab.data.frame_sampling import Dense, Everything, Exactly
 
@@ -465,3 +466,19 @@ def test_torchcodec_reads_the_same_frames(tmp_path):
     for name in ("plain.mp4", "open_gop.mp4", "hevc.mp4", "av1.mp4", "odd.webm"):
         path = write_video(tmp_path / name, **MADE[name][1])
         assert shown(read_frames(path, [31, 7, 7, 39, 0, 13], VideoSettings(decoder="torchcodec"))) == [31, 7, 7, 39, 0, 13]
+
+
+def test_an_error_of_ffmpeg_is_a_sentence_without_its_number(tmp_path, monkeypatch):
+    """An encrypted file has a list of frames, but its packets cannot be decoded."""
+
+    def refuse(*_):
+        raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input", "a.mp4")
+
+    monkeypatch.setitem(decoders.READERS, "pyav", refuse)
+    monkeypatch.setattr(stream, "_chunks", refuse)
+    write_video(tmp_path / "a.mp4", 8)
+    video, settings = VideoFile(str(tmp_path / "a.mp4")), VideoSettings(decoder="pyav")
+    for read in (lambda: read_video(video, Everything(), settings), lambda: list(stream.stream_video(video, settings))):
+        with pytest.raises(VideoError) as raised:
+            read()
+        assert raised.value.cause == "cannot be decoded: Invalid data found when processing input"

@@ -204,6 +204,44 @@ def test_shards_are_webdataset_tars_and_are_not_written_again(videos, tmp_path):
         pack(read_list("frames.txt", videos), tmp_path / "none")
 
 
+def test_packing_reports_all_missing_files_at_once(tmp_path, capsys):
+    write_video(tmp_path / "3.mp4", 4)
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{number}.mp4\n" for number in range(12)))
+    assert main(["data", "pack", "list.csv", str(tmp_path / "out"), "--root", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "list.csv: 11 bad lines; line 2: " in message
+    assert f"line 12: {tmp_path / '10.mp4'}: there is no such file; and 1 more. Set --root to " in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["a.mp4 walk", "a.mp4,walk", "a.mp4, walk"])
+def test_a_missing_file_whose_line_ends_with_a_label(tmp_path, line, capsys):
+    write_video(tmp_path / "a.mp4", 4)
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    words = ["data", "check", "list.txt", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--processes", "1"]
+    assert main(words) == 1
+    shown = capsys.readouterr().out
+    assert f"  {line}: there is no such file, but there is a.mp4; if 'walk' is its label, add --labelled" in shown
+    (tmp_path / "a.mp4").unlink()
+    assert main([*words, "--out", str(tmp_path / "again")]) == 1
+    assert "label" not in capsys.readouterr().out
+
+
+def test_a_check_prints_the_first_unreadable_videos(tmp_path, capsys):
+    for number in range(12):
+        (tmp_path / f"{number:02d}.mp4").write_text("no video")
+    assert main(["data", "check", ".", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--processes", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("  ")] == [
+        f"  {number:02d}.mp4: not a video but text" for number in range(10)
+    ]
+    assert "and 2 more" in lines
+
+
+def test_sizes_of_small_sets_are_in_mib():
+    assert [check.size_text(count) for count in (3 << 18, 1 << 30, 5 << 29)] == ["0.75 MiB", "1.00 GiB", "2.50 GiB"]
+
+
 def test_shards_of_another_list_are_refused(tmp_path):
     """Swapped lines, a changed label and a replaced video do not change the number of videos."""
     for name, frames in (("black.mp4", 4), ("white.mp4", 5)):

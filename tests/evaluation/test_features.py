@@ -179,7 +179,7 @@ def test_finished_videos_are_skipped_and_failed_ones_tried_again(folder, tmp_pat
 def test_a_folder_with_other_features_is_refused(folder, tmp_path):
     clips, out = listed(folder), tmp_path / "out"
     extract_features(classifier().encoder, clips, out, FeatureSettings(), progress=False)
-    with pytest.raises(FeatureError, match="stride 4, now 2"):
+    with pytest.raises(FeatureError, match="window stride 4, now 2"):
         extract_features(classifier().encoder, clips, out, FeatureSettings(stride=2), progress=False)
     with pytest.raises(FeatureError, match="weights"):
         extract_features(classifier(1).encoder, clips, out, FeatureSettings(), progress=False)

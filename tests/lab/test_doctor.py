@@ -10,11 +10,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from vmae_lab.cli import main
 from vmae_lab.data.memmap_dataset import MemmapDataset
 from vmae_lab.lab import doctor
 from vmae_lab.lab.config import Recipe, build_recipe
+from vmae_lab.lab.scales import read_scale
 from vmae_lab.lab.stages import measure
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +193,18 @@ def test_a_low_limit_of_open_files_fails(recipe, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scale", "result"), [("smoke", "ok"), ("demo", "ok"), ("gpu", "warning"), ("paper", "warning"), ("paper/k400", "warning")]
+)
+def test_a_recipe_for_gpus_on_a_machine_without_gpu_is_a_warning(monkeypatch, scale, result):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "Path", lambda _: Path("no GPU"))
+    outcome = doctor.devices(build_recipe({**read_scale(scale, [ROOT / "params"]), "arms": ["none"]}))
+    assert outcome.result == result
+    assert "no GPU" in outcome.figure
+    assert ("a machine with a GPU" in outcome.remedy) == (result == "warning")
+
+
 def test_devices_that_do_not_answer_fail(monkeypatch):
     monkeypatch.setattr(doctor, "ANSWER_S", 0.05)
     outcome = doctor.all_reduce()

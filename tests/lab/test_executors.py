@@ -12,6 +12,7 @@ from threading import Thread
 
 import psutil
 import pytest
+import submitit
 
 from vmae_lab.lab import slurm
 from vmae_lab.lab.config import RecipeError, build_recipe
@@ -165,6 +166,7 @@ KILLED_PARENT = """
 import sys
 from pathlib import Path
 import pytest
+import submitit
 from test_executors import DeviceStage, use_local_cluster
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.training.settings import Compute
@@ -303,3 +305,24 @@ def test_slurm_that_cannot_be_used_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("vmae_lab.lab.run_store.find_spec", lambda _: None)
     with pytest.raises(ImpossibleHere, match=r"pip install 'vmae-lab\[slurm\]'"):
         store.complete_all([DeviceStage(number=0)], compute)
+
+
+@pytest.mark.parametrize(
+    ("message", "hinted"), [("Invalid generic resource (gres) specification", True), ("no account", False)]
+)
+def test_a_cluster_without_gpus_is_told_the_setting(tmp_path, monkeypatch, message, hinted):
+    class Refusing(submitit.LocalExecutor):
+        def __init__(self, *_, **__):
+            pass
+
+        def update_parameters(self, **_):
+            pass
+
+        def submit(self, *_):
+            raise submitit.core.utils.FailedJobError(f"sbatch: error: {message}")
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Refusing)
+    queue = slurm.SlurmQueue(print, Compute(executor="slurm"), lambda stage: tmp_path, lambda stage: False)
+    with pytest.raises(ImpossibleHere, match=message.split()[0]) as caught:
+        queue._submit(DeviceStage(number=0))
+    assert ("For a cluster without GPUs: -p compute.slurm.gpus 0" in str(caught.value)) == hinted

@@ -132,3 +132,38 @@ def test_every_scale_reads_as_yaml_reads_it(path):
         base = yaml.safe_load((path.parent / plain.pop("base")).read_text())
         plain = {**base, "scale": path.stem, **plain}
     assert build_recipe({"arms": ["one"], **read_scale(str(path), [])}) == build_recipe({"arms": ["one"], **plain})
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "first"),
+    [
+        ("seeds: [0]\nmodel: {size: tiny}\nseeds: [1]\n", "seeds", 3, 1),
+        ("data:\n  lists: {root: a}\n  stride: 4\n  lists: {root: b}\n", "lists", 4, 2),
+        ("override:\n  pretrain.steps: 1\n  pretrain.steps: 2\n", "pretrain.steps", 3, 2),
+        ("model: {size: tiny, side: 48, size: small}\n", "size", 1, 1),
+    ],
+)
+def test_a_key_given_twice_is_an_error_with_file_line_and_key(text, key, line, first, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=re.escape(f"{file}, line {line}: the key '{key}' is already in line {first}")):
+        read_scale(str(file), [])
+
+
+def test_a_key_given_twice_in_the_base_of_a_scale_names_the_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("seeds: [0]\nseeds: [1]\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\n")
+    with pytest.raises(RecipeError, match=r"base\.yaml, line 2: the key 'seeds'"):
+        read_scale(str(tmp_path / "mine.yaml"), [])
+
+
+@pytest.mark.parametrize("name", ["data.lists.pretrain", "data.lists.hold_out"])
+def test_a_key_given_twice_on_the_command_line_is_an_error(name):
+    with pytest.raises(RecipeError, match="the key 'test' is already in line 1"):
+        built(**{name: "{test: 0.1, test: 0.2}"})
+
+
+def test_a_merged_mapping_may_change_its_keys(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("first: &first {a: 1, b: 2}\nsecond: &second {<<: *first, b: 3}\nthird: {<<: *second, a: 4}\n")
+    assert read_scale(str(file), [])["third"] == {"a": "4", "b": "3"}

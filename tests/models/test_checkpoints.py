@@ -1,5 +1,6 @@
 """Checkpoints in all layouts: round trips are bit-equal, and errors name what is wrong."""
 
+import copy
 import json
 import os
 import pickle
@@ -11,7 +12,7 @@ from random_weights import randomized
 from safetensors.torch import load_file, save_file
 
 import vmae_lab.models.registry  # noqa: F401  (registers the encoders)
-from vmae_lab.models.checkpoints import CheckpointError, load
+from vmae_lab.models.checkpoints import CheckpointError, formats, load
 from vmae_lab.models.checkpoints.load import read_file
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import SIZES, ClipShape, Size
@@ -59,6 +60,33 @@ def test_a_pretrained_round_trip_is_bit_equal(pretrained, tmp_path, layout):
     assert equal(back.state_dict(), pretrained.state_dict())
     mask = torch.arange(pretrained.clip.tokens).expand(2, -1) % 4 > 0
     assert torch.equal(back(VIDEO, mask)[0], pretrained(VIDEO, mask)[0])
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("layout", ["vmae_lab", "transformers", "official"])
+def test_every_layout_keeps_the_settings_of_pre_training(tmp_path, layout, known):
+    """A loaded model with another target would give other errors of reconstruction."""
+    model = VideoMAE(SIZES["tiny"], CLIP, normalise_target=not known, target_eps=0.25)
+    model.stride = 3 if known else None
+    back = VideoMAE.from_pretrained(model.save_pretrained(tmp_path, layout), size="tiny")
+    assert (back.target_eps, back.stride, back.normalise_target) == (0.25, model.stride, not known)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_keeps_the_sampling_of_a_classifier(classifier, tmp_path, layout, known):
+    model = copy.deepcopy(classifier)
+    model.stride, model.sampling = (3, "sparse") if known else (None, None)
+    back = VideoClassifier.from_pretrained(model.save_pretrained(tmp_path, layout))
+    assert (back.stride, back.sampling) == (model.stride, model.sampling)
+
+
+@pytest.mark.parametrize("layout", ["transformers", "official"])
+def test_wrong_settings_of_training_are_refused(tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(formats, "training_settings", lambda _: {formats.TRAINING: {"stride": "often"}})
+    VideoMAE(SIZES["tiny"], CLIP).save_pretrained(tmp_path, layout)
+    with pytest.raises(CheckpointError, match=r"wrong settings under the key 'vmae_lab': stride: "):
+        VideoMAE.from_pretrained(tmp_path, size="tiny")
 
 
 def test_only_our_layout_supports_all_settings(tmp_path):

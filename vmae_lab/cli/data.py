@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from vmae_lab.data.decoding import VideoSettings
     from vmae_lab.data.video_lists import VideoList
 
-commands = typer.Typer(no_args_is_help=True, help="Check, transcode, pack and merge lists of videos.")
+commands = typer.Typer(
+    no_args_is_help=True,
+    help="Check, transcode, pack and merge lists of videos.",
+    epilog="\b\nExamples:\n  vmae-lab data check . --root path/to/videos --labelled\n"
+    "  vmae-lab data pack train.csv shards --root path/to/videos --labelled\n  vmae-lab data COMMAND --help",
+)
 
 Listed = Annotated[
     str, typer.Argument(metavar="LIST", help="A list file (official, csv, tsv, parquet), a folder, a glob, or one video.")
@@ -92,6 +97,8 @@ def check(
     """
     from vmae_lab.data.check import CHECKED, FAILURES, REPORT, check_list
     from vmae_lab.data.decoding import VideoSettings
+    from vmae_lab.utils.atomic_io import readable
+    from vmae_lab.utils.errors import first_of
 
     limits = VideoSettings(max_pixels=max_pixels, memory_mib=memory_mib, timeout_s=timeout_s, follow_links=follow_links)
     folder = out or named_after_list(listed, root, "check")
@@ -99,6 +106,10 @@ def check(
     table = check_list(videos, limits, folder, processes, frame_pattern, keep_damaged)
     counts = table.status.value_counts()
     print(", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "damaged", "failed")))
+    broken = table[table.status != "ok"]
+    if len(broken):
+        faults = [f"  {readable(path)}: {cause}" for path, cause in zip(broken.path, broken.cause, strict=True)]
+        print(first_of(faults, "\n"))
     print(f"readable videos: {folder / CHECKED}\nunreadable videos: {folder / FAILURES}\nreport: {folder / REPORT}")
     if counts.get("ok", 0) < len(table):
         raise typer.Exit(1)
@@ -134,6 +145,7 @@ def write_copies(
     videos: "VideoList", out: Path, short_side: int, crf: int, limits: "VideoSettings", processes: int
 ) -> tuple[Path, int]:  # fmt: skip
     """Transcode the videos of a list and print the result. Return the list of the copies and the number of failed videos."""
+    from vmae_lab.data.check import size_text
     from vmae_lab.data.transcode import FAILURES, LIST, MANIFEST, TranscodeSettings, changed_times, transcode_list
 
     if short_side % 2:
@@ -141,8 +153,8 @@ def write_copies(
     table = transcode_list(videos, TranscodeSettings(short_side=short_side, crf=crf), limits, out, processes)
     good = table[table.status == "ok"]
     if len(good):
-        before, after = good.original_bytes.sum() / 2**30, good.bytes.sum() / 2**30
-        print(f"{len(good)} copies: {after:.2f} GiB instead of {before:.2f}; PSNR {good.psnr.mean():.1f} dB")
+        before, after = size_text(int(good.original_bytes.sum())), size_text(int(good.bytes.sum()))
+        print(f"{len(good)} copies: {after} instead of {before}; PSNR {good.psnr.mean():.1f} dB")
     if changed := len(changed_times(table)):
         print(f"warning: {changed} originals have times that do not increase, see time_error_s in {MANIFEST}")
     print(f"list of the copies (root {out}): {out / LIST}\nmanifest: {out / MANIFEST}\nunreadable videos: {out / FAILURES}")
@@ -156,7 +168,9 @@ def pack(
     root: Root = ".",
     labelled: Labelled = False,
     follow_links: FollowLinks = False,
-    shard_mib: Annotated[int, typer.Option(min=1)] = 512,
+    shard_mib: Annotated[
+        int, typer.Option(min=1, help="Largest size of a shard in MiB, unless a single video is larger.")
+    ] = 512,
     short_side: Annotated[
         int | None, typer.Option(min=16, help="Pack small copies, as `data transcode` writes them into the folder OUT/copies.")
     ] = None,
@@ -174,7 +188,7 @@ def pack(
         limits, copies = VideoSettings(follow_links=follow_links), out / "copies"
         small, failed = write_copies(videos, copies, short_side, CRF, limits, processes)
         videos = open_list(str(small.resolve()), str(copies), labelled, follow_links)
-    index = pack_shards(videos, out, shard_mib, follow_links=follow_links)
+    index = pack_shards(videos, out, shard_mib, follow_links, listed)
     print(f"list of the videos in the shards (root {out}): {index}")
     if failed:
         raise typer.Exit(1)

@@ -18,7 +18,9 @@ FILES = ("params/**/*.yaml", "notebooks/*.ipynb", ".jupyter/**/*.json")
 
 @commands.command(epilog="\b\nExamples:\n  vmae-lab init my_lab\n  vmae-lab init --force")
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to write to. It is created if it does not exist.")] = Path("."),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to write to. It is created if it does not exist.")
+    ] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Copy params/ and notebooks/ into a folder, so that notebooks run there."""

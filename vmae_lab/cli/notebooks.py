@@ -9,6 +9,7 @@ from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, by_name
 
 commands = typer.Typer()
 Notebooks = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Notebooks, which run one after another.")]
+Planned = Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Notebooks whose cost is estimated.")]
 Scale = Annotated[str, typer.Option(help="A scale of params/ (smoke, demo), or the path of a YAML file.")]
 
 
@@ -31,7 +32,7 @@ def run(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHI
 
 
 @commands.command(cls=TakesPairs, epilog="\b\nExample:\n  vmae-lab plan notebooks/ablation_decoder_mask.ipynb --scale paper")
-def plan(notebooks: Notebooks, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
+def plan(notebooks: Planned, scale: Scale = "demo", override: Overrides = NOTHING) -> None:
     """Estimate the cost of a run on one H200 GPU.
 
     Nothing is run. `vmae-lab run` first prints how long it takes on this machine.

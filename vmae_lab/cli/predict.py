@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 TIMELINE, SEGMENTS, DETECTIONS = "timeline.csv", "segments.csv", "detections.csv"  # default files of results
 LINES = 20  # of a table on the screen
+CLASSIFIER = "classifier"  # any model that is not the folder of a localise or detect stage
+OPTIONS_OF = {  # options that have an effect for some kinds of models only
+    CLASSIFIER: (
+        "names", "top", "along", "clips", "crops", "stride", "sampling", "frames", "side", "positions",
+    ),
+    "localise": ("encoder",),
+    "detect": ("top", "along", "persons", "person_weights"),
+}  # fmt: skip
+MODELS = {CLASSIFIER: "a classifier", "localise": "the folder of a localise stage", "detect": "the folder of a detect stage"}
+WITHOUT_EFFECT = (("persons", "along"), ("persons", "person_weights"), ("along", "clips"))  # the first makes the second useless
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A trained model: a stage's folder, a file, or a name on the Hugging Face hub.")
 ]
@@ -53,6 +63,7 @@ def checked_side(side: str | None) -> int | tuple[int, int] | None:
     "  vmae-lab predict path/to/model long.mp4 --along 1"
 )
 def predict(
+    context: typer.Context,
     model: Model,
     videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files, folders, globs or list files.")],
     names: Annotated[
@@ -62,7 +73,11 @@ def predict(
     along: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", min=0.001, max=1e6, help="For long videos: predict one window every SECONDS seconds."
+            metavar="SECONDS",
+            min=0.001,
+            max=1e6,
+            help="For long videos: predict one window every SECONDS seconds. "
+            "For a detect stage: seconds between two frames. Default of a detect stage: 1.",
         ),
     ] = None,
     out: Annotated[
@@ -94,7 +109,7 @@ def predict(
     ] = None,
     person_weights: Annotated[
         Path | None,
-        typer.Option(help="Weights of torchvision's person detector. Default: published ones."),
+        typer.Option(help="For a detect stage: weights of torchvision's person detector. Default: published ones."),
     ] = None,
     root: Root = ".",
     labelled: Labelled = False,
@@ -106,13 +121,15 @@ def predict(
 
     The probabilities are averaged over views: 5 clips x 3 crops by default, as in the official test protocol. The folder of a
     localise stage gives segments with their classes instead, and that of a detect stage the actions of each person, by default
-    in one frame per second. Names, views and the shape of clips can only be set for classifiers.
+    in one frame per second. Names, views and the shape of clips can only be set for classifiers. An option that has no effect
+    for the kind of model is an error.
     """
     from vmae_lab.utils.atomic_io import make_folder
     from vmae_lab.utils.processes import chosen_device
 
     kind = _stage_kind(model)
-    defaults: dict[str | None, Path] = {"localise": Path(SEGMENTS), "detect": Path(DETECTIONS)}
+    _refuse_unused(context, kind, model)
+    defaults = {"localise": Path(SEGMENTS), "detect": Path(DETECTIONS)}
     out = out or defaults.get(kind, Path(TIMELINE) if along else None)  # None: results are only printed
     if out:
         make_folder(out.parent)  # if it cannot be written, fail now and not after hours
@@ -157,13 +174,42 @@ def _predict_classes(
     _print_timelines(predict_videos_along(model, dataset, along, stride, crops), len(dataset), top, out)
 
 
-def _stage_kind(model: str) -> str | None:
-    """Return the kind of a stage from its folder. None if the model is not the folder of a stage."""
+def _stage_kind(model: str) -> str:
+    """Return the kind of a stage from its folder: `localise`, `detect`, or CLASSIFIER for all other models."""
     import yaml
 
     file = Path(model, "settings.yaml")
     settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return settings.get("stage") if isinstance(settings, dict) else None
+    kind = settings.get("stage") if isinstance(settings, dict) else None
+    return kind if kind in OPTIONS_OF else CLASSIFIER
+
+
+def _refuse_unused(context: typer.Context, kind: str, model: str) -> None:
+    """Raise BadParameter if the command has an option that has no effect for this kind of model, or with another option."""
+    names = {name for options in OPTIONS_OF.values() for name in options}
+    given = [name for name in context.params if name in names and _is_given(context, name)]
+    for name in given:
+        if name not in OPTIONS_OF[kind]:
+            kinds = " and ".join(MODELS[other] for other, options in OPTIONS_OF.items() if name in options)
+            raise typer.BadParameter(
+                f"{_flag(name)} has no effect here: it is for {kinds}, but {model} is read as {MODELS[kind]}"
+            )
+    for name, useless in WITHOUT_EFFECT:
+        if name in given and useless in given:
+            raise typer.BadParameter(f"{_flag(useless)} has no effect with {_flag(name)}; omit one of them")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return (
+        source is not None and source.name == "COMMANDLINE"
+    )  # the name, because typer may have its own class instead of click's
+
+
+def _flag(name: str) -> str:
+    """Return the name of an option on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _dataset(
@@ -223,7 +269,8 @@ def _print_timelines(
         print(f"{video}: {windows} window{'s' * (windows != 1)}")
         _print_table(predicted.segments().rename(columns={"probability": "mean probability"}))
         name = out.stem if len(timelines) == 1 else f"{out.stem}-{number}-{Path(predicted.video).stem}"
-        print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}")
+        note = _replaced(out.with_name(f"{name}.png"))
+        print(f"figure: {save_figure(timeline(predicted, video), out.parent, name)}{note}")
     times = ["start_s", "end_s"]
     _finish(tables, failed, out, lambda table: {
         "windows": [
@@ -296,6 +343,7 @@ def _finish(
     from vmae_lab.utils.atomic_io import write_json, write_text
 
     if out:
+        note = _replaced(out)
         if out.suffix == ".json":
             results = [{"video": video, **described(table)} for video, table in tables]
             write_json(out, [*results, *({"video": _shown(error.path), "error": error.cause} for error in failed)])
@@ -303,11 +351,16 @@ def _finish(
             parts = [table.assign(video=video) for video, table in tables]
             table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["video"])
             write_text(out, table[["video", *(name for name in table if name != "video")]].to_csv(index=False))
-        print(f"results: {out}")
+        print(f"results: {out}{note}")
     for error in failed:
         print(f"vmae-lab: cannot read {error}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
+
+
+def _replaced(file: Path) -> str:
+    """Return a note for the name of a file that will be written, if it exists already."""
+    return " (replaces the earlier file; --out sets another name)" if file.exists() else ""
 
 
 def _shown(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -20,7 +20,6 @@ LABELS = {
     "reconstruction": "+ true mean, contrast",
     "prediction": "prediction alone",
 }
-Kind = Literal["tube", "running_cell", "frame", "random"]
 
 
 @commands.command(
@@ -31,12 +30,14 @@ Kind = Literal["tube", "running_cell", "frame", "random"]
 def reconstruct(
     model: Model,
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file. Its middle clip is shown.")],
-    mask: Annotated[Kind, typer.Option(help="Mask of the encoder.")] = "tube",
+    mask: Annotated[
+        str, typer.Option(metavar="KIND", help="Mask of the encoder: tube, running_cell, frame, random, or your own.")
+    ] = "tube",
     ratio: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Fraction of the patches that the encoder does not see.")
     ] = 0.9,
     decoder_mask: Annotated[
-        Literal[Kind, "none"], typer.Option(help="Mask of the decoder. none: it reconstructs all hidden patches.")
+        str, typer.Option(metavar="KIND", help="Mask of the decoder. none: it reconstructs all hidden patches.")
     ] = "none",
     decoder_ratio: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Fraction of the patches that the decoder mask leaves out.")
@@ -68,17 +69,20 @@ def reconstruct(
     from vmae_lab.evaluation.predict import PredictionError, preprocess
     from vmae_lab.evaluation.reconstruction import batch_errors
     from vmae_lab.lab.plots.examples import draw_picture_masks, rebuilt
-    from vmae_lab.masking import MaskSettings
+    from vmae_lab.masking import MaskKind, MaskSettings
     from vmae_lab.models.videomae import VideoMAE
     from vmae_lab.utils.atomic_io import make_folder
     from vmae_lab.utils.processes import chosen_device
 
+    kinds = get_args(MaskKind)
+    for option, kind, known in (("--mask", mask, kinds), ("--decoder-mask", decoder_mask, (*kinds, "none"))):
+        if kind not in known:
+            raise typer.BadParameter(f"there is no mask {kind!r}; use one of {', '.join(known)}", param_hint=option)
+    ratios = {"encoder_ratio": ratio, "decoder_ratio": 0 if decoder_mask == "none" else decoder_ratio}
+    masks = MaskSettings.model_validate({"encoder": mask, "decoder": decoder_mask, **ratios})
     make_folder(out.parent)  # if it cannot be written, fail before the work
     used = chosen_device(device)
     opened = VideoMAE.from_pretrained(model, frames=frames, side=checked_side(side), positions=positions).to(used)
-    masks = MaskSettings(
-        encoder=mask, encoder_ratio=ratio, decoder=decoder_mask, decoder_ratio=0 if decoder_mask == "none" else decoder_ratio
-    )
     try:
         encoder_mask, decoded_mask = draw_picture_masks(masks, opened.clip.grid, seed)
     except ValueError as error:

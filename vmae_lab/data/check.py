@@ -74,6 +74,11 @@ def _check(decoder: DecoderProcess, file: VideoFile) -> Inspection:
     return found
 
 
+def size_text(count: int) -> str:
+    """Return a number of bytes in MiB, or in GiB from 1 GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
 def content_key(file: VideoFile) -> str:
     """Return a key for a file's content: its path, size and time, and VERSION."""
     try:
@@ -108,7 +113,7 @@ def _report(table: pd.DataFrame, kept: int, notes: list[str]) -> str:
     parts = [
         f"# {len(table)} videos checked",
         f"{counts.ok} are ok, {counts.damaged} are damaged, {counts.failed} cannot be read; "
-        f"{read.seconds.sum() / 3600:.2f} hours, {read.bytes.sum() / 2**30:.2f} GiB. `{CHECKED}` lists {kept} usable videos, "
+        f"{read.seconds.sum() / 3600:.2f} hours, {size_text(int(read.bytes.sum()))}. `{CHECKED}` lists {kept} usable videos, "
         f"`{FAILURES}` lists broken videos and causes. Each video was decoded completely. Damage that causes no decoder "
         "error (often a flipped bit) is not detected.",
         *notes,

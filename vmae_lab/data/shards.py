@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vmae_lab.data.decoding import VideoError, VideoSettings
+from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.container import screen
 from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import ListError, VideoList
-from vmae_lab.data.video_lists.formats import write_list
+from vmae_lab.data.video_lists.formats import Faults, write_list
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, readable
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.progress import Progress
@@ -29,18 +29,19 @@ from vmae_lab.utils.seeding import numpy_generator
 INDEX = "videos.csv"
 
 
-def pack(videos: VideoList, folder: Path, shard_mib: int = 512, follow_links: bool = False) -> Path:
+def pack(videos: VideoList, folder: Path, shard_mib: int = 512, follow_links: bool = False, name: str = "") -> Path:
     """Write the videos, shuffled, into shards of about `shard_mib` MiB, and return the path of the index.
 
-    `read_list` reads the index with `folder` as root. Existing shards are skipped. Raises ListError for folders of frames,
-    VideoError for a missing file or a shard of another list, StorageError.
+    `read_list` reads the index with `folder` as root. Existing shards are skipped. `name` is that of the list in messages, by
+    default its root. Raises ListError for folders of frames and for missing files, VideoError for a shard of another list,
+    StorageError.
     """
     if (videos.table.total >= 0).any():
         raise ListError(f"{videos.root}: folders of frames cannot be packed; convert them to video files")
-    make_folder(folder)
     clips = clips_of({"packed": (videos, "")}, VideoSettings(follow_links=follow_links))
     files = [clips.file(index).path for index in range(len(clips))]
-    sizes = np.array([os.path.getsize(screen(clips.file(index), follow_links)) for index in range(len(clips))])
+    sizes = _sizes([clips.file(index) for index in range(len(clips))], videos, follow_links, name or str(videos.root))
+    make_folder(folder)
     parts = list(_parts(numpy_generator(0, "shards").permutation(len(clips)), sizes, shard_mib << 20))
     names = [f"shard-{number:06d}-of-{len(parts):06d}.tar" for number in range(len(parts))]
     if others := sorted({path.name for path in folder.glob("shard-*-of-*.tar")} - set(names)):
@@ -62,6 +63,20 @@ def pack(videos: VideoList, folder: Path, shard_mib: int = 512, follow_links: bo
             index[name] = videos.table[name].iloc[[row for part in parts for row in part]].to_numpy()
     write_list(folder / INDEX, index, videos.classes)
     return folder / INDEX
+
+
+def _sizes(files: Sequence[VideoFile], videos: VideoList, follow_links: bool, name: str) -> np.ndarray:
+    """Return the sizes of files in bytes, int64 `(n,)`. Raises ListError with the first ten that cannot be opened."""
+    sizes, causes = np.zeros(len(files), np.int64), dict[int, str]()
+    for row, file in enumerate(files):
+        try:
+            sizes[row] = os.path.getsize(screen(file, follow_links))
+        except VideoError as error:
+            causes[row] = f"{file.path}: {error.cause}"
+    faults = Faults(videos.table["line"].to_numpy())
+    faults.add(np.isin(np.arange(len(files)), list(causes)), causes.__getitem__)
+    faults.check(name, f"Set --root to the folder that the paths are relative to (now {videos.root})")
+    return sizes
 
 
 def _parts(order: Iterable[int], sizes: np.ndarray, limit: int) -> Iterator[list[int]]:

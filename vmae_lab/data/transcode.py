@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import Field
 
-from vmae_lab.data.check import content_key
+from vmae_lab.data.check import content_key, size_text
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.decoders import SEEKING, Decoded
 from vmae_lab.data.decoding.inspection import OFF, Inspection
@@ -117,7 +117,7 @@ def transcode_list(
             copies[keys[index]] = copy
             append_to_journal(folder / JOURNAL, keys[index], asdict(copy))
             written += copy.bytes
-            bar.set_postfix_str(f"about {written / done * len(todo) / 2**30:.2f} GiB in total", refresh=False)
+            bar.set_postfix_str(f"about {size_text(round(written / done * len(todo)))} in total", refresh=False)
             bar.update()
     clips.decoders.close()
     table = pd.DataFrame([asdict(copies[key]) for key in keys], index=videos.table.index)

@@ -334,7 +334,8 @@ def _check_settings(
     path = folder / SETTINGS
     if path.exists() and (before := read_json(path)) != made:
         names = [name for name in {**made, **before} if before.get(name) != made.get(name)]
-        others = ", ".join(f"{name} {before.get(name)}, now {made.get(name)}" for name in names)
+        shown = {"stride": "window stride"}  # not the stride between the frames of a clip
+        others = ", ".join(f"{shown.get(name, name)} {before.get(name)}, now {made.get(name)}" for name in names)
         raise FeatureError(
             f"{folder} has features of another encoder or other settings ({others}); use another folder, or delete it"
         )

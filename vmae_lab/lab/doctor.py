@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -97,7 +98,7 @@ def examine(read_recipe: "Callable[[], Recipe]") -> list[Finding]:
         install = "install the tested versions: pip install -c constraints.txt -e '.[lab]'"
         run("packages", packages, remedy=install)
         run("decoders", decoders, remedy=install)
-        run("devices", devices, remedy="run nvidia-smi, and compare the driver with PyTorch's version of CUDA")
+        run("devices", partial(devices, recipe), remedy="run nvidia-smi, and compare the driver with PyTorch's version of CUDA")
         run(
             "all-reduce", all_reduce,
             remedy="set NCCL_DEBUG=INFO (GPUs) or GLOO_SOCKET_IFNAME=lo (CPUs) and try again; on GPUs, try NCCL_P2P_DISABLE=1",
@@ -218,8 +219,11 @@ def _write_video(path: Path, codec: str) -> None:
 # Devices
 
 
-def devices() -> Outcome:
-    """Compute on every GPU, and check that their memory is free. Without GPUs, name the processor."""
+def devices(recipe: "Recipe | None" = None) -> Outcome:
+    """Compute on every GPU, and check that their memory is free. Without GPUs, name the processor.
+
+    Without GPUs, a recipe with steps of more than CPU_STEP_MACS gets a warning.
+    """
     import torch
 
     from vmae_lab.lab.report.provenance import provenance
@@ -227,7 +231,15 @@ def devices() -> Outcome:
     if not torch.cuda.is_available():
         if Path("/dev/nvidiactl").exists():
             return Outcome("failed", f"this machine has an NVIDIA GPU, but PyTorch {torch.__version__} cannot use it")
-        return Outcome("ok", f"no GPU; {provenance()['device']}, {torch.get_num_threads()} threads")
+        figure = f"no GPU; {provenance()['device']}, {torch.get_num_threads()} threads"
+        if recipe:
+            from vmae_lab.lab.stages.cost import step_macs
+
+            macs = step_macs(recipe.model, recipe.mask, recipe.pretrain.batch_size)
+            if macs > CPU_STEP_MACS:
+                figure += f"; a pre-training step of this recipe needs one ({macs / 1e9:,.0f} G multiply-accumulates)"
+                return Outcome("warning", figure, "use a machine with a GPU, or a smaller recipe such as demo")
+        return Outcome("ok", figure)
     busy, names = [], []
     for index in range(torch.cuda.device_count()):
         torch.ones(256, 256, device=f"cuda:{index}").mm(torch.ones(256, 256, device=f"cuda:{index}")).sum().item()

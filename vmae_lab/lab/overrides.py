@@ -28,8 +28,29 @@ class RecipeError(UserError, ValueError):
 # Types of settings
 
 
+class DuplicateKeyError(yaml.YAMLError):
+    """A mapping has a key twice. YAML forbids this, but PyYAML would silently use the last value."""
+
+    def __init__(self, key: str, line: int, first_line: int) -> None:
+        self.line = line
+        self.problem = f"the key '{key}' is already in line {first_line}; keep only one of them"
+        super().__init__(f"line {line}: {self.problem}")
+
+
 class _TextLoader(yaml.SafeLoader):
     """Reads all scalars except null as text, because the type of a setting decides how its text is converted."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return the node of a mapping. Raises DuplicateKeyError."""
+        node = super().compose_mapping_node(anchor)
+        lines = dict[str, int]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise DuplicateKeyError(key.value, line, lines[key.value])
+                lines[key.value] = line
+        return node
 
 
 _TextLoader.yaml_implicit_resolvers = {
@@ -39,7 +60,7 @@ _TextLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(text: str) -> Any:
-    """Return the mappings, lists and texts of a YAML document. Raises yaml.YAMLError."""
+    """Return the mappings, lists and texts of a YAML document. Raises yaml.YAMLError, also if a key is given twice."""
     return yaml.load(text, _TextLoader)
 
 
@@ -96,9 +117,13 @@ def _read(text: str, kinds: list[Any], takes_text: bool, name: str) -> Any:
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        if takes_text:
+        twice = isinstance(error, DuplicateKeyError)
+        is_mapping = twice and any(section_of(kind) or get_origin(kind) is dict for kind in kinds)
+        if takes_text and not is_mapping:
             return text
         reason = getattr(error, "problem", None) or str(error)
+        if twice:
+            raise RecipeError(f"{name}: {text!r} has a key twice: {reason}") from None
         raise RecipeError(f"{name}: {text!r} is not valid YAML: {reason}. Put text with special characters in quotes") from None
     if not takes_text:
         return value

@@ -1,6 +1,7 @@
 """Predictions of finished `localise` and `detect` stages on videos without annotations."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.tasks.detect import DetectSettings, detect
 from vmae_lab.training.tasks.localise import LocaliseSettings, localise
 from vmae_lab.utils.atomic_io import read_json
+from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.journal import read_journal
 
 SEGMENT_COLUMNS = ["start_s", "end_s", "class", "score"]
@@ -75,14 +77,15 @@ def predict_boxes(
 
     `persons` is a file of boxes in AVA's format, with the videos' names without suffix, or a detector, which then finds the
     people in a frame every `every_s` seconds. `person` is the number of the box in its frame. The `top` classes of each box are
-    kept. Boxes are relative to width and height. Raises CheckpointError, ListError.
+    kept. Boxes are relative to width and height. Raises CheckpointError, ListError, and PredictionError if the file has no
+    boxes for any of the videos.
     """
+    boxes = _boxes_for(clips, persons) if isinstance(persons, Path) else None
     values = _settings_of(folder)
     settings = DetectSettings.model_validate(values["detect"])
     shape = ModelSettings.model_validate(values["model"])
     model = ActionDetector.from_pretrained(folder).to(device)
     names = names_of(model)
-    boxes = read_person_boxes(persons) if isinstance(persons, Path) else None
     for row in range(len(clips)):
         name = clips.name(row)
         try:
@@ -95,6 +98,22 @@ def predict_boxes(
             yield name, next(iter(missing.failed.values()))
         except VideoError as error:
             yield name, error
+
+
+def _boxes_for(clips: VideoDataset, file: Path) -> pd.DataFrame:
+    """Return the boxes of a file. Warns if some of the videos have none; raises PredictionError if all have none."""
+    boxes = read_person_boxes(file)
+    names = dict.fromkeys(Path(clips.name(row)).stem for row in range(len(clips)))
+    known = boxes.video.unique().tolist()
+    missing = [name for name in names if name not in known]
+    if missing:
+        message = (
+            f"{file} has no boxes for {first_of([repr(name) for name in missing])}; names in it: {first_of(known) or 'none'}"
+        )
+        if len(missing) == len(names):
+            raise PredictionError(f"{message}. A name is that of the video's file without suffix")
+        warnings.warn(f"{message}. These videos get no detections", stacklevel=2)
+    return boxes
 
 
 def _scenes(

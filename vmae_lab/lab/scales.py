@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from vmae_lab.lab.overrides import RecipeError, read_yaml
+from vmae_lab.lab.overrides import DuplicateKeyError, RecipeError, read_yaml
 from vmae_lab.utils.paths import holds_the_project, how_to_find_it, project_root
 
 INSTALLED_FROM = Path(__file__).parents[2]
@@ -71,6 +71,8 @@ def read_scale(scale: str, folders: Sequence[Path]) -> dict[str, Any]:
 def _read_mapping(file: Path) -> dict[str, Any]:
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
+    except DuplicateKeyError as error:
+        raise RecipeError(f"{file}, {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{file} is not valid YAML: {error}. Put text that begins with * or & in quotes") from error
     if not isinstance(values, dict):

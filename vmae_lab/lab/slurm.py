@@ -127,8 +127,9 @@ class SlurmQueue:
             with submitit.helpers.clean_env():  # this process may be in a Slurm job itself
                 job = executor.submit(StageJob(self.complete, stage, compute))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            hint = ". For a cluster without GPUs: -p compute.slurm.gpus 0" if "Invalid generic resource" in str(error) else ""
             raise ImpossibleHere(
-                f"Slurm refuses the job of {stage.key}: {error}. Change compute.slurm or compute.jobs"
+                f"Slurm refuses the job of {stage.key}: {error}. Change compute.slurm or compute.jobs{hint}"
             ) from error
         self.queue[job.job_id] = "PENDING"
         return job.job_id

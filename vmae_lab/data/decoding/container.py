@@ -94,7 +94,7 @@ def screen(video: VideoFile, follow_links: bool = False) -> str:
     try:
         real, mode = os.path.realpath(path, strict=True), os.stat(path).st_mode
     except FileNotFoundError:
-        raise VideoError(path, "there is no such file") from None
+        raise VideoError(path, f"there is no such file{_hint_of_labels(path)}") from None
     except OSError as error:
         raise VideoError(path, error.strerror.lower() if error.strerror else str(error)) from None
     except UnicodeEncodeError as error:  # only for paths from other code: paths from lists fit the locale
@@ -109,6 +109,14 @@ def screen(video: VideoFile, follow_links: bool = False) -> str:
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         raise VideoError(path, f"it is not a regular file but {kinds.get(stat.S_IFMT(mode), 'a device')}")
     return real
+
+
+def _hint_of_labels(path: str) -> str:
+    """Return a hint if the file exists without the last word of its path: a line with a label that was read without labels."""
+    match = re.fullmatch(r"(.*\S)(?:\s|,\s*)(\S+)", path, re.DOTALL)
+    if match is None or not os.path.exists(match[1].rstrip(",")):
+        return ""
+    return f", but there is {os.path.basename(match[1].rstrip(','))}; if {match[2]!r} is its label, add --labelled"
 
 
 Source = str | bytes  # the input of a decoder: a path, or the bytes of a part of a shard
@@ -199,7 +207,7 @@ def cause_of(error: Exception) -> str:
     """Return the message of an error, without positions in the source code of a decoder, error numbers and paths."""
     if isinstance(error, MemoryError):
         return "it needs more memory than allowed; increase memory_mib"
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__  # also errors of FFmpeg have strerror
     return text.split("Check failed: ")[-1][:300]
 
 

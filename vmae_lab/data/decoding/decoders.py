@@ -104,7 +104,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     except IndexError as error:  # raised by `choose`
         raise VideoError(video.path, str(error), info.codec) from None
     except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
-        cause = cause_of(error)
+        cause = f"cannot be decoded: {cause_of(error)}" if isinstance(error, av.FFmpegError) else cause_of(error)
     if settings.decoder == "auto" and info.decoder != "pyav":  # PyAV reads some files that decord refuses
         return read_video(video, choose, with_pyav(settings), short_side)
     raise VideoError(video.path, cause, info.codec)

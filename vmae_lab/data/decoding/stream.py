@@ -36,7 +36,8 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
         if not done:
             raise ValueError("no frame can be decoded")
     except (av.FFmpegError, RuntimeError, ValueError, MemoryError) as error:
-        raise VideoError(video.path, cause_of(error), info.codec) from None
+        cause = f"cannot be decoded: {cause_of(error)}" if isinstance(error, av.FFmpegError) else cause_of(error)
+        raise VideoError(video.path, cause, info.codec) from None
 
 
 def _chunks(source: Source, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:

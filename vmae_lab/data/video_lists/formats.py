@@ -26,6 +26,7 @@ OTHER_COLUMNS = (
 )  # fmt: skip
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # fits into int64
 WHOLE_OR_POINT = re.compile(rf"({WHOLE_NUMBER.pattern})(?:\.0*)?")  # also 2.0: pandas writes integers with gaps as floats
+ADD_LABELLED = "if the list has labels, add --labelled (data.lists.pretrain of a recipe takes lists without labels)"
 NOT_TEXT = bytes(range(9))  # control characters that do not occur in text
 
 
@@ -51,8 +52,8 @@ class Faults:
             self._found.append((new, message))
             self.bad |= new
 
-    def check(self, name: str) -> None:
-        """Raise ListError with the number of bad lines and the first ten of them, if there are any."""
+    def check(self, name: str, remedy: str = "") -> None:
+        """Raise ListError with the number of bad lines, the first ten of them and the remedy, if there are any."""
         if not self.bad.any():
             return
         messages = []
@@ -61,7 +62,8 @@ class Faults:
             messages.append(f"line {self.lines[row]}: {message}" if self.lines[row] else message)
         count = int(self.bad.sum())
         what = "line" if self.lines.any() else "video"  # folders have no lines
-        raise ListError(f"{name}: {count} bad {what}{'s' * (count > 1)}; {first_of(messages, '; ', count)}")
+        end = f". {remedy}" if remedy else ""
+        raise ListError(f"{name}: {count} bad {what}{'s' * (count > 1)}; {first_of(messages, '; ', count)}{end}")
 
 
 def check_faults(file: Path, faults: Sequence[str]) -> None:
@@ -330,10 +332,12 @@ def _read_official(lines: list[str], first: int, labelled: bool) -> tuple[pd.Dat
 
     def message(row: int) -> str:
         hint = ""
-        if trailing[row] > count:
+        if trailing[row] > count and (labelled or trailing[row] != 1):
             hint = "; if a path ends in a number, use quotation marks or a table with a header (path,label)"
         elif labelled and not trailing[row]:
             hint = "; if labels are names, use a table with a header (path,label)"
+        elif not labelled and trailing[row]:
+            hint = f"; {ADD_LABELLED}"
         return f"expected '{form}', got {kept[row][:200]!r}{hint}"
 
     faults.add(trailing != count, message)

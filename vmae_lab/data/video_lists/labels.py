@@ -87,8 +87,13 @@ def _by_number(distinct: _DistinctLabels, given: tuple[str, ...], count: int) ->
         lambda row: f"label {distinct.of(row)!r} is written {first[numbers[row]]!r} in other lines; {AS_NAMES}",
     )
     limit = len(given) or count or MOST_CLASSES
-    hint = "; labels start at 0" if numbers[~faults.bad].min(initial=limit) == 1 else ""
-    faults.add((numbers < 0) | (numbers >= limit), lambda row: f"label {distinct.of(row)} is outside 0..{limit - 1}{hint}")
+    from_one = numbers[~faults.bad].min(initial=limit) == 1
+
+    def outside(row: int) -> str:
+        hint = "; labels start at 0" if numbers[row] < 0 or from_one else ""
+        return f"label {distinct.of(row)} is outside 0..{limit - 1}{hint}"
+
+    faults.add((numbers < 0) | (numbers >= limit), outside)
     used = numbers[~faults.bad]
     if limit == MOST_CLASSES and used.min(initial=limit) == 1 < used.max(initial=0):
         line = faults.lines[np.flatnonzero(numbers == 1)[0]]

@@ -14,7 +14,16 @@ import pandas as pd
 
 from vmae_lab.data.decoding.container import URL, is_url
 from vmae_lab.data.video_lists.folders import Listing, cells_of_files, is_video, listed_files
-from vmae_lab.data.video_lists.formats import Cells, Faults, ListError, absolute, list_path, read_file, whole_numbers
+from vmae_lab.data.video_lists.formats import (
+    ADD_LABELLED,
+    Cells,
+    Faults,
+    ListError,
+    absolute,
+    list_path,
+    read_file,
+    whole_numbers,
+)
 from vmae_lab.data.video_lists.labels import AS_NAMES, read_labels
 from vmae_lab.utils.atomic_io import readable
 from vmae_lab.utils.errors import first_of
@@ -163,9 +172,10 @@ def _check_numbers(cells: Cells) -> dict[str, np.ndarray]:
 
     if ("offset" in table) != ("size" in table):
         raise ListError(f"{cells.name}: a list with one of the columns offset and size needs the other, too")
+    unlabelled = "" if "label" in table else f"; {ADD_LABELLED}"  # `path -1 label` would be read as start -1, total label
     total = column("total", -1, default=-1, hint="; use -1 for a video file")
-    faults.add(total == 0, lambda row: "total is 0, so the folder has no frames")
-    start = column("start", 0, default=np.where(total > 0, 1, 0))  # the official code counts frames from 1
+    faults.add(total == 0, lambda row: f"total is 0, so the folder has no frames{unlabelled}")
+    start = column("start", 0, np.where(total > 0, 1, 0), unlabelled)  # the official code counts frames from 1
     others = {name: column(name, least) for name, least in LEAST.items() if name in table}
     return {"start": start, "total": total, **others}
 

@@ -267,9 +267,13 @@ def clip_in(official: State, arguments: Mapping[str, Any], where: str) -> ClipSh
         raise CheckpointError(f"{where}: its arguments num_frames and input_size do not fit its model: {error}") from error
 
 
-def official_arguments(clip: ClipShape) -> dict[str, Any]:
-    """Return the arguments that describe the clip in an official file; none for 16 frames of 224 pixels, the default."""
-    return {} if (clip.frames, clip.side) == (16, 224) else {"num_frames": clip.frames, "input_size": clip.side}
+def official_arguments(clip: ClipShape, normalise_target: bool | None = None) -> dict[str, Any]:
+    """Return the arguments that describe a model in an official file, without defaults: the official name and value of each.
+
+    The defaults are clips of 16 frames of 224 pixels and normalized targets.
+    """
+    arguments = {} if (clip.frames, clip.side) == (16, 224) else {"num_frames": clip.frames, "input_size": clip.side}
+    return {**arguments, **({"normlize_target": False} if normalise_target is False else {})}  # sic
 
 
 def check_fit_of_config(size: Size, clip: ClipShape, official: State, where: str) -> None:
@@ -334,6 +338,8 @@ HF_SIZE = {
 HF_FIXED = {"hidden_act": "gelu", "num_channels": CHANNELS}
 
 CLASS_NAMES = "class_names"  # in our configs and in the official files that we write
+TRAINING = "vmae_lab"  # in the files of other formats that we write: settings of ours that these formats do not have
+TRAINING_FIELDS = ("target_eps", "stride", "sampling")
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' name of a class without a name
 
 REMOTE_SECTION = "model_config"
@@ -346,6 +352,21 @@ REMOTE_FIXED = {
 }  # fmt: skip
 
 
+def training_settings(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Return the settings of a model for which other formats have no place, under the key TRAINING. Empty if none is known.
+
+    The code of these formats ignores the key. Without them, a loaded model would have another target or other frames.
+    """
+    values = {name: value for name in TRAINING_FIELDS if (value := getattr(model, name)) is not None}
+    return {TRAINING: values} if values else {}
+
+
+def training_settings_in(config: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `training_settings` stored: in an official file's contents, or in a config of any format."""
+    stored = contents.get(TRAINING) or (config if config.get("library") == "vmae_lab" else config.get(TRAINING))
+    return {name: stored.get(name) for name in TRAINING_FIELDS} if isinstance(stored, Mapping) else {}
+
+
 def transformers_config(model: ModelConfig) -> dict[str, Any]:
     """Return the content of `config.json` for transformers."""
     config = {
@@ -355,6 +376,7 @@ def transformers_config(model: ModelConfig) -> dict[str, Any]:
         "model_type": HF_TYPE, "dtype": "float32", "layer_norm_eps": NORM_EPS, "qkv_bias": True,
         "architectures": ["VideoMAEForVideoClassification" if model.classes else "VideoMAEForPreTraining"],
         "use_mean_pooling": model.classes is not None or not model.encoder_norm,  # true: no final LayerNorm in the encoder
+        **training_settings(model),
     }  # fmt: skip
     if model.classes is None:
         return {**config, "norm_pix_loss": bool(model.normalise_target)}
@@ -425,6 +447,7 @@ def remote_code_config(model: ModelConfig) -> dict[str, Any]:
             "AutoModel": f"{REMOTE_CODE}--modeling_videomaev2.VideoMAEv2",
         },
         **(_named_labels(model.class_names) if model.class_names else {}),
+        **training_settings(model),
     }  # fmt: skip
 
 

@@ -161,10 +161,12 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
         formats.check_fit_of_config(size, clip, state, named)
     pretraining = formats.is_pretraining(state)
     formats.check_heads(size, pretraining, where)
+    stored = formats.training_settings_in(config, arguments)
     if pretraining:
-        model = ModelConfig(
-            model="VideoMAE", size=size, clip=clip, normalise_target=normalise_target, encoder_norm=encoder_norm
-        )
+        model = _described(
+            where, model="VideoMAE", size=size, clip=clip, normalise_target=normalise_target, encoder_norm=encoder_norm,
+            target_eps=stored.get("target_eps"), stride=stored.get("stride"),
+        )  # fmt: skip
         return Checkpoint(formats.from_official_pretrain(state), model, where, assumed)
     if "norm.weight" in state:  # of a classifier: without_encoder_prefix removes that of a bare encoder
         raise CheckpointError(
@@ -176,10 +178,22 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
     if names and len(names) != classes:
         warnings.warn(f"{where} names {len(names)} classes, but its head has {classes}; the names are ignored", stacklevel=4)
         names = None
-    model = ModelConfig(
-        model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean", class_names=names
+    model = _described(
+        where, model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean", class_names=names,
+        stride=stored.get("stride"), sampling=stored.get("sampling"),
     )  # fmt: skip
     return Checkpoint(formats.from_official_classifier(state), model, where, assumed)
+
+
+def _described(where: str, **values: Any) -> ModelConfig:
+    """Return a config. Raises CheckpointError if settings that a file has under the key TRAINING are wrong."""
+    try:
+        return ModelConfig(**values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise CheckpointError(
+            f"{where}: wrong settings under the key '{formats.TRAINING}': {first_of(faults, '; ')}"
+        ) from error
 
 
 # --- State dictionaries ------------------------------------------------------------------------------------
@@ -338,8 +352,8 @@ def read_weights(path: Path) -> State:
 def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     """Read a file of safetensors or `torch.save` with any name: its weights on the CPU, and the official scripts' arguments.
 
-    The arguments have the `class_names` that we save too, and are empty if the file has none of these. Raises CheckpointError,
-    also if reading the file would run code.
+    The arguments also have the `class_names` and settings that we save, and are empty if the file has none of these. Raises
+    CheckpointError, also if reading the file would run code.
     """
     try:
         with path.open("rb") as file:
@@ -355,8 +369,8 @@ def read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     arguments = content.get("args") if isinstance(content, Mapping) else None
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
-    if isinstance(content, Mapping) and formats.CLASS_NAMES in content:
-        arguments[formats.CLASS_NAMES] = content[formats.CLASS_NAMES]
+    if isinstance(content, Mapping):
+        arguments |= {name: content[name] for name in (formats.CLASS_NAMES, formats.TRAINING) if name in content}
     return state_in(content, str(path)), arguments
 
 

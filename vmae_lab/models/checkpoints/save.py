@@ -69,8 +69,9 @@ def save_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, folder: Pa
     if layout == "official":
         with atomic_write(folder / OFFICIAL) as temporary:
             names = {formats.CLASS_NAMES: list(config.class_names)} if config.class_names else {}
-            arguments = formats.official_arguments(config.clip)
-            torch.save({"model": _detached(converted), **names, **({"args": arguments} if arguments else {})}, temporary)
+            arguments = formats.official_arguments(config.clip, config.normalise_target)
+            others = {**names, **formats.training_settings(config), **({"args": arguments} if arguments else {})}
+            torch.save({"model": _detached(converted), **others}, temporary)
     elif layout == "remote_code":
         write_weights(folder / WEIGHTS, {f"model.{key}": value for key, value in converted.items()})
         write_json(folder / CONFIG, formats.remote_code_config(config))
