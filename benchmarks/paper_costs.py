@@ -27,7 +27,16 @@ def main() -> None:
         ours = getattr(cost, convention) / 1e9
         here = pretrain_cost(SIZES[name], clip, counts.visible, counts.decoded, embed_visible=True).macs / 1e9
         rows.append([name, ratio, counts.visible, counts.decoded, convention, f"{reported:.2f}", f"{ours:.2f}", f"{here:.2f}"])
-    heads = ["size", "decoder ratio", "visible", "decoded", "convention", "paper, G", "counted, G", "this package (embeds only visible patches), G MAC"]
+    heads = [
+        "size",
+        "decoder ratio",
+        "visible",
+        "decoded",
+        "convention",
+        "paper, G",
+        "counted, G",
+        "here, G MAC (hidden patches not embedded)",
+    ]
     print(tabulate(rows, headers=heads, disable_numparse=True))
 
 

@@ -27,7 +27,9 @@ def bench(
     folder = project_root() / "benchmarks"
     scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
     if not scripts:
-        raise FileNotFoundError(f"there are no benchmarks in {folder}; only a clone of the repository has them{how_to_find_it()}")
+        raise FileNotFoundError(
+            f"there are no benchmarks in {folder}; only a clone of the repository has them{how_to_find_it()}"
+        )
     if name is None:
         print("\n".join(f"{script:<{max(map(len, scripts))}}  {_first_line(path)}" for script, path in scripts.items()))
         return

@@ -387,10 +387,11 @@ def readout_words(results: Results, metric: str, floor: str, baseline: str) -> l
     plan, words = results.plan, []
     if floor in plan.possible:
         gains = results.compare(metric, floor, plan.pretrained)
+        changes = _range(gains.difference, "+.1f")
         least = [f"'{results.label(arm)}': {comparison_words(gains.loc[arm])}" for arm in best_arms(-gains.difference)]
         words.append(
             f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by "
-            f"{_range(gains.difference, '+.1f')} points compared with the untrained encoder. The smallest change is that of "
+            f"{changes} points compared with the untrained encoder. The smallest change is that of "
             f"{'; '.join(least)}."
         )
     if baseline in plan.possible:
