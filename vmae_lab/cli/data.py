@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from vmae_lab.cli.parameters import NOTHING
+from vmae_lab.utils.counts import counted
 
 if TYPE_CHECKING:
     from vmae_lab.data.decoding import VideoSettings
@@ -142,9 +143,15 @@ def write_copies(
     good = table[table.status == "ok"]
     if len(good):
         before, after = good.original_bytes.sum() / 2**30, good.bytes.sum() / 2**30
-        print(f"{len(good)} copies: {after:.2f} GiB instead of {before:.2f}; PSNR {good.psnr.mean():.1f} dB")
+        print(
+            f"{len(good)} {'copy' if len(good) == 1 else 'copies'}: {after:.2f} GiB instead of {before:.2f}; PSNR "
+            f"{good.psnr.mean():.1f} dB"
+        )
     if changed := len(changed_times(table)):
-        print(f"warning: {changed} originals have times that do not increase, see time_error_s in {MANIFEST}")
+        print(
+            f"warning: {counted(changed, 'original')} {'has' if changed == 1 else 'have'} times that do not increase, see "
+            f"time_error_s in {MANIFEST}"
+        )
     print(f"list of the copies (root {out}): {out / LIST}\nmanifest: {out / MANIFEST}\nunreadable videos: {out / FAILURES}")
     return out / LIST, len(table) - len(good)
 
