@@ -20,7 +20,7 @@ def test_stages_and_sizes_are_counted(tmp_path, monkeypatch, capsys):
             (folder / file).write_bytes(bytes(1_500_000))
     assert main(["info"]) == 0
     shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert shown["runs"].strip().startswith("1 finished stages, 1 unfinished, 4.5 MB: ")
+    assert shown["runs"].strip().startswith("1 finished stage, 1 unfinished, 4.5 MB: ")
     assert shown["torch"].strip() == torch.__version__.split("+")[0]
     assert "av" in shown["decoders"]
 

@@ -49,7 +49,7 @@ def test_features_are_extracted_and_a_detector_is_evaluated(project, capsys):
 
 def test_pre_extracted_features_need_no_encoder(project, own, capsys):
     assert main(["localise", str(own / "own.yaml"), "--seed", "0"]) == 0
-    assert capsys.readouterr().out.splitlines()[-2].endswith("1 test videos")
+    assert capsys.readouterr().out.splitlines()[-2].endswith("1 test video")
     assert {path.name.split("-")[0] for path in (project / "runs").glob("[a-z]*-*")} == {"localise"}
 
 

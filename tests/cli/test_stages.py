@@ -144,7 +144,7 @@ def test_mistakes_are_one_message(words, message, project, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["pretrain.accumulation", "3"], "batch_size 4 cannot be split into 1 processes x 3 micro-batches: change"),
+        (["pretrain.accumulation", "3"], "batch_size 4 cannot be split into 1 process x 3 micro-batches: change"),
         (["compute.trackers", "[trackio]"], "compute.trackers: trackio is not installed"),
     ],
 )

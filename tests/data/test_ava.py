@@ -358,7 +358,7 @@ def test_ground_truth_without_person_ids_is_read(written):
     [
         ("vid,0902,0.1,0.2,0.5,0.9", r"6 columns; expected 8: video, timestamp, x1"),
         (GOOD + ",1,2", "10 columns"),
-        ("", "1 columns"),
+        ("", "1 column;"),
         (",0902,0.1,0.2,0.5,0.9,12,3", "the name of the video is empty"),
         ("vid,soon,0.1,0.2,0.5,0.9,12,3", "timestamp 'soon'"),
         ("vid,nan,0.1,0.2,0.5,0.9,12,3", "timestamp 'nan'"),
@@ -436,7 +436,7 @@ def test_the_action_of_person_boxes_is_ignored(written):
 
 def test_excluded_key_frames(written):
     assert read_excluded(written("vid,0903\n")).values.tolist() == [["vid", 903.0]]
-    with pytest.raises(ListError, match="line 1: 1 columns; expected 2"):
+    with pytest.raises(ListError, match="line 1: 1 column; expected 2"):
         read_excluded(written("vid\n"))
 
 

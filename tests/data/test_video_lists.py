@@ -328,7 +328,7 @@ def test_folders(tmp_path):
     outside = read_list(tmp_path / "data", tmp_path / "elsewhere", labelled=True)
     assert (outside.root, outside.table["path"][0]) == (tmp_path / "data", "10/b.MP4")
     assert outside.classes == videos.classes
-    with pytest.raises(ListError, match=r"1 files are directly in .*elsewhere: z\.mp4; move them"):
+    with pytest.raises(ListError, match=r"1 file is directly in .*elsewhere: z\.mp4; move it"):
         read_list("elsewhere", tmp_path, labelled=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ListError, match=r"no video files .*\.mp4.* below .*empty"):
@@ -520,7 +520,7 @@ def test_empty_held_out_splits_are_refused_and_missing_classes_give_a_warning(wr
     settings = ListSettings(root=str(tmp_path), train="train.txt", hold_out=HoldOut())
     where = next(split for split in ("train", "validation", "test") if "0.mp4" in held_in(settings, split))
     other = "validation" if where != "validation" else "test"
-    with pytest.warns(UserWarning, match=f"hold_out leaves 1 classes without a video in {other}: 1"):
+    with pytest.warns(UserWarning, match=f"hold_out leaves 1 class without a video in {other}: 1"):
         read_split(settings, other)
 
 

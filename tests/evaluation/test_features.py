@@ -272,7 +272,7 @@ def test_the_command_accepts_a_single_video(folder, tmp_path, monkeypatch, capsy
     options = ["--model", where, "--device", "cpu", "--stride", "3", "--out"]
     assert main(["features", str(folder / name), *options, "one"]) == 0
     assert main(["features", name, "--root", str(folder), *options, "other"]) == 0
-    assert "1 of 1 videos, 8 windows" in capsys.readouterr().out
+    assert "1 of 1 video, 8 windows" in capsys.readouterr().out
     (file,), (listed_file,) = (set(pd.read_csv(tmp_path / out / "windows.csv").file) for out in ("one", "other"))
     assert np.array_equal(np.load(tmp_path / "one" / file), np.load(tmp_path / "other" / listed_file))
     assert main(["features", name, "--root", str(folder), "--labelled", *options, "third"]) == 2

@@ -1,6 +1,7 @@
 """The plans of the notebooks: shared stages, pools and steps of each arm, and arms that a grid does not allow."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from vmae_lab.lab.config import RecipeError, build_recipe
-from vmae_lab.lab.estimate import plan_summary, stage_table
+from vmae_lab.lab.estimate import plan_cost, plan_summary, stage_table, this_machine
 from vmae_lab.lab.experiments import EXPERIMENTS, common, distillation, plan_notebook, scaling
 from vmae_lab.lab.experiments import ablation_progressive_training as progressive
 from vmae_lab.lab.experiments import cost_of_dual_masking as dual_cost
@@ -359,6 +360,16 @@ def test_pools_get_all_their_sources(smoke):
         }
 
 
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_one_of_a_kind_has_no_plural(smoke, tmp_path, name):
+    """With one seed and one draw, in captions, in the cost of the plan and in the estimate of a notebook."""
+    plan = planned(name, {**smoke, "seeds": [0]}, **{"evaluate.probe.draws": 1, "compute.jobs": 1, "compute.workers": 1})
+    cost = plan_cost(plan, RunStore(tmp_path), this_machine(1e9)).sentence()
+    for text in (common.how_made(plan), plan_summary(plan, RunStore(tmp_path)), cost):
+        assert re.search(r"\b1 (seed|draw|stage)\b", text)
+        assert not re.search(r"(?<![\d.,])1 (?!class |process )[\w -]*?(arm|seed|draw|stage|processe|clip|step)s\b", text), text
+
+
 def test_captions_describe_how_each_table_was_made(plans):
     """Frozen readouts average several draws of labels. Fine-tuning has one draw per seed, on the unseen source only."""
     frozen, tuned = common.how_made(plans["scaling"]), progressive.results_caption(plans["ablation_progressive_training"])
@@ -366,7 +377,7 @@ def test_captions_describe_how_each_table_was_made(plans):
         "6 pre-training steps of 4 clips unless the arm sets another number; mean ± standard deviation over 2 seeds" in words
         for words in (frozen, tuned)
     )
-    assert "frozen readouts, mean over 1 draws of 16 labels;" in frozen
+    assert "frozen readouts, mean over 1 draw of 16 labels;" in frozen
     assert "fine-tuned for 4 steps of 4 clips with one draw of labels per seed; pre-trained on plaids, coarse_plaids," in tuned
     assert tuned.endswith("evaluated on striped_plaids.")
     assert "frozen" not in tuned

@@ -97,7 +97,7 @@ def test_every_kind_of_stage_in_two_processes(recipe, alone, tmp_path, config, w
         if not stage.steps:
             continue
         assert result["training"]["processes"] == 2
-        assert "2 processes x 1 micro-batches x 2 clips" in (store.folder(stage) / "run.log").read_text()
+        assert "2 processes x 1 micro-batch x 2 clips" in (store.folder(stage) / "run.log").read_text()
         assert ("sharded" in (store.folder(stage) / "run.log").read_text()) == ("sharded" in config)
         found, known = ([row["loss"] for row in read_metrics(one.folder(stage))] for one in (store, alone))
         assert found == pytest.approx(known, rel=1e-3), stage.kind

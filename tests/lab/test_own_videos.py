@@ -271,7 +271,7 @@ def test_a_folder_of_own_videos_from_end_to_end(run_own, project, capfd):
     assert status == 0, said.err[-3000:]
     page = (folder / "README.md").read_text()
     assert "Damaged and unreadable videos, up to " in page
-    assert "1 video(s) could not be read and are left out of all averages" in page
+    assert "1 video could not be read and is left out of all averages" in page
     state = pd.read_csv(folder / "tables" / "check.csv")
     assert state[["videos", "ok", "damaged", "failed"]].to_numpy().tolist() == [[17, 16, 0, 1]]
     assert pd.read_csv(folder / "tables" / "broken.csv").path.tolist() == [BROKEN]
@@ -308,7 +308,7 @@ def test_too_few_readable_videos_are_reported_before_anything_is_trained(smoke, 
     """How many can be read is not known before they are decoded."""
     (tmp_path / "test.csv").write_text(f"path,label\nleft/0.mp4,left\n{BROKEN},right\n")
     plan = planned(of_lists(smoke, {"root": str(videos), "train": ".", "test": str(tmp_path / "test.csv")}))
-    with pytest.raises(RecipeError, match="the test split has 1 videos that can be read; at least 2"):
+    with pytest.raises(RecipeError, match="the test split has 1 video that can be read; at least 2"):
         experiment.shown_clips(plan, 6)
 
 

@@ -113,7 +113,7 @@ def test_the_log_states_the_scaling_rule(task, tmp_path):
     scaled = PretrainTask(task.model, task.masks, settings, task.data, task.clips, seed=1)
     train(scaled, tmp_path, Compute(tensorboard=False), progress=False)
     log = (tmp_path / "run.log").read_text()
-    assert "4 clips per step = 1 processes x 2 micro-batches x 2 clips" in log
+    assert "4 clips per step = 1 process x 2 micro-batches x 2 clips" in log
     assert "peak learning rate 0.0003 = 0.00015 x 4 / 2 (linear scaling rule)" in log
     assert "(absolute)" in TrainSettings(steps=1, batch_size=4, lr=1e-3).lr_words
 

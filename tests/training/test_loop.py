@@ -162,7 +162,7 @@ def test_a_non_finite_loss_stops_the_run(recipe, clips, tmp_path):
 
 
 def test_an_indivisible_batch_is_refused(recipe, clips, tmp_path):
-    with pytest.raises(ImpossibleHere, match="batch_size 4 cannot be split into 1 processes x 3 micro-batches"):
+    with pytest.raises(ImpossibleHere, match="batch_size 4 cannot be split into 1 process x 3 micro-batches"):
         train(task(recipe, clips, accumulation=3), tmp_path, compute(), progress=False)
 
 

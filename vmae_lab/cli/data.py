@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from vmae_lab.cli.parameters import NOTHING
+from vmae_lab.utils.counts import counted
 
 if TYPE_CHECKING:
     from vmae_lab.data.decoding import VideoSettings
@@ -154,9 +155,13 @@ def write_copies(
     good = table[table.status == "ok"]
     if len(good):
         before, after = size_text(int(good.original_bytes.sum())), size_text(int(good.bytes.sum()))
-        print(f"{len(good)} copies: {after} instead of {before}; PSNR {good.psnr.mean():.1f} dB")
+        copies = "copy" if len(good) == 1 else "copies"
+        print(f"{len(good)} {copies}: {after} instead of {before}; PSNR {good.psnr.mean():.1f} dB")
     if changed := len(changed_times(table)):
-        print(f"warning: {changed} originals have times that do not increase, see time_error_s in {MANIFEST}")
+        print(
+            f"warning: {counted(changed, 'original')} {'has' if changed == 1 else 'have'} times that do not increase, see "
+            f"time_error_s in {MANIFEST}"
+        )
     print(f"list of the copies (root {out}): {out / LIST}\nmanifest: {out / MANIFEST}\nunreadable videos: {out / FAILURES}")
     return out / LIST, len(table) - len(good)
 

@@ -7,6 +7,7 @@ import typer
 
 from vmae_lab.cli.parameters import NOTHING, Device, Overrides, TakesPairs
 from vmae_lab.cli.stages import PRETRAIN, Encoder, Parameters, Seeds, encoder_by_seed, read_recipe, run_stage
+from vmae_lab.utils.counts import counted
 
 commands = typer.Typer()
 SHOWN_IN_AVA = "see params/paper/ava.yaml for an example"
@@ -32,7 +33,10 @@ def detect(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Overri
         scores = ", ".join(
             f"{result['metrics'][name]:.1f}% with {boxes}" for name, boxes in BOXES.items() if name in result["metrics"]
         )
-        print(f"seed {number}: frame mAP {scores}; {result['key_frames']} {recipe.evaluate.split} key frames\n{folder}")
+        print(
+            f"seed {number}: frame mAP {scores}; "
+            f"{counted(result['key_frames'], f'{recipe.evaluate.split} key frame')}\n{folder}"
+        )
 
 
 @commands.command(
@@ -61,7 +65,7 @@ def localise(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     for number, folder, result in run_stage("localise", recipe, stage):
         metrics = result["metrics"]
         scores = ", ".join(f"{metrics[f'segment_map_{100 * iou:.0f}']:.1f}% at IoU {iou:g}" for iou in settings.thresholds)
-        videos = f"{result['videos']} {recipe.evaluate.split} videos"
+        videos = counted(result["videos"], f"{recipe.evaluate.split} video")
         print(f"seed {number}: mAP {metrics['segment_map']:.1f}% ({scores}); {videos}\n{folder}")
 
 
@@ -93,4 +97,4 @@ def persons(
     make_folder(out.parent)  # if it cannot be written, fail now and not after hours
     found = detect_people(TorchvisionDetector(weights, str(chosen_device(device))), scenes, least_score)
     write_person_boxes(out, found)
-    print(f"{len(found)} boxes in {len(scenes)} key frames\n{out}")
+    print(f"{counted(len(found), 'box')} in {counted(len(scenes), 'key frame')}\n{out}")

@@ -9,6 +9,7 @@ import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, output_file
 from vmae_lab.cli.stages import read_recipe
+from vmae_lab.utils.counts import counted
 
 commands = typer.Typer()
 
@@ -43,7 +44,7 @@ def doctor(
     print(tabulate(rows, ["check", "result", "figure", "remedy"], tablefmt="simple", maxcolwidths=[None, None, 64, 44]))
     results = [finding.result for finding in findings]
     counts = ", ".join(f"{results.count(result)} {result}" for result in ("ok", "warning", "failed") if result in results)
-    print(f"\n{len(results)} checks for {recipe} in {seconds:.0f} s: {counts}")
+    print(f"\n{counted(len(results), 'check')} for {recipe} in {seconds:.0f} s: {counts}")
     if json:
         make_folder(json.parent)
         write_json(json, {"recipe": recipe, "seconds": seconds, "checks": [asdict(finding) for finding in findings]})

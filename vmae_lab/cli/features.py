@@ -8,6 +8,7 @@ import typer
 from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Listed, Root, named_after_list, open_list
 from vmae_lab.cli.parameters import Device
 from vmae_lab.cli.predict import FramesOption, PositionsOption, SideOption, checked_side
+from vmae_lab.utils.counts import counted
 
 commands = typer.Typer()
 
@@ -70,7 +71,7 @@ def features(
     folder = out or named_after_list(listed, root, "features")
     done = extract_features(encoder, clips, folder, settings, norm, batch, chunk, layer=layer, tokens=tokens)
     clips.decoders.close()
-    print(f"{len(clips) - len(done.failed)} of {len(clips)} videos, {len(done.windows)} windows")
+    print(f"{len(clips) - len(done.failed)} of {counted(len(clips), 'video')}, {counted(len(done.windows), 'window')}")
     for error in list(done.failed.values())[:20]:
         print(f"  {error}")
     print(f"features: {folder}\nwindows: {folder / WINDOWS}\nunreadable videos: {folder / FAILURES}")

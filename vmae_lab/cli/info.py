@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from vmae_lab.utils.counts import counted
+
 commands = typer.Typer()
 
 
@@ -46,7 +48,7 @@ def _gpu(cuda: Any, index: int) -> str:
 def _stages(folder: Path) -> str:
     stages = [path for path in folder.glob("*") if path.is_dir()]
     finished = sum((stage / "result.json").exists() for stage in stages)
-    return f"{finished} finished stages, {len(stages) - finished} unfinished"
+    return f"{counted(finished, 'finished stage')}, {len(stages) - finished} unfinished"
 
 
 def _size(folder: Path) -> str:

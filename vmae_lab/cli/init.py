@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vmae_lab.utils.atomic_io import make_folder
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import UserError, first_of
 
 commands = typer.Typer()
@@ -32,7 +33,7 @@ def init(
         make_folder((folder / path).parent)
         shutil.copyfile(SOURCE / path, folder / path)
     print(
-        f"copied {len(files)} files to {folder.resolve()}. To work there:\n"
+        f"copied {counted(len(files), 'file')} to {folder.resolve()}. To work there:\n"
         f"  cd {shlex.quote(str(folder))}\n"
         "  vmae-lab run notebooks/ablation_decoder_mask.ipynb --scale smoke   # tests that everything runs, about a minute\n"
         "  JUPYTER_CONFIG_PATH=.jupyter jupyter lab                           # start with notebooks/00_dual_masking_tour\n"

@@ -11,6 +11,7 @@ import typer
 
 from vmae_lab.cli.data import FRAMES_NAMED, FollowLinks, FramePattern, Labelled, Root
 from vmae_lab.cli.parameters import Device, output_file
+from vmae_lab.utils.counts import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -266,7 +267,7 @@ def _print_timelines(
         video = _shown(predicted.video)
         tables.append((video, predicted.table(top)))
         windows = len(predicted.start_s)
-        print(f"{video}: {windows} window{'s' * (windows != 1)}")
+        print(f"{video}: {counted(windows, 'window')}")
         _print_table(predicted.segments().rename(columns={"probability": "mean probability"}))
         name = out.stem if len(timelines) == 1 else f"{out.stem}-{number}-{Path(predicted.video).stem}"
         note = _replaced(out.with_name(f"{name}.png"))

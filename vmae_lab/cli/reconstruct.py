@@ -8,6 +8,7 @@ import typer
 
 from vmae_lab.cli.parameters import Device, output_file
 from vmae_lab.cli.predict import FramesOption, Model, PositionsOption, SideOption, checked_side
+from vmae_lab.utils.counts import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +92,8 @@ def reconstruct(
     errors, count = batch_errors(opened, clip, encoder_mask, decoded_mask)
     print(
         f"{opened.clip.tokens} patches: the encoder sees {int((~encoder_mask).sum())}, the decoder reconstructs "
-        f"{int((~decoded_mask).sum())}\nsquared error of {count} hidden patches: {errors['reconstruction']:.4f}; of predicting "
-        f"their true means: {errors['cube_mean']:.4f}"
+        f"{int((~decoded_mask).sum())}\nsquared error of {counted(count, 'hidden patch')}: "
+        f"{errors['reconstruction']:.4f}; of predicting their true means: {errors['cube_mean']:.4f}"
     )
     pictures = rebuilt(opened, clip, encoder_mask, None if decoder_mask == "none" else decoded_mask, standardized=True)
     if opened.normalise_target:

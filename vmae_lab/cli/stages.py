@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmae_lab.cli.parameters import NOTHING, Overrides, TakesPairs, scale_parameters
+from vmae_lab.utils.counts import counted
 
 if TYPE_CHECKING:
     from vmae_lab.lab.config import Recipe
@@ -70,7 +71,7 @@ def finetune(parameters: Parameters, encoder: Encoder = PRETRAIN, override: Over
     recipe = labelled(read_recipe(parameters, override, seed))
     start = encoder_by_seed(recipe, encoder)
     for number, folder, result in run_stage("finetune", recipe, lambda seed: finetune_stage(recipe, start(seed), seed)):
-        clips = f"{result['test_clips']} {recipe.evaluate.split} clips"
+        clips = counted(result["test_clips"], f"{recipe.evaluate.split} clip")
         best = result.get("best")
         kept = f" (weights of step {best['step']}, validation {best['validation_accuracy']:.1f}%)" if best else ""
         print(f"seed {number}: top-1 {result['metrics']['finetune']:.1f}% of {clips}{kept}\n{folder}")
@@ -100,7 +101,8 @@ def evaluate(
     for number, folder, result in run_stage("evaluate", recipe, stage):
         scores = ", ".join(_with_interval(result, name) for name in ("top1", "top5"))
         print(
-            f"{model if opened else f'seed {number}'}: {scores}; {result['test_clips']} {recipe.evaluate.split} clips\n{folder}"
+            f"{model if opened else f'seed {number}'}: {scores}; "
+            f"{counted(result['test_clips'], f'{recipe.evaluate.split} clip')}\n{folder}"
         )
 
 

@@ -31,6 +31,7 @@ from vmae_lab.data.video_lists.folders import named_videos
 from vmae_lab.data.video_lists.formats import ListError, absolute, check_faults, list_path
 from vmae_lab.data.video_lists.splits import content_of
 from vmae_lab.utils.atomic_io import fingerprint, write_text
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.settings import Settings
 
@@ -323,8 +324,8 @@ class Untrimmed:
         found = {name: [entry.name for entry in candidates.get(name, []) if not entry.is_dir()] for name in self.names}
         if wrong := [name if not files else " or ".join(files) for name, files in found.items() if len(files) != 1]:
             raise ListError(
-                f"{len(wrong)} of {len(self.names)} videos of the {self.split} split are missing or ambiguous in {folder}: "
-                f"{first_of(wrong)}"
+                f"{len(wrong)} of {counted(len(self.names), 'video')} of the {self.split} split "
+                f"{'is' if len(wrong) == 1 else 'are'} missing or ambiguous in {folder}: {first_of(wrong)}"
             )
         table = pd.DataFrame({"path": [files[0] for files in found.values()]})
         table = table.assign(label=np.int64(-1), start=np.int64(0), total=np.int64(-1), line=np.int64(0))
@@ -354,11 +355,14 @@ class Untrimmed:
             windows = features.lengths[video.video]
             lasts = ((windows - 1) * features.stride + features.frames) / video.fps
             if abs(lasts - video.duration) > OFF * video.duration + 1:
-                odd.append(f"{video.video} ({windows} windows cover {lasts:.1f} s of {video.duration:.1f} s)")
+                odd.append(
+                    f"{video.video} ({counted(windows, 'window')} {'covers' if windows == 1 else 'cover'} {lasts:.1f} s of "
+                    f"{video.duration:.1f} s)"
+                )
         if odd:
             warnings.warn(
-                f"features of {len(odd)} of {len(self.names)} videos do not match the annotated duration; check that stride, "
-                f"frames and rate are those of the extraction: {first_of(odd)}",
+                f"features of {len(odd)} of {counted(len(self.names), 'video')} do not match the annotated duration; check "
+                f"that stride, frames and rate are those of the extraction: {first_of(odd)}",
                 stacklevel=2,
             )
 
@@ -374,11 +378,14 @@ class Untrimmed:
             elif abs(timing.rate / video.fps - 1) > RATES:
                 wrong.append(f"{video.video} has {timing.rate:.4g} fps, not {video.fps:.4g}")
         if wrong:
-            raise ListError(f"{self.lists.annotations}: the fps of {len(wrong)} videos is wrong: {first_of(wrong, '; ')}")
+            raise ListError(
+                f"{self.lists.annotations}: the fps of {counted(len(wrong), 'video')} is wrong: {first_of(wrong, '; ')}"
+            )
         if unsteady:
             warnings.warn(
-                f"{len(unsteady)} videos of the {self.split} split have no constant frame rate, so times of windows are off "
-                f"by up to: {first_of(unsteady)}; convert them with `ffmpeg -i IN -vf fps=30 OUT`",
+                f"{counted(len(unsteady), 'video')} of the {self.split} split {'has' if len(unsteady) == 1 else 'have'} no "
+                f"constant frame rate, so times of windows are off by up to: {first_of(unsteady)}; convert them with `ffmpeg "
+                "-i IN -vf fps=30 OUT`",
                 stacklevel=2,
             )
 
@@ -402,5 +409,8 @@ def open_untrimmed(settings: UntrimmedSettings, split: Split, processes: int = 1
         raise ListError(f"{file}: the {split} split ({', '.join(subsets)}) has no segments")
     videos = annotations.videos.assign(fps=annotations.videos.fps.fillna(np.nan if lists.rate is None else lists.rate))
     if without := videos.video[videos.fps.isna()].tolist():
-        raise ListError(f"{file}: {len(without)} videos have no fps: {first_of(without)}; set videos.lists.rate")
+        raise ListError(
+            f"{file}: {counted(len(without), 'video')} {'has' if len(without) == 1 else 'have'} no fps: {first_of(without)}; "
+            "set videos.lists.rate"
+        )
     return Untrimmed(replace(annotations, videos=videos), lists, split)

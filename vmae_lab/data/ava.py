@@ -31,6 +31,7 @@ from vmae_lab.data.video_lists.folders import named_videos
 from vmae_lab.data.video_lists.formats import Faults, ListError, absolute, check_faults, list_path, whole_numbers
 from vmae_lab.data.video_lists.splits import check_pattern, content_of
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.settings import Settings
 
 CORNERS = ["x1", "y1", "x2", "y2"]
@@ -161,7 +162,7 @@ def _read_csv(file: Path, names: list[str], optional: str = "", ignored: str = "
     counts = np.array([len(row) for row in rows], int)
     faults = Faults(np.array(list(lines), int))
     wrong = (counts > len(names)) | (counts < len(names) - bool(optional))
-    faults.add(wrong, lambda row: f"{counts[row]} columns; expected {len(names)}: {', '.join(names)}")
+    faults.add(wrong, lambda row: f"{counted(counts[row], 'column')}; expected {len(names)}: {', '.join(names)}")
     cells = pd.DataFrame([(row + [""] * len(names))[: len(names)] for row in rows], columns=names, dtype=str)
     faults.add((cells.video == "").to_numpy(), lambda row: "the name of the video is empty")
 

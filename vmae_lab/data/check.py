@@ -17,6 +17,7 @@ from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import VideoList
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, write_text
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
 
@@ -47,7 +48,7 @@ def check_list(
     keys = [content_key(file) for file in files]
     seen = read_journal(journal)
     todo = [index for index, key in enumerate(keys) if key not in seen]
-    print(f"{len(files)} videos, {len(files) - len(todo)} already checked; {processes} processes")
+    print(f"{counted(len(files), 'video')}, {len(files) - len(todo)} already checked; {counted(processes, 'process')}")
     bar = Progress(total=len(todo), desc="checking", unit="videos")
     with bar:
         results = clips.decoders.map(_check, (files[index] for index in todo))
@@ -100,7 +101,8 @@ def _write(table: pd.DataFrame, videos: VideoList, folder: Path, keep_damaged: b
     notes = []
     if lost := [videos.classes[label] for label in sorted(set(table.label) - set(kept.label)) if videos.classes]:
         notes = [
-            f"{len(lost)} of {len(videos.classes)} classes have no usable video, but stay in {CHECKED}: {', '.join(lost)}."
+            f"{len(lost)} of {counted(len(videos.classes), 'class')} {'has' if len(lost) == 1 else 'have'} no usable video, "
+            f"but {'stays' if len(lost) == 1 else 'stay'} in {CHECKED}: {', '.join(lost)}."
         ]
         print(readable(f"warning: {notes[0]}"))
     write_text(folder / REPORT, _report(table, len(kept), notes))
@@ -111,11 +113,11 @@ def _report(table: pd.DataFrame, kept: int, notes: list[str]) -> str:
     read, broken = table[table.status != "failed"], table[table.status != "ok"]
     counts = table.status.value_counts().reindex(["ok", "damaged", "failed"], fill_value=0)
     parts = [
-        f"# {len(table)} videos checked",
-        f"{counts.ok} are ok, {counts.damaged} are damaged, {counts.failed} cannot be read; "
-        f"{read.seconds.sum() / 3600:.2f} hours, {size_text(int(read.bytes.sum()))}. `{CHECKED}` lists {kept} usable videos, "
-        f"`{FAILURES}` lists broken videos and causes. Each video was decoded completely. Damage that causes no decoder "
-        "error (often a flipped bit) is not detected.",
+        f"# {counted(len(table), 'video')} checked",
+        f"{counts.ok} {'is' if counts.ok == 1 else 'are'} ok, {counts.damaged} {'is' if counts.damaged == 1 else 'are'} "
+        f"damaged, {counts.failed} cannot be read; {read.seconds.sum() / 3600:.2f} hours, {size_text(int(read.bytes.sum()))}. "
+        f"`{CHECKED}` lists {counted(kept, 'usable video')}, `{FAILURES}` lists broken videos and causes. Each video was "
+        "decoded completely. Damage that causes no decoder error (often a flipped bit) is not detected.",
         *notes,
     ]
     if len(read):

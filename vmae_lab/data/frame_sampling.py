@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
+from vmae_lab.utils.counts import counted
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -110,7 +112,7 @@ class Stretch:
 
     def __call__(self, frames: int) -> Sequence[int]:
         if self.start >= frames:
-            raise IndexError(f"the video has {frames} frames, but frames from {self.start} on were requested")
+            raise IndexError(f"the video has {counted(frames, 'frame')}, but frames from {self.start} on were requested")
         return range(self.start, min(self.start + self.length, frames))
 
 
@@ -123,7 +125,7 @@ class Exactly:
     def __call__(self, frames: int) -> Sequence[int]:
         if not all(0 <= index < frames for index in self.indices):
             low, high = min(self.indices), max(self.indices)
-            raise IndexError(f"the video has {frames} frames, but frames {low} to {high} were requested")
+            raise IndexError(f"the video has {counted(frames, 'frame')}, but frames {low} to {high} were requested")
         return self.indices
 
 

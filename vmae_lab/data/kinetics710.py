@@ -14,6 +14,7 @@ import pandas as pd
 
 from vmae_lab.data.video_lists.formats import Faults, ListError, whole_numbers
 from vmae_lab.utils.atomic_io import make_folder, write_json, write_text
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import SHOWN, first_of
 
 # Classes with several names: the name in an older data set -> the name that is kept.
@@ -176,13 +177,16 @@ def _rows_of(names: Sequence[str], classes: tuple[str, ...], source: str) -> lis
     """Return the row of the merged head for each class name, or for the name that replaced it. Raises ListError."""
     rows = {_key(name): row for row, name in enumerate(classes)}
     if len(rows) < len(classes):
-        raise ListError(f"{len(classes)} classes have only {len(rows)} distinct names")
+        raise ListError(f"{len(classes)} classes have only {counted(len(rows), 'distinct name')}")
     found = [rows.get(_key(name), rows.get(_key(KEPT.get(_key(name), name)))) for name in names]
     if unknown := [name for name, row in zip(names, found, strict=True) if row is None]:
         close = {name: get_close_matches(name, classes, 1) for name in unknown[:SHOWN]}
         listed = [name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items()]
         named = first_of(listed, total=len(unknown))
-        raise ListError(f"{len(unknown)} classes of {source} are not among the {len(classes)} classes: {named}")
+        raise ListError(
+            f"{counted(len(unknown), 'class')} of {source} {'is' if len(unknown) == 1 else 'are'} not among the "
+            f"{counted(len(classes), 'class')}: {named}"
+        )
     return [row for row in found if row is not None]
 
 

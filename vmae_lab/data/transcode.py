@@ -27,6 +27,7 @@ from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import ListError, VideoList
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, read_json, storing_in, write_json
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
@@ -107,7 +108,7 @@ def transcode_list(
     keys = [content_key(file) for file in files]
     copies = {key: Copy(**row) for key, row in read_journal(folder / JOURNAL).items()}
     todo = [i for i, (key, path) in enumerate(zip(keys, paths, strict=True)) if not _is_done(copies.get(key), path)]
-    print(f"{len(files)} videos, {len(files) - len(todo)} already transcoded; {processes} processes")
+    print(f"{counted(len(files), 'video')}, {len(files) - len(todo)} already transcoded; {counted(processes, 'process')}")
     bar = Progress(total=len(todo), desc="transcoding", unit="videos")
     with bar:
         requests = ((files[index], paths[index], settings) for index in todo)
@@ -210,7 +211,12 @@ def _transcode(decoder: DecoderProcess, request: tuple[VideoFile, Path, Transcod
     with atomic_write(path) as temporary:
         encoded = _encode(decoder.stream(file, settings.short_side), temporary, found, settings)
         if len(encoded.stamps) != found.frames:
-            raise VideoError(file.path, f"{len(encoded.stamps)} of its {found.frames} frames were decoded", found.codec)
+            raise VideoError(
+                file.path,
+                f"{len(encoded.stamps)} of its {counted(found.frames, 'frame')} "
+                f"{'was' if len(encoded.stamps) == 1 else 'were'} decoded",
+                found.codec,
+            )
         read = _read_back(decoder, temporary, encoded, file.path)
         size = temporary.stat().st_size
     quality = [_psnr(frame, encoded.sample[number]) for frame, number in zip(read.frames, read.indices, strict=True)]
@@ -260,7 +266,9 @@ def _read_back(decoder: DecoderProcess, path: Path, encoded: _Encoded, original:
 
     def choose(frames: int) -> list[int]:
         if frames != len(encoded.stamps):
-            raise IndexError(f"the copy has {frames} frames instead of {len(encoded.stamps)}; this is an error of the encoder")
+            raise IndexError(
+                f"the copy has {counted(frames, 'frame')} instead of {len(encoded.stamps)}; this is an error of the encoder"
+            )
         return sorted(encoded.sample)
 
     file = VideoFile(str(path))

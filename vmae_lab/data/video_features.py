@@ -14,6 +14,7 @@ from pydantic import Field
 
 from vmae_lab.data.video_lists.formats import ListError, list_path
 from vmae_lab.utils.atomic_io import fingerprint, read_json
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.settings import Settings
 
@@ -127,7 +128,7 @@ def open_features(files: Mapping[str, Path], stride: int, frames: int) -> VideoF
         f"{files[video]} has width {shape[1]}, the first file {width}" for video, shape in shapes.items() if shape[1] != width
     ]
     if wrong:
-        raise ListError(f"features of {len(wrong)} of {len(files)} videos cannot be used: {first_of(wrong, '; ')}")
+        raise ListError(f"features of {len(wrong)} of {counted(len(files), 'video')} cannot be used: {first_of(wrong, '; ')}")
     return VideoFeatures(files, {video: shape[0] for video, shape in shapes.items()}, width, stride, frames, kept)
 
 

@@ -32,6 +32,7 @@ from vmae_lab.models.checkpoints import load_weights, open_checkpoint, part_of, 
 from vmae_lab.models.sizes import ClipShape, Positions
 from vmae_lab.models.vit import NORM_EPS, VideoEncoder
 from vmae_lab.utils.atomic_io import atomic_write, fingerprint, make_folder, read_json, readable, write_json
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.precision import Precision, autocast, uses_bf16
@@ -168,7 +169,7 @@ def checked_layer(encoder: VideoEncoder, layer: int | None) -> int | None:
     if layer is None:
         return None
     if not 1 <= layer <= encoder.depth:
-        raise FeatureError(f"there is no layer {layer}: the encoder has {encoder.depth} blocks, numbered from 1")
+        raise FeatureError(f"there is no layer {layer}: the encoder has {counted(encoder.depth, 'block')}, numbered from 1")
     return None if layer == encoder.depth else layer
 
 

@@ -14,6 +14,7 @@ from vmae_lab.data.frame_sampling import DenseViews, SparseViews
 from vmae_lab.data.transforms import crops_along
 from vmae_lab.evaluation.inference import DEFAULT, Inference, gathered
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.settings import Settings
@@ -54,8 +55,8 @@ def view_probabilities(
     infinite = np.flatnonzero(~np.isfinite(probabilities).all(1))
     if len(infinite):
         raise ValueError(
-            f"the scores of {len(infinite)} of {len(clips)} videos are not finite, e.g. of {clips.name(int(infinite[0]))}; "
-            "check whether the training of the model diverged"
+            f"the scores of {len(infinite)} of {counted(len(clips), 'video')} are not finite, e.g. of "
+            f"{clips.name(int(infinite[0]))}; check whether the training of the model diverged"
         )
     return probabilities
 

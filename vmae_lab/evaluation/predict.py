@@ -32,6 +32,7 @@ from vmae_lab.models.checkpoints import CheckpointError, load_weights, open_chec
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import ClipShape, Positions
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.shapes import Side, short_side_for
 
@@ -85,8 +86,8 @@ def read_names(file: Path, model: VideoClassifier, where: str) -> tuple[str, ...
         names.pop()
     if len(names) != model.classes:
         raise PredictionError(
-            f"{file} has {len(names)} lines, but {where} has a head for {model.classes} classes. Give one name per class and "
-            "line, in label order"
+            f"{file} has {counted(len(names), 'line')}, but {where} has a head for {counted(model.classes, 'class')}. Give "
+            "one name per class and line, in label order"
         )
     return tuple(names)
 

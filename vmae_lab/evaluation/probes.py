@@ -24,6 +24,7 @@ from vmae_lab.data.eval_clips import evaluated_clips
 from vmae_lab.evaluation.inference import DEFAULT, Inference
 from vmae_lab.masking import Grid
 from vmae_lab.models.sizes import ModelSettings
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.precision import Precision, autocast
 from vmae_lab.utils.seeding import numpy_generator
 from vmae_lab.utils.settings import Settings
@@ -94,8 +95,8 @@ def draw_labelled(labels: np.ndarray, count: int, seed: int, draw: int) -> np.nd
         available = np.flatnonzero(labels == label)
         if not 0 < each <= len(available):
             raise ValueError(
-                f"{count} labels over {len(classes)} classes are {each} clips per class (at least 1); class {label} has "
-                f"{len(available)}. Reduce the number of labels (null: all), or add labeled clips"
+                f"{count} labels over {len(classes)} classes are {counted(each, 'clip')} per class (at least 1); class "
+                f"{label} has {len(available)}. Reduce the number of labels (null: all), or add labeled clips"
             )
         rows.append(rng.choice(available, each, replace=False))
     return np.sort(np.concatenate(rows))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmae_lab.utils.atomic_io import make_folder, storing_in
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.paths import runs_folder
 from vmae_lab.utils.processes import ProcessLost, fixed_threads, worker_pool
 from vmae_lab.utils.progress import Progress
@@ -114,8 +115,8 @@ def examine(read_recipe: "Callable[[], Recipe]") -> list[Finding]:
         step = run("training step", training_step, recipe, remedy="lower pretrain.batch_size or raise pretrain.accumulation")
         run(
             "data loader", data_loader, recipe, step.rate,
-            remedy=f"raise compute.workers (this machine has {os.cpu_count()} cores), or store smaller videos (vmae-lab data "
-            "transcode)",
+            remedy=f"raise compute.workers (this machine has {counted(os.cpu_count() or 1, 'core')}), or store smaller "
+            "videos (vmae-lab data transcode)",
         )  # fmt: skip
     return findings
 
@@ -231,7 +232,7 @@ def devices(recipe: "Recipe | None" = None) -> Outcome:
     if not torch.cuda.is_available():
         if Path("/dev/nvidiactl").exists():
             return Outcome("failed", f"this machine has an NVIDIA GPU, but PyTorch {torch.__version__} cannot use it")
-        figure = f"no GPU; {provenance()['device']}, {torch.get_num_threads()} threads"
+        figure = f"no GPU; {provenance()['device']}, {counted(torch.get_num_threads(), 'thread')}"
         if recipe:
             from vmae_lab.lab.stages.cost import step_macs
 
@@ -270,8 +271,8 @@ def all_reduce() -> Outcome:
             tasks = [pool.submit(_sum_over_processes, rank, processes, meeting) for rank in range(processes)]
             seconds = max(task.result(timeout=2 * ANSWER_S) for task in tasks)
     except TimeoutError:
-        return Outcome("failed", f"no answer from {processes} processes within {2 * ANSWER_S:.0f} s")
-    kind = f"{gpus} GPUs with NCCL" if gpus else "2 CPU processes with gloo"
+        return Outcome("failed", f"no answer from {counted(processes, 'process')} within {2 * ANSWER_S:.0f} s")
+    kind = f"{counted(gpus, 'GPU')} with NCCL" if gpus else "2 CPU processes with gloo"
     return Outcome("ok", f"{kind}: {size(TESTED_BYTES)} summed in {1000 * seconds:.0f} ms")
 
 
@@ -502,15 +503,22 @@ def training_step(recipe: "Recipe") -> Outcome:
     macs = step_macs(model, mask, batch)
     measured = measure.measure_step(model, mask, batch, steps=5 if on_gpu or 10 * macs < CPU_STEP_MACS else 1)
     if not measured["fits"]:
-        return Outcome("failed", f"{batch} clips per step of {model.size} do not fit into the memory of this device")
+        return Outcome(
+            "failed",
+            f"{counted(batch, 'clip')} per step of {model.size} {'does' if batch == 1 else 'do'} not fit into the memory of "
+            "this device",
+        )
     seconds = measured["seconds_per_step"]
     figure = (
-        f"{speed(batch / seconds)}: {seconds:.3g} s per step of {batch} clips, {macs / seconds / 1e9:,.3g} G "
+        f"{speed(batch / seconds)}: {seconds:.3g} s per step of {counted(batch, 'clip')}, {macs / seconds / 1e9:,.3g} G "
         f"multiply-accumulates per second, {measured['peak_gib']:.1f} GiB"
     )
     if fitting >= each:
         return Outcome("ok", figure, rate=batch / seconds)
-    figure += f"; the {each} clips of a step are estimated not to fit into the memory of this device, only {fitting}"
+    figure += (
+        f"; the {counted(each, 'clip')} of a step {'is' if each == 1 else 'are'} estimated not to fit into the memory of this "
+        f"device, only {fitting}"
+    )
     # The estimate does not include what these two save.
     result: Literal["warning", "failed"] = "warning" if compute.checkpoint_activations or compute.launch else "failed"
     return Outcome(result, figure, rate=batch / seconds)
@@ -524,7 +532,7 @@ def data_loader(recipe: "Recipe", device_rate: float) -> Outcome:
     jobs = 1 if recipe.compute.own_devices else _jobs_here(recipe)
     required = device_rate * min(1.0, max(1, torch.cuda.device_count()) / jobs)
     rate = loader_rate(recipe)
-    figure = f"{speed(rate)} with {recipe.compute.workers} workers"
+    figure = f"{speed(rate)} with {counted(recipe.compute.workers, 'worker')}"
     if math.isnan(required):
         return Outcome("warning", f"{figure}; how many the device needs is not known", "fix the training step first", rate)
     return at_least(rate, required, MARGIN, f"{figure}; the device needs {speed(required)}", rate)

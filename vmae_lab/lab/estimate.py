@@ -27,6 +27,7 @@ from vmae_lab.training.loop import train
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainTask
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.processes import fixed_threads
 
 SPENT_CAPTION = "Time of the stages: predicted from their work at the rate measured now, and the time that they took."
@@ -156,13 +157,14 @@ class PlanCost:
         """Return a summary on one line."""
         left = self.stages - self.reused
         if not left:
-            return f"{self.stages.total()} stages, all finished before: nothing to compute"
+            return f"{counted(self.stages.total(), 'stage')}, all finished before: nothing to compute"
         parts = ", ".join(f"{name} {duration(spent)}" for name, spent in self.part_minutes.items() if spent)
         return (
-            f"{self.stages.total()} stages; finished before and reused: {_listed(self.reused)}; to run: {_listed(left)}. "
-            f"{self.macs / 1e12:.3g} T multiply-accumulates, about {duration(self.minutes)} on this device ({parts}; "
-            f"{self.jobs} stages at a time, {self.rate / 1e9:.3g} G multiply-accumulates per second each, measured over a few "
-            f"steps{', without waiting in the queue of Slurm' if self.queued else ''}), {self.disk_bytes / 1e6:.3g} MB of disk"
+            f"{counted(self.stages.total(), 'stage')}; finished before and reused: {_listed(self.reused)}; to run: "
+            f"{_listed(left)}. {self.macs / 1e12:.3g} T multiply-accumulates, about {duration(self.minutes)} on this device "
+            f"({parts}; {counted(self.jobs, 'stage')} at a time, {self.rate / 1e9:.3g} G multiply-accumulates per second "
+            f"each, measured over a few steps{', without waiting in the queue of Slurm' if self.queued else ''}), "
+            f"{self.disk_bytes / 1e6:.3g} MB of disk"
         )
 
 
@@ -190,11 +192,14 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
     compute = recipe.compute
     machine = H200
     cost = plan_cost(plan, store, machine)
-    lines = [f"{plan.name} at scale '{recipe.scale}': {len(plan.possible)} arms x {len(recipe.seeds)} seeds"]
+    lines = [
+        f"{plan.name} at scale '{recipe.scale}': {counted(len(plan.possible), 'arm')} x {counted(len(recipe.seeds), 'seed')}"
+    ]
     if recipe.data.motionworld:
         lines.append(
-            f"{'data':>10}: {cost.data.clips:,d} files to write and decode, {duration(cost.data.cpu_s / 60)} on one core, "
-            f"{duration(cost.part_minutes['data'])} with the {compute.processes} processes of the recipe on as many cores"
+            f"{'data':>10}: {counted(cost.data.clips, 'file', ',d')} to write and decode, {duration(cost.data.cpu_s / 60)} on "
+            f"one core, {duration(cost.part_minutes['data'])} with the recipe's "
+            f"{counted(compute.processes, 'process')} on as many cores"
         )
     for kind, stages in _by_kind(plan.stages).items():
         done = sum(store.finished(stage) for stage in stages)
@@ -202,15 +207,16 @@ def plan_summary(plan: Plan, store: RunStore) -> str:
         macs = sum(stage.macs for stage in stages)
         loading = machine.bound_by_loading([stage.work for stage in stages], compute)
         lines.append(
-            f"{kind:>10}: {len(stages):3d} stages ({done} finished), {steps:>9,d} steps, {macs / 1e15:10.4g} P MAC, "
+            f"{kind:>10}: {counted(len(stages), 'stage', '3d'):<10} ({done} finished), {counted(steps, 'step', '>9,d')}, "
+            f"{macs / 1e15:10.4g} P MAC, "
             f"{duration(cost.part_minutes.get(kind, 0.0))}{', limited by loading clips' if loading else ''}"
         )
     where = f"{machine.name} per stage" if compute.own_devices else machine.name
     lines.append(
         f"left to run: {cost.macs / 1e15:.4g} P multiply-accumulates and {cost.disk_bytes / 1e9:.3g} GB of disk; about "
-        f"{duration(cost.minutes)} on {where}, {compute.jobs} stages at a time with {compute.workers} loader processes "
-        f"each (estimated, not measured: {machine.training / 1e12:.0f} T multiply-accumulates per second in training, "
-        f"{machine.prediction / 1e12:.0f} T in evaluation)"
+        f"{duration(cost.minutes)} on {where}, {counted(compute.jobs, 'stage')} at a time with "
+        f"{counted(compute.workers, 'loader process')} each (estimated, not measured: {machine.training / 1e12:.0f} T "
+        f"multiply-accumulates per second in training, {machine.prediction / 1e12:.0f} T in evaluation)"
     )
     if not recipe.data.motionworld:
         lines.append("the evaluation of listed videos is not counted: the lists are not read for an estimate")
@@ -269,8 +275,8 @@ def calibrate_step(recipe: Recipe) -> float:
     measured = measure_step(model, recipe.mask, batch, steps=1)
     if not measured["fits"]:
         raise RecipeError(
-            f"measure: {batch} clips per step of {model.size} do not fit into the memory of this device. Lower "
-            "measure.batch_sizes"
+            f"measure: {counted(batch, 'clip')} per step of {model.size} {'does' if batch == 1 else 'do'} not fit into the "
+            "memory of this device. Lower measure.batch_sizes"
         )
     return step_macs(model, recipe.mask, batch) / measured["seconds_per_step"]
 
@@ -301,5 +307,5 @@ def _listed(kinds: Counter[str]) -> str:
 def duration(minutes: float) -> str:
     """Return a time in seconds, minutes or hours, as text."""
     if minutes < 1.5:
-        return f"{60 * minutes:.0f} seconds"
+        return counted(round(60 * minutes), "second")
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

@@ -12,6 +12,7 @@ from vmae_lab.data.video_lists import ListError, ListSettings, VideoList, lackin
 from vmae_lab.data.video_lists.folders import listed_files
 from vmae_lab.data.video_lists.formats import absolute
 from vmae_lab.utils.atomic_io import local_name, readable
+from vmae_lab.utils.counts import counted
 
 HOLD_OUT = {"validation": 0.15, "test": 0.25}  # the default if neither has a list
 SPLIT_FOLDERS = {
@@ -196,8 +197,9 @@ def list_problems(
             classes, counts = parts[0].classes, parts[0].table["label"].value_counts()
             smallest, number = classes[counts.idxmin()], counts.min()
             problems += [
-                f"{name}: {count} labels need {count // len(counts)} videos per class, but class '{smallest}' of "
-                f"data.lists.train has {number}; set at most {number * len(counts)}, or null to use all labels"
+                f"{name}: {counted(count, 'label')} {'needs' if count == 1 else 'need'} "
+                f"{counted(count // len(counts), 'video')} per class, but class '{smallest}' of data.lists.train has "
+                f"{number}; set at most {number * len(counts)}, or null to use all labels"
                 for name, count in labels if count % len(classes) == 0 and count // len(counts) > number
             ]  # fmt: skip
     return list(dict.fromkeys(problems))
@@ -240,8 +242,8 @@ def list_notes(lists: ListSettings, split: str) -> list[str]:
     if not (twice := sorted(train & own)):
         return []
     return [
-        f"data.lists.{split}: {len(twice)} of {len(own)} videos are also in data.lists.train, so their accuracy does not "
-        f"measure generalization; for example {readable(twice[0])}"
+        f"data.lists.{split}: {len(twice)} of {counted(len(own), 'video')} {'is' if len(twice) == 1 else 'are'} also in "
+        f"data.lists.train, so the accuracy does not measure generalization; for example {readable(twice[0])}"
     ]
 
 

@@ -15,6 +15,7 @@ from scipy.special import ndtr
 from statsmodels.regression.linear_model import OLS
 
 from vmae_lab.evaluation.classification import CONFIDENCE
+from vmae_lab.utils.counts import counted
 
 LEVEL = 1 - CONFIDENCE  # significance level of the tests: 5%
 # The error is pooled over arms if Levene's test at this level does not find unequal spreads. A preliminary test needs a high
@@ -164,7 +165,7 @@ def _verdicts(low: np.ndarray, high: np.ndarray, p_equivalence: np.ndarray, marg
 
 def points(count: float) -> str:
     """Return `1 point`, `2 points` and so on."""
-    return f"{count:g} point{'' if count == 1 else 's'}"
+    return counted(count, "point", "g")
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
@@ -303,7 +304,7 @@ def _undecided(row: pd.Series, margin: float) -> tuple[float, str]:
     more = 1 + bisect_left(range(row.seeds + 1, row.seeds + MAX_MORE_SEEDS + 1), True, key=decided)
     if more > MAX_MORE_SEEDS:
         return np.inf, f"{UNDECIDED} (more than {MAX_MORE_SEEDS} more seeds needed)"
-    return more, f"{UNDECIDED} (about {more} more seed{'' if more == 1 else 's'} needed)"
+    return more, f"{UNDECIDED} (about {counted(more, 'more seed')} needed)"
 
 
 def linear_trend(design: pd.DataFrame, values: np.ndarray, margin: float = 2.0) -> pd.DataFrame:
@@ -316,7 +317,10 @@ def linear_trend(design: pd.DataFrame, values: np.ndarray, margin: float = 2.0) 
     freedom = len(values) - columns.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(columns) < columns.shape[1]:
         names = ", ".join(design.columns)
-        raise ValueError(f"{len(values)} runs do not determine {columns.shape[1]} coefficients: {names}, constant")
+        raise ValueError(
+            f"{counted(len(values), 'run')} {'does' if len(values) == 1 else 'do'} not determine "
+            f"{counted(columns.shape[1], 'coefficient')}: {names}, constant"
+        )
     fit = OLS(values, columns).fit()
     low, high = fit.conf_int(LEVEL / len(design.columns))[1:].T
     p_tost = stats.t.sf((margin - np.abs(fit.params)) / fit.bse, freedom)[1:]

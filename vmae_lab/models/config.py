@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vmae_lab.models.sizes import ClipShape, Size
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.settings import Settings
 
 Readout = Literal["mean", "flat", "attentive"]
@@ -37,7 +38,7 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         if self.class_names is not None and len(self.class_names) != self.classes:
-            raise ValueError(f"class_names has {len(self.class_names)} names, but classes is {self.classes}")
+            raise ValueError(f"class_names has {counted(len(self.class_names), 'name')}, but classes is {self.classes}")
         return self
 
     @model_serializer(mode="wrap")

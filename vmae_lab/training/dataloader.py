@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vmae_lab.training.settings import ImpossibleHere
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.processes import ProcessLost, end_with_parent, ignore_stop_requests, sendable
 
 Batch = dict[str, Tensor]
@@ -62,8 +63,12 @@ class Loading:
 
     @property
     def words(self) -> str:
-        ahead = f", {self.ahead * self.workers} parts ahead ({self.shared_bytes / 2**20:.3g} MiB)" if self.workers else ""
-        return f"{self.workers} loader workers, {self.parts} parts per batch{ahead}"
+        ahead = (
+            f", {counted(self.ahead * self.workers, 'part')} ahead ({self.shared_bytes / 2**20:.3g} MiB)"
+            if self.workers
+            else ""
+        )
+        return f"{counted(self.workers, 'loader worker')}, {counted(self.parts, 'part')} per batch{ahead}"
 
 
 def plan_loading(row: RowSize, rows: range, workers: int, limit: int) -> Loading:
@@ -95,8 +100,8 @@ def require_shared_memory(loading: Loading) -> None:
     needed = processes * loading.shared_bytes
     if loading.workers and shm.is_dir() and needed > (free := shutil.disk_usage(shm).free):
         raise ImpossibleHere(
-            f"the loader workers of {processes} processes need {needed / 2**20:,.0f} MiB of shared memory, but {shm} has "
-            f"{free / 2**20:,.0f} MiB free: enlarge it (docker run --shm-size), lower compute.prefetch_mib, or set "
+            f"the loader workers of {counted(processes, 'process')} need {needed / 2**20:,.0f} MiB of shared memory, but "
+            f"{shm} has {free / 2**20:,.0f} MiB free: enlarge it (docker run --shm-size), lower compute.prefetch_mib, or set "
             "compute.workers to 0"
         )
 

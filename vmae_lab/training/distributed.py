@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vmae_lab.training.optim import parameter_groups
 from vmae_lab.training.settings import Compute, ImpossibleHere, TrainSettings
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.precision import bf16_is_native
 from vmae_lab.utils.processes import process_state
 
@@ -72,8 +73,8 @@ def rows_of_process(accelerator: Accelerator, settings: TrainSettings) -> range:
     size, processes, accumulation = settings.batch_size, accelerator.num_processes, settings.accumulation
     if size % (processes * accumulation):
         raise ImpossibleHere(
-            f"batch_size {size} cannot be split into {processes} processes x {accumulation} micro-batches: change batch_size, "
-            "accumulation or the number of processes"
+            f"batch_size {size} cannot be split into {counted(processes, 'process')} x "
+            f"{counted(accumulation, 'micro-batch')}: change batch_size, accumulation or the number of processes"
         )
     first = accelerator.process_index * (size // processes)
     return range(first, first + size // processes)

@@ -35,6 +35,7 @@ from vmae_lab.training.settings import Compute
 from vmae_lab.training.task import Model, Task
 from vmae_lab.training.validation import Validation
 from vmae_lab.utils.atomic_io import make_folder
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.progress import Progress
 from vmae_lab.utils.seeding import derive, reseed, seeded
 
@@ -373,7 +374,7 @@ class Trainer(Generic[Model]):
         every = settings.divergence.roll_back
         times = len(before.rolled_back)
         if every is None or times == settings.divergence.at_most or not self._load(self.roll_back_checkpoints):
-            tried = f", rolled back {times} times" if times else ""
+            tried = f", rolled back {counted(times, 'time')}" if times else ""
             raise TrainingDiverged(
                 f"{bad.what} at step {bad.step} of {settings.steps} in {self.folder} (learning rate "
                 f"{settings.lr_at(bad.step):.3g}, clip_grad {settings.clip_grad}, precision {settings.precision}{tried}). "
@@ -384,7 +385,10 @@ class Trainer(Generic[Model]):
         self.state.rolled_back = [*before.rolled_back, {"step": bad.step, "what": bad.what, "to": self.state.step}]
         self._save(self.checkpoints)
         self._open_log()
-        text = f"{bad.what} at step {bad.step}: rolled back to step {self.state.step}, skipping the samples of {every} steps"
+        text = (
+            f"{bad.what} at step {bad.step}: rolled back to step {self.state.step}, skipping the samples of "
+            f"{counted(every, 'step')}"
+        )
         if self.accelerator.is_main_process:
             note(self.folder, text)
             warnings.warn(f"{self.folder}: {text}", stacklevel=3)
@@ -440,8 +444,9 @@ class Trainer(Generic[Model]):
         text = (
             f"from step {self.state.step} of {settings.steps} on {accelerator.num_processes} x "
             f"{distributed.device_name(accelerator.device)}, {kind}, {accelerator.mixed_precision} mixed precision: "
-            f"{settings.batch_size} clips per step = {accelerator.num_processes} processes x {settings.accumulation} "
-            f"micro-batches x {len(self.rows) // settings.accumulation} clips; {settings.lr_words}; {self.loading.words}"
+            f"{counted(settings.batch_size, 'clip')} per step = {counted(accelerator.num_processes, 'process')} x "
+            f"{counted(settings.accumulation, 'micro-batch')} x {counted(len(self.rows) // settings.accumulation, 'clip')}; "
+            f"{settings.lr_words}; {self.loading.words}"
         )
         if accelerator.is_main_process:
             note(self.folder, text)

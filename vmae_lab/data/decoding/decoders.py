@@ -32,6 +32,7 @@ from vmae_lab.data.decoding.container import (
     screen,
 )
 from vmae_lab.data.decoding.images import AS_STORED, FrameConverter, arranged, orientation_of, read_pictures, shrunk
+from vmae_lab.utils.counts import counted
 
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
@@ -334,7 +335,7 @@ def _read_pyav(source: Source, info: VideoInfo, choose: Choose, short_side: int 
     missing = sorted(set(indices) - set(found))
     if missing:
         cause = cause_of(error) if error else "the video ends"
-        raise ValueError(f"frame {missing[0]} cannot be decoded, only {count} frames: {cause}")
+        raise ValueError(f"frame {missing[0]} cannot be decoded, only {counted(count, 'frame')}: {cause}")
     return arranged(found, indices), indices
 
 
@@ -529,7 +530,9 @@ def _read_seeking(
 ) -> Frames:
     """Read the chosen frames of `count` with a decoder that seeks, a few at a time to limit the memory."""
     if info.frames not in (0, count):
-        raise ValueError(f"{info.decoder} counts {count} frames instead of {info.frames}; set decoder to auto or pyav")
+        raise ValueError(
+            f"{info.decoder} counts {counted(count, 'frame')} instead of {info.frames}; set decoder to auto or pyav"
+        )
     indices = _chosen(choose, count)
     unique, parts = sorted(set(indices)), list[np.ndarray]()
     each = max(1, FULL_SIZE_BYTES // (3 * info.width * info.height))

@@ -25,6 +25,7 @@ from vmae_lab.data.decoding.decoders import (
 )
 from vmae_lab.data.decoding.images import orientation_of
 from vmae_lab.data.frame_sampling import Everything
+from vmae_lab.utils.counts import counted
 
 MISSING_FRAMES = 0.05  # accepted share of missing frames: a few are common in old AVI files, and harmless
 OFF = 0.1  # accepted difference in seconds between the time of a frame and its number divided by the rate
@@ -71,15 +72,16 @@ def _inspect(video: VideoFile, settings: VideoSettings) -> Inspection:
                 for frame in shown_frames(source, info):
                     count, first, last = count + 1, first or frame, frame
             except (av.FFmpegError, MemoryError, ValueError) as error:
-                cause = f"decoding fails after {count} frames: {cause_of(error)}"
+                cause = f"decoding fails after {counted(count, 'frame')}: {cause_of(error)}"
     finally:
         av.logging.set_level(level)
     if first is None or last is None:
         raise VideoError(video.path, "no frame can be decoded" + (f": {cause}" if cause else ""), info.codec)
     if not cause and logged:
-        cause = f"the decoder reported {len(logged)} errors, the first: {re.sub('0x[0-9a-f]+', '', logged[0][2]).strip()}"
+        first_error = re.sub("0x[0-9a-f]+", "", logged[0][2]).strip()
+        cause = f"the decoder reported {counted(len(logged), 'error')}{', the first' if len(logged) > 1 else ''}: {first_error}"
     if not cause and count < (1 - MISSING_FRAMES) * info.announced - 3:
-        cause = f"{count} frames can be decoded; the header announces {info.announced}"
+        cause = f"{counted(count, 'frame')} can be decoded; the header announces {info.announced}"
     turned = orientation_of(first)
     size = (first.height, first.width) if turned.quarters % 2 else (first.width, first.height)
     decoder = "pyav" if settings.decoder == "auto" and info.frames != count else info.decoder

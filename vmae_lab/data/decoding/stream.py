@@ -13,6 +13,7 @@ from vmae_lab.data.decoding.container import Source, VideoError, VideoFile, Vide
 from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, open_video, read_video, shown_frames, with_pyav
 from vmae_lab.data.decoding.images import FrameConverter
 from vmae_lab.data.frame_sampling import Stretch
+from vmae_lab.utils.counts import counted
 
 CHUNK = 32  # maximum number of frames in a chunk
 
@@ -66,6 +67,6 @@ def _chunks(source: Source, info: VideoInfo, short_side: int | None) -> Iterator
                 break
     except av.FFmpegError as error:
         if info.frames:
-            raise ValueError(f"only {count} frames can be decoded: {cause_of(error)}") from None
+            raise ValueError(f"only {counted(count, 'frame')} can be decoded: {cause_of(error)}") from None
     if chunk:
         yield np.stack(chunk), tuple(times) if timed else ()

@@ -15,6 +15,7 @@ import pandas as pd
 from vmae_lab.data.decoding.container import HEAD, container_of
 from vmae_lab.data.video_lists.formats import NOT_TEXT, Cells, Faults, ListError, known_path, list_path, texts
 from vmae_lab.utils.atomic_io import utf8_name
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import SHOWN, first_of
 
 VIDEO_SUFFIXES = frozenset(
@@ -48,9 +49,9 @@ class Listing(NamedTuple):
                 if self.followed
                 else "set data.lists.decoding.follow_links (--follow-links of the data commands) to list them"
             )
-            found.append(f"{len(self.links)} link{'s' * (len(self.links) > 1)} skipped: {first_of(self.links)}; {why}")
+            found.append(f"{counted(len(self.links), 'link')} skipped: {first_of(self.links)}; {why}")
         if labelled and self.empty:
-            what = f"{len(self.empty)} folder{'s' * (len(self.empty) > 1)}"
+            what = counted(len(self.empty), "folder")
             found.append(f"{what} without a video, not used as classes: {first_of(self.empty)}")
         return found
 
@@ -59,7 +60,7 @@ class Listing(NamedTuple):
         """Text: the number of files without a video suffix, and their most frequent suffixes. Empty if there are none."""
         kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.others.most_common(SHOWN))
         total = self.others.total()
-        return f"{total} file{'s' * (total > 1)} without a video suffix ({kinds})" if total else ""
+        return f"{counted(total, 'file')} without a video suffix ({kinds})" if total else ""
 
 
 def listed_files(location: str | Path, root: Path, follow_links: bool = False) -> Listing | None:
@@ -148,7 +149,10 @@ def cells_of_files(path: Path, root: Path, listing: Listing, labelled: bool) -> 
         raise ListError("; ".join([f"{what} {path}", *rest]))
     loose = [path for path in paths if "/" not in path]
     if labelled and is_folder and loose:
-        raise ListError(f"{len(loose)} files are directly in {path}: {first_of(loose)}; move them to one folder per class")
+        raise ListError(
+            f"{counted(len(loose), 'file')} {'is' if len(loose) == 1 else 'are'} directly in {path}: {first_of(loose)}; move "
+            f"{'it' if len(loose) == 1 else 'them'} to one folder per class"
+        )
     prefix = ""
     if not base.is_relative_to(root):
         root = base

@@ -18,6 +18,7 @@ import pandas as pd
 
 from vmae_lab.data.decoding.container import HEAD, container_of
 from vmae_lab.utils.atomic_io import escaped_name, local_name, readable, unescaped_name, utf8_name, write_text
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import SHOWN, UserError, first_of
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename")
@@ -63,13 +64,13 @@ class Faults:
         count = int(self.bad.sum())
         what = "line" if self.lines.any() else "video"  # folders have no lines
         end = f". {remedy}" if remedy else ""
-        raise ListError(f"{name}: {count} bad {what}{'s' * (count > 1)}; {first_of(messages, '; ', count)}{end}")
+        raise ListError(f"{name}: {counted(count, f'bad {what}')}; {first_of(messages, '; ', count)}{end}")
 
 
 def check_faults(file: Path, faults: Sequence[str]) -> None:
     """Raise ListError with the number of faults and the first ten of them, if there are any."""
     if faults:
-        raise ListError(f"{file}: {len(faults)} fault{'s' * (len(faults) > 1)}; {first_of(faults, '; ')}")
+        raise ListError(f"{file}: {counted(len(faults), 'fault')}; {first_of(faults, '; ')}")
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def _read_table(file: Path, lines: list[str], first: int, delimiter: str) -> tup
     table["line"] = np.array(numbers, np.int64)
     faults = Faults(table["line"].to_numpy())
     bad = np.isin(np.arange(len(rows)), list(ragged))
-    faults.add(bad, lambda row: f"{ragged[row]} fields; the header has {len(names)}")
+    faults.add(bad, lambda row: f"{counted(ragged[row], 'field')}; the header has {len(names)}")
     return table, faults
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from vmae_lab.data.video_lists.formats import WHOLE_OR_POINT, Cells, ListError, whole_numbers
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 
 MOST_CLASSES = 1_000_000  # a larger label is a mistake: the classifier would not fit into memory
@@ -107,7 +108,7 @@ def _by_number(distinct: _DistinctLabels, given: tuple[str, ...], count: int) ->
 def _by_name(distinct: _DistinctLabels, given: tuple[str, ...], count: int) -> Labels:
     names = given or tuple(sorted({distinct.texts[code] for code in np.unique(distinct.codes[~distinct.faults.bad])}))
     if count and len(names) != count:
-        raise ListError(f"{distinct.name} has {len(names)} classes, but data.lists.classes is {count}")
+        raise ListError(f"{distinct.name} has {counted(len(names), 'class')}, but data.lists.classes is {count}")
     label_of = {name: label for label, name in enumerate(names)}
     values = {int(value[1]): label for label, value in enumerate(map(WHOLE_OR_POINT.fullmatch, given)) if value}
     if given and len(values) == len(given):  # classes whose names are numbers: other programs write 007 as 7, 2019 as 2019.0

@@ -26,6 +26,7 @@ from vmae_lab.data.video_lists.formats import (
 )
 from vmae_lab.data.video_lists.labels import AS_NAMES, read_labels
 from vmae_lab.utils.atomic_io import readable
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 
 LEAST = {"frames": 1, "bytes": 0, "offset": 0, "size": 1}  # smallest allowed values
@@ -94,7 +95,7 @@ def read_list(
         lacking = [names[i] for i in np.flatnonzero(np.bincount(table["label"], minlength=len(names)) == 0)]
         hint = f" ({AS_NAMES})" if classes is None and 2 * len(lacking) > len(names) else ""
         if lacking:
-            notes.append(f"{len(lacking)} of {len(names)} classes without a video: {first_of(lacking)}{hint}")
+            notes.append(f"{len(lacking)} of {counted(len(names), 'class')} without a video: {first_of(lacking)}{hint}")
     if notes:
         warnings.warn(readable(f"{cells.name}: {'; '.join(notes)}"), stacklevel=_level_of_caller())
     return VideoList(cells.root, table, names, listing.other_files if listing else "")

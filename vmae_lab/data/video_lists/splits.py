@@ -17,6 +17,7 @@ from vmae_lab.data.video_lists.hold_out import HoldOut, groups_in, split_by_grou
 from vmae_lab.data.video_lists.labels import numbered
 from vmae_lab.data.video_lists.reader import VideoList, read_list
 from vmae_lab.utils.atomic_io import fingerprint, utf8_name
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.settings import Settings
 
@@ -217,7 +218,7 @@ def read_split(settings: ListSettings, split: str, warn: bool = True) -> VideoLi
         videos, parts, _ = settings.held_out
         _check_not_empty(videos, parts, settings.hold_out, split)
         if warn and (lacking := lacking_classes(settings, split)):
-            message = f"hold_out leaves {len(lacking)} classes without a video in {split}: {first_of(lacking)}"
+            message = f"hold_out leaves {counted(len(lacking), 'class')} without a video in {split}: {first_of(lacking)}"
             warnings.warn(message, stacklevel=2)
         return VideoList(videos.root, videos.table[parts == split].reset_index(drop=True), videos.classes)
 
@@ -293,4 +294,4 @@ def _check_not_empty(videos: VideoList, parts: np.ndarray, hold_out: HoldOut, sp
             remedy = f"a class ({first_of(videos.classes)}) needs at least {required} {what}"
         else:
             remedy = f"set hold_out.{part} above 0"
-        raise ListError(f"hold_out leaves the {part} split empty ({len(videos)} videos in the list); {remedy}")
+        raise ListError(f"hold_out leaves the {part} split empty ({counted(len(videos), 'video')} in the list); {remedy}")

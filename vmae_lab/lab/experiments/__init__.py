@@ -24,6 +24,7 @@ from vmae_lab.lab.own_data import clip_count
 from vmae_lab.lab.plan import Plan, plan_ablation
 from vmae_lab.lab.run_store import RunStore
 from vmae_lab.lab.statistics import compare, points, seeds_needed, smallest_detectable
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.paths import project_root, report_folder
 
 # Notebook -> what it compares.
@@ -109,7 +110,7 @@ def seeds_summary(plan: Plan, store: RunStore) -> str:
     arms = [arm for arm in plan.possible if arm not in (baseline, experiment.floor)]
     if not arms:
         return ""
-    tests = f"80% power, {len(arms)} comparison{'s' * (len(arms) > 1)} with '{plan.arms[baseline].label}'"
+    tests = f"80% power, {counted(len(arms), 'comparison')} with '{plan.arms[baseline].label}'"
     report = report_folder(plan.recipe.scale, plan.name) / "tables" / "results.csv"
     sources = {"finished stages of this plan": plan.rows_so_far(store)}
     if report.is_file():

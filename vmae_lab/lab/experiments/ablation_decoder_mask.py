@@ -18,6 +18,7 @@ from vmae_lab.lab.stages import Stage, controls_stage, kept_probe_stage, pretrai
 from vmae_lab.lab.stages.cost import step_macs
 from vmae_lab.lab.statistics import COLUMNS, compare, compare_differences, summarise
 from vmae_lab.paper import CITATION, TABLE_1
+from vmae_lab.utils.counts import counted
 
 BASELINE, FLOOR = "none", "scratch"
 ARMS: dict[str, Arm] = {
@@ -106,15 +107,19 @@ def results_table(results: Results) -> Table:
         reported = TABLE_1.get(arm)
         lines.append({
             "decoder mask": results.label(arm),
-            f"frozen, {PROBE_NAMES[probe]}, {evaluate.probe.labels or 'all'} labels: top-1 %": results.value(arm, probe),
+            f"frozen, {PROBE_NAMES[probe]}, {_labels(evaluate.probe.labels)}: top-1 %": results.value(arm, probe),
             **common.comparison_cells(differences, arm, ARMS[BASELINE].label),
-            f"fine-tuned, {evaluate.finetune_labels or 'all'} labels: top-1 %": results.value(arm, "finetune"),
+            f"fine-tuned, {_labels(evaluate.finetune_labels)}: top-1 %": results.value(arm, "finetune"),
             "M MAC per clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
             "paper, reported: SSv2 top-1 %": f"{reported.top1_percent:.2f}" if reported else "",
             "paper, reported: G MAC": f"{reported.giga:.2f}" if reported else "",
         })  # fmt: skip
     paper = f"Reported: {CITATION}, table 1, ViT-B, 800 epochs; not a result of this run."
     return Table(pd.DataFrame(lines), "decoder_mask", f"{common.caption(results, differences)} {paper}")
+
+
+def _labels(count: int | None) -> str:
+    return counted(count, "label") if count else "all labels"
 
 
 def accuracy_against_cost(results: Results) -> Plot:
@@ -252,9 +257,9 @@ def accuracy_against_compute(results: Results, curve: pd.DataFrame) -> Plot | No
         untrained = f" The untrained encoder scores {results.summary(results.probe)['mean'][FLOOR]:.1f}%."
     figure = curves.accuracy_curves(curve_summary(curve), results.plan.arms, "frozen few-label readout, top-1 (%)")
     caption = (
-        "Main frozen readout during pre-training, against optimizer steps and against their multiply-accumulates (forward and "
-        f"backward). Mean and 95% t interval over {len(results.recipe.seeds)} seeds.{untrained} All points of an arm come from "
-        "one training, whose learning rate falls until the last step."
+        "Main frozen readout during pre-training, against optimizer steps and against their multiply-accumulates (forward "
+        f"and backward). Mean and 95% t interval over {counted(len(results.recipe.seeds), 'seed')}.{untrained} All points of "
+        "an arm come from one training, whose learning rate falls until the last step."
     )
     return Plot(figure, "accuracy_against_compute", caption)
 
@@ -290,10 +295,15 @@ def equal_compute_table(results: Results, curve: pd.DataFrame) -> Table | None:
                 "decoder mask": results.label(arm),
                 f"compute per step, % of {name}": f"{100 * cost[arm] / cost[BASELINE]:.0f}",
                 f"difference to {name} [95%] at equal": equal,
-                **{f"after {step} steps": common.difference_cell(by_step, step) for step in sorted(curve.step.unique())},
-                f"verdict after {last} steps": by_step.verdict.get(last, ""),
+                **{
+                    f"after {counted(step, 'step')}": common.difference_cell(by_step, step)
+                    for step in sorted(curve.step.unique())
+                },
+                f"verdict after {counted(last, 'step')}": by_step.verdict.get(last, ""),
             })  # fmt: skip
-    caption = f"The differences of the figure above: points, with 95% intervals over {len(results.recipe.seeds)} seeds."
+    caption = (
+        f"The differences of the figure above: points, with 95% intervals over {counted(len(results.recipe.seeds), 'seed')}."
+    )
     return Table(pd.DataFrame(lines), "equal_compute", caption) if lines else None
 
 
@@ -321,8 +331,8 @@ def _pixel_controls(results: Results) -> list[dict[str, str]]:
     lines = []
     for metric, name, tries in (
         ("raw_pixels", "ridge on the raw pixels of the clip, few labels", 1),
-        ("single_frame_mean", f"ridge on one frame, all labels, mean of {frames} frames", 1),
-        ("single_frame_best", f"ridge on one frame, all labels, best of {frames} frames", frames),
+        ("single_frame_mean", f"ridge on one frame, all labels, mean of {counted(frames, 'frame')}", 1),
+        ("single_frame_best", f"ridge on one frame, all labels, best of {counted(frames, 'frame')}", frames),
     ):
         limit = 100 * float(binom.ppf(1 - 0.05 / tries, clips, results.chance / 100)) / clips
         above = "yes" if values[metric] > limit else "no"

@@ -12,6 +12,7 @@ from vmae_lab.lab.plan import Arm, Plan
 from vmae_lab.lab.plots import charts
 from vmae_lab.lab.plots.style import BLUE, GREEN, GREY, ORANGE
 from vmae_lab.lab.stages import Stage, finetune_stage, post_pretrain_stage
+from vmae_lab.utils.counts import counted
 
 BASELINE, TARGET = "pretrained", UNSEEN
 POOL = hybrid_pool("all")
@@ -69,14 +70,17 @@ def results_table(results: Results) -> Table:
             "before fine-tuning": style.label,
             "self-supervised steps": recipe.pretrain.steps if style.pretrained else 0,
             "supervised steps": recipe.post_pretrain.steps if style.post_pretrained else 0,
-            **{f"{n} labels: top-1 %": results.value(arm, metric) for metric, n in fractions(results.plan).items()},
+            **{f"{counted(n, 'label')}: top-1 %": results.value(arm, metric) for metric, n in fractions(results.plan).items()},
         })  # fmt: skip
     return Table(pd.DataFrame(lines), "progressive", results_caption(results.plan))
 
 
 def results_caption(plan: Plan) -> str:
     tuning = plan.recipe.evaluate.finetune
-    evaluation = f"fine-tuned for {tuning.steps} steps of {tuning.batch_size} clips with one draw of labels per seed"
+    evaluation = (
+        f"fine-tuned for {counted(tuning.steps, 'step')} of {counted(tuning.batch_size, 'clip')} with one draw of labels per "
+        "seed"
+    )
     return common.how_made(plan, evaluation, [TARGET])
 
 
@@ -88,7 +92,7 @@ def differences_table(results: Results) -> Table:
         if arm != BASELINE:
             lines.append({"before fine-tuning": results.label(arm)})
             for labels, table in tables.items():
-                lines[-1] |= common.comparison_cells(table, arm, ARMS[BASELINE].label, f"{labels} labels: ")
+                lines[-1] |= common.comparison_cells(table, arm, ARMS[BASELINE].label, f"{counted(labels, 'label')}: ")
     return Table(pd.DataFrame(lines), "differences", common.how_compared(results.margin, *tables.values()))
 
 
@@ -109,7 +113,7 @@ def conclusions(results: Results) -> list[str]:
     """State what each step of training changes, for each number of labels."""
     pairs = [("pretrained", "scratch"), ("progressive", "pretrained"), ("progressive", "post_only")]
     return [
-        f"With {labels} labels: {sentence}"
+        f"With {counted(labels, 'label')}: {sentence}"
         for metric, labels in fractions(results.plan).items()
         for sentence in common.pair_words(results, metric, pairs)
     ]

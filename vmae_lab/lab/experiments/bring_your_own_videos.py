@@ -25,6 +25,7 @@ from vmae_lab.lab.plots.text import short
 from vmae_lab.lab.stages import WEIGHTS, Stage
 from vmae_lab.lab.stages.probe import ProbeStage, load_encoder
 from vmae_lab.utils.atomic_io import readable
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.processes import fixed_threads
 from vmae_lab.utils.seeding import numpy_generator
 
@@ -86,7 +87,7 @@ def check_table(plan: Plan, checked: pd.DataFrame, runs: Path) -> Table:
             **{status: int((table.status == status).sum()) for status in ("ok", "damaged", "failed")},
             "hours": f"{read.seconds.astype(float).sum() / 3600:.2f}", "GiB": f"{read.bytes.astype(float).sum() / 2**30:.2f}",
             "frames, median": f"{read.frames.median():.0f}" if len(read) else "",
-            f"shorter than a clip's window of {needed} frames": int((read.frames < needed).sum()),
+            f"shorter than a clip's window of {counted(needed, 'frame')}": int((read.frames < needed).sum()),
         })  # fmt: skip
     caption = (
         "The listed videos. `damaged`: decodes with errors or ends early; `failed`: gives no frame. The full list is in "
@@ -112,8 +113,8 @@ def shown_clips(plan: Plan, count: int) -> list[int]:
     if len(rows) < retrieval.FEWEST:
         split = plan.recipe.evaluate.split if plan.recipe.data.labelled else "pretrain"
         raise RecipeError(
-            f"the {split} split has {len(rows)} videos that can be read; at least {retrieval.FEWEST} are needed to compare "
-            "clips with each other: list more videos, or hold out a larger part (data.lists.hold_out)"
+            f"the {split} split has {counted(len(rows), 'video')} that can be read; at least {retrieval.FEWEST} are needed to "
+            "compare clips with each other: list more videos, or hold out a larger part (data.lists.hold_out)"
         )
     return rows[:count]
 
@@ -303,8 +304,8 @@ def retrieval_table(results: Results, encoded: Encoded) -> Table | None:
     groups = "" if encoded.groups is None else " Clips of one group (hold_out.group) are not compared."
     caption = (
         f"Nearest other clip by the cosine of standardized mean tokens: {encoded.count} clips of the "
-        f"{results.recipe.evaluate.split} split, mean ± standard deviation over {len(results.recipe.seeds)} seeds.{groups} "
-        f"{common.how_compared(results.margin, differences)}"
+        f"{results.recipe.evaluate.split} split, mean ± standard deviation over "
+        f"{counted(len(results.recipe.seeds), 'seed')}.{groups} {common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "retrieval", caption)
 
@@ -356,7 +357,7 @@ def confusion(results: Results, arm: str) -> np.ndarray:
 
 def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
     probe, arm = results.recipe.evaluate.probe, results.plan.pretrained[0]
-    draws = f"{probe.draws} draws of {probe.labels} labels" if probe.labels else "all labels"
+    draws = f"{counted(probe.draws, 'draw')} of {counted(probe.labels, 'label')}" if probe.labels else "all labels"
     return common.confusion_plot(results, counts, f"ridge on flattened tokens of '{results.label(arm)}', {draws},")
 
 
@@ -376,7 +377,10 @@ def confused_table(plan: Plan, counts: np.ndarray) -> Table | None:
 def conclusions(results: Results, encoded: Encoded) -> list[str]:
     """State what pre-training changes or, without labels, that nothing was scored."""
     replaced = max(results.store.result(stage).get("quarantined", 0) for stage in results.plan.stages)
-    words = [f"Pre-training could not read {replaced} videos and replaced them by others."] if replaced else []
+    words = []
+    if replaced:
+        others = "it by another" if replaced == 1 else "them by others"
+        words.append(f"Pre-training could not read {counted(replaced, 'video')} and replaced {others}.")
     if encoded.labels is None:
         return [*words, "Without labels there are no scores: only the losses and the figures show what was learned."]
     measured = {results.probe: PROBE_NAMES[results.probe]}

@@ -29,6 +29,7 @@ from vmae_lab.lab.statistics import NOT_MEASURED, compare, compare_pairs, points
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.training.metrics import read_metrics
 from vmae_lab.training.validation import LOSS
+from vmae_lab.utils.counts import counted
 
 # ---- An experiment and its results ----
 
@@ -220,11 +221,11 @@ def methods_frame(
 def labels_used(recipe: Recipe, readouts: str) -> str:
     """Describe how the methods of a table use labels, for its caption. `readouts`: the kind of the frozen readouts."""
     probe, tuning, labels = recipe.evaluate.probe, recipe.evaluate.finetune, recipe.evaluate.finetune_labels
-    draws = f"mean over {probe.draws} draws of {probe.labels}" if probe.labels else "all"
-    tuned = f"one draw of {labels} labels per seed" if labels else "all labels"
+    draws = f"mean over {counted(probe.draws, 'draw')} of {probe.labels}" if probe.labels else "all"
+    tuned = f"one draw of {counted(labels, 'label')} per seed" if labels else "all labels"
     return (
-        f"{readouts} with {draws} labels; trained from scratch or fine-tuned with {tuned}, {tuning.steps} steps of "
-        f"{tuning.batch_size} clips"
+        f"{readouts} with {draws} labels; trained from scratch or fine-tuned with {tuned}, {counted(tuning.steps, 'step')} of "
+        f"{counted(tuning.batch_size, 'clip')}"
     )
 
 
@@ -244,7 +245,7 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     the recipe's.
     """
     recipe, world, probe = plan.recipe, plan.recipe.data.motionworld, plan.recipe.evaluate.probe
-    draws = f"mean over {probe.draws} draws of {probe.labels} labels" if probe.labels else "all labels"
+    draws = f"mean over {counted(probe.draws, 'draw')} of {counted(probe.labels, 'label')}" if probe.labels else "all labels"
     every = world.sources if world else ("the list files",)
     evaluated = tuple(sources or recipe.evaluate.sources or every)
     data = f"evaluated on {', '.join(map(markdown, evaluated))}"
@@ -252,10 +253,10 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     if len(pools) == 1 and pools != {evaluated}:  # if arms have different pools, the table names them
         data = f"pre-trained on {', '.join(map(markdown, *pools))}, {data}"
     return (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.clip.pixels} "
-        f"pixels, {recipe.pretrain.steps} pre-training steps of {recipe.pretrain.batch_size} clips unless the arm sets another "
-        f"number; mean ± standard deviation over {len(recipe.seeds)} seeds, {recipe.evaluate.split} split; "
-        f"{evaluation or f'frozen readouts, {draws}'}; {data}."
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.clip.pixels} pixels, "
+        f"{counted(recipe.pretrain.steps, 'pre-training step')} of {counted(recipe.pretrain.batch_size, 'clip')} unless the "
+        f"arm sets another number; mean ± standard deviation over {counted(len(recipe.seeds), 'seed')}, "
+        f"{recipe.evaluate.split} split; {evaluation or f'frozen readouts, {draws}'}; {data}."
     )
 
 
@@ -295,9 +296,9 @@ def _several_seeds(comparisons: pd.DataFrame) -> bool:
     return bool((comparisons.seeds >= 2).any())
 
 
-def _range(numbers: pd.Series, form: str) -> str:
-    """Return `1.2 to 3.4`; one number if both are equal."""
-    return " to ".join(dict.fromkeys(f"{number:{form}}" for number in (numbers.min(), numbers.max())))
+def _range(numbers: pd.Series, form: str, sign: str = "") -> str:
+    """Return `1.2 to 3.4`; one number if both are equal. `sign`: `+` also shows the sign of positive numbers."""
+    return " to ".join(dict.fromkeys(f"{number:{sign}{form}}" for number in (numbers.min(), numbers.max())))
 
 
 def equal_cost_words(plan: Plan) -> str:
@@ -387,12 +388,11 @@ def readout_words(results: Results, metric: str, floor: str, baseline: str) -> l
     plan, words = results.plan, []
     if floor in plan.possible:
         gains = results.compare(metric, floor, plan.pretrained)
-        changes = _range(gains.difference, "+.1f")
         least = [f"'{results.label(arm)}': {comparison_words(gains.loc[arm])}" for arm in best_arms(-gains.difference)]
         words.append(
             f"Pre-training changes the frozen readout ({PROBE_NAMES[results.probe]}) by "
-            f"{changes} points compared with the untrained encoder. The smallest change is that of "
-            f"{'; '.join(least)}."
+            f"{_range(gains.difference, '.1f', '+')} points compared with the untrained encoder. The smallest change is that "
+            f"of {'; '.join(least)}."
         )
     if baseline in plan.possible:
         words.append(verdict_words(results, results.compare(metric, baseline, plan.pretrained), baseline))
@@ -407,7 +407,10 @@ def test_set_interval(results: Results, arm: str) -> str:
 def test_set_words(accuracy: float, clips: int) -> str:
     """Return the interval of `test_set_interval` as a sentence, for any accuracy in percent."""
     between = _wilson(accuracy, clips).replace("to", "and")
-    return f"The {clips} test clips alone leave an accuracy of {accuracy:.1f}% between {between}% (Wilson, 95%)."
+    return (
+        f"The {counted(clips, 'test clip')} alone {'leaves' if clips == 1 else 'leave'} an accuracy of {accuracy:.1f}% "
+        f"between {between}% (Wilson, 95%)."
+    )
 
 
 def _wilson(accuracy: float, clips: int) -> str:
@@ -475,8 +478,8 @@ def validation_plot(results: Results, measure: str, legend: str) -> Plot | None:
 def confusion_plot(results: Results, counts: np.ndarray, predictions: str) -> Plot:
     """Draw a confusion matrix in percent. `counts`: class x prediction; `predictions`: what made them, for the caption."""
     caption = (
-        f"Predictions of {predictions} on the {results.recipe.evaluate.split} split, summed over {len(results.recipe.seeds)} "
-        "seeds: percent of a class, and number in brackets."
+        f"Predictions of {predictions} on the {results.recipe.evaluate.split} split, summed over "
+        f"{counted(len(results.recipe.seeds), 'seed')}: percent of a class, and number in brackets."
     )
     if (counts.sum(1) > 0).sum() > charts.SHOWN:
         caption += f" Only the {charts.SHOWN} classes with the most clips are shown."

@@ -19,6 +19,7 @@ from vmae_lab.masking import MaskSettings
 from vmae_lab.models.flops import Cost, TokenCounts, pretrain_cost, saved_bytes, training_macs
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.paper import CITATION, TABLE_2
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.precision import bf16_is_native
 
 PAPER_SIZES = ("small", "base", "large", "huge", "giant")
@@ -104,7 +105,7 @@ def measured_table(results: Results) -> Table:
                 "predicted, GiB": f"{predicted:.2f}", "measured / predicted": _text(peak / predicted, ".2f"),
                 "G MAC per second": _text(batch * model.training / seconds / 1e9, ".0f"),
             })  # fmt: skip
-    caption = f"Measured on this device: median of {results.recipe.measure.steps} steps after a first one."
+    caption = f"Measured on this device: median of {counted(results.recipe.measure.steps, 'step')} after a first one."
     return Table(pd.DataFrame(lines), "measured", caption)
 
 

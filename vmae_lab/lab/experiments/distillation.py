@@ -15,6 +15,7 @@ from vmae_lab.lab.stages.finetune import SupervisedStage
 from vmae_lab.lab.statistics import compare, compare_pairs, summarise
 from vmae_lab.models.sizes import SIZES
 from vmae_lab.training.tasks.finetune import FinetuneSettings
+from vmae_lab.utils.counts import counted
 
 
 def same_training(recipe: Recipe) -> Overrides:
@@ -107,14 +108,15 @@ def students_table(results: Results) -> Table:
     differences = differences.set_axis([arm for arm, _ in differences.index])
     clips = results.stage_result(first, "finetune@teacher")["labelled_clips"]
     lines = [{
-        "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training", "learns from": f"{clips} labeled clips",
+        "model": f"teacher ({plan.recipe.model.size})", "starts from": "pre-training",
+        "learns from": counted(clips, "labeled clip"),
         ACCURACY + " %": common.mean_and_spread(accuracy, "teacher"),
     }]  # fmt: skip
     for arm in plan.possible:
-        stage, pool = plan.first(arm).measures["student"], f"{clips} labeled clips"
+        stage, pool = plan.first(arm).measures["student"], counted(clips, "labeled clip")
         if plan.arms[arm].taught:  # it reads labels only if the recipe weighs them
             labels = "and their labels" if stage.settings["distill"]["hard_weight"] else "no label"
-            pool = f"the teacher's predictions on {results.store.result(stage)['clips']} clips, {labels}"
+            pool = f"the teacher's predictions on {counted(results.store.result(stage)['clips'], 'clip')}, {labels}"
         lines.append({
             "model": f"student ({stage.settings['model']['size']})",
             "starts from": "pre-training" if plan.arms[arm].pretrained else "scratch", "learns from": pool,
@@ -125,8 +127,9 @@ def students_table(results: Results) -> Table:
     recipe = plan.first(first).recipe
     tuning = require(recipe.distill, "distill")
     evaluation = (
-        f"teacher and students trained with the same settings, {tuning.steps} steps of {tuning.batch_size} clips, one draw of "
-        f"{recipe.evaluate.finetune_labels or 'all'} labels per seed, temperature {tuning.temperature:g}; one clip per video"
+        f"teacher and students trained with the same settings, {counted(tuning.steps, 'step')} of "
+        f"{counted(tuning.batch_size, 'clip')}, one draw of {recipe.evaluate.finetune_labels or 'all'} labels per seed, "
+        f"temperature {tuning.temperature:g}; one clip per video"
     )
     caption = common.caption(results, differences, evaluation=evaluation)
     return Table(pd.DataFrame(lines).fillna(""), "students", caption)

@@ -24,6 +24,7 @@ from vmae_lab.lab.stages import PREDICTIONS, Stage, views_stage
 from vmae_lab.lab.stages.finetune import FinetuneStage
 from vmae_lab.lab.stages.multi_view import ViewsStage
 from vmae_lab.lab.statistics import compare, compare_differences, summarise
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import numpy_generator
 
@@ -118,9 +119,10 @@ def views_table(results: Results) -> Table:
         })  # fmt: skip
     views = results.recipe.evaluate.views
     caption = (
-        f"Fine-tuned classifiers on {views.clips} clips ({views.sampling} sampling) x {views.crops} crops per video of the "
-        f"{results.recipe.evaluate.split} split, softmax averaged over views; mean ± standard deviation over "
-        f"{len(results.recipe.seeds)} seeds. ECE: 15 bins of equal width. Interval: percentile bootstrap over videos."
+        f"Fine-tuned classifiers on {counted(views.clips, 'clip')} ({views.sampling} sampling) x "
+        f"{counted(views.crops, 'crop')} per video of the {results.recipe.evaluate.split} split, softmax averaged over views; "
+        f"mean ± standard deviation over {counted(len(results.recipe.seeds), 'seed')}. ECE: 15 bins of equal width. Interval: "
+        "percentile bootstrap over videos."
     )
     return Table(pd.DataFrame(lines), "views", caption)
 
@@ -164,7 +166,9 @@ def classes_table(results: Results, predicted: pd.DataFrame) -> Table:
         }
         for label in np.argsort(-mean, kind="stable") if counts[label].any()
     ]  # fmt: skip
-    caption = f"The same predictions by class, best class first: mean ± standard deviation over {len(by_seed)} seeds."
+    caption = (
+        f"The same predictions by class, best class first: mean ± standard deviation over {counted(len(by_seed), 'seed')}."
+    )
     return Table(pd.DataFrame(lines), "classes", caption)
 
 

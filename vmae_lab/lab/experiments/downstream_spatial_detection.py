@@ -22,6 +22,7 @@ from vmae_lab.lab.stages import DETECTIONS, Stage, detect_stage
 from vmae_lab.lab.stages.inputs import check_scenes, load_scenes
 from vmae_lab.paper import AVA_FRAME_MAP
 from vmae_lab.training.tasks.detect import DetectSettings, people_of
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.seeding import numpy_generator
 from vmae_lab.utils.shapes import height_width
 
@@ -88,11 +89,12 @@ def detection_table(results: Results) -> Table:
     (height, width), clip = height_width(settings.side), recipe.model.clip
     sizes = ", ".join(f"{name} {_size(*limits)}" for name, limits in SIZES.items())
     caption = (
-        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {clip.height} x {clip.width} pixels; "
-        f"clips of {recipe.model.frames} frames, stride {settings.stride}, {height} x {width} pixels; trained "
-        f"on {result['training_key_frames']} key frames in batches of {settings.batch_size}, {result['key_frames']} key frames "
-        f"of the {recipe.evaluate.split} split; mean ± standard deviation over {len(recipe.seeds)} seeds. Frame mAP at IoU "
-        f"{OVERLAP:g} over {len(result['per_class'])} classes, AVA protocol, boxes of {_box_source(plan)}; guessing gives "
+        f"Scale `{recipe.scale}`: {recipe.model.size} model, pre-trained on {clip.height} x {clip.width} pixels; clips of "
+        f"{recipe.model.frames} frames, stride {settings.stride}, {height} x {width} pixels; trained on "
+        f"{counted(result['training_key_frames'], 'key frame')} in batches of {settings.batch_size}, "
+        f"{counted(result['key_frames'], 'key frame')} of the {recipe.evaluate.split} split; mean ± standard deviation over "
+        f"{counted(len(recipe.seeds), 'seed')}. Frame mAP at IoU {OVERLAP:g} over "
+        f"{counted(len(result['per_class']), 'class')}, AVA protocol, boxes of {_box_source(plan)}; guessing gives "
         f"{np.mean(list(guessing(plan).values())):.1f}%. Sizes are parts of the frame's area: {sizes}. "
         f"{common.how_compared(results.margin, differences)}"
     )
@@ -146,8 +148,8 @@ def _by_class(results: Results) -> dict[str, pd.DataFrame]:
 
 def _classes_caption(results: Results) -> str:
     return (
-        f"Average precision by class, mean and standard deviation over {len(results.recipe.seeds)} seeds. Dotted: guessing "
-        f"(random scores for every action of the same boxes, mean over {DRAWS} draws)."
+        f"Average precision by class, mean and standard deviation over {counted(len(results.recipe.seeds), 'seed')}. Dotted: "
+        f"guessing (random scores for every action of the same boxes, mean over {DRAWS} draws)."
     )
 
 

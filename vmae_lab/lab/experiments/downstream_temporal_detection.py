@@ -19,6 +19,7 @@ from vmae_lab.lab.stages.inputs import check_untrimmed, load_untrimmed
 from vmae_lab.lab.stages.localise import score_segments
 from vmae_lab.paper import SEGMENT_MAP
 from vmae_lab.training.tasks.localise import LocaliseSettings
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.seeding import numpy_generator
 
 MAP, BASELINE = "segment_map", "untrained"
@@ -72,11 +73,12 @@ def localisation_table(results: Results) -> Table:
     ]  # fmt: skip
     result = results.stage_result(results.plan.possible[0], "localise")
     caption = (
-        f"Scale `{recipe.scale}`: mean tokens of a frozen {recipe.model.size} encoder, windows of {recipe.model.frames} frames "
-        f"every {settings.features.stride}; one detector, trained on {result['training_videos']} videos "
-        f"({result['training_segments']} segments) for {settings.steps} steps of {settings.batch_size}; {result['videos']} "
-        f"videos of the {recipe.evaluate.split} split ({result['segments']} segments), {len(result['per_class'])} classes, "
-        f"{settings.protocol} protocol; mean ± standard deviation over {len(recipe.seeds)} seeds. "
+        f"Scale `{recipe.scale}`: mean tokens of a frozen {recipe.model.size} encoder, windows of {recipe.model.frames} "
+        f"frames every {settings.features.stride}; one detector, trained on {counted(result['training_videos'], 'video')} "
+        f"({counted(result['training_segments'], 'segment')}) for {counted(settings.steps, 'step')} of {settings.batch_size}; "
+        f"{counted(result['videos'], 'video')} of the {recipe.evaluate.split} split "
+        f"({counted(result['segments'], 'segment')}), {counted(len(result['per_class']), 'class')}, {settings.protocol} "
+        f"protocol; mean ± standard deviation over {counted(len(recipe.seeds), 'seed')}. "
         f"{common.how_compared(results.margin, differences)}"
     )
     return Table(pd.DataFrame(lines), "localisation", caption)
@@ -105,7 +107,7 @@ def durations_table(results: Results) -> Table:
     limits = _settings(results.plan).durations or DURATIONS
     lengths = _videos(results.plan).annotations.segments.eval("end - start")
     names = {
-        name: f"{name}, {low:g} to {high:g} s ({int(((lengths > low) & (lengths <= high)).sum())} segments): mAP, %"
+        name: f"{name}, {low:g} to {high:g} s ({counted(int(((lengths > low) & (lengths <= high)).sum()), 'segment')}): mAP, %"
         for name, (low, high) in limits.items()
     }
     lines = []

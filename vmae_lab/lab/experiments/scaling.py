@@ -18,6 +18,7 @@ from vmae_lab.lab.report.tables import interval
 from vmae_lab.lab.stages.cost import parameter_count, step_macs
 from vmae_lab.lab.statistics import linear_trend, points
 from vmae_lab.models.sizes import SIZES
+from vmae_lab.utils.counts import counted
 
 SIZE_STEPS = {"smaller": -1, "middle": 0, "larger": 1}  # from the recipe's size, in the order of SIZES
 DATA_PARTS = {"quarter": 0.25, "full": 1.0}
@@ -106,7 +107,7 @@ def _lines(results: Results, x: pd.Series, xlabel: str) -> Figure:
     used, accuracy = budgets(results.plan), results.summary(results.probe)
     lines, styles = {}, {}
     for (clips, steps), group in used.groupby(["clips", "steps"]):
-        name = f"{clips} clips, {steps} steps"
+        name = f"{counted(clips, 'clip')}, {counted(steps, 'step')}"
         lines[name] = accuracy.loc[group.index].set_index(x[group.index]).sort_index()
         styles[name] = replace(results.plan.arms[group.index[0]], label=name)
     return charts.lines_by_arm(lines, styles, xlabel, "frozen few-label readout, top-1 (%)", results.chance)
@@ -151,7 +152,7 @@ def trend_table(results: Results) -> Table:
     caption = (
         "Least squares over the logarithms, all runs taken as independent: points of accuracy per doubling. The 95% intervals "
         "are simultaneous (Bonferroni). A slope is equivalent to zero if two one-sided tests at 5% (Holm) find it to be within "
-        f"{points(results.margin)}. Compute ({compute} budgets) is fitted alone; its interval is not corrected."
+        f"{points(results.margin)}. Compute ({counted(compute, 'budget')}) is fitted alone; its interval is not corrected."
     )
     return Table(trend(results).round(2).reset_index(names="twice the"), "trend", caption)
 

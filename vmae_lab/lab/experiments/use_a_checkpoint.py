@@ -27,6 +27,7 @@ from vmae_lab.models.checkpoints import Checkpoint, open_checkpoint
 from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.sizes import size_name
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.processes import fixed_threads
 
 ARMS: dict[str, Arm] = {
@@ -119,10 +120,10 @@ def checkpoint_table(results: Results) -> Table:
     config, clip = opened.config, opened.config.clip
     head = "none"
     if config.classes:
-        head = f"{config.classes} classes" + ("" if config.class_names else ", names unknown")
+        head = counted(config.classes, "class") + ("" if config.class_names else ", names unknown")
     values = {
         "checkpoint": recipe.checkpoint or "the run's own pre-training", "folder in runs/": checkpoint_folder(results).name,
-        "encoder": f"{recipe.model.size}: {config.size.depth} blocks, width {config.size.width}",
+        "encoder": f"{recipe.model.size}: {counted(config.size.depth, 'block')}, width {config.size.width}",
         "parameters, millions": f"{sum(weights.numel() for weights in opened.state.values()) / 1e6:.2f}",
         "clips": f"{clip.pixels}, tokens {' x '.join(map(str, clip.grid))}",
         "decoder": "yes" if config.model == "VideoMAE" else "no", "class head": head,
@@ -215,8 +216,8 @@ def layers_plot(results: Results, measured: pd.DataFrame) -> Plot:
     chance = retrieval.same_class_by_chance(labels.numpy())
     figure = charts.lines_by_arm(curves, LAYER_ARMS, "block of the encoder", SAME_CLASS, chance, logarithmic=False)
     caption = (
-        f"Frozen features by block: how often the nearest of {len(labels)} held-out clips (cosine of standardized mean tokens) "
-        "has the same class. Mean and 95% interval over seeds; there is one checkpoint for all seeds."
+        f"Frozen features by block: how often the nearest of {counted(len(labels), 'held-out clip')} (cosine of standardized "
+        "mean tokens) has the same class. Mean and 95% interval over seeds; there is one checkpoint for all seeds."
     )
     return Plot(figure, "layers", caption)
 

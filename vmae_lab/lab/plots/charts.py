@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from vmae_lab.lab.plan import Arm
 from vmae_lab.lab.plots.style import BLUE, COLOURS, MARKERS
 from vmae_lab.lab.plots.text import short
+from vmae_lab.utils.counts import counted
 
 FAR_ABOVE = 20  # points; if all results are this far above chance, its line is left out, since it would compress the plot
 LISTED = 24  # kinds in the legend of a map; the rest share one color
@@ -250,7 +251,7 @@ def clip_map(points: np.ndarray, kinds: Sequence[str], title: str) -> Figure:
         ))  # fmt: skip
     others = ~np.isin(codes, listed)
     if others.any():  # below the listed kinds
-        label = f"{len(order) - len(listed)} others ({others.sum()})"
+        label = f"{counted(len(order) - len(listed), 'other')} ({others.sum()})"
         x, y = points[others].T
         entries.append(axes.scatter(x, y, s=14, color="#CCCCCC", marker=".", label=label, zorder=0.9))
     axes.set(xticks=[], yticks=[])

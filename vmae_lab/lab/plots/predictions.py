@@ -9,6 +9,7 @@ from matplotlib.patches import Patch
 from vmae_lab.evaluation.predict import Timeline
 from vmae_lab.lab.plots.style import COLOURS, PRINTED
 from vmae_lab.lab.plots.text import short
+from vmae_lab.utils.counts import counted
 
 CLASSES = 6  # shown by name: the most frequent ones
 OTHERS = "#CCCCCC"
@@ -42,7 +43,7 @@ def timeline(predicted: Timeline, title: str) -> Figure:
         Patch(facecolor=colour, hatch=PRINTED[colour][1], edgecolor="white", label=short(predicted.classes[label], 32))
         for label, colour in zip(shown, COLOURS, strict=False)
     ]
-    keys += [Patch(facecolor=OTHERS, label=f"{len(labels) - CLASSES} other classes")] if len(labels) > CLASSES else []
+    keys += [Patch(facecolor=OTHERS, label=f"{counted(len(labels) - CLASSES, 'other class')}")] if len(labels) > CLASSES else []
     figure.legend(
         handles=keys, loc="outside lower center", ncols=min(3, len(keys)), fontsize=9, title="class", title_fontsize=9
     )

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from vmae_lab.utils.counts import counted
+
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "decord", "av", "numpy", "scikit-learn")
 
 
@@ -59,4 +61,6 @@ def _processor() -> str:
     if cpuinfo.exists():
         models = (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
         name = next(models, name)
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return (
+        f"{name}, {counted(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1, 'core')}"
+    )

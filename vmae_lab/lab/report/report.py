@@ -21,6 +21,7 @@ from vmae_lab.lab.report.folder import ReportPlace, report_place
 from vmae_lab.lab.report.provenance import provenance
 from vmae_lab.lab.report.tables import save_table
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, storing_in, write_json, write_text
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.paths import project_path
 
 REPLACED = ("README.md", "manifest.json", "tables", "figures")  # an executed notebook in the same folder is kept
@@ -154,5 +155,6 @@ def _skipped_videos(results: Results) -> list[str]:
         return []
     shown = ", ".join(map(markdown, names[:VIDEOS_SHOWN])) + (" and others" if len(names) > VIDEOS_SHOWN else "")
     return [
-        f"**{len(names)} video(s) could not be read and are left out of all averages** (`evaluate.missing: skip`): {shown}."
+        f"**{counted(len(names), 'video')} could not be read and {'is' if len(names) == 1 else 'are'} left out of all "
+        f"averages** (`evaluate.missing: skip`): {shown}."
     ]

@@ -12,6 +12,7 @@ from vmae_lab.models.classifier import VideoClassifier
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import ClipShape, ModelSettings, Size, size_name
 from vmae_lab.models.videomae import VideoMAE
+from vmae_lab.utils.counts import counted
 
 
 class OpenedStage(Stage):
@@ -65,7 +66,8 @@ def opened_classifier_stage(recipe: Recipe, checkpoint: Checkpoint) -> Stage:
         raise CheckpointError(f"{checkpoint.where} has no classification head. Fine-tune it first with `finetune --encoder`")
     if config.classes != recipe.data.classes:
         raise CheckpointError(
-            f"{checkpoint.where} has a head for {config.classes} classes, but the recipe's data has {recipe.data.classes}"
+            f"{checkpoint.where} has a head for {counted(config.classes, 'class')}, but the recipe's data has "
+            f"{recipe.data.classes}"
         )
     if config.readout == "flat" and config.clip.tokens != recipe.model.clip.tokens:
         raise CheckpointError(

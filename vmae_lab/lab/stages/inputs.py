@@ -23,6 +23,7 @@ from vmae_lab.models.flops import classify_cost
 from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Loading, data_loader
 from vmae_lab.training.settings import Compute
+from vmae_lab.utils.counts import counted
 
 Opened = TypeVar("Opened")
 
@@ -175,5 +176,6 @@ def replaced_videos(corrupt_videos: CorruptVideos) -> dict[str, Any]:
     count = len(corrupt_videos.errors)
     if not count:
         return {}
-    print(f"{count} videos could not be read and were replaced by others. {corrupt_videos.file} lists them")
+    replaced = "was replaced by another" if count == 1 else "were replaced by others"
+    print(f"{counted(count, 'video')} could not be read and {replaced}. {corrupt_videos.file} lists all")
     return {"quarantined": count}

@@ -24,6 +24,7 @@ from vmae_lab.training.distributed import accelerator_for
 from vmae_lab.training.loop import Trainer
 from vmae_lab.training.settings import Compute
 from vmae_lab.training.tasks.pretrain import PretrainSettings, PretrainTask
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import UserError
 from vmae_lab.utils.precision import bf16_is_native
 from vmae_lab.utils.processes import worker_pool
@@ -112,14 +113,14 @@ def measure_step(model: ModelSettings, masks: MaskSettings, batch_size: int, ste
             measured = pool.submit(_measure, model, masks, batch_size, steps).result()
         except BrokenProcessPool:  # the operating system killed it, because memory ran out
             raise MemoryTaken(
-                f"the process that measured {batch_size} clips per step of {model.size} was killed, perhaps because other "
-                "processes use much memory. End them and start again, or lower measure.batch_sizes"
+                f"the process that measured {counted(batch_size, 'clip')} per step of {model.size} was killed, perhaps "
+                "because other processes use much memory. End them and start again, or lower measure.batch_sizes"
             ) from None
     taken = measured.pop("taken_gib", 0.0)
     if taken > max(CONTEXTS_GIB, (1 - MARGIN) * device_memory() / GIB):
         raise MemoryTaken(
-            f"{batch_size} clips per step of {model.size} did not fit into the memory of the GPU, of which other processes use "
-            f"{taken:.1f} GiB. End them (nvidia-smi lists them) and start again, or lower measure.batch_sizes"
+            f"{counted(batch_size, 'clip')} per step of {model.size} did not fit into the memory of the GPU, of which other "
+            f"processes use {taken:.1f} GiB. End them (nvidia-smi lists them) and start again, or lower measure.batch_sizes"
         )
     return measured
 

@@ -30,6 +30,7 @@ from vmae_lab.models.checkpoints import formats
 from vmae_lab.models.checkpoints.formats import CheckpointError, State
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.sizes import SIZES, ClipShape, Positions, Size
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.shapes import Side
 
@@ -176,7 +177,9 @@ def _convert(state: State, config: dict[str, Any], arguments: Mapping[str, Any],
     classes = len(state["head.weight"]) if "head.weight" in state else None
     names = formats.class_names_in(config, arguments) if classes else None
     if names and len(names) != classes:
-        warnings.warn(f"{where} names {len(names)} classes, but its head has {classes}; the names are ignored", stacklevel=4)
+        warnings.warn(
+            f"{where} names {counted(len(names), 'class')}, but its head has {classes}; the names are ignored", stacklevel=4
+        )
         names = None
     model = _described(
         where, model="VideoClassifier", size=size, clip=clip, classes=classes, readout="mean", class_names=names,
@@ -238,7 +241,7 @@ def convert_head(state: State, rows: Sequence[int], prefix: str = "head.head.") 
     classes = len(state[names[0]])
     outside = [row for row in rows if not 0 <= row < classes]
     if outside:
-        raise CheckpointError(f"row {outside[0]} does not exist; the head has {classes} classes")
+        raise CheckpointError(f"row {outside[0]} does not exist; the head has {counted(classes, 'class')}")
     index = torch.tensor(rows, dtype=torch.int64)
     return {**state, **{name: state[name][index.to(state[name].device)] for name in names}}
 
@@ -494,7 +497,7 @@ def without_prefixes(state: State, where: str) -> State:
     names = {key: _without_prefix(key) for key in state if key.rsplit(".", 1)[-1] != COUNTER}
     averaged = [key for key, (_, average) in names.items() if average]
     if averaged and any(EMBEDDING.fullmatch(name) for name, average in names.values() if not average):
-        _warn_of_average(where, "the model", f"{len(averaged)} weights such as {averaged[0]}")
+        _warn_of_average(where, "the model", f"{counted(len(averaged), 'weight')} such as {averaged[0]}")
         names = {key: name for key, name in names.items() if not name[1]}
     keys: dict[str, str] = {}
     for key, (name, _) in names.items():

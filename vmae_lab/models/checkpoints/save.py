@@ -19,6 +19,7 @@ from vmae_lab.models.checkpoints.load import CONFIG, WEIGHTS
 from vmae_lab.models.config import ModelConfig
 from vmae_lab.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, write_json, write_text
+from vmae_lab.utils.counts import counted
 
 Layout = Literal["vmae_lab", "transformers", "official", "remote_code"]
 OFFICIAL = "model.pth"
@@ -172,10 +173,15 @@ def model_card(config: ModelConfig, layout: Layout, story: str) -> str:
         pipeline_tag="video-classification" if classifies else None,
         tags=["video", "videomae", "masked-autoencoder", "vmae_lab"],
     )
-    parts = [f"encoder: {size.depth} blocks, width {size.width}, {size.heads} heads, MLP {size.mlp_hidden}"]
+    parts = [
+        f"encoder: {counted(size.depth, 'block')}, width {size.width}, {counted(size.heads, 'head')}, MLP {size.mlp_hidden}"
+    ]
     if config.model == "VideoMAE":
-        parts[0] += f"; decoder: {size.decoder_depth} blocks, width {size.decoder_width}, {size.decoder_heads} heads"
-    parts += [f"{config.classes} classes"] if config.classes else []
+        parts[0] += (
+            f"; decoder: {counted(size.decoder_depth, 'block')}, width {size.decoder_width}, "
+            f"{counted(size.decoder_heads, 'head')}"
+        )
+    parts += [counted(config.classes, "class")] if config.classes else []
     parts += [f"readout '{config.readout}'"] if classifies else []
     source = f"vmae_lab.models.{module}"
     kind: str = config.model

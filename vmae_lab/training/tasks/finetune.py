@@ -26,6 +26,7 @@ from vmae_lab.models.sizes import ModelSettings
 from vmae_lab.training.dataloader import Batch, RowSize
 from vmae_lab.training.settings import TrainSettings
 from vmae_lab.training.task import Task
+from vmae_lab.utils.counts import counted
 from vmae_lab.utils.precision import autocast
 from vmae_lab.utils.processes import process_state
 from vmae_lab.utils.seeding import derive, library_draws, numpy_generator
@@ -124,7 +125,7 @@ class FinetuneTask(Task[VideoClassifier]):
         Each process mixes its own rows, as in the official code.
         """
         if self.mixing and len(rows) % 2:
-            raise ValueError(f"{len(rows)} clips per process and step is odd: mixup and cutmix mix pairs of clips")
+            raise ValueError(f"{counted(len(rows), 'clip')} per process and step is odd: mixup and cutmix mix pairs of clips")
         chosen, videos = zip(*self._clips([step * self.settings.batch_size + row for row in rows]), strict=True)
         labels = self.labels(chosen)
         if not self.mixing:
