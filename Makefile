@@ -55,7 +55,7 @@ docs: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 clean:
 	rm -rf .venv build dist .coverage* *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis reports/smoke

@@ -88,6 +88,7 @@ def test_a_profile_counts_a_kernel_once(monkeypatch):
     assert step.operation_seconds(rows[:1]) == {"aten::mm": 1.0}
 
 
+@pytest.mark.slow
 def test_the_pretraining_step_reports_what_does_not_fit(monkeypatch, tmp_path):
     """With 4 clips, a step runs out of memory. The other batch sizes are measured, and the table has all of them."""
     benchmark = benchmark_of("pretrain_step", monkeypatch)

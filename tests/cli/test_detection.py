@@ -15,6 +15,7 @@ SMOKE = Path(__file__).parents[2] / "params" / "smoke.yaml"
 SMALL = ["--seed", "0", "-p", "pretrain.steps", "3", "-p", "detect.steps", "2"]
 
 
+@pytest.mark.slow
 def test_an_action_detector_is_trained_and_evaluated(project, capsys):
     for start, kinds in ((["--encoder", "scratch"], {"detect"}), ([], {"detect", "pretrain"})):
         assert main(["detect", str(SMOKE), *SMALL, *start]) == 0

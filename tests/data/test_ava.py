@@ -312,6 +312,7 @@ def test_actors_are_inside_the_frame_and_do_not_overlap(many):
     assert any(len(set(done)) > 1 for _, done in many), "actors with different actions"
 
 
+@pytest.mark.slow
 def test_the_key_frame_does_not_reveal_the_action(many):
     """Position, size and number of actors in the key frame are independent of the action (tests at 0.1%)."""
     boxes = np.concatenate([boxes for boxes, _ in many])

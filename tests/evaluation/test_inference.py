@@ -102,6 +102,7 @@ def test_float32_products_of_gpus_are_set_for_a_block(monkeypatch, allowed):
 # Loader workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_results(plain, workers):
     before = set(active_children())

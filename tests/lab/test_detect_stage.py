@@ -126,6 +126,7 @@ def test_guessing_is_what_random_scores_give(recipe, home):
     assert np.mean(list(by_true.values())) > share.mean()
 
 
+@pytest.mark.slow
 def test_the_recall_of_persons_is_the_share_of_covered_people(recipe, home):
     """Computed person by person, with a detector that misses some people."""
     plan = plan_notebook("downstream_spatial_detection", recipe.with_overrides({"detect.scenes.motionworld.test": 40}))

@@ -44,6 +44,7 @@ def test_a_plan_that_teaches_needs_the_section(recipe):
         recipe.with_overrides({"distill.temprature": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_scratch", [True, False])
 def test_a_larger_model_teaches_a_smaller_one(recipe, home, tmp_path, from_scratch):
     """End to end: a tiny teacher, trained on labels, and a micro student, from scratch or from its own pre-training."""

@@ -56,6 +56,7 @@ def weights_in(path) -> int:
     return len(data) - 8 - header
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_estimated_disk_space_is_the_size_of_the_weights(plan, home, tmp_path, kind):
     store, run = RunStore(tmp_path), stage(plan, kind)

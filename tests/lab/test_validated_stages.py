@@ -123,6 +123,7 @@ def broken_clip(monkeypatch):
     monkeypatch.setattr(MemmapDataset, "videos", broken)
 
 
+@pytest.mark.slow
 def test_unreadable_validation_clips_follow_the_recipe(recipe_of, home, broken_clip, tmp_path):
     store, compute = RunStore(tmp_path), recipe_of().compute
     with pytest.raises(MissingVideos, match=r"1 of 16 videos .*\n.*left.*broken"):

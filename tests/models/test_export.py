@@ -54,6 +54,7 @@ def test_large_onnx_weights_are_in_a_second_file(tmp_path, monkeypatch):
         torch.testing.assert_close(torch.from_numpy(logits), model(VIDEO), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", ["mean", "attentive"])
 def test_torch_export_equals_the_model_for_other_batch_sizes(tmp_path, readout):
     model, path = classifier(readout), tmp_path / "model.pt2"

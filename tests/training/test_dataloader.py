@@ -143,6 +143,7 @@ def other_loader():
     signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.slow
 def test_busy_workers_end_when_the_batches_are_closed(monkeypatch, others, other_loader):
     """Another thread kills workers that take too long to end. It has finished, however slow, when the batches are closed."""
     waitpid = os.waitpid
@@ -256,6 +257,7 @@ def test_batches_are_equal_for_any_number_of_workers(workers):
         assert all(torch.equal(batch[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [24_000, 12_000, 4000, 1])
 def test_what_workers_build_ahead_is_bounded_in_bytes(limit):
     task, rows = Counted(), range(12)

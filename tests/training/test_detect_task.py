@@ -105,6 +105,7 @@ def trained(task: DetectTask, folder: Path, compute: Compute = CPU) -> dict[str,
     return train(task, folder, compute, progress=False).model.state_dict()
 
 
+@pytest.mark.slow
 def test_workers_and_interruptions_do_not_change_the_result(scenes, tmp_path):
     expected = trained(task_of(scenes), tmp_path / "plain")
     workers = trained(task_of(scenes), tmp_path / "workers", CPU.model_copy(update={"workers": 2}))

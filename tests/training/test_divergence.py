@@ -103,11 +103,13 @@ def test_roll_backs_do_not_depend_on_interruptions(run, rolled_back_twice, tmp_p
     assert ended.rolled_back == rolled_back_twice.rolled_back
 
 
+@pytest.mark.slow
 def test_roll_back_checkpoints_do_not_change_the_result(run, tmp_path):
     """The first roll-back checkpoint is saved before the first step, when the optimizer has no moments yet."""
     assert same(run(tmp_path / "ready", {}, roll_back=3), run(tmp_path / "plain", {}))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*back to step")
 def test_a_roll_back_to_the_start_restores_everything(run, tmp_path):
     """Weights and moments: training continues from the same state after a bad first or second step."""
@@ -143,6 +145,7 @@ def test_detection_of_spikes():
     assert "over 3 times the median 1" in first_bad([9.0], recent, 3.0, 5).what
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*back to step")
 def test_a_spike_is_rolled_back(run, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("vmae_lab.training.divergence.ENOUGH", 5)

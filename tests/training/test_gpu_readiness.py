@@ -20,6 +20,7 @@ def test_a_step_has_no_synchronization(counts):
     assert counts.synchronizations(by_masks=True) == 6, "the count works"
 
 
+@pytest.mark.slow
 def test_forward_is_one_graph(counts):
     assert counts.graphs() == (1, 0)
 

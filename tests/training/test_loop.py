@@ -47,6 +47,7 @@ def unbroken(recipe, clips, tmp_path_factory):
     return train(task(recipe, clips), folder, compute(), progress=False).model, read_metrics(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_loader_workers_do_not_change_the_result(recipe, clips, unbroken, tmp_path, workers):
     trained = train(task(recipe, clips), tmp_path, compute(workers=workers), progress=False)

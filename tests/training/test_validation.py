@@ -121,6 +121,7 @@ def validation_rows(folder: Path) -> list[tuple]:
 # ---------------------------------------------------------------- validation does not change training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_validated_training_is_bit_equal(run, validation, plain, tmp_path, workers):
     """The same weights, moving average, moments and losses as without validation."""
