@@ -82,7 +82,7 @@ def test_real_videos_are_read_frame_by_frame(row):
     for index, frame in zip(wanted, read.frames, strict=True):
         assert frame.shape == expected[index].shape
         assert np.abs(frame - expected[index]).mean() < 2, f"frame {index}"
-    with pytest.raises(VideoError, match=f"has {count} frames"):
+    with pytest.raises(VideoError, match=rf"has {count} frames?\b"):
         read_frames(path, [count])
     seen, timed = inspect_video(VideoFile(str(path)), VideoSettings()), time_video(VideoFile(str(path)), VideoSettings())
     assert (seen.frames, seen.decoder) == (count, expected_decoder(row))
