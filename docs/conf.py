@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+from vmae_lab.lab.notebook_run import moved_links
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE / "extensions")]
@@ -101,9 +103,11 @@ def edit_source(app: Sphinx, docname: str, source: list[str]) -> None:
 def tutorial(name: str, stored: str) -> str:
     """A notebook as JSON, with the outputs of its demo run if that is in reports/, and with a link to the run's report."""
     executed = ROOT / "reports" / "demo" / name / f"{name}.ipynb"
-    # An executed copy lies two folders deeper than the notebook; its links were made for that place.
-    text = executed.read_text(encoding="utf-8").replace("](../../../", "](../") if executed.is_file() else stored
-    notebook = json.loads(text)
+    notebook = json.loads(executed.read_text(encoding="utf-8") if executed.is_file() else stored)
+    if executed.is_file():  # its links were made for its own folder
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = moved_links("".join(cell["source"]), executed.parent, ROOT / "notebooks")
     note = "This page shows the outputs of the `demo` run." if executed.is_file() else "Most outputs are not stored here."
     if f"reports/demo/{name}/README" in REPORTS["demo"]:
         note += f" Figures and tables: [report of the demo run](../reports/demo/{name}/README.md)."

@@ -9,7 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
+
+from vmae_lab.lab.notebook_run import make_portable
 
 pytest.importorskip("sphinx", reason="the docs extra is not installed")
 
@@ -90,3 +93,24 @@ def test_a_tutorial_says_where_its_outputs_are(conf):
     assert "(../reports/demo/scaling/README.md)" in first
     assert first.endswith("\n\nText")
     assert "report" not in json.loads(conf["tutorial"]("no_report", stored))["cells"][0]["source"]
+
+
+def test_links_of_an_executed_notebook_lead_to_the_same_files(conf, tmp_path, monkeypatch):
+    """`vmae-lab run` makes them for the folder of the report, and the page is in notebooks/."""
+    links = [
+        "../vmae_lab/masking.py",
+        "../reports/study/scaling/README.md",
+        "../reports/demo/scaling/README.md",
+        "scaling.ipynb",
+    ]
+    (tmp_path / "notebooks").mkdir()
+    executed = tmp_path / "reports" / "demo" / "scaling" / "scaling.ipynb"
+    executed.parent.mkdir(parents=True)
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_markdown_cell("# Title\n" + " ".join(f"[x]({link})" for link in links))]
+    nbformat.write(notebook, executed)
+    make_portable(executed, tmp_path / "notebooks" / "scaling.ipynb")
+    assert "(../../study/scaling/README.md)" in executed.read_text(encoding="utf-8")
+    monkeypatch.setitem(conf["tutorial"].__globals__, "ROOT", tmp_path)
+    page = json.loads(conf["tutorial"]("scaling", "{}"))["cells"][0]["source"]
+    assert re.findall(r"\[x\]\(([^)]+)\)", page) == links

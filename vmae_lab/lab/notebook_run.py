@@ -77,6 +77,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def moved_links(text: str, old: Path, new: Path) -> str:
+    """Rewrite the relative links of a Markdown text that moves from the folder `old` to the folder `new`."""
+    return RELATIVE_LINK.sub(lambda link: f"]({Path(os.path.relpath(old / link[1], new)).as_posix()})", text)
+
+
 def make_portable(executed: Path, notebook: Path) -> None:
     """Rewrite an executed notebook so that it can be committed: no link is broken, and no path shows this machine's folders.
 
@@ -84,10 +89,6 @@ def make_portable(executed: Path, notebook: Path) -> None:
     outputs, in the injected parameters and in papermill's metadata.
     """
     import nbformat
-
-    def new_link(link: re.Match) -> str:
-        target = os.path.relpath(notebook.resolve().parent / link[1], executed.resolve().parent)
-        return f"]({Path(target).as_posix()})"
 
     roots = "|".join(re.escape(str(root)) for root in {project_root(), project_root().resolve()})
     # "/a" is not in "/b/a", and not in "/a-b".
@@ -103,7 +104,7 @@ def make_portable(executed: Path, notebook: Path) -> None:
     content = nbformat.read(executed, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = RELATIVE_LINK.sub(new_link, cell.source)
+            cell.source = moved_links(cell.source, notebook.resolve().parent, executed.resolve().parent)
     nbformat.write(nbformat.from_dict(relative(content)), executed)
 
 
