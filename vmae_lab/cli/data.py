@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from vmae_lab.cli.parameters import NOTHING
-from vmae_lab.utils.counts import counted
+from vmae_lab.utils.counts import counted, size_text
 
 if TYPE_CHECKING:
     from vmae_lab.data.decoding import VideoSettings
@@ -146,7 +146,6 @@ def write_copies(
     videos: "VideoList", out: Path, short_side: int, crf: int, limits: "VideoSettings", processes: int
 ) -> tuple[Path, int]:  # fmt: skip
     """Transcode the videos of a list and print the result. Return the list of the copies and the number of failed videos."""
-    from vmae_lab.data.check import size_text
     from vmae_lab.data.transcode import FAILURES, LIST, MANIFEST, TranscodeSettings, changed_times, transcode_list
 
     if short_side % 2:
@@ -154,14 +153,10 @@ def write_copies(
     table = transcode_list(videos, TranscodeSettings(short_side=short_side, crf=crf), limits, out, processes)
     good = table[table.status == "ok"]
     if len(good):
-        before, after = size_text(int(good.original_bytes.sum())), size_text(int(good.bytes.sum()))
-        copies = "copy" if len(good) == 1 else "copies"
-        print(f"{len(good)} {copies}: {after} instead of {before}; PSNR {good.psnr.mean():.1f} dB")
+        before, after = size_text(good.original_bytes.sum()), size_text(good.bytes.sum())
+        print(f"copies: {len(good)}, {after} instead of {before}; PSNR {good.psnr.mean():.1f} dB")
     if changed := len(changed_times(table)):
-        print(
-            f"warning: {counted(changed, 'original')} {'has' if changed == 1 else 'have'} times that do not increase, see "
-            f"time_error_s in {MANIFEST}"
-        )
+        print(f"warning: times that do not increase in {counted(changed, 'original')}, see time_error_s in {MANIFEST}")
     print(f"list of the copies (root {out}): {out / LIST}\nmanifest: {out / MANIFEST}\nunreadable videos: {out / FAILURES}")
     return out / LIST, len(table) - len(good)
 

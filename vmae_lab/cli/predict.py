@@ -203,9 +203,7 @@ def _refuse_unused(context: typer.Context, kind: str, model: str) -> None:
 def _is_given(context: typer.Context, name: str) -> bool:
     """Whether an option is on the command line."""
     source = context.get_parameter_source(name)
-    return (
-        source is not None and source.name == "COMMANDLINE"
-    )  # the name, because typer may have its own class instead of click's
+    return source is not None and source.name == "COMMANDLINE"  # by name: typer may have its own class instead of click's
 
 
 def _flag(name: str) -> str:

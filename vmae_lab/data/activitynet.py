@@ -324,8 +324,8 @@ class Untrimmed:
         found = {name: [entry.name for entry in candidates.get(name, []) if not entry.is_dir()] for name in self.names}
         if wrong := [name if not files else " or ".join(files) for name, files in found.items() if len(files) != 1]:
             raise ListError(
-                f"{len(wrong)} of {counted(len(self.names), 'video')} of the {self.split} split "
-                f"{'is' if len(wrong) == 1 else 'are'} missing or ambiguous in {folder}: {first_of(wrong)}"
+                f"missing or ambiguous in {folder}: {len(wrong)} of {counted(len(self.names), 'video')} of the {self.split} "
+                f"split: {first_of(wrong)}"
             )
         table = pd.DataFrame({"path": [files[0] for files in found.values()]})
         table = table.assign(label=np.int64(-1), start=np.int64(0), total=np.int64(-1), line=np.int64(0))
@@ -355,10 +355,7 @@ class Untrimmed:
             windows = features.lengths[video.video]
             lasts = ((windows - 1) * features.stride + features.frames) / video.fps
             if abs(lasts - video.duration) > OFF * video.duration + 1:
-                odd.append(
-                    f"{video.video} ({counted(windows, 'window')} {'covers' if windows == 1 else 'cover'} {lasts:.1f} s of "
-                    f"{video.duration:.1f} s)"
-                )
+                odd.append(f"{video.video} ({counted(windows, 'window')} for {lasts:.1f} s of {video.duration:.1f} s)")
         if odd:
             warnings.warn(
                 f"features of {len(odd)} of {counted(len(self.names), 'video')} do not match the annotated duration; check "
@@ -383,9 +380,8 @@ class Untrimmed:
             )
         if unsteady:
             warnings.warn(
-                f"{counted(len(unsteady), 'video')} of the {self.split} split {'has' if len(unsteady) == 1 else 'have'} no "
-                f"constant frame rate, so times of windows are off by up to: {first_of(unsteady)}; convert them with `ffmpeg "
-                "-i IN -vf fps=30 OUT`",
+                f"no constant frame rate in {counted(len(unsteady), 'video')} of the {self.split} split, so times of windows "
+                f"are off by up to: {first_of(unsteady)}; convert with `ffmpeg -i IN -vf fps=30 OUT`",
                 stacklevel=2,
             )
 
@@ -409,8 +405,5 @@ def open_untrimmed(settings: UntrimmedSettings, split: Split, processes: int = 1
         raise ListError(f"{file}: the {split} split ({', '.join(subsets)}) has no segments")
     videos = annotations.videos.assign(fps=annotations.videos.fps.fillna(np.nan if lists.rate is None else lists.rate))
     if without := videos.video[videos.fps.isna()].tolist():
-        raise ListError(
-            f"{file}: {counted(len(without), 'video')} {'has' if len(without) == 1 else 'have'} no fps: {first_of(without)}; "
-            "set videos.lists.rate"
-        )
+        raise ListError(f"{file}: no fps of {counted(len(without), 'video')}: {first_of(without)}; set videos.lists.rate")
     return Untrimmed(replace(annotations, videos=videos), lists, split)

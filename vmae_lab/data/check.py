@@ -17,7 +17,7 @@ from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import VideoList
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import fingerprint, make_folder, readable, write_text
-from vmae_lab.utils.counts import counted
+from vmae_lab.utils.counts import counted, size_text
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
 
@@ -75,11 +75,6 @@ def _check(decoder: DecoderProcess, file: VideoFile) -> Inspection:
     return found
 
 
-def size_text(count: int) -> str:
-    """Return a number of bytes in MiB, or in GiB from 1 GiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
-
-
 def content_key(file: VideoFile) -> str:
     """Return a key for a file's content: its path, size and time, and VERSION."""
     try:
@@ -101,8 +96,8 @@ def _write(table: pd.DataFrame, videos: VideoList, folder: Path, keep_damaged: b
     notes = []
     if lost := [videos.classes[label] for label in sorted(set(table.label) - set(kept.label)) if videos.classes]:
         notes = [
-            f"{len(lost)} of {counted(len(videos.classes), 'class')} {'has' if len(lost) == 1 else 'have'} no usable video, "
-            f"but {'stays' if len(lost) == 1 else 'stay'} in {CHECKED}: {', '.join(lost)}."
+            f"no usable video for {len(lost)} of {counted(len(videos.classes), 'class')}, which {CHECKED} keeps: "
+            f"{', '.join(lost)}."
         ]
         print(readable(f"warning: {notes[0]}"))
     write_text(folder / REPORT, _report(table, len(kept), notes))
@@ -114,10 +109,10 @@ def _report(table: pd.DataFrame, kept: int, notes: list[str]) -> str:
     counts = table.status.value_counts().reindex(["ok", "damaged", "failed"], fill_value=0)
     parts = [
         f"# {counted(len(table), 'video')} checked",
-        f"{counts.ok} {'is' if counts.ok == 1 else 'are'} ok, {counts.damaged} {'is' if counts.damaged == 1 else 'are'} "
-        f"damaged, {counts.failed} cannot be read; {read.seconds.sum() / 3600:.2f} hours, {size_text(int(read.bytes.sum()))}. "
-        f"`{CHECKED}` lists {counted(kept, 'usable video')}, `{FAILURES}` lists broken videos and causes. Each video was "
-        "decoded completely. Damage that causes no decoder error (often a flipped bit) is not detected.",
+        f"{counts.ok} ok, {counts.damaged} damaged, {counts.failed} unreadable; {read.seconds.sum() / 3600:.2f} hours, "
+        f"{size_text(read.bytes.sum())}. `{CHECKED}` lists {counted(kept, 'usable video')}, `{FAILURES}` lists broken videos "
+        "and causes. Each video was decoded completely. Damage that causes no decoder error (often a flipped bit) is not "
+        "detected.",
         *notes,
     ]
     if len(read):

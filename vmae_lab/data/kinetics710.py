@@ -183,10 +183,7 @@ def _rows_of(names: Sequence[str], classes: tuple[str, ...], source: str) -> lis
         close = {name: get_close_matches(name, classes, 1) for name in unknown[:SHOWN]}
         listed = [name + (f" (did you mean {match[0]!r}?)" if match else "") for name, match in close.items()]
         named = first_of(listed, total=len(unknown))
-        raise ListError(
-            f"{counted(len(unknown), 'class')} of {source} {'is' if len(unknown) == 1 else 'are'} not among the "
-            f"{counted(len(classes), 'class')}: {named}"
-        )
+        raise ListError(f"{source} has {counted(len(unknown), 'class')} not among the {len(classes)} classes: {named}")
     return [row for row in found if row is not None]
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import Field
 
-from vmae_lab.data.check import content_key, size_text
+from vmae_lab.data.check import content_key
 from vmae_lab.data.decoding import VideoError, VideoFile, VideoSettings
 from vmae_lab.data.decoding.decoders import SEEKING, Decoded
 from vmae_lab.data.decoding.inspection import OFF, Inspection
@@ -27,7 +27,7 @@ from vmae_lab.data.video_dataset import clips_of
 from vmae_lab.data.video_lists import ListError, VideoList
 from vmae_lab.data.video_lists.formats import write_list
 from vmae_lab.utils.atomic_io import atomic_write, make_folder, read_json, storing_in, write_json
-from vmae_lab.utils.counts import counted
+from vmae_lab.utils.counts import counted, size_text
 from vmae_lab.utils.errors import first_of
 from vmae_lab.utils.journal import append_to_journal, read_journal
 from vmae_lab.utils.progress import Progress
@@ -118,7 +118,7 @@ def transcode_list(
             copies[keys[index]] = copy
             append_to_journal(folder / JOURNAL, keys[index], asdict(copy))
             written += copy.bytes
-            bar.set_postfix_str(f"about {size_text(round(written / done * len(todo)))} in total", refresh=False)
+            bar.set_postfix_str(f"about {size_text(written / done * len(todo))} in total", refresh=False)
             bar.update()
     clips.decoders.close()
     table = pd.DataFrame([asdict(copies[key]) for key in keys], index=videos.table.index)
@@ -211,12 +211,8 @@ def _transcode(decoder: DecoderProcess, request: tuple[VideoFile, Path, Transcod
     with atomic_write(path) as temporary:
         encoded = _encode(decoder.stream(file, settings.short_side), temporary, found, settings)
         if len(encoded.stamps) != found.frames:
-            raise VideoError(
-                file.path,
-                f"{len(encoded.stamps)} of its {counted(found.frames, 'frame')} "
-                f"{'was' if len(encoded.stamps) == 1 else 'were'} decoded",
-                found.codec,
-            )
+            cause = f"only {len(encoded.stamps)} of its {counted(found.frames, 'frame')} could be decoded"
+            raise VideoError(file.path, cause, found.codec)
         read = _read_back(decoder, temporary, encoded, file.path)
         size = temporary.stat().st_size
     quality = [_psnr(frame, encoded.sample[number]) for frame, number in zip(read.frames, read.indices, strict=True)]

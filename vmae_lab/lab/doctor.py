@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmae_lab.utils.atomic_io import make_folder, storing_in
-from vmae_lab.utils.counts import counted
+from vmae_lab.utils.counts import counted, size_text
 from vmae_lab.utils.paths import runs_folder
 from vmae_lab.utils.processes import ProcessLost, fixed_threads, worker_pool
 from vmae_lab.utils.progress import Progress
@@ -127,11 +127,6 @@ def at_least(available: float, required: float, margin: float, figure: str, rate
     return Outcome("failed" if available < required else result, figure, rate=rate)
 
 
-def size(count: float) -> str:
-    """Return a number of bytes as text."""
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.0f} MiB"
-
-
 def speed(rate: float) -> str:
     """Return a number of clips per second as text."""
     return f"{rate:,.0f} clips/s" if rate >= 10 else f"{rate:.2g} clips/s"
@@ -220,10 +215,10 @@ def _write_video(path: Path, codec: str) -> None:
 # Devices
 
 
-def devices(recipe: "Recipe | None" = None) -> Outcome:
+def devices(recipe: "Recipe | None") -> Outcome:
     """Compute on every GPU, and check that their memory is free. Without GPUs, name the processor.
 
-    Without GPUs, a recipe with steps of more than CPU_STEP_MACS gets a warning.
+    Without GPUs, a recipe with steps of more than CPU_STEP_MACS gets a warning. None: the recipe could not be read.
     """
     import torch
 
@@ -245,9 +240,9 @@ def devices(recipe: "Recipe | None" = None) -> Outcome:
     for index in range(torch.cuda.device_count()):
         torch.ones(256, 256, device=f"cuda:{index}").mm(torch.ones(256, 256, device=f"cuda:{index}")).sum().item()
         free, total = torch.cuda.mem_get_info(index)
-        names.append(f"{torch.cuda.get_device_name(index)}, {size(total)}")
+        names.append(f"{torch.cuda.get_device_name(index)}, {size_text(total)}")
         if free < 0.9 * total:
-            busy.append(f"GPU {index}: {size(total - free)} of {size(total)} are in use")
+            busy.append(f"GPU {index}: {size_text(total - free)} of {size_text(total)} are in use")
     figure = f"{len(names)} x {', '.join(dict.fromkeys(names))}"
     if busy:
         return Outcome(
@@ -273,7 +268,7 @@ def all_reduce() -> Outcome:
     except TimeoutError:
         return Outcome("failed", f"no answer from {counted(processes, 'process')} within {2 * ANSWER_S:.0f} s")
     kind = f"{counted(gpus, 'GPU')} with NCCL" if gpus else "2 CPU processes with gloo"
-    return Outcome("ok", f"{kind}: {size(TESTED_BYTES)} summed in {1000 * seconds:.0f} ms")
+    return Outcome("ok", f"{kind}: {size_text(TESTED_BYTES)} summed in {1000 * seconds:.0f} ms")
 
 
 def _sum_over_processes(rank: int, processes: int, meeting: str) -> float:
@@ -341,7 +336,7 @@ def _disk(folder: Path, required: float) -> Outcome:
     """Check the free space of a folder's disk, and its speed with a file. Raises StorageError."""
     make_folder(folder)
     free = shutil.disk_usage(folder).free
-    figure = f"{size(free)} free; {size(required)} needed; {folder}"
+    figure = f"{size_text(free)} free; {size_text(required)} needed; {folder}"
     if free < required + TESTED_BYTES:
         return Outcome("failed", f"the disk is full: {figure}")
     part, speeds = os.urandom(MIB), []
@@ -379,7 +374,7 @@ def shared_memory(recipe: "Recipe") -> Outcome:
     loading = plan_loading(row, rows, recipe.compute.workers, recipe.compute.prefetch_mib * MIB)
     required = _jobs_here(recipe) * processes * loading.shared_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free
-    outcome = at_least(free, required, 1.2, f"{size(free)} free in {SHARED_MEMORY}; {size(required)} needed")
+    outcome = at_least(free, required, 1.2, f"{size_text(free)} free in {SHARED_MEMORY}; {size_text(required)} needed")
     larger = f"{math.ceil(1.5 * required / GIB)}g"
     remedy = f"enlarge it (mount -o remount,size={larger} {SHARED_MEMORY}; docker run --shm-size {larger}), or lower "
     return replace(outcome, remedy=f"{remedy}compute.prefetch_mib or compute.jobs" if outcome.result != "ok" else "")
@@ -504,9 +499,7 @@ def training_step(recipe: "Recipe") -> Outcome:
     measured = measure.measure_step(model, mask, batch, steps=5 if on_gpu or 10 * macs < CPU_STEP_MACS else 1)
     if not measured["fits"]:
         return Outcome(
-            "failed",
-            f"{counted(batch, 'clip')} per step of {model.size} {'does' if batch == 1 else 'do'} not fit into the memory of "
-            "this device",
+            "failed", f"a step of {model.size} with {counted(batch, 'clip')} does not fit into the memory of this device"
         )
     seconds = measured["seconds_per_step"]
     figure = (
@@ -516,8 +509,8 @@ def training_step(recipe: "Recipe") -> Outcome:
     if fitting >= each:
         return Outcome("ok", figure, rate=batch / seconds)
     figure += (
-        f"; the {counted(each, 'clip')} of a step {'is' if each == 1 else 'are'} estimated not to fit into the memory of this "
-        f"device, only {fitting}"
+        f"; by an estimate, a step with {counted(each, 'clip')} does not fit into the memory of this device, only one with "
+        f"{fitting}"
     )
     # The estimate does not include what these two save.
     result: Literal["warning", "failed"] = "warning" if compute.checkpoint_activations or compute.launch else "failed"

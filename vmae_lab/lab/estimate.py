@@ -275,8 +275,8 @@ def calibrate_step(recipe: Recipe) -> float:
     measured = measure_step(model, recipe.mask, batch, steps=1)
     if not measured["fits"]:
         raise RecipeError(
-            f"measure: {counted(batch, 'clip')} per step of {model.size} {'does' if batch == 1 else 'do'} not fit into the "
-            "memory of this device. Lower measure.batch_sizes"
+            f"measure: a step of {model.size} with {counted(batch, 'clip')} does not fit into the memory of this device. "
+            "Lower measure.batch_sizes"
         )
     return step_macs(model, recipe.mask, batch) / measured["seconds_per_step"]
 

@@ -197,9 +197,8 @@ def list_problems(
             classes, counts = parts[0].classes, parts[0].table["label"].value_counts()
             smallest, number = classes[counts.idxmin()], counts.min()
             problems += [
-                f"{name}: {counted(count, 'label')} {'needs' if count == 1 else 'need'} "
-                f"{counted(count // len(counts), 'video')} per class, but class '{smallest}' of data.lists.train has "
-                f"{number}; set at most {number * len(counts)}, or null to use all labels"
+                f"{name}: for {counted(count, 'label')}, each class needs {counted(count // len(counts), 'video')}, but class "
+                f"'{smallest}' of data.lists.train has {number}; set at most {number * len(counts)}, or null to use all labels"
                 for name, count in labels if count % len(classes) == 0 and count // len(counts) > number
             ]  # fmt: skip
     return list(dict.fromkeys(problems))
@@ -242,8 +241,8 @@ def list_notes(lists: ListSettings, split: str) -> list[str]:
     if not (twice := sorted(train & own)):
         return []
     return [
-        f"data.lists.{split}: {len(twice)} of {counted(len(own), 'video')} {'is' if len(twice) == 1 else 'are'} also in "
-        f"data.lists.train, so the accuracy does not measure generalization; for example {readable(twice[0])}"
+        f"data.lists.{split} shares {len(twice)} of {counted(len(own), 'video')} with data.lists.train, so the accuracy does "
+        f"not measure generalization; for example {readable(twice[0])}"
     ]
 
 

@@ -317,10 +317,7 @@ def linear_trend(design: pd.DataFrame, values: np.ndarray, margin: float = 2.0) 
     freedom = len(values) - columns.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(columns) < columns.shape[1]:
         names = ", ".join(design.columns)
-        raise ValueError(
-            f"{counted(len(values), 'run')} {'does' if len(values) == 1 else 'do'} not determine "
-            f"{counted(columns.shape[1], 'coefficient')}: {names}, constant"
-        )
+        raise ValueError(f"too few different runs ({len(values)}) to determine the coefficients of {names}, constant")
     fit = OLS(values, columns).fit()
     low, high = fit.conf_int(LEVEL / len(design.columns))[1:].T
     p_tost = stats.t.sf((margin - np.abs(fit.params)) / fit.bse, freedom)[1:]

@@ -90,6 +90,11 @@ class Decoded:
     times: tuple[float, ...] = ()
 
 
+def decoding_cause(error: Exception) -> str:
+    """Return `cause_of`, after `cannot be decoded` for errors of FFmpeg, whose messages are short (`Invalid data found`)."""
+    return f"cannot be decoded: {cause_of(error)}" if isinstance(error, av.FFmpegError) else cause_of(error)
+
+
 def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_side: int | None = None) -> Decoded:
     """Read the frames that `choose` picks, in display order, in this process. Raises VideoError.
 
@@ -105,7 +110,7 @@ def read_video(video: VideoFile, choose: Choose, settings: VideoSettings, short_
     except IndexError as error:  # raised by `choose`
         raise VideoError(video.path, str(error), info.codec) from None
     except (av.FFmpegError, decord.DECORDError, RuntimeError, ValueError, MemoryError) as error:
-        cause = f"cannot be decoded: {cause_of(error)}" if isinstance(error, av.FFmpegError) else cause_of(error)
+        cause = decoding_cause(error)
     if settings.decoder == "auto" and info.decoder != "pyav":  # PyAV reads some files that decord refuses
         return read_video(video, choose, with_pyav(settings), short_side)
     raise VideoError(video.path, cause, info.codec)

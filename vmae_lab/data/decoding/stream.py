@@ -10,7 +10,15 @@ import av
 import numpy as np
 
 from vmae_lab.data.decoding.container import Source, VideoError, VideoFile, VideoSettings, cause_of
-from vmae_lab.data.decoding.decoders import Decoded, VideoInfo, open_video, read_video, shown_frames, with_pyav
+from vmae_lab.data.decoding.decoders import (
+    Decoded,
+    VideoInfo,
+    decoding_cause,
+    open_video,
+    read_video,
+    shown_frames,
+    with_pyav,
+)
 from vmae_lab.data.decoding.images import FrameConverter
 from vmae_lab.data.frame_sampling import Stretch
 from vmae_lab.utils.counts import counted
@@ -37,8 +45,7 @@ def stream_video(video: VideoFile, settings: VideoSettings, short_side: int | No
         if not done:
             raise ValueError("no frame can be decoded")
     except (av.FFmpegError, RuntimeError, ValueError, MemoryError) as error:
-        cause = f"cannot be decoded: {cause_of(error)}" if isinstance(error, av.FFmpegError) else cause_of(error)
-        raise VideoError(video.path, cause, info.codec) from None
+        raise VideoError(video.path, decoding_cause(error), info.codec) from None
 
 
 def _chunks(source: Source, info: VideoInfo, short_side: int | None) -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:

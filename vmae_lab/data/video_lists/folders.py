@@ -149,10 +149,7 @@ def cells_of_files(path: Path, root: Path, listing: Listing, labelled: bool) -> 
         raise ListError("; ".join([f"{what} {path}", *rest]))
     loose = [path for path in paths if "/" not in path]
     if labelled and is_folder and loose:
-        raise ListError(
-            f"{counted(len(loose), 'file')} {'is' if len(loose) == 1 else 'are'} directly in {path}: {first_of(loose)}; move "
-            f"{'it' if len(loose) == 1 else 'them'} to one folder per class"
-        )
+        raise ListError(f"{path} has {counted(len(loose), 'file')} that must be in a folder of a class: {first_of(loose)}")
     prefix = ""
     if not base.is_relative_to(root):
         root = base

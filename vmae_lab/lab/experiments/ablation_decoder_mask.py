@@ -107,19 +107,15 @@ def results_table(results: Results) -> Table:
         reported = TABLE_1.get(arm)
         lines.append({
             "decoder mask": results.label(arm),
-            f"frozen, {PROBE_NAMES[probe]}, {_labels(evaluate.probe.labels)}: top-1 %": results.value(arm, probe),
+            f"frozen, {PROBE_NAMES[probe]}, {common.label_words(evaluate.probe.labels)}: top-1 %": results.value(arm, probe),
             **common.comparison_cells(differences, arm, ARMS[BASELINE].label),
-            f"fine-tuned, {_labels(evaluate.finetune_labels)}: top-1 %": results.value(arm, "finetune"),
+            f"fine-tuned, {common.label_words(evaluate.finetune_labels)}: top-1 %": results.value(arm, "finetune"),
             "M MAC per clip": f"{cost.MMAC[arm]:.2f}" if arm in cost.index else "",
             "paper, reported: SSv2 top-1 %": f"{reported.top1_percent:.2f}" if reported else "",
             "paper, reported: G MAC": f"{reported.giga:.2f}" if reported else "",
         })  # fmt: skip
     paper = f"Reported: {CITATION}, table 1, ViT-B, 800 epochs; not a result of this run."
     return Table(pd.DataFrame(lines), "decoder_mask", f"{common.caption(results, differences)} {paper}")
-
-
-def _labels(count: int | None) -> str:
-    return counted(count, "label") if count else "all labels"
 
 
 def accuracy_against_cost(results: Results) -> Plot:

@@ -357,7 +357,7 @@ def confusion(results: Results, arm: str) -> np.ndarray:
 
 def confusion_plot(results: Results, counts: np.ndarray) -> Plot:
     probe, arm = results.recipe.evaluate.probe, results.plan.pretrained[0]
-    draws = f"{counted(probe.draws, 'draw')} of {counted(probe.labels, 'label')}" if probe.labels else "all labels"
+    draws = common.label_words(probe.labels, probe.draws)
     return common.confusion_plot(results, counts, f"ridge on flattened tokens of '{results.label(arm)}', {draws},")
 
 
@@ -377,10 +377,7 @@ def confused_table(plan: Plan, counts: np.ndarray) -> Table | None:
 def conclusions(results: Results, encoded: Encoded) -> list[str]:
     """State what pre-training changes or, without labels, that nothing was scored."""
     replaced = max(results.store.result(stage).get("quarantined", 0) for stage in results.plan.stages)
-    words = []
-    if replaced:
-        others = "it by another" if replaced == 1 else "them by others"
-        words.append(f"Pre-training could not read {counted(replaced, 'video')} and replaced {others}.")
+    words = [f"Pre-training could not read {counted(replaced, 'video')} and used others instead."] if replaced else []
     if encoded.labels is None:
         return [*words, "Without labels there are no scores: only the losses and the figures show what was learned."]
     measured = {results.probe: PROBE_NAMES[results.probe]}

@@ -218,13 +218,25 @@ def methods_frame(
     return pd.DataFrame(lines)
 
 
+def label_words(count: int | None, draws: int = 0) -> str:
+    """Return `160 labels` or `3 draws of 160 labels`; `all labels` if there is no count."""
+    if not count:
+        return "all labels"
+    return f"{counted(draws, 'draw')} of {counted(count, 'label')}" if draws else counted(count, "label")
+
+
+def readout_labels(recipe: Recipe) -> str:
+    """Return the labels of the frozen readouts as text: `mean over 3 draws of 160 labels`, or `all labels`."""
+    probe = recipe.evaluate.probe
+    return f"{'mean over ' if probe.labels else ''}{label_words(probe.labels, probe.draws)}"
+
+
 def labels_used(recipe: Recipe, readouts: str) -> str:
     """Describe how the methods of a table use labels, for its caption. `readouts`: the kind of the frozen readouts."""
-    probe, tuning, labels = recipe.evaluate.probe, recipe.evaluate.finetune, recipe.evaluate.finetune_labels
-    draws = f"mean over {counted(probe.draws, 'draw')} of {probe.labels}" if probe.labels else "all"
+    tuning, labels = recipe.evaluate.finetune, recipe.evaluate.finetune_labels
     tuned = f"one draw of {counted(labels, 'label')} per seed" if labels else "all labels"
     return (
-        f"{readouts} with {draws} labels; trained from scratch or fine-tuned with {tuned}, {counted(tuning.steps, 'step')} of "
+        f"{readouts} with {readout_labels(recipe)}; trained from scratch or fine-tuned with {tuned}, {counted(tuning.steps, 'step')} of "
         f"{counted(tuning.batch_size, 'clip')}"
     )
 
@@ -244,8 +256,7 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
     `evaluation`: how labels were used, by default by frozen readouts. `sources`: the sources of the evaluated clips, by default
     the recipe's.
     """
-    recipe, world, probe = plan.recipe, plan.recipe.data.motionworld, plan.recipe.evaluate.probe
-    draws = f"mean over {counted(probe.draws, 'draw')} of {counted(probe.labels, 'label')}" if probe.labels else "all labels"
+    recipe, world = plan.recipe, plan.recipe.data.motionworld
     every = world.sources if world else ("the list files",)
     evaluated = tuple(sources or recipe.evaluate.sources or every)
     data = f"evaluated on {', '.join(map(markdown, evaluated))}"
@@ -256,7 +267,7 @@ def how_made(plan: Plan, evaluation: str = "", sources: Sequence[str] = ()) -> s
         f"Scale `{recipe.scale}`: {recipe.model.size} model, {recipe.model.clip.pixels} pixels, "
         f"{counted(recipe.pretrain.steps, 'pre-training step')} of {counted(recipe.pretrain.batch_size, 'clip')} unless the "
         f"arm sets another number; mean ± standard deviation over {counted(len(recipe.seeds), 'seed')}, "
-        f"{recipe.evaluate.split} split; {evaluation or f'frozen readouts, {draws}'}; {data}."
+        f"{recipe.evaluate.split} split; {evaluation or f'frozen readouts, {readout_labels(recipe)}'}; {data}."
     )
 
 
@@ -407,10 +418,7 @@ def test_set_interval(results: Results, arm: str) -> str:
 def test_set_words(accuracy: float, clips: int) -> str:
     """Return the interval of `test_set_interval` as a sentence, for any accuracy in percent."""
     between = _wilson(accuracy, clips).replace("to", "and")
-    return (
-        f"The {counted(clips, 'test clip')} alone {'leaves' if clips == 1 else 'leave'} an accuracy of {accuracy:.1f}% "
-        f"between {between}% (Wilson, 95%)."
-    )
+    return f"The {clips} test clips alone leave an accuracy of {accuracy:.1f}% between {between}% (Wilson, 95%)."
 
 
 def _wilson(accuracy: float, clips: int) -> str:

@@ -159,7 +159,8 @@ def trend_table(results: Results) -> Table:
 
 def conclusions(results: Results) -> list[str]:
     """State the fitted slopes, with the range that was run."""
-    used, unit = budgets(results.plan).rename(columns={**AXES, "gmacs": COMPUTE}), {COMPUTE: " x 1e9 multiply-accumulates"}
+    used = budgets(results.plan).rename(columns={**AXES, "gmacs": COMPUTE})
+    unit = {COMPUTE: " x 1e9 multiply-accumulates"}
     return [
         f"Twice the {name}, from {used[name].min():,.0f} to {used[name].max():,.0f}{unit.get(name, '')}: "
         f"{interval(row.slope, row.low, row.high)} points, {row.verdict}."

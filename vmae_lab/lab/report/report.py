@@ -154,7 +154,4 @@ def _skipped_videos(results: Results) -> list[str]:
     if not names:
         return []
     shown = ", ".join(map(markdown, names[:VIDEOS_SHOWN])) + (" and others" if len(names) > VIDEOS_SHOWN else "")
-    return [
-        f"**{counted(len(names), 'video')} could not be read and {'is' if len(names) == 1 else 'are'} left out of all "
-        f"averages** (`evaluate.missing: skip`): {shown}."
-    ]
+    return [f"**Unreadable and left out of all averages: {counted(len(names), 'video')}** (`evaluate.missing: skip`): {shown}."]

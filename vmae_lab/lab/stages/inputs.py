@@ -176,6 +176,5 @@ def replaced_videos(corrupt_videos: CorruptVideos) -> dict[str, Any]:
     count = len(corrupt_videos.errors)
     if not count:
         return {}
-    replaced = "was replaced by another" if count == 1 else "were replaced by others"
-    print(f"{counted(count, 'video')} could not be read and {replaced}. {corrupt_videos.file} lists all")
+    print(f"{counted(count, 'video')} could not be read; others were used instead. List: {corrupt_videos.file}")
     return {"quarantined": count}
