@@ -1,8 +1,8 @@
-"""Nouns of counts in messages and captions."""
+"""Nouns of counts, and units of sizes, in messages and captions."""
 
 import pytest
 
-from vmae_lab.utils.counts import counted
+from vmae_lab.utils.counts import counted, size_text
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,8 @@ from vmae_lab.utils.counts import counted
 )
 def test_a_noun_agrees_with_its_number(number, noun, form, text):
     assert counted(number, noun, form) == text
+
+
+def test_small_sizes_are_not_zero():
+    sizes = (3 << 18, 10 << 20, 1 << 30, 5 << 29)
+    assert [size_text(count) for count in sizes] == ["0.75 MiB", "10 MiB", "1.0 GiB", "2.5 GiB"]

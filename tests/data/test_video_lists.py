@@ -328,7 +328,7 @@ def test_folders(tmp_path):
     outside = read_list(tmp_path / "data", tmp_path / "elsewhere", labelled=True)
     assert (outside.root, outside.table["path"][0]) == (tmp_path / "data", "10/b.MP4")
     assert outside.classes == videos.classes
-    with pytest.raises(ListError, match=r"1 file is directly in .*elsewhere: z\.mp4; move it"):
+    with pytest.raises(ListError, match=r"elsewhere has 1 file that must be in a folder of a class: z\.mp4"):
         read_list("elsewhere", tmp_path, labelled=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ListError, match=r"no video files .*\.mp4.* below .*empty"):

@@ -153,7 +153,7 @@ def test_too_small_shared_memory_fails(recipe, monkeypatch, free_mib, result):
     outcome = doctor.shared_memory(workers)
     assert outcome.result == result, outcome
     # Two batches of 64 clips of 3 x 8 x 24 x 24 bytes, in four parts
-    assert f"{2 * 64 * 3 * 8 * 24 * 24 / 2**20:.0f} MiB needed" in outcome.figure
+    assert f"{2 * 64 * 3 * 8 * 24 * 24 / 2**20:.2g} MiB needed" in outcome.figure
     assert ("--shm-size" in outcome.remedy) == (result == "failed")
     assert doctor.shared_memory(recipe).figure == "not used: compute.workers is 0"
 

@@ -199,7 +199,7 @@ def test_videos_in_both_the_training_and_the_test_list_are_reported(folder, caps
     root = Path(folder(THREE))
     (root / "t.csv").write_text("path,label\n" + "".join(f"{k}/v00.mp4,{k}\nother/{k}.mp4,{k}\n" for k in THREE))
     planned(scale("own"), **{"data.lists.root": str(root), "data.lists.test": "t.csv"})
-    assert "3 of 6 videos are also in data.lists.train" in capsys.readouterr().out
+    assert "data.lists.test shares 3 of 6 videos with data.lists.train" in capsys.readouterr().out
 
 
 def test_folders_with_names_of_splits_are_the_splits(folder):

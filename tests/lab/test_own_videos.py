@@ -271,7 +271,7 @@ def test_a_folder_of_own_videos_from_end_to_end(run_own, project, capfd):
     assert status == 0, said.err[-3000:]
     page = (folder / "README.md").read_text()
     assert "Damaged and unreadable videos, up to " in page
-    assert "1 video could not be read and is left out of all averages" in page
+    assert "Unreadable and left out of all averages: 1 video" in page
     state = pd.read_csv(folder / "tables" / "check.csv")
     assert state[["videos", "ok", "damaged", "failed"]].to_numpy().tolist() == [[17, 16, 0, 1]]
     assert pd.read_csv(folder / "tables" / "broken.csv").path.tolist() == [BROKEN]

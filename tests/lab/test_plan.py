@@ -195,7 +195,7 @@ def five_waves(smoke, tmp_path):
 def test_more_labels_than_a_list_has_are_refused_before_anything_runs(five_waves, name):
     plan_notebook("ablation_decoder_mask", build_recipe(five_waves))
     more = build_recipe({**five_waves, "override": {f"evaluate.{name}": 12}})
-    message = f"^evaluate.{name}: 12 labels .* 'wave' of data.lists.train .* at most 10"
+    message = f"^evaluate.{name}: for 12 labels, .* 'wave' of data.lists.train .* at most 10"
     with pytest.raises(RecipeError, match=message):
         plan_notebook("ablation_decoder_mask", more)
     plan_ablation("pretrain", more, DECODER_MASKS, lambda recipe, arm, encoder, seed: {"pretrain": encoder})  # draws none

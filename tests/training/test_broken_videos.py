@@ -232,5 +232,5 @@ def test_the_report_names_skipped_videos(smoke, project, tmp_path_factory, capfd
     assert "1 of 19 videos cannot be read, so evaluation stopped" in capfd.readouterr().err
     assert main([*command, "-p", "evaluate.missing", "skip"]) == 0
     page = next((project / "reports").glob("smoke-variant-*/ablation_decoder_mask/README.md")).read_text()
-    assert "1 video could not be read and is left out of all averages" in page
+    assert "Unreadable and left out of all averages: 1 video" in page
     assert "walk/gone.mp4" in page

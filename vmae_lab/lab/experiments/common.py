@@ -236,8 +236,8 @@ def labels_used(recipe: Recipe, readouts: str) -> str:
     tuning, labels = recipe.evaluate.finetune, recipe.evaluate.finetune_labels
     tuned = f"one draw of {counted(labels, 'label')} per seed" if labels else "all labels"
     return (
-        f"{readouts} with {readout_labels(recipe)}; trained from scratch or fine-tuned with {tuned}, {counted(tuning.steps, 'step')} of "
-        f"{counted(tuning.batch_size, 'clip')}"
+        f"{readouts} with {readout_labels(recipe)}; trained from scratch or fine-tuned with {tuned}, "
+        f"{counted(tuning.steps, 'step')} of {counted(tuning.batch_size, 'clip')}"
     )
 
 
